@@ -1,0 +1,41 @@
+# Thin names for the real commands. Every target begins with `make install`, which does nothing when nothing changed.
+PYTHON ?= python3
+BIN := .venv/bin
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+
+.PHONY: install demo test lint bench campaign test-gpu
+
+install: .venv/fastdarts.installed
+
+.venv/constraints.installed: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement constraints.txt
+	@touch $@
+
+# the native module may be left out only where there is no compiler
+.venv/fastdarts.installed: .venv/constraints.installed pyproject.toml setup.py CMakeLists.txt $(CPP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+		--constraint constraints.txt --editable '.[dev]'
+	@if command -v c++ || command -v g++ || command -v clang++; then \
+		$(BIN)/python -m fastdarts.info --require-native; fi >/dev/null
+	@touch $@
+
+demo: install
+	$(BIN)/python -m fastdarts.search_imagenet --save runs/demo
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+test: install lint
+	$(BIN)/python -m pytest -n 2
+
+bench: install
+	$(BIN)/python -m pytest bench
+
+campaign: install
+	$(BIN)/python -m pytest -m campaign
+
+test-gpu: install
+	$(BIN)/python -m pytest -m "gpu and not campaign"

@@ -1,0 +1,88 @@
+"""Records: what was measured, where and with which code, one JSON object a line in bench/results/*.jsonl.
+
+`python -m bench.records show FILE...` prints one line for each; `python -m bench.records add JSON` turns what
+pytest-benchmark saved (--benchmark-json) into lines of bench/results/suite.jsonl.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.measure import quantiles
+from fastdarts import engine
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def commit() -> str:
+    """The checkout's commit (`+changes` if files differ from it), or FASTDARTS_COMMIT where a copy has no repository."""
+    return os.environ.get("FASTDARTS_COMMIT") or engine.commit()
+
+
+def tagged(figures: dict[str, Any]) -> dict[str, Any]:
+    """The figures with versions and commit, date (UTC) and machine."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return figures | {"versions": engine.versions(), "commit": commit(), "date": date, "machine": engine.machine()}
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add one line to a jsonl file, made with its folder if there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """All records of a jsonl file, oldest first."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def milliseconds(times: Sequence[float]) -> dict[str, float]:
+    """Quantiles in ms, to the microsecond, of times in seconds."""
+    return {name: round(1e3 * value, 3) for name, value in quantiles(times).items()}
+
+
+def from_suite(saved: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A record for each benchmark that pytest-benchmark saved: its name, its extra_info and its times."""
+    for benchmark in saved["benchmarks"]:
+        times = benchmark["stats"]["data"]
+        yield tagged(
+            {"bench": benchmark["name"]} | benchmark["extra_info"] | {"rounds": len(times), "ms": milliseconds(times)}
+        )
+
+
+def summary(record: dict[str, Any]) -> str:
+    """A record of any kind in one line: what it is of, then its figures."""
+    plain = {k: v for k, v in record.items() if isinstance(v, str | int | float) and k not in ("commit", "date")}
+    spread = {k: v for k, v in record.items() if isinstance(v, dict) and "median" in v}
+    words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()]
+    return "  ".join(words + [f"{k} {v['median']:.4g} ({v['q20']:.4g} to {v['q80']:.4g})" for k, v in spread.items()])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 2 for a file that cannot be read."""
+    parser = argparse.ArgumentParser(prog="python -m bench.records", description=__doc__)
+    parser.add_argument("action", choices=("show", "add"))
+    parser.add_argument("files", nargs="+", type=Path)
+    given = parser.parse_args(argv)
+    try:
+        for path in given.files:
+            if given.action == "show":
+                print("\n".join(map(summary, read(path))))
+                continue
+            for record in from_suite(json.loads(path.read_text(encoding="utf-8"))):
+                append(RESULTS / "suite.jsonl", record)
+                print(summary(record))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"bench.records: error: {path}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

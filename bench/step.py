@@ -1,0 +1,139 @@
+"""Times the first-order bilevel step of the library against op-by-op PyTorch: `python -m bench.step --supernet cifar`.
+
+A step is alpha's gradient and update, then the weights' gradient, clipping and update, from uint8 batches that are on
+the device already. `--supernet cell` is one CIFAR cell's mixed edges, forward and backward. Time is taken in one
+process, both sides in turn; peak memory in a process of its own for each side. Ends with status 2 on wrong input.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bench.measure import alternate, peak_megabytes, seconds
+from bench.records import RESULTS, append, milliseconds, tagged
+from bench.workload import AGAINST, CELL, CELL_SIZE, OURS, SUPERNETS, Dtype, Workload, WorkloadError, build
+from fastdarts.config import ConfigError, Settings, setting
+
+PROG = "python -m bench.step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings(Settings):
+    """Flags of `python -m bench.step`."""
+
+    supernet: Literal["cifar", "pc-cifar", "pc-imagenet", "mae-imagenet", "cell"] = setting("cifar", "what is timed")
+    batch: int = setting(64, "images of the training and of the validation batch", at_least=1)
+    against: Literal["eager", "channels-last", "compile", "graph", "graph-channels-last"] = setting(
+        "eager", "the definition in NCHW, in channels_last, each cell compiled, or captured in a CUDA graph"
+    )
+    backend: Literal["auto", "definition"] = setting("auto", "of the library's ops on our side")
+    image_size: int | None = setting(None, "pixels a side; without it 32 (CIFAR) or 224 (ImageNet)", at_least=1)
+    partial_channels: int | None = setting(None, "k; without it 1, or 4 (pc-cifar), or 2 (ImageNet)", at_least=1)
+    dtype: Dtype = setting("float32", "bfloat16 = autocast, with float32 weights")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    rounds: int = setting(9, "timed calls of each side", at_least=1)
+    warm_up: int = setting(2, "calls of each side before those", at_least=1)
+    memory: bool = setting(True, "measure peak memory too, in two more processes")
+    json: bool = setting(False, "print the record as one line of JSON")
+    record: bool = setting(False, "append the record to step.jsonl in the --results folder")
+    results: str = setting(str(RESULTS), "folder of --record")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, 1 when memory or the numbers gave out, 2 for wrong input."""
+    given = StepSettings.given(argv, PROG, __doc__)
+    try:
+        settings = StepSettings.make(given)
+        workload = chosen(settings)
+        workload.check(settings.against)
+        record = tagged(measure(workload, settings))
+    except (ConfigError, WorkloadError) as error:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        return 2
+    except (torch.OutOfMemoryError, ArithmeticError, BrokenProcessPool) as error:
+        print(f"{PROG}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    print(json.dumps(record) if settings.json else text(record))
+    if settings.record:
+        append(Path(settings.results) / "step.jsonl", record)
+    return 0
+
+
+def chosen(settings: StepSettings) -> Workload:
+    """What the settings ask for, with the supernet's own sizes where they say nothing. Raises ConfigError."""
+    preset = SUPERNETS.get(settings.supernet)
+    size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
+    return Workload(
+        settings.supernet,
+        settings.batch,
+        settings.image_size or size,
+        settings.partial_channels or k,
+        settings.dtype,
+        device(settings.device),
+        settings.backend,
+    )
+
+
+def device(name: str) -> str:
+    """The device that `name` stands for, tried out. Raises ConfigError."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.empty(0, device=name).device)
+    except (RuntimeError, AssertionError) as error:  # torch's two ways to say: no such device
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
+    """Both sides' times and peaks. Times in ms, peaks in 10**6 bytes, images_per_s of our side, compile_s in seconds."""
+    against, on = settings.against, torch.device(workload.device)
+    if AGAINST[against].compiled and on.type == "cpu" and workload.supernet != CELL:
+        print(f"{PROG}: compiling every cell of a supernet takes many minutes on a CPU", file=sys.stderr)
+    sides = (OURS, against)
+    peaks = [peak_megabytes(workload, side) if settings.memory else None for side in sides]
+    runs = {side: build(workload, side) for side in sides}
+    first = seconds(runs[against], workload.device)
+    times = alternate(runs, workload.device, rounds=settings.rounds, warm_up=settings.warm_up)
+    ours, theirs = (milliseconds(times[side]) for side in sides)
+    return {
+        "supernet": workload.supernet,
+        "batch": workload.batch,
+        "image_size": workload.image_size,
+        "partial_channels": workload.partial_channels,
+        "dtype": workload.dtype,
+        "device": torch.cuda.get_device_name(on) if on.type == "cuda" else on.type,
+        "backend": workload.backend,
+        "against": against,
+        "ratio": round(theirs["median"] / ours["median"], 3),
+        "ours_ms": ours,
+        "theirs_ms": theirs,
+        "ours_peak_mb": peaks[0],
+        "theirs_peak_mb": peaks[1],
+        "images_per_s": round(1e3 * workload.images / ours["median"], 1),
+        "compile_s": round(first, 1) if AGAINST[against].compiled else None,
+        "rounds": settings.rounds,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def text(record: dict[str, Any]) -> str:
+    """A record for a person: what was timed, a line for each side, the ratio."""
+    what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {dtype}, {device}, {threads} threads"
+    rows = [("ours", record["ours_ms"], record["ours_peak_mb"])]
+    rows += [(record["against"], record["theirs_ms"], record["theirs_peak_mb"])]
+    lines = [what.format(**record), f"{'':20}{'ms':>10}{'20 %':>10}{'80 %':>10}{'peak MB':>10}"]
+    for name, ms, peak in rows:
+        columns = (ms["median"], ms["q20"], ms["q80"], float("nan") if peak is None else peak)
+        lines.append(f"{name:20}" + "".join(f"{value:10.1f}" for value in columns))
+    compiled = "" if record["compile_s"] is None else f", first call with compilation {record['compile_s']} s"
+    return "\n".join([*lines, f"ratio {record['ratio']}, {record['images_per_s']} images/s{compiled}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+// fastdarts._C: facts about the build, the processor and the threads. Ops are not bound here: they register themselves
+// with torch's dispatcher when this module is loaded.
+#include <ATen/Parallel.h>
+#include <pybind11/pybind11.h>
+#include <torch/version.h>
+
+namespace py = pybind11;
+
+namespace {
+
+py::dict build_facts() {
+  py::dict facts;
+  facts["torch_headers"] = TORCH_VERSION;
+  facts["cxx_standard"] = __cplusplus;
+#ifdef _OPENMP
+  facts["openmp"] = _OPENMP;
+#endif
+  return facts;
+}
+
+py::dict cpu_features() {
+  py::dict features;
+#if defined(__x86_64__)
+  features["avx2"] = static_cast<bool>(__builtin_cpu_supports("avx2"));
+  features["fma"] = static_cast<bool>(__builtin_cpu_supports("fma"));
+  features["avx512f"] = static_cast<bool>(__builtin_cpu_supports("avx512f"));
+  features["avx512bw"] = static_cast<bool>(__builtin_cpu_supports("avx512bw"));
+#elif defined(__aarch64__)
+  features["neon"] = true;
+#endif
+  return features;
+}
+
+py::dict threads() {
+  py::dict counts;
+  counts["intra_op"] = at::get_num_threads();
+  counts["inter_op"] = at::get_num_interop_threads();
+  return counts;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Facts about the native build; the ops it brings are in torch.ops.fastdarts.";
+  m.def("build_facts", &build_facts, "What the compiler saw: torch's headers, the C++ standard, the date of OpenMP.");
+  m.def("cpu_features", &cpu_features, "Instruction sets that this processor has (of those kernels may choose from).");
+  m.def("threads", &threads, "Torch's thread counts, which the kernels use.");
+}

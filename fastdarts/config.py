@@ -1,0 +1,182 @@
+"""Settings of the commands: field = flag = help line = saved setting.
+
+A command's settings are one frozen dataclass. Each field is made by `setting`, which carries its help, its range and
+whether a run may be continued with another value.
+"""
+
+import argparse
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text"}
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type or out of its range; the message names the flag."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    resumable: bool = False,
+) -> Any:
+    """A dataclass field that is also a flag. `resumable`: a saved run may be continued with another value."""
+    bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "bounds": {name: value for name, value in bounds.items() if value is not None},
+            "resumable": resumable,
+        },
+    )
+
+
+class Settings:
+    """Base of every command's settings: checks its ranges, reads a command line, compares itself with a saved one."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name), hints[f.name], f.metadata["bounds"])
+
+    @classmethod
+    def given(cls, argv: Sequence[str] | None, prog: str, description: str) -> dict[str, Any]:
+        """What a command line sets, by field name. A wrong flag or value ends the process with one line and status 2."""
+        parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        hints = get_type_hints(cls)
+        for f in fields(cls):
+            spellings = dict.fromkeys([f"--{f.name}", f"--{f.name.replace('_', '-')}"])
+            default = "" if f.default is None else f" (default: {f.default})"
+            text = f.metadata["help"].replace("%", "%%") + default
+            if hints[f.name] is bool:
+                parser.add_argument(*spellings, help=text, action=argparse.BooleanOptionalAction)
+            else:
+                kind, choices = _kind(hints[f.name])
+                parser.add_argument(
+                    *spellings, help=text, type=kind, choices=choices, metavar=None if choices else f.name.upper()
+                )
+        return vars(parser.parse_args(argv))
+
+    def differences(self, saved: Mapping[str, Any]) -> list[str]:
+        """Lines that name each setting whose value is not the saved one, resumable ones left out."""
+        mine = asdict(self)
+        frozen = [f.name for f in fields(self) if not f.metadata["resumable"]]
+        return [f"--{name} is {mine[name]!r} but was {saved.get(name)!r}" for name in frozen if mine[name] != saved.get(name)]
+
+    @classmethod
+    def make(cls, values: Mapping[str, Any]) -> Self:
+        """From plain values (a settings.json, say). Raises ConfigError."""
+        unknown = set(values) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
+        return cls(**values)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def _kind(hint: Any) -> tuple[type, tuple[str, ...] | None]:
+    """The type a value is parsed with, and the choices if it is a Literal; None in a union is dropped."""
+    if get_origin(hint) is types.UnionType:
+        (hint,) = (h for h in get_args(hint) if h is not type(None))
+    if get_origin(hint) is Literal:
+        return str, get_args(hint)
+    return hint, None
+
+
+def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
+    if value is None and type(None) in get_args(hint):
+        return
+    kind, choices = _kind(hint)
+    if choices is not None and value not in choices:
+        raise ConfigError(f"--{name}: {value!r} is not one of {', '.join(choices)}")
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if kind is not bool and not (isinstance(value, kind) or (kind is float and whole)):
+        raise ConfigError(f"--{name}: {value!r} is not {TYPE_NAMES[kind]}")
+    tests = {
+        "at least": lambda bound: value >= bound,
+        "at most": lambda bound: value <= bound,
+        "above": lambda bound: value > bound,
+        "below": lambda bound: value < bound,
+    }
+    if not all(tests[word](bound) for word, bound in bounds.items()):
+        wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items())
+        raise ConfigError(f"--{name}: {value} is out of range, it must be {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(Settings):
+    """How weights and alpha move; the defaults are PC-DARTS' ImageNet search, which MAE-NAS uses."""
+
+    epochs: int = setting(50, "passes over the images that train the weights", at_least=1)
+    begin: int = setting(35, "epochs before alpha starts to move", at_least=0)
+    learning_rate: float = setting(0.5, "of the weights' SGD, for the batch as a whole", above=0)
+    learning_rate_min: float = setting(0.0, "where the cosine ends", at_least=0)
+    warmup_epochs: int = setting(5, "epochs of linear warm-up", at_least=0)
+    momentum: float = setting(0.9, "of the weights' SGD", at_least=0, below=1)
+    weight_decay: float = setting(3e-4, "of the weights", at_least=0)
+    grad_clip: float = setting(5.0, "largest norm of the weights' gradient; 0 = no clipping", at_least=0)
+    arch_learning_rate: float = setting(6e-3, "of alpha's Adam (betas 0.5, 0.999)", above=0)
+    arch_weight_decay: float = setting(1e-3, "of alpha", at_least=0)
+    arch_grad_clip: float = setting(5.0, "largest norm of alpha's gradient; 0 = no clipping", at_least=0)
+    unrolled: bool = setting(False, "second order: alpha's gradient after a virtual step of the weights")
+    step_order: Literal["alpha-first", "weights-first"] = setting("alpha-first", "which moves first in a step")
+    edge_normalization: bool = setting(True, "learn a weight for each edge too (PC-DARTS' beta)")
+    eval_every: int = setting(1, "epochs between evaluations (the last epoch is always evaluated)", at_least=1)
+    hessian_every: int = setting(
+        0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
+    )
+    seed: int = setting(0, "of the initial weights, alpha and every random choice", at_least=0, below=2**63)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchImagenetSettings(SearchSettings):
+    """Flags of `python -m fastdarts.search_imagenet`; the defaults are MAE-NAS on ImageNet."""
+
+    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched")
+    save: str | None = setting(None, "run folder, made or continued; without it search-NAME-TIME in the present folder")
+    dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop")
+    objective: Literal["mae", "supervised"] = setting("mae", "masked reconstruction (needs no labels) or classification")
+    image_size: int = setting(224, "pixels a side", at_least=1)
+    batch_size: int = setting(1024, "images of a step of the weights, and of one of alpha", at_least=1)
+    train_fraction: float = setting(0.1, "share of each class that trains the weights", above=0, below=1)
+    val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
+    train_list: str | None = setting(None, "text file naming those images instead (CLASS/FILE a line, under train/)")
+    val_list: str | None = setting(None, "the same for alpha's images")
+    init_channels: int = setting(16, "channels of the first stage's nodes", at_least=2)
+    layers: int = setting(8, "cells", at_least=3)
+    partial_channels: int = setting(2, "k: C/k channels pass through the candidates; 1 = all", at_least=1)
+    channel_sampling: Literal["first", "random"] = setting("first", "which C/k channels, fixed or drawn at each step")
+    mask_ratio: float = setting(0.5, "share of the patches that is hidden (mae)", above=0, below=1)
+    patch_size: int = setting(8, "pixels a patch's side (mae)", at_least=1)
+    mask_token: Literal["zero", "learned"] = setting("zero", "colour of hidden pixels: the mean, or learned (mae)")
+    loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
+    backend: str = setting("auto", "of the fused ops: auto, definition or one that fastdarts.info lists")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    workers: int = setting(
+        -1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True
+    )
+    log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)
+
+
+# What `search_imagenet` takes instead of its defaults when it searches the generated sample: a search of minutes.
+SAMPLE_RECIPE = {
+    "image_size": 64,
+    "batch_size": 32,
+    "train_fraction": 0.6,
+    "val_fraction": 0.3,
+    "epochs": 6,
+    "begin": 2,
+    "warmup_epochs": 1,
+    "learning_rate": 0.1,
+}

@@ -1,0 +1,30 @@
+"""Where images come from: files -> index -> splits -> verified -> Batch (uint8 NHWC).
+
+Every random choice is a function of (seed, stream, epoch, image index), so a run's images do not depend on the number
+of workers or ranks, nor on where it was interrupted.
+"""
+
+from fastdarts.data.crop import crop_box, crop_words, flips
+from fastdarts.data.errors import DataError
+from fastdarts.data.folder import EvalLoader, FolderLoader
+from fastdarts.data.index import ImageIndex
+from fastdarts.data.sample import sample_root
+from fastdarts.data.sampler import BatchSampler
+from fastdarts.data.splits import read_list, subsets, write_list
+from fastdarts.data.verify import verify
+
+__all__ = [
+    "BatchSampler",
+    "DataError",
+    "EvalLoader",
+    "FolderLoader",
+    "ImageIndex",
+    "crop_box",
+    "crop_words",
+    "flips",
+    "read_list",
+    "sample_root",
+    "subsets",
+    "verify",
+    "write_list",
+]

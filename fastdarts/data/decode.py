@@ -1,0 +1,40 @@
+"""Reading one image file with Pillow: the only place that opens one."""
+
+import os
+
+from PIL import Image, UnidentifiedImageError
+
+from fastdarts.data.errors import DataError
+
+
+def read_rgb(path: str) -> Image.Image:
+    """The image in 8-bit RGB, whatever it is stored as (grayscale, CMYK, palette, alpha dropped).
+
+    As torchvision's ImageFolder reads it: EXIF orientation and colour profiles are not applied.
+    Raises DataError, which names the file, if it cannot be read or decoded to its end.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except Exception as error:  # whatever a decoder raises is about this file
+        raise DataError(f"cannot decode {path}: {_reason(path, error)}") from error
+
+
+def fault(path: str) -> str | None:
+    """Why read_rgb would fail, or None. A JPEG's data is read to its end, but only 1/8 of the size is reconstructed."""
+    try:
+        with Image.open(path) as image:
+            image.draft(None, (1, 1))
+            image.convert("RGB")
+    except Exception as error:  # whatever a decoder raises is about this file
+        return _reason(path, error)
+    return None
+
+
+def _reason(path: str, error: Exception) -> str:
+    """One line without the path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image" if os.path.getsize(path) else "empty file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,115 @@
+"""The images of a folder in the ImageNet layout, ROOT/SPLIT/CLASS/*, numbered once and for all."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdarts.data.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's, any case
+SHOWN = 5  # names that a message lists
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageIndex:
+    """All images of one split, sorted by class folder, then by name; an image's position is its stable index.
+
+    root     the folder that holds the split
+    classes  names of the class folders that hold images, sorted
+    files    names relative to root, with forward slashes, one for each image
+    labels   int64 (N,), position of each image's class in `classes`
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: Tensor
+
+    @staticmethod
+    def from_root(root: str | os.PathLike[str], split: str = "train") -> "ImageIndex":
+        """List root/split/CLASS/*: image extensions in any case, no deeper folders, no names that start with a dot.
+
+        Class folders without images are left out and named in the log. Raises DataError for a folder that is missing,
+        unreadable, flat (images directly in the split's folder or in `val`), or without images.
+        """
+        root = Path(root)
+        folders, images = listing(root)
+        if split not in folders:
+            raise DataError(f"{root} has no folder {split!r}: {_guess(root, split, folders, images)}")
+        for name in sorted({split, "val"}.intersection(folders)):
+            _refuse_flat(root / name, split)
+        folders, loose = listing(root / split)
+        found = {name: listing(root / split / name)[1] for name in folders}
+        classes = tuple(name for name, images in found.items() if images)
+        if not classes:
+            raise DataError(f"no images in {root / split}: expected {split}/CLASS/*.JPEG, {_found(root / split)}")
+        if empty := [name for name, images in found.items() if not images]:
+            log.warning("%s: %d class folders hold no images and are left out: %s", root / split, len(empty), few(empty))
+        if loose:
+            log.warning("%s: %d images beside the class folders are left out: %s", root / split, len(loose), few(loose))
+        files = tuple(f"{split}/{name}/{image}" for name in classes for image in found[name])
+        counts = torch.tensor([len(found[name]) for name in classes])
+        return ImageIndex(root, classes, files, torch.arange(len(classes)).repeat_interleave(counts))
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, number: int) -> str:
+        """Where image `number` lies."""
+        return os.path.join(self.root, self.files[number])
+
+
+def listing(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the image files directly in `folder`, each sorted. Raises DataError if unreadable."""
+    folders, images = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
+                    images.append(entry.name)  # a broken link too: verify() names it
+    except OSError as error:
+        hint = "expected a readable folder, ROOT of ROOT/train/CLASS/*.JPEG or below"
+        raise DataError(f"cannot read {folder}: {error.strerror}; {hint}") from error
+    return sorted(folders), sorted(images)
+
+
+def few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def _refuse_flat(folder: Path, split: str) -> None:
+    """Raise DataError if images lie in `folder` itself instead of in class folders: the commonest mistake."""
+    folders, images = listing(folder)
+    if images and not folders:
+        unused = "" if folder.name == split else f" (or move it away: only {split!r} is read)"
+        arrange = f"move each into the folder of its class, {folder.name}/CLASS/{images[0]}{unused}"
+        raise DataError(f"{folder} is flat, its {len(images)} images lie directly in it: {arrange}")
+
+
+def _guess(root: Path, split: str, folders: list[str], images: list[str]) -> str:
+    """What `root` seems to be, given that it has no folder `split`, and what to do."""
+    if images:
+        return f"{len(images)} images lie directly in it; arrange them as ROOT/{split}/CLASS/{images[0]}"
+    if any(listing(root / name)[1] for name in folders if name not in ("val", "test")):
+        remedy = f"give its parent {root.parent}" if root.name == split else f"move it to ROOT/{split} and give ROOT"
+        return f"it looks like a {split} folder itself; {remedy}"
+    return f"expected ROOT/{split}/CLASS/*.JPEG, {_found(root)}"
+
+
+def _found(folder: Path) -> str:
+    """What lies in a folder where something else was expected, one level deep or two."""
+    names = sorted(os.listdir(folder))
+    inside = [f"{name}/{inner}" for name in names[:1] if (folder / name).is_dir() for inner in os.listdir(folder / name)]
+    return f"found {few(sorted(inside) or names) or 'nothing'}"

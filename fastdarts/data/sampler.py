@@ -1,0 +1,50 @@
+"""Which images make up which batch: a pure function of the seed and the batch's number, for any loader."""
+
+import torch
+from torch import Tensor
+
+from fastdarts.data.errors import DataError
+from fastdarts.ops.philox import Purpose, Stream, random_words
+
+
+class BatchSampler:
+    """Batch b is the (b % len)-th part of epoch b // len; the images that fill no whole batch are left to other epochs.
+
+    The order of an epoch is that of (random word, index). Rank r takes images r, r + world_size, ... of each batch, so
+    the batches, and every image's epoch, do not depend on world_size.
+    """
+
+    def __init__(
+        self, indices: Tensor, *, stream: Stream, seed: int, batch_size: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        """indices: int64 (N,), distinct; batch_size: images a batch over all ranks.
+
+        Raises DataError if the batch is larger than the split or cannot be shared equally.
+        """
+        split = Stream(stream).name.lower()
+        if not 0 < batch_size <= len(indices):
+            size = f"the {split} split has {len(indices)} images"
+            raise DataError(f"batch_size is {batch_size} but {size}: take 1 to as many, or a larger {split}_fraction")
+        if batch_size % world_size:
+            raise DataError(f"batch_size {batch_size} cannot be shared equally by {world_size} ranks: take a multiple")
+        self.indices = indices.sort().values
+        self.stream, self.seed, self.batch_size = stream, seed, batch_size
+        self.rank, self.world_size = rank, world_size
+        self._epoch, self._order = -1, indices
+
+    def __len__(self) -> int:
+        """Batches an epoch, the same on all ranks."""
+        return len(self.indices) // self.batch_size
+
+    def order(self, epoch: int) -> Tensor:
+        """All images in the order of an epoch, int64 (N,)."""
+        if epoch != self._epoch:
+            words = random_words(self.seed, self.stream, epoch, self.indices, Purpose.ORDER, 1)[:, 0]
+            self._epoch, self._order = epoch, self.indices[torch.sort(words, stable=True).indices]
+        return self._order
+
+    def batch(self, number: int) -> tuple[int, Tensor]:
+        """(epoch, this rank's images of batch `number`, int64 (batch_size / world_size,))."""
+        epoch, part = divmod(number, len(self))
+        start = part * self.batch_size
+        return epoch, self.order(epoch)[start : start + self.batch_size][self.rank :: self.world_size]

@@ -1,0 +1,144 @@
+"""`python -m fastdarts.info`: versions, machine, what is built, and which backend each op takes and why not a faster one.
+
+Works whatever is missing. `--json` prints the same as JSON; `--require-native` exits with status 1, saying why, unless
+the native module is loaded.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import fastdarts
+
+# what importing a broken package was seen to raise (torchvision beside another torch: RuntimeError)
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
+
+try:
+    import torch
+except BROKEN:
+    torch = None
+
+
+def version(package: str) -> str:
+    """The package's version, "not installed", or what went wrong on importing it."""
+    if find_spec(package.partition(".")[0]) is None:
+        return "not installed"
+    try:
+        return importlib.import_module(package).__version__
+    except ModuleNotFoundError as error:
+        return "not installed" if error.name and package.startswith(error.name) else f"not usable: {error}"
+    except BROKEN as error:
+        return f"not usable: {error}".splitlines()[0]
+
+
+def apex() -> str:
+    """NVIDIA's apex or not: the package of that name in the Python index is another project. Imports nothing."""
+    spec = find_spec("apex")
+    if spec is None:
+        return "not installed"
+    if any((Path(folder) / "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
+        return "NVIDIA's, with apex.optimizers"
+    return "another project of that name (the one in the Python index), not NVIDIA's apex; it is not used"
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores, memory in GiB and the GPUs."""
+    facts: dict[str, Any] = {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
+    if hasattr(os, "sysconf"):
+        facts["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    facts["gpus"] = []
+    for i in range(torch.cuda.device_count() if torch else 0):
+        p = torch.cuda.get_device_properties(i)
+        facts["gpus"].append(f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB")
+    return facts
+
+
+def native_module() -> dict[str, Any]:
+    """Whether the native module is loaded or why not, what its build recorded, and its facts about this machine."""
+    if not torch:
+        return {"loaded": False, "reason": "torch is not usable", "build": None}
+    from fastdarts import native
+
+    facts: dict[str, Any] = {"loaded": native.module() is not None, "reason": native.reason(), "build": native.build()}
+    if module := native.module():
+        facts |= {"compiled": module.build_facts(), "cpu": module.cpu_features(), "threads": module.threads()}
+    return facts
+
+
+def op_backends() -> list[dict[str, Any]]:
+    """The rows of ops.backend.describe() for every op of the library."""
+    if not torch:
+        return []
+    from fastdarts import ops
+    from fastdarts.ops import backend
+
+    for module in pkgutil.iter_modules(ops.__path__):
+        importlib.import_module(f"fastdarts.ops.{module.name}")
+    return backend.describe()
+
+
+def collect() -> dict[str, Any]:
+    """All of it, as JSON can hold it."""
+    packages = {"torch": "torch", "torchvision": "torchvision", "triton": "triton", "dali": "nvidia.dali"}
+    versions = {"fastdarts": fastdarts.__version__, "python": platform.python_version()}
+    versions |= {name: version(package) for name, package in packages.items()}
+    versions["cuda"] = _cuda()
+    versions["apex"] = apex()
+    return {"versions": versions, "machine": machine(), "native": native_module(), "ops": op_backends()}
+
+
+def text(facts: dict[str, Any]) -> str:
+    """The facts as a person reads them."""
+    lines = []
+    for title in ("versions", "machine"):
+        lines.append(title)
+        for name, value in facts[title].items():
+            lines.append(f"  {name:12} {'; '.join(value) or 'none' if isinstance(value, list) else value}")
+    native = facts["native"]
+    lines += ["native module", f"  {'loaded' if native['loaded'] else native['reason']}"]
+    for part in ("build", "compiled", "cpu", "threads"):
+        if values := native.get(part):
+            lines.append(f"  {part:12} " + ", ".join(f"{name} {value}" for name, value in values.items() if value != ""))
+    lines.append("ops")
+    for row in facts["ops"]:
+        lines.append(f"  {row['op']} on {row['device']}, {row['dtype']}: {row['backend']}")
+        lines += [f"    not {name}: {why}" for name, why in row["refused"].items()]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--require-native", action="store_true", help="exit 1 unless the native module is loaded")
+    args = parser.parse_args(argv)
+    facts = collect()
+    print(json.dumps(facts, indent=2) if args.json else text(facts))
+    if args.require_native and not facts["native"]["loaded"]:
+        print(f"fastdarts.info: {facts['native']['reason']}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _cuda() -> str:
+    if not torch:
+        return "unknown without torch"
+    if torch.version.cuda is None:
+        return "none: torch is built for the CPU only"
+    return f"{torch.version.cuda}, {'a' if torch.cuda.is_available() else 'no'} device at hand"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

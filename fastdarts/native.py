@@ -1,0 +1,54 @@
+"""The native module `fastdarts._C`: loaded when first asked for, refused with a sentence when it does not fit.
+
+Loading it registers the C++ kernels with torch's dispatcher; their schemas are defined by the modules in fastdarts.ops.
+The build leaves `_build.json` beside it: the torch it was built against and how, or `skipped`, why nothing was built.
+"""
+
+import importlib
+import json
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+RECORD = Path(__file__).with_name("_build.json")
+BUILD = "pip install --no-build-isolation -e ."
+
+
+def build() -> dict[str, Any] | None:
+    """What the build recorded, or None where nothing was built."""
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else None
+
+
+def refusal(record: dict[str, Any] | None, running: str) -> str | None:
+    """Why a module with this build record cannot serve the torch whose version is `running`, or None."""
+    if record is None:
+        return f"the native module is not built; build it in the checkout: {BUILD}"
+    if "skipped" in record:
+        return f"the native module was left out: {record['skipped']}"
+    if record["torch"] != running:
+        return f"the native module was built for torch {record['torch']}, this is torch {running}; rebuild it: {BUILD}"
+    return None
+
+
+@cache
+def load() -> tuple[ModuleType | None, str | None]:
+    """The module and None, or None and the sentence why not; decided once a process."""
+    if sentence := refusal(build(), torch.__version__):
+        return None, sentence
+    try:
+        return importlib.import_module("fastdarts._C"), None
+    except ImportError as error:
+        return None, f"the native module is recorded as built but does not load ({error}); rebuild it: {BUILD}"
+
+
+def module() -> ModuleType | None:
+    """fastdarts._C, or None (then reason() says why)."""
+    return load()[0]
+
+
+def reason() -> str | None:
+    """None when the native module is loaded, else the sentence why it is not."""
+    return load()[1]

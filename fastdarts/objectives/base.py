@@ -1,0 +1,35 @@
+"""What a search minimises: the one interface of all objectives."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from fastdarts.batch import Batch
+from fastdarts.spaces import Kind
+from fastdarts.supernet import CellWeights, Supernet
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Weights = Mapping[Kind, CellWeights]
+
+
+class Objective(nn.Module):
+    """A loss of a supernet on a batch, with whatever head it needs: its parameters are trained with the weights.
+
+    `needs_labels` tells whether Batch.labels are read.
+    """
+
+    needs_labels: ClassVar[bool]
+
+    def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
+        """The scalar loss, differentiable in the supernet's parameters, in `weights` and in the head.
+
+        step: int64 tensor of one element on the batch's device; stream: a philox.Stream. Both key the randomness.
+        """
+        raise NotImplementedError
+
+    def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+        """Named scalars, each a mean over the batch's images; `loss` is one of them. The same randomness at each call."""
+        raise NotImplementedError

@@ -1,0 +1,113 @@
+"""Which implementation of an op runs, and why not a faster one.
+
+Each op registers its backends, fastest first and the definition last. A backend's check returns None or the sentence why
+it cannot serve tensors of a device and a dtype. "auto" takes the first that can and logs its choice once; a backend asked
+for by name runs or raises.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from fastdarts import native
+
+log = logging.getLogger("fastdarts")
+
+Check = Callable[[torch.device, torch.dtype], str | None]
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend that was asked for by name cannot serve the call; the message says why."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation: `run` takes the op's arguments, `check` says why it cannot take these tensors."""
+
+    name: str
+    check: Check
+    run: Callable[..., Any]
+
+
+_ops: dict[str, dict[str, Backend]] = {}
+
+
+def register(op: str, *backends: Backend) -> None:
+    """Set an op's backends, fastest first; the last one serves every device and dtype."""
+    _ops[op] = {b.name: b for b in backends}
+
+
+def anything(device: torch.device, dtype: torch.dtype) -> None:
+    """The definition's check."""
+
+
+def native_cpu(*dtypes: torch.dtype) -> Check:
+    """The check of a C++ kernel that is compiled for CPU tensors of these dtypes."""
+
+    def check(device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cpu":
+            return f"it serves tensors on the CPU, these are on {device}"
+        if dtype not in dtypes:
+            return f"it is compiled for {' and '.join(map(_short, dtypes))}, not for {_short(dtype)}"
+        return native.reason()
+
+    return check
+
+
+@torch.compiler.assume_constant_result  # torch.compile takes the choice as it is, it does not trace it
+def choose(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The name of the backend that serves `op` on `device` at `dtype`; `backend` is "auto" or a name.
+
+    Raises ValueError for a name the op does not have, BackendUnavailable for one that cannot serve.
+    """
+    return _decide(op, backend, device, dtype)
+
+
+@cache  # so that a choice is logged once
+def _decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    refused = refusals(op, device, dtype)
+    if backend == "auto":
+        name = _first(refused)
+        slower_than = "".join(f"; not {n}: {why}" for n, why in refused.items() if why)
+        log.info("%s on %s, %s: backend %s%s", op, device, _short(dtype), name, slower_than)
+        return name
+    if backend not in refused:
+        raise ValueError(f"{op} has no backend {backend!r}; it has auto, {', '.join(refused)}")
+    if why := refused[backend]:
+        raise BackendUnavailable(f"{op}: backend {backend!r} cannot serve this call: {why}")
+    return backend
+
+
+def run(op: str, backend: str, device: torch.device, dtype: torch.dtype, *args: Any) -> Any:
+    """Call `op` by the backend that choose() gives."""
+    return _ops[op][choose(op, backend, device, dtype)].run(*args)
+
+
+def refusals(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
+    """For each backend of `op`, fastest first: None, or the sentence why it cannot serve."""
+    return {b.name: b.check(device, dtype) for b in _ops[op].values()}
+
+
+def describe() -> list[dict[str, Any]]:
+    """One row for each imported op, device at hand and common dtype: op, device, dtype, backend, refused {name: why}."""
+    devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
+    rows = []
+    for op in sorted(_ops):
+        for device in devices:
+            for dtype in (torch.float32, torch.bfloat16):
+                refused = refusals(op, device, dtype)
+                row = {"op": op, "device": str(device), "dtype": _short(dtype), "backend": _first(refused)}
+                rows.append(row | {"refused": {n: why for n, why in refused.items() if why}})
+    return rows
+
+
+def _first(refused: dict[str, str | None]) -> str:
+    return next(name for name, why in refused.items() if why is None)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

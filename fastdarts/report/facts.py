@@ -1,0 +1,55 @@
+"""The figures that one wants to know of a search first, as text."""
+
+import math
+from typing import Any
+
+from fastdarts.report.run import KINDS, Run, collapse_line
+
+_OBJECTIVES = {"mae": "Masked-reconstruction search", "supervised": "Supervised search"}
+
+
+def headline(run: Run) -> str:
+    """What was searched, and on which data."""
+    where = "the generated sample" if run.is_sample else run.data_name or "unnamed data"
+    return f"{_OBJECTIVES.get(str(run.part('settings').get('objective')), 'Architecture search')} on {where}"
+
+
+def key_figures(run: Run) -> list[tuple[str, str, str]]:
+    """(name, value, remark) of epochs, images, losses, skips and time, as far as they are known."""
+    data, last = run.part("data"), run.epochs[-1]
+    figures = [("Epochs", str(last["epoch"]), f"of {run.planned}" if run.planned else "")]
+    if "train_images" in data:
+        figures.append(("Training images", number(data["train_images"]), f"{number(data.get('val_images'))} to validate"))
+    figures.append(("Training loss", number(last.get("train_loss")), ""))
+    valid = dict(next((epoch["valid"] for epoch in reversed(run.epochs) if epoch.get("valid")), {}))
+    loss, baseline = valid.pop("loss", None), valid.pop("baseline", None)
+    figures.append(("Validation loss", number(loss), _against(loss, baseline)))
+    figures += [(f"Validation {name}", number(value), "") for name, value in valid.items()]
+    if run.genotype:
+        (normal, genes), (reduce, _) = (run.skips(kind) for kind in KINDS)
+        remark = f"normal | reduce, of {genes}; {collapse_line(genes)} is a collapse"
+        figures.append(("Skips", f"{normal} | {reduce}", remark))
+    seconds = sum(line.get("seconds") or 0 for line in run.timing)
+    if seconds:
+        images = sum((line.get("seconds") or 0) * (line.get("images_per_s") or 0) for line in run.timing)
+        figures.append(("Time", _duration(seconds), f"{number(images / seconds)} images/s"))
+    return figures
+
+
+def number(value: Any) -> str:
+    """A whole number with thousands set apart, another one with four digits, a dash for None."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "—" if value is None else str(value)
+    return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else f"{value:.4g}"
+
+
+def _against(loss: float | None, baseline: float | None) -> str:
+    if loss is None or not baseline:
+        return ""
+    share = 100 * (1 - loss / baseline)
+    return f"{abs(share):.1f} % {'above' if share < 0 else 'below'} baseline {number(baseline)}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,75 @@
+"""A cell's relaxed weights as a table of edges and operations.
+
+Letters: E edges of a cell, K places in a record's row (padded), O names of operations in the whole cell.
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from fastdarts.genotype import Gene
+from fastdarts.report.style import FAINT, INK, MUTED, printable
+
+
+def candidate_columns(rows: list[list[float]], candidates: list[list[str]] | None) -> tuple[list[str], list[list[int]]]:
+    """The operations of all edges in the order of appearance (O), and for each edge the columns of its candidates.
+
+    rows        E lists of K weights
+    candidates  E lists of names, or None: then the places are numbered
+    """
+    names = candidates or [[f"op {place}" for place in range(len(row))] for row in rows]
+    ops = list(dict.fromkeys(name for edge in names for name in edge))
+    return ops, [[ops.index(name) for name in edge] for edge in names]
+
+
+def spread(rows: list[list[float]], columns: list[list[int]], width: int) -> np.ma.MaskedArray:
+    """float64 (E, O), masked where an operation is not among an edge's candidates. Padding falls away."""
+    table = np.full((len(columns), width), np.nan)
+    for edge, (row, places) in enumerate(zip(rows, columns, strict=False)):
+        for weight, place in zip(row, places, strict=False):
+            table[edge, place] = weight
+    return np.ma.masked_invalid(table)
+
+
+def edge_pairs(count: int) -> list[tuple[int, int]]:
+    """(input state, node) of each of E edges, node by node, as every DARTS codebase numbers them."""
+    pairs = [(state, node) for node in range(count) for state in range(2 + node)]
+    return pairs[:count]
+
+
+def draw_heat_map(
+    axes: Axes,
+    weights: np.ma.MaskedArray,
+    ops: list[str],
+    edges: list[float] | None,
+    genes: tuple[Gene, ...],
+    title: str,
+) -> None:
+    """The (E, O) weights as a table: rows are edges, framed cells are the genotype's choice, blank ones no candidates.
+
+    edges  the E edge weights (PC-DARTS' edge normalisation), printed with the edges' names, or None
+    """
+    pairs = edge_pairs(len(weights))
+    top = max(float(weights.max()), 1e-12) if weights.count() else 1.0
+    axes.pcolormesh(weights, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1.2)
+    for (row, column), weight in np.ndenumerate(weights.filled(np.nan)):
+        if np.isfinite(weight):
+            colour = "white" if weight > 0.6 * top else INK
+            place = {"ha": "center", "va": "center", "in_layout": False}
+            axes.text(column + 0.5, row + 0.5, f"{weight:.2f}", fontsize=7.5, color=colour, **place)
+    for number, (op, state) in enumerate(genes):
+        if op in ops and (state, number // 2) in pairs:
+            corner = ops.index(op) + 0.03, pairs.index((state, number // 2)) + 0.04
+            axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor="#d0661a", linewidth=2))
+    names = [f"{('c_{k-2}', 'c_{k-1}', *map(str, range(node)))[state]} → {node}" for state, node in pairs]
+    if edges:
+        names = [f"{name}   β {beta:.2f}" for name, beta in zip(names, edges, strict=False)] + names[len(edges) :]
+    axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8, parse_math=False)
+    columns = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(np.arange(len(ops)) + 0.5, map(printable, ops), fontsize=8, parse_math=False, **columns)
+    axes.set_ylim(len(pairs), 0)
+    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axes.set_title("framed: chosen", loc="right", fontsize=8.5, color=MUTED)
+    axes.tick_params(length=0, colors=MUTED)
+    axes.set_facecolor(FAINT)
+    axes.spines[:].set_visible(False)

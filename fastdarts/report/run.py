@@ -1,0 +1,155 @@
+"""Reading a run folder, without trusting it: what is missing is left out, what is broken is named."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastdarts.genotype import Genotype, GenotypeError
+from fastdarts.report.style import family
+
+Record = dict[str, Any]
+KINDS = ("normal", "reduce")
+_TYPES = dict.fromkeys(("epoch", "step"), int | None)
+_TYPES |= dict.fromkeys(("train_loss", "alpha_loss", "hessian"), int | float | None)
+_TYPES |= dict.fromkeys(("valid", "cells", "ops", "edges"), dict | None)  # dicts down to numbers
+_TYPES |= {"genotype": str | None}
+
+
+class ReportError(ValueError):
+    """A run folder of which no report can be made; the message is one sentence that says why."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """The content of a run folder.
+
+    settings  settings.json, {} without the file
+    records   metrics.jsonl, at least one of kind "epoch"
+    epochs    those of kind "epoch"
+    genotype  genotype.json, else that of the last epoch, else None
+    timing    timing.jsonl
+    excluded  lines of excluded.txt
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    records: list[Record]
+    genotype: Genotype | None
+    timing: list[Record]
+    excluded: list[str]
+
+    @property
+    def epochs(self) -> list[Record]:
+        return [record for record in self.records if record["kind"] == "epoch"]
+
+    @property
+    def has_weights(self) -> bool:
+        return any(epoch.get("ops") for epoch in self.epochs)
+
+    @property
+    def planned(self) -> int | None:
+        """The number of epochs that were asked for."""
+        epochs = self.part("settings").get("epochs")
+        return epochs if isinstance(epochs, int) else None
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether the images are the generated sample."""
+        return bool(self.part("data").get("is_sample"))
+
+    @property
+    def data_name(self) -> str:
+        """The last part of the data's path, or nothing."""
+        return Path(str(self.part("data").get("root") or "")).name
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A dict inside settings.json, {} where there is none."""
+        value = self.settings.get(name)
+        return value if isinstance(value, dict) else {}
+
+    def skips(self, kind: str) -> tuple[int, int]:
+        """Skips among the chosen operations of a kind of cell, and the number of these; (0, 0) without a genotype."""
+        operations = self.genotype.operations(kind) if self.genotype else []
+        return sum(family(op) == "skip" for op in operations), len(operations)
+
+
+def collapse_line(genes: int) -> int:
+    """The number of skips among `genes` chosen operations that counts as a collapse: 5 of 8."""
+    return math.ceil(genes * 5 / 8)
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read the run folder of a search, finished or not. Raises ReportError, OSError."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ReportError(f"no such run folder: {folder}")
+    metrics, settings, timing = (folder / name for name in ("metrics.jsonl", "settings.json", "timing.jsonl"))
+    if not metrics.is_file():
+        raise ReportError(f"not the folder of a search, it has no metrics.jsonl: {folder}")
+    records = _lines(metrics)
+    for number, record in enumerate(records, start=1):
+        _check(record, f"{metrics} line {number}")
+    if not any(record["kind"] == "epoch" for record in records):
+        raise ReportError(f"no epoch is finished yet in {metrics}")
+    return Run(
+        folder=folder,
+        settings=_object(_text(settings), str(settings)) if settings.is_file() else {},
+        records=records,
+        genotype=_genotype(folder, records),
+        timing=_lines(timing),
+        excluded=[line for line in _text(folder / "excluded.txt").splitlines() if line.strip()],
+    )
+
+
+def _text(path: Path) -> str:
+    """The content of a file, nothing without the file."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _lines(path: Path) -> list[Record]:
+    """The objects of a file of JSON lines."""
+    lines = enumerate(_text(path).splitlines(), start=1)
+    return [_object(line, f"{path} line {number}") for number, line in lines]
+
+
+def _object(text: str, place: str) -> Record:
+    try:
+        record = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ReportError(f"{place} is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise ReportError(f"{place} is not a JSON object")
+    return record
+
+
+def _check(record: Record, place: str) -> None:
+    """Raise ReportError unless the record is of a known kind and what it holds has the right types."""
+    kind = record.get("kind")
+    if kind not in ("epoch", "step"):
+        raise ReportError(f"{place}: kind is epoch or step, not {kind!r}")
+    for name, wanted in _TYPES.items():
+        value = record.get(name)
+        if not isinstance(value, wanted) or (wanted == dict | None and not _numeric(value)):
+            raise ReportError(f"{place}: {name} is {value!r}")
+    if record.get(kind) is None or record[kind] < (kind == "epoch"):  # epochs count from 1
+        raise ReportError(f"{place}: {kind} is {record.get(kind)!r}")
+
+
+def _numeric(value: Any) -> bool:
+    """True for None, numbers, and lists and dicts of such."""
+    if isinstance(value, dict | list):
+        return all(map(_numeric, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, int | float)
+
+
+def _genotype(folder: Path, records: list[Record]) -> Genotype | None:
+    """What genotype.json says, else the last record that names one."""
+    path = folder / "genotype.json"
+    last = next((record["genotype"] for record in reversed(records) if record.get("genotype")), None)
+    try:
+        recorded = Genotype.from_text(last) if last else None
+        return Genotype.from_json(_text(path)) if path.is_file() else recorded
+    except GenotypeError as error:
+        raise ReportError(f"genotype of {folder}: {error}") from error

@@ -1,0 +1,20 @@
+"""HOW alpha moves and is read out: the bilevel step, relaxation, schedules, selection, signs of collapse."""
+
+from fastdarts.search.bilevel import Bilevel
+from fastdarts.search.collapse import COLLAPSE_SKIPS, collapse_figures, dominant_eigenvalue
+from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.search.schedules import learning_rate
+from fastdarts.search.search import Search, StepReport
+from fastdarts.search.selection import argmax_genotype
+
+__all__ = [
+    "COLLAPSE_SKIPS",
+    "Bilevel",
+    "Search",
+    "SoftmaxRelaxation",
+    "StepReport",
+    "argmax_genotype",
+    "collapse_figures",
+    "dominant_eigenvalue",
+    "learning_rate",
+]

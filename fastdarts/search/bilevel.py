@@ -1,0 +1,159 @@
+"""One step of the bilevel search: which parameters move, on which batch, along which gradient.
+
+min_alpha L_val(w*(alpha), alpha)  subject to  w*(alpha) = argmin_w L_train(w, alpha)      (DARTS, Eq. 3 and 4)
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from fastdarts.batch import Batch
+from fastdarts.objectives import Objective
+from fastdarts.ops.philox import Stream
+from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.supernet import Supernet
+
+FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
+
+
+class Bilevel:
+    """Alpha's step and the weights' step of DARTS.
+
+    weight_optimizer  torch.optim.SGD over `weights` (the supernet's and the objective's parameters), one group
+    arch_optimizer    any optimizer over `relaxation.parameters()`
+    unrolled          second order: alpha's gradient at the weights after one virtual SGD step, with the
+                      Hessian-vector product by finite differences (DARTS, Eq. 6 to 8)
+    grad_clip, arch_grad_clip   largest norm of the gradients of the weights and of alpha; 0 = no clipping
+    weights_first     weights move before alpha (DARTS moves alpha first)
+
+    Every train-mode forward moves BatchNorm's running statistics, except the one at the virtual weights, which DARTS
+    makes on a copy of the network.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        objective: Objective,
+        relaxation: SoftmaxRelaxation,
+        weight_optimizer: torch.optim.Optimizer,
+        arch_optimizer: torch.optim.Optimizer,
+        *,
+        unrolled: bool = False,
+        grad_clip: float = 5.0,
+        arch_grad_clip: float = 0.0,
+        weights_first: bool = False,
+    ) -> None:
+        self.supernet, self.objective, self.relaxation = supernet, objective, relaxation
+        self.weight_optimizer, self.arch_optimizer = weight_optimizer, arch_optimizer
+        self.unrolled, self.weights_first = unrolled, weights_first
+        self.grad_clip, self.arch_grad_clip = grad_clip, arch_grad_clip
+        (group,) = weight_optimizer.param_groups
+        self.weights: list[Tensor] = group["params"]
+
+    def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
+        """One step; `val` None leaves alpha alone. Returns the training and the validation loss, detached scalars.
+
+        step: int64 tensor of one element on the batches' device, which keys the randomness of this step.
+        """
+        val_loss = None
+        if val is not None and not self.weights_first:
+            val_loss = self.arch_step(step, train, val)
+        train_loss = self.weight_step(step, train)
+        if val is not None and self.weights_first:
+            val_loss = self.arch_step(step, train, val)
+        return train_loss, val_loss
+
+    def weight_step(self, step: Tensor, train: Batch) -> Tensor:
+        """Move the weights along the training loss' gradient. A weight that the loss does not reach is left alone."""
+        loss = self._train_loss(step, train)
+        for w, g in zip(self.weights, torch.autograd.grad(loss, self.weights, allow_unused=True), strict=True):
+            w.grad = g
+        if self.grad_clip:
+            clip_grad_norm_(self.weights, self.grad_clip)
+        self.weight_optimizer.step()
+        self.weight_optimizer.zero_grad()
+        return loss.detach()
+
+    def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
+        """Move alpha (and beta) along the validation loss' gradient."""
+        gradient = self.unrolled_gradient if self.unrolled else self.first_order_gradient
+        loss, grads = gradient(step, train, val)
+        parameters = self.relaxation.parameters()
+        for a, g in zip(parameters, grads, strict=True):
+            a.grad = g
+        if self.arch_grad_clip:
+            clip_grad_norm_(parameters, self.arch_grad_clip)
+        self.arch_optimizer.step()
+        self.arch_optimizer.zero_grad()
+        return loss
+
+    def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> tuple[Tensor, list[Tensor]]:
+        """L_val(w, alpha) and its gradient in alpha; no gradient of a weight is computed."""
+        loss = self._loss(step, val, Stream.VAL)
+        return loss.detach(), list(torch.autograd.grad(loss, self.relaxation.parameters()))
+
+    def unrolled_gradient(self, step: Tensor, train: Batch, val: Batch) -> tuple[Tensor, list[Tensor]]:
+        """L_val(w', alpha) and d/dalpha of it, w' = w - eta (momentum * buffer + dL_train/dw + decay * w).
+
+        d/dalpha L_val(w', alpha) - eta * (dL_train/dalpha at w + R v - the same at w - R v) / 2R, v = dL_val/dw'.
+        The weights are put back exactly.
+        """
+        (group,) = self.weight_optimizer.param_groups
+        eta, alpha = group["lr"], self.relaxation.parameters()
+        virtual = self._virtual_gradient(self._train_loss(step, train), group)
+        saved = [w.detach().clone() for w in self.weights]
+        try:
+            self._place(saved, virtual, -eta)
+            with frozen_buffers(self.supernet, self.objective):
+                loss = self._loss(step, val, Stream.VAL)
+                grads = torch.autograd.grad(loss, [*alpha, *self.weights], allow_unused=True, materialize_grads=True)
+            d_alpha, v = grads[: len(alpha)], list(grads[len(alpha) :])
+            R = FINITE_DIFFERENCE / torch.stack(torch._foreach_norm(v)).norm()
+            sides = []
+            for sign in (1, -1):
+                self._place(saved, v, sign * R)
+                sides.append(torch.autograd.grad(self._loss(step, train, Stream.TRAIN), alpha))
+        finally:
+            self._place(saved)
+        return loss.detach(), [d - eta * (plus - minus) / (2 * R) for d, plus, minus in zip(d_alpha, *sides, strict=True)]
+
+    def _virtual_gradient(self, loss: Tensor, group: dict) -> list[Tensor]:
+        """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of."""
+        grads = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+        virtual = []
+        for w, g in zip(self.weights, grads, strict=True):
+            buffer = self.weight_optimizer.state[w].get("momentum_buffer")
+            momentum = 0.0 if buffer is None else group["momentum"] * buffer
+            virtual.append(g + group["weight_decay"] * w.detach() + momentum)
+        return virtual
+
+    @torch.no_grad()
+    def _place(self, origin: list[Tensor], direction: list[Tensor] | None = None, scale: float | Tensor = 0.0) -> None:
+        """weights = origin + scale * direction, in place; without a direction, exactly origin."""
+        placed = origin if direction is None else [o + scale * d for o, d in zip(origin, direction, strict=True)]
+        torch._foreach_copy_(self.weights, placed)
+
+    def _train_loss(self, step: Tensor, train: Batch) -> Tensor:
+        """The training loss with alpha held constant."""
+        with torch.no_grad():
+            weights = self.relaxation.weights()
+        return self.objective(self.supernet, weights, train, step, Stream.TRAIN)
+
+    def _loss(self, step: Tensor, batch: Batch, stream: Stream) -> Tensor:
+        return self.objective(self.supernet, self.relaxation.weights(), batch, step, stream)
+
+
+@contextmanager
+def frozen_buffers(*modules: nn.Module) -> Iterator[None]:
+    """Inside, forwards may move the modules' buffers (BatchNorm's statistics); at the end they are as they were."""
+    buffers = [b for module in modules for b in module.buffers()]
+    saved = [b.clone() for b in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for b, s in zip(buffers, saved, strict=True):
+                b.copy_(s)

@@ -1,0 +1,76 @@
+"""Signs of a collapsing search: the figures of an epoch, and the sharpness of the validation loss in alpha."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastdarts.genotype import Genotype
+from fastdarts.spaces import CANDIDATES, KINDS, Kind, Space
+from fastdarts.supernet import CellWeights
+
+COLLAPSE_SKIPS = 5  # of a cell's eight operations: from here on a search is called collapsed
+
+
+def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: Genotype) -> dict[Kind, dict]:
+    """For each kind of cell: {"skips", "entropy", "skip_minus_conv"}.
+
+    skips            skip connections in the derived cell
+    entropy          of the candidates' weights, in nats, mean over the edges
+    skip_minus_conv  weight of skip minus the mean weight of the edge's convolutions, mean over the edges that have both
+                     (None if no edge has)
+    """
+    figures: dict[Kind, dict] = {}
+    for kind in KINDS:
+        p = weights[kind].ops.detach().double()
+        differences = []
+        for row, names in zip(p.tolist(), space.candidates(kind), strict=True):
+            by_family: dict[str, list[float]] = {}
+            for w, name in zip(row, names, strict=False):
+                by_family.setdefault(CANDIDATES[name].family, []).append(w)
+            if "skip" in by_family and "conv" in by_family:
+                conv = by_family["conv"]
+                differences.append(by_family["skip"][0] - sum(conv) / len(conv))
+        figures[kind] = {
+            "skips": genotype.operations(kind).count("skip_connect"),
+            "entropy": torch.special.entr(p).sum(1).mean().item(),
+            "skip_minus_conv": sum(differences) / len(differences) if differences else None,
+        }
+    return figures
+
+
+def dominant_eigenvalue(
+    gradient: Callable[[], list[Tensor]], parameters: list[Tensor], iterations: int = 10, radius: float = 1e-2
+) -> float:
+    """The eigenvalue of largest magnitude of the Hessian of a loss in `parameters` (R-DARTS' indicator of collapse).
+
+    gradient    returns the loss' gradient at the parameters' present values, each of its parameter's shape
+    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r)
+    Power iteration from a fixed direction; the parameters are put back exactly.
+    """
+    saved = [p.detach().clone() for p in parameters]
+    generator = torch.Generator().manual_seed(0)
+    v = [torch.randn(p.shape, generator=generator).to(p) for p in parameters]
+    value = 0.0
+
+    def gradient_at(sign: float) -> list[Tensor]:
+        with torch.no_grad():
+            for p, s, d in zip(parameters, saved, v, strict=True):
+                p.copy_(s + sign * radius * d)
+        return gradient()
+
+    try:
+        for _ in range(iterations):
+            norm = torch.stack([d.square().sum() for d in v]).sum().sqrt()
+            if not norm > 0:
+                return 0.0
+            v = [d / norm for d in v]
+            plus, minus = gradient_at(1.0), gradient_at(-1.0)
+            product = [(a - b) / (2 * radius) for a, b in zip(plus, minus, strict=True)]
+            value = sum(float((a * b).sum()) for a, b in zip(v, product, strict=True))
+            v = product
+    finally:
+        with torch.no_grad():
+            for p, s in zip(parameters, saved, strict=True):
+                p.copy_(s)
+    return value

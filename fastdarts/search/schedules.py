@@ -1,0 +1,13 @@
+"""Learning rates by epoch."""
+
+from math import cos, pi
+
+
+def learning_rate(epoch: int, epochs: int, base: float, minimum: float, warmup: int) -> float:
+    """Cosine from `base` towards `minimum` over `epochs`; in the first `warmup` epochs base * (epoch + 1) / warmup.
+
+    `epoch` counts from 0. As in PC-DARTS' ImageNet search the warm-up replaces the first epochs of the cosine.
+    """
+    if epoch < warmup:
+        return base * (epoch + 1) / warmup
+    return minimum + (base - minimum) * (1 + cos(pi * epoch / epochs)) / 2

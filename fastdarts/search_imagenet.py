@@ -1,0 +1,267 @@
+"""Architecture search on ImageNet-layout JPEGs, label-free by default: `python -m fastdarts.search_imagenet`.
+
+MAE-NAS with PC-DARTS' settings: masked reconstruction, partial channels, alpha on images of its own.
+"""
+
+import hashlib
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdarts import engine
+from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings
+from fastdarts.data import DataError, EvalLoader, FolderLoader, ImageIndex, read_list, sample_root, subsets, verify, write_list
+from fastdarts.engine import RunFolder, RunFolderError
+from fastdarts.objectives import Classification, MaskedReconstruction, Objective
+from fastdarts.ops.backend import BackendUnavailable, choose
+from fastdarts.ops.patch_mask import num_masked
+from fastdarts.ops.philox import Stream
+from fastdarts.search import Search, SoftmaxRelaxation
+from fastdarts.session import Session
+from fastdarts.spaces import KINDS, S0
+from fastdarts.supernet import Supernet
+
+PROG = "python -m fastdarts.search_imagenet"
+NOT_IMAGENET = "No --data: this searches a generated sample of textures and shapes, NOT ImageNet."
+log = logging.getLogger("fastdarts")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, 2 for wrong input (one line on stderr), 130 when interrupted."""
+    given = SearchImagenetSettings.given(argv, PROG, __doc__)
+    engine.log_to_terminal()
+    try:
+        run(resolve(given))
+    except (ConfigError, DataError, RunFolderError, BackendUnavailable) as error:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted; the same command with --save of this run's folder continues it", file=sys.stderr)
+        return 130
+    return 0
+
+
+def resolve(given: dict[str, Any]) -> SearchImagenetSettings:
+    """The settings that a command line stands for. Raises ConfigError."""
+    values = SAMPLE_RECIPE | given
+    if given.get("data") is not None:
+        values = given | {"data": str(Path(given["data"]).expanduser().absolute())}
+    if "epochs" in given:  # alpha's start and the warm-up, in PC-DARTS' proportion: 35 and 5 of 50
+        values = values | {"begin": given["epochs"] * 35 // 50, "warmup_epochs": given["epochs"] * 5 // 50} | given
+    settings = SearchImagenetSettings.make(values)
+    if settings.objective == "mae":
+        _check_patches(settings.image_size, settings.patch_size, settings.mask_ratio)
+    settings = replace(settings, device=_device(settings.device))
+    try:
+        choose("patch_mask", settings.backend, torch.device(settings.device), torch.float32)
+    except ValueError as error:
+        raise ConfigError(f"--backend: {error}") from error
+    return settings
+
+
+def run(settings: SearchImagenetSettings) -> None:
+    """Search as `settings` say: make or continue the run folder, or, with dry_run, only tell what would be done."""
+    if settings.data is None:
+        log.info(NOT_IMAGENET)
+    name = f"search-imagenet-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = RunFolder.open(Path(settings.save or name), settings)
+    index = ImageIndex.from_root(settings.data or sample_root())
+    _check_unchanged(index, folder)
+    train, val = _splits(settings, index, folder)
+    excluded: list[tuple[str, str]] = []
+    if folder.saved is None and not settings.dry_run:
+        train, val, excluded = _without_bad_files(index, train, val)
+    images = (len(train), len(val))
+    workers = settings.workers if settings.workers >= 0 else max(1, min(8, torch.get_num_threads() - 1))
+    common = {"batch_size": settings.batch_size, "image_size": settings.image_size, "workers": workers}
+    with (
+        FolderLoader(index, train, stream=Stream.TRAIN, seed=settings.seed, **common) as train_loader,
+        FolderLoader(index, val, stream=Stream.VAL, seed=settings.seed, **common) as val_loader,
+    ):
+        plan = _plan(settings, index, train_loader, val_loader, images)
+        if settings.dry_run:
+            log.info(plan)
+            return
+        torch.manual_seed(settings.seed)
+        supernet, objective = build(settings, len(index.classes))
+        supernet.to(settings.device, memory_format=torch.channels_last)
+        objective.to(settings.device)
+        eval_loader = EvalLoader(index, val, **common)
+        search = Search(supernet, objective, train_loader, val_loader, settings, eval_loader=eval_loader)
+        if folder.saved is None:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            write_list(folder["train.txt"], index, train)
+            write_list(folder["val.txt"], index, val)
+            engine.write_text(folder["excluded.txt"], "".join(f"{name}\t{reason}\n" for name, reason in excluded))
+            folder.create(_facts(settings, index, images, len(excluded)))
+        engine.log_to_file(folder["log.txt"])
+        log.info(plan)
+        log.info(f"run folder {folder.path}, {engine.commit()}")
+        report = Session(search, folder, settings, eval_loader).run()
+        log.info(f"{search.genotype()}\nreport {report}")
+
+
+def build(settings: SearchImagenetSettings, num_classes: int) -> tuple[Supernet, Objective]:
+    """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit."""
+    try:
+        supernet = Supernet(
+            S0,
+            C=settings.init_channels,
+            layers=settings.layers,
+            stem="imagenet",
+            partial_channels=settings.partial_channels,
+            channel_sampling=settings.channel_sampling,
+            seed=settings.seed,
+        )
+        if settings.objective == "supervised":
+            objective: Objective = Classification(supernet, num_classes)
+        else:
+            objective = MaskedReconstruction(
+                supernet.tap_channels,
+                mask_ratio=settings.mask_ratio,
+                patch_size=settings.patch_size,
+                mask_token=settings.mask_token,
+                norm=settings.loss,
+                seed=settings.seed,
+                backend=settings.backend,
+            )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if settings.image_size % supernet.multiple:
+        fits = f"a multiple of {supernet.multiple} is needed"
+        raise ConfigError(f"--image_size {settings.image_size} does not fit the stem and two reductions: {fits}")
+    return supernet, objective
+
+
+def _check_patches(image_size: int, patch_size: int, ratio: float) -> None:
+    """Raise ConfigError unless patches tile the image and some, but not all, are hidden."""
+    if image_size % patch_size:
+        raise ConfigError(f"--patch_size {patch_size} does not divide --image_size {image_size}")
+    patches = (image_size // patch_size) ** 2
+    if not 0 < (hidden := num_masked(ratio, patches)) < patches:
+        raise ConfigError(f"--mask_ratio {ratio} hides {hidden} of an image's {patches} patches: hide some, not all")
+
+
+def _device(name: str) -> str:
+    """The device that `name` stands for, tried out. Raises ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.empty(0, device=name).device)
+    except (RuntimeError, AssertionError) as error:  # torch's two ways to say: no such device
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
+
+
+def _splits(settings: SearchImagenetSettings, index: ImageIndex, folder: RunFolder) -> tuple[Tensor, Tensor]:
+    """The images of both splits: a continued run's own, the lists that were given, or drawn by class."""
+    if folder.saved is not None:
+        return read_list(folder["train.txt"], index), read_list(folder["val.txt"], index)
+    if settings.train_list is None and settings.val_list is None:
+        return subsets(index, settings.train_fraction, settings.val_fraction, settings.seed)
+    if settings.train_list is None or settings.val_list is None:
+        raise ConfigError("--train_list and --val_list belong together: give both or none")
+    train, val = read_list(settings.train_list, index), read_list(settings.val_list, index)
+    if common := set(train.tolist()) & set(val.tolist()):
+        raise ConfigError(f"--train_list and --val_list share {len(common)} images, {index.files[min(common)]} first")
+    return train, val
+
+
+def _without_bad_files(index: ImageIndex, train: Tensor, val: Tensor) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+    """Decode every chosen file once; returns both splits without the bad ones, and those with their reasons."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            log.info(f"checking files: {done} of {total}")
+
+    good, bad = verify(index, torch.cat([train, val]), torch.get_num_threads(), progress)
+    for name, reason in bad:
+        log.warning(f"left out: {name}: {reason}")
+    if bad:
+        log.warning(f"{len(bad)} of {len(train) + len(val)} files cannot be decoded and are left out")
+    return train[torch.isin(train, good)], val[torch.isin(val, good)], bad
+
+
+def _plan(
+    settings: SearchImagenetSettings,
+    index: ImageIndex,
+    train_loader: FolderLoader,
+    val_loader: FolderLoader,
+    images: tuple[int, int],
+) -> str:
+    """What will be done, in a few lines."""
+    with torch.device("meta"):
+        supernet, objective = build(replace(settings, backend="definition"), len(index.classes))
+    relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
+    memory = engine.step_bytes(supernet, objective, relaxation, engine.meta_batch(settings.batch_size, settings.image_size))
+    steps = len(train_loader)
+    moving = max(settings.epochs - settings.begin, 0)
+    passes = settings.batch_size * steps * (settings.epochs + moving)
+    weights = sum(w.numel() for w in supernet.parameters())
+    lines = [
+        f"objective {settings.objective}, space {S0.name}, {settings.layers} cells, C = {settings.init_channels}, "
+        f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
+        f"images {images[0]} train + {images[1]} val of {len(index)} in {len(index.classes)} classes, "
+        f"{settings.image_size} px, batch {settings.batch_size}",
+        f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
+        f"{moving} (--begin {settings.begin}); {passes} image passes forward and backward",
+        f"memory about {memory / 2**30:.2f} GiB for a step",
+    ]
+    if not moving:
+        lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
+    if settings.data is not None and settings.batch_size != 1024 and settings.learning_rate == 0.5:
+        scaled = settings.learning_rate * settings.batch_size / 1024
+        lines.append(
+            f"note: --learning_rate 0.5 is the published one for batch 1024; in proportion, {settings.batch_size} "
+            f"images would take {scaled:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _facts(settings: SearchImagenetSettings, index: ImageIndex, images: tuple[int, int], excluded: int) -> dict[str, Any]:
+    """The content of settings.json."""
+    return {
+        "command": "search_imagenet",
+        "settings": asdict(settings),
+        "data": {
+            "root": str(index.root),
+            "is_sample": settings.data is None,
+            "train_images": images[0],
+            "val_images": images[1],
+            "excluded": excluded,
+            "files": len(index),
+            "sha256": _fingerprint(index),
+        },
+        "candidates": {kind: S0.candidates(kind) for kind in KINDS},
+        "commit": engine.commit(),
+        "versions": engine.versions(),
+        "machine": engine.machine(),
+    }
+
+
+def _fingerprint(index: ImageIndex) -> str:
+    """Of the names of all images: an image's number, and with it its randomness, depends on all of them."""
+    return hashlib.sha256("\n".join(index.files).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _check_unchanged(index: ImageIndex, folder: RunFolder) -> None:
+    """Raise RunFolderError if a continued run began with other files."""
+    if folder.saved is not None and folder.saved["data"]["sha256"] != _fingerprint(index):
+        then = folder.saved["data"]["files"]
+        raise RunFolderError(
+            f"the files under {index.root} are not those that {folder.path} began with ({then} then, {len(index)} "
+            "now), so its images would change: put them back, or begin in another folder"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Drives CMake for the native module and maps kernels/ to fastdarts.kernels; all else is in pyproject.toml."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+
+
+class CMakeBuild(build_ext):
+    """Builds fastdarts/_C and fastdarts/_build.json; lacking torch or a tool, records that sentence and goes on."""
+
+    def run(self) -> None:
+        module = Path(self.get_ext_fullpath("fastdarts._C"))
+        record = module.with_name("_build.json")
+        module.parent.mkdir(parents=True, exist_ok=True)
+        if sentence := lacking():
+            print(f"fastdarts: installing without the native module: {sentence}", file=sys.stderr)
+            record.write_text(json.dumps({"skipped": sentence}) + "\n", encoding="utf-8")
+            return
+        build = build_folder()
+        configure = [find("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", *definitions()]
+        for command in ([*configure, *shlex.split(os.environ.get("CMAKE_ARGS", ""))], [find("cmake"), "--build", build]):
+            if subprocess.run(command).returncode:
+                raise CompileError(f"the native module failed to build: {shlex.join(map(str, command))}")
+        shutil.copy(build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", module)
+        shutil.copy(build / "_build.json", record)
+
+
+def find(tool: str) -> str | None:
+    """The program's path: this environment's (activated or not), else the one on PATH."""
+    return shutil.which(tool, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
+
+
+def lacking() -> str | None:
+    """Why nothing native can be built here, or None."""
+    again = "then run: pip install --no-build-isolation -e ."
+    for package in ("torch", "pybind11"):
+        if find_spec(package) is None:
+            return f"{package} is not importable during the build; install it here, {again}"
+    for tool in ("cmake", "ninja"):
+        if find(tool) is None:
+            return f"{tool} is not found; pip install {tool}, {again}"
+    compilers = shlex.split(os.environ.get("CXX", ""))[:1] or ["c++", "g++", "clang++"]
+    if not any(map(find, compilers)):
+        return f"no C++ compiler is found ({', '.join(compilers)}); install one, {again}"
+    return None
+
+
+def build_folder() -> Path:
+    """Where CMake works: one folder for each Python and torch, kept, so that a second build compiles what changed."""
+    import torch
+
+    return ROOT / "build" / f"native-{sys.implementation.cache_tag}-torch-{torch.__version__}"
+
+
+def definitions() -> list[str]:
+    """What CMakeLists.txt is told."""
+    import pybind11
+    import torch
+
+    home = Path(torch.__file__).parent
+    includes = [home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include")]
+    git = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", "HEAD"]
+    has_git = (ROOT / ".git").exists() and find("git")
+    facts = {
+        "CMAKE_MAKE_PROGRAM": find("ninja"),
+        "MODULE_SUFFIX": sysconfig.get_config_var("EXT_SUFFIX"),
+        "INCLUDES": ";".join(map(str, [pybind11.get_include(), *includes])),
+        "TORCH_LIB": home / "lib",
+        "TORCH_VERSION": torch.__version__,
+        "TORCH_CUDA": torch.version.cuda or "",
+        "PYTHON_VERSION": sysconfig.get_python_version(),
+        "COMMIT": subprocess.run(git, capture_output=True, text=True).stdout.strip() if has_git else "",
+    }
+    return [f"-D{name}={value}" for name, value in facts.items()]
+
+
+setup(
+    packages=[*find_packages(include=["fastdarts", "fastdarts.*"]), "fastdarts.kernels"],
+    package_dir={"fastdarts.kernels": "kernels"},
+    ext_modules=[Extension("fastdarts._C", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+)

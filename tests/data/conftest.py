@@ -1,0 +1,68 @@
+"""Small folders of images, made for each test."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastdarts.data import sample_root
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """Smooth colours with some noise, RGB."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    pixels = np.stack([np.sin(5 * x + seed), np.cos(7 * y), np.sin(3 * (x + y) - seed)], -1) * 100 + 128
+    return Image.fromarray((pixels + rng.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Callable[..., Path]:
+    """tree(cat=3, dog=2) writes ROOT/train/cat/cat_0.JPEG, ... and returns ROOT."""
+
+    def write(**classes: int) -> Path:
+        for name, count in classes.items():
+            folder = tmp_path / "train" / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                picture(40 + 3 * (i % 20), 80 - 2 * (i % 20), i).save(folder / f"{name}_{i}.JPEG")
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ROOT of the generated sample, in a cache of its own."""
+    return sample_root(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user may enter; pytest's own are for their owner."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def nobody() -> Callable[[], AbstractContextManager[None]]:
+    """`with nobody():` runs as a user whom permissions bind, where this one is root."""
+
+    @contextmanager
+    def switch() -> Iterator[None]:
+        user = os.geteuid()
+        os.seteuid(user or 65534)
+        try:
+            yield
+        finally:
+            os.seteuid(user)
+
+    return switch

@@ -1,0 +1,213 @@
+"""The torchvision route: order, ranks, resuming, pixels, errors."""
+
+import builtins
+import gc
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdarts.batch import Batch
+from fastdarts.data import BatchSampler, DataError, EvalLoader, FolderLoader, ImageIndex, crop_box, crop_words, flips
+from fastdarts.ops.philox import Stream, philox4x32
+
+functional = pytest.importorskip("torchvision.transforms.v2.functional")
+Tree = Callable[..., Path]
+
+
+def loader(index: ImageIndex, **changes: Any) -> FolderLoader:
+    """Batches of 6 at 32 pixels from all images."""
+    settings = {"stream": Stream.TRAIN, "seed": 11, "batch_size": 6, "image_size": 32, "workers": 0} | changes
+    return FolderLoader(index, torch.arange(len(index)), **settings)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(x.equal(y) for x, y in zip(a, b, strict=True))
+
+
+def test_order_is_that_of_the_words() -> None:
+    """Against the counter written out: word 0 of (0, image, epoch, purpose ORDER 1 + 256 * stream VAL 1)."""
+    images = [3, 4, 8, 15, 16, 23, 42]
+    sampler = BatchSampler(torch.tensor(images[::-1]), stream=Stream.VAL, seed=9, batch_size=2)
+    for epoch in (0, 5):
+        words = {i: philox4x32(torch.tensor([0, i, epoch, 257]), 9)[0].item() for i in images}
+        order = sorted(images, key=words.__getitem__)
+        assert sampler.order(epoch).tolist() == order
+        for part in range(3):  # the seventh image is left to other epochs
+            number, batch = sampler.batch(3 * epoch + part)
+            assert number == epoch and batch.tolist() == order[2 * part : 2 * part + 2]
+    assert len(sampler) == 3
+
+
+def test_order_is_a_permutation_that_changes() -> None:
+    indices = torch.arange(0, 500, 5)
+    sampler = BatchSampler(indices, stream=Stream.TRAIN, seed=0, batch_size=10)
+    orders = [sampler.order(epoch) for epoch in range(3)]
+    assert all(order.sort().values.equal(indices) for order in orders)
+    assert not orders[0].equal(orders[1]) and not orders[1].equal(orders[2]) and not orders[0].equal(indices)
+    other = BatchSampler(indices, stream=Stream.TRAIN, seed=1, batch_size=10)
+    assert not other.order(0).equal(orders[0])
+
+
+def test_batches_do_not_depend_on_world_size(tree: Tree) -> None:
+    index = ImageIndex.from_root(tree(a=7, b=6))
+    whole = loader(index)
+    ranks = [loader(index, rank=rank, world_size=3) for rank in range(3)]
+    assert {len(part) for part in (whole, *ranks)} == {2}
+    for _ in range(3):
+        expected, parts = next(whole), [next(part) for part in ranks]
+        for field, shares in zip(expected, zip(*parts, strict=True), strict=True):
+            assert torch.stack(shares, 1).flatten(0, 1).equal(field)  # rank r has images r, r + 3, ...
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_is_bit_identical(workers: int, tree: Tree) -> None:
+    index = ImageIndex.from_root(tree(a=7, b=6))
+    whole = loader(index)
+    expected = [next(whole) for _ in range(7)]
+    with loader(index, workers=workers) as first:
+        for batch in expected[:3]:
+            assert same(next(first), batch)
+        state = first.state_dict()
+        assert state == {"batch": 3}  # whatever the workers have prepared
+        next(first)
+        first.load_state_dict(state)  # back by one
+        assert same(next(first), expected[3])
+    with loader(index, workers=2 - workers) as second:
+        second.load_state_dict(state)
+        for batch in expected[3:]:
+            assert same(next(second), batch)
+    assert same(next(loader(index, start=5)), expected[5])
+
+
+def test_pixels_labels_and_flips(tree: Tree) -> None:
+    """Each image equals torchvision's resized crop of its box, unflipped, in uint8 NHWC."""
+    index = ImageIndex.from_root(tree(a=5, b=4))
+    batches = loader(index, seed=5)
+    for epoch in range(2):
+        batch = next(batches)
+        assert batch.images.shape == (6, 32, 32, 3) and batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous() and batch.index.dtype == batch.labels.dtype == torch.int64
+        assert batch.labels.equal(index.labels[batch.index])
+        assert batch.flip.equal(flips(5, Stream.TRAIN, epoch, batch.index))
+        words = crop_words(5, Stream.TRAIN, epoch, batch.index).tolist()
+        for i, number in enumerate(batch.index.tolist()):
+            image = Image.open(index.path(number)).convert("RGB")
+            top, left, h, w = crop_box(words[i], image.width, image.height)
+            theirs = functional.resized_crop(image, top, left, h, w, [32, 32], antialias=True)
+            assert np.array_equal(batch.images[i].numpy(), np.asarray(theirs))
+
+
+def test_scale_and_centre_view(tree: Tree) -> None:
+    index = ImageIndex.from_root(tree(a=6))
+    narrow = next(loader(index, scale=(0.9, 1.0)))
+    assert not narrow.images.equal(next(loader(index)).images)
+    centre, again = (next(loader(index, train=False, start=start)) for start in (0, 1))
+    assert not centre.flip.any() and not again.flip.any()
+    assert centre.images[centre.index.argsort()].equal(again.images[again.index.argsort()])  # no chance in it
+    assert not centre.index.equal(again.index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation(workers: int, tree: Tree) -> None:
+    index = ImageIndex.from_root(tree(a=7, b=6))
+    chosen = torch.tensor([12, 0, 3, 7, 5])
+    loader = EvalLoader(index, chosen, batch_size=2, image_size=28, workers=workers)
+    for _ in range(2):
+        batches = list(loader)
+        assert [batch.index.tolist() for batch in batches] == [[0, 3], [5, 7], [12]]
+        assert len(loader) == 3 and not torch.cat([batch.flip for batch in batches]).any()
+        image = Image.open(index.path(7)).convert("RGB")
+        theirs = functional.center_crop(functional.resize(image, [32]), [28, 28])
+        assert np.array_equal(batches[1].images[1].numpy(), np.asarray(theirs))
+        assert batches[1].labels.tolist() == [0, 1]
+    ranks = [EvalLoader(index, chosen, batch_size=2, image_size=28, workers=0, rank=r, world_size=2) for r in range(2)]
+    assert [[b.index.tolist() for b in part] for part in ranks] == [[[0], [5], [12]], [[3], [7]]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_breaks_later(workers: int, tree: Tree) -> None:
+    """A DataError in this process, in one line, and the loader can go on when the file is back."""
+    root = tree(a=6)
+    index = ImageIndex.from_root(root)
+    path = root / "train/a/a_3.JPEG"
+    data = path.read_bytes()
+    expected = next(loader(index))
+    path.write_bytes(data[:900])
+    evaluation = EvalLoader(index, torch.arange(6), batch_size=6, image_size=28, workers=workers)
+    with loader(index, workers=workers) as batches:
+        for attempt in (lambda: next(batches), lambda: list(evaluation)):
+            with pytest.raises(DataError, match=r"cannot decode .*a_3\.JPEG: .*truncated") as caught:
+                attempt()
+            assert "\n" not in str(caught.value)
+        path.write_bytes(data)
+        assert same(next(batches), expected)
+    path.unlink()
+    with loader(index, workers=workers) as batches, pytest.raises(DataError, match=r"a_3\.JPEG: No such file"):
+        next(batches)
+
+
+def test_batch_that_does_not_fit(tree: Tree) -> None:
+    index = ImageIndex.from_root(tree(a=6))
+    assert len(loader(index)) == 1
+    with pytest.raises(DataError, match=r"batch_size is 7 but the train split has 6 images: .* larger train_fraction"):
+        loader(index, batch_size=7)
+    with pytest.raises(DataError, match=r"the val split has 6 images: .* val_fraction"):
+        loader(index, batch_size=0, stream=Stream.VAL)
+    with pytest.raises(DataError, match="batch_size 6 cannot be shared equally by 4 ranks"):
+        loader(index, world_size=4)
+
+
+def test_without_torchvision(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = ImageIndex.from_root(tree(a=6))
+    real = builtins.__import__
+
+    def fail(error: Exception) -> None:
+        def importing(name: str, *args: Any) -> Any:
+            if name.startswith("torchvision"):
+                raise error
+            return real(name, *args)
+
+        monkeypatch.setattr(builtins, "__import__", importing)
+
+    fail(ModuleNotFoundError("No module named 'torchvision'"))
+    with pytest.raises(DataError, match="torchvision is missing: pip install torchvision"):
+        loader(index)
+    fail(RuntimeError("operator torchvision::nms does not exist"))
+    with pytest.raises(DataError, match="does not fit torch"):
+        EvalLoader(index, torch.arange(6), batch_size=2, image_size=28, workers=0)
+
+
+def test_workers_end_and_global_randomness_is_untouched(tree: Tree) -> None:
+    index = ImageIndex.from_root(tree(a=6))
+    before = torch.get_rng_state()
+    batches = loader(index, workers=2)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+    forgotten = loader(index, workers=1)
+    next(forgotten)
+    del forgotten
+    gc.collect()
+    assert not multiprocessing.active_children()
+    list(EvalLoader(index, torch.arange(6), batch_size=2, image_size=28, workers=1))
+    assert not multiprocessing.active_children()
+    assert torch.get_rng_state().equal(before)
+
+
+def test_real_odd_files(shared_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/odd").symlink_to((shared_data / "imagenet_sample/odd").resolve())
+    index = ImageIndex.from_root(tmp_path)
+    with loader(index, batch_size=33, image_size=64, workers=2) as batches:
+        batch = next(batches)
+    assert batch.images.shape == (33, 64, 64, 3) and sorted(batch.index.tolist()) == list(range(33))
+    gray = index.files.index("train/odd/n02692877_airship.JPEG")
+    pixels = batch.images[batch.index == gray]
+    assert pixels[..., 0].equal(pixels[..., 1]) and pixels[..., 1].equal(pixels[..., 2])

@@ -1,0 +1,133 @@
+"""Listing an ImageNet-layout folder, and what is said about a wrong one."""
+
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from fastdarts.data import DataError, ImageIndex
+from fastdarts.data.index import EXTENSIONS
+
+Tree = Callable[..., Path]
+Nobody = Callable[[], AbstractContextManager[None]]
+
+
+def test_numbering_is_by_class_then_name(tree: Tree) -> None:
+    root = tree(**{"b": 2, "a-b": 1, "a": 2})  # as path strings, a-b/ would come before a/
+    index = ImageIndex.from_root(root)
+    assert index.classes == ("a", "a-b", "b")
+    expected = ("a/a_0", "a/a_1", "a-b/a-b_0", "b/b_0", "b/b_1")
+    assert index.files == tuple(f"train/{name}.JPEG" for name in expected)
+    assert index.labels.tolist() == [0, 0, 1, 2, 2]
+    assert len(index) == 5 and index.root == root
+    assert Path(index.path(3)) == root / "train/b/b_0.JPEG"
+
+
+def test_agrees_with_torchvision(sample: Path) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    theirs = datasets.ImageFolder(sample / "train")
+    ours = ImageIndex.from_root(sample)
+    assert list(ours.classes) == theirs.classes
+    assert [(ours.path(i), ours.labels[i].item()) for i in range(len(ours))] == theirs.samples
+    assert EXTENSIONS == datasets.folder.IMG_EXTENSIONS
+
+
+def test_what_counts_as_an_image(tree: Tree) -> None:
+    root = tree(a=1)
+    for name in ("x.png", "y.WebP", "z.JpG", "notes.txt", ".hidden.JPEG", "data.npz"):
+        (root / "train/a" / name).touch()
+    (root / "train/a/folder.jpg").mkdir()
+    (root / "train/.cache").mkdir()
+    os.mkfifo(root / "train/a/pipe.jpg")
+    (root / "train/a/broken.jpg").symlink_to(root / "nowhere")
+    index = ImageIndex.from_root(root)
+    assert [Path(f).name for f in index.files] == ["a_0.JPEG", "broken.jpg", "x.png", "y.WebP", "z.JpG"]
+    assert index.classes == ("a",)
+
+
+def test_another_split(tree: Tree) -> None:
+    root = tree(a=2)
+    (root / "train").rename(root / "val")
+    assert ImageIndex.from_root(root, "val").files == ("val/a/a_0.JPEG", "val/a/a_1.JPEG")
+
+
+def test_empty_classes_and_loose_images_are_named_and_left_out(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+    root = tree(a=1, b=0, c=1)
+    shutil.copy(root / "train/a/a_0.JPEG", root / "train/loose.JPEG")
+    index = ImageIndex.from_root(root)
+    assert index.classes == ("a", "c") and index.labels.tolist() == [0, 1]
+    assert "1 class folders hold no images and are left out: b" in caplog.text
+    assert "1 images beside the class folders are left out: loose.JPEG" in caplog.text
+
+
+def refusal(root: Path) -> str:
+    """The one line that from_root refuses `root` with."""
+    with pytest.raises(DataError) as caught:
+        ImageIndex.from_root(root)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_missing_root(tmp_path: Path) -> None:
+    assert f"cannot read {tmp_path / 'nothing'}: No such file or directory" in refusal(tmp_path / "nothing")
+
+
+def test_root_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "images.tar").touch()
+    assert "Not a directory" in refusal(tmp_path / "images.tar")
+
+
+def test_missing_train(tmp_path: Path) -> None:
+    assert "has no folder 'train': expected ROOT/train/CLASS/*.JPEG, found nothing" in refusal(tmp_path)
+    (tmp_path / "training/cat").mkdir(parents=True)
+    assert "found training/cat" in refusal(tmp_path)
+
+
+def test_root_is_the_train_folder(tree: Tree) -> None:
+    root = tree(a=1, b=1)
+    assert f"looks like a train folder itself; give its parent {root}" in refusal(root / "train")
+    (root / "train").rename(root / "mine")
+    assert "looks like a train folder itself; move it to ROOT/train and give ROOT" in refusal(root / "mine")
+
+
+def test_root_is_a_class_folder(tree: Tree) -> None:
+    assert "2 images lie directly in it; arrange them as ROOT/train/CLASS/a_0.JPEG" in refusal(tree(a=2) / "train/a")
+
+
+def test_flat_train(tree: Tree) -> None:
+    root = tree(a=2)
+    (root / "train").rename(root / "old")
+    (root / "old/a").rename(root / "train")
+    message = refusal(root)
+    assert f"{root / 'train'} is flat, its 2 images lie directly in it: move each into the folder" in message
+    assert "train/CLASS/a_0.JPEG" in message
+
+
+def test_flat_val(tree: Tree) -> None:
+    root = tree(a=2, b=2)
+    shutil.copytree(root / "train/a", root / "val")
+    message = refusal(root)
+    assert f"{root / 'val'} is flat" in message and "only 'train' is read" in message
+    (root / "val").rename(root / "train/c")
+    assert len(ImageIndex.from_root(root)) == 6
+
+
+def test_no_images(tree: Tree) -> None:
+    root = tree(a=0)
+    assert f"no images in {root / 'train'}: expected train/CLASS/*.JPEG, found a" in refusal(root)
+    (root / "train/a/images").mkdir()  # as Tiny-ImageNet has it
+    assert "found a/images" in refusal(root)
+    shutil.rmtree(root / "train/a")
+    assert "found nothing" in refusal(root)
+
+
+def test_unreadable_folder(public: Path, nobody: Nobody) -> None:
+    locked = public / "train/a"
+    locked.mkdir(parents=True)
+    locked.chmod(0)
+    with nobody():
+        assert f"cannot read {locked}: Permission denied" in refusal(public)

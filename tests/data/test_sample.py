@@ -1,0 +1,93 @@
+"""The generated sample: what it is, that it is the same each time, that a damaged one is repaired."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdarts.data import DataError, ImageIndex, sample_root, verify
+from fastdarts.data.sample import MANIFEST
+from fastdarts.data.textures import PATTERNS, texture
+
+
+def test_what_it_is(sample: Path) -> None:
+    index = ImageIndex.from_root(sample)
+    assert index.classes == tuple(PATTERNS) and len(PATTERNS) == 10
+    assert index.labels.bincount().tolist() == [100] * 10
+    good, bad = verify(index, torch.arange(len(index)), 2)
+    assert len(good) == 1000 and not bad
+    gray, sizes = 0, []
+    for i in range(len(index)):
+        with Image.open(index.path(i)) as image:
+            assert image.format == "JPEG"
+            gray += image.mode == "L"
+            sizes += image.size
+    assert 40 <= gray <= 130 and min(sizes) == 96 and max(sizes) == 160
+
+
+def test_neighbours_tell_what_is_hidden(sample: Path) -> None:
+    """A pixel 6 pixels away is a far better guess than the mean colour: masked reconstruction can be learned."""
+    index = ImageIndex.from_root(sample)
+    near = far = 0.0
+    for i in range(0, len(index), 10):
+        with Image.open(index.path(i)) as image:
+            pixels = np.asarray(image.convert("RGB"), np.float32)
+        near += abs(pixels[:, 6:] - pixels[:, :-6]).mean()
+        far += abs(pixels - pixels.mean((0, 1))).mean()
+    assert near < 0.5 * far
+
+
+def test_images_differ_and_repeat() -> None:
+    for name in PATTERNS:
+        first, second = texture(name, 0), texture(name, 1)
+        assert texture(name, 0).tobytes() == first.tobytes()
+        assert first.tobytes() != second.tobytes()
+    assert texture("dots", 0).tobytes() != texture("rings", 0).tobytes()
+
+
+def test_two_processes_write_the_same_sample(sample: Path, tmp_path: Path) -> None:
+    """Both at once into one cache, given by the environment: neither fails, one sample lies there, as everywhere."""
+    program = "from fastdarts.data import sample_root; print(sample_root())"
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    outputs = {process.communicate(timeout=120)[0].strip() for process in processes}
+    assert outputs == {str(tmp_path / "fastdarts" / sample.name)} and not any(p.returncode for p in processes)
+    assert (Path(outputs.pop()) / MANIFEST).read_bytes() == (sample / MANIFEST).read_bytes()
+    assert {path.name for path in (tmp_path / "fastdarts").iterdir()} == {sample.name, f"{sample.name}.lock"}
+
+
+def test_an_intact_cache_is_left_alone_and_a_damaged_one_repaired(sample: Path) -> None:
+    manifest = (sample / MANIFEST).read_bytes()
+    victim = sample / "train/dots/dots_0007.JPEG"
+    data = victim.read_bytes()
+    written = victim.stat().st_mtime_ns
+    assert sample_root(sample.parent) == sample and victim.stat().st_mtime_ns == written
+    victim.write_bytes(data[:-1])
+    (sample / "train/dots/extra.JPEG").write_bytes(data)
+    (sample.parent / f"{sample.name}.new").mkdir()  # of a process that was killed
+    assert sample_root(sample.parent) == sample
+    assert victim.read_bytes() == data and not (sample / "train/dots/extra.JPEG").exists()
+    assert (sample / MANIFEST).read_bytes() == manifest
+    assert not (sample.parent / f"{sample.name}.new").exists()
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot write the generated sample .* set XDG_CACHE_HOME"):
+        sample_root(tmp_path / "file")
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(DataError, match="no home folder"):
+        sample_root()

@@ -1,0 +1,120 @@
+"""Class-balanced, disjoint subsets, and the lists that they are kept as."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdarts.data import DataError, ImageIndex, read_list, subsets, write_list
+from fastdarts.ops.philox import philox4x32
+
+
+def index_of(*counts: int) -> ImageIndex:
+    """An index of classes of these sizes, without files."""
+    classes = tuple(f"c{i}" for i in range(len(counts)))
+    files = tuple(f"train/{name}/{i}.JPEG" for name, n in zip(classes, counts, strict=True) for i in range(n))
+    return ImageIndex(Path("root"), classes, files, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
+
+
+def test_sizes_are_rounded_by_class() -> None:
+    index = index_of(1300, 732, 25, 3, 2, 1)
+    train, val = subsets(index, 0.1, 0.025, seed=0)
+    assert index.labels[train].bincount().tolist() == [130, 73, 3, 1, 1, 1]  # 73.2, 2.5, 0.3, 0.2, 0.1
+    assert index.labels[val].bincount().tolist() == [33, 18, 1, 1, 1]  # 32.5, 18.3, 0.6
+    both = torch.cat((train, val))
+    assert len(both.unique()) == len(both)
+    assert train.dtype == val.dtype == torch.int64
+    assert train.equal(train.sort().values) and val.equal(val.sort().values)
+
+
+def test_halves_share_out_everything() -> None:
+    index = index_of(10, 7, 2)
+    train, val = subsets(index, 0.5, 0.5, seed=3)
+    assert index.labels[train].bincount().tolist() == [5, 4, 1]
+    assert index.labels[val].bincount().tolist() == [5, 3, 1]
+    assert torch.cat((train, val)).sort().values.equal(torch.arange(19))
+    assert index.labels[subsets(index, 0.9, 0.1, seed=3)[1]].bincount().tolist() == [1, 1, 1]
+
+
+def test_chosen_by_the_smallest_words() -> None:
+    """Against the counter written out: word 0 of (0, image, time 0, purpose SUBSET 0 + 256 * stream TRAIN 0)."""
+    index = index_of(6, 5)
+    words = [philox4x32(torch.tensor([0, i, 0, 0]), 42)[0].item() for i in range(11)]
+    first, second = sorted(range(6), key=words.__getitem__), sorted(range(6, 11), key=words.__getitem__)
+    train, val = subsets(index, 0.34, 0.2, seed=42)
+    assert train.tolist() == sorted(first[:2] + second[:2]) and val.tolist() == sorted(first[2:3] + second[2:3])
+
+
+def test_seeds() -> None:
+    index = index_of(100, 100)
+
+    def drawn(seed: int) -> tuple[Tensor, Tensor]:
+        return subsets(index, 0.2, 0.2, seed)
+
+    assert all(a.equal(b) for a, b in zip(drawn(1), drawn(1), strict=True))
+    assert not drawn(1)[0].equal(drawn(2)[0])
+    assert drawn(2**64 - 1)[0].shape == (40,)
+
+
+@pytest.mark.parametrize("fractions", [(0.8, 0.3), (0.6, 0.41)])
+def test_overlap(fractions: tuple[float, float]) -> None:
+    with pytest.raises(DataError, match="fractions overlap"):
+        subsets(index_of(10), *fractions, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "named"),
+    [((0.0, 0.1), "train"), ((1.0, 0.1), "train"), ((0.1, -0.5), "val"), ((0.1, float("nan")), "val")],
+)
+def test_fractions_outside_their_range(fractions: tuple[float, float], named: str) -> None:
+    with pytest.raises(DataError, match=f"{named}_fraction is"):
+        subsets(index_of(10), *fractions, seed=0)
+
+
+def test_rounding_is_no_overlap() -> None:
+    subsets(index_of(10), 0.7, 0.1 + 0.2, seed=0)  # adds up to 1.0000000000000002 or so
+
+
+def test_one_image_in_each_class() -> None:
+    with pytest.raises(DataError, match="none is left for validation"):
+        subsets(index_of(1, 1, 1), 0.5, 0.5, seed=0)
+
+
+def test_list_round_trip(tree: Callable[..., Path], tmp_path: Path) -> None:
+    root = tree(a=4, b=4)
+    (root / "train/a/a_0.JPEG").rename(root / "train/a/gr\u00fc\u00df' e.JPEG")
+    index = ImageIndex.from_root(root)
+    chosen = torch.tensor([1, 3, 6])
+    write_list(tmp_path / "list.txt", index, chosen)
+    lines = (tmp_path / "list.txt").read_text().splitlines()
+    assert lines == ["train/a/a_2.JPEG", "train/a/gr\u00fc\u00df' e.JPEG", "train/b/b_2.JPEG"]
+    assert read_list(tmp_path / "list.txt", index).equal(chosen)
+
+
+def test_a_list_by_hand(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("train/c1/1.JPEG \r\n\ntrain/c0/2.JPEG")
+    assert read_list(path, index_of(3, 3)).tolist() == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "train/c0/0.JPEG\nc0/1.JPEG\nx",
+            "2 of 3 are not images of root: c0/1.JPEG, x; names are relative to it, as in",
+        ),
+        ("train/c0/0.JPEG\n" * 2, "lists an image twice: train/c0/0.JPEG"),
+        ("\n\n", "is empty"),
+        (None, "cannot read the file list"),
+    ],
+)
+def test_wrong_lists(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        read_list(path, index_of(2))
+    assert "list.txt" in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,111 @@
+"""The package as it is laid out, from the checkout and as a wheel."""
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import fastdarts
+import fastdarts.kernels
+from fastdarts import native
+
+
+def names(requirements):
+    """Distribution names of requirement lines."""
+    return {re.split(r"[=<>\[; ]", line, maxsplit=1)[0].lower() for line in requirements}
+
+
+@pytest.fixture(scope="module")
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def constraints(root):
+    lines = (root / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_kernels_are_a_subpackage_in_a_checkout():
+    assert Path(fastdarts.kernels.__file__).parent.name == "kernels"
+    assert "kernels" not in sys.modules
+
+
+def test_every_folder_with_code_is_a_package(root):
+    folders = {path.parent for path in (root / "fastdarts").rglob("*.py")} | {root / "kernels"}
+    assert [str(f.relative_to(root)) for f in folders if not (f / "__init__.py").is_file()] == []
+
+
+def test_constraints_pin_all_that_ci_installs(project, constraints):
+    wanted = names(project["project"]["dependencies"]) | names(project["project"]["optional-dependencies"]["dev"])
+    assert all("==" in line for line in constraints)
+    assert names(constraints) == wanted | {"triton"}  # torch brings triton, where there is one for the machine
+
+
+def test_the_build_asks_for_tools_but_not_for_torch(project):
+    required = names(project["build-system"]["requires"])
+    assert "torch" not in required
+    assert required <= names(project["project"]["optional-dependencies"]["dev"])  # so --no-build-isolation finds them
+
+
+def test_the_version_has_one_source(project):
+    assert project["project"]["dynamic"] == ["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", fastdarts.__version__)
+
+
+def test_the_native_sources_are_listed(root):
+    listed = set(re.findall(r"csrc/[\w/]+\.(?:cpp|cu)\b", (root / "CMakeLists.txt").read_text(encoding="utf-8")))
+    found = {p.relative_to(root).as_posix() for p in (root / "csrc").rglob("*") if p.suffix in (".cpp", ".cu")}
+    assert listed == found
+
+
+def test_it_runs_from_a_checkout_that_is_neither_built_nor_installed(root, tmp_path):
+    """A copy without the native module: kernels import, patch_mask runs on its definition, info says what is missing."""
+    for folder in ("fastdarts", "kernels"):
+        for source in (root / folder).rglob("*.py"):
+            target = tmp_path / source.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(source.read_bytes())
+    (tmp_path / "CMakeLists.txt").touch()
+    program = "import fastdarts.kernels as k; from fastdarts import native; print(k.__file__, native.reason())"
+    out = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert out.startswith(str(tmp_path)) and "the native module is not built" in out
+    info = [sys.executable, "-m", "fastdarts.info"]
+    out = subprocess.run(info, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "patch_mask on cpu, float32: definition" in out
+
+
+@pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
+def test_a_wheel_has_everything(root, tmp_path):
+    """Built without isolation, unpacked elsewhere: the native module loads, the kernels are inside the package."""
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
+    subprocess.run(build, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        inside = archive.namelist()
+    sources = {p.relative_to(root).as_posix() for p in (root / "fastdarts").rglob("*.py")}
+    assert sources <= set(inside)
+    assert {"fastdarts/_build.json", "fastdarts/kernels/__init__.py"} <= set(inside)
+    assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in inside)
+    program = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "import fastdarts.kernels, fastdarts.native; print(fastdarts.kernels.__file__, fastdarts.native.module().__file__)"
+    )
+    run = [sys.executable, "-I", "-c", program]
+    out = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert all(path.startswith(f"{site}/fastdarts/") for path in out.split())
+
+
+def test_an_installed_package_has_the_version_of_the_source():
+    try:
+        installed = metadata.version("fastdarts")
+    except metadata.PackageNotFoundError:
+        pytest.skip("fastdarts is used from the checkout, not installed")
+    assert installed == fastdarts.__version__
