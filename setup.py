@@ -33,8 +33,9 @@ class CMakeBuild(build_ext):
         for command in ([*configure, *shlex.split(os.environ.get("CMAKE_ARGS", ""))], [find("cmake"), "--build", build]):
             if subprocess.run(command).returncode:
                 raise CompileError(f"the native module failed to build: {shlex.join(map(str, command))}")
-        shutil.copy(build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", module)
-        shutil.copy(build / "_build.json", record)
+        for built, target in ((build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", module), (build / record.name, record)):
+            whole = shutil.copy(built, target.with_suffix(".new"))
+            os.replace(whole, target)  # never written into: a running process may have the old module mapped
 
 
 def find(tool: str) -> str | None:

@@ -51,9 +51,7 @@ def from_suite(saved: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A record for each benchmark that pytest-benchmark saved: its name, its extra_info and its times."""
     for benchmark in saved["benchmarks"]:
         times = benchmark["stats"]["data"]
-        yield tagged(
-            {"bench": benchmark["name"]} | benchmark["extra_info"] | {"rounds": len(times), "ms": milliseconds(times)}
-        )
+        yield tagged({"bench": benchmark["name"]} | benchmark["extra_info"] | {"rounds": len(times), "ms": milliseconds(times)})
 
 
 def summary(record: dict[str, Any]) -> str:

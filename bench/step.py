@@ -6,18 +6,21 @@ process, both sides in turn; peak memory in a process of its own for each side. 
 """
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 
-from bench.measure import alternate, peak_megabytes, seconds
+from bench.measure import alone, alternate, timed
 from bench.records import RESULTS, append, milliseconds, tagged
-from bench.workload import AGAINST, CELL, CELL_SIZE, OURS, SUPERNETS, Dtype, Workload, WorkloadError, build
+from bench.workload import AGAINST, CELL, CELL_SIZE, OURS, SUPERNETS, Workload, WorkloadError, build
 from fastdarts.config import ConfigError, Settings, setting
 
 PROG = "python -m bench.step"
@@ -35,14 +38,14 @@ class StepSettings(Settings):
     backend: Literal["auto", "definition"] = setting("auto", "of the library's ops on our side")
     image_size: int | None = setting(None, "pixels a side; without it 32 (CIFAR) or 224 (ImageNet)", at_least=1)
     partial_channels: int | None = setting(None, "k; without it 1, or 4 (pc-cifar), or 2 (ImageNet)", at_least=1)
-    dtype: Dtype = setting("float32", "bfloat16 = autocast, with float32 weights")
+    dtype: Literal["float32", "float64", "bfloat16"] = setting("float32", "bfloat16 = autocast, with float32 weights")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     rounds: int = setting(9, "timed calls of each side", at_least=1)
     warm_up: int = setting(2, "calls of each side before those", at_least=1)
     memory: bool = setting(True, "measure peak memory too, in two more processes")
     json: bool = setting(False, "print the record as one line of JSON")
     record: bool = setting(False, "append the record to step.jsonl in the --results folder")
-    results: str = setting(str(RESULTS), "folder of --record")
+    results: str | None = setting(None, "folder of --record; without it bench/results")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = StepSettings.make(given)
         workload = chosen(settings)
         workload.check(settings.against)
-        record = tagged(measure(workload, settings))
+        with TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
+            record = tagged(measure(workload, settings))  # what it compiles was never compiled before
     except (ConfigError, WorkloadError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(json.dumps(record) if settings.json else text(record))
     if settings.record:
-        append(Path(settings.results) / "step.jsonl", record)
+        append(Path(settings.results or RESULTS) / "step.jsonl", record)
     return 0
 
 
@@ -84,6 +88,8 @@ def device(name: str) -> str:
     """The device that `name` stands for, tried out. Raises ConfigError."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: not auto, cpu, cuda or cuda:N")
     try:
         return str(torch.empty(0, device=name).device)
     except (RuntimeError, AssertionError) as error:  # torch's two ways to say: no such device
@@ -92,13 +98,13 @@ def device(name: str) -> str:
 
 def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
     """Both sides' times and peaks. Times in ms, peaks in 10**6 bytes, images_per_s of our side, compile_s in seconds."""
-    against, on = settings.against, torch.device(workload.device)
-    if AGAINST[against].compiled and on.type == "cpu" and workload.supernet != CELL:
+    sides, compiled = (OURS, settings.against), AGAINST[settings.against].compiled
+    on = torch.device(workload.device)
+    if compiled and on.type == "cpu" and workload.supernet != CELL:
         print(f"{PROG}: compiling every cell of a supernet takes many minutes on a CPU", file=sys.stderr)
-    sides = (OURS, against)
-    peaks = [peak_megabytes(workload, side) if settings.memory else None for side in sides]
+    alones = [alone(workload, side) for side in sides] if settings.memory else []
     runs = {side: build(workload, side) for side in sides}
-    first = seconds(runs[against], workload.device)
+    first = alones[1].first_s if alones else timed(runs[settings.against], workload.device)[0]
     times = alternate(runs, workload.device, rounds=settings.rounds, warm_up=settings.warm_up)
     ours, theirs = (milliseconds(times[side]) for side in sides)
     return {
@@ -109,14 +115,14 @@ def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
         "dtype": workload.dtype,
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else on.type,
         "backend": workload.backend,
-        "against": against,
+        "against": settings.against,
         "ratio": round(theirs["median"] / ours["median"], 3),
         "ours_ms": ours,
         "theirs_ms": theirs,
-        "ours_peak_mb": peaks[0],
-        "theirs_peak_mb": peaks[1],
+        "ours_peak_mb": alones[0].peak_mb if alones else None,
+        "theirs_peak_mb": alones[1].peak_mb if alones else None,
         "images_per_s": round(1e3 * workload.images / ours["median"], 1),
-        "compile_s": round(first, 1) if AGAINST[against].compiled else None,
+        "compile_s": round(first, 1) if compiled else None,
         "rounds": settings.rounds,
         "threads": torch.get_num_threads(),
     }

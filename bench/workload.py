@@ -148,7 +148,7 @@ def _bilevel_step(workload: Workload, side: Side, backend: str) -> Run:
     arrange(supernet, workload, side)
     objective.to(device, workload.parameter_dtype)
     if workload.dtype == "bfloat16":
-        objective.forward = torch.autocast(torch.device(device).type, torch.bfloat16)(objective.forward)
+        objective.forward = torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False)(objective.forward)
     for cell in supernet.cells if side.compiled else ():
         cell.compile(dynamic=False)
     relaxation = SoftmaxRelaxation(
@@ -160,9 +160,7 @@ def _bilevel_step(workload: Workload, side: Side, backend: str) -> Run:
         objective,
         relaxation,
         torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4, fused=True),
-        torch.optim.Adam(
-            relaxation.parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3, fused=True, capturable=side.captured
-        ),
+        torch.optim.Adam(relaxation.parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3, fused=True, capturable=side.captured),
     )
     train, val = (resident_batch(workload, preset.classes or 1, seed) for seed in (1, 2))
     number = torch.zeros(1, dtype=torch.int64, device=device)

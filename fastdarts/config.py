@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "text"}
+TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
 
 class ConfigError(ValueError):
@@ -100,8 +100,8 @@ def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
     kind, choices = _kind(hint)
     if choices is not None and value not in choices:
         raise ConfigError(f"--{name}: {value!r} is not one of {', '.join(choices)}")
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if kind is not bool and not (isinstance(value, kind) or (kind is float and whole)):
+    fits = isinstance(value, (int, float) if kind is float else kind)  # a whole number is a number, a bool is neither
+    if not fits or isinstance(value, bool) != (kind is bool):
         raise ConfigError(f"--{name}: {value!r} is not {TYPE_NAMES[kind]}")
     tests = {
         "at least": lambda bound: value >= bound,

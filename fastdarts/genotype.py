@@ -109,9 +109,8 @@ def _concat_text(concat: tuple[int, ...]) -> str:
 
 def _literal(node: ast.expr) -> Any:
     """A literal, or range(a, b) of literals."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords:
-        return list(range(*(_literal(a) for a in node.args)))
+    is_range = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords
     try:
-        return ast.literal_eval(node)
-    except ValueError as error:
-        raise GenotypeError(f"not a literal: {ast.unparse(node)}") from error
+        return list(range(*map(ast.literal_eval, node.args))) if is_range else ast.literal_eval(node)
+    except (TypeError, ValueError) as error:
+        raise GenotypeError(f"neither a literal nor a range of numbers: {ast.unparse(node)}") from error

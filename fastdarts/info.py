@@ -104,7 +104,8 @@ def text(facts: dict[str, Any]) -> str:
     native = facts["native"]
     lines += ["native module", f"  {'loaded' if native['loaded'] else native['reason']}"]
     for part in ("build", "compiled", "cpu", "threads"):
-        if values := native.get(part):
+        values = native.get(part) or {}
+        if "skipped" not in values and values:
             lines.append(f"  {part:12} " + ", ".join(f"{name} {value}" for name, value in values.items() if value != ""))
     lines.append("ops")
     for row in facts["ops"]:

@@ -36,9 +36,11 @@ log = logging.getLogger("fastdarts")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 2 for wrong input (one line on stderr), 130 when interrupted."""
     given = SearchImagenetSettings.given(argv, PROG, __doc__)
-    engine.log_to_terminal()
     try:
-        run(resolve(given))
+        with engine.log_to(sys.stdout):
+            if given.get("data") is None:
+                log.info(NOT_IMAGENET)
+            run(resolve(given))
     except (ConfigError, DataError, RunFolderError, BackendUnavailable) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
@@ -68,8 +70,6 @@ def resolve(given: dict[str, Any]) -> SearchImagenetSettings:
 
 def run(settings: SearchImagenetSettings) -> None:
     """Search as `settings` say: make or continue the run folder, or, with dry_run, only tell what would be done."""
-    if settings.data is None:
-        log.info(NOT_IMAGENET)
     name = f"search-imagenet-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
     folder = RunFolder.open(Path(settings.save or name), settings)
     index = ImageIndex.from_root(settings.data or sample_root())
@@ -101,11 +101,11 @@ def run(settings: SearchImagenetSettings) -> None:
             write_list(folder["val.txt"], index, val)
             engine.write_text(folder["excluded.txt"], "".join(f"{name}\t{reason}\n" for name, reason in excluded))
             folder.create(_facts(settings, index, images, len(excluded)))
-        engine.log_to_file(folder["log.txt"])
-        log.info(plan)
-        log.info(f"run folder {folder.path}, {engine.commit()}")
-        report = Session(search, folder, settings, eval_loader).run()
-        log.info(f"{search.genotype()}\nreport {report}")
+        with engine.log_to(folder["log.txt"]):
+            log.info(plan)
+            log.info(f"run folder {folder.path}, {engine.commit()}")
+            report = Session(search, folder, settings, eval_loader).run()
+            log.info(f"{search.genotype()}\nreport {report}")
 
 
 def build(settings: SearchImagenetSettings, num_classes: int) -> tuple[Supernet, Objective]:
@@ -188,7 +188,10 @@ def _without_bad_files(index: ImageIndex, train: Tensor, val: Tensor) -> tuple[T
         log.warning(f"left out: {name}: {reason}")
     if bad:
         log.warning(f"{len(bad)} of {len(train) + len(val)} files cannot be decoded and are left out")
-    return train[torch.isin(train, good)], val[torch.isin(val, good)], bad
+    train, val = train[torch.isin(train, good)], val[torch.isin(val, good)]
+    if not len(train) or not len(val):
+        raise DataError(f"of the chosen files under {index.root} too few can be decoded: {len(train)} train, {len(val)} val")
+    return train, val, bad
 
 
 def _plan(

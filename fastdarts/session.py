@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from fastdarts.objectives import MaskedReconstruction
 from fastdarts.report import picture_grid, write_report
 from fastdarts.search import COLLAPSE_SKIPS, Search, StepReport
 
+REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
 PICTURES = 8  # images in the reconstruction picture
 TIMING = ("seconds", "images_per_s")  # what differs between two runs of one seed
 log = logging.getLogger("fastdarts")
@@ -32,9 +34,12 @@ class Session:
             self.search.load_state_dict(state)
             log.info(f"continuing {self.folder.path} after epoch {self.search.epoch} of {self.settings.epochs}")
         self.progress = self._progress()
+        published = perf_counter()
         for record in self.search.epochs():
             self._record(record)
-            self._publish()
+            if perf_counter() - published > REPORT_SECONDS:
+                self._publish()
+                published = perf_counter()
         if state is not None and self.search.epoch == state["epoch"]:
             log.info(f"nothing is left to search in {self.folder.path}")
         return self._publish()
@@ -59,6 +64,7 @@ class Session:
         timing = {name: record.pop(name) for name in TIMING}
         self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
         self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
+        write_text(self.folder["genotype.json"], self._genotype())
         self.folder.save(self.search.state_dict())
         valid = record["valid"] or {}
         figures = "  ".join(f"valid {name} {value:.4f}" for name, value in valid.items())
@@ -73,15 +79,17 @@ class Session:
                 log.warning(f"the {kind} cell is collapsing: {cell['skips']} of {total} operations are skip connections")
 
     def _publish(self) -> Path:
-        """Write the genotype, the reconstruction and the report."""
-        s = self.settings
-        genotype = self.search.genotype()
-        facts = {"epoch": self.search.epoch, "space": self.search.supernet.space.name}
-        facts |= {"init_channels": s.init_channels, "layers": s.layers, "seed": s.seed}
-        write_text(self.folder["genotype.json"], genotype.to_json(**facts))
+        """Draw the reconstruction and write the report."""
         if isinstance(self.search.objective, MaskedReconstruction):
             self._draw_reconstruction(self.search.objective)
         return write_report(self.folder.path)
+
+    def _genotype(self) -> str:
+        """genotype.json: the cell, and what building a network from it needs to know of the search."""
+        s = self.settings
+        facts = {"epoch": self.search.epoch, "space": self.search.supernet.space.name}
+        facts |= {"init_channels": s.init_channels, "layers": s.layers, "seed": s.seed}
+        return self.search.genotype().to_json(**facts)
 
     @torch.no_grad()
     def _draw_reconstruction(self, objective: MaskedReconstruction) -> None:

@@ -35,6 +35,30 @@ EDGES = 14
 Stats = dict[str, tuple[Tensor, Tensor]]
 
 
+# ------------------------------------------------------------------------------------------------- random words
+
+CHANNELS, MASK = 5, 4  # purposes
+TRAIN, VAL, EVAL = 0, 1, 2  # streams
+
+
+def philox(seed: int, counter: Sequence[int]) -> list[int]:
+    """Philox4x32-10 (Salmon et al., SC 2011) in whole numbers: key = the seed's low and high word, four words out."""
+    word = 0xFFFFFFFF
+    a, b, c, d = counter
+    low, high = seed & word, seed >> 32
+    for _ in range(10):
+        left, right = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = (right >> 32) ^ b ^ low, right & word, (left >> 32) ^ d ^ high, left & word
+        low, high = (low + 0x9E3779B9) & word, (high + 0xBB67AE85) & word
+    return [a, b, c, d]
+
+
+def chosen(seed: int, stream: int, step: int, index: int, purpose: int, count: int, n: int) -> list[int]:
+    """The n of `count` things with the smallest (word, thing): counter = (word / 4, index, step, purpose + 256 stream)."""
+    words = [w for block in range(-(-count // 4)) for w in philox(seed, (block, index, step, purpose + 256 * stream))]
+    return sorted(sorted(range(count), key=lambda i: (words[i], i))[:n])
+
+
 # ---------------------------------------------------------------------------------------------------- stencils
 
 
@@ -105,7 +129,7 @@ def upsample(x: Tensor, factor: int) -> Tensor:
     for axis in (2, 3):
         old = x.shape[axis]
         place = [max((i + 0.5) / factor - 0.5, 0.0) for i in range(old * factor)]
-        low = [int(math.floor(p)) for p in place]
+        low = [math.floor(p) for p in place]
         high = [min(i + 1, old - 1) for i in low]
         share = x.new_tensor([p - i for p, i in zip(place, low, strict=True)])
         share = share.reshape([-1 if a == axis else 1 for a in range(4)])
@@ -303,6 +327,16 @@ class Run:
         return [outs[first - 1], outs[second - 1], outs[-1]]
 
 
+def random_channels(net: Net, seed: int, stream: int, step: int) -> list[list[Tensor]]:
+    """For each cell and edge the C/k channels that pass through the operations at this step; keyed by 14 * cell + edge."""
+    out = []
+    for i in range(net.layers):
+        width = net.width(i)
+        keys = range(i * EDGES, (i + 1) * EDGES)
+        out.append([torch.tensor(chosen(seed, stream, step, e, CHANNELS, width, width // net.k)) for e in keys])
+    return out
+
+
 def edge_rows(alpha: Tensor, net: Net, kind: str) -> list[Tensor]:
     """softmax over the candidates that edge e has: the first entries of row e."""
     return [softmax(alpha[e, : len(net.names(kind, e))]) for e in range(EDGES)]
@@ -462,6 +496,16 @@ def pixel_mask(mask: Tensor, patch: int) -> Tensor:
     return out
 
 
+def masked_patches(seed: int, stream: int, step: int, index: Sequence[int], side: int, ratio: float) -> Tensor:
+    """Which floor(ratio * P + 1/2) of the P = side * side patches of each image are hidden: bool (N, side, side)."""
+    n = math.floor(ratio * side * side + 0.5)
+    out = torch.zeros(len(index), side, side, dtype=torch.bool)
+    for i, key in enumerate(index):
+        for patch in chosen(seed, stream, step, int(key), MASK, side * side, n):
+            out[i, patch // side, patch % side] = True
+    return out
+
+
 def masked_loss(prediction: Tensor, target: Tensor, pixels: Tensor, power: int) -> Tensor:
     """sum over masked pixels and colours of |prediction - target|^power / (masked pixels * 3)."""
     chosen = pixels[:, None].expand_as(prediction)
@@ -596,6 +640,7 @@ def assert_close(got: Tensor, want: Tensor, what: str = "tensor", tol: float = 1
     assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
     assert got.dtype == want.dtype, f"{what}: {got.dtype}, not {want.dtype}"
     assert bool(torch.isfinite(want).all()), f"{what}: the reference itself is not finite"
+    got, want = got.detach(), want.detach()
     error, scale = float((got - want).abs().max()), float(want.abs().max())
     assert error <= tol * scale, f"{what}: off by {error:.3e}, largest entry {scale:.3e}"
 

@@ -2,7 +2,7 @@
 
 from fastdarts.engine.files import write_text
 from fastdarts.engine.memory import meta_batch, step_bytes
-from fastdarts.engine.progress import Progress, duration, log_to_file, log_to_terminal
+from fastdarts.engine.progress import Progress, duration, log_to
 from fastdarts.engine.provenance import commit, machine, versions
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
 
@@ -12,8 +12,7 @@ __all__ = [
     "RunFolderError",
     "commit",
     "duration",
-    "log_to_file",
-    "log_to_terminal",
+    "log_to",
     "machine",
     "meta_batch",
     "step_bytes",

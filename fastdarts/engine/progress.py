@@ -1,29 +1,33 @@
 """What a run says while it goes on."""
 
 import logging
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import TextIO
 
 from fastdarts.search import StepReport
 
 log = logging.getLogger("fastdarts")
 
 
-def log_to_terminal() -> None:
-    """Send the package's log to standard output."""
-    _add_handler(logging.StreamHandler(sys.stdout), "%(message)s")
+@contextmanager
+def log_to(target: TextIO | Path) -> Iterator[None]:
+    """Inside, the package's log goes to a stream, or to the end of a file with the time of day before each line."""
+    if isinstance(target, Path):
+        handler: logging.Handler = logging.FileHandler(target, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+    else:
+        handler = logging.StreamHandler(target)
     log.setLevel(logging.INFO)
-
-
-def log_to_file(path: Path) -> None:
-    """Send the package's log to the end of `path` too, with the time of day."""
-    _add_handler(logging.FileHandler(path, encoding="utf-8"), "%(asctime)s %(message)s")
-
-
-def _add_handler(handler: logging.Handler, form: str) -> None:
-    handler.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
     log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        if isinstance(target, Path):
+            handler.close()
 
 
 class Progress:

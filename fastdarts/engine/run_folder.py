@@ -48,17 +48,18 @@ class RunFolder:
             if {entry.name for entry in path.iterdir()} - BEGUN:
                 raise RunFolderError(f"--save: {path} holds other files and no run, name an empty or a new folder")
             return folder
-        text = folder["settings.json"].read_text(encoding="utf-8")
         try:
-            folder.saved = json.loads(text)
-            differences = settings.differences(folder.saved["settings"])
+            saved = json.loads(folder["settings.json"].read_text(encoding="utf-8"))
+            differences = settings.differences(dict(saved["settings"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"--save: {folder['settings.json']} is damaged ({error}), name another folder") from error
+            problem = f"{folder['settings.json']} is damaged ({error})"
+            raise RunFolderError(f"--save: {problem}, name another folder") from error
         if differences:
             raise RunFolderError(
                 f"--save: {path} holds a run of other settings: {'; '.join(differences)}. "
                 "Give the same settings to continue it, or name another folder"
             )
+        folder.saved = saved
         return folder
 
     def __getitem__(self, name: str) -> Path:

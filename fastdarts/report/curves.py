@@ -25,7 +25,7 @@ _TRAIN, _ALPHA, _VALID = "#1f6fb4", "#7b4ab5", "#2b8a57"
 _COLLAPSE = {
     "skips": "skips chosen",
     "entropy": "entropy of the weights (nats)",
-    "skip_minus_conv": "skip weight minus best conv",
+    "skip_minus_conv": "skip weight minus mean conv",
 }
 
 

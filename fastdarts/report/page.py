@@ -43,7 +43,7 @@ def write_report(run: str | Path) -> Path:
 
 def _page(run: Run) -> str:
     title, name = headline(run), run.folder.resolve().name
-    remark = " · ".join(str(part) for part in (name, run.settings.get("command"), run.settings.get("machine")) if part)
+    remark = " · ".join(map(str, (name, run.settings.get("command", "search"))))
     parts = [markup.header(title, remark), *_notices(run), _result(run), _curves(run), _pictures(run), *_tables(run)]
     return markup.page(f"{title} · {name}", *parts, _lists(run))
 
@@ -86,7 +86,7 @@ def _pictures(run: Run) -> str:
 
 def _tables(run: Run) -> list[str]:
     """All of settings.json but the candidates, whatever it holds."""
-    parts = {name.capitalize(): run.part(name) for name in ("settings", "data", "versions")}
+    parts = {name.capitalize(): run.part(name) for name in ("settings", "data", "versions", "machine")}
     shown = {"candidates", *(title.lower() for title, rows in parts.items() if rows)}
     parts["Run"] = {name: value for name, value in run.settings.items() if name not in shown}
     return [markup.section(title, markup.table(rows)) for title, rows in parts.items() if rows]

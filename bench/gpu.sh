@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# One command on a bare GPU machine (torch, Triton, nvcc, cmake, ninja, pybind11, pytest; no network): builds the native
+# module in a copy of the tree, runs the GPU tests, times the baselines, appends records to OUT_DIR.
+#
+#   bench/gpu.sh [--quick] [--commit ID] [--device cpu] [OUT_DIR]        OUT_DIR: bench/results
+#
+#   --quick       within 3 minutes instead of 9
+#   --commit ID   the commit that records name, for a copy of the tree that has no repository
+#   --device cpu  tiny sizes on the CPU, to see that this script works where there is no GPU
+#
+# PYTHON is the interpreter, python3 by default. Each part has a time limit of its own, and one that fails does not stop
+# the next. Exit status: 0, 1 if a part failed or found no time, 2 for wrong use or no GPU.
+set -uo pipefail
+
+source_tree=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python3}
+out=$source_tree/bench/results
+quick='' device=cuda commit=''
+
+refuse() {
+  echo "bench/gpu.sh: $1" >&2
+  exit 2
+}
+
+while (($#)); do
+  case $1 in
+    --quick) quick=yes ;;
+    --commit | --device)
+      (($# > 1)) || refuse "$1 wants a value"
+      declare "${1#--}=$2"
+      shift
+      ;;
+    -*) refuse "unknown option $1; usage: bench/gpu.sh [--quick] [--commit ID] [--device cpu] [OUT_DIR]" ;;
+    *) out=$1 ;;
+  esac
+  shift
+done
+[[ $device == cpu || $device == cuda ]] || refuse "--device $device: not cpu or cuda"
+"$python" -c 'import torch' 2>/dev/null || refuse "$python has no torch; name another interpreter with PYTHON="
+if [[ $device == cuda ]] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  refuse "torch sees no CUDA GPU on this machine; --device cpu tries the script itself, in tiny sizes"
+fi
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+mkdir -p "$out" "$work/tree" && out=$(cd "$out" && pwd)
+export FASTDARTS_COMMIT=${commit:-$(cd "$source_tree" && "$python" -c 'from fastdarts import engine; print(engine.commit())')}
+cd "$source_tree"
+cp -r fastdarts kernels csrc bench tests setup.py pyproject.toml CMakeLists.txt "$work/tree"
+cd "$work/tree"
+rm -f fastdarts/_C*.so fastdarts/_build.json
+
+failed=0
+deadline=520
+[[ $quick ]] && deadline=165
+
+part() { # part NAME LIMIT COMMAND...: what it prints goes to a log; lines of JSON are records
+  local name=$1 limit=$2 began=$SECONDS status=0
+  shift 2
+  local left=$((deadline - SECONDS))
+  if ((left < 5)); then
+    echo "no time  $name"
+    failed=1
+    return
+  fi
+  timeout -k 5 $((left < limit ? left : limit)) "$@" >"$work/log" 2>&1 || status=$?
+  grep '^{' "$work/log" >>"$work/records.jsonl"
+  if ((status == 0)); then
+    printf 'ok       %s (%d s)\n' "$name" $((SECONDS - began))
+  else
+    printf 'FAILED   %s (%d s, status %d%s)\n' "$name" $((SECONDS - began)) $status "$( ((status == 124)) && echo ', time limit')"
+    tail -n 30 "$work/log" | sed 's/^/         /'
+    failed=1
+  fi
+}
+
+step() { # step LIMIT OPTIONS...: one comparison
+  local limit=$1
+  shift
+  part "step $*" "$limit" "$python" -m bench.step "$@" --device "$device" --json --record --results "$out"
+}
+
+touch "$work/records.jsonl"
+part "build the native module" 150 "$python" setup.py build_ext --inplace
+part "GPU tests" 150 "$python" -m pytest tests -m 'gpu and not campaign' -q -p no:cacheprovider
+part "ceilings" 60 "$python" -m bench.ceilings --device "$device" --record --results "$out"
+if [[ $device == cpu ]]; then
+  for supernet in cifar pc-cifar mae-imagenet; do
+    step 120 --supernet $supernet --batch 2 --image_size 32 --rounds 2 --warm_up 1
+  done
+elif [[ $quick ]]; then
+  step 40 --supernet cifar --against eager --rounds 7 --no-memory
+  step 40 --supernet cifar --against graph --rounds 7 --no-memory --dtype bfloat16
+else
+  for dtype in float32 bfloat16; do
+    for against in eager channels-last graph; do
+      step 60 --supernet cifar --against $against --dtype $dtype --rounds 15
+    done
+  done
+  step 60 --supernet mae-imagenet --batch 256 --against eager
+  step 60 --supernet mae-imagenet --batch 256 --against eager --dtype bfloat16
+  step 60 --supernet mae-imagenet --batch 256 --against graph --dtype bfloat16
+  step 120 --supernet cell --against compile
+  step 60 --supernet mae-imagenet --batch 1024 --against channels-last --dtype bfloat16 --rounds 5
+fi
+
+echo
+"$python" -m bench.records show "$work/records.jsonl"
+echo "records in $out, commit $FASTDARTS_COMMIT, $SECONDS s"
+exit $failed

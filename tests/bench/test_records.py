@@ -1,0 +1,93 @@
+"""Records: written, read again, made from what pytest-benchmark saves."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import ceilings, records
+
+SUITE = {
+    "benchmarks": [{"name": "test_bilevel_step[cifar-1-eager]", "extra_info": {"batch": 2}, "stats": {"data": [0.3, 0.1, 0.2]}}]
+}
+
+
+def test_append_makes_the_folder_and_adds_lines(tmp_path):
+    path = tmp_path / "results" / "step.jsonl"
+    records.append(path, {"ratio": 1.5})
+    records.append(path, {"ratio": 2.5})
+    assert records.read(path) == [{"ratio": 1.5}, {"ratio": 2.5}]
+
+
+def test_a_record_names_code_and_machine():
+    record = records.tagged({"ratio": 1.0})
+    assert record["ratio"] == 1.0
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["machine"].keys() >= {"processor", "cores", "threads", "system"}
+    assert record["commit"]
+    assert record["date"].endswith("+00:00")
+
+
+def test_a_copy_without_its_repository_is_told_its_commit(monkeypatch):
+    monkeypatch.setenv("FASTDARTS_COMMIT", "0123abc")
+    assert records.tagged({})["commit"] == "0123abc"
+
+
+def test_from_suite():
+    (record,) = records.from_suite(SUITE)
+    assert (record["bench"], record["batch"], record["rounds"]) == ("test_bilevel_step[cifar-1-eager]", 2, 3)
+    assert record["ms"] == {"median": 200.0, "q20": 140.0, "q80": 260.0}
+    assert "machine" in record
+
+
+def test_summary_is_one_line():
+    line = records.summary(records.tagged({"supernet": "cifar", "ratio": 1.25, "ours_ms": records.milliseconds([0.5])}))
+    assert line == "supernet cifar  ratio 1.25  ours_ms 500 (500 to 500)"
+
+
+def test_add_and_show(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(records, "RESULTS", tmp_path)
+    saved = tmp_path / "saved.json"
+    saved.write_text(json.dumps(SUITE))
+    assert records.main(["add", str(saved)]) == 0
+    added = capsys.readouterr().out
+    assert records.main(["show", str(tmp_path / "suite.jsonl")]) == 0
+    assert capsys.readouterr().out == added
+
+
+@pytest.mark.parametrize("content", [None, "not json", "{}"])
+def test_a_file_that_cannot_be_read_is_one_line_and_status_2(content, tmp_path, capsys):
+    path = tmp_path / "saved.json"
+    if content is not None:
+        path.write_text(content)
+    assert records.main(["add", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+
+
+def test_ceilings_are_measured_and_recorded(tmp_path, capsys, monkeypatch):
+    assert ceilings.main(["--device", "cpu", "--record", "--results", str(tmp_path)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["copy_gb_per_s"] > 0
+    assert printed["float32_matmul_tflop_per_s"] > 0
+    assert records.read(tmp_path / "ceilings.jsonl") == [printed]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--frog"], "unknown option --frog"),
+        (["--commit"], "--commit wants a value"),
+        (["--device", "tpu"], "--device tpu: not cpu or cuda"),
+        pytest.param(
+            [], "torch sees no CUDA GPU", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+        ),
+    ],
+)
+def test_gpu_script_refuses_in_one_line(wrong, message, root: Path, tmp_path):
+    done = subprocess.run(["bash", root / "bench" / "gpu.sh", *wrong], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert done.stderr.startswith(f"bench/gpu.sh: {message}")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,31 @@
+"""Progress lines and durations."""
+
+import logging
+
+import pytest
+import torch
+
+from fastdarts.engine import Progress, duration
+from fastdarts.search import StepReport
+
+
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (61, "1:01"), (3599.9, "1:00:00"), (36_061, "10:01:01"), (-3, "0:00")],
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_a_line_every_n_steps_with_rate_and_time_left(monkeypatch, caplog):
+    clock = iter([0.0, 2.0, 6.0])
+    monkeypatch.setattr("fastdarts.engine.progress.perf_counter", lambda: next(clock))
+    progress = Progress(log_every=2, epochs=3, images=160)
+    caplog.set_level(logging.INFO, "fastdarts")
+    for step in range(1, 5):
+        report = StepReport(1, step, 20, 8, torch.tensor(0.5), None if step < 3 else torch.tensor(0.25))
+        if progress.due(report):
+            progress.line(report, 0.5, None if step < 3 else 0.25)
+    first, second = caplog.messages
+    assert first == "epoch 1/3  step 2/20  train 0.5000  alpha not moving yet  8.0 images/s  0:18 left"
+    assert second == "epoch 1/3  step 4/20  train 0.5000  alpha 0.2500  4.0 images/s  0:32 left"

@@ -1,0 +1,114 @@
+"""The run folder: atomic files, what may be continued, what is dropped on the way back to a checkpoint."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from fastdarts.config import SearchImagenetSettings
+from fastdarts.engine import RunFolder, RunFolderError
+from fastdarts.engine.files import load_checkpoint, save_checkpoint, write_atomically, write_text
+
+
+def made(path, **settings):
+    folder = RunFolder.open(path, SearchImagenetSettings(**settings))
+    path.mkdir(exist_ok=True)
+    folder.create({"settings": asdict(SearchImagenetSettings(**settings))})
+    return folder
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "f"
+    write_text(path, "old")
+
+    def fail(file):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_checkpoint_round_trip(tmp_path):
+    state = {"epoch": 3, "w": torch.arange(4.0), "nested": {"list": [1, 2.5, "x"], "none": None}}
+    save_checkpoint(tmp_path / "c.pt", state)
+    back = load_checkpoint(tmp_path / "c.pt")
+    assert torch.equal(back.pop("w"), state.pop("w")) and back == state
+
+
+def test_new_and_empty_folders_are_new_runs(tmp_path):
+    assert RunFolder.open(tmp_path / "new", SearchImagenetSettings()).saved is None
+    assert not (tmp_path / "new").exists()  # looking writes nothing
+    assert RunFolder.open(tmp_path, SearchImagenetSettings()).saved is None
+
+
+def test_a_run_of_the_same_settings_is_continued(tmp_path):
+    made(tmp_path / "run", epochs=3)
+    assert RunFolder.open(tmp_path / "run", SearchImagenetSettings(epochs=3, workers=5)).saved is not None
+
+
+def test_other_settings_are_refused_and_named(tmp_path):
+    made(tmp_path / "run", epochs=3)
+    with pytest.raises(RunFolderError) as error:
+        RunFolder.open(tmp_path / "run", SearchImagenetSettings(epochs=4, seed=1))
+    assert "--epochs is 4 but was 3" in str(error.value) and "--seed is 1 but was 0" in str(error.value)
+
+
+def test_a_folder_or_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunFolderError, match="other files"):
+        RunFolder.open(tmp_path, SearchImagenetSettings())
+    with pytest.raises(RunFolderError, match="is a file"):
+        RunFolder.open(tmp_path / "thesis.tex", SearchImagenetSettings())
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": 3}'])
+def test_damaged_settings_are_named(tmp_path, text):
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"settings\.json"):
+        RunFolder.open(tmp_path, SearchImagenetSettings())
+
+
+def test_a_run_killed_before_its_settings_begins_anew(tmp_path):
+    (tmp_path / "train.txt").write_text("train/a/1.JPEG\n")
+    assert RunFolder.open(tmp_path, SearchImagenetSettings()).saved is None
+
+
+def test_restore_drops_what_was_logged_after_the_checkpoint(tmp_path):
+    folder = made(tmp_path / "run")
+    for epoch in (1, 2):
+        folder.append("metrics.jsonl", {"kind": "epoch", "epoch": epoch})
+    folder.save({"epoch": 1})
+    with open(folder["metrics.jsonl"], "a") as file:
+        file.write('{"kind": "step", "ep')  # killed while writing
+    assert folder.restore() == {"epoch": 1}
+    assert [json.loads(line)["epoch"] for line in folder["metrics.jsonl"].read_text().splitlines()] == [1]
+
+
+def test_restore_without_a_checkpoint_begins_at_zero(tmp_path):
+    folder = made(tmp_path / "run")
+    folder.append("metrics.jsonl", {"kind": "step", "epoch": 1, "step": 1})
+    assert folder.restore() is None and folder["metrics.jsonl"].read_text() == ""
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, keep):
+    folder = made(tmp_path / "run")
+    folder.append("metrics.jsonl", {"kind": "epoch", "epoch": 1})
+    folder.save({"epoch": 1, "w": torch.randn(1000)})
+    data = folder["checkpoint.pt"].read_bytes()
+    folder["checkpoint.pt"].write_bytes(data[: keep if isinstance(keep, int) else int(keep * len(data))])
+    with pytest.raises(RunFolderError, match=r"checkpoint\.pt is damaged"):
+        folder.restore()
+    assert folder["checkpoint.pt"].exists() and folder["metrics.jsonl"].read_text()
+
+
+def test_a_damaged_metrics_line_is_named(tmp_path):
+    folder = made(tmp_path / "run")
+    folder["metrics.jsonl"].write_text("not json\n")
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl is damaged"):
+        folder.restore()
+    assert folder["metrics.jsonl"].read_text() == "not json\n"

@@ -1,0 +1,134 @@
+"""Settings: every flag parses, is checked and saved; wrong ones end with one line and status 2."""
+
+from dataclasses import asdict, dataclass, fields
+
+import pytest
+
+from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings, SearchSettings, Settings, setting
+
+S = SearchImagenetSettings
+
+
+def given(*argv):
+    return S.given(argv, "prog", "what it does")
+
+
+def test_defaults_are_pc_darts_on_imagenet():
+    """The published settings (semantics of PC-DARTS' ImageNet search) with MAE-NAS' mask."""
+    s = S()
+    assert (s.batch_size, s.epochs, s.begin, s.warmup_epochs) == (1024, 50, 35, 5)
+    assert (s.learning_rate, s.learning_rate_min, s.momentum, s.weight_decay, s.grad_clip) == (0.5, 0.0, 0.9, 3e-4, 5.0)
+    assert (s.arch_learning_rate, s.arch_weight_decay, s.arch_grad_clip) == (6e-3, 1e-3, 5.0)
+    assert (s.train_fraction, s.val_fraction) == (0.1, 0.025)
+    assert (s.init_channels, s.layers, s.partial_channels, s.image_size) == (16, 8, 2, 224)
+    assert (s.objective, s.mask_ratio, s.patch_size, s.loss, s.mask_token) == ("mae", 0.5, 8, "l1", "zero")
+    assert (s.channel_sampling, s.edge_normalization, s.unrolled) == ("first", True, False)
+
+
+def test_only_what_is_given_is_returned():
+    assert given() == {}
+    assert given("--epochs", "3", "--no-edge_normalization") == {"epochs": 3, "edge_normalization": False}
+
+
+@pytest.mark.parametrize("f", fields(S), ids=lambda f: f.name)
+def test_each_flag_with_underscores_and_with_dashes(f):
+    """Every field is a flag in both spellings, and its value survives the way to settings and back."""
+    value = {bool: True, str: "x", int: 7, float: 0.25}.get(type(f.default), "x")
+    if f.name in ("objective", "loss", "channel_sampling", "mask_token", "step_order"):
+        value = f.default
+    for flag in (f"--{f.name}", f"--{f.name.replace('_', '-')}"):
+        argv = (flag,) if value is True else (flag, str(value))
+        assert given(*argv) == {f.name: value}
+    assert S.make(asdict(S(**{f.name: value}))) == S(**{f.name: value})
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (("--epoch", "3"), "unrecognized arguments: --epoch"),
+        (("--epochs", "three"), "--epochs"),
+        (("--objective", "magic"), "invalid choice: 'magic'"),
+        (("--loss",), "expected one argument"),
+        (("stray",), "unrecognized arguments: stray"),
+    ],
+)
+def test_wrong_flags_end_with_one_line_and_status_2(argv, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        given(*argv)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and says in err and err.count("\n") == 1 and err.startswith("prog: error: ")
+
+
+def test_help_tells_every_flag_and_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        given("--help")
+    out = capsys.readouterr().out
+    assert stop.value.code == 0
+    for f in fields(S):
+        assert f"--{f.name}" in out
+    assert "(default: 1024)" in out
+
+
+@pytest.mark.parametrize(
+    "name, value, says",
+    [
+        ("mask_ratio", 0.0, "above 0"),
+        ("mask_ratio", 1.0, "below 1"),
+        ("mask_ratio", float("nan"), "out of range"),
+        ("batch_size", 0, "at least 1"),
+        ("epochs", 0, "at least 1"),
+        ("layers", 2, "at least 3"),
+        ("momentum", 1.0, "below 1"),
+        ("seed", -1, "at least 0"),
+        ("workers", -2, "at least -1"),
+        ("learning_rate", 0.0, "above 0"),
+        ("objective", "magic", "not one of mae, supervised"),
+        ("epochs", "3", "not a whole number"),
+        ("epochs", True, "not a whole number"),
+        ("learning_rate", "fast", "not a number"),
+        ("save", 3, "not text"),
+    ],
+)
+def test_values_are_checked(name, value, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        S(**{name: value})
+    assert f"--{name}" in str(error.value)
+
+
+def test_a_whole_number_is_a_number_and_none_is_allowed_where_it_is_the_default():
+    assert S(learning_rate=1, data=None).learning_rate == 1
+    with pytest.raises(ConfigError):
+        S(epochs=None)
+
+
+def test_make_refuses_unknown_settings():
+    with pytest.raises(ConfigError, match="unknown settings: speed"):
+        S.make({"speed": 11})
+
+
+def test_differences_name_what_changed_except_what_may():
+    saved = asdict(S())
+    assert S().differences(saved) == []
+    assert S(workers=3, log_every=7).differences(saved) == []
+    (line,) = S(batch_size=256).differences(saved)
+    assert line == "--batch_size is 256 but was 1024"
+    del saved["seed"]
+    assert S().differences(saved) == ["--seed is 0 but was None"]
+
+
+def test_sample_recipe_holds_settings():
+    assert S.make(SAMPLE_RECIPE).begin < S.make(SAMPLE_RECIPE).epochs
+
+
+def test_search_settings_are_the_shared_part():
+    assert {f.name for f in fields(SearchSettings)} < {f.name for f in fields(S)}
+
+
+def test_percent_signs_in_help_do_not_break_it(capsys):
+    @dataclass(frozen=True, kw_only=True)
+    class Odd(Settings):
+        share: float = setting(0.5, "of 100 % of it", at_least=0)
+
+    with pytest.raises(SystemExit):
+        Odd.given(["--help"], "prog", "odd")
+    assert "of 100 % of it" in capsys.readouterr().out

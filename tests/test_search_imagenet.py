@@ -1,0 +1,272 @@
+"""The command, as a user meets it: a whole tiny search, its folder, continuing it, and everything that can be wrong."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdarts.genotype import Genotype
+from fastdarts.search_imagenet import NOT_IMAGENET, main, resolve
+
+TINY = "--image_size 32 --batch_size 4 --layers 3 --init_channels 4 --workers 0 --log_every 2 --eval_every 1".split()
+SPLIT = "--train_fraction 0.5 --val_fraction 0.5".split()
+
+
+def write_tree(root, classes=2, images=8, side=40):
+    """ROOT/train/CLASS/*.JPEG: gradients of a few colours."""
+    for c in range(classes):
+        folder = root / "train" / f"class{c}"
+        folder.mkdir(parents=True)
+        for i in range(images):
+            ramp = np.linspace(0, 255, side, dtype=np.uint8)
+            picture = np.stack([np.broadcast_to(np.roll(ramp, 5 * i + 9 * ch + c), (side, side)) for ch in range(3)], -1)
+            Image.fromarray(np.ascontiguousarray(picture)).save(folder / f"{i}.JPEG")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("images"))
+
+
+def arguments(tree, *more):
+    return ["--data", str(tree), *TINY, *SPLIT, "--epochs", "3", "--begin", "1", *more]
+
+
+@pytest.fixture(scope="module")
+def finished(tree, tmp_path_factory):
+    """A finished run of three epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(arguments(tree, "--save", str(folder))) == 0
+    return folder
+
+
+FILES = """alpha.png cell_normal.png cell_normal.svg cell_reduce.png cell_reduce.svg checkpoint.pt collapse.png excluded.txt
+genotype.json log.txt losses.png metrics.jsonl reconstruction.png report.html settings.json timing.jsonl train.txt val.txt"""
+
+
+def test_the_run_folder_is_complete(finished, tree):
+    assert set(FILES.split()) <= {p.name for p in finished.iterdir()}
+    settings = json.loads((finished / "settings.json").read_text())
+    assert settings["settings"]["epochs"] == 3 and settings["data"]["root"] == str(tree)
+    assert settings["data"]["is_sample"] is False and settings["commit"] and settings["versions"]["torch"]
+    names = {n for part in ("train.txt", "val.txt") for n in (finished / part).read_text().split()}
+    assert len(names) == 16 and all((tree / n).is_file() for n in names)
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    assert [r["epoch"] for r in epochs] == [1, 2, 3]
+    assert epochs[0]["alpha_loss"] is None and epochs[1]["alpha_loss"] > 0
+    assert [r["step"] for r in records if r["kind"] == "step"] == [2, 4, 6]
+    for r in epochs:
+        assert r["valid"]["loss"] > 0 and r["valid"]["baseline"] > 0
+        assert np.allclose(np.sum(r["ops"]["normal"], 1), 1) and len(r["edges"]["reduce"]) == 14
+    genotype = Genotype.from_json((finished / "genotype.json").read_text())
+    assert str(genotype) == epochs[-1]["genotype"] and str(genotype) in (finished / "report.html").read_text().replace("&#x27;", "'")
+    log = (finished / "log.txt").read_text()
+    assert re.search(r"epoch 1/3  step 2/6  train [\d.]+  alpha not moving yet  [\d.]+ images/s  \d:\d\d left", log)
+    state = torch.load(finished / "checkpoint.pt", weights_only=True)
+    assert state["epoch"] == 3
+
+
+def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(finished, tree, tmp_path):
+    assert main(arguments(tree, "--save", str(tmp_path / "again"))) == 0
+    assert main(arguments(tree, "--save", str(tmp_path / "other"), "--seed", "1")) == 0
+    for name in ("metrics.jsonl", "genotype.json", "train.txt"):
+        assert (tmp_path / "again" / name).read_bytes() == (finished / name).read_bytes()
+    assert (tmp_path / "other" / "metrics.jsonl").read_bytes() != (finished / "metrics.jsonl").read_bytes()
+    assert (tmp_path / "other" / "train.txt").read_bytes() != (finished / "train.txt").read_bytes()
+
+
+def test_loader_workers_change_nothing(finished, tree, tmp_path):
+    assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--workers", "2"]) == 0
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_a_killed_run_continues_bit_for_bit(finished, tree, tmp_path):
+    """SIGKILL in epoch 2 or later, then the same command again: the same bytes as the run that was left in peace."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "fastdarts.search_imagenet", *arguments(tree, "--save", str(folder))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=os.getcwd())
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["epoch"] < 3
+    assert main(arguments(tree, "--save", str(folder))) == 0
+    for name in ("metrics.jsonl", "genotype.json"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+    assert "continuing" in (folder / "log.txt").read_text()
+
+
+def test_a_finished_run_is_left_as_it_is(finished, tree, capsys):
+    before = (finished / "metrics.jsonl").read_bytes()
+    assert main(arguments(tree, "--save", str(finished))) == 0
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    assert "nothing is left to search" in capsys.readouterr().out
+
+
+def test_other_settings_for_the_same_folder_are_refused(finished, tree, capsys):
+    before = {p.name: p.read_bytes() for p in finished.iterdir()}
+    assert main([*arguments(tree, "--save", str(finished)), "--mask_ratio", "0.6", "--seed", "5"]) == 2
+    err = capsys.readouterr().err
+    assert "--mask_ratio is 0.6 but was 0.5" in err and "--seed is 5 but was 0" in err and err.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in finished.iterdir()} == before
+
+
+def test_a_run_whose_images_changed_is_refused(tree, tmp_path, capsys):
+    mine = tmp_path / "images"
+    shutil.copytree(tree, mine)
+    argv = ["--data", str(mine), *TINY, *SPLIT, "--epochs", "1", "--save", str(tmp_path / "run")]
+    assert main(argv) == 0
+    shutil.copy(mine / "train/class0/0.JPEG", mine / "train/class0/new.JPEG")
+    assert main(argv) == 2
+    assert "(16 then, 17 now)" in capsys.readouterr().err
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments(tree, "--dry_run", "--save", str(tmp_path / "run"))) == 0
+    out = capsys.readouterr().out
+    assert "images 8 train + 8 val of 16 in 2 classes" in out and "steps 2 an epoch, 6 in 3 epochs" in out
+    assert "40 image passes" in out and re.search(r"memory about [\d.]+ GiB", out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_data_the_first_line_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert main(["--dry_run"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == NOT_IMAGENET
+
+
+def test_without_save_the_folder_is_named_by_search_and_time(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--data", str(tree), *TINY, *SPLIT, "--epochs", "1"]) == 0
+    (folder,) = tmp_path.iterdir()
+    assert re.fullmatch(r"search-imagenet-mae-\d{8}-\d{6}", folder.name)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "--objective supervised",
+        "--unrolled --step_order weights-first",
+        "--channel_sampling random --partial_channels 2 --mask_token learned --loss l2",
+        "--partial_channels 1 --no-edge_normalization --hessian_every 1",
+    ],
+)
+def test_variants_run(more, tree, tmp_path):
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--begin", "0", "--save", str(tmp_path / "run")]
+    assert main([*argv, *more.split()]) == 0
+    (epoch,) = (r for r in map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines()) if r["kind"] == "epoch")
+    assert epoch["alpha_loss"] > 0 and np.isfinite(epoch["train_loss"])
+    assert ("top1" in epoch["valid"]) == ("supervised" in more)
+    assert ("hessian" in epoch) == ("hessian" in more) and ("edges" in epoch) == ("no-edge" not in more)
+    assert (tmp_path / "run/reconstruction.png").exists() == ("supervised" not in more)
+
+
+def test_lists_of_the_users_own(finished, tree, tmp_path):
+    argv = ["--data", str(tree), *TINY, "--epochs", "3", "--begin", "1", "--save", str(tmp_path / "run")]
+    lists = ["--train_list", str(finished / "train.txt"), "--val_list", str(finished / "val.txt")]
+    assert main([*argv, *lists]) == 0
+    assert (tmp_path / "run/metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_bad_files_are_named_counted_and_left_out(tmp_path, capsys):
+    tree = write_tree(tmp_path / "images")
+    whole = (tree / "train/class0/3.JPEG").read_bytes()
+    (tree / "train/class0/3.JPEG").write_bytes(whole[: len(whole) // 2])
+    Image.new("CMYK", (40, 40), (10, 200, 30, 0)).save(tree / "train/class1/3.JPEG", format="JPEG")
+    Image.new("RGB", (40, 40), (10, 200, 30)).save(tree / "train/class1/4.JPEG", format="PNG")
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--batch_size", "3", "--epochs", "1", "--save", str(tmp_path / "run")]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "left out: train/class0/3.JPEG" in out and "1 of 16 files cannot be decoded" in out
+    assert (tmp_path / "run/excluded.txt").read_text().startswith("train/class0/3.JPEG\t")
+    names = (tmp_path / "run/train.txt").read_text() + (tmp_path / "run/val.txt").read_text()
+    assert "class0/3.JPEG" not in names and "class1/3.JPEG" in names and "class1/4.JPEG" in names
+    assert json.loads((tmp_path / "run/settings.json").read_text())["data"]["excluded"] == 1
+
+
+def trees(kind, path):
+    """Wrong folders."""
+    if kind == "missing":
+        return path / "nowhere"
+    if kind == "empty":
+        (path / "train" / "class0").mkdir(parents=True)
+    elif kind == "no train":
+        write_tree(path / "x").joinpath("train").rename(path / "training")
+    elif kind == "flat val":
+        write_tree(path)
+        (path / "val").mkdir()
+        shutil.copy(path / "train/class0/0.JPEG", path / "val/0.JPEG")
+    elif kind == "one class":
+        write_tree(path, classes=1)
+    elif kind == "all bad":
+        write_tree(path, classes=1, images=4)
+        for file in (path / "train/class0").iterdir():
+            file.write_bytes(b"")
+    else:
+        write_tree(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind, more, says",
+    [
+        ("missing", "", "No such file"),
+        ("empty", "", "no images"),
+        ("no train", "", "has no folder 'train'"),
+        ("flat val", "", "is flat"),
+        ("one class", "--objective supervised", "at least two classes"),
+        ("all bad", "", "too few can be decoded"),
+        ("good", "--batch_size 100", "batch"),
+        ("good", "--image_size 40", "--image_size 40 does not fit"),
+        ("good", "--patch_size 5", "--patch_size 5 does not divide --image_size 32"),
+        ("good", "--mask_ratio 0.01", "hides 0 of an image's 16 patches"),
+        ("good", "--mask_ratio 1.5", "out of range"),
+        ("good", "--mask_ratio 0", "out of range"),
+        ("good", "--train_fraction 0.8 --val_fraction 0.5", "overlap"),
+        ("good", "--init_channels 6 --partial_channels 4", "C/k"),
+        ("good", "--backend magic", "--backend"),
+        ("good", "--device tpu9", "--device"),
+        ("good", "--train_list nowhere.txt", "belong together"),
+        ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
+    ],
+)
+def test_wrong_input_is_one_line_status_2_and_writes_nothing(kind, more, says, tmp_path, capsys):
+    data = trees(kind, tmp_path / "data")
+    argv = ["--data", str(data), *TINY, *SPLIT, "--epochs", "1", "--save", str(tmp_path / "run"), *more.split()]
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_status_2_of_the_real_command(tmp_path):
+    command = [sys.executable, "-m", "fastdarts.search_imagenet", "--data", str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_begin_and_warm_up_follow_epochs_unless_given():
+    assert (resolve({"data": "x", "epochs": 10}).begin, resolve({"data": "x", "epochs": 10}).warmup_epochs) == (7, 1)
+    assert resolve({"data": "x"}).begin == 35
+    assert resolve({"data": "x", "epochs": 10, "begin": 2}).begin == 2
+
+
+def test_real_images(shared_data, tmp_path):
+    """Two epochs on real ImageNet files."""
+    argv = ["--data", str(shared_data / "imagenet_sample"), *TINY, "--epochs", "2", "--batch_size", "60"]
+    assert main([*argv, "--save", str(tmp_path / "run")]) == 0
+    settings = json.loads((tmp_path / "run/settings.json").read_text())
+    assert settings["data"]["train_images"] == settings["data"]["val_images"] == 120
