@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import quantiles
-from fastdarts import engine
+from fastdarts import provenance
 
 RESULTS = Path(__file__).with_name("results")
 
 
 def commit() -> str:
     """The checkout's commit (`+changes` if files differ from it), or FASTDARTS_COMMIT where a copy has no repository."""
-    return os.environ.get("FASTDARTS_COMMIT") or engine.commit()
+    return os.environ.get("FASTDARTS_COMMIT") or provenance.commit()
 
 
 def tagged(figures: dict[str, Any]) -> dict[str, Any]:
     """The figures with versions and commit, date (UTC) and machine."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return figures | {"versions": engine.versions(), "commit": commit(), "date": date, "machine": engine.machine()}
+    return figures | {"versions": provenance.versions(), "commit": commit(), "date": date, "machine": provenance.machine()}
 
 
 def append(path: Path, record: dict[str, Any]) -> None:

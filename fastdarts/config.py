@@ -163,9 +163,7 @@ class SearchImagenetSettings(SearchSettings):
     loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
     backend: str = setting("auto", "of the fused ops: auto, definition or one that fastdarts.info lists")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    workers: int = setting(
-        -1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True
-    )
+    workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
     log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)
 
 

@@ -7,7 +7,6 @@ the native module is loaded.
 import argparse
 import importlib
 import json
-import os
 import pkgutil
 import platform
 import sys
@@ -16,14 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fastdarts
-
-# what importing a broken package was seen to raise (torchvision beside another torch: RuntimeError)
-BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
-
-try:
-    import torch
-except BROKEN:
-    torch = None
+from fastdarts.provenance import BROKEN, machine, torch
 
 
 def version(package: str) -> str:
@@ -46,18 +38,6 @@ def apex() -> str:
     if any((Path(folder) / "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
         return "NVIDIA's, with apex.optimizers"
     return "another project of that name (the one in the Python index), not NVIDIA's apex; it is not used"
-
-
-def machine() -> dict[str, Any]:
-    """The processor, its cores, memory in GiB and the GPUs."""
-    facts: dict[str, Any] = {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
-    if hasattr(os, "sysconf"):
-        facts["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    facts["gpus"] = []
-    for i in range(torch.cuda.device_count() if torch else 0):
-        p = torch.cuda.get_device_properties(i)
-        facts["gpus"].append(f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB")
-    return facts
 
 
 def native_module() -> dict[str, Any]:
@@ -133,12 +113,6 @@ def _cuda() -> str:
     if torch.version.cuda is None:
         return "none: torch is built for the CPU only"
     return f"{torch.version.cuda}, {'a' if torch.cuda.is_available() else 'no'} device at hand"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts import engine
+from fastdarts import engine, provenance
 from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings
 from fastdarts.data import DataError, EvalLoader, FolderLoader, ImageIndex, read_list, sample_root, subsets, verify, write_list
 from fastdarts.engine import RunFolder, RunFolderError
@@ -103,7 +103,7 @@ def run(settings: SearchImagenetSettings) -> None:
             folder.create(_facts(settings, index, images, len(excluded)))
         with engine.log_to(folder["log.txt"]):
             log.info(plan)
-            log.info(f"run folder {folder.path}, {engine.commit()}")
+            log.info(f"run folder {folder.path}, {provenance.commit()}")
             report = Session(search, folder, settings, eval_loader).run()
             log.info(f"{search.genotype()}\nreport {report}")
 
@@ -245,9 +245,9 @@ def _facts(settings: SearchImagenetSettings, index: ImageIndex, images: tuple[in
             "sha256": _fingerprint(index),
         },
         "candidates": {kind: S0.candidates(kind) for kind in KINDS},
-        "commit": engine.commit(),
-        "versions": engine.versions(),
-        "machine": engine.machine(),
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
     }
 
 

@@ -456,8 +456,10 @@ def split(flat: dict[str, Tensor]) -> tuple[dict[str, Tensor], Stats]:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean of -log softmax at the label."""
-    return sum(-torch.log(softmax(row)[int(y)]) for row, y in zip(logits, labels, strict=True)) / len(labels)
+    """The mean over images of -log softmax at the label."""
+    top = [row.detach().max() for row in logits]
+    losses = [torch.log(torch.exp(r - m).sum()) + m - r[int(y)] for r, m, y in zip(logits, top, labels, strict=True)]
+    return sum(losses) / len(labels)
 
 
 def top(logits: Tensor, labels: Tensor, n: int) -> int:

@@ -13,14 +13,14 @@ from bench.workload import AGAINST, OURS, SUPERNETS, Workload, WorkloadError, ar
 from fastdarts.spaces import S0, Space
 
 SMALL = Space.uniform("one node", S0.normal[0], nodes=1)
-SIZES = {"cifar": 32, "pc-cifar": 32, "pc-imagenet": 32, "mae-imagenet": 64, "cell": 8}
+SIZES = {"cifar": 32, "pc-cifar": 32, "pc-imagenet": 64, "mae-imagenet": 64, "cell": 8}
 KEYS = {"supernet", "batch", "device", "against", "ratio", "ours_ms", "theirs_ms", "ours_peak_mb", "theirs_peak_mb"}
 KEYS |= {"images_per_s", "threads", "versions", "commit", "machine", "date"}
 
 
 def options(supernet: str, *more: str) -> list[str]:
     size = str(SIZES[supernet])
-    few = ["--rounds", "2", "--warm_up", "1", "--device", "cpu"]
+    few = ["--rounds", "1", "--warm_up", "1", "--device", "cpu"]
     return ["--supernet", supernet, "--batch", "2", "--image_size", size, *few, *more]
 
 

@@ -67,13 +67,16 @@ def test_evaluate(classes: int) -> None:
     net, supernet, objective = make(classes)
     weights, b = mixing(), batch(8, classes, count=24)
     supernet.eval()
+    with torch.no_grad():
+        supernet.classifier.weight.mul_(1e-4)  # logits of order one
     run = naive.Run(*naive.split(supernet.state_dict()), train=False)
     with torch.no_grad():
         want = logits(net, run, weights, b)
         # labels at every rank, so that the accuracies are no accident: 0, 1, 2, ... from the top
         ranks = want.argsort(1, descending=True)
-        b = b._replace(labels=torch.stack([r[i % classes] for i, r in enumerate(ranks)]))
+        b = Batch(b.images, torch.stack([r[i % classes] for i, r in enumerate(ranks)]), b.index, b.flip)
         got = objective.evaluate(supernet, weights, b)
+    assert 0.03 < float(want.std()) < 10
     assert set(got) == {"loss", "top1", "top5"}
     assert_close(got["loss"], naive.cross_entropy(want, b.labels), "loss")
     assert got["top1"].item() == pytest.approx(naive.top(want, b.labels, 1) / 24, abs=1e-7)

@@ -1,0 +1,70 @@
+"""Where a result comes from: the code, the versions and the machine it was made with. Works without a usable torch."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import fastdarts
+
+# what importing a broken package was seen to raise (torchvision beside another torch: RuntimeError)
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
+PACKAGES = ("triton", "torchvision", "numpy", "pillow", "matplotlib", "nvidia-dali-cuda130", "apex")
+
+try:
+    import torch
+except BROKEN:
+    torch = None
+
+
+def commit() -> str:
+    """The checkout's commit, with `+changes` if tracked files differ from it; the version outside a checkout."""
+    root = Path(fastdarts.__file__).resolve().parent.parent
+    try:
+        top, head = _git(root, "rev-parse", "--show-toplevel", "HEAD").split()
+        if Path(top) != root:
+            return f"fastdarts {fastdarts.__version__}"
+        return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, ValueError, subprocess.SubprocessError):  # no git, or no repository
+        return f"fastdarts {fastdarts.__version__}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of torch and the CUDA it was built for, and of the other packages that are installed."""
+    found = {"fastdarts": fastdarts.__version__, "python": platform.python_version()}
+    if torch:
+        found |= {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
+    for name in PACKAGES:
+        try:
+            found[name] = installed(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Operating system, processor, cores, memory in GiB, GPUs, torch's threads and the vector width it takes."""
+    facts: dict[str, Any] = {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
+    if hasattr(os, "sysconf"):
+        facts["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    facts["gpus"] = []
+    for i in range(torch.cuda.device_count() if torch else 0):
+        p = torch.cuda.get_device_properties(i)
+        facts["gpus"].append(f"{p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB")
+    if torch:
+        facts |= {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
+    return facts
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
