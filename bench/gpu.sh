@@ -44,7 +44,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/tree" && out=$(cd "$out" && pwd)
-export FASTDARTS_COMMIT=${commit:-$(cd "$source_tree" && "$python" -c 'from fastdarts import engine; print(engine.commit())')}
+export FASTDARTS_COMMIT=${commit:-$(cd "$source_tree" && "$python" -c 'from fastdarts import provenance; print(provenance.commit())')}
 cd "$source_tree"
 cp -r fastdarts kernels csrc bench tests setup.py pyproject.toml CMakeLists.txt "$work/tree"
 cd "$work/tree"

@@ -25,7 +25,7 @@ def quantiles(values: Sequence[float]) -> dict[str, float]:
 
 def timed(run: Callable[[], T], device: str) -> tuple[float, T]:
     """Wall time of one call, in seconds, from an idle device to an idle device; and what it returned."""
-    synchronise = torch.cuda.synchronize if torch.device(device).type == "cuda" else _nothing
+    synchronise = torch.cuda.synchronize if device == "cuda" else _nothing
     synchronise()
     started = perf_counter()
     result = run()
@@ -57,8 +57,8 @@ class Alone(NamedTuple):
     peak_mb: float | None  # 10**6 bytes, weights and batches included
 
 
-def alone(workload: Workload, side: str, calls: int = 3) -> Alone:
-    """Run a side in a fresh process.
+def alone(workload: Workload, side: str, calls: int = 2) -> Alone:
+    """Run a side in a fresh process; the second call finds the optimizers' state of the first.
 
     The peak is the allocator's on a GPU. On a CPU it is how far the resident set grew beyond that of a process with
     torch loaded, program files left out; None where there is no /proc.
@@ -68,7 +68,7 @@ def alone(workload: Workload, side: str, calls: int = 3) -> Alone:
 
 
 def _alone(workload: Workload, side: str, calls: int) -> Alone:
-    on_gpu = torch.device(workload.device).type == "cuda"
+    on_gpu = workload.device == "cuda"
     known = on_gpu or STATUS.is_file()
     before = _resident("VmRSS") if known and not on_gpu else 0
     run = build(workload, side)

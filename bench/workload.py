@@ -59,7 +59,7 @@ class Workload:
     image_size        S (the cell's states have S x S pixels)
     partial_channels  k
     dtype             of weights and arithmetic; bfloat16 = autocast, with float32 weights
-    device            cpu or cuda
+    device            the present GPU, or the CPU
     backend           of the library's fused ops, on our side
     space             of candidates; S0 unless a test wants a small one
     """
@@ -69,13 +69,13 @@ class Workload:
     image_size: int
     partial_channels: int
     dtype: Dtype = "float32"
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
     backend: str = "auto"
     space: Space = S0
 
     def check(self, side: str) -> None:
         """Raise WorkloadError if the sizes do not fit together or the device cannot serve the side."""
-        if side != OURS and AGAINST[side].captured and torch.device(self.device).type != "cuda":
+        if side != OURS and AGAINST[side].captured and self.device == "cpu":
             raise WorkloadError(f"--against {side}: CUDA graphs need a GPU, this is to run on {self.device}")
         if CHANNELS % (2 * self.partial_channels):
             raise WorkloadError(f"--partial_channels {self.partial_channels}: C/k must be even, with C = {CHANNELS}")
@@ -122,6 +122,7 @@ def build(workload: Workload, name: str) -> Run:
     """
     workload.check(name)
     torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.recompile_limit = 64  # cells of 8 shapes, each with and without gradients of the mix
     torch.manual_seed(0)
     # Our side is laid out as the search command lays out its supernet.
     side = Side(torch.channels_last) if name == OURS else AGAINST[name]
@@ -148,7 +149,7 @@ def _bilevel_step(workload: Workload, side: Side, backend: str) -> Run:
     arrange(supernet, workload, side)
     objective.to(device, workload.parameter_dtype)
     if workload.dtype == "bfloat16":
-        objective.forward = torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False)(objective.forward)
+        objective.forward = torch.autocast(device, torch.bfloat16, cache_enabled=False)(objective.forward)
     for cell in supernet.cells if side.compiled else ():
         cell.compile(dynamic=False)
     relaxation = SoftmaxRelaxation(
@@ -184,17 +185,15 @@ def _cell_pass(workload: Workload, side: Side) -> Run:
         cell.compile(dynamic=False)
 
     def normal(*shape: int) -> Tensor:
-        values = torch.randn(*shape, generator=generator, dtype=dtype)
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64)
         layout = side.layout if len(shape) == 4 else torch.preserve_format
-        return values.to(workload.device, memory_format=layout)
+        return values.to(workload.device, dtype, memory_format=layout)
 
     s0, s1 = (normal(N, C, S, S).requires_grad_() for _ in range(2))
     mix = normal(space.num_edges, len(space.normal[0])).softmax(-1).requires_grad_()
     gradient = normal(N, space.nodes * C, S, S)
     inputs = [s0, s1, mix, *cell.parameters()]
-    autocast = torch.autocast(
-        torch.device(workload.device).type, torch.bfloat16, enabled=workload.dtype == "bfloat16", cache_enabled=False
-    )
+    autocast = torch.autocast(workload.device, torch.bfloat16, enabled=workload.dtype == "bfloat16", cache_enabled=False)
 
     def run() -> Tensor:
         with autocast:

@@ -23,7 +23,7 @@ from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.ops.patch_mask import num_masked
 from fastdarts.ops.philox import Stream
-from fastdarts.search import Search, SoftmaxRelaxation
+from fastdarts.search import DivergedError, Search, SoftmaxRelaxation
 from fastdarts.session import Session
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import Supernet
@@ -34,7 +34,7 @@ log = logging.getLogger("fastdarts")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 2 for wrong input (one line on stderr), 130 when interrupted."""
+    """Run the command; returns its exit status: 0, 1 diverged, 2 wrong input, 130 interrupted; a line on stderr says why."""
     given = SearchImagenetSettings.given(argv, PROG, __doc__)
     try:
         with engine.log_to(sys.stdout):
@@ -44,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, DataError, RunFolderError, BackendUnavailable) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
+    except DivergedError as error:
+        print(f"{PROG}: stopped: {error}; the checkpoint before it is kept", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted; the same command with --save of this run's folder continues it", file=sys.stderr)
         return 130

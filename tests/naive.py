@@ -559,10 +559,11 @@ def second_order(
     momentum: float,
     weight_decay: float,
     buffers: Named | None,
+    difference: float = 0.01,
 ) -> Named:
     """DARTS, Eq. 7 and 8.
 
-    theta' = theta - eta (momentum * buffer + dL_train + wd theta); v = dL_valid(theta') / dtheta'; R = 0.01 / ||v||;
+    theta' = theta - eta (momentum * buffer + dL_train + wd theta); v = dL_valid(theta') / dtheta'; R = difference / ||v||;
     dL_valid(theta') / dalpha - eta (dL_train(theta + R v) - dL_train(theta - R v)) / dalpha / (2 R).
     """
     theta, arch = leaves(theta), leaves(arch)
@@ -574,7 +575,7 @@ def second_order(
     moved = leaves(moved)
     both = gradients(loss(moved, arch, valid), {**{f"theta {n}": t for n, t in moved.items()}, **arch})
     v = {n: both[f"theta {n}"] for n in theta}
-    r = 0.01 / math.sqrt(sum(float((t * t).sum()) for t in v.values()))
+    r = difference / math.sqrt(sum(float((t * t).sum()) for t in v.values()))
     plus = gradients(loss({n: (t + r * v[n]).detach() for n, t in theta.items()}, arch, train), arch)
     minus = gradients(loss({n: (t - r * v[n]).detach() for n, t in theta.items()}, arch, train), arch)
     return {n: both[n] - eta * (plus[n] - minus[n]) / (2 * r) for n in arch}

@@ -228,6 +228,9 @@ def trees(kind, path):
         shutil.copy(path / "train/class0/0.JPEG", path / "val/0.JPEG")
     elif kind == "one class":
         write_tree(path, classes=1)
+    elif kind == "broken link":
+        write_tree(path)
+        (path / "train/class0/link.JPEG").symlink_to(path / "gone.JPEG")
     elif kind == "all bad":
         write_tree(path, classes=1, images=4)
         for file in (path / "train/class0").iterdir():
@@ -246,6 +249,7 @@ def trees(kind, path):
         ("flat val", "", "is flat"),
         ("one class", "--objective supervised", "at least two classes"),
         ("all bad", "", "too few can be decoded"),
+        ("broken link", "", "link.JPEG is listed but not there"),
         ("good", "--batch_size 100", "batch"),
         ("good", "--image_size 40", "--image_size 40 does not fit"),
         ("good", "--patch_size 5", "--patch_size 5 does not divide --image_size 32"),
@@ -287,3 +291,12 @@ def test_real_images(shared_data, tmp_path):
     assert main([*argv, "--save", str(tmp_path / "run")]) == 0
     settings = json.loads((tmp_path / "run/settings.json").read_text())
     assert settings["data"]["train_images"] == settings["data"]["val_images"] == 120
+
+
+def test_a_diverging_search_stops_and_keeps_its_checkpoint(tree, tmp_path, capsys):
+    """A learning rate that overflows: status 1, the epoch named, nothing of it recorded."""
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--learning_rate", "1e38", "--grad_clip", "0"]
+    assert main([*argv, "--save", str(tmp_path / "run")]) == 1
+    err = capsys.readouterr().err
+    assert "epoch 1: the losses are not finite" in err and err.count("\n") == 1
+    assert not (tmp_path / "run/checkpoint.pt").exists()

@@ -21,11 +21,18 @@ def read_rgb(path: str) -> Image.Image:
 
 
 def fault(path: str) -> str | None:
-    """Why read_rgb would fail, or None. A JPEG's data is read to its end, but only 1/8 of the size is reconstructed."""
+    """Why the file does not decode, or None. A JPEG's data is read to its end, but only 1/8 of the size is reconstructed.
+
+    Raises DataError if it cannot even be opened: that says nothing about the image, and is for the user to mend.
+    """
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file, Image.open(file) as image:
             image.draft(None, (1, 1))
             image.convert("RGB")
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is listed but not there (a broken link?): mend it or take it away") from error
+    except PermissionError as error:
+        raise DataError(f"{path} may not be read: change its permissions or take it away") from error
     except Exception as error:  # whatever a decoder raises is about this file
         return _reason(path, error)
     return None

@@ -20,6 +20,7 @@ def verify(
     indices   int64 (N,)
     progress  called now and then with (files done, N)
     Returns (good, bad): the indices that decode, int64, in the order given; (relative name, reason) of the others.
+    Raises DataError for a file that is there but may not be read, or is gone.
     A JPEG that lacks nothing but its end marker may count as good: all its pixels are there.
     """
 

@@ -4,12 +4,13 @@ from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import COLLAPSE_SKIPS, collapse_figures, dominant_eigenvalue
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
-from fastdarts.search.search import Search, StepReport
+from fastdarts.search.search import DivergedError, Search, StepReport
 from fastdarts.search.selection import argmax_genotype
 
 __all__ = [
     "COLLAPSE_SKIPS",
     "Bilevel",
+    "DivergedError",
     "Search",
     "SoftmaxRelaxation",
     "StepReport",

@@ -69,8 +69,9 @@ class Bilevel:
     def weight_step(self, step: Tensor, train: Batch) -> Tensor:
         """Move the weights along the training loss' gradient. A weight that the loss does not reach is left alone."""
         loss = self._train_loss(step, train)
-        for w, g in zip(self.weights, torch.autograd.grad(loss, self.weights, allow_unused=True), strict=True):
-            w.grad = g
+        self.weight_optimizer.zero_grad()
+        # not autograd.grad, which hands one tensor to all terms of a sum (the decoder's biases): clipping is in place
+        loss.backward(inputs=self.weights)
         if self.grad_clip:
             clip_grad_norm_(self.weights, self.grad_clip)
         self.weight_optimizer.step()

@@ -1,6 +1,7 @@
 """A whole search: epochs of bilevel steps, an evaluation and a genotype after each."""
 
 from collections.abc import Callable, Iterable, Iterator
+from math import isfinite
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -18,6 +19,10 @@ from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.selection import argmax_genotype
 from fastdarts.supernet import Supernet
+
+
+class DivergedError(ArithmeticError):
+    """The losses of an epoch are not finite; the message says which epoch."""
 
 
 class Loader(Protocol):
@@ -115,6 +120,7 @@ class Search:
     def run_epoch(self) -> dict[str, Any]:
         """One epoch. Returns plain values: losses (means over the epoch), rates, genotype, weights, collapse figures.
 
+        Raises DivergedError when a loss was not finite.
         The keys are those of a `metrics.jsonl` line of kind "epoch", and "seconds" and "images_per_s" of the steps alone.
         """
         s = self.settings
@@ -146,6 +152,9 @@ class Search:
             "alpha_loss": torch.stack(val_losses).mean().item() if val_losses else None,
         }
         seconds = perf_counter() - started
+        if not all(isfinite(record[name] or 0.0) for name in ("train_loss", "alpha_loss")):
+            losses = f"train {record['train_loss']}, alpha {record['alpha_loss']}"
+            raise DivergedError(f"epoch {record['epoch']}: the losses are not finite ({losses}); try a smaller learning_rate")
         self.epoch += 1
         due = self.epoch % s.eval_every == 0 or self.epoch == s.epochs
         record["valid"] = self.evaluate() if due and self.eval_loader is not None else None

@@ -90,8 +90,6 @@ def test_bfloat16_is_autocast_with_float32_weights(capsys):
         (["--partial_channels", "3"], "--partial_channels 3: C/k must be even"),
         (["--supernet", "cell", "--partial_channels", "16"], "--partial_channels 16: C/k must be even"),
         (["--against", "graph", "--device", "cpu"], "--against graph: CUDA graphs need a GPU"),
-        (["--device", "tpu"], "--device tpu: not auto, cpu, cuda or cuda:N"),
-        (["--device", "cpu:frog"], "--device cpu:frog: Invalid device string"),
         (["--rounds", "0"], "--rounds: 0 is out of range"),
     ],
 )
@@ -102,10 +100,12 @@ def test_wrong_input_is_one_line_and_status_2(wrong, message, capsys):
     assert err.startswith(f"python -m bench.step: error: {message}")
 
 
-@pytest.mark.parametrize("wrong", [["--supernet", "resnet"], ["--backend", "magic"], ["--batch", "many"], ["--speed"]])
+@pytest.mark.parametrize(
+    "wrong", [["--supernet", "resnet"], ["--backend", "magic"], ["--batch", "many"], ["--device", "tpu"], ["--speed"]]
+)
 def test_wrong_flags_are_one_line_and_status_2(wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(wrong)
+        main(wrong.split())
     out, err = capsys.readouterr()
     assert (stopped.value.code, out, err.count("\n")) == (2, "", 1)
 

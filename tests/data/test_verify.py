@@ -52,8 +52,6 @@ def test_good_and_bad(tree: Tree, photo: Image.Image) -> None:
     }
     for name, data in good.items() | {name: data for name, (data, _) in bad.items()}.items():
         (folder / name).write_bytes(data)
-    (folder / "zlink.JPEG").symlink_to(folder / "nowhere")
-    bad["zlink.JPEG"] = (b"", "No such file")
     index = ImageIndex.from_root(root)
     seen = []
     kept, faults = verify(index, torch.arange(len(index)), 2, lambda done, total: seen.append((done, total)))
@@ -111,9 +109,17 @@ def test_unreadable_file(public: Path, nobody: Callable[[], AbstractContextManag
         (public / "train/a" / name).write_bytes(encoded(photo))
     os.chmod(public / "train/a/b.JPEG", 0)
     index = ImageIndex.from_root(public)
-    with nobody():
-        good, bad = verify(index, torch.arange(2), 1)
-    assert good.tolist() == [0] and bad == [("train/a/b.JPEG", "Permission denied")]
+    with nobody(), pytest.raises(DataError, match=r"train/a/b\.JPEG may not be read"):
+        verify(index, torch.arange(2), 1)
+
+
+def test_broken_link(public: Path, photo: Image.Image) -> None:
+    (public / "train/a").mkdir(parents=True)
+    (public / "train/a/a.JPEG").write_bytes(encoded(photo))
+    (public / "train/a/b.JPEG").symlink_to(public / "nowhere.JPEG")
+    index = ImageIndex.from_root(public)
+    with pytest.raises(DataError, match=r"train/a/b\.JPEG is listed but not there"):
+        verify(index, torch.arange(2), 2)
 
 
 def test_exif_orientation_is_not_applied(photo: Image.Image, tmp_path: Path) -> None:

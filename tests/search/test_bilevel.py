@@ -102,9 +102,7 @@ class Pair:
         taps = run.taps(self.net, x, rows, betas)
         self.moves.append(run.moved)
         if not masked:
-            return naive.cross_entropy(
-                naive.head(taps[2], theta["classifier.weight"], theta["classifier.bias"]), b.labels
-            )
+            return naive.cross_entropy(naive.head(taps[2], theta["classifier.weight"], theta["classifier.bias"]), b.labels)
         w = {n.removeprefix("objective.decoder."): t for n, t in theta.items() if n.startswith("objective.decoder.")}
         aligns = [(w[f"align.{i}.weight"], w[f"align.{i}.bias"]) for i in range(3)]
         prediction = naive.decoder(taps, aligns, (w["linear.weight"], w["linear.bias"]), x.shape[2])
@@ -140,21 +138,18 @@ class Pair:
 
     def arch_step(self, train: Batch, val: Batch, unrolled: bool, clip: float) -> None:
         grads = self.gradient(train, val, unrolled)
+        self.arch_norm = norm_of(grads)
         grads = naive.clipped(grads, clip) if clip else grads
         self.arch, self.adam = naive.adam(self.arch, grads, self.adam, lr=ARCH_LR, weight_decay=ARCH_DECAY)
 
-    def weight_step(self, train: Batch, clip: float) -> float:
-        """Returns the gradient's norm before clipping."""
+    def weight_step(self, train: Batch, clip: float) -> None:
         self.moves.clear()
         theta = naive.leaves(self.theta)
         grads = naive.gradients(self.loss(theta, self.arch, (train, naive.TRAIN)), theta)
         self.move_statistics()
-        norm = float(torch.cat([g.flatten() for g in grads.values()]).norm())
+        self.norm = norm_of(grads)
         grads = naive.clipped(grads, clip) if clip else grads
-        self.theta, self.buffers = naive.sgd(
-            self.theta, grads, self.buffers, lr=self.lr, momentum=MOMENTUM, weight_decay=DECAY
-        )
-        return norm
+        self.theta, self.buffers = naive.sgd(self.theta, grads, self.buffers, lr=self.lr, momentum=MOMENTUM, weight_decay=DECAY)
 
     # ---------------------------------------------------------------------------------------------------- both
 
@@ -169,6 +164,10 @@ class Pair:
             assert float((state[f"{n}.running_mean"] - mean[n]).abs().max()) <= 1e-9 * max(1, float(mean[n].abs().max()))
         assert_all_close({n: state[f"{n}.running_var"] for n in var}, var)
         assert {int(t) for n, t in state.items() if n.endswith("num_batches_tracked")} == {forwards}
+
+
+def norm_of(grads: dict[str, Tensor]) -> float:
+    return float(torch.cat([g.flatten() for g in grads.values()]).norm())
 
 
 def copied(named: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -245,7 +244,7 @@ def test_unrolled_loss_is_the_one_at_the_virtual_weights() -> None:
 @pytest.mark.parametrize("kind", ["supervised", "masked"])
 def test_whole_steps(kind: str, unrolled: bool, first: str) -> None:
     """Three of them: clipping, SGD with momentum and decay, Adam with decay, in either order."""
-    clip, arch_clip = 0.8, 0.02
+    clip, arch_clip = 0.2, 0.005
     weights_first = first == "weights-first"
     pair = Pair(kind, unrolled=unrolled, grad_clip=clip, arch_grad_clip=arch_clip, weights_first=weights_first)
     forwards = 0
@@ -253,12 +252,11 @@ def test_whole_steps(kind: str, unrolled: bool, first: str) -> None:
         train, val = batch(10 + step), batch(20 + step)
         pair.step = step
         if weights_first:
-            norm = pair.weight_step(train, clip)
-            pair.arch_step(train, val, unrolled, arch_clip)
-        else:
-            pair.arch_step(train, val, unrolled, arch_clip)
-            norm = pair.weight_step(train, clip)
-        assert norm > clip  # or clipping would not be seen
+            pair.weight_step(train, clip)
+        pair.arch_step(train, val, unrolled, arch_clip)
+        if not weights_first:
+            pair.weight_step(train, clip)
+        assert pair.norm > clip and pair.arch_norm > arch_clip  # or clipping would not be seen
         losses = pair.bilevel(at(step), train, val)
         assert all(torch.isfinite(x) and not x.requires_grad and x.ndim == 0 for x in losses)
         forwards += 4 if unrolled else 2
@@ -271,7 +269,8 @@ def test_steps_without_clipping(clip: float) -> None:
     pair = Pair(grad_clip=clip, arch_grad_clip=clip)
     for step in range(2):
         pair.arch_step(batch(1), batch(2), False, clip)
-        assert pair.weight_step(batch(1), clip) < 1e6
+        pair.weight_step(batch(1), clip)
+        assert 0 < max(pair.norm, pair.arch_norm) < 1e6
         pair.bilevel(at(step), batch(1), batch(2))
     pair.agree(forwards=4)
 
@@ -310,10 +309,7 @@ class Backward(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name = func.name()
-        if name == "aten::convolution_backward":
-            self.inputs += out[0] is not None
-            self.weights += out[1] is not None
-        elif name.endswith("batch_norm_backward"):
+        if name == "aten::convolution_backward" or name.endswith("batch_norm_backward"):
             self.inputs += out[0] is not None
             self.weights += out[1] is not None
         elif name == "aten::mm":
@@ -325,11 +321,13 @@ class Backward(TorchDispatchMode):
 def test_alphas_step_computes_no_gradient_of_a_weight(kind: str) -> None:
     pair = Pair(kind)
     shapes = {tuple(p.shape) for n, p in pair.modules().items() if p.ndim == 2}
+    with Backward(shapes) as forward, torch.no_grad():  # which may multiply matrices of that shape itself
+        pair.objective(pair.supernet, pair.relaxation.weights(), batch(2), at(0), Stream.VAL)
     with Backward(shapes) as alpha:
         pair.bilevel.arch_step(at(0), batch(1), batch(2))
     with Backward(shapes) as weights:
         pair.bilevel.weight_step(at(0), batch(1))
-    assert alpha.weights == 0
+    assert alpha.weights == forward.weights
     assert alpha.inputs > 50
     assert weights.weights > 100  # which shows that the counting counts
 
@@ -358,7 +356,7 @@ def test_a_weight_that_the_loss_does_not_reach_is_left_alone() -> None:
         pair.weight_step(batch(1), 5.0)
         pair.bilevel(at(step), batch(1), batch(2))
     assert all(torch.equal(before[n], p) for n, p in linear.named_parameters())
-    assert all(p not in pair.bilevel.weight_optimizer.state for p in linear.parameters())
+    assert not any(pair.bilevel.weight_optimizer.state.get(p) for p in linear.parameters())
     pair.supernet.classifier = None
     pair.agree(forwards=8)
 
@@ -385,26 +383,19 @@ def test_weights_come_back_even_when_a_loss_fails() -> None:
 
 
 def test_the_formulas_second_order_is_the_slope_of_the_unrolled_loss() -> None:
-    """The reference itself, by differences: d/dalpha L_val(w - eta (dL_train(w, alpha) + ...), alpha).
+    """The reference itself, by differences: d/dalpha L_val(w - eta (dL_train(w, alpha) + decay w), alpha).
 
-    With a small eta the step is smooth enough for plain differences; its Hessian term is itself a finite difference
-    with R = 0.01 / |v|, hence the tolerance, which is far below the term's share.
+    With R = 1e-5 / |v|: DARTS' own R = 1e-2 / |v| is part of the definition, but far from the limit on a net this small.
     """
     pair = Pair()
     train, val = (batch(1), naive.TRAIN), (batch(2), naive.VAL)
-    settings = {"eta": 1e-3, "momentum": MOMENTUM, "weight_decay": DECAY, "buffers": None}
+    settings = {"eta": LR, "momentum": MOMENTUM, "weight_decay": DECAY, "buffers": None, "difference": 1e-5}
     grads = naive.second_order(pair.loss, pair.theta, pair.arch, train, val, **settings)
     g = torch.Generator().manual_seed(0)
     way = {n: torch.randn(t.shape, generator=g, dtype=torch.float64) for n, t in pair.arch.items()}
-
-    def unrolled(h: float) -> float:
+    sides = []
+    for h in (1e-6, -1e-6):
         arch = {n: t + h * way[n] for n, t in pair.arch.items()}
-        return float(pair.loss(virtual(pair, train, arch, 1e-3), arch, val).detach())
-
-    def along(grads: dict[str, Tensor]) -> float:
-        return sum(float((grads[n] * way[n]).sum()) for n in way)
-
-    slope = (unrolled(1e-5) - unrolled(-1e-5)) / 2e-5
-    no_hessian = naive.first_order(pair.loss, virtual(pair, train, pair.arch, 1e-3), pair.arch, val)
-    share = abs(along(grads) - along(no_hessian))
-    assert abs(slope - along(grads)) <= 0.02 * share
+        sides.append(float(pair.loss(virtual(pair, train, arch, LR), arch, val).detach()))
+    slope = (sides[0] - sides[1]) / 2e-6
+    assert sum(float((grads[n] * way[n]).sum()) for n in way) == pytest.approx(slope, rel=1e-6)

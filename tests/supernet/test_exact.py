@@ -153,9 +153,7 @@ def test_lists_that_differ_by_edge(stem: str, k: int) -> None:
     got_grads = gradients(
         objective(got), dict(case.supernet.named_parameters()) | dict(zip(named, relaxation.parameters(), strict=True))
     )
-    want_grads = gradients(
-        objective(want), case.theta | dict(zip(named, [*alpha.values(), *beta.values()], strict=True))
-    )
+    want_grads = gradients(objective(want), case.theta | dict(zip(named, [*alpha.values(), *beta.values()], strict=True)))
     assert_all_close(got_grads, want_grads)
     moved(case, run, True)
     for kind in KINDS:
@@ -260,5 +258,5 @@ def test_a_side_that_does_not_halve_evenly_is_refused(stem: str, side: int, mult
 
 @pytest.mark.parametrize("wrong", [{"layers": 2}, {"C": 4, "partial_channels": 4}, {"C": 5}, {"partial_channels": 0}])
 def test_sizes_that_do_not_fit_together_are_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="layers|C/k"):
+    with pytest.raises(ValueError, match=r"layers|C/k"):
         Supernet(S0, **wrong)

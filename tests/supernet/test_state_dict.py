@@ -36,9 +36,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 def test_a_checkpoint_goes_in_and_comes_out_unchanged(net: naive.Net) -> None:
     checkpoint = saved(net)
     mine = supernet(net)
-    assert {n: t.shape for n, t in mine.state_dict().items()} == {
-        n: t.shape for n, t in saved(net, classes=None).items()
-    }
+    assert {n: t.shape for n, t in mine.state_dict().items()} == {n: t.shape for n, t in saved(net, classes=None).items()}
     mine.load_state_dict(checkpoint)
     assert equal(mine.state_dict(), checkpoint)
 

@@ -1,0 +1,72 @@
+"""Names, edges and lists of the search spaces."""
+
+import pytest
+
+from fastdarts.spaces import CANDIDATES, KINDS, S0, Space
+
+
+def test_s0_is_darts_list_in_darts_order() -> None:
+    """The index of a candidate is part of every checkpoint."""
+    names = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
+    names += ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+    assert S0.name == "S0"
+    assert S0.normal == S0.reduce == (names,) * 14
+    assert [S0.candidates(kind) for kind in KINDS] == [S0.normal, S0.reduce]
+    assert KINDS == ("normal", "reduce")
+
+
+def test_edges_are_numbered_node_by_node() -> None:
+    assert S0.num_edges == 14
+    assert [list(S0.edges_of_node(i)) for i in range(4)] == [
+        [0, 1],
+        [2, 3, 4],
+        [5, 6, 7, 8],
+        [9, 10, 11, 12, 13],
+    ]
+
+
+@pytest.mark.parametrize(("nodes", "edges"), [(1, 2), (2, 5), (3, 9), (5, 20)])
+def test_other_numbers_of_nodes(nodes: int, edges: int) -> None:
+    space = Space.uniform("small", ("skip_connect",), nodes)
+    assert space.num_edges == len(space.normal) == edges
+    assert [e for i in range(nodes) for e in space.edges_of_node(i)] == list(range(edges))
+
+
+def test_families() -> None:
+    families = {name: c.family for name, c in CANDIDATES.items()}
+    assert families == {
+        "none": "none",
+        "max_pool_3x3": "pool",
+        "avg_pool_3x3": "pool",
+        "skip_connect": "skip",
+        "sep_conv_3x3": "conv",
+        "sep_conv_5x5": "conv",
+        "dil_conv_3x3": "conv",
+        "dil_conv_5x5": "conv",
+    }
+    assert all(c.name == name for name, c in CANDIDATES.items())
+
+
+GOOD = ("skip_connect", "none")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (("skip_connect", "conv_9x9"), "reduce edge 5.*conv_9x9.*known are.*sep_conv_3x3"),
+        ((), "reduce edge 5.*empty"),
+        (("skip_connect", "skip_connect"), "reduce edge 5.*repeated"),
+        (("none",), "reduce edge 5.*besides none"),
+    ],
+)
+def test_a_list_that_cannot_be_chosen_from(bad: tuple[str, ...], message: str) -> None:
+    lists = [GOOD] * 14
+    lists[5] = bad
+    with pytest.raises(ValueError, match=message):
+        Space("mine", (GOOD,) * 14, tuple(lists))
+
+
+@pytest.mark.parametrize("count", [0, 13, 15])
+def test_a_list_for_each_edge(count: int) -> None:
+    with pytest.raises(ValueError, match=f"normal cell has 14 edges.*{count}"):
+        Space("mine", (GOOD,) * count, (GOOD,) * 14)
