@@ -29,10 +29,11 @@ lint: install
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 test: install lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --benchmark-disable tests bench
 
 bench: install
-	$(BIN)/python -m pytest bench
+	$(BIN)/python -m pytest bench --full-size --benchmark-json=build/suite.json
+	$(BIN)/python -m bench.records add build/suite.json
 
 campaign: install
 	$(BIN)/python -m pytest -m campaign

@@ -15,7 +15,7 @@ set -uo pipefail
 source_tree=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 out=$source_tree/bench/results
-quick='' device=cuda commit=''
+quick=0 device=cuda commit=''
 
 refuse() {
   echo "bench/gpu.sh: $1" >&2
@@ -24,7 +24,7 @@ refuse() {
 
 while (($#)); do
   case $1 in
-    --quick) quick=yes ;;
+    --quick) quick=1 ;;
     --commit | --device)
       (($# > 1)) || refuse "$1 wants a value"
       declare "${1#--}=$2"
@@ -51,8 +51,7 @@ cd "$work/tree"
 rm -f fastdarts/_C*.so fastdarts/_build.json
 
 failed=0
-deadline=520
-[[ $quick ]] && deadline=165
+deadline=$((quick ? 165 : 520))
 
 part() { # part NAME LIMIT COMMAND...: what it prints goes to a log; lines of JSON are records
   local name=$1 limit=$2 began=$SECONDS status=0
@@ -81,14 +80,14 @@ step() { # step LIMIT OPTIONS...: one comparison
 }
 
 touch "$work/records.jsonl"
-part "build the native module" 150 "$python" setup.py build_ext --inplace
-part "GPU tests" 150 "$python" -m pytest tests -m 'gpu and not campaign' -q -p no:cacheprovider
+part "build the native module" $((quick ? 60 : 150)) "$python" setup.py build_ext --inplace
+part "GPU tests" $((quick ? 75 : 150)) "$python" -m pytest tests -m 'gpu and not campaign' -q -p no:cacheprovider
 part "ceilings" 60 "$python" -m bench.ceilings --device "$device" --record --results "$out"
 if [[ $device == cpu ]]; then
   for supernet in cifar pc-cifar mae-imagenet; do
     step 120 --supernet $supernet --batch 2 --image_size 32 --rounds 2 --warm_up 1
   done
-elif [[ $quick ]]; then
+elif ((quick)); then
   step 40 --supernet cifar --against eager --rounds 7 --no-memory
   step 40 --supernet cifar --against graph --rounds 7 --no-memory --dtype bfloat16
 else

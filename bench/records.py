@@ -67,14 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.records", description=__doc__)
     parser.add_argument("action", choices=("show", "add"))
     parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what is added")
     given = parser.parse_args(argv)
     try:
         for path in given.files:
             if given.action == "show":
-                print("\n".join(map(summary, read(path))))
+                for record in read(path):
+                    print(summary(record))
                 continue
             for record in from_suite(json.loads(path.read_text(encoding="utf-8"))):
-                append(RESULTS / "suite.jsonl", record)
+                append(given.results / "suite.jsonl", record)
                 print(summary(record))
     except (OSError, ValueError, KeyError) as error:
         print(f"bench.records: error: {path}: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ SIZES = {"cifar": (32, 16), "imagenet": (224, 32)}  # full and small, pixels
 def timed(benchmark: BenchmarkFixture, workload: Workload, side: str) -> None:
     """Time a side's calls and note what they were."""
     facts = asdict(workload)
-    benchmark.extra_info.update({name: facts[name] for name in facts if name != "space"}, side=side)
+    benchmark.extra_info.update({name: facts[name] for name in facts if name not in ("space", "backend")}, side=side)
     benchmark.pedantic(build(workload, side), rounds=ROUNDS, warmup_rounds=1)
 
 

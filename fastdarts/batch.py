@@ -26,6 +26,3 @@ class Batch(NamedTuple):
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device` (asynchronously where the tensors are pinned)."""
         return Batch(*(t.to(device, non_blocking=True) for t in self))
-
-    def __len__(self) -> int:  # the number of images, not of fields
-        return self.images.shape[0]

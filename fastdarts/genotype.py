@@ -65,7 +65,7 @@ class Genotype:
         if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
             raise GenotypeError(f"expected Genotype(...), got {text[:80]!r}")
         given = dict(zip(_FIELDS, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
-        if set(given) != set(_FIELDS):
+        if set(given) != set(_FIELDS) or len(call.args) + len(call.keywords) != len(_FIELDS):
             raise GenotypeError(f"a genotype has the fields {', '.join(_FIELDS)}; got {', '.join(map(str, given))}")
         return Genotype.from_fields({name: _literal(node) for name, node in given.items()})
 
@@ -73,10 +73,15 @@ class Genotype:
     def from_fields(fields: dict[str, Any]) -> "Genotype":
         """Build and check a genotype from plain lists. Raises GenotypeError."""
         try:
-            cells = {kind: tuple((str(op), int(state)) for op, state in fields[kind]) for kind in ("normal", "reduce")}
-            concat = {name: tuple(int(i) for i in fields[name]) for name in ("normal_concat", "reduce_concat")}
+            cells = {kind: tuple((op, state) for op, state in fields[kind]) for kind in ("normal", "reduce")}
+            concat = {name: tuple(fields[name]) for name in ("normal_concat", "reduce_concat")}
         except (TypeError, ValueError) as error:
             raise GenotypeError(f"genes are (operation, input) pairs: {error}") from error
+        genes = [gene for cell in cells.values() for gene in cell]
+        if not all(type(op) is str and type(state) is int for op, state in genes):
+            raise GenotypeError(f"genes are (name, whole number) pairs, got {genes}")
+        if not all(type(i) is int for numbers in concat.values() for i in numbers):
+            raise GenotypeError(f"concatenated states are whole numbers, got {concat}")
         genotype = Genotype(**cells, **concat)
         genotype.check()
         return genotype

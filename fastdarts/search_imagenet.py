@@ -74,15 +74,18 @@ def resolve(given: dict[str, Any]) -> SearchImagenetSettings:
 def run(settings: SearchImagenetSettings) -> None:
     """Search as `settings` say: make or continue the run folder, or, with dry_run, only tell what would be done."""
     name = f"search-imagenet-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
+    cores = torch.get_num_threads()
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     folder = RunFolder.open(Path(settings.save or name), settings)
     index = ImageIndex.from_root(settings.data or sample_root())
     _check_unchanged(index, folder)
     train, val = _splits(settings, index, folder)
     excluded: list[tuple[str, str]] = []
     if folder.saved is None and not settings.dry_run:
-        train, val, excluded = _without_bad_files(index, train, val)
+        train, val, excluded = _without_bad_files(index, train, val, cores)
     images = (len(train), len(val))
-    workers = settings.workers if settings.workers >= 0 else max(1, min(8, torch.get_num_threads() - 1))
+    workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
     common = {"batch_size": settings.batch_size, "image_size": settings.image_size, "workers": workers}
     with (
         FolderLoader(index, train, stream=Stream.TRAIN, seed=settings.seed, **common) as train_loader,
@@ -144,12 +147,12 @@ def build(settings: SearchImagenetSettings, num_classes: int) -> tuple[Supernet,
 
 
 def _check_patches(image_size: int, patch_size: int, ratio: float) -> None:
-    """Raise ConfigError unless patches tile the image and some, but not all, are hidden."""
+    """Raise ConfigError unless patches tile the image and some are hidden."""
     if image_size % patch_size:
         raise ConfigError(f"--patch_size {patch_size} does not divide --image_size {image_size}")
     patches = (image_size // patch_size) ** 2
-    if not 0 < (hidden := num_masked(ratio, patches)) < patches:
-        raise ConfigError(f"--mask_ratio {ratio} hides {hidden} of an image's {patches} patches: hide some, not all")
+    if not num_masked(ratio, patches):
+        raise ConfigError(f"--mask_ratio {ratio} hides none of an image's {patches} patches")
 
 
 def _device(name: str) -> str:
@@ -176,7 +179,9 @@ def _splits(settings: SearchImagenetSettings, index: ImageIndex, folder: RunFold
     return train, val
 
 
-def _without_bad_files(index: ImageIndex, train: Tensor, val: Tensor) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+def _without_bad_files(
+    index: ImageIndex, train: Tensor, val: Tensor, threads: int
+) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
     """Decode every chosen file once; returns both splits without the bad ones, and those with their reasons."""
     last = time.monotonic()
 
@@ -186,7 +191,7 @@ def _without_bad_files(index: ImageIndex, train: Tensor, val: Tensor) -> tuple[T
             last = time.monotonic()
             log.info(f"checking files: {done} of {total}")
 
-    good, bad = verify(index, torch.cat([train, val]), torch.get_num_threads(), progress)
+    good, bad = verify(index, torch.cat([train, val]), threads, progress)
     for name, reason in bad:
         log.warning(f"left out: {name}: {reason}")
     if bad:

@@ -95,6 +95,6 @@ class Session:
     def _draw_reconstruction(self, objective: MaskedReconstruction) -> None:
         self.search.supernet.eval()
         batch = next(iter(self.eval_loader)).to(self.search.device)
-        batch = type(batch)(*(field[:PICTURES] for field in batch))
+        batch = batch._make(field[:PICTURES] for field in batch)
         pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)
         picture_grid(*(p.cpu() for p in pictures), self.folder["reconstruction.png"])

@@ -132,7 +132,6 @@ def test_odd_concats_are_genotype_errors_too(concat: str) -> None:
         Genotype.from_text(text(normal_concat=concat))
 
 
-@pytest.mark.xfail(strict=True, reason="Genotype.from_fields turns them into ('a', 0), ('a', 1) and ('3', 1)")
 @pytest.mark.parametrize("gene", ["('a', 0.7)", "('a', '1')", "(3, 1)"])
 def test_genes_are_a_name_and_a_whole_number(gene: str) -> None:
     odd = repr(cell()).replace("('sep_conv_3x3', 1)", gene, 1)
@@ -140,7 +139,6 @@ def test_genes_are_a_name_and_a_whole_number(gene: str) -> None:
         Genotype.from_text(text(normal=odd))
 
 
-@pytest.mark.xfail(strict=True, reason="Genotype.from_text drops positional arguments past the fourth")
 def test_a_fifth_field_by_position_is_refused() -> None:
     with pytest.raises(GenotypeError, match="fields"):
         Genotype.from_text(f"Genotype({cell()}, range(2, 6), {cell()}, range(2, 6), 7)")

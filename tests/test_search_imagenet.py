@@ -253,7 +253,7 @@ def trees(kind, path):
         ("good", "--batch_size 100", "batch"),
         ("good", "--image_size 40", "--image_size 40 does not fit"),
         ("good", "--patch_size 5", "--patch_size 5 does not divide --image_size 32"),
-        ("good", "--mask_ratio 0.01", "hides 0 of an image's 16 patches"),
+        ("good", "--mask_ratio 0.01", "hides none of an image's 16 patches"),
         ("good", "--mask_ratio 1.5", "out of range"),
         ("good", "--mask_ratio 0", "out of range"),
         ("good", "--train_fraction 0.8 --val_fraction 0.5", "overlap"),

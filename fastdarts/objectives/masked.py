@@ -82,11 +82,11 @@ class MaskedReconstruction(Objective):
         return self._loss(levels, bias, batch, mask)
 
     def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
-        """`loss`, and `baseline`: the loss of predicting each image's mean visible colour."""
+        """`loss`, and `baseline`: the loss of predicting each image's mean visible colour (0 where nothing is visible)."""
         step = torch.zeros(1, dtype=torch.int64, device=batch.index.device)
         levels, bias, mask, x = self._predict(supernet, weights, batch, step, Stream.EVAL)
         visible = ~pixel_mask(mask, self.patch_size)
-        colour = (x * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True)
+        colour = (x * visible).sum((2, 3), keepdim=True) / visible.sum((2, 3), keepdim=True).clamp(min=1)
         return {
             "loss": self._loss(levels, bias, batch, mask),
             "baseline": self._loss([colour], torch.zeros_like(bias), batch, mask),
@@ -109,7 +109,10 @@ class MaskedReconstruction(Objective):
         self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Returns the decoder's levels and bias, the mask and the masked input."""
-        patches = (batch.images.shape[1] // self.patch_size) * (batch.images.shape[2] // self.patch_size)
+        H, W = batch.images.shape[1:3]
+        patches = (H // self.patch_size) * (W // self.patch_size)
+        if not (hidden := num_masked(self.mask_ratio, patches)):
+            raise ValueError(f"mask_ratio {self.mask_ratio} hides none of an image's {patches} patches")
         x, mask = patch_mask(
             batch.images,
             batch.index,
@@ -119,7 +122,7 @@ class MaskedReconstruction(Objective):
             seed=self.seed,
             stream=stream,
             patch_size=self.patch_size,
-            num_masked=num_masked(self.mask_ratio, patches),
+            num_masked=hidden,
             mean=self.mean,
             std=self.std,
             dtype=self.mask_token.dtype,

@@ -6,6 +6,7 @@ Letters: N images, S pixels a side, p pixels a patch's side, h_l w_l the resolut
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,7 +51,8 @@ def masked_loss(
     """
     size = (images.shape[1], images.shape[2])
     target = normalise(images, flip, mean=mean, std=std, dtype=levels[0].dtype)
-    masked = pixel_mask(mask, size[0] // mask.shape[1]).to(target.dtype)
+    patch_size = size[0] // mask.shape[1]
     error = upsampled_sum(levels, bias, size) - target
     error = error.abs() if norm == "l1" else error.square()
-    return (error * masked).sum() / (masked.sum() * target.shape[1])
+    terms = mask.sum() * (patch_size**2 * target.shape[1])  # counted in whole numbers, whatever the dtype
+    return torch.where(pixel_mask(mask, patch_size), error, 0).sum() / terms

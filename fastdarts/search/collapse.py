@@ -40,7 +40,7 @@ def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: G
 
 
 def dominant_eigenvalue(
-    gradient: Callable[[], list[Tensor]], parameters: list[Tensor], iterations: int = 10, radius: float = 1e-2
+    gradient: Callable[[], list[Tensor]], parameters: list[Tensor], iterations: int = 10, radius: float = 1e-3
 ) -> float:
     """The eigenvalue of largest magnitude of the Hessian of a loss in `parameters` (R-DARTS' indicator of collapse).
 

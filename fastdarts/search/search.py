@@ -136,7 +136,7 @@ class Search:
             val = next(self.val_loader).to(self.device) if self.epoch >= s.begin else None
             train_loss, val_loss = self.bilevel(self.step, train, val)
             self.step += 1
-            count = len(train) + (0 if val is None else len(val))
+            count = len(train.index) + (0 if val is None else len(val.index))
             images += count
             train_losses.append(train_loss)
             if val_loss is not None:
@@ -176,9 +176,9 @@ class Search:
         weights, sums, images = self._weights(), {}, 0
         for batch in self.eval_loader:
             batch = batch.to(self.device)
-            images += len(batch)
+            images += len(batch.index)
             for name, value in self.objective.evaluate(self.supernet, weights, batch).items():
-                sums[name] = sums.get(name, 0.0) + value.double() * len(batch)
+                sums[name] = sums.get(name, 0.0) + value.double() * len(batch.index)
         return {name: (total / images).item() for name, total in sums.items()}
 
     def hessian(self) -> float:

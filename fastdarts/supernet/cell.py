@@ -58,6 +58,8 @@ class MixedOp(nn.Module):
         return channel_shuffle(torch.cat([processed, self.bypass(x[:, C // self.k :])], dim=1), self.k)
 
     def _mix(self, x: Tensor, weights: Tensor) -> Tensor:
+        if len(weights) < len(self._ops):
+            raise ValueError(f"{len(weights)} weights for {len(self._ops)} candidates")
         # an edge's row may be padded to the longest list of the cell
         return total(w * op(x) for w, op in zip(weights, self._ops, strict=False))
 

@@ -140,9 +140,15 @@ class Supernet(nn.Module):
         return words.sort(dim=1, stable=True).indices[:, : C // self.k].sort(dim=1).values
 
     def attach_classifier(self, num_classes: int) -> nn.Linear:
-        """The customary linear head on the last feature, under its customary name; an existing one of that size is kept."""
-        if self.classifier is None or self.classifier.out_features != num_classes:
-            self.classifier = nn.Linear(self.tap_channels[-1], num_classes)
+        """The customary linear head on the last feature, under its customary name; made on the first call.
+
+        Raises ValueError if there is one of another size (whose parameters an optimizer may hold).
+        """
+        if self.classifier is None:
+            self.classifier = nn.Linear(self.tap_channels[-1], num_classes).to(next(self.parameters()))
+        if self.classifier.out_features != num_classes:
+            has = f"the supernet has a classifier of {self.classifier.out_features} classes"
+            raise ValueError(f"{has}, {num_classes} are asked for: set supernet.classifier = None first")
         return self.classifier
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
@@ -150,6 +156,5 @@ class Supernet(nn.Module):
         if state_dict and all(name.startswith("module.") for name in state_dict):
             state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
         if "classifier.weight" in state_dict:
-            like = state_dict["classifier.weight"]
-            self.attach_classifier(like.shape[0]).to(next(self.parameters()))
+            self.attach_classifier(state_dict["classifier.weight"].shape[0])
         return super().load_state_dict(state_dict, strict=strict, assign=assign)

@@ -47,11 +47,10 @@ def test_summary_is_one_line():
     assert line == "supernet cifar  ratio 1.25  ours_ms 500 (500 to 500)"
 
 
-def test_add_and_show(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(records, "RESULTS", tmp_path)
+def test_add_and_show(tmp_path, capsys):
     saved = tmp_path / "saved.json"
     saved.write_text(json.dumps(SUITE))
-    assert records.main(["add", str(saved)]) == 0
+    assert records.main(["add", str(saved), "--results", str(tmp_path)]) == 0
     added = capsys.readouterr().out
     assert records.main(["show", str(tmp_path / "suite.jsonl")]) == 0
     assert capsys.readouterr().out == added
@@ -67,7 +66,7 @@ def test_a_file_that_cannot_be_read_is_one_line_and_status_2(content, tmp_path, 
     assert (out, err.count("\n")) == ("", 1)
 
 
-def test_ceilings_are_measured_and_recorded(tmp_path, capsys, monkeypatch):
+def test_ceilings_are_measured_and_recorded(tmp_path, capsys):
     assert ceilings.main(["--device", "cpu", "--record", "--results", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["copy_gb_per_s"] > 0

@@ -17,7 +17,7 @@ from fastdarts.search import DivergedError, Search, StepReport, collapse_figures
 from fastdarts.spaces import KINDS, Space
 from fastdarts.supernet import Supernet
 from tests import naive
-from tests.naive import assert_close
+from tests.naive import assert_close, one_thread  # noqa: F401
 
 SPACE = Space.uniform("few", ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"))
 NET = naive.Net(C=4, layers=3, k=2, candidates={"normal": SPACE.normal, "reduce": SPACE.reduce})
@@ -276,7 +276,7 @@ def test_evaluate_is_the_mean_over_images() -> None:
         weights = search.relaxation.weights()
         each = [search.objective.evaluate(search.supernet, weights, b) for b in batches]
     for name, value in got.items():
-        want = sum(len(b) * float(e[name]) for b, e in zip(batches, each, strict=True)) / 10
+        want = sum(len(b.index) * float(e[name]) for b, e in zip(batches, each, strict=True)) / 10
         assert value == pytest.approx(want, rel=1e-6)
 
 
