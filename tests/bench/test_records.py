@@ -1,7 +1,9 @@
 """Records: written, read again, made from what pytest-benchmark saves."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,7 +88,8 @@ def test_ceilings_are_measured_and_recorded(tmp_path, capsys):
     ],
 )
 def test_gpu_script_refuses_in_one_line(wrong, message, root: Path, tmp_path):
-    done = subprocess.run(["bash", root / "bench" / "gpu.sh", *wrong], capture_output=True, text=True, cwd=tmp_path)
+    command, env = ["bash", root / "bench" / "gpu.sh", *wrong], os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith(f"bench/gpu.sh: {message}")
     assert not list(tmp_path.iterdir())

@@ -105,7 +105,7 @@ def test_wrong_input_is_one_line_and_status_2(wrong, message, capsys):
 )
 def test_wrong_flags_are_one_line_and_status_2(wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(wrong.split())
+        main(wrong)
     out, err = capsys.readouterr()
     assert (stopped.value.code, out, err.count("\n")) == (2, "", 1)
 
