@@ -144,8 +144,10 @@ class SearchImagenetSettings(SearchSettings):
     """Flags of `python -m fastdarts.search_imagenet`; the defaults are MAE-NAS on ImageNet."""
 
     data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched")
-    save: str | None = setting(None, "run folder, made or continued; without it search-NAME-TIME in the present folder")
-    dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop")
+    save: str | None = setting(
+        None, "run folder, made or continued; without it search-NAME-TIME in the present folder", resumable=True
+    )
+    dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
     objective: Literal["mae", "supervised"] = setting("mae", "masked reconstruction (needs no labels) or classification")
     image_size: int = setting(224, "pixels a side", at_least=1)
     batch_size: int = setting(1024, "images of a step of the weights, and of one of alpha", at_least=1)

@@ -3,7 +3,6 @@
 MAE-NAS with PC-DARTS' settings: masked reconstruction, partial channels, alpha on images of its own.
 """
 
-import hashlib
 import logging
 import sys
 import time
@@ -13,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastdarts import engine, provenance
 from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings
-from fastdarts.data import DataError, EvalLoader, FolderLoader, ImageIndex, read_list, sample_root, subsets, verify, write_list
+from fastdarts.data import DataError, EvalLoader, FolderLoader
 from fastdarts.engine import RunFolder, RunFolderError
+from fastdarts.images import Images
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.ops.patch_mask import num_masked
@@ -78,35 +77,28 @@ def run(settings: SearchImagenetSettings) -> None:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     folder = RunFolder.open(Path(settings.save or name), settings)
-    index = ImageIndex.from_root(settings.data or sample_root())
-    _check_unchanged(index, folder)
-    train, val = _splits(settings, index, folder)
-    excluded: list[tuple[str, str]] = []
+    images = Images.choose(settings, folder)
     if folder.saved is None and not settings.dry_run:
-        train, val, excluded = _without_bad_files(index, train, val, cores)
-    images = (len(train), len(val))
+        images = images.checked(cores)
     workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
     common = {"batch_size": settings.batch_size, "image_size": settings.image_size, "workers": workers}
     with (
-        FolderLoader(index, train, stream=Stream.TRAIN, seed=settings.seed, **common) as train_loader,
-        FolderLoader(index, val, stream=Stream.VAL, seed=settings.seed, **common) as val_loader,
+        FolderLoader(images.index, images.train, stream=Stream.TRAIN, seed=settings.seed, **common) as train_loader,
+        FolderLoader(images.index, images.val, stream=Stream.VAL, seed=settings.seed, **common) as val_loader,
     ):
-        plan = _plan(settings, index, train_loader, val_loader, images)
+        plan = _plan(settings, images, len(train_loader))
         if settings.dry_run:
             log.info(plan)
             return
         torch.manual_seed(settings.seed)
-        supernet, objective = build(settings, len(index.classes))
+        supernet, objective = build(settings, len(images.index.classes))
         supernet.to(settings.device, memory_format=torch.channels_last)
         objective.to(settings.device)
-        eval_loader = EvalLoader(index, val, **common)
+        eval_loader = EvalLoader(images.index, images.val, **common)
         search = Search(supernet, objective, train_loader, val_loader, settings, eval_loader=eval_loader)
         if folder.saved is None:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            write_list(folder["train.txt"], index, train)
-            write_list(folder["val.txt"], index, val)
-            engine.write_text(folder["excluded.txt"], "".join(f"{name}\t{reason}\n" for name, reason in excluded))
-            folder.create(_facts(settings, index, images, len(excluded)))
+            images.write(folder)
+            folder.create(_facts(settings, images))
         with engine.log_to(folder["log.txt"]):
             log.info(plan)
             log.info(f"run folder {folder.path}, {provenance.commit()}")
@@ -165,63 +157,20 @@ def _device(name: str) -> str:
         raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
-def _splits(settings: SearchImagenetSettings, index: ImageIndex, folder: RunFolder) -> tuple[Tensor, Tensor]:
-    """The images of both splits: a continued run's own, the lists that were given, or drawn by class."""
-    if folder.saved is not None:
-        return read_list(folder["train.txt"], index), read_list(folder["val.txt"], index)
-    if settings.train_list is None and settings.val_list is None:
-        return subsets(index, settings.train_fraction, settings.val_fraction, settings.seed)
-    if settings.train_list is None or settings.val_list is None:
-        raise ConfigError("--train_list and --val_list belong together: give both or none")
-    train, val = read_list(settings.train_list, index), read_list(settings.val_list, index)
-    if common := set(train.tolist()) & set(val.tolist()):
-        raise ConfigError(f"--train_list and --val_list share {len(common)} images, {index.files[min(common)]} first")
-    return train, val
-
-
-def _without_bad_files(
-    index: ImageIndex, train: Tensor, val: Tensor, threads: int
-) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
-    """Decode every chosen file once; returns both splits without the bad ones, and those with their reasons."""
-    last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            log.info(f"checking files: {done} of {total}")
-
-    good, bad = verify(index, torch.cat([train, val]), threads, progress)
-    for name, reason in bad:
-        log.warning(f"left out: {name}: {reason}")
-    if bad:
-        log.warning(f"{len(bad)} of {len(train) + len(val)} files cannot be decoded and are left out")
-    train, val = train[torch.isin(train, good)], val[torch.isin(val, good)]
-    if not len(train) or not len(val):
-        raise DataError(f"of the chosen files under {index.root} too few can be decoded: {len(train)} train, {len(val)} val")
-    return train, val, bad
-
-
-def _plan(
-    settings: SearchImagenetSettings,
-    index: ImageIndex,
-    train_loader: FolderLoader,
-    val_loader: FolderLoader,
-    images: tuple[int, int],
-) -> str:
-    """What will be done, in a few lines."""
+def _plan(settings: SearchImagenetSettings, images: Images, steps: int) -> str:
+    """What will be done, in a few lines; `steps` are those of an epoch."""
+    index = images.index
     with torch.device("meta"):
         supernet, objective = build(replace(settings, backend="definition"), len(index.classes))
     relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
     memory = engine.step_bytes(supernet, objective, relaxation, engine.meta_batch(settings.batch_size, settings.image_size))
-    steps = len(train_loader)
     moving = max(settings.epochs - settings.begin, 0)
     passes = settings.batch_size * steps * (settings.epochs + moving)
     weights = sum(w.numel() for w in supernet.parameters())
     lines = [
         f"objective {settings.objective}, space {S0.name}, {settings.layers} cells, C = {settings.init_channels}, "
         f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
-        f"images {images[0]} train + {images[1]} val of {len(index)} in {len(index.classes)} classes, "
+        f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
         f"{settings.image_size} px, batch {settings.batch_size}",
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
         f"{moving} (--begin {settings.begin}); {passes} image passes forward and backward",
@@ -238,40 +187,17 @@ def _plan(
     return "\n".join(lines)
 
 
-def _facts(settings: SearchImagenetSettings, index: ImageIndex, images: tuple[int, int], excluded: int) -> dict[str, Any]:
+def _facts(settings: SearchImagenetSettings, images: Images) -> dict[str, Any]:
     """The content of settings.json."""
     return {
         "command": "search_imagenet",
         "settings": asdict(settings),
-        "data": {
-            "root": str(index.root),
-            "is_sample": settings.data is None,
-            "train_images": images[0],
-            "val_images": images[1],
-            "excluded": excluded,
-            "files": len(index),
-            "sha256": _fingerprint(index),
-        },
+        "data": images.facts() | {"is_sample": settings.data is None},
         "candidates": {kind: S0.candidates(kind) for kind in KINDS},
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "machine": provenance.machine(),
     }
-
-
-def _fingerprint(index: ImageIndex) -> str:
-    """Of the names of all images: an image's number, and with it its randomness, depends on all of them."""
-    return hashlib.sha256("\n".join(index.files).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _check_unchanged(index: ImageIndex, folder: RunFolder) -> None:
-    """Raise RunFolderError if a continued run began with other files."""
-    if folder.saved is not None and folder.saved["data"]["sha256"] != _fingerprint(index):
-        then = folder.saved["data"]["files"]
-        raise RunFolderError(
-            f"the files under {index.root} are not those that {folder.path} began with ({then} then, {len(index)} "
-            "now), so its images would change: put them back, or begin in another folder"
-        )
 
 
 if __name__ == "__main__":

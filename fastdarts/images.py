@@ -1,0 +1,99 @@
+"""The images of one search: which files move the weights and alpha, checked, and written down with the run."""
+
+import hashlib
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdarts.config import ConfigError, SearchImagenetSettings
+from fastdarts.data import DataError, ImageIndex, read_list, sample_root, subsets, verify, write_list
+from fastdarts.engine import RunFolder, RunFolderError, write_text
+
+CHECK_SECONDS = 10.0  # between two lines about the checking of files
+log = logging.getLogger("fastdarts")
+
+
+@dataclass(frozen=True)
+class Images:
+    """Both splits of a search.
+
+    index       all images under ROOT/train
+    train, val  int64 (N,), numbers of the images that move the weights and alpha
+    excluded    (file, reason) of the chosen ones that cannot be decoded, which are in neither split
+    """
+
+    index: ImageIndex
+    train: Tensor
+    val: Tensor
+    excluded: tuple[tuple[str, str], ...] = ()
+
+    @staticmethod
+    def choose(settings: SearchImagenetSettings, folder: RunFolder) -> "Images":
+        """A continued run's own splits, the lists that were given, or shares of each class; without looking into files.
+
+        Raises ConfigError, DataError, and RunFolderError if a continued run began with other files.
+        """
+        index = ImageIndex.from_root(settings.data or sample_root())
+        if folder.saved is not None:
+            if (then := folder.saved["data"])["sha256"] != _fingerprint(index):
+                raise RunFolderError(
+                    f"the files under {index.root} are not those that {folder.path} began with ({then['files']} then, "
+                    f"{len(index)} now), so its images would change: put them back, or begin in another folder"
+                )
+            return Images(index, read_list(folder["train.txt"], index), read_list(folder["val.txt"], index))
+        if settings.train_list is None and settings.val_list is None:
+            return Images(index, *subsets(index, settings.train_fraction, settings.val_fraction, settings.seed))
+        if settings.train_list is None or settings.val_list is None:
+            raise ConfigError("--train_list and --val_list belong together: give both or none")
+        train, val = read_list(settings.train_list, index), read_list(settings.val_list, index)
+        if common := set(train.tolist()) & set(val.tolist()):
+            raise ConfigError(f"--train_list and --val_list share {len(common)} images, {index.files[min(common)]} first")
+        return Images(index, train, val)
+
+    def checked(self, threads: int) -> "Images":
+        """Without the files that cannot be decoded, each of which is logged. Raises DataError if a split is left empty."""
+        last = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > CHECK_SECONDS:
+                last = time.monotonic()
+                log.info(f"checking files: {done} of {total}")
+
+        good, bad = verify(self.index, torch.cat([self.train, self.val]), threads, progress)
+        for name, reason in bad:
+            log.warning(f"left out: {name}: {reason}")
+        if bad:
+            log.warning(f"{len(bad)} of {len(good) + len(bad)} files cannot be decoded and are left out")
+        train, val = (split[torch.isin(split, good)] for split in (self.train, self.val))
+        if not len(train) or not len(val):
+            left = f"{len(train)} train, {len(val)} val"
+            raise DataError(f"of the chosen files under {self.index.root} too few can be decoded: {left}")
+        return Images(self.index, train, val, tuple(bad))
+
+    def write(self, folder: RunFolder) -> None:
+        """train.txt, val.txt and excluded.txt in a new run's folder, which is made."""
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_list(folder["train.txt"], self.index, self.train)
+        write_list(folder["val.txt"], self.index, self.val)
+        write_text(folder["excluded.txt"], "".join(f"{name}\t{reason}\n" for name, reason in self.excluded))
+
+    def facts(self) -> dict[str, Any]:
+        """What settings.json says of them."""
+        return {
+            "root": str(self.index.root),
+            "train_images": len(self.train),
+            "val_images": len(self.val),
+            "excluded": len(self.excluded),
+            "files": len(self.index),
+            "sha256": _fingerprint(self.index),
+        }
+
+
+def _fingerprint(index: ImageIndex) -> str:
+    """Of the names of all images: an image's number, and with it its randomness, depends on all of them."""
+    return hashlib.sha256("\n".join(index.files).encode("utf-8", "surrogateescape")).hexdigest()
