@@ -97,7 +97,7 @@ def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
     """Both sides' times and peaks.
 
     Times in ms; peaks in 10**6 bytes; images_per_s of our side; compile_s, the seconds of a compiled side's first call;
-    load, the machine's load average before this began (above 0.5 others were at work, and the times mean little).
+    load, the machine's load average before this began (well above the threads others were at work, and the times mean little).
     """
     sides, compiled = (OURS, settings.against), AGAINST[settings.against].compiled
     load = os.getloadavg()[0]

@@ -70,7 +70,8 @@ class Bilevel:
         """Move the weights along the training loss' gradient. A weight that the loss does not reach is left alone."""
         loss = self._train_loss(step, train)
         self.weight_optimizer.zero_grad()
-        # not autograd.grad, which hands one tensor to all terms of a sum (the decoder's biases): clipping is in place
+        # not autograd.grad: it hands one tensor to all terms of a sum (the decoder's biases), though clipping is in place,
+        # and keeps the images' memory format, though torch's fused SGD reads a gradient in its weight's
         loss.backward(inputs=self.weights)
         if self.grad_clip:
             clip_grad_norm_(self.weights, self.grad_clip)
@@ -84,7 +85,7 @@ class Bilevel:
         loss, grads = gradient(step, train, val)
         parameters = self.relaxation.parameters()
         for a, g in zip(parameters, grads, strict=True):
-            a.grad = g
+            a.grad = g.contiguous()
         if self.arch_grad_clip:
             clip_grad_norm_(parameters, self.arch_grad_clip)
         self.arch_optimizer.step()

@@ -399,3 +399,23 @@ def test_the_formulas_second_order_is_the_slope_of_the_unrolled_loss() -> None:
         sides.append(float(pair.loss(virtual(pair, train, arch, LR), arch, val).detach()))
     slope = (sides[0] - sides[1]) / 2e-6
     assert sum(float((grads[n] * way[n]).sum()) for n in way) == pytest.approx(slope, rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fused_sgd_moves_each_weight_along_its_own_gradient(layout: torch.memory_format) -> None:
+    """Gradients of channels_last images may lie otherwise than their weights, which torch's fused SGD does not look at."""
+    torch.manual_seed(0)
+    space = Space.uniform("small", ("skip_connect", "sep_conv_3x3"), nodes=1)
+    supernet = Supernet(space, C=4, layers=3).double().to(memory_format=layout)
+    objective = MaskedReconstruction(supernet.tap_channels, patch_size=4).double()
+    relaxation = SoftmaxRelaxation(space, edge_normalization=False, dtype=torch.float64)
+    weights = [*supernet.parameters(), *objective.parameters()]
+    arch_optimizer = torch.optim.Adam(relaxation.parameters())
+    optimizer = torch.optim.SGD(weights, 0.1, fused=True)
+    bilevel = Bilevel(supernet, objective, relaxation, optimizer, arch_optimizer, grad_clip=0.0)
+    train = batch(1)
+    grads = torch.autograd.grad(objective(supernet, relaxation.weights(), train, at(0), Stream.TRAIN), weights)
+    expected = [w.detach() - 0.1 * g for w, g in zip(weights, grads, strict=True)]
+    bilevel.weight_step(at(0), train)
+    for w, e in zip(weights, expected, strict=True):
+        assert_close(w.detach(), e)
