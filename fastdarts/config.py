@@ -119,10 +119,10 @@ class SearchSettings(Settings):
     """How weights and alpha move; the defaults are PC-DARTS' ImageNet search, which MAE-NAS uses."""
 
     epochs: int = setting(50, "passes over the images that train the weights", at_least=1)
-    begin: int = setting(35, "epochs before alpha starts to move", at_least=0)
+    begin: int = setting(35, "epochs before alpha moves; 35 of 50 in proportion if only --epochs is given", at_least=0)
     learning_rate: float = setting(0.5, "of the weights' SGD, for the batch as a whole", above=0)
     learning_rate_min: float = setting(0.0, "where the cosine ends", at_least=0)
-    warmup_epochs: int = setting(5, "epochs of linear warm-up", at_least=0)
+    warmup_epochs: int = setting(5, "epochs of linear warm-up; 5 of 50 in proportion if only --epochs is given", at_least=0)
     momentum: float = setting(0.9, "of the weights' SGD", at_least=0, below=1)
     weight_decay: float = setting(3e-4, "of the weights", at_least=0)
     grad_clip: float = setting(5.0, "largest norm of the weights' gradient; 0 = no clipping", at_least=0)
