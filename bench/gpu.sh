@@ -81,6 +81,7 @@ step() { # step LIMIT OPTIONS...: one comparison
 
 touch "$work/records.jsonl"
 part "build the native module" $((quick ? 60 : 150)) "$python" setup.py build_ext --inplace
+part "native module loads" 60 "$python" -m fastdarts.info --require-native
 part "GPU tests" $((quick ? 75 : 150)) "$python" -m pytest tests -m 'gpu and not campaign' -q -p no:cacheprovider
 part "ceilings" 60 "$python" -m bench.ceilings --device "$device" --record --results "$out"
 if [[ $device == cpu ]]; then

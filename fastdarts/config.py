@@ -153,7 +153,7 @@ class SearchImagenetSettings(SearchSettings):
     batch_size: int = setting(1024, "images of a step of the weights, and of one of alpha", at_least=1)
     train_fraction: float = setting(0.1, "share of each class that trains the weights", above=0, below=1)
     val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
-    train_list: str | None = setting(None, "text file naming those images instead (CLASS/FILE a line, under train/)")
+    train_list: str | None = setting(None, "text file naming those images instead: train/CLASS/FILE a line")
     val_list: str | None = setting(None, "the same for alpha's images")
     init_channels: int = setting(16, "channels of the first stage's nodes", at_least=2)
     layers: int = setting(8, "cells", at_least=3)
@@ -165,7 +165,7 @@ class SearchImagenetSettings(SearchSettings):
     loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
     backend: str = setting("auto", "of the fused ops: auto, definition or one that fastdarts.info lists")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    threads: int = setting(0, "of torch on the CPU; 0 = its own choice, by the cores", at_least=0)
+    threads: int = setting(0, "of torch on the CPU; 0 = its own choice, by the cores (the number is saved)", at_least=0)
     workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
     log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)
 

@@ -39,7 +39,8 @@ class Images:
         """
         index = ImageIndex.from_root(settings.data or sample_root())
         if folder.saved is not None:
-            if (then := folder.saved["data"])["sha256"] != _fingerprint(index):
+            then = {"sha256": "", "files": "others"} | dict(folder.saved.get("data") or {})
+            if then["sha256"] != _fingerprint(index):
                 raise RunFolderError(
                     f"the files under {index.root} are not those that {folder.path} began with ({then['files']} then, "
                     f"{len(index)} now), so its images would change: put them back, or begin in another folder"

@@ -23,7 +23,7 @@ from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.ops.patch_mask import num_masked
 from fastdarts.ops.philox import Stream
 from fastdarts.search import DivergedError, Search, SoftmaxRelaxation
-from fastdarts.session import Session
+from fastdarts.session import PICTURES, Session
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import Supernet
 
@@ -33,8 +33,9 @@ log = logging.getLogger("fastdarts")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 diverged, 2 wrong input, 130 interrupted; a line on stderr says why."""
+    """Run the command; returns its exit status: 0, 1 stopped, 2 wrong input, 130 interrupted; a line on stderr says why."""
     given = SearchImagenetSettings.given(argv, PROG, __doc__)
+    threads = torch.get_num_threads()
     try:
         with engine.log_to(sys.stdout):
             if given.get("data") is None:
@@ -46,9 +47,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DivergedError as error:
         print(f"{PROG}: stopped: {error}; the checkpoint before it is kept", file=sys.stderr)
         return 1
+    except torch.OutOfMemoryError as error:
+        print(f"{PROG}: stopped: {str(error).splitlines()[0]} Try a smaller --batch_size.", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"{PROG}: stopped: {error}; the last checkpoint is kept", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted; the same command with --save of this run's folder continues it", file=sys.stderr)
         return 130
+    finally:
+        torch.set_num_threads(threads)  # the caller's
     return 0
 
 
@@ -62,7 +71,7 @@ def resolve(given: dict[str, Any]) -> SearchImagenetSettings:
     settings = SearchImagenetSettings.make(values)
     if settings.objective == "mae":
         _check_patches(settings.image_size, settings.patch_size, settings.mask_ratio)
-    settings = replace(settings, device=_device(settings.device))
+    settings = replace(settings, device=_device(settings.device), threads=settings.threads or torch.get_num_threads())
     try:
         choose("patch_mask", settings.backend, torch.device(settings.device), torch.float32)
     except ValueError as error:
@@ -74,22 +83,26 @@ def run(settings: SearchImagenetSettings) -> None:
     """Search as `settings` say: make or continue the run folder, or, with dry_run, only tell what would be done."""
     name = f"search-imagenet-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
     cores = torch.get_num_threads()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads)
     folder = RunFolder.open(Path(settings.save or name), settings)
     images = Images.choose(settings, folder)
-    if folder.saved is None and not settings.dry_run:
-        images = images.checked(cores)
     workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
     common = {"batch_size": settings.batch_size, "image_size": settings.image_size, "workers": workers}
-    with (
-        FolderLoader(images.index, images.train, stream=Stream.TRAIN, seed=settings.seed, **common) as train_loader,
-        FolderLoader(images.index, images.val, stream=Stream.VAL, seed=settings.seed, **common) as val_loader,
-    ):
-        plan = _plan(settings, images, len(train_loader))
-        if settings.dry_run:
-            log.info(plan)
-            return
+
+    def loaders() -> tuple[FolderLoader, FolderLoader]:
+        splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
+        train, val = (FolderLoader(images.index, s, stream=stream, seed=settings.seed, **common) for s, stream in splits)
+        return train, val
+
+    plan = _plan(settings, images, len(loaders()[0]))  # what does not fit is refused before any file is decoded
+    if settings.dry_run:
+        log.info(plan)
+        return
+    if folder.saved is None:
+        images = images.checked(cores)
+        plan = _plan(settings, images, len(loaders()[0])) if images.excluded else plan
+    train_loader, val_loader = loaders()
+    with train_loader, val_loader:
         torch.manual_seed(settings.seed)
         supernet, objective = build(settings, len(images.index.classes))
         supernet.to(settings.device, memory_format=torch.channels_last)
@@ -99,10 +112,15 @@ def run(settings: SearchImagenetSettings) -> None:
         if folder.saved is None:
             images.write(folder)
             folder.create(_facts(settings, images))
+        pictures = EvalLoader(images.index, images.val[:PICTURES], **common | {"batch_size": PICTURES, "workers": 0})
         with engine.log_to(folder["log.txt"]):
             log.info(plan)
             log.info(f"run folder {folder.path}, {provenance.commit()}")
-            report = Session(search, folder, settings, eval_loader).run()
+            try:
+                report = Session(search, folder, settings, pictures).run()
+            except DivergedError as error:
+                log.error(f"stopped: {error}")
+                raise
             log.info(f"{search.genotype()}\nreport {report}")
 
 
@@ -151,6 +169,8 @@ def _device(name: str) -> str:
     """The device that `name` stands for, tried out. Raises ConfigError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: neither auto, cpu, cuda nor cuda:N")
     try:
         return str(torch.empty(0, device=name).device)
     except (RuntimeError, AssertionError) as error:  # torch's two ways to say: no such device
@@ -176,6 +196,8 @@ def _plan(settings: SearchImagenetSettings, images: Images, steps: int) -> str:
         f"{moving} (--begin {settings.begin}); {passes} image passes forward and backward",
         f"memory about {memory / 2**30:.2f} GiB for a step",
     ]
+    if images.excluded:
+        lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
     if not moving:
         lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
     if settings.data is not None and settings.batch_size != 1024 and settings.learning_rate == 0.5:

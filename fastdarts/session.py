@@ -21,10 +21,13 @@ log = logging.getLogger("fastdarts")
 
 
 class Session:
-    """Runs what is left of `search` and keeps `folder` up to date; a killed session loses the epoch it was in, no more."""
+    """Runs what is left of `search` and keeps `folder` up to date; a killed session loses the epoch it was in, no more.
 
-    def __init__(self, search: Search, folder: RunFolder, settings: SearchImagenetSettings, eval_loader: EvalLoader) -> None:
-        self.search, self.folder, self.settings, self.eval_loader = search, folder, settings, eval_loader
+    pictures  one batch of images for the reconstruction picture
+    """
+
+    def __init__(self, search: Search, folder: RunFolder, settings: SearchImagenetSettings, pictures: EvalLoader) -> None:
+        self.search, self.folder, self.settings, self.pictures = search, folder, settings, pictures
         search.on_step = self._on_step
 
     def run(self) -> Path:
@@ -94,7 +97,6 @@ class Session:
     @torch.no_grad()
     def _draw_reconstruction(self, objective: MaskedReconstruction) -> None:
         self.search.supernet.eval()
-        batch = next(iter(self.eval_loader)).to(self.search.device)
-        batch = batch._make(field[:PICTURES] for field in batch)
+        (batch,) = (batch.to(self.search.device) for batch in self.pictures)
         pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)
         picture_grid(*(p.cpu() for p in pictures), self.folder["reconstruction.png"])

@@ -232,7 +232,7 @@ def trees(kind, path):
         write_tree(path)
         (path / "train/class0/link.JPEG").symlink_to(path / "gone.JPEG")
     elif kind == "all bad":
-        write_tree(path, classes=1, images=4)
+        write_tree(path, classes=1)
         for file in (path / "train/class0").iterdir():
             file.write_bytes(b"")
     else:
@@ -260,6 +260,7 @@ def trees(kind, path):
         ("good", "--init_channels 6 --partial_channels 4", "C/k"),
         ("good", "--backend magic", "--backend"),
         ("good", "--device tpu9", "--device"),
+        ("good", "--device meta", "neither auto, cpu, cuda nor cuda:N"),
         ("good", "--train_list nowhere.txt", "belong together"),
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
     ],
@@ -300,3 +301,43 @@ def test_a_diverging_search_stops_and_keeps_its_checkpoint(tree, tmp_path, capsy
     err = capsys.readouterr().err
     assert "epoch 1: the losses are not finite" in err and err.count("\n") == 1
     assert not (tmp_path / "run/checkpoint.pt").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_else(tree, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main(arguments(tree, "--save", str(tmp_path / "file" / "run"))) == 2
+    err = capsys.readouterr().err
+    assert "cannot be made" in err and err.count("\n") == 1 and (tmp_path / "file").read_text() == "mine"
+
+
+def test_what_does_not_fit_is_refused_before_files_are_decoded(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastdarts.images.verify", lambda *_: pytest.fail("files were decoded"))
+    assert main(arguments(tree, "--save", str(tmp_path / "run"), "--batch_size", "100")) == 2
+    assert "batch_size is 100" in capsys.readouterr().err
+
+
+def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "checkpoint.pt")
+
+    monkeypatch.setattr("fastdarts.engine.run_folder.save_checkpoint", full)
+    assert main(arguments(tree, "--save", str(tmp_path / "run"))) == 1
+    err = capsys.readouterr().err
+    assert "No space left on device" in err and err.count("\n") == 1
+
+
+def test_out_of_memory_says_what_to_do(tree, tmp_path, capsys, monkeypatch):
+    def small(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr("fastdarts.search_imagenet.Session.run", small)
+    assert main(arguments(tree, "--save", str(tmp_path / "run"))) == 1
+    err = capsys.readouterr().err
+    assert "Tried to allocate 2 GiB. Try a smaller --batch_size." in err and err.count("\n") == 1
+
+
+def test_threads_are_set_saved_and_given_back(tree, tmp_path):
+    before = torch.get_num_threads()
+    assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--threads", str(before + 1), "--epochs", "1"]) == 0
+    assert torch.get_num_threads() == before
+    assert json.loads((tmp_path / "run/settings.json").read_text())["settings"]["threads"] == before + 1

@@ -26,13 +26,17 @@ def fault(path: str) -> str | None:
     Raises DataError if it cannot even be opened: that says nothing about the image, and is for the user to mend.
     """
     try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            image.draft(None, (1, 1))
-            image.convert("RGB")
+        file = open(path, "rb")  # noqa: SIM115 (closed below; its errors are told apart from the decoder's)
     except FileNotFoundError as error:
         raise DataError(f"{path} is listed but not there (a broken link?): mend it or take it away") from error
     except PermissionError as error:
         raise DataError(f"{path} may not be read: change its permissions or take it away") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        with file, Image.open(file) as image:
+            image.draft(None, (1, 1))
+            image.convert("RGB")
     except Exception as error:  # whatever a decoder raises is about this file
         return _reason(path, error)
     return None

@@ -1,8 +1,8 @@
 """The folder of a run: what it was asked for, what it measured, where it can go on.
 
     settings.json    settings, data, candidates, commit, versions, machine
-    log.txt          what was printed
-    metrics.jsonl    a line for each logged step and each epoch: two runs of one seed write the same bytes
+    log.txt          what was printed from the plan on
+    metrics.jsonl    a line for each logged step and each epoch: on a CPU, two runs of one seed write the same bytes
     timing.jsonl     a line for each epoch: seconds and images/s
     train.txt val.txt excluded.txt    the images of both splits, and those left out with the reason
     checkpoint.pt    everything the next epoch depends on, after each epoch
@@ -11,6 +11,7 @@ and what the report draws: cells, curves, reconstruction, report.html.
 """
 
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,9 @@ class RunFolder:
         """
         folder = RunFolder(path)
         if not path.exists():
+            parent = next(p for p in path.absolute().parents if p.exists())
+            if not parent.is_dir() or not os.access(parent, os.W_OK):
+                raise RunFolderError(f"--save: {path} cannot be made, {parent} is not a folder that can be written to")
             return folder
         if not path.is_dir():
             raise RunFolderError(f"--save: {path} is a file, name a folder")
@@ -83,14 +87,14 @@ class RunFolder:
 
         Raises RunFolderError when the file is damaged.
         """
-        path, state = self["checkpoint.pt"], None
+        path, state, finished = self["checkpoint.pt"], None, 0
         if path.exists():
             try:
                 state = load_checkpoint(path)
-            except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+                finished = state["epoch"]
+            except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise RunFolderError(f"{path} is damaged ({reason}): remove it to begin this run again") from error
-        finished = 0 if state is None else state["epoch"]
         for name in ("metrics.jsonl", "timing.jsonl"):
             self._drop_after(name, finished)
         return state
@@ -99,8 +103,8 @@ class RunFolder:
         """Keep the lines of epochs up to `epoch`; a half-written last line goes too."""
         if not self[name].exists():
             return
-        lines = self[name].read_text(encoding="utf-8").splitlines(keepends=True)
         try:
+            lines = self[name].read_text(encoding="utf-8").splitlines(keepends=True)
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
         except (ValueError, KeyError) as error:
             raise RunFolderError(f"{self[name]} is damaged ({error}): remove it to go on without the lines so far") from error
