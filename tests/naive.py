@@ -10,10 +10,9 @@ name of a batch norm -> (running mean, running variance), each (C,).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -637,15 +636,6 @@ def derive(weights: Sequence[Sequence[float]], names: Sequence[Sequence[str]]) -
 
 
 # -------------------------------------------------------------------------------------------------------- checks
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For modules that import it: thousands of tiny operators, where threads do nothing but wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_close(got: Tensor, want: Tensor, what: str = "tensor", tol: float = 1e-9) -> None:

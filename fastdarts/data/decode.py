@@ -1,6 +1,7 @@
 """Reading one image file with Pillow: the only place that opens one."""
 
 import os
+from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
@@ -25,21 +26,25 @@ def fault(path: str) -> str | None:
 
     Raises DataError if it cannot even be opened: that says nothing about the image, and is for the user to mend.
     """
+    with _opened(path) as file:
+        try:
+            with Image.open(file) as image:
+                image.draft(None, (1, 1))
+                image.convert("RGB")
+        except Exception as error:  # whatever a decoder raises is about this file
+            return _reason(path, error)
+    return None
+
+
+def _opened(path: str) -> BinaryIO:
     try:
-        file = open(path, "rb")  # noqa: SIM115 (closed below; its errors are told apart from the decoder's)
+        return open(path, "rb")
     except FileNotFoundError as error:
         raise DataError(f"{path} is listed but not there (a broken link?): mend it or take it away") from error
     except PermissionError as error:
         raise DataError(f"{path} may not be read: change its permissions or take it away") from error
     except OSError as error:
         raise DataError(f"{path} cannot be opened: {error.strerror}") from error
-    try:
-        with file, Image.open(file) as image:
-            image.draft(None, (1, 1))
-            image.convert("RGB")
-    except Exception as error:  # whatever a decoder raises is about this file
-        return _reason(path, error)
-    return None
 
 
 def _reason(path: str, error: Exception) -> str:

@@ -11,7 +11,9 @@ from fastdarts.ops.philox import Stream
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import CellWeights, Supernet
 from tests import naive
-from tests.naive import assert_all_close, assert_close, one_thread  # noqa: F401
+from tests.naive import assert_all_close, assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SEED = 2**40 + 17  # more than a word
 COLOURS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}

@@ -10,7 +10,9 @@ from fastdarts.ops.philox import Stream
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import CellWeights, Supernet
 from tests import naive
-from tests.naive import assert_all_close, assert_close, one_thread  # noqa: F401
+from tests.naive import assert_all_close, assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make(classes: int, stem: str = "cifar", k: int = 1) -> tuple[naive.Net, Supernet, Classification]:

@@ -15,7 +15,9 @@ from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import KINDS, S0, Space
 from fastdarts.supernet import Supernet
 from tests import naive
-from tests.naive import assert_all_close, assert_close, one_thread  # noqa: F401
+from tests.naive import assert_all_close, assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 FEW = Space.uniform("few", ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"))
 CLASSES, SEED = 5, 9

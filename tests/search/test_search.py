@@ -17,7 +17,9 @@ from fastdarts.search import DivergedError, Search, StepReport, collapse_figures
 from fastdarts.spaces import KINDS, Space
 from fastdarts.supernet import Supernet
 from tests import naive
-from tests.naive import assert_close, one_thread  # noqa: F401
+from tests.naive import assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPACE = Space.uniform("few", ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"))
 NET = naive.Net(C=4, layers=3, k=2, candidates={"normal": SPACE.normal, "reduce": SPACE.reduce})

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from fastdarts.spaces import S0, Space
 from fastdarts.supernet import Cell, CellWeights, MixedOp, channel_shuffle
 from tests.naive import S0 as NAMES
-from tests.naive import assert_close, one_thread  # noqa: F401
+from tests.naive import assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tensor(values: list) -> Tensor:

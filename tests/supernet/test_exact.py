@@ -11,7 +11,9 @@ from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import KINDS, S0, Space
 from fastdarts.supernet import CellWeights, Supernet
 from tests import naive
-from tests.naive import assert_all_close, assert_close, one_thread  # noqa: F401
+from tests.naive import assert_all_close, assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @dataclass

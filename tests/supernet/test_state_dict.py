@@ -9,7 +9,9 @@ from torch import Tensor
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import CellWeights, Supernet
 from tests import naive
-from tests.naive import assert_close, one_thread  # noqa: F401
+from tests.naive import assert_close
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CODEBASES = {
     "darts": naive.Net(C=4, layers=8),
