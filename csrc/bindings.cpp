@@ -4,6 +4,11 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include <stdexcept>
+#include <string>
+
+#include "cpu/isa.h"
+
 namespace py = pybind11;
 
 namespace {
@@ -38,11 +43,19 @@ py::dict threads() {
   return counts;
 }
 
+void set_isa(const std::string& name) {
+  if (!fastdarts::set_isa(name.c_str())) {
+    throw std::invalid_argument("instruction set " + name + ": this processor or this build has none of that name");
+  }
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the native build; the ops it brings are in torch.ops.fastdarts.";
   m.def("build_facts", &build_facts, "What the compiler saw: torch's headers, the C++ standard, the date of OpenMP.");
   m.def("cpu_features", &cpu_features, "Instruction sets that this processor has (of those kernels may choose from).");
+  m.def("isa", [] { return fastdarts::name(fastdarts::isa()); }, "The instruction set that the kernels run with.");
+  m.def("set_isa", &set_isa, "Choose it: portable, avx2 or avx512; ValueError where this processor has it not.");
   m.def("threads", &threads, "Torch's thread counts, which the kernels use.");
 }

@@ -1,0 +1,40 @@
+// Which instruction set the kernels of this process run with.
+//
+// A kernel file (*_kernels.cpp) is compiled once for each instruction set, every time in a namespace of its own named
+// by the macro ISA, and hands out one table of functions. To keep one set's code out of another's, such a file includes
+// only vector.h and plain declarations: no ATen, and nothing of the standard library that leaves inline functions behind.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdarts {
+
+enum class Isa { portable, avx2, avx512 };
+
+// The chosen one: at first the best that this processor has.
+Isa isa();
+const char* name(Isa isa);
+// Chooses by name; false where the name is unknown, not compiled in, or not of this processor.
+bool set_isa(const char* name);
+
+// `tables[i]` is a kernel file's table for Isa i, nullptr where it is not compiled in.
+template <typename Table>
+const Table& kernels(const Table* const (&tables)[3]) {
+  return *tables[static_cast<int>(isa())];
+}
+
+// Runs body(context, begin, end) over parts of 0 .. n on torch's threads.
+void parallel(int64_t n, void (*body)(void*, int64_t, int64_t), void* context);
+
+// `body(i)` for each i in 0 .. n, on torch's threads.
+template <typename Body>
+void for_each(int64_t n, Body&& body) {
+  parallel(
+      n,
+      [](void* context, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) (*static_cast<Body*>(context))(i);
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+}  // namespace fastdarts

@@ -1,0 +1,88 @@
+// Vectors of the instruction set that this file is compiled for, by the compiler's own vector extension: the same source
+// gives AVX-512, AVX2, and 16-byte vectors (SSE2, NEON). Only kernel files include this (see isa.h).
+#pragma once
+
+#include <cstdint>
+
+#ifndef ISA
+#error "a kernel file is compiled with -DISA=portable, avx2 or avx512"
+#endif
+
+#if defined(__AVX512F__)
+#define FASTDARTS_VECTOR_BYTES 64
+#define FASTDARTS_REGISTERS 32
+#elif defined(__AVX2__)
+#define FASTDARTS_VECTOR_BYTES 32
+#define FASTDARTS_REGISTERS 16
+#else
+#define FASTDARTS_VECTOR_BYTES 16
+#if defined(__aarch64__)
+#define FASTDARTS_REGISTERS 32
+#else
+#define FASTDARTS_REGISTERS 16
+#endif
+#endif
+
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace fastdarts::ISA {
+
+constexpr int REGISTERS = FASTDARTS_REGISTERS;
+
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  using Type = float __attribute__((vector_size(FASTDARTS_VECTOR_BYTES)));
+  using Mask = int32_t __attribute__((vector_size(FASTDARTS_VECTOR_BYTES)));
+};
+template <>
+struct VectorOf<double> {
+  using Type = double __attribute__((vector_size(FASTDARTS_VECTOR_BYTES)));
+  using Mask = int64_t __attribute__((vector_size(FASTDARTS_VECTOR_BYTES)));
+};
+
+template <typename T>
+using Vec = typename VectorOf<T>::Type;
+template <typename T>
+constexpr int LANES = FASTDARTS_VECTOR_BYTES / sizeof(T);
+
+template <typename T>
+ALWAYS_INLINE Vec<T> all(T value) {
+  return Vec<T>{} + value;
+}
+
+// Unaligned: numbers of torch's tensors start where they will.
+template <typename T>
+ALWAYS_INLINE Vec<T> load(const T* from) {
+  Vec<T> v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <typename T>
+ALWAYS_INLINE void store(T* to, Vec<T> v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+
+template <typename V>
+ALWAYS_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+
+// Keeps a value in a register: without it the compiler folds a shared load into every use of it.
+template <typename V>
+ALWAYS_INLINE void pin(V& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
+
+template <typename T>
+constexpr T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+
+}  // namespace fastdarts::ISA
