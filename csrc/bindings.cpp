@@ -2,12 +2,15 @@
 // with torch's dispatcher when this module is loaded.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/version.h>
 
 #include <stdexcept>
 #include <string>
 
 #include "cpu/isa.h"
+#include "cpu/workspace.h"
+#include "mixed_cell_saved.h"
 
 namespace py = pybind11;
 
@@ -57,5 +60,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_features", &cpu_features, "Instruction sets that this processor has (of those kernels may choose from).");
   m.def("isa", [] { return fastdarts::name(fastdarts::isa()); }, "The instruction set that the kernels run with.");
   m.def("set_isa", &set_isa, "Choose it: portable, avx2 or avx512; ValueError where this processor has it not.");
+  m.def("mixed_cell_saved", &fastdarts::mixed_cell_saved, "Numbers that mixed_cell keeps for its backward.");
+  m.def("release_idle", &fastdarts::release_idle, "Give the workspace's idle memory back to the system; its bytes.");
   m.def("threads", &threads, "Torch's thread counts, which the kernels use.");
 }

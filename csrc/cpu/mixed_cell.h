@@ -1,0 +1,113 @@
+// What csrc/cpu/mixed_cell.cpp asks of its kernels: a cell taken apart into plain numbers.
+//
+// Letters: N images of H x W pixels (Ho x Wo after the stride), C channels of which Cq = C/k pass through the candidates,
+// E edges, K columns of `ops`, L lanes of a vector, G images that share a vector.
+//
+// Block layout, of everything that the candidates see: [blocks][rows][pixels][vectors * L], where lane g * (L / G) + c of
+// a vector is channel c of image G * block + g. For Cq a multiple of L this is NHWC; below L, images fill the vector.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdarts {
+
+// The codes of fastdarts.ops.mixed_cell.Candidate.
+enum Candidate : int64_t {
+  NONE,
+  SKIP,
+  MAX_POOL_3,
+  AVG_POOL_3,
+  SEP_CONV_3,
+  SEP_CONV_5,
+  DIL_CONV_3,
+  DIL_CONV_5,
+  CONV_1,
+  CONV_3,
+  PLAIN_AVG_POOL_3,
+  CANDIDATES,
+};
+
+// One convolution and its BN: a dilated one, either half of a separable one, or a dense one.
+struct Unit {
+  int edge, column;                  // of `ops`
+  int kernel, dilation, stride;      // of the depthwise convolution before the pointwise one; kernel 0: dense
+  int taps, tap_row[9], tap_col[9];  // dense: which pixels, from stride * output
+  bool halves;                       // dense: each of two taps gives half of the channels (FactorizedReduce)
+  int before, after;                 // the other half of a separable convolution, -1 where there is none
+  int bn;
+  int64_t depthwise, pointwise;  // where its matrices begin in `weights`
+  int64_t y;                     // where its output (before BN, less the pivot) begins in `saved`
+  int64_t pack;                  // where its matrices begin in kernel layout
+};
+
+struct MixedEdge {
+  int source, node, stride;
+  int begin, end;                         // its units
+  int skip, max_pool, avg_pool, plain;    // columns of `ops`, -1 where it has no such candidate
+  int max_bn, avg_bn;
+};
+
+struct CellPlan {
+  int inputs, nodes, num_edges, num_units, num_bns, columns;
+  const MixedEdge* edges;
+  const Unit* units;
+  int64_t N, C, H, W, Ho, Wo, k, Cq;
+  int64_t lanes, images, vectors, blocks;  // L, G, vectors of a pixel, ceil(N / G)
+  bool shared;              // all edges process the same channels: those of row 0 of `channels`
+  bool direct;              // block layout is the states' own NHWC
+  const int* channels;      // (E, Cq)
+  const int* shuffled;      // (C,): where input channel c lands in the node, or nullptr: in its own place
+  const int64_t* state;     // (nodes,): where a node's state begins in `saved`, -1 for one that feeds no edge
+  int64_t pivots;           // where the pivots (bns, Cq) begin in `saved`
+  int64_t saved, packed;    // numbers in `saved` and in all matrices in kernel layout
+  bool batch_statistics;
+  double eps;
+};
+
+template <typename T>
+struct CellForward {
+  const T* const* inputs;  // NHWC
+  const double* ops;       // (E, K)
+  const double* edges;     // (E,)
+  const T* weights;
+  double* mean;      // (bns, Cq): written, or read where there are no batch statistics
+  double* variance;  // likewise, biased
+  T* saved;
+  T* out;  // NHWC, nodes * C channels
+};
+
+template <typename T>
+struct CellBackward {
+  const T* const* inputs;
+  const double* ops;
+  const double* edges;
+  const T* weights;
+  const double* mean;
+  const double* variance;
+  const T* saved;
+  const T* grad;           // NHWC, nodes * C channels
+  T* const* grad_inputs;   // NHWC, or nullptr: not needed
+  double* grad_ops;        // (E, K), zeroed
+  double* grad_edges;      // (E,), zeroed
+  T* grad_weights;         // or nullptr: not needed
+};
+
+struct CellKernels {
+  int bytes;  // of a vector
+  void (*forward_float)(const CellPlan&, const CellForward<float>&);
+  void (*forward_double)(const CellPlan&, const CellForward<double>&);
+  void (*backward_float)(const CellPlan&, const CellBackward<float>&);
+  void (*backward_double)(const CellPlan&, const CellBackward<double>&);
+};
+
+namespace portable {
+extern const CellKernels cell_kernels;
+}
+namespace avx2 {
+extern const CellKernels cell_kernels;
+}
+namespace avx512 {
+extern const CellKernels cell_kernels;
+}
+
+}  // namespace fastdarts

@@ -1,0 +1,1378 @@
+// The mixed edges of a cell, forward and backward, for one instruction set. fastdarts/ops/mixed_cell.py holds the
+// definition that this must equal; mixed_cell.h the plan and the block layout.
+//
+// Forward, state by state: (1) y of each convolution that reads the state, with its BN's sums; (2) y of the second halves
+// of separable convolutions, their middle (BN, ReLU) formed from the stored y; (3) the node: one affine sum over all y.
+// Backward, node by node, last first: (4) per candidate the two sums that BN's gradient needs (alpha's gradient is a
+// by-product); (5) second halves; (6) first halves, into the sources' gradients. When all edges of a state are through:
+// (7) its pools, skips and bypass.
+//
+// What is stored of a convolution is y less a pivot, one number a channel close to y's mean: its sums of squares do not
+// cancel. Sums are of type T within some 64 pixels, then double; partial sums belong to blocks of images or to fixed runs
+// of blocks, and are added up in order: the result does not depend on the number of threads.
+#include "mixed_cell.h"
+
+#include "depthwise.h"
+#include "isa.h"
+#include "pointwise.h"
+#include "pool.h"
+#include "scratch.h"
+
+namespace fastdarts::ISA {
+namespace {
+
+constexpr int64_t PAD = 4;     // zero pixels around an image: what the widest kernel (5 taps, dilation 2) reaches
+constexpr int64_t TILE = 64;   // pixels whose intermediate results stay in the first-level cache
+constexpr int64_t CHUNKS = 8;  // runs of blocks, each with partial weight gradients of its own
+constexpr bool BOTH[] = {true, false};
+
+template <typename T>
+void fold(T* sums, double* into, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    into[i] += static_cast<double>(sums[i]);
+    sums[i] = 0;
+  }
+}
+
+template <typename T>
+void clear(T* numbers, int64_t n) {
+  __builtin_memset(numbers, 0, static_cast<std::size_t>(n) * sizeof(T));
+}
+
+template <typename T>
+void copy(const T* from, int64_t n, T* to) {
+  __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
+}
+
+double root(double x) { return __builtin_sqrt(x); }
+
+// What both directions share: sizes, the way between NHWC and block layout, a convolution's outputs.
+template <typename T, int G>
+class Cell {
+ protected:
+  using V = Vec<T>;
+  static constexpr int L = LANES<T>;
+  static constexpr int LANES_EACH = L / G;
+
+  explicit Cell(const CellPlan& plan)
+      : p(plan),
+        width(plan.vectors * L),
+        pixels(plan.Ho * plan.Wo),
+        image(pixels * width),
+        rows_of_matrix(G == 1 ? static_cast<int>(plan.Cq) : LANES_EACH),
+        tile_rows(TILE / plan.Wo < 1 ? 1 : smaller(TILE / plan.Wo, plan.Ho)) {}
+
+  const CellPlan& p;
+  const int64_t width;       // numbers of a pixel
+  const int64_t pixels;      // of an output image
+  const int64_t image;       // numbers of an output image
+  const int rows_of_matrix;  // of a pointwise matrix in kernel layout
+  const int64_t tile_rows;   // output rows of a tile
+
+  // ------------------------------------------------------------------------------------------------- geometry
+
+  int64_t height(int state) const { return state < p.inputs ? p.H : p.Ho; }
+  int64_t columns(int state) const { return state < p.inputs ? p.W : p.Wo; }
+  int64_t padded_row(int64_t cols) const { return (cols + 2 * PAD) * width; }
+  int64_t padded(int64_t rows, int64_t cols) const { return (rows + 2 * PAD) * padded_row(cols); }
+  T* inside(T* padded_image, int64_t cols) const { return padded_image + PAD * padded_row(cols) + PAD * width; }
+
+  int64_t images_in(int64_t block) const { return smaller<int64_t>(G, p.N - block * G); }
+
+  // Channel c of a vector's images, added up or picked: lane (g, c).
+  int64_t lane(int g, int64_t c) const { return g * LANES_EACH + c; }
+
+  int64_t depthwise_size(const Unit& u) const { return u.kernel * u.kernel * width; }
+  int64_t matrix_size(const Unit& u) const { return (u.kernel ? 1 : u.taps) * rows_of_matrix * width; }
+
+  // ------------------------------------------------------------------------------------------------- layouts
+
+  // A block of an NHWC tensor in block layout, `rows` rows from the first; lanes without a channel or image are zero.
+  void gather(const T* nhwc, int64_t h, int64_t w, int64_t block, const int* channels, bool relu, int64_t rows, T* to,
+              int64_t to_row) const {
+    bool in_order = true;
+    for (int64_t c = 1; c < p.Cq; ++c) in_order &= channels[c] == channels[0] + c;
+    const int64_t whole = G == 1 && in_order ? p.Cq / L * L : 0;
+    for (int64_t r = 0; r < rows; ++r) {
+      T* line = to + r * to_row;
+      if (whole < width) clear(line, w * width);
+      for (int g = 0; g < images_in(block); ++g) {
+        const T* from = nhwc + ((block * G + g) * h + r) * w * p.C;
+        T* at = line + lane(g, 0);
+        if (whole == p.Cq) {
+          for (int64_t c = 0; c < w; ++c) {
+            for (int64_t i = 0; i < whole; i += L) store(at + c * width + i, load(from + c * p.C + channels[0] + i));
+          }
+        } else if (in_order && p.Cq == 4) {
+          for (int64_t c = 0; c < w; ++c) copy(from + c * p.C + channels[0], 4, at + c * width);
+        } else if (in_order && p.Cq == 8) {
+          for (int64_t c = 0; c < w; ++c) copy(from + c * p.C + channels[0], 8, at + c * width);
+        } else {
+          for (int64_t c = 0; c < w; ++c) {
+            for (int64_t i = 0; i < p.Cq; ++i) at[c * width + i] = from[c * p.C + channels[i]];
+          }
+        }
+      }
+      if (relu) {
+        for (int64_t i = 0; i < w * width; i += L) {
+          const V v = load(line + i);
+          store(line + i, v < 0 ? V{} : v);  // keeps NaN
+        }
+      }
+    }
+  }
+
+  // The transpose: adds a block to its channels' places.
+  void scatter_add(const T* from, int64_t from_row, int64_t h, int64_t w, int64_t block, const int* channels,
+                   T* nhwc) const {
+    for (int64_t r = 0; r < h; ++r) {
+      for (int g = 0; g < images_in(block); ++g) {
+        const T* at = from + r * from_row + lane(g, 0);
+        T* to = nhwc + ((block * G + g) * h + r) * w * p.C;
+        if (p.direct) {
+          for (int64_t i = 0; i < w * width; i += L) store(to + i, load(to + i) + load(at + i));
+        } else {
+          for (int64_t c = 0; c < w; ++c) {
+            for (int64_t i = 0; i < p.Cq; ++i) to[c * p.C + channels[i]] += at[c * width + i];
+          }
+        }
+      }
+    }
+  }
+
+  const int* channels(int edge) const { return p.channels + edge * p.Cq; }
+
+  // A block of a tensor of nodes' or inputs' shape: in place, or gathered into `buffer`.
+  const T* block_of(const T* nhwc, int64_t h, int64_t w, int64_t block, int edge, T* buffer) const {
+    if (p.direct) return nhwc + block * h * w * p.C;
+    gather(nhwc, h, w, block, channels(edge), false, h, buffer, w * width);
+    return buffer;
+  }
+
+  // A number for each channel, in every lane that holds the channel.
+  template <typename Value>
+  void expand(T* to, Value&& value) const {
+    clear(to, width);
+    for (int g = 0; g < G; ++g) {
+      for (int64_t c = 0; c < p.Cq; ++c) to[lane(g, c)] = static_cast<T>(value(c));
+    }
+  }
+
+  // The sum over a block's images of each channel's lanes.
+  double channel_sum(const double* lanes, int64_t block, int64_t c) const {
+    double sum = 0;
+    for (int g = 0; g < images_in(block); ++g) sum += lanes[lane(g, c)];
+    return sum;
+  }
+
+  // ------------------------------------------------------------------------------------------------ matrices
+
+  // A unit's matrices in kernel layout: the depthwise taps, the same back to front, then the pointwise matrix with
+  // its rows over input channels, or (transposed) over output channels.
+  void pack(const Unit& u, const T* weights, bool transposed, T* to) const {
+    const int64_t taps = u.kernel * u.kernel;
+    for (int64_t t = 0; t < taps; ++t) {
+      expand(to + t * width, [&](int64_t c) { return weights[u.depthwise + c * taps + t]; });
+      expand(to + (taps + t) * width, [&](int64_t c) { return weights[u.depthwise + c * taps + taps - 1 - t]; });
+    }
+    to += 2 * taps * width;
+    for (int t = 0; t < (u.kernel ? 1 : u.taps); ++t) {
+      for (int64_t row = 0; row < rows_of_matrix; ++row, to += width) {
+        if (row >= p.Cq) {
+          clear(to, width);
+        } else {
+          expand(to, [&](int64_t c) { return transposed ? matrix(u, weights, t, row, c) : matrix(u, weights, t, c, row); });
+        }
+      }
+    }
+  }
+
+  static T matrix(const CellPlan& p, const Unit& u, const T* weights, int tap, int64_t out, int64_t in) {
+    const int64_t half = p.Cq / 2;
+    if (u.halves) return out / half == tap ? weights[u.pointwise + out * p.Cq + in] : T(0);
+    const int64_t taps = u.kernel ? 1 : u.taps;
+    return weights[u.pointwise + (out * p.Cq + in) * taps + tap];
+  }
+  T matrix(const Unit& u, const T* weights, int tap, int64_t out, int64_t in) const {
+    return matrix(p, u, weights, tap, out, in);
+  }
+
+  void pack_all(const T* weights, bool transposed, T* packed) const {
+    for_each(p.num_units, [&](int64_t i) { pack(p.units[i], weights, transposed, packed + p.units[i].pack); });
+  }
+
+  // ---------------------------------------------------------------------------------------------- convolution
+
+  // Where a padded image begins for output (r, 0) of a unit.
+  const T* first_tap(const Unit& u, const T* padded_image, int64_t row, int64_t r) const {
+    const int64_t reach = u.dilation * (u.kernel - 1) / 2;
+    return padded_image + (r * u.stride + PAD - reach) * row + (PAD - reach) * width;
+  }
+
+  void depthwise_tile(const Unit& u, const T* padded_image, int64_t row, int64_t r0, int64_t r1, const T* taps,
+                      T* tile) const {
+    const auto depthwise = depthwise_of<T>(u.kernel, u.dilation, u.stride);
+    for (int64_t r = r0; r < r1; ++r) {
+      for (int64_t i = 0; i < width; i += L) {
+        depthwise(first_tap(u, padded_image, row, r) + i, row, width, taps + i, width,
+                  tile + (r - r0) * p.Wo * width + i, width, p.Wo, false);
+      }
+    }
+  }
+
+  void tap_offsets(const Unit& u, int64_t row, int64_t* offsets) const {
+    for (int t = 0; t < u.taps; ++t) offsets[t] = u.tap_row[t] * row + u.tap_col[t] * width;
+  }
+
+  // Output rows r0 .. r1 of a unit, from `first`; `sums` as in Product.
+  void convolve(const Unit& u, const T* padded_image, int64_t row, int64_t r0, int64_t r1, const T* packed,
+                const T* first, T* tile, T* y, T* sums) const {
+    const T* matrices = packed + 2 * depthwise_size(u);
+    constexpr int64_t here[] = {0};
+    if (u.kernel) {
+      depthwise_tile(u, padded_image, row, r0, r1, packed, tile);
+      pointwise<T, G>({tile, width, here, 1, rows_of_matrix, matrices, p.vectors, Start::vector, first, y, width, sums},
+                      (r1 - r0) * p.Wo);
+      return;
+    }
+    int64_t offsets[9];
+    tap_offsets(u, row, offsets);
+    for (int64_t r = r0; r < r1; ++r) {
+      const T* in = padded_image + (r * u.stride + PAD) * row + PAD * width;
+      pointwise<T, G>({in, u.stride * width, offsets, u.taps, rows_of_matrix, matrices, p.vectors, Start::vector, first,
+                       y + (r - r0) * p.Wo * width, width, sums},
+                      p.Wo);
+    }
+  }
+
+  // The input of a second half, padded: relu of the normalised first half; `rows` rows from the first.
+  void middle(const T* y, const T* scale, const T* shift, int64_t rows, T* padded_image) const {
+    const int64_t row = padded_row(p.Wo);
+    T* to = inside(padded_image, p.Wo);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < p.Wo; ++c) {
+        for (int64_t i = 0; i < width; i += L) {
+          const V v = load(y + (r * p.Wo + c) * width + i) * load(scale + i) + load(shift + i);
+          store(to + r * row + c * width + i, v < 0 ? V{} : v);
+        }
+      }
+    }
+  }
+
+  // ---------------------------------------------------------------------------------------------------- BN
+
+  double inverse_std(const double* variance, int bn, int64_t c) const {
+    return 1 / root(variance[bn * p.Cq + c] + p.eps);
+  }
+
+  // xhat = y * scale + shift, y less its pivot.
+  void normalisation(int bn, const double* mean, const double* variance, const T* pivots, T* scale, T* shift) const {
+    expand(scale, [&](int64_t c) { return inverse_std(variance, bn, c); });
+    expand(shift, [&](int64_t c) {
+      return (static_cast<double>(pivots[bn * p.Cq + c]) - mean[bn * p.Cq + c]) * inverse_std(variance, bn, c);
+    });
+  }
+
+  void pool(bool max, const T* x, int state, int stride, int64_t r, const T* start, T* line, T* out) const {
+    const auto row = max ? pool_row<T, true> : pool_row<T, false>;
+    row(x, height(state), columns(state), width, stride, r, p.Wo, start, line, out);
+  }
+
+  // acc (double, width) += sum over n pixels of a * b; b nullptr: of a.
+  void dot(const T* a, const T* b, int64_t n, double* acc) const {
+    for (int64_t i = 0; i < width; i += L) {
+      for (int64_t from = 0; from < n; from += TILE) {
+        const int64_t to = smaller(n, from + TILE);
+        V sum[4] = {};
+        int64_t q = from;
+        if (b == nullptr) {
+          for (; q < to; ++q) sum[0] += load(a + q * width + i);
+        } else {
+          for (; q + 4 <= to; q += 4) {
+#pragma GCC unroll 4
+            for (int s = 0; s < 4; ++s) sum[s] += load(a + (q + s) * width + i) * load(b + (q + s) * width + i);
+          }
+          for (; q < to; ++q) sum[0] += load(a + q * width + i) * load(b + q * width + i);
+        }
+        const V all_four = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        for (int l = 0; l < L; ++l) acc[i + l] += static_cast<double>(all_four[l]);
+      }
+    }
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------ forward
+
+template <typename T, int G>
+class Forward : Cell<T, G> {
+  using Base = Cell<T, G>;
+  using typename Base::V;
+  using Base::L, Base::p, Base::width, Base::pixels, Base::image, Base::tile_rows;
+
+ public:
+  Forward(const CellPlan& plan, const CellForward<T>& call)
+      : Base(plan),
+        c(call),
+        pivots(call.saved + plan.pivots),
+        packed(static_cast<std::size_t>(plan.packed)),
+        sums(static_cast<std::size_t>(plan.num_bns * plan.blocks * 2 * width)),
+        starts(static_cast<std::size_t>(plan.num_bns * width)) {}
+
+  void run() {
+    this->pack_all(c.weights, false, packed);
+    if (!p.batch_statistics) {
+      for (int64_t i = 0; i < p.num_bns * p.Cq; ++i) pivots[i] = static_cast<T>(c.mean[i]);
+    }
+    for (int node = 0; node < p.nodes; ++node) {
+      const int first = node == 0 ? 0 : p.inputs + node - 1, last = p.inputs + node;
+      convolutions(first, last, false);
+      convolutions(first, last, true);
+      for_each(p.blocks, [&](int64_t block) { sum_node(node, block); });
+    }
+  }
+
+ private:
+  const CellForward<T>& c;
+  T* const pivots;             // (bns, Cq)
+  const Scratch<T> packed;     // all units' matrices
+  const Scratch<double> sums;  // (bns, blocks, 2, width): of a block's numbers and of their squares
+  const Scratch<T> starts;     // (bns, width): minus the pivot, in each lane
+
+  const T* state(int s) const { return s < p.inputs ? c.inputs[s] : c.saved + p.state[s - p.inputs]; }
+
+  bool in_stage(const Unit& u, int first, int last, bool second) const {
+    const int source = p.edges[u.edge].source;
+    return first <= source && source < last && (u.before >= 0) == second;
+  }
+  bool in_stage(const MixedEdge& e, int first, int last) const { return first <= e.source && e.source < last; }
+
+  double* sums_of(int bn, int64_t block) const { return sums + (bn * p.blocks + block) * 2 * width; }
+
+  // ----------------------------------------------------------------------------------------------- (1) and (2)
+
+  void convolutions(int first, int last, bool second) {
+    if (p.batch_statistics) {
+      for_each(p.num_units, [&](int64_t i) {
+        if (in_stage(p.units[i], first, last, second)) find_pivot(p.units[i]);
+      });
+      if (!second) {
+        for_each(p.num_edges, [&](int64_t i) {
+          if (in_stage(p.edges[i], first, last)) find_pool_pivots(p.edges[i]);
+        });
+      }
+    }
+    for_each_bn(first, last, second, [&](int bn) {
+      this->expand(starts + bn * width, [&](int64_t ch) { return -pivots[bn * p.Cq + ch]; });
+    });
+    const int64_t count = last - first;
+    for_each(count * p.blocks, [&](int64_t task) {
+      const int s = first + static_cast<int>(task % count);
+      if (second) {
+        second_halves(s, task / count);
+      } else {
+        first_halves(s, task / count);
+      }
+    });
+    if (p.batch_statistics) {
+      for_each_bn(first, last, second, [&](int bn) { merge(bn); });
+    }
+  }
+
+  template <typename Body>
+  void for_each_bn(int first, int last, bool second, Body&& body) {
+    for (int i = 0; i < p.num_units; ++i) {
+      if (in_stage(p.units[i], first, last, second)) body(p.units[i].bn);
+    }
+    for (int i = 0; i < p.num_edges && !second; ++i) {
+      const MixedEdge& e = p.edges[i];
+      if (in_stage(e, first, last) && e.max_bn >= 0) body(e.max_bn);
+      if (in_stage(e, first, last) && e.avg_bn >= 0) body(e.avg_bn);
+    }
+  }
+
+  // A number close to y's mean: the mean of its first row in the first block.
+  void find_pivot(const Unit& u) {
+    const MixedEdge& e = p.edges[u.edge];
+    const int64_t cols = u.before < 0 ? this->columns(e.source) : p.Wo;
+    const int64_t rows = smaller<int64_t>(u.before < 0 ? this->height(e.source) : p.Ho, 5);
+    const Scratch<T> x(this->padded(rows, cols)), tile(p.Wo * width), y(p.Wo * width), zero(width);
+    const Scratch<double> total(width);
+    clear<T>(x, this->padded(rows, cols));
+    clear<T>(zero, width);
+    clear<double>(total, width);
+    const int64_t row = this->padded_row(cols);
+    if (u.before < 0) {
+      this->gather(state(e.source), this->height(e.source), cols, 0, this->channels(u.edge), true, rows,
+                   this->inside(x, cols), row);
+    } else {
+      form_middle(u, 0, rows, x);
+    }
+    this->convolve(u, x, row, 0, 1, packed + u.pack, zero, tile, y, nullptr);
+    this->dot(y, nullptr, p.Wo, total);
+    set_pivot(u.bn, total);
+  }
+
+  void set_pivot(int bn, const double* total) {
+    for (int64_t ch = 0; ch < p.Cq; ++ch) {
+      pivots[bn * p.Cq + ch] = static_cast<T>(this->channel_sum(total, 0, ch) / static_cast<double>(this->images_in(0) * p.Wo));
+    }
+  }
+
+  void find_pool_pivots(const MixedEdge& e) {
+    if (e.max_bn < 0 && e.avg_bn < 0) return;
+    const int64_t h = this->height(e.source), w = this->columns(e.source);
+    const Scratch<T> x(h * w * width), line(w * width), out(p.Wo * width), zero(width);
+    const Scratch<double> total(width);
+    clear<T>(zero, width);
+    const T* from = this->block_of(state(e.source), h, w, 0, edge_number(e), x);
+    for (const bool max : BOTH) {
+      if ((max ? e.max_bn : e.avg_bn) < 0) continue;
+      clear<double>(total, width);
+      this->pool(max, from, e.source, e.stride, 0, zero, line, out);
+      this->dot(out, nullptr, p.Wo, total);
+      set_pivot(max ? e.max_bn : e.avg_bn, total);
+    }
+  }
+
+  int edge_number(const MixedEdge& e) const { return static_cast<int>(&e - p.edges); }
+
+  // h of a second half's input, `rows` rows of it.
+  void form_middle(const Unit& u, int64_t block, int64_t rows, T* padded_image) const {
+    const Unit& first = p.units[u.before];
+    const Scratch<T> scale(width), shift(width);
+    this->normalisation(first.bn, c.mean, c.variance, pivots, scale, shift);
+    this->middle(c.saved + first.y + block * image, scale, shift, rows, padded_image);
+  }
+
+  void convolve_image(const Unit& u, const T* padded_image, int64_t row, int64_t block, T* tile, T* part) {
+    T* y = c.saved + u.y + block * image;
+    double* into = sums_of(u.bn, block);
+    clear(into, 2 * width);
+    clear(part, 2 * width);
+    for (int64_t r = 0; r < p.Ho; r += tile_rows) {
+      const int64_t end = smaller(p.Ho, r + tile_rows);
+      this->convolve(u, padded_image, row, r, end, packed + u.pack, starts + u.bn * width, tile, y + r * p.Wo * width,
+                     p.batch_statistics ? part : nullptr);
+      fold<T>(part, into, 2 * width);
+    }
+  }
+
+  void first_halves(int s, int64_t block) {
+    const int64_t h = this->height(s), w = this->columns(s), row = this->padded_row(w);
+    const Scratch<T> x(this->padded(h, w)), raw(h * w * width), line(w * width), tile(tile_rows * p.Wo * width),
+        part(2 * width);
+    clear<T>(x, this->padded(h, w));
+    const MixedEdge* like = nullptr;  // the edge whose channels are in x
+    const MixedEdge* pooled = nullptr;
+    for (int i = 0; i < p.num_edges; ++i) {
+      const MixedEdge& e = p.edges[i];
+      if (e.source != s) continue;
+      if (e.begin < e.end && (like == nullptr || !p.shared)) {
+        this->gather(state(s), h, w, block, this->channels(i), true, h, this->inside(x, w), row);
+        like = &e;
+      }
+      for (int j = e.begin; j < e.end; ++j) {
+        if (p.units[j].before < 0) convolve_image(p.units[j], x, row, block, tile, part);
+      }
+      if (!p.batch_statistics || (e.max_bn < 0 && e.avg_bn < 0)) continue;
+      const T* from = this->block_of(state(s), h, w, block, i, raw);
+      for (const bool max : BOTH) {
+        const int bn = max ? e.max_bn : e.avg_bn;
+        if (bn < 0) continue;
+        const int known = !p.shared || pooled == nullptr ? -1 : max ? pooled->max_bn : pooled->avg_bn;
+        if (known >= 0) {
+          copy(sums_of(known, block), 2 * width, sums_of(bn, block));  // another edge has pooled the same channels
+        } else {
+          pool_sums(max, from, e, bn, block, line, tile);
+        }
+      }
+      if (e.max_bn >= 0 && e.avg_bn >= 0) pooled = &e;
+    }
+  }
+
+  void pool_sums(bool max, const T* x, const MixedEdge& e, int bn, int64_t block, T* line, T* out) {
+    double* into = sums_of(bn, block);
+    clear(into, 2 * width);
+    for (int64_t r = 0; r < p.Ho; ++r) {
+      this->pool(max, x, e.source, e.stride, r, starts + bn * width, line, out);
+      this->dot(out, nullptr, p.Wo, into);
+      this->dot(out, out, p.Wo, into + width);
+    }
+  }
+
+  void second_halves(int s, int64_t block) {
+    const Scratch<T> x(this->padded(p.Ho, p.Wo)), tile(tile_rows * p.Wo * width), part(2 * width);
+    clear<T>(x, this->padded(p.Ho, p.Wo));
+    for (int i = 0; i < p.num_units; ++i) {
+      const Unit& u = p.units[i];
+      if (u.before < 0 || p.edges[u.edge].source != s) continue;
+      form_middle(u, block, p.Ho, x);
+      convolve_image(u, x, this->padded_row(p.Wo), block, tile, part);
+    }
+  }
+
+  void merge(int bn) {
+    const double m = static_cast<double>(p.N * pixels);
+    for (int64_t ch = 0; ch < p.Cq; ++ch) {
+      double sum = 0, squares = 0;
+      for (int64_t block = 0; block < p.blocks; ++block) {
+        sum += this->channel_sum(sums_of(bn, block), block, ch);
+        squares += this->channel_sum(sums_of(bn, block) + width, block, ch);
+      }
+      const double mean = sum / m, variance = squares / m - mean * mean;
+      c.mean[bn * p.Cq + ch] = mean + static_cast<double>(pivots[bn * p.Cq + ch]);
+      c.variance[bn * p.Cq + ch] = variance < 0 ? 0 : variance;
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------- (3) node
+
+  // One term of a node's affine sum: factor[lane] * values[pixel][lane].
+  struct Term {
+    const T* values;
+    const T* factor;
+  };
+
+  double beta(int edge) const { return c.edges == nullptr ? 1 : c.edges[edge]; }
+  double weight(int edge, int column) const { return column < 0 ? 0 : beta(edge) * c.ops[edge * p.columns + column]; }
+
+  void sum_node(int node, int64_t block) {
+    constexpr int MOST = 12;  // terms of one edge: at most as many as there are candidates
+    const int64_t n = tile_rows * p.Wo;
+    int edges = 0, first = -1;
+    for (int i = 0; i < p.num_edges; ++i) {
+      if (p.edges[i].node != node) continue;
+      if (first < 0) first = i;
+      ++edges;
+    }
+    const Scratch<T> factors(edges * MOST * width), base((p.shared ? 1 : edges) * width), acc(n * width),
+        pooled(edges * 3 * n * width), line(p.W * width), zero(width), rows(p.direct ? 1 : G * n * p.C),
+        way(p.direct ? 1 : G * n * p.C);
+    const Scratch<T> raw(p.direct ? 1 : edges * this->raw_size());
+    const Scratch<Term> terms(edges * MOST);
+    const Scratch<const T*> source(edges);
+    const Scratch<double> offset(width);
+    clear<T>(zero, width);
+    for (int e = 0; e < edges; ++e) {
+      const int s = p.edges[first + e].source;
+      source[e] = this->block_of(state(s), this->height(s), this->columns(s), block, first + e, raw + e * raw_size());
+    }
+    for (int64_t r = 0; r < p.Ho; r += tile_rows) {
+      const int64_t end = smaller(p.Ho, r + tile_rows), count = (end - r) * p.Wo;
+      if (!p.direct) clear<T>(rows, G * n * p.C);
+      for (int from = 0, to; from < edges; from = to) {  // edges that process the same channels are summed at once
+        to = p.shared ? edges : from + 1;
+        int t = 0;
+        clear<double>(offset, width);
+        for (int e = from; e < to; ++e) {
+          t += edge_terms(first + e, block, r, end, source[e], factors + e * MOST * width, pooled + e * 3 * n * width,
+                          line, zero, offset, terms + t);
+        }
+        for (int64_t i = 0; i < width; ++i) base[i] = static_cast<T>(offset[i]);
+        affine_sum(terms, t, base, count, acc);
+        if (!p.direct) place(first + from, first + to, block, r, end, acc, way, rows);
+      }
+      write(node, block, r, end, p.direct ? acc : rows);
+    }
+  }
+
+  int64_t raw_size() const { return p.H * p.W * width; }
+
+  // The terms of an edge over output rows r .. end; adds its constants to `offset`. Returns how many.
+  int edge_terms(int edge, int64_t block, int64_t r, int64_t end, const T* x, T* factors, T* pooled, T* line,
+                 const T* zero, double* offset, Term* terms) const {
+    const MixedEdge& e = p.edges[edge];
+    const int64_t from = block * image + r * p.Wo * width, n = tile_rows * p.Wo * width;
+    int t = 0;
+    const auto normalised = [&](const T* values, int column, int bn) {
+      T* factor = factors + t * width;
+      const double a = weight(edge, column);
+      this->expand(factor, [&](int64_t ch) { return a * this->inverse_std(c.variance, bn, ch); });
+      for (int g = 0; g < G; ++g) {
+        for (int64_t ch = 0; ch < p.Cq; ++ch) {
+          offset[this->lane(g, ch)] += a * this->inverse_std(c.variance, bn, ch) *
+                                       (static_cast<double>(pivots[bn * p.Cq + ch]) - c.mean[bn * p.Cq + ch]);
+        }
+      }
+      terms[t++] = {values, factor};
+    };
+    const auto plain = [&](const T* values, int column) {
+      T* factor = factors + t * width;
+      this->expand(factor, [&](int64_t) { return weight(edge, column); });
+      terms[t++] = {values, factor};
+    };
+    for (int i = e.begin; i < e.end; ++i) {
+      const Unit& u = p.units[i];
+      if (u.after < 0) normalised(c.saved + u.y + from, u.column, u.bn);
+    }
+    const auto pool = [&](bool max, const T* start, T* out) {
+      for (int64_t row = r; row < end; ++row) {
+        this->pool(max, x, e.source, e.stride, row, start, line, out + (row - r) * p.Wo * width);
+      }
+      return out;
+    };
+    if (e.max_pool >= 0) normalised(pool(true, starts + e.max_bn * width, pooled), e.max_pool, e.max_bn);
+    if (e.avg_pool >= 0) normalised(pool(false, starts + e.avg_bn * width, pooled + n), e.avg_pool, e.avg_bn);
+    if (e.plain >= 0) plain(pool(false, zero, pooled + 2 * n), e.plain);
+    if (e.skip >= 0 && e.stride == 1) plain(x + r * p.Wo * width, e.skip);
+    return t;
+  }
+
+  // acc = base + sum of the terms, over n pixels.
+  void affine_sum(const Term* terms, int count, const T* base, int64_t n, T* acc) const {
+    constexpr int B = 4;
+    for (int64_t i = 0; i < width; i += L) {
+      const V start = load(base + i);
+      int64_t q = 0;
+      for (; q + B <= n; q += B) {
+        V sum[B] = {start, start, start, start};
+        for (int t = 0; t < count; ++t) {
+          const V factor = load(terms[t].factor + i);
+          const T* values = terms[t].values + q * width + i;
+#pragma GCC unroll 4
+          for (int b = 0; b < B; ++b) sum[b] += factor * load(values + b * width);
+        }
+#pragma GCC unroll 4
+        for (int b = 0; b < B; ++b) store(acc + (q + b) * width + i, sum[b]);
+      }
+      for (; q < n; ++q) {
+        V sum = start;
+        for (int t = 0; t < count; ++t) sum += load(terms[t].factor + i) * load(terms[t].values + q * width + i);
+        store(acc + q * width + i, sum);
+      }
+    }
+  }
+
+  // Adds what edges `begin` .. `end` (which process the same channels) give to NHWC rows of the node: `acc` where the
+  // processed channels land, the weighted (and, under stride 2, max-pooled) state elsewhere. `way` is scratch.
+  void place(int begin, int end, int64_t block, int64_t r0, int64_t r1, const T* acc, T* way, T* rows) const {
+    const int64_t n = (r1 - r0) * p.Wo;
+    for (int g = 0; g < this->images_in(block); ++g) {
+      T* image_rows = rows + g * tile_rows * p.Wo * p.C;
+      clear(way, n * p.C);
+      if (p.k > 1) {
+        for (int e = begin; e < end; ++e) bypass(e, block * G + g, r0, r1, way);
+      }
+      const int* from = this->channels(begin);
+      for (int64_t q = 0; q < n; ++q) {
+        for (int64_t i = 0; i < p.Cq; ++i) way[q * p.C + from[i]] = acc[q * width + this->lane(g, i)];
+      }
+      for (int64_t q = 0; q < n; ++q) {
+        const T* at = way + q * p.C;
+        T* to = image_rows + q * p.C;
+        if (p.shuffled != nullptr) {
+          for (int64_t i = 0; i < p.C; ++i) to[p.shuffled[i]] = at[i];
+        } else {
+          for (int64_t i = 0; i < p.C; ++i) to[i] += at[i];
+        }
+      }
+    }
+  }
+
+  void bypass(int edge, int64_t n, int64_t r0, int64_t r1, T* way) const {
+    const MixedEdge& e = p.edges[edge];
+    const int64_t h = this->height(e.source), w = this->columns(e.source);
+    const T b = static_cast<T>(beta(edge));
+    const T* x = state(e.source) + n * h * w * p.C;
+    for (int64_t r = r0; r < r1; ++r) {
+      T* to = way + (r - r0) * p.Wo * p.C;
+      if (e.stride == 1) {
+        const T* from = x + r * w * p.C;
+        for (int64_t i = 0; i < p.Wo * p.C; ++i) to[i] += b * from[i];
+        continue;
+      }
+      for (int64_t q = 0; q < p.Wo; ++q) {
+        const T* from = x + (2 * r * w + 2 * q) * p.C;
+        for (int64_t i = 0; i < p.C; ++i) {
+          const T above = from[i] < from[p.C + i] ? from[p.C + i] : from[i];
+          const T* under = from + w * p.C;
+          const T below = under[i] < under[p.C + i] ? under[p.C + i] : under[i];
+          to[q * p.C + i] += b * (above < below ? below : above);
+        }
+      }
+    }
+  }
+
+  // A node's finished rows: into its state, if edges read it, and into its channels of the output.
+  void write(int node, int64_t block, int64_t r0, int64_t r1, const T* rows) const {
+    const int64_t n = (r1 - r0) * p.Wo;
+    for (int g = 0; g < this->images_in(block); ++g) {
+      const T* from = rows + g * tile_rows * p.Wo * p.C;
+      const int64_t pixel = ((block * G + g) * p.Ho + r0) * p.Wo;
+      if (p.state[node] >= 0) copy(from, n * p.C, c.saved + p.state[node] + pixel * p.C);
+      T* to = c.out + (pixel * p.nodes + node) * p.C;
+      for (int64_t q = 0; q < n; ++q, to += p.nodes * p.C) copy(from + q * p.C, p.C, to);
+    }
+  }
+};
+
+// ----------------------------------------------------------------------------------------------------- backward
+
+template <typename T, int G>
+class Backward : Cell<T, G> {
+  using Base = Cell<T, G>;
+  using typename Base::V;
+  using Base::L, Base::p, Base::width, Base::pixels, Base::image, Base::tile_rows;
+
+ public:
+  Backward(const CellPlan& plan, const CellBackward<T>& call)
+      : Base(plan),
+        c(call),
+        pivots(call.saved + plan.pivots),
+        chunks(smaller(CHUNKS, plan.blocks)),
+        node_numbers(plan.N * plan.Ho * plan.Wo * plan.C),
+        packed(static_cast<std::size_t>(plan.packed)),
+        grads(static_cast<std::size_t>(plan.nodes * node_numbers)),
+        unshuffled(static_cast<std::size_t>(plan.shuffled == nullptr ? 1 : plan.nodes * node_numbers)),
+        slots(plan.columns + 1),
+        sums(static_cast<std::size_t>(plan.num_edges * plan.blocks * slots * width)),
+        bypassed(static_cast<std::size_t>(plan.num_edges * plan.blocks)),
+        factors(static_cast<std::size_t>(plan.num_edges * plan.columns * 3 * width)),
+        first_factors(static_cast<std::size_t>(plan.num_units * 3 * width)),
+        middle_sums(static_cast<std::size_t>(plan.num_units * plan.blocks * 2 * width)) {}
+
+  void run() {
+    this->pack_all(c.weights, true, packed);
+    for_each(p.nodes * p.N, [&](int64_t i) { split(static_cast<int>(i / p.N), i % p.N); });
+    if (c.grad_inputs != nullptr) {
+      for (int s = 0; s < p.inputs; ++s) clear(c.grad_inputs[s], p.N * p.H * p.W * p.C);
+    }
+    for (int node = p.nodes - 1; node >= 0; --node) {
+      finish(p.inputs + node);
+      through(node);
+    }
+    if (c.grad_inputs != nullptr) {
+      for (int s = 0; s < p.inputs; ++s) finish(s);
+    }
+  }
+
+ private:
+  const CellBackward<T>& c;
+  const T* const pivots;               // (bns, Cq)
+  const int64_t chunks, node_numbers;  // runs of blocks; numbers of a node's state
+  const Scratch<T> packed;             // all units' matrices, transposed
+  const Scratch<T> grads;              // (nodes, N, Ho, Wo, C): of the states that nodes are
+  const Scratch<T> unshuffled;         // the same with the channels in the order of the inputs'
+  const int64_t slots;                 // of `sums`: the gradient's own, then one for each column
+  const Scratch<double> sums;          // (E, blocks, slots, width): of g, and of g times each candidate's output
+  const Scratch<double> bypassed;      // (E, blocks): sum of g times what passes by
+  const Scratch<T> factors;            // (E, columns, 3, width): a, q, c of dL/dy = a * g + q * y + c
+  const Scratch<T> first_factors;      // (units, 3, width): the same of the first halves
+  const Scratch<double> middle_sums;   // (units, blocks, 2, width): of a first half's dL/dxhat, and times xhat
+
+  const T* state(int s) const { return s < p.inputs ? c.inputs[s] : c.saved + p.state[s - p.inputs]; }
+  T* grad_state(int s) const { return s < p.inputs ? c.grad_inputs[s] : grads + (s - p.inputs) * node_numbers; }
+  // A node's gradient, its channels in the order in which the inputs have them.
+  const T* grad_node(int node) const { return (p.shuffled == nullptr ? grads : unshuffled) + node * node_numbers; }
+
+  double beta(int edge) const { return c.edges == nullptr ? 1 : c.edges[edge]; }
+  double weight(int edge, int column) const { return beta(edge) * c.ops[edge * p.columns + column]; }
+  bool wants_source(const MixedEdge& e) const { return e.source >= p.inputs || c.grad_inputs != nullptr; }
+  bool works(const MixedEdge& e) const { return wants_source(e) || c.grad_weights != nullptr; }
+
+  double* sums_of(int edge, int64_t block, int slot) const {
+    return sums + ((edge * p.blocks + block) * slots + slot) * width;
+  }
+  T* factors_of(int edge, int column) const { return factors + (edge * p.columns + column) * 3 * width; }
+
+  // The node's channels of image n of the output's gradient.
+  void split(int node, int64_t n) {
+    const T* from = c.grad + (n * pixels * p.nodes + node) * p.C;
+    T* to = grads + node * node_numbers + n * pixels * p.C;
+    for (int64_t q = 0; q < pixels; ++q) copy(from + q * p.nodes * p.C, p.C, to + q * p.C);
+  }
+
+  // ------------------------------------------------------------------------------------------- edges of a node
+
+  void through(int node) {
+    int begin = 0, end = 0;
+    for (int i = 0; i < p.num_edges; ++i) {
+      if (p.edges[i].node < node) begin = i + 1;
+      if (p.edges[i].node <= node) end = i + 1;
+    }
+    const int count = end - begin;
+    if (p.shuffled != nullptr) {
+      for_each(p.N, [&](int64_t n) { unshuffle(node, n); });
+    }
+    for_each(count * p.blocks, [&](int64_t i) { take_sums(begin + static_cast<int>(i % count), i / count); });
+    for_each(count, [&](int64_t i) { use_sums(begin + static_cast<int>(i)); });
+
+    const int first = p.edges[begin].begin, units = p.edges[end - 1].end - first;
+    const Scratch<int64_t> offsets(units + 1), middles(units + 1);
+    offsets[0] = middles[0] = 0;
+    for (int i = 0; i < units; ++i) {
+      const Unit& u = p.units[first + i];
+      offsets[i + 1] = offsets[i] + this->depthwise_size(u) + this->matrix_size(u);
+      middles[i + 1] = middles[i] + (u.after < 0 ? 0 : p.blocks * image);
+    }
+    const bool learn = c.grad_weights != nullptr;
+    const Scratch<T> parts(learn ? chunks * offsets[units] : 0);  // weight gradients of each chunk
+    const Scratch<T> middle(middles[units]);                      // dL/dxhat of the first halves
+    const auto part = [&](int64_t unit, int64_t chunk) -> T* {
+      return learn ? parts + chunk * offsets[units] + offsets[unit - first] : nullptr;
+    };
+    for (const bool second : BOTH) {
+      for_each(count * chunks, [&](int64_t i) {
+        const int edge = begin + static_cast<int>(i % count);
+        if (!works(p.edges[edge])) return;
+        const int64_t chunk = i / count;
+        for (int u = p.edges[edge].begin; u < p.edges[edge].end && learn; ++u) {
+          if ((p.units[u].before >= 0) == second) clear(part(u, chunk), offsets[u - first + 1] - offsets[u - first]);
+        }
+        const auto middle_of = [&](int64_t unit) { return middle + middles[unit - first]; };
+        if (second) {
+          second_halves(edge, chunk, part, middle_of);
+        } else {
+          first_halves(edge, chunk, part, middle_of);
+        }
+      });
+      if (second) {
+        for_each(units, [&](int64_t i) { use_middle_sums(p.units[first + i]); });
+      }
+    }
+    if (learn) {
+      for_each(units, [&](int64_t i) { collect(p.units[first + i], parts + offsets[i], offsets[units]); });
+    }
+  }
+
+  void unshuffle(int node, int64_t n) {
+    const T* from = grads + node * node_numbers + n * pixels * p.C;
+    T* to = unshuffled + node * node_numbers + n * pixels * p.C;
+    for (int64_t q = 0; q < pixels; ++q, from += p.C, to += p.C) {
+      for (int64_t i = 0; i < p.C; ++i) to[i] = from[p.shuffled[i]];
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------ (4) sums
+
+  void take_sums(int edge, int64_t block) {
+    const MixedEdge& e = p.edges[edge];
+    const int64_t h = this->height(e.source), w = this->columns(e.source);
+    const Scratch<T> g_buffer(p.direct ? 0 : image), x_buffer(p.direct ? 0 : h * w * width), line(w * width),
+        pooled(p.Wo * width), start(width);
+    const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, edge, g_buffer);
+    const T* x = this->block_of(state(e.source), h, w, block, edge, x_buffer);
+    clear(sums_of(edge, block, 0), slots * width);
+    this->dot(g, nullptr, pixels, sums_of(edge, block, 0));
+    for (int i = e.begin; i < e.end; ++i) {
+      const Unit& u = p.units[i];
+      if (u.after < 0) this->dot(g, c.saved + u.y + block * image, pixels, sums_of(edge, block, 1 + u.column));
+    }
+    if (e.skip >= 0 && e.stride == 1) this->dot(g, x, pixels, sums_of(edge, block, 1 + e.skip));
+    const auto pool = [&](bool max, int column, int bn) {
+      if (column < 0) return;
+      pool_start(bn, start);
+      for (int64_t r = 0; r < p.Ho; ++r) {
+        this->pool(max, x, e.source, e.stride, r, start, line, pooled);
+        this->dot(g + r * p.Wo * width, pooled, p.Wo, sums_of(edge, block, 1 + column));
+      }
+    };
+    pool(true, e.max_pool, e.max_bn);
+    pool(false, e.avg_pool, e.avg_bn);
+    pool(false, e.plain, -1);
+    bypassed[edge * p.blocks + block] = c.edges == nullptr || p.k == 1 ? 0 : bypass_sum(edge, block);
+  }
+
+  void pool_start(int bn, T* start) const {
+    this->expand(start, [&](int64_t ch) { return bn < 0 ? T(0) : -pivots[bn * p.Cq + ch]; });
+  }
+
+  // Sum over the channels that pass by of g times the (max-pooled) state.
+  double bypass_sum(int edge, int64_t block) const {
+    const MixedEdge& e = p.edges[edge];
+    const Scratch<T> way(p.Wo * p.C), mask(p.C);
+    passing(edge, T(1), mask);
+    double total = 0;
+    for (int64_t n = block * G; n < block * G + this->images_in(block); ++n) {
+      for (int64_t r = 0; r < p.Ho; ++r) {
+        const T* g = grad_node(e.node) + (n * p.Ho + r) * p.Wo * p.C;
+        const T* x = pass_row(e, n, r, way);
+        for (int64_t q = 0; q < p.Wo; ++q) {
+          T sum = 0;
+          for (int64_t i = 0; i < p.C; ++i) sum += mask[i] * g[q * p.C + i] * x[q * p.C + i];
+          total += static_cast<double>(sum);
+        }
+      }
+    }
+    return total;
+  }
+
+  // value where a channel passes by an edge's candidates, 0 where it goes through them; (C,).
+  void passing(int edge, T value, T* to) const {
+    for (int64_t i = 0; i < p.C; ++i) to[i] = value;
+    for (int64_t i = 0; i < p.Cq; ++i) to[this->channels(edge)[i]] = 0;
+  }
+
+  // Row r of what passes by: of the state itself, or of its 2x2 maxima, in `buffer`.
+  const T* pass_row(const MixedEdge& e, int64_t n, int64_t r, T* buffer) const {
+    const int64_t w = this->columns(e.source);
+    const T* x = state(e.source) + n * this->height(e.source) * w * p.C;
+    if (e.stride == 1) return x + r * w * p.C;
+    for (int64_t q = 0; q < p.Wo; ++q) {
+      const T* from = x + (2 * r * w + 2 * q) * p.C;
+      const T* under = from + w * p.C;
+      for (int64_t i = 0; i < p.C; ++i) {
+        const T above = from[i] < from[p.C + i] ? from[p.C + i] : from[i];
+        const T below = under[i] < under[p.C + i] ? under[p.C + i] : under[i];
+        buffer[q * p.C + i] = above < below ? below : above;
+      }
+    }
+    return buffer;
+  }
+
+  // Gradients of ops and edges, and the factors of each candidate's dL/dy. With S0 = sum g and S1 = sum g * xhat:
+  // dL/dy = beta a r (g - S0 / m - xhat S1 / m), the means only where the statistics are the batch's.
+  void use_sums(int edge) {
+    const MixedEdge& e = p.edges[edge];
+    const double m = static_cast<double>(p.N * pixels);
+    double of_edge = 0;
+    for (int64_t block = 0; block < p.blocks; ++block) of_edge += bypassed[edge * p.blocks + block];
+    const auto give = [&](int column, double grad) {
+      c.grad_ops[edge * p.columns + column] = beta(edge) * grad;
+      of_edge += c.ops[edge * p.columns + column] * grad;
+    };
+    const auto normalised = [&](int column, int bn) {
+      if (column < 0) return;
+      const Scratch<double> a(p.Cq), q(p.Cq), constant(p.Cq);
+      double grad = 0;
+      for (int64_t ch = 0; ch < p.Cq; ++ch) {
+        const double r = this->inverse_std(c.variance, bn, ch), mean = mean_of(bn, ch);
+        const double s0 = sum(edge, 0, ch), s1 = r * (sum(edge, 1 + column, ch) - mean * s0);
+        grad += s1;
+        a[ch] = weight(edge, column) * r;
+        q[ch] = p.batch_statistics ? -a[ch] * r * s1 / m : 0;
+        constant[ch] = p.batch_statistics ? -a[ch] * s0 / m - q[ch] * mean : 0;
+      }
+      give(column, grad);
+      set_factors(factors_of(edge, column), a, q, constant);
+    };
+    const auto plain = [&](int column) {
+      if (column < 0) return;
+      double grad = 0;
+      for (int64_t ch = 0; ch < p.Cq; ++ch) grad += sum(edge, 1 + column, ch);
+      give(column, grad);
+    };
+    for (int i = e.begin; i < e.end; ++i) {
+      if (p.units[i].after < 0) normalised(p.units[i].column, p.units[i].bn);
+    }
+    normalised(e.max_pool, e.max_bn);
+    normalised(e.avg_pool, e.avg_bn);
+    plain(e.plain);
+    if (e.stride == 1) plain(e.skip);
+    c.grad_edges[edge] = c.edges == nullptr ? 0 : of_edge;
+  }
+
+  // Of what is stored: the mean less the pivot.
+  double mean_of(int bn, int64_t ch) const {
+    return c.mean[bn * p.Cq + ch] - static_cast<double>(pivots[bn * p.Cq + ch]);
+  }
+
+  double sum(int edge, int slot, int64_t ch) const {
+    double total = 0;
+    for (int64_t block = 0; block < p.blocks; ++block) total += this->channel_sum(sums_of(edge, block, slot), block, ch);
+    return total;
+  }
+
+  void set_factors(T* to, const double* a, const double* q, const double* constant) const {
+    this->expand(to, [&](int64_t ch) { return a[ch]; });
+    this->expand(to + width, [&](int64_t ch) { return q[ch]; });
+    this->expand(to + 2 * width, [&](int64_t ch) { return constant[ch]; });
+  }
+
+  // ------------------------------------------------------------------------------------ (5) and (6) convolutions
+
+  // What a unit's backward works with, for one run of blocks.
+  struct Work {
+    Work(const Backward& b, int64_t h, int64_t w)
+        : x(b.padded(h, w)),
+          dx(b.padded(h, w)),
+          dz(b.padded(b.p.Ho, b.p.Wo)),
+          dy(b.tile_rows * b.p.Wo * b.width),
+          tile(b.tile_rows * b.p.Wo * b.width),
+          taps(25 * b.width) {
+      clear<T>(x, b.padded(h, w));
+      clear<T>(dz, b.padded(b.p.Ho, b.p.Wo));
+    }
+    const Scratch<T> x, dx;  // padded: the unit's input (after its ReLU), and the gradient of that
+    const Scratch<T> dz;     // padded: gradient of the depthwise convolution's output
+    const Scratch<T> dy, tile, taps;
+  };
+
+  // dL/dy of output rows r0 .. r1: a * g + q * y + c; zero in the lanes of a last block's missing images.
+  void gradient_tile(const T* factor, const T* g, const T* y, int64_t block, int64_t r0, int64_t r1, T* dy) const {
+    const int64_t from = r0 * p.Wo * width, n = (r1 - r0) * p.Wo;
+    for (int64_t i = 0; i < width; i += L) {
+      const V a = load(factor + i), q = load(factor + width + i), constant = load(factor + 2 * width + i);
+      for (int64_t px = i; px < n * width; px += width) {
+        store(dy + px, a * load(g + from + px) + (q * load(y + from + px) + constant));
+      }
+    }
+    if (const int64_t present = this->images_in(block); present < G) {
+      for (int64_t q = 0; q < n; ++q) clear(dy + q * width + this->lane(static_cast<int>(present), 0), L - this->lane(static_cast<int>(present), 0));
+    }
+  }
+
+  // A unit's backward for one block: work.dx += the gradient of its input, part += those of its weights (nullptr: not
+  // needed). g is the gradient that `factor` turns into dL/dy.
+  void unit_backward(const Unit& u, int64_t block, const T* g, const T* factor, int64_t h, int64_t w, bool need_dx,
+                     const Work& work, T* part) const {
+    const T* y = c.saved + u.y + block * image;
+    const T* matrices = packed + u.pack + 2 * this->depthwise_size(u);
+    const int64_t row = this->padded_row(w), dz_row = this->padded_row(p.Wo);
+    const Scratch<T> unpacked(part == nullptr || !u.kernel ? 0 : this->depthwise_size(u));
+    constexpr int64_t here[] = {0};
+    for (int64_t r = 0; r < p.Ho; r += tile_rows) {
+      const int64_t end = smaller(p.Ho, r + tile_rows), n = (end - r) * p.Wo;
+      gradient_tile(factor, g, y, block, r, end, work.dy);
+      if (!u.kernel) {
+        dense_tile(u, matrices, row, r, end, need_dx, work, part);
+        continue;
+      }
+      if (part != nullptr) {
+        this->depthwise_tile(u, work.x, row, r, end, packed + u.pack, work.tile);
+        outer<T, G>(work.dy, width, this->rows_of_matrix, work.tile, width, p.vectors, n,
+                    part + this->depthwise_size(u));
+      }
+      pointwise<T, G>({work.dy, width, here, 1, this->rows_of_matrix, matrices, p.vectors, Start::zero, nullptr,
+                       work.tile, width, nullptr},
+                      n);
+      for (int64_t i = r; i < end; ++i) {
+        copy(work.tile + (i - r) * p.Wo * width, p.Wo * width, this->inside(work.dz, p.Wo) + i * dz_row);
+      }
+    }
+    if (!u.kernel) return;
+    if (part != nullptr) {
+      const auto gradient = depthwise_weight_of<T>(u.kernel, u.dilation, u.stride);
+      clear<T>(work.taps, this->depthwise_size(u));
+      for (int64_t i = 0; i < width; i += L) {
+        gradient(this->first_tap(u, work.x, row, 0) + i, row, width, this->inside(work.dz, p.Wo) + i, dz_row, p.Ho,
+                 p.Wo, work.taps + i, width);
+      }
+      for (int64_t i = 0; i < this->depthwise_size(u); ++i) part[i] += work.taps[i];
+    }
+    if (need_dx) depthwise_transposed(u, h, w, work);
+  }
+
+  void dense_tile(const Unit& u, const T* matrices, int64_t row, int64_t r0, int64_t r1, bool need_dx, const Work& work,
+                  T* part) const {
+    int64_t offsets[9];
+    this->tap_offsets(u, row, offsets);
+    constexpr int64_t here[] = {0};
+    const int64_t size = this->rows_of_matrix * width;
+    for (int64_t r = r0; r < r1; ++r) {
+      const T* dy = work.dy + (r - r0) * p.Wo * width;
+      const int64_t from = (r * u.stride + PAD) * row + PAD * width;
+      for (int t = 0; t < u.taps; ++t) {
+        if (part != nullptr) {
+          outer<T, G>(dy, width, this->rows_of_matrix, work.x + from + offsets[t], u.stride * width, p.vectors, p.Wo,
+                      part + t * size);
+        }
+        if (need_dx) {
+          pointwise<T, G>({dy, width, here, 1, this->rows_of_matrix, matrices + t * size, p.vectors, Start::output,
+                           nullptr, work.dx + from + offsets[t], u.stride * width, nullptr},
+                          p.Wo);
+        }
+      }
+    }
+  }
+
+  // work.dx += the transpose of u's depthwise convolution of work.dz. Under stride 2 each parity of rows and columns
+  // sees only every other tap (or, dilated, all or none).
+  void depthwise_transposed(const Unit& u, int64_t h, int64_t w, const Work& work) const {
+    const int64_t row = this->padded_row(w), dz_row = this->padded_row(p.Wo);
+    const T* taps = packed + u.pack + this->depthwise_size(u);  // back to front
+    T* dx = this->inside(work.dx, w);
+    const int64_t reach = u.dilation * (u.kernel - 1) / 2;
+    if (u.stride == 1) {
+      const auto depthwise = depthwise_of<T>(u.kernel, u.dilation, 1);
+      for (int64_t r = 0; r < h; ++r) {
+        for (int64_t i = 0; i < width; i += L) {
+          depthwise(this->first_tap(u, work.dz, dz_row, r) + i, dz_row, width, taps + i, width, dx + r * row + i, width, w,
+                    true);
+        }
+      }
+      return;
+    }
+    struct Parity {
+      int64_t first, count, from;  // taps (of those back to front), and which output pixel the first one meets
+    };
+    const int step = u.dilation == 1 ? 2 : 1;
+    const auto parity_of = [&](int64_t odd) {
+      Parity result{0, 0, 0};
+      for (int64_t k = u.kernel - 1; k >= 0; --k) {  // tap k meets output (odd + reach - k * dilation) / 2
+        if ((odd + reach - k * u.dilation) % 2 != 0) continue;
+        if (result.count++ == 0) {
+          result.first = u.kernel - 1 - k;
+          result.from = (odd + reach - k * u.dilation) / 2;
+        }
+      }
+      return result;
+    };
+    for (int64_t odd_row = 0; odd_row < 2; ++odd_row) {
+      const Parity rows = parity_of(odd_row);
+      for (int64_t odd_col = 0; odd_col < 2; ++odd_col) {
+        const Parity cols = parity_of(odd_col);
+        if (rows.count == 0 || cols.count == 0) continue;
+        for (int64_t r = odd_row; r < h; r += 2) {
+          const T* from = work.dz + (PAD + r / 2 + rows.from) * dz_row + (PAD + cols.from) * width;
+          for (int64_t i = 0; i < width; i += L) {
+            depthwise_row_of(from + i, dz_row, width, taps + (rows.first * u.kernel + cols.first) * width + i,
+                             static_cast<int>(rows.count), step * u.kernel * width, static_cast<int>(cols.count),
+                             step * width, dx + r * row + odd_col * width + i, 2 * width, (w - odd_col + 1) / 2);
+          }
+        }
+      }
+    }
+  }
+
+  struct Run {
+    int64_t begin, end;
+  };
+  Run blocks_of(int64_t chunk) const { return {chunk * p.blocks / chunks, (chunk + 1) * p.blocks / chunks}; }
+
+  template <typename Part, typename Middle>
+  void second_halves(int edge, int64_t chunk, const Part& part, const Middle& middle) {
+    const MixedEdge& e = p.edges[edge];
+    bool any = false;
+    for (int i = e.begin; i < e.end; ++i) any |= p.units[i].before >= 0;
+    if (!any) return;
+    const Work work(*this, p.Ho, p.Wo);
+    const Scratch<T> buffer(p.direct ? 0 : image), scale(width), shift(width);
+    const auto run = blocks_of(chunk);
+    for (int64_t block = run.begin; block < run.end; ++block) {
+      const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, edge, buffer);
+      for (int i = e.begin; i < e.end; ++i) {
+        const Unit& u = p.units[i];
+        if (u.before < 0) continue;
+        const Unit& first = p.units[u.before];
+        this->normalisation(first.bn, c.mean, c.variance, pivots, scale, shift);
+        this->middle(c.saved + first.y + block * image, scale, shift, p.Ho, work.x);
+        clear<T>(work.dx, this->padded(p.Ho, p.Wo));
+        unit_backward(u, block, g, factors_of(edge, u.column), p.Ho, p.Wo, true, work, part(i, chunk));
+        keep_middle(u.before, block, work, middle(u.before) + block * image);
+      }
+    }
+  }
+
+  // dL/dxhat of a first half: the gradient of the middle's output where that is positive; and its two sums.
+  void keep_middle(int unit, int64_t block, const Work& work, T* to) const {
+    const int64_t row = this->padded_row(p.Wo);
+    const T* h = this->inside(work.x, p.Wo);
+    const T* dh = this->inside(work.dx, p.Wo);
+    double* into = middle_sums + (unit * p.blocks + block) * 2 * width;
+    clear(into, 2 * width);
+    for (int64_t r0 = 0; r0 < p.Ho; r0 += tile_rows) {
+      const int64_t r1 = smaller(p.Ho, r0 + tile_rows);
+      for (int64_t i = 0; i < width; i += L) {
+        V sum{}, product{};
+        for (int64_t r = r0; r < r1; ++r) {
+          for (int64_t q = i; q < p.Wo * width; q += width) {
+            const V value = load(h + r * row + q), grad = value > 0 ? load(dh + r * row + q) : V{};
+            store(to + r * p.Wo * width + q, grad);
+            sum += grad;
+            product += grad * value;
+          }
+        }
+        for (int l = 0; l < L; ++l) into[i + l] += static_cast<double>(sum[l]);
+        for (int l = 0; l < L; ++l) into[width + i + l] += static_cast<double>(product[l]);
+      }
+    }
+  }
+
+  // The factors of a first half's dL/dy = r (d - S0 / m - xhat S1 / m), d = dL/dxhat.
+  void use_middle_sums(const Unit& u) {
+    if (u.after < 0 || !works(p.edges[u.edge])) return;
+    const double m = static_cast<double>(p.N * pixels);
+    const Scratch<double> a(p.Cq), q(p.Cq), constant(p.Cq);
+    for (int64_t ch = 0; ch < p.Cq; ++ch) {
+      double s0 = 0, s1 = 0;
+      for (int64_t block = 0; block < p.blocks; ++block) {
+        const double* from = middle_sums + (p.units[u.after].before * p.blocks + block) * 2 * width;
+        s0 += this->channel_sum(from, block, ch);
+        s1 += this->channel_sum(from + width, block, ch);
+      }
+      a[ch] = this->inverse_std(c.variance, u.bn, ch);
+      q[ch] = p.batch_statistics ? -a[ch] * a[ch] * s1 / m : 0;
+      constant[ch] = p.batch_statistics ? -a[ch] * s0 / m - q[ch] * mean_of(u.bn, ch) : 0;
+    }
+    set_factors(first_factors + p.units[u.after].before * 3 * width, a, q, constant);
+  }
+
+  template <typename Part, typename Middle>
+  void first_halves(int edge, int64_t chunk, const Part& part, const Middle& middle) {
+    const MixedEdge& e = p.edges[edge];
+    if (e.begin == e.end) return;
+    const int64_t h = this->height(e.source), w = this->columns(e.source), row = this->padded_row(w);
+    const bool need_dx = wants_source(e);
+    const Work work(*this, h, w);
+    const Scratch<T> buffer(p.direct ? 0 : image);
+    const auto run = blocks_of(chunk);
+    for (int64_t block = run.begin; block < run.end; ++block) {
+      const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, edge, buffer);
+      this->gather(state(e.source), h, w, block, this->channels(edge), true, h, this->inside(work.x, w), row);
+      clear<T>(work.dx, this->padded(h, w));
+      for (int i = e.begin; i < e.end; ++i) {
+        const Unit& u = p.units[i];
+        if (u.before >= 0) continue;
+        const T* grad = u.after < 0 ? g : middle(i) + block * image;
+        const T* factor = u.after < 0 ? factors_of(edge, u.column) : first_factors + i * 3 * width;
+        unit_backward(u, block, grad, factor, h, w, need_dx, work, part(i, chunk));
+      }
+      if (!need_dx) continue;
+      T* dx = this->inside(work.dx, w);
+      const T* x = this->inside(work.x, w);
+      for (int64_t r = 0; r < h; ++r) {
+        for (int64_t q = r * row; q < r * row + w * width; q += L) store(dx + q, load(x + q) > 0 ? load(dx + q) : V{});
+      }
+      this->scatter_add(dx, row, h, w, block, this->channels(edge), grad_state(e.source));
+    }
+  }
+
+  // A unit's weight gradients from the chunks' parts, in the order of `weights`.
+  void collect(const Unit& u, const T* parts, int64_t stride) {
+    if (!works(p.edges[u.edge])) return;
+    const auto total = [&](int64_t at, int64_t ch) {
+      double sum = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        for (int g = 0; g < G; ++g) sum += static_cast<double>(parts[chunk * stride + at + this->lane(g, ch)]);
+      }
+      return static_cast<T>(sum);
+    };
+    const int64_t taps = u.kernel * u.kernel, dense = u.kernel ? 1 : u.taps, half = p.Cq / 2;
+    for (int64_t t = 0; t < taps; ++t) {
+      for (int64_t ch = 0; ch < p.Cq; ++ch) c.grad_weights[u.depthwise + ch * taps + t] = total(t * width, ch);
+    }
+    for (int64_t t = 0; t < dense; ++t) {
+      for (int64_t out = 0; out < p.Cq; ++out) {
+        if (u.halves && out / half != t) continue;
+        for (int64_t in = 0; in < p.Cq; ++in) {
+          const int64_t at = u.halves ? out * p.Cq + in : (out * p.Cq + in) * dense + t;
+          c.grad_weights[u.pointwise + at] =
+              total(taps * width + (t * this->rows_of_matrix + out) * width, in);
+        }
+      }
+    }
+  }
+
+  // --------------------------------------------------------------------------------- (7) pools, skips, bypass
+
+  // What does not go through convolutions, once all edges that leave state s are through.
+  void finish(int s) {
+    int last = -1;
+    for (int i = 0; i < p.num_edges; ++i) {
+      if (p.edges[i].source == s) last = i;
+    }
+    if (last < 0) return;
+    for_each(p.blocks, [&](int64_t block) { finish_block(s, block); });
+  }
+
+  void finish_block(int s, int64_t block) {
+    const int64_t h = this->height(s), w = this->columns(s), numbers = h * w * width;
+    const Scratch<T> dmax(image), davg(image), dx(numbers), x_buffer(p.direct ? 0 : numbers),
+        g_buffer(p.direct ? 0 : image);
+    int from = -1;  // an edge that has the channels of what is gathered, where all edges have the same
+    for (int i = 0; i < p.num_edges; ++i) {
+      const MixedEdge& e = p.edges[i];
+      if (e.source != s) continue;
+      if (from < 0) {
+        clear<T>(dmax, image);
+        clear<T>(davg, image);
+        clear<T>(dx, numbers);
+        from = i;
+      }
+      const T* x = this->block_of(state(s), h, w, block, i, x_buffer);
+      const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, i, g_buffer);
+      if (e.max_pool >= 0) pool_gradient(true, e, block, x, g, factors_of(i, e.max_pool), e.max_bn, dmax);
+      if (e.avg_pool >= 0) pool_gradient(false, e, block, x, g, factors_of(i, e.avg_pool), e.avg_bn, davg);
+      if (e.plain >= 0) scaled_sum(g, weight(i, e.plain), davg);
+      if (e.skip >= 0 && e.stride == 1) scaled_sum(g, weight(i, e.skip), dx);
+      if (p.shared && !last_of(s, i)) continue;
+      max_pool_transposed(x, static_cast<const T*>(dmax), p.Ho, p.Wo, h, w, width, e.stride, 3, 1, static_cast<T*>(dx));
+      avg_pool_transposed(static_cast<const T*>(davg), p.Ho, p.Wo, h, w, width, e.stride, static_cast<T*>(dx));
+      this->scatter_add(dx, w * width, h, w, block, this->channels(from), grad_state(s));
+      from = -1;
+    }
+    if (p.k > 1) {
+      for (int64_t n = block * G; n < block * G + this->images_in(block); ++n) pass_back(s, n);
+    }
+  }
+
+  bool last_of(int s, int edge) const {
+    for (int i = edge + 1; i < p.num_edges; ++i) {
+      if (p.edges[i].source == s) return false;
+    }
+    return true;
+  }
+
+  void scaled_sum(const T* g, double factor, T* to) const {
+    const V a = all(static_cast<T>(factor));
+    for (int64_t i = 0; i < image; i += L) store(to + i, load(to + i) + a * load(g + i));
+  }
+
+  // to += a * g + q * pool + c, the gradient of a pool's output.
+  void pool_gradient(bool max, const MixedEdge& e, int64_t block, const T* x, const T* g, const T* factor, int bn,
+                     T* to) const {
+    const Scratch<T> line(this->columns(e.source) * width), pooled(p.Wo * width), start(width), grad(p.Wo * width);
+    pool_start(bn, start);
+    for (int64_t r = 0; r < p.Ho; ++r) {
+      const int64_t at = r * p.Wo * width;
+      this->pool(max, x, e.source, e.stride, r, start, line, pooled);
+      gradient_tile(factor, g + at, pooled, block, 0, 1, grad);
+      for (int64_t i = 0; i < p.Wo * width; i += L) store(to + at + i, load(to + at + i) + load(grad + i));
+    }
+  }
+
+  // Of image n: the gradient of the channels that pass by.
+  void pass_back(int s, int64_t n) {
+    const int64_t h = this->height(s), w = this->columns(s);
+    const Scratch<T> factor(p.C), row(p.Wo * p.C);
+    T* dx = grad_state(s) + n * h * w * p.C;
+    const T* x = state(s) + n * h * w * p.C;
+    for (int i = 0; i < p.num_edges; ++i) {
+      const MixedEdge& e = p.edges[i];
+      if (e.source != s) continue;
+      passing(i, static_cast<T>(beta(i)), factor);
+      for (int64_t r = 0; r < p.Ho; ++r) {
+        const T* g = grad_node(e.node) + (n * p.Ho + r) * p.Wo * p.C;
+        if (e.stride == 1) {
+          T* to = dx + r * w * p.C;
+          for (int64_t q = 0; q < p.Wo; ++q) {
+            for (int64_t ch = 0; ch < p.C; ++ch) to[q * p.C + ch] += factor[ch] * g[q * p.C + ch];
+          }
+          continue;
+        }
+        for (int64_t q = 0; q < p.Wo; ++q) {
+          const int64_t at = (2 * r * w + 2 * q) * p.C, places[] = {at, at + p.C, at + w * p.C, at + (w + 1) * p.C};
+          for (int64_t ch = 0; ch < p.C; ++ch) {
+            int best = 0;
+            for (int j = 1; j < 4; ++j) best = x[places[j] + ch] > x[places[best] + ch] ? j : best;
+            dx[places[best] + ch] += factor[ch] * g[q * p.C + ch];
+          }
+        }
+      }
+    }
+  }
+};
+
+template <typename T, template <typename, int> class Direction, typename Call>
+void run(const CellPlan& plan, const Call& call) {
+  if constexpr (LANES<T> >= 8) {
+    if (plan.images == 2) return Direction<T, 2>(plan, call).run();
+  }
+  if constexpr (LANES<T> >= 16) {
+    if (plan.images == 4) return Direction<T, 4>(plan, call).run();
+  }
+  Direction<T, 1>(plan, call).run();
+}
+
+}  // namespace
+
+const CellKernels cell_kernels = {
+    FASTDARTS_VECTOR_BYTES,
+    run<float, Forward, CellForward<float>>,
+    run<double, Forward, CellForward<double>>,
+    run<float, Backward, CellBackward<float>>,
+    run<double, Backward, CellBackward<double>>,
+};
+
+}  // namespace fastdarts::ISA

@@ -1,0 +1,80 @@
+#include "workspace.h"
+
+#include <cstdint>
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace fastdarts {
+namespace {
+
+constexpr std::size_t HEADER = 64, HUGE_PAGE = std::size_t{2} << 20;
+
+struct Pool {
+  std::mutex mutex;
+  std::map<std::size_t, std::vector<void*>> idle;  // by size
+};
+
+Pool& pool() {
+  static Pool* pool = new Pool;  // never destroyed: tensors that live until the process ends give back to it
+  return *pool;
+}
+
+// Sizes in steps of at most an eighth, so that shapes that differ little share blocks.
+std::size_t rounded(std::size_t bytes) {
+  std::size_t step = HEADER;
+  while (step * 16 <= bytes) step *= 2;
+  return (bytes + step - 1) / step * step;
+}
+
+void* allocate(std::size_t size) {
+  void* block = nullptr;
+  if (posix_memalign(&block, size < HUGE_PAGE ? HEADER : HUGE_PAGE, size) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+  if (size >= HUGE_PAGE) madvise(block, size, MADV_HUGEPAGE);  // a wish: what the system refuses is slower, not wrong
+#endif
+  return block;
+}
+
+}  // namespace
+
+void* take(std::size_t bytes) {
+  const std::size_t size = rounded(bytes + HEADER);
+  void* block = nullptr;
+  {
+    const std::lock_guard lock(pool().mutex);
+    auto& blocks = pool().idle[size];
+    if (!blocks.empty()) {
+      block = blocks.back();
+      blocks.pop_back();
+    }
+  }
+  if (block == nullptr) block = allocate(size);
+  *static_cast<std::size_t*>(block) = size;
+  return static_cast<char*>(block) + HEADER;
+}
+
+void give(void* data) {
+  void* block = static_cast<char*>(data) - HEADER;
+  const std::lock_guard lock(pool().mutex);
+  pool().idle[*static_cast<std::size_t*>(block)].push_back(block);
+}
+
+std::size_t release_idle() {
+  const std::lock_guard lock(pool().mutex);
+  std::size_t bytes = 0;
+  for (auto& [size, blocks] : pool().idle) {
+    bytes += size * blocks.size();
+    for (void* block : blocks) std::free(block);
+  }
+  pool().idle.clear();
+  return bytes;
+}
+
+}  // namespace fastdarts

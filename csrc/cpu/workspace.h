@@ -1,0 +1,15 @@
+// Memory that is kept from call to call: fresh pages cost more than the arithmetic that fills them.
+#pragma once
+
+#include <cstddef>
+
+namespace fastdarts {
+
+// At least `bytes`, aligned to 64, not initialised; thread-safe.
+void* take(std::size_t bytes);
+// Hands it back; it stays with the process for the next take of its size.
+void give(void* block);
+// Returns what is idle to the system; the number of bytes.
+std::size_t release_idle();
+
+}  // namespace fastdarts
