@@ -3,10 +3,9 @@
 // of the chosen instruction set do the work.
 #include "mixed_cell.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/irange.h>
 #include <torch/library.h>
@@ -17,17 +16,13 @@
 
 #include "../mixed_cell_saved.h"
 #include "isa.h"
-#include "workspace.h"
+#include "tensors.h"
 
 namespace fastdarts {
 namespace {
 
 const CellKernels& cell_kernels() {
-#if defined(FASTDARTS_X86)
-  static constexpr const CellKernels* tables[] = {&portable::cell_kernels, &avx2::cell_kernels, &avx512::cell_kernels};
-#else
-  static constexpr const CellKernels* tables[] = {&portable::cell_kernels, nullptr, nullptr};
-#endif
+  static constexpr const CellKernels* tables[] = FASTDARTS_TABLES(cell_kernels);
   return kernels(tables);
 }
 
@@ -68,6 +63,9 @@ Plan::Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_chan
   while (lanes / (2 * images) >= std::max<int64_t>(Cq, 4)) images *= 2;
   vectors = images > 1 ? 1 : (Cq + lanes - 1) / lanes;
   blocks = (N + images - 1) / images;
+  // An edge is up to eight tasks in the backward: as many edges at a time as give each thread one.
+  edges_at_once = static_cast<int>((at::get_num_threads() + 7) / std::min<int64_t>(blocks, 8));
+  edges_at_once = std::max(edges_at_once, 1);
   direct = k == 1 && images == 1 && Cq % lanes == 0;
   std::size_t at = 3;
   bool strided = false;
@@ -217,17 +215,6 @@ Sizes sizes_of(at::TensorList inputs) {
   return {x.size(0), x.size(1), x.size(2), x.size(3)};
 }
 
-at::Tensor channels_last(int64_t N, int64_t C, int64_t H, int64_t W, const at::TensorOptions& options) {
-  return at::empty({N, C, H, W}, options, at::MemoryFormat::ChannelsLast);
-}
-
-template <typename T>
-std::vector<const T*> pointers(at::TensorList tensors) {
-  std::vector<const T*> result;
-  for (const at::Tensor& t : tensors) result.push_back(t.const_data_ptr<T>());
-  return result;
-}
-
 // As doubles on the CPU, contiguous.
 at::Tensor doubles(const at::Tensor& t) { return t.to(at::kDouble).contiguous(); }
 
@@ -246,12 +233,6 @@ struct Mix {
   const double* ops_data() const { return ops.const_data_ptr<double>(); }
   const double* edges_data() const { return edges.defined() ? edges.const_data_ptr<double>() : nullptr; }
 };
-
-// Numbers from the workspace, which gets them back with the tensor's end.
-at::Tensor workspace_tensor(int64_t n, const at::TensorOptions& options) {
-  void* data = take(static_cast<std::size_t>(n) * options.dtype().itemsize());
-  return at::from_blob(data, {n}, [](void* block) { give(block); }, options);
-}
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(at::TensorList inputs, const at::Tensor& ops,
                                                           const std::optional<at::Tensor>& edges,
@@ -273,7 +254,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(at::TensorList inputs,
     statistics[0].copy_(*running_mean);
     statistics[1].copy_(running_var.value());
   }
-  auto saved = workspace_tensor(plan.saved, options);
+  auto saved = from_workspace({plan.saved}, {1}, plan.saved, options);
   const auto flat = weights.contiguous();
   double* mean = statistics.mutable_data_ptr<double>();
   const auto call = [&]<typename T>(void (*run)(const CellPlan&, const CellForward<T>&)) {
@@ -314,8 +295,7 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_ce
   const double* mean = statistics.const_data_ptr<double>();
   const auto call = [&]<typename T>(void (*run)(const CellPlan&, const CellBackward<T>&)) {
     const auto from = pointers<T>(inputs);
-    std::vector<T*> to;
-    for (at::Tensor& t : grad_inputs) to.push_back(t.mutable_data_ptr<T>());
+    const auto to = mutable_pointers<T>(grad_inputs);
     run(plan, {from.data(), mix.ops_data(), mix.edges_data(), flat.const_data_ptr<T>(), mean,
                mean + plan.num_bns * plan.Cq, saved.const_data_ptr<T>(), grad.const_data_ptr<T>(),
                need_inputs ? to.data() : nullptr, grad_ops.mutable_data_ptr<double>(),

@@ -60,6 +60,7 @@ struct CellPlan {
   const int64_t* state;     // (nodes,): where a node's state begins in `saved`, -1 for one that feeds no edge
   int64_t pivots;           // where the pivots (bns, Cq) begin in `saved`
   int64_t saved, packed;    // numbers in `saved` and in all matrices in kernel layout
+  int edges_at_once;        // how many edges go through a stage together: few keep the caches, many the threads busy
   bool batch_statistics;
   double eps;
 };

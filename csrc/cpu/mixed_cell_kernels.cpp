@@ -14,6 +14,7 @@
 
 #include "depthwise.h"
 #include "isa.h"
+#include "numbers.h"
 #include "pointwise.h"
 #include "pool.h"
 #include "scratch.h"
@@ -22,29 +23,7 @@ namespace fastdarts::ISA {
 namespace {
 
 constexpr int64_t PAD = 4;     // zero pixels around an image: what the widest kernel (5 taps, dilation 2) reaches
-constexpr int64_t TILE = 64;   // pixels whose intermediate results stay in the first-level cache
-constexpr int64_t CHUNKS = 8;  // runs of blocks, each with partial weight gradients of its own
-constexpr bool BOTH[] = {true, false};
-
-template <typename T>
-void fold(T* sums, double* into, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    into[i] += static_cast<double>(sums[i]);
-    sums[i] = 0;
-  }
-}
-
-template <typename T>
-void clear(T* numbers, int64_t n) {
-  __builtin_memset(numbers, 0, static_cast<std::size_t>(n) * sizeof(T));
-}
-
-template <typename T>
-void copy(const T* from, int64_t n, T* to) {
-  __builtin_memcpy(to, from, static_cast<std::size_t>(n) * sizeof(T));
-}
-
-double root(double x) { return __builtin_sqrt(x); }
+constexpr bool BOTH[] = {true, false}, ORDER[] = {false, true};
 
 // What both directions share: sizes, the way between NHWC and block layout, a convolution's outputs.
 template <typename T, int G>
@@ -77,6 +56,14 @@ class Cell {
   int64_t padded(int64_t rows, int64_t cols) const { return (rows + 2 * PAD) * padded_row(cols); }
   T* inside(T* padded_image, int64_t cols) const { return padded_image + PAD * padded_row(cols) + PAD * width; }
 
+  // Zero around an image that is about to be written.
+  void clear_border(T* padded_image, int64_t rows, int64_t cols) const {
+    const int64_t row = padded_row(cols), side = PAD * width;
+    clear(padded_image, PAD * row + side);
+    for (int64_t r = 0; r + 1 < rows; ++r) clear(inside(padded_image, cols) + r * row + cols * width, 2 * side);
+    clear(inside(padded_image, cols) + (rows - 1) * row + cols * width, side + PAD * row);
+  }
+
   int64_t images_in(int64_t block) const { return smaller<int64_t>(G, p.N - block * G); }
 
   // Channel c of a vector's images, added up or picked: lane (g, c).
@@ -99,9 +86,12 @@ class Cell {
       for (int g = 0; g < images_in(block); ++g) {
         const T* from = nhwc + ((block * G + g) * h + r) * w * p.C;
         T* at = line + lane(g, 0);
-        if (whole == p.Cq) {
+        if (whole == width) {
           for (int64_t c = 0; c < w; ++c) {
-            for (int64_t i = 0; i < whole; i += L) store(at + c * width + i, load(from + c * p.C + channels[0] + i));
+            for (int64_t i = 0; i < whole; i += L) {
+              const V v = load(from + c * p.C + channels[0] + i);
+              store(at + c * width + i, relu ? rectified(v) : v);
+            }
           }
         } else if (in_order && p.Cq == 4) {
           for (int64_t c = 0; c < w; ++c) copy(from + c * p.C + channels[0], 4, at + c * width);
@@ -113,10 +103,10 @@ class Cell {
           }
         }
       }
-      if (relu) {
+      if (relu && whole < width) {
         for (int64_t i = 0; i < w * width; i += L) {
           const V v = load(line + i);
-          store(line + i, v < 0 ? V{} : v);  // keeps NaN
+          store(line + i, rectified(v));
         }
       }
     }
@@ -253,7 +243,7 @@ class Cell {
       for (int64_t c = 0; c < p.Wo; ++c) {
         for (int64_t i = 0; i < width; i += L) {
           const V v = load(y + (r * p.Wo + c) * width + i) * load(scale + i) + load(shift + i);
-          store(to + r * row + c * width + i, v < 0 ? V{} : v);
+          store(to + r * row + c * width + i, rectified(v));
         }
       }
     }
@@ -295,7 +285,7 @@ class Cell {
           for (; q < to; ++q) sum[0] += load(a + q * width + i) * load(b + q * width + i);
         }
         const V all_four = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        for (int l = 0; l < L; ++l) acc[i + l] += static_cast<double>(all_four[l]);
+        fold_vector<T>(all_four, acc + i);
       }
     }
   }
@@ -316,17 +306,28 @@ class Forward : Cell<T, G> {
         pivots(call.saved + plan.pivots),
         packed(static_cast<std::size_t>(plan.packed)),
         sums(static_cast<std::size_t>(plan.num_bns * plan.blocks * 2 * width)),
-        starts(static_cast<std::size_t>(plan.num_bns * width)) {}
+        starts(static_cast<std::size_t>(plan.num_bns * width)),
+        by_source(static_cast<std::size_t>(plan.num_edges)) {
+    int n = 0;
+    for (int s = 0; s < plan.inputs + plan.nodes; ++s) {
+      for (int i = 0; i < plan.num_edges; ++i) {
+        if (plan.edges[i].source == s) by_source[n++] = i;
+      }
+    }
+  }
 
   void run() {
     this->pack_all(c.weights, false, packed);
     if (!p.batch_statistics) {
       for (int64_t i = 0; i < p.num_bns * p.Cq; ++i) pivots[i] = static_cast<T>(c.mean[i]);
     }
+    int begin = 0;
     for (int node = 0; node < p.nodes; ++node) {
-      const int first = node == 0 ? 0 : p.inputs + node - 1, last = p.inputs + node;
-      convolutions(first, last, false);
-      convolutions(first, last, true);
+      for (int end; begin < p.num_edges && p.edges[by_source[begin]].source < p.inputs + node; begin = end) {
+        end = smaller(begin + p.edges_at_once, p.num_edges);
+        while (p.edges[by_source[end - 1]].source >= p.inputs + node) --end;
+        convolutions(begin, end);
+      }
       for_each(p.blocks, [&](int64_t block) { sum_node(node, block); });
     }
   }
@@ -337,57 +338,85 @@ class Forward : Cell<T, G> {
   const Scratch<T> packed;     // all units' matrices
   const Scratch<double> sums;  // (bns, blocks, 2, width): of a block's numbers and of their squares
   const Scratch<T> starts;     // (bns, width): minus the pivot, in each lane
+  const Scratch<int> by_source;  // (E,): the edges in the order of their sources
 
   const T* state(int s) const { return s < p.inputs ? c.inputs[s] : c.saved + p.state[s - p.inputs]; }
-
-  bool in_stage(const Unit& u, int first, int last, bool second) const {
-    const int source = p.edges[u.edge].source;
-    return first <= source && source < last && (u.before >= 0) == second;
-  }
-  bool in_stage(const MixedEdge& e, int first, int last) const { return first <= e.source && e.source < last; }
 
   double* sums_of(int bn, int64_t block) const { return sums + (bn * p.blocks + block) * 2 * width; }
 
   // ----------------------------------------------------------------------------------------------- (1) and (2)
 
-  void convolutions(int first, int last, bool second) {
-    if (p.batch_statistics) {
-      for_each(p.num_units, [&](int64_t i) {
-        if (in_stage(p.units[i], first, last, second)) find_pivot(p.units[i]);
+  // Edges `begin` .. `end` of those in the order of their sources.
+  void convolutions(int begin, int end) {
+    const int count = end - begin;
+    for (const bool second : ORDER) {
+      if (p.batch_statistics) {
+        for_each(count, [&](int64_t i) { find_pivots(by_source[begin + i], second); });
+      }
+      for_each_bn(begin, end, second, [&](int bn) { begin_at_pivot(bn); });
+      for_each(count * p.blocks, [&](int64_t task) {
+        const int edge = by_source[begin + task % count];
+        if (second) {
+          second_halves(edge, task / count);
+        } else {
+          first_halves(edge, task / count);
+        }
       });
-      if (!second) {
-        for_each(p.num_edges, [&](int64_t i) {
-          if (in_stage(p.edges[i], first, last)) find_pool_pivots(p.edges[i]);
-        });
-      }
-    }
-    for_each_bn(first, last, second, [&](int bn) {
-      this->expand(starts + bn * width, [&](int64_t ch) { return -pivots[bn * p.Cq + ch]; });
-    });
-    const int64_t count = last - first;
-    for_each(count * p.blocks, [&](int64_t task) {
-      const int s = first + static_cast<int>(task % count);
-      if (second) {
-        second_halves(s, task / count);
-      } else {
-        first_halves(s, task / count);
-      }
-    });
-    if (p.batch_statistics) {
-      for_each_bn(first, last, second, [&](int bn) { merge(bn); });
+      if (!p.batch_statistics) continue;
+      for_each_bn(begin, end, second, [&](int bn) { merge(bn); });
+      for (int i = begin; i < end && !second; ++i) share_pools(by_source[i]);
     }
   }
 
+  // The BNs of first or second halves; first halves bring the pools, of which those of the same channels count once.
   template <typename Body>
-  void for_each_bn(int first, int last, bool second, Body&& body) {
-    for (int i = 0; i < p.num_units; ++i) {
-      if (in_stage(p.units[i], first, last, second)) body(p.units[i].bn);
+  void for_each_bn(int begin, int end, bool second, Body&& body) {
+    for (int i = begin; i < end; ++i) {
+      const int edge = by_source[i];
+      const MixedEdge& e = p.edges[edge];
+      for (int u = e.begin; u < e.end; ++u) {
+        if ((p.units[u].before >= 0) == second) body(p.units[u].bn);
+      }
+      for (const bool max : BOTH) {
+        if (!second && pools_itself(edge, max)) body(max ? e.max_bn : e.avg_bn);
+      }
     }
-    for (int i = 0; i < p.num_edges && !second; ++i) {
-      const MixedEdge& e = p.edges[i];
-      if (in_stage(e, first, last) && e.max_bn >= 0) body(e.max_bn);
-      if (in_stage(e, first, last) && e.avg_bn >= 0) body(e.avg_bn);
+  }
+
+  void begin_at_pivot(int bn) {
+    this->expand(starts + bn * width, [&](int64_t ch) { return -pivots[bn * p.Cq + ch]; });
+  }
+
+  // The first edge, by source, whose pool has the same input and the same statistics; -1 for an edge without that pool.
+  int pool_like(int edge, bool max) const {
+    if ((max ? p.edges[edge].max_bn : p.edges[edge].avg_bn) < 0) return -1;
+    if (!p.shared || !p.batch_statistics) return edge;
+    for (int i = 0;; ++i) {
+      const MixedEdge& e = p.edges[by_source[i]];
+      if (e.source == p.edges[edge].source && (max ? e.max_bn : e.avg_bn) >= 0) return by_source[i];
     }
+  }
+  bool pools_itself(int edge, bool max) const { return pool_like(edge, max) == edge; }
+
+  void share_pools(int edge) {
+    for (const bool max : BOTH) {
+      const int like = pool_like(edge, max);
+      if (like < 0 || like == edge) continue;
+      const int from = max ? p.edges[like].max_bn : p.edges[like].avg_bn;
+      const int to = max ? p.edges[edge].max_bn : p.edges[edge].avg_bn;
+      copy(c.mean + from * p.Cq, p.Cq, c.mean + to * p.Cq);
+      copy(c.variance + from * p.Cq, p.Cq, c.variance + to * p.Cq);
+      copy(pivots + from * p.Cq, p.Cq, pivots + to * p.Cq);
+      begin_at_pivot(to);
+    }
+  }
+
+  void find_pivots(int edge, bool second) {
+    const MixedEdge& e = p.edges[edge];
+    for (int u = e.begin; u < e.end; ++u) {
+      if ((p.units[u].before >= 0) == second) find_pivot(p.units[u]);
+    }
+    if (!second) find_pool_pivots(edge);
   }
 
   // A number close to y's mean: the mean of its first row in the first block.
@@ -418,23 +447,22 @@ class Forward : Cell<T, G> {
     }
   }
 
-  void find_pool_pivots(const MixedEdge& e) {
-    if (e.max_bn < 0 && e.avg_bn < 0) return;
+  void find_pool_pivots(int edge) {
+    const MixedEdge& e = p.edges[edge];
+    if (!pools_itself(edge, true) && !pools_itself(edge, false)) return;
     const int64_t h = this->height(e.source), w = this->columns(e.source);
     const Scratch<T> x(h * w * width), line(w * width), out(p.Wo * width), zero(width);
     const Scratch<double> total(width);
     clear<T>(zero, width);
-    const T* from = this->block_of(state(e.source), h, w, 0, edge_number(e), x);
+    const T* from = this->block_of(state(e.source), h, w, 0, edge, x);
     for (const bool max : BOTH) {
-      if ((max ? e.max_bn : e.avg_bn) < 0) continue;
+      if (!pools_itself(edge, max)) continue;
       clear<double>(total, width);
       this->pool(max, from, e.source, e.stride, 0, zero, line, out);
       this->dot(out, nullptr, p.Wo, total);
       set_pivot(max ? e.max_bn : e.avg_bn, total);
     }
   }
-
-  int edge_number(const MixedEdge& e) const { return static_cast<int>(&e - p.edges); }
 
   // h of a second half's input, `rows` rows of it.
   void form_middle(const Unit& u, int64_t block, int64_t rows, T* padded_image) const {
@@ -448,7 +476,6 @@ class Forward : Cell<T, G> {
     T* y = c.saved + u.y + block * image;
     double* into = sums_of(u.bn, block);
     clear(into, 2 * width);
-    clear(part, 2 * width);
     for (int64_t r = 0; r < p.Ho; r += tile_rows) {
       const int64_t end = smaller(p.Ho, r + tile_rows);
       this->convolve(u, padded_image, row, r, end, packed + u.pack, starts + u.bn * width, tile, y + r * p.Wo * width,
@@ -457,36 +484,24 @@ class Forward : Cell<T, G> {
     }
   }
 
-  void first_halves(int s, int64_t block) {
-    const int64_t h = this->height(s), w = this->columns(s), row = this->padded_row(w);
-    const Scratch<T> x(this->padded(h, w)), raw(h * w * width), line(w * width), tile(tile_rows * p.Wo * width),
-        part(2 * width);
-    clear<T>(x, this->padded(h, w));
-    const MixedEdge* like = nullptr;  // the edge whose channels are in x
-    const MixedEdge* pooled = nullptr;
-    for (int i = 0; i < p.num_edges; ++i) {
-      const MixedEdge& e = p.edges[i];
-      if (e.source != s) continue;
-      if (e.begin < e.end && (like == nullptr || !p.shared)) {
-        this->gather(state(s), h, w, block, this->channels(i), true, h, this->inside(x, w), row);
-        like = &e;
+  void first_halves(int edge, int64_t block) {
+    const MixedEdge& e = p.edges[edge];
+    const int64_t h = this->height(e.source), w = this->columns(e.source), row = this->padded_row(w);
+    const Scratch<T> line(w * width), tile(tile_rows * p.Wo * width);
+    if (e.begin < e.end) {
+      const Scratch<T> x(this->padded(h, w)), part(2 * width);
+      this->clear_border(x, h, w);
+      this->gather(state(e.source), h, w, block, this->channels(edge), true, h, this->inside(x, w), row);
+      clear<T>(part, 2 * width);
+      for (int u = e.begin; u < e.end; ++u) {
+        if (p.units[u].before < 0) convolve_image(p.units[u], x, row, block, tile, part);
       }
-      for (int j = e.begin; j < e.end; ++j) {
-        if (p.units[j].before < 0) convolve_image(p.units[j], x, row, block, tile, part);
-      }
-      if (!p.batch_statistics || (e.max_bn < 0 && e.avg_bn < 0)) continue;
-      const T* from = this->block_of(state(s), h, w, block, i, raw);
-      for (const bool max : BOTH) {
-        const int bn = max ? e.max_bn : e.avg_bn;
-        if (bn < 0) continue;
-        const int known = !p.shared || pooled == nullptr ? -1 : max ? pooled->max_bn : pooled->avg_bn;
-        if (known >= 0) {
-          copy(sums_of(known, block), 2 * width, sums_of(bn, block));  // another edge has pooled the same channels
-        } else {
-          pool_sums(max, from, e, bn, block, line, tile);
-        }
-      }
-      if (e.max_bn >= 0 && e.avg_bn >= 0) pooled = &e;
+    }
+    if (!p.batch_statistics || (!pools_itself(edge, true) && !pools_itself(edge, false))) return;
+    const Scratch<T> raw(p.direct ? 0 : h * w * width);
+    const T* from = this->block_of(state(e.source), h, w, block, edge, raw);
+    for (const bool max : BOTH) {
+      if (pools_itself(edge, max)) pool_sums(max, from, e, max ? e.max_bn : e.avg_bn, block, line, tile);
     }
   }
 
@@ -500,14 +515,15 @@ class Forward : Cell<T, G> {
     }
   }
 
-  void second_halves(int s, int64_t block) {
+  void second_halves(int edge, int64_t block) {
+    const MixedEdge& e = p.edges[edge];
     const Scratch<T> x(this->padded(p.Ho, p.Wo)), tile(tile_rows * p.Wo * width), part(2 * width);
-    clear<T>(x, this->padded(p.Ho, p.Wo));
-    for (int i = 0; i < p.num_units; ++i) {
-      const Unit& u = p.units[i];
-      if (u.before < 0 || p.edges[u.edge].source != s) continue;
-      form_middle(u, block, p.Ho, x);
-      convolve_image(u, x, this->padded_row(p.Wo), block, tile, part);
+    clear<T>(part, 2 * width);
+    this->clear_border(x, p.Ho, p.Wo);
+    for (int u = e.begin; u < e.end; ++u) {
+      if (p.units[u].before < 0) continue;
+      form_middle(p.units[u], block, p.Ho, x);
+      convolve_image(p.units[u], x, this->padded_row(p.Wo), block, tile, part);
     }
   }
 
@@ -739,7 +755,15 @@ class Backward : Cell<T, G> {
     }
     for (int node = p.nodes - 1; node >= 0; --node) {
       finish(p.inputs + node);
-      through(node);
+      int begin = 0, end = 0;
+      for (int i = 0; i < p.num_edges; ++i) {
+        if (p.edges[i].node < node) begin = i + 1;
+        if (p.edges[i].node <= node) end = i + 1;
+      }
+      if (p.shuffled != nullptr) {
+        for_each(p.N, [&](int64_t n) { unshuffle(node, n); });
+      }
+      for (int i = begin; i < end; i += p.edges_at_once) through(i, smaller(i + p.edges_at_once, end));
     }
     if (c.grad_inputs != nullptr) {
       for (int s = 0; s < p.inputs; ++s) finish(s);
@@ -784,16 +808,8 @@ class Backward : Cell<T, G> {
 
   // ------------------------------------------------------------------------------------------- edges of a node
 
-  void through(int node) {
-    int begin = 0, end = 0;
-    for (int i = 0; i < p.num_edges; ++i) {
-      if (p.edges[i].node < node) begin = i + 1;
-      if (p.edges[i].node <= node) end = i + 1;
-    }
+  void through(int begin, int end) {
     const int count = end - begin;
-    if (p.shuffled != nullptr) {
-      for_each(p.N, [&](int64_t n) { unshuffle(node, n); });
-    }
     for_each(count * p.blocks, [&](int64_t i) { take_sums(begin + static_cast<int>(i % count), i / count); });
     for_each(count, [&](int64_t i) { use_sums(begin + static_cast<int>(i)); });
 
@@ -990,9 +1006,10 @@ class Backward : Cell<T, G> {
           dy(b.tile_rows * b.p.Wo * b.width),
           tile(b.tile_rows * b.p.Wo * b.width),
           taps(25 * b.width) {
-      clear<T>(x, b.padded(h, w));
-      clear<T>(dz, b.padded(b.p.Ho, b.p.Wo));
+      b.clear_border(x, h, w);
+      b.clear_border(dz, b.p.Ho, b.p.Wo);
     }
+    mutable bool fresh = true;  // nothing has been written to dx yet
     const Scratch<T> x, dx;  // padded: the unit's input (after its ReLU), and the gradient of that
     const Scratch<T> dz;     // padded: gradient of the depthwise convolution's output
     const Scratch<T> dy, tile, taps;
@@ -1007,9 +1024,15 @@ class Backward : Cell<T, G> {
         store(dy + px, a * load(g + from + px) + (q * load(y + from + px) + constant));
       }
     }
-    if (const int64_t present = this->images_in(block); present < G) {
-      for (int64_t q = 0; q < n; ++q) clear(dy + q * width + this->lane(static_cast<int>(present), 0), L - this->lane(static_cast<int>(present), 0));
-    }
+    hide_missing(block, n, dy);
+  }
+
+  // Zero in the lanes of a last block's missing images, over n pixels.
+  void hide_missing(int64_t block, int64_t n, T* numbers) const {
+    const int64_t present = this->images_in(block);
+    if (present == G) return;
+    const int64_t from = this->lane(static_cast<int>(present), 0);
+    for (int64_t q = 0; q < n; ++q) clear(numbers + q * width + from, L - from);
   }
 
   // A unit's backward for one block: work.dx += the gradient of its input, part += those of its weights (nullptr: not
@@ -1019,8 +1042,8 @@ class Backward : Cell<T, G> {
     const T* y = c.saved + u.y + block * image;
     const T* matrices = packed + u.pack + 2 * this->depthwise_size(u);
     const int64_t row = this->padded_row(w), dz_row = this->padded_row(p.Wo);
-    const Scratch<T> unpacked(part == nullptr || !u.kernel ? 0 : this->depthwise_size(u));
     constexpr int64_t here[] = {0};
+    if (!u.kernel && need_dx) begin_dx(h, w, work);
     for (int64_t r = 0; r < p.Ho; r += tile_rows) {
       const int64_t end = smaller(p.Ho, r + tile_rows), n = (end - r) * p.Wo;
       gradient_tile(factor, g, y, block, r, end, work.dy);
@@ -1033,11 +1056,17 @@ class Backward : Cell<T, G> {
         outer<T, G>(work.dy, width, this->rows_of_matrix, work.tile, width, p.vectors, n,
                     part + this->depthwise_size(u));
       }
-      pointwise<T, G>({work.dy, width, here, 1, this->rows_of_matrix, matrices, p.vectors, Start::zero, nullptr,
-                       work.tile, width, nullptr},
-                      n);
-      for (int64_t i = r; i < end; ++i) {
-        copy(work.tile + (i - r) * p.Wo * width, p.Wo * width, this->inside(work.dz, p.Wo) + i * dz_row);
+      T* dz = this->inside(work.dz, p.Wo) + r * dz_row;
+      const auto product = [&](const T* dy, T* to, int64_t count) {
+        pointwise<T, G>({dy, width, here, 1, this->rows_of_matrix, matrices, p.vectors, Start::zero, nullptr, to, width,
+                         nullptr},
+                        count);
+      };
+      if (p.Wo % 8 == 0) {
+        for (int64_t i = 0; i < end - r; ++i) product(work.dy + i * p.Wo * width, dz + i * dz_row, p.Wo);
+      } else {  // whole registers of pixels, then to their rows
+        product(work.dy, work.tile, n);
+        for (int64_t i = 0; i < end - r; ++i) copy(work.tile + i * p.Wo * width, p.Wo * width, dz + i * dz_row);
       }
     }
     if (!u.kernel) return;
@@ -1076,6 +1105,11 @@ class Backward : Cell<T, G> {
     }
   }
 
+  void begin_dx(int64_t h, int64_t w, const Work& work) const {
+    if (work.fresh) clear<T>(work.dx, this->padded(h, w));
+    work.fresh = false;
+  }
+
   // work.dx += the transpose of u's depthwise convolution of work.dz. Under stride 2 each parity of rows and columns
   // sees only every other tap (or, dilated, all or none).
   void depthwise_transposed(const Unit& u, int64_t h, int64_t w, const Work& work) const {
@@ -1088,11 +1122,13 @@ class Backward : Cell<T, G> {
       for (int64_t r = 0; r < h; ++r) {
         for (int64_t i = 0; i < width; i += L) {
           depthwise(this->first_tap(u, work.dz, dz_row, r) + i, dz_row, width, taps + i, width, dx + r * row + i, width, w,
-                    true);
+                    !work.fresh);
         }
       }
+      work.fresh = false;
       return;
     }
+    begin_dx(h, w, work);
     struct Parity {
       int64_t first, count, from;  // taps (of those back to front), and which output pixel the first one meets
     };
@@ -1147,7 +1183,7 @@ class Backward : Cell<T, G> {
         const Unit& first = p.units[u.before];
         this->normalisation(first.bn, c.mean, c.variance, pivots, scale, shift);
         this->middle(c.saved + first.y + block * image, scale, shift, p.Ho, work.x);
-        clear<T>(work.dx, this->padded(p.Ho, p.Wo));
+        work.fresh = true;
         unit_backward(u, block, g, factors_of(edge, u.column), p.Ho, p.Wo, true, work, part(i, chunk));
         keep_middle(u.before, block, work, middle(u.before) + block * image);
       }
@@ -1173,8 +1209,8 @@ class Backward : Cell<T, G> {
             product += grad * value;
           }
         }
-        for (int l = 0; l < L; ++l) into[i + l] += static_cast<double>(sum[l]);
-        for (int l = 0; l < L; ++l) into[width + i + l] += static_cast<double>(product[l]);
+        fold_vector<T>(sum, into + i);
+        fold_vector<T>(product, into + width + i);
       }
     }
   }
@@ -1210,7 +1246,7 @@ class Backward : Cell<T, G> {
     for (int64_t block = run.begin; block < run.end; ++block) {
       const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, edge, buffer);
       this->gather(state(e.source), h, w, block, this->channels(edge), true, h, this->inside(work.x, w), row);
-      clear<T>(work.dx, this->padded(h, w));
+      work.fresh = true;
       for (int i = e.begin; i < e.end; ++i) {
         const Unit& u = p.units[i];
         if (u.before >= 0) continue;
@@ -1270,31 +1306,46 @@ class Backward : Cell<T, G> {
     const int64_t h = this->height(s), w = this->columns(s), numbers = h * w * width;
     const Scratch<T> dmax(image), davg(image), dx(numbers), x_buffer(p.direct ? 0 : numbers),
         g_buffer(p.direct ? 0 : image);
-    int from = -1;  // an edge that has the channels of what is gathered, where all edges have the same
+    const Scratch<double> of_pools(4 * width);  // of the maximum and the average: q and c (see use_sums), over edges
+    bool begun = false;
+    int stride = 1;
     for (int i = 0; i < p.num_edges; ++i) {
       const MixedEdge& e = p.edges[i];
       if (e.source != s) continue;
-      if (from < 0) {
+      if (!begun) {
         clear<T>(dmax, image);
         clear<T>(davg, image);
         clear<T>(dx, numbers);
-        from = i;
+        clear<double>(of_pools, 4 * width);
+        begun = true;
+        stride = e.stride;
       }
-      const T* x = this->block_of(state(s), h, w, block, i, x_buffer);
       const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, i, g_buffer);
-      if (e.max_pool >= 0) pool_gradient(true, e, block, x, g, factors_of(i, e.max_pool), e.max_bn, dmax);
-      if (e.avg_pool >= 0) pool_gradient(false, e, block, x, g, factors_of(i, e.avg_pool), e.avg_bn, davg);
+      if (e.max_pool >= 0) pool_gradient(factors_of(i, e.max_pool), g, of_pools, dmax);
+      if (e.avg_pool >= 0) pool_gradient(factors_of(i, e.avg_pool), g, of_pools + 2 * width, davg);
       if (e.plain >= 0) scaled_sum(g, weight(i, e.plain), davg);
       if (e.skip >= 0 && e.stride == 1) scaled_sum(g, weight(i, e.skip), dx);
-      if (p.shared && !last_of(s, i)) continue;
-      max_pool_transposed(x, static_cast<const T*>(dmax), p.Ho, p.Wo, h, w, width, e.stride, 3, 1, static_cast<T*>(dx));
-      avg_pool_transposed(static_cast<const T*>(davg), p.Ho, p.Wo, h, w, width, e.stride, static_cast<T*>(dx));
-      this->scatter_add(dx, w * width, h, w, block, this->channels(from), grad_state(s));
-      from = -1;
+      if (p.shared && !last_of(s, i)) continue;  // pools of the same channels are differentiated at once
+      const T* x = this->block_of(state(s), h, w, block, i, x_buffer);
+      finish_pool(true, s, stride, block, x, of_pools, pool_bn(s, i, true), dmax);
+      finish_pool(false, s, stride, block, x, of_pools + 2 * width, pool_bn(s, i, false), davg);
+      max_pool_transposed(x, static_cast<const T*>(dmax), p.Ho, p.Wo, h, w, width, stride, 3, 1, static_cast<T*>(dx));
+      avg_pool_transposed(static_cast<const T*>(davg), p.Ho, p.Wo, h, w, width, stride, static_cast<T*>(dx));
+      this->scatter_add(dx, w * width, h, w, block, this->channels(i), grad_state(s));
+      begun = false;
     }
     if (p.k > 1) {
       for (int64_t n = block * G; n < block * G + this->images_in(block); ++n) pass_back(s, n);
     }
+  }
+
+  // The BN of a pool of state s that has edge's channels; -1 where there is none.
+  int pool_bn(int s, int edge, bool max) const {
+    for (int i = 0; i < p.num_edges; ++i) {
+      const int bn = max ? p.edges[i].max_bn : p.edges[i].avg_bn;
+      if (p.edges[i].source == s && (p.shared || i == edge) && bn >= 0) return bn;
+    }
+    return -1;
   }
 
   bool last_of(int s, int edge) const {
@@ -1309,17 +1360,33 @@ class Backward : Cell<T, G> {
     for (int64_t i = 0; i < image; i += L) store(to + i, load(to + i) + a * load(g + i));
   }
 
-  // to += a * g + q * pool + c, the gradient of a pool's output.
-  void pool_gradient(bool max, const MixedEdge& e, int64_t block, const T* x, const T* g, const T* factor, int bn,
-                     T* to) const {
-    const Scratch<T> line(this->columns(e.source) * width), pooled(p.Wo * width), start(width), grad(p.Wo * width);
-    pool_start(bn, start);
-    for (int64_t r = 0; r < p.Ho; ++r) {
-      const int64_t at = r * p.Wo * width;
-      this->pool(max, x, e.source, e.stride, r, start, line, pooled);
-      gradient_tile(factor, g + at, pooled, block, 0, 1, grad);
-      for (int64_t i = 0; i < p.Wo * width; i += L) store(to + at + i, load(to + at + i) + load(grad + i));
+  // The part of a pool's gradient, a * g + q * pool + c, that is the edge's own: a * g to `to`, q and c to `rest`.
+  void pool_gradient(const T* factor, const T* g, double* rest, T* to) const {
+    for (int64_t i = 0; i < width; i += L) {
+      const V a = load(factor + i);
+      for (int64_t q = i; q < image; q += width) store(to + q, load(to + q) + a * load(g + q));
     }
+    for (int64_t i = 0; i < 2 * width; ++i) rest[i] += static_cast<double>(factor[width + i]);
+  }
+
+  // The part that all edges share: to += q * pool + c.
+  void finish_pool(bool max, int s, int stride, int64_t block, const T* x, const double* rest, int bn, T* to) const {
+    if (bn < 0 || !p.batch_statistics) return;
+    const Scratch<T> line(this->columns(s) * width), pooled(p.Wo * width), start(width), factor(3 * width);
+    pool_start(bn, start);
+    clear<T>(factor, width);
+    for (int64_t i = 0; i < 2 * width; ++i) factor[width + i] = static_cast<T>(rest[i]);
+    for (int64_t r = 0; r < p.Ho; ++r) {
+      this->pool(max, x, s, stride, r, start, line, pooled);
+      for (int64_t i = 0; i < width; i += L) {
+        const V q = load(factor + width + i), constant = load(factor + 2 * width + i);
+        for (int64_t at = i; at < p.Wo * width; at += width) {
+          T* into = to + r * p.Wo * width + at;
+          store(into, load(into) + (q * load(pooled + at) + constant));
+        }
+      }
+    }
+    hide_missing(block, pixels, to);
   }
 
   // Of image n: the gradient of the channels that pass by.

@@ -1,6 +1,8 @@
 // 3x3 pools of one image, padding 1, and their transposes; channels in vectors, `width` numbers a pixel.
 #pragma once
 
+#include <cstddef>
+
 #include "vector.h"
 
 namespace fastdarts::ISA {
@@ -21,27 +23,29 @@ void pool_row(const T* x, int64_t height, int64_t columns, int64_t width, int64_
               const T* start, T* line, T* out) {
   using V = Vec<T>;
   constexpr int L = LANES<T>;
+  const auto join = [](V a, V b) { return MAX ? larger(b, a) : a + b; };
   const Range rows = window(r, stride, height);
-  const int64_t row = columns * width;
+  const int64_t row = columns * width, count = rows.end - rows.begin;
   const T* first = x + rows.begin * row;
-  for (int64_t i = 0; i < row; i += L) {
-    V v = load(first + i);
-    for (int64_t y = 1; y < rows.end - rows.begin; ++y) {
-      const V next = load(first + y * row + i);
-      v = MAX ? larger(next, v) : v + next;
-    }
-    store(line + i, v);
+  const T* last = x + (rows.end - 1) * row;
+  if (count == 1) {
+    __builtin_memcpy(line, first, static_cast<std::size_t>(row) * sizeof(T));
+  } else if (count == 2) {
+    for (int64_t i = 0; i < row; i += L) store(line + i, join(load(first + i), load(last + i)));
+  } else {
+    for (int64_t i = 0; i < row; i += L) store(line + i, join(join(load(first + i), load(first + row + i)), load(last + i)));
   }
   for (int64_t c = 0; c < outputs; ++c) {
     const Range cols = window(c, stride, columns);
-    const T share = T(1) / static_cast<T>((rows.end - rows.begin) * (cols.end - cols.begin));
+    const int64_t wide = cols.end - cols.begin;
+    const T share = T(1) / static_cast<T>(count * wide);
+    const T* from = line + cols.begin * width;
+    T* to = out + c * width;
     for (int64_t i = 0; i < width; i += L) {
-      V v = load(line + cols.begin * width + i);
-      for (int64_t q = cols.begin + 1; q < cols.end; ++q) {
-        const V next = load(line + q * width + i);
-        v = MAX ? larger(next, v) : v + next;
-      }
-      store(out + c * width + i, (MAX ? v : v * share) + load(start + i));
+      V v = load(from + i);
+      if (wide > 1) v = join(v, load(from + width + i));
+      if (wide > 2) v = join(v, load(from + 2 * width + i));
+      store(to + i, (MAX ? v : v * share) + load(start + i));
     }
   }
 }

@@ -49,7 +49,7 @@ constexpr int LANES = FASTDARTS_VECTOR_BYTES / sizeof(T);
 
 template <typename T>
 ALWAYS_INLINE Vec<T> all(T value) {
-  return Vec<T>{} + value;
+  return value - Vec<T>{};  // minus zero changes no number, so that nothing but a broadcast is left
 }
 
 // Unaligned: numbers of torch's tensors start where they will.
@@ -68,6 +68,12 @@ ALWAYS_INLINE void store(T* to, Vec<T> v) {
 template <typename V>
 ALWAYS_INLINE V larger(V a, V b) {
   return a > b ? a : b;
+}
+
+// The ReLU; keeps NaN.
+template <typename V>
+ALWAYS_INLINE V rectified(V v) {
+  return v < 0 ? V{} : v;
 }
 
 // Keeps a value in a register: without it the compiler folds a shared load into every use of it.

@@ -1,0 +1,54 @@
+// What csrc/cpu/relu_conv_bn.cpp asks of its kernels.
+//
+// Letters: N images of H x W input and Ho x Wo output pixels, C input and D output channels; all tensors NHWC.
+#pragma once
+
+#include <cstdint>
+
+namespace fastdarts {
+
+struct LayerPlan {
+  int64_t N, H, W, Ho, Wo, C, D;
+  int taps;  // 1: stride 1. 2: FactorizedReduce, tap t gives half t of the outputs from pixel (2r + t, 2c + t)
+  bool batch_statistics;
+  double eps;
+};
+
+template <typename T>
+struct LayerForward {
+  const T* x;
+  const T* const* weights;  // of each tap: (D / taps, C)
+  double* mean;             // (D,): written, or read where there are no batch statistics
+  double* variance;
+  T* out;
+};
+
+template <typename T>
+struct LayerBackward {
+  const T* grad;
+  const T* x;
+  const T* const* weights;
+  const T* out;
+  const double* variance;
+  T* grad_x;              // or nullptr: not needed
+  T* const* grad_weights;  // of each tap, or nullptr: not needed
+};
+
+struct LayerKernels {
+  void (*forward_float)(const LayerPlan&, const LayerForward<float>&);
+  void (*forward_double)(const LayerPlan&, const LayerForward<double>&);
+  void (*backward_float)(const LayerPlan&, const LayerBackward<float>&);
+  void (*backward_double)(const LayerPlan&, const LayerBackward<double>&);
+};
+
+namespace portable {
+extern const LayerKernels layer_kernels;
+}
+namespace avx2 {
+extern const LayerKernels layer_kernels;
+}
+namespace avx512 {
+extern const LayerKernels layer_kernels;
+}
+
+}  // namespace fastdarts

@@ -1,0 +1,340 @@
+// ReLU, 1x1 convolution, BN, forward and backward, for one instruction set. fastdarts/ops/relu_conv_bn.py holds the
+// definition that this must equal. Forward: the convolution less a pivot (see mixed_cell_kernels.cpp) with BN's sums, then
+// one pass that normalises in place. Backward: one pass for BN's two sums, one for the gradients; the output is xhat, so
+// nothing but it and x is kept.
+#include "relu_conv_bn.h"
+
+#include "isa.h"
+#include "numbers.h"
+#include "pointwise.h"
+#include "scratch.h"
+
+namespace fastdarts::ISA {
+namespace {
+
+template <typename T>
+class Layer {
+ protected:
+  using V = Vec<T>;
+  static constexpr int L = LANES<T>;
+
+  explicit Layer(const LayerPlan& plan)
+      : p(plan),
+        stride(plan.taps),
+        in_vectors((plan.C + L - 1) / L),
+        out_vectors((plan.D + L - 1) / L),
+        in(in_vectors * L),
+        out(out_vectors * L),
+        pixels(plan.Ho * plan.Wo),
+        tile_rows(TILE / plan.Wo < 1 ? 1 : smaller(TILE / plan.Wo, plan.Ho)) {}
+
+  const LayerPlan& p;
+  const int64_t stride, in_vectors, out_vectors, in, out;  // in, out: numbers of a pixel, whole vectors
+  const int64_t pixels, tile_rows;
+
+  T weight(const T* const* weights, int tap, int64_t to, int64_t from) const {
+    const int64_t half = p.D / p.taps;
+    return to / half == tap ? weights[tap][(to - tap * half) * p.C + from] : T(0);
+  }
+
+  // The pixels that output rows r0 .. r1 of image n read through a tap, after the ReLU: (pixels, in).
+  void take(const T* x, int64_t n, int tap, int64_t r0, int64_t r1, T* to) const {
+    for (int64_t r = r0; r < r1; ++r) {
+      const T* row = x + (n * p.H + r * stride + tap) * p.W * p.C;
+      for (int64_t c = 0; c < p.Wo; ++c, to += in) {
+        const T* from = row + (c * stride + tap) * p.C;
+        int64_t i = 0;
+        for (; i + L <= p.C; i += L) {
+          store(to + i, rectified(load(from + i)));
+        }
+        for (; i < p.C; ++i) to[i] = from[i] < 0 ? T(0) : from[i];
+        for (; i < in; ++i) to[i] = 0;
+      }
+    }
+  }
+
+  // `n` pixels of D numbers to or from whole vectors.
+  void widen(const T* from, int64_t n, T* to) const {
+    for (int64_t q = 0; q < n; ++q) {
+      copy(from + q * p.D, p.D, to + q * out);
+      clear(to + q * out + p.D, out - p.D);
+    }
+  }
+  void narrow(const T* from, int64_t n, T* to) const {
+    for (int64_t q = 0; q < n; ++q) copy(from + q * out, p.D, to + q * p.D);
+  }
+};
+
+constexpr int64_t HERE[] = {0};
+
+template <typename T>
+class Forward : Layer<T> {
+  using Base = Layer<T>;
+  using typename Base::V;
+  using Base::L, Base::p, Base::in, Base::out, Base::out_vectors, Base::pixels, Base::tile_rows;
+
+ public:
+  Forward(const LayerPlan& plan, const LayerForward<T>& call)
+      : Base(plan), c(call), matrices(plan.taps * plan.C * out), start(out), sums(plan.N * 2 * out), scale(out), shift(out) {}
+
+  void run() {
+    for (int t = 0; t < p.taps; ++t) {
+      for (int64_t i = 0; i < p.C; ++i) {
+        for (int64_t o = 0; o < out; ++o) {
+          matrices[(t * p.C + i) * out + o] = o < p.D ? this->weight(c.weights, t, o, i) : T(0);
+        }
+      }
+    }
+    clear<T>(start, out);
+    find_start();
+    for_each(p.N, [&](int64_t n) { convolve(n); });
+    if (p.batch_statistics) merge();
+    for (int64_t o = 0; o < out; ++o) {
+      const double r = o < p.D ? 1 / root(c.variance[o] + p.eps) : 0;
+      scale[o] = static_cast<T>(r);
+      shift[o] = o < p.D ? static_cast<T>((-static_cast<double>(start[o]) - c.mean[o]) * r) : T(0);
+    }
+    for_each(p.N, [&](int64_t n) { normalise(n); });
+  }
+
+ private:
+  const LayerForward<T>& c;
+  const Scratch<T> matrices;   // (taps, C, out)
+  const Scratch<T> start;      // minus the pivot
+  const Scratch<double> sums;  // (N, 2, out)
+  const Scratch<T> scale, shift;
+
+  // y of output rows r0 .. r1 of image n: (pixels, out).
+  void rows(int64_t n, int64_t r0, int64_t r1, T* taken, T* y, T* part) const {
+    const int64_t count = (r1 - r0) * p.Wo;
+    for (int t = 0; t < p.taps; ++t) {
+      this->take(c.x, n, t, r0, r1, taken);
+      const bool last = t + 1 == p.taps;
+      pointwise<T, 1>({taken, in, HERE, 1, static_cast<int>(p.C), matrices + t * p.C * out, out_vectors,
+                       t == 0 ? Start::vector : Start::output, start, y, out, last ? part : nullptr},
+                      count);
+    }
+  }
+
+  void find_start() {
+    if (!p.batch_statistics) {
+      for (int64_t o = 0; o < p.D; ++o) start[o] = static_cast<T>(-c.mean[o]);
+      return;
+    }
+    const Scratch<T> taken(p.Wo * in), y(p.Wo * out);
+    rows(0, 0, 1, taken, y, nullptr);
+    for (int64_t o = 0; o < p.D; ++o) {
+      double sum = 0;
+      for (int64_t q = 0; q < p.Wo; ++q) sum += static_cast<double>(y[q * out + o]);
+      start[o] = static_cast<T>(-sum / static_cast<double>(p.Wo));
+    }
+  }
+
+  void convolve(int64_t n) {
+    const Scratch<T> taken(tile_rows * p.Wo * in), tile(tile_rows * p.Wo * out), part(2 * out);
+    double* into = sums + n * 2 * out;
+    clear(into, 2 * out);
+    clear<T>(part, 2 * out);
+    for (int64_t r = 0; r < p.Ho; r += tile_rows) {
+      const int64_t end = smaller(p.Ho, r + tile_rows);
+      T* to = c.out + (n * pixels + r * p.Wo) * p.D;
+      rows(n, r, end, taken, p.D == out ? to : static_cast<T*>(tile), p.batch_statistics ? static_cast<T*>(part) : nullptr);
+      if (p.D != out) this->narrow(tile, (end - r) * p.Wo, to);
+      if (p.batch_statistics) fold<T>(part, into, 2 * out);
+    }
+  }
+
+  void merge() {
+    const double m = static_cast<double>(p.N * pixels);
+    for (int64_t o = 0; o < p.D; ++o) {
+      double sum = 0, squares = 0;
+      for (int64_t n = 0; n < p.N; ++n) {
+        sum += sums[n * 2 * out + o];
+        squares += sums[n * 2 * out + out + o];
+      }
+      const double mean = sum / m, variance = squares / m - mean * mean;
+      c.mean[o] = mean - static_cast<double>(start[o]);
+      c.variance[o] = variance < 0 ? 0 : variance;
+    }
+  }
+
+  void normalise(int64_t n) const {
+    T* image = c.out + n * pixels * p.D;
+    for (int64_t q = 0; q < pixels; ++q, image += p.D) {
+      int64_t o = 0;
+      for (; o + L <= p.D; o += L) store(image + o, load(image + o) * load(scale + o) + load(shift + o));
+      for (; o < p.D; ++o) image[o] = image[o] * scale[o] + shift[o];
+    }
+  }
+};
+
+template <typename T>
+class Backward : Layer<T> {
+  using Base = Layer<T>;
+  using typename Base::V;
+  using Base::L, Base::p, Base::in, Base::out, Base::in_vectors, Base::out_vectors, Base::pixels, Base::tile_rows,
+      Base::stride;
+
+ public:
+  Backward(const LayerPlan& plan, const LayerBackward<T>& call)
+      : Base(plan),
+        c(call),
+        chunks(smaller(CHUNKS, plan.N)),
+        matrices(plan.taps * plan.D * in),
+        sums(plan.N * 2 * out),
+        factor(3 * out),
+        parts(call.grad_weights == nullptr ? 0 : chunks * plan.taps * plan.D * in) {}
+
+  void run() {
+    for (int t = 0; t < p.taps; ++t) {
+      for (int64_t o = 0; o < p.D; ++o) {
+        for (int64_t i = 0; i < in; ++i) {
+          matrices[(t * p.D + o) * in + i] = i < p.C ? this->weight(c.weights, t, o, i) : T(0);
+        }
+      }
+    }
+    for_each(p.N, [&](int64_t n) { take_sums(n); });
+    use_sums();
+    for_each(chunks, [&](int64_t chunk) { gradients(chunk); });
+    if (c.grad_weights != nullptr) {
+      for_each(p.D, [&](int64_t o) { collect(o); });
+    }
+  }
+
+ private:
+  const LayerBackward<T>& c;
+  const int64_t chunks;
+  const Scratch<T> matrices;   // (taps, D, in)
+  const Scratch<double> sums;  // (N, 2, out): of g, of g * xhat
+  const Scratch<T> factor;     // (3, out): a, q, c of dL/dy = a * g + q * xhat + c
+  const Scratch<T> parts;      // (chunks, taps, D, in)
+
+  void take_sums(int64_t n) {
+    double* into = sums + n * 2 * out;
+    clear(into, 2 * out);
+    if (!p.batch_statistics) return;
+    const T* g = c.grad + n * pixels * p.D;
+    const T* xhat = c.out + n * pixels * p.D;
+    const Scratch<T> part(2 * out);
+    clear<T>(part, 2 * out);
+    for (int64_t from = 0; from < pixels; from += TILE) {
+      const int64_t to = smaller(pixels, from + TILE);
+      int64_t o = 0;
+      for (; o + L <= p.D; o += L) {
+        V sum{}, product{};
+        for (int64_t q = from; q < to; ++q) {
+          const V grad = load(g + q * p.D + o);
+          sum += grad;
+          product += grad * load(xhat + q * p.D + o);
+        }
+        store(part + o, sum);
+        store(part + out + o, product);
+      }
+      for (; o < p.D; ++o) {
+        for (int64_t q = from; q < to; ++q) {
+          part[o] += g[q * p.D + o];
+          part[out + o] += g[q * p.D + o] * xhat[q * p.D + o];
+        }
+      }
+      fold<T>(part, into, 2 * out);
+    }
+  }
+
+  void use_sums() {
+    const double m = static_cast<double>(p.N * pixels);
+    clear<T>(factor, 3 * out);
+    for (int64_t o = 0; o < p.D; ++o) {
+      double s0 = 0, s1 = 0;
+      for (int64_t n = 0; n < p.N; ++n) {
+        s0 += sums[n * 2 * out + o];
+        s1 += sums[n * 2 * out + out + o];
+      }
+      const double r = 1 / root(c.variance[o] + p.eps);
+      factor[o] = static_cast<T>(r);
+      factor[out + o] = static_cast<T>(-r * s1 / m);
+      factor[2 * out + o] = static_cast<T>(-r * s0 / m);
+    }
+  }
+
+  void gradients(int64_t chunk) {
+    const int64_t tile = tile_rows * p.Wo;
+    const Scratch<T> taken(tile * in), g(p.D == out ? 0 : tile * out), xhat(p.D == out ? 0 : tile * out), dy(tile * out),
+        dx(tile * in);
+    T* part = c.grad_weights == nullptr ? nullptr : parts + chunk * p.taps * p.D * in;
+    if (part != nullptr) clear(part, p.taps * p.D * in);
+    for (int64_t n = chunk * p.N / chunks; n < (chunk + 1) * p.N / chunks; ++n) {
+      if (c.grad_x != nullptr && p.taps > 1) clear(c.grad_x + n * p.H * p.W * p.C, p.H * p.W * p.C);
+      for (int64_t r = 0; r < p.Ho; r += tile_rows) {
+        const int64_t end = smaller(p.Ho, r + tile_rows), count = (end - r) * p.Wo;
+        gradient_tile(n * pixels + r * p.Wo, count, g, xhat, dy);
+        for (int t = 0; t < p.taps; ++t) {
+          this->take(c.x, n, t, r, end, taken);
+          if (part != nullptr) {
+            const int64_t half = p.D / p.taps;
+            outer<T, 1>(dy + t * half, out, static_cast<int>(half), taken, in, in_vectors, count,
+                        part + (t * p.D + t * half) * in);
+          }
+          if (c.grad_x == nullptr) continue;
+          pointwise<T, 1>({dy, out, HERE, 1, static_cast<int>(p.D), matrices + t * p.D * in, in_vectors, Start::zero,
+                           nullptr, dx, in, nullptr},
+                          count);
+          put(n, t, r, end, taken, dx);
+        }
+      }
+    }
+  }
+
+  void gradient_tile(int64_t pixel, int64_t count, T* g_buffer, T* xhat_buffer, T* dy) const {
+    const T* g = c.grad + pixel * p.D;
+    const T* xhat = c.out + pixel * p.D;
+    if (p.D != out) {
+      this->widen(g, count, g_buffer);
+      this->widen(xhat, count, xhat_buffer);
+      g = g_buffer, xhat = xhat_buffer;
+    }
+    for (int64_t o = 0; o < out; o += L) {
+      const V a = load(factor + o), q = load(factor + out + o), constant = load(factor + 2 * out + o);
+      for (int64_t i = o; i < count * out; i += out) store(dy + i, a * load(g + i) + (q * load(xhat + i) + constant));
+    }
+  }
+
+  // The gradient of what a tap took, where the ReLU let it through, to its place.
+  void put(int64_t n, int tap, int64_t r0, int64_t r1, const T* taken, const T* dx) const {
+    for (int64_t r = r0; r < r1; ++r) {
+      T* row = c.grad_x + (n * p.H + r * stride + tap) * p.W * p.C;
+      for (int64_t q = 0; q < p.Wo; ++q, taken += in, dx += in) {
+        T* to = row + (q * stride + tap) * p.C;
+        int64_t i = 0;
+        for (; i + L <= p.C; i += L) store(to + i, load(taken + i) > 0 ? load(dx + i) : V{});
+        for (; i < p.C; ++i) to[i] = taken[i] > 0 ? dx[i] : T(0);
+      }
+    }
+  }
+
+  void collect(int64_t o) {
+    const int64_t half = p.D / p.taps, tap = o / half;
+    for (int64_t i = 0; i < p.C; ++i) {
+      double sum = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        sum += static_cast<double>(parts[((chunk * p.taps + tap) * p.D + o) * in + i]);
+      }
+      c.grad_weights[tap][(o - tap * half) * p.C + i] = static_cast<T>(sum);
+    }
+  }
+};
+
+template <typename T, template <typename> class Direction, typename Call>
+void run(const LayerPlan& plan, const Call& call) {
+  Direction<T>(plan, call).run();
+}
+
+}  // namespace
+
+const LayerKernels layer_kernels = {
+    run<float, Forward, LayerForward<float>>,
+    run<double, Forward, LayerForward<double>>,
+    run<float, Backward, LayerBackward<float>>,
+    run<double, Backward, LayerBackward<double>>,
+};
+
+}  // namespace fastdarts::ISA
