@@ -34,7 +34,7 @@ struct Sizes {
 struct Plan : CellPlan {
   std::vector<MixedEdge> edge_list;
   std::vector<Unit> unit_list;
-  std::vector<int> channel_list, shuffle_list;
+  std::vector<int> channel_list, shuffle_list, unshuffle_list;
   std::vector<int64_t> state_list;
 
   Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_channels, int64_t element_size);
@@ -200,7 +200,9 @@ void Plan::set_channels(const std::optional<at::Tensor>& chosen) {
   channels = channel_list.data();
   if (shared && k > 1) {
     for (const auto c : c10::irange(C)) shuffle_list.push_back(static_cast<int>(c % Cq * k + c / Cq));
-    shuffled = shuffle_list.data();
+    unshuffle_list.resize(C);
+    for (const auto c : c10::irange(C)) unshuffle_list[shuffle_list[c]] = static_cast<int>(c);
+    shuffled = shuffle_list.data(), unshuffled = unshuffle_list.data();
   }
 }
 

@@ -57,6 +57,7 @@ struct CellPlan {
   bool direct;              // block layout is the states' own NHWC
   const int* channels;      // (E, Cq)
   const int* shuffled;      // (C,): where input channel c lands in the node, or nullptr: in its own place
+  const int* unshuffled;    // (C,): the input channel that lands in the node's channel c
   const int64_t* state;     // (nodes,): where a node's state begins in `saved`, -1 for one that feeds no edge
   int64_t pivots;           // where the pivots (bns, Cq) begin in `saved`
   int64_t saved, packed;    // numbers in `saved` and in all matrices in kernel layout

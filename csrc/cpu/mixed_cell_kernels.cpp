@@ -74,70 +74,67 @@ class Cell {
 
   // ------------------------------------------------------------------------------------------------- layouts
 
-  // A block of an NHWC tensor in block layout, `rows` rows from the first; lanes without a channel or image are zero.
-  void gather(const T* nhwc, int64_t h, int64_t w, int64_t block, const int* channels, bool relu, int64_t rows, T* to,
-              int64_t to_row) const {
+  // A block of an NHWC tensor in block layout; lanes without a channel or an image are zero.
+  void gather(const T* nhwc, int64_t n_pixels, int64_t block, const int* channels, T* to) const {
     bool in_order = true;
     for (int64_t c = 1; c < p.Cq; ++c) in_order &= channels[c] == channels[0] + c;
-    const int64_t whole = G == 1 && in_order ? p.Cq / L * L : 0;
-    for (int64_t r = 0; r < rows; ++r) {
-      T* line = to + r * to_row;
-      if (whole < width) clear(line, w * width);
-      for (int g = 0; g < images_in(block); ++g) {
-        const T* from = nhwc + ((block * G + g) * h + r) * w * p.C;
-        T* at = line + lane(g, 0);
-        if (whole == width) {
-          for (int64_t c = 0; c < w; ++c) {
-            for (int64_t i = 0; i < whole; i += L) {
-              const V v = load(from + c * p.C + channels[0] + i);
-              store(at + c * width + i, relu ? rectified(v) : v);
-            }
-          }
-        } else if (in_order && p.Cq == 4) {
-          for (int64_t c = 0; c < w; ++c) copy(from + c * p.C + channels[0], 4, at + c * width);
-        } else if (in_order && p.Cq == 8) {
-          for (int64_t c = 0; c < w; ++c) copy(from + c * p.C + channels[0], 8, at + c * width);
-        } else {
-          for (int64_t c = 0; c < w; ++c) {
-            for (int64_t i = 0; i < p.Cq; ++i) at[c * width + i] = from[c * p.C + channels[i]];
-          }
-        }
-      }
-      if (relu && whole < width) {
-        for (int64_t i = 0; i < w * width; i += L) {
-          const V v = load(line + i);
-          store(line + i, rectified(v));
+    if (G > 1 || p.Cq != width) clear(to, n_pixels * width);
+    for (int g = 0; g < images_in(block); ++g) {
+      const T* from = nhwc + (block * G + g) * n_pixels * p.C;
+      T* at = to + lane(g, 0);
+      if (in_order) {
+        copy_pixels(from + channels[0], p.C, n_pixels, p.Cq, at, width);
+      } else {
+        for (int64_t q = 0; q < n_pixels; ++q) {
+          for (int64_t i = 0; i < p.Cq; ++i) at[q * width + i] = from[q * p.C + channels[i]];
         }
       }
     }
   }
 
   // The transpose: adds a block to its channels' places.
-  void scatter_add(const T* from, int64_t from_row, int64_t h, int64_t w, int64_t block, const int* channels,
-                   T* nhwc) const {
-    for (int64_t r = 0; r < h; ++r) {
-      for (int g = 0; g < images_in(block); ++g) {
-        const T* at = from + r * from_row + lane(g, 0);
-        T* to = nhwc + ((block * G + g) * h + r) * w * p.C;
-        if (p.direct) {
-          for (int64_t i = 0; i < w * width; i += L) store(to + i, load(to + i) + load(at + i));
-        } else {
-          for (int64_t c = 0; c < w; ++c) {
-            for (int64_t i = 0; i < p.Cq; ++i) to[c * p.C + channels[i]] += at[c * width + i];
-          }
-        }
+  void scatter_add(const T* from, int64_t n_pixels, int64_t block, const int* channels, T* nhwc) const {
+    for (int g = 0; g < images_in(block); ++g) {
+      const T* at = from + lane(g, 0);
+      T* to = nhwc + (block * G + g) * n_pixels * p.C;
+      for (int64_t q = 0; q < n_pixels; ++q) {
+        for (int64_t i = 0; i < p.Cq; ++i) to[q * p.C + channels[i]] += at[q * width + i];
       }
     }
   }
 
+  // The input of a first half, padded: relu of `rows` rows of a block.
+  void rectify(const T* x, int64_t rows, int64_t cols, T* padded_image) const {
+    T* to = inside(padded_image, cols);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < cols * width; i += L) {
+        store(to + r * padded_row(cols) + i, rectified(load(x + r * cols * width + i)));
+      }
+    }
+  }
+
+  // States in block layout, where they have one of their own: the inputs', then the nodes'.
+  bool in_blocks() const { return p.shared && !p.direct; }
+  int64_t size_of(int state) const { return p.blocks * height(state) * columns(state) * width; }
+  int64_t all_states() const { return in_blocks() ? p.inputs * size_of(0) + p.nodes * size_of(p.inputs) : 0; }
+  int64_t place_of(int state, int64_t block) const {
+    const int64_t nodes_before = state < p.inputs ? 0 : state - p.inputs;
+    return (state - nodes_before) * size_of(0) + nodes_before * size_of(p.inputs) +
+           block * height(state) * columns(state) * width;
+  }
+
   const int* channels(int edge) const { return p.channels + edge * p.Cq; }
 
-  // A block of a tensor of nodes' or inputs' shape: in place, or gathered into `buffer`.
-  const T* block_of(const T* nhwc, int64_t h, int64_t w, int64_t block, int edge, T* buffer) const {
-    if (p.direct) return nhwc + block * h * w * p.C;
-    gather(nhwc, h, w, block, channels(edge), false, h, buffer, w * width);
+  // A block of what an edge reads of a state (or of a tensor of its shape): the state's own memory, its copy in
+  // `blocks`, or, where edges differ in their channels, gathered into `buffer`.
+  const T* block_of(const T* nhwc, const T* blocks, int state, int64_t block, int edge, T* buffer) const {
+    const int64_t n = height(state) * columns(state);
+    if (p.direct) return nhwc + block * n * width;
+    if (in_blocks()) return blocks + place_of(state, block);
+    gather(nhwc, n, block, channels(edge), buffer);
     return buffer;
   }
+  int64_t buffer_size(int state) const { return p.direct || in_blocks() ? 0 : height(state) * columns(state) * width; }
 
   // A number for each channel, in every lane that holds the channel.
   template <typename Value>
@@ -263,6 +260,26 @@ class Cell {
     });
   }
 
+  // Row r of what passes by the candidates of an edge, of one image: of the state itself, or of its 2x2 maxima, in `buffer`.
+  const T* pass_row(const MixedEdge& e, const T* x, int64_t r, T* buffer) const {
+    const int64_t w = columns(e.source);
+    if (e.stride == 1) return x + r * w * p.C;
+    for (int64_t q = 0; q < p.Wo; ++q) {
+      const T* from = x + (2 * r * w + 2 * q) * p.C;
+      const T* under = from + w * p.C;
+      int64_t i = 0;
+      for (; i + L <= p.C; i += L) {
+        const V above = larger(load(from + p.C + i), load(from + i)), below = larger(load(under + p.C + i), load(under + i));
+        store(buffer + q * p.C + i, larger(below, above));
+      }
+      for (; i < p.C; ++i) {
+        const T above = larger(from[p.C + i], from[i]), below = larger(under[p.C + i], under[i]);
+        buffer[q * p.C + i] = larger(below, above);
+      }
+    }
+    return buffer;
+  }
+
   void pool(bool max, const T* x, int state, int stride, int64_t r, const T* start, T* line, T* out) const {
     const auto row = max ? pool_row<T, true> : pool_row<T, false>;
     row(x, height(state), columns(state), width, stride, r, p.Wo, start, line, out);
@@ -307,7 +324,8 @@ class Forward : Cell<T, G> {
         packed(static_cast<std::size_t>(plan.packed)),
         sums(static_cast<std::size_t>(plan.num_bns * plan.blocks * 2 * width)),
         starts(static_cast<std::size_t>(plan.num_bns * width)),
-        by_source(static_cast<std::size_t>(plan.num_edges)) {
+        by_source(static_cast<std::size_t>(plan.num_edges)),
+        state_blocks(static_cast<std::size_t>(this->all_states())) {
     int n = 0;
     for (int s = 0; s < plan.inputs + plan.nodes; ++s) {
       for (int i = 0; i < plan.num_edges; ++i) {
@@ -321,6 +339,7 @@ class Forward : Cell<T, G> {
     if (!p.batch_statistics) {
       for (int64_t i = 0; i < p.num_bns * p.Cq; ++i) pivots[i] = static_cast<T>(c.mean[i]);
     }
+    for_each(p.inputs * p.blocks, [&](int64_t i) { keep_block(static_cast<int>(i % p.inputs), i / p.inputs); });
     int begin = 0;
     for (int node = 0; node < p.nodes; ++node) {
       for (int end; begin < p.num_edges && p.edges[by_source[begin]].source < p.inputs + node; begin = end) {
@@ -328,7 +347,10 @@ class Forward : Cell<T, G> {
         while (p.edges[by_source[end - 1]].source >= p.inputs + node) --end;
         convolutions(begin, end);
       }
-      for_each(p.blocks, [&](int64_t block) { sum_node(node, block); });
+      for_each(p.blocks, [&](int64_t block) {
+        sum_node(node, block);
+        if (p.state[node] >= 0) keep_block(p.inputs + node, block);
+      });
     }
   }
 
@@ -339,8 +361,18 @@ class Forward : Cell<T, G> {
   const Scratch<double> sums;  // (bns, blocks, 2, width): of a block's numbers and of their squares
   const Scratch<T> starts;     // (bns, width): minus the pivot, in each lane
   const Scratch<int> by_source;  // (E,): the edges in the order of their sources
+  const Scratch<T> state_blocks;  // all states in block layout, where that is not their own
 
   const T* state(int s) const { return s < p.inputs ? c.inputs[s] : c.saved + p.state[s - p.inputs]; }
+
+  void keep_block(int s, int64_t block) const {
+    if (!this->in_blocks()) return;
+    this->gather(state(s), this->height(s) * this->columns(s), block, this->channels(0),
+                 state_blocks + this->place_of(s, block));
+  }
+  const T* block_of(int s, int64_t block, int edge, T* buffer) const {
+    return Base::block_of(state(s), state_blocks, s, block, edge, buffer);
+  }
 
   double* sums_of(int bn, int64_t block) const { return sums + (bn * p.blocks + block) * 2 * width; }
 
@@ -431,8 +463,8 @@ class Forward : Cell<T, G> {
     clear<double>(total, width);
     const int64_t row = this->padded_row(cols);
     if (u.before < 0) {
-      this->gather(state(e.source), this->height(e.source), cols, 0, this->channels(u.edge), true, rows,
-                   this->inside(x, cols), row);
+      const Scratch<T> buffer(this->buffer_size(e.source));
+      this->rectify(block_of(e.source, 0, u.edge, buffer), rows, cols, x);
     } else {
       form_middle(u, 0, rows, x);
     }
@@ -450,11 +482,11 @@ class Forward : Cell<T, G> {
   void find_pool_pivots(int edge) {
     const MixedEdge& e = p.edges[edge];
     if (!pools_itself(edge, true) && !pools_itself(edge, false)) return;
-    const int64_t h = this->height(e.source), w = this->columns(e.source);
-    const Scratch<T> x(h * w * width), line(w * width), out(p.Wo * width), zero(width);
+    const Scratch<T> buffer(this->buffer_size(e.source)), line(this->columns(e.source) * width), out(p.Wo * width),
+        zero(width);
     const Scratch<double> total(width);
     clear<T>(zero, width);
-    const T* from = this->block_of(state(e.source), h, w, 0, edge, x);
+    const T* from = block_of(e.source, 0, edge, buffer);
     for (const bool max : BOTH) {
       if (!pools_itself(edge, max)) continue;
       clear<double>(total, width);
@@ -487,21 +519,19 @@ class Forward : Cell<T, G> {
   void first_halves(int edge, int64_t block) {
     const MixedEdge& e = p.edges[edge];
     const int64_t h = this->height(e.source), w = this->columns(e.source), row = this->padded_row(w);
-    const Scratch<T> line(w * width), tile(tile_rows * p.Wo * width);
+    const Scratch<T> buffer(this->buffer_size(e.source)), line(w * width), tile(tile_rows * p.Wo * width);
+    const T* from = block_of(e.source, block, edge, buffer);
     if (e.begin < e.end) {
       const Scratch<T> x(this->padded(h, w)), part(2 * width);
       this->clear_border(x, h, w);
-      this->gather(state(e.source), h, w, block, this->channels(edge), true, h, this->inside(x, w), row);
+      this->rectify(from, h, w, x);
       clear<T>(part, 2 * width);
       for (int u = e.begin; u < e.end; ++u) {
         if (p.units[u].before < 0) convolve_image(p.units[u], x, row, block, tile, part);
       }
     }
-    if (!p.batch_statistics || (!pools_itself(edge, true) && !pools_itself(edge, false))) return;
-    const Scratch<T> raw(p.direct ? 0 : h * w * width);
-    const T* from = this->block_of(state(e.source), h, w, block, edge, raw);
     for (const bool max : BOTH) {
-      if (pools_itself(edge, max)) pool_sums(max, from, e, max ? e.max_bn : e.avg_bn, block, line, tile);
+      if (p.batch_statistics && pools_itself(edge, max)) pool_sums(max, from, e, max ? e.max_bn : e.avg_bn, block, line, tile);
     }
   }
 
@@ -564,14 +594,13 @@ class Forward : Cell<T, G> {
     const Scratch<T> factors(edges * MOST * width), base((p.shared ? 1 : edges) * width), acc(n * width),
         pooled(edges * 3 * n * width), line(p.W * width), zero(width), rows(p.direct ? 1 : G * n * p.C),
         way(p.direct ? 1 : G * n * p.C);
-    const Scratch<T> raw(p.direct ? 1 : edges * this->raw_size());
+    const Scratch<T> buffers(edges * this->buffer_size(0));
     const Scratch<Term> terms(edges * MOST);
     const Scratch<const T*> source(edges);
     const Scratch<double> offset(width);
     clear<T>(zero, width);
     for (int e = 0; e < edges; ++e) {
-      const int s = p.edges[first + e].source;
-      source[e] = this->block_of(state(s), this->height(s), this->columns(s), block, first + e, raw + e * raw_size());
+      source[e] = block_of(p.edges[first + e].source, block, first + e, buffers + e * this->buffer_size(0));
     }
     for (int64_t r = 0; r < p.Ho; r += tile_rows) {
       const int64_t end = smaller(p.Ho, r + tile_rows), count = (end - r) * p.Wo;
@@ -591,8 +620,6 @@ class Forward : Cell<T, G> {
       write(node, block, r, end, p.direct ? acc : rows);
     }
   }
-
-  int64_t raw_size() const { return p.H * p.W * width; }
 
   // The terms of an edge over output rows r .. end; adds its constants to `offset`. Returns how many.
   int edge_terms(int edge, int64_t block, int64_t r, int64_t end, const T* x, T* factors, T* pooled, T* line,
@@ -670,17 +697,17 @@ class Forward : Cell<T, G> {
         for (int e = begin; e < end; ++e) bypass(e, block * G + g, r0, r1, way);
       }
       const int* from = this->channels(begin);
-      for (int64_t q = 0; q < n; ++q) {
-        for (int64_t i = 0; i < p.Cq; ++i) way[q * p.C + from[i]] = acc[q * width + this->lane(g, i)];
-      }
-      for (int64_t q = 0; q < n; ++q) {
-        const T* at = way + q * p.C;
-        T* to = image_rows + q * p.C;
-        if (p.shuffled != nullptr) {
-          for (int64_t i = 0; i < p.C; ++i) to[p.shuffled[i]] = at[i];
-        } else {
-          for (int64_t i = 0; i < p.C; ++i) to[i] += at[i];
+      if (p.shared) {
+        copy_pixels(acc + this->lane(g, 0), width, n, p.Cq, way, p.C);
+      } else {
+        for (int64_t q = 0; q < n; ++q) {
+          for (int64_t i = 0; i < p.Cq; ++i) way[q * p.C + from[i]] = acc[q * width + this->lane(g, i)];
         }
+      }
+      if (p.shuffled != nullptr) {
+        permute(way, p.unshuffled, n, p.C, image_rows);
+      } else {
+        for (int64_t i = 0; i < n * p.C; ++i) image_rows[i] += way[i];
       }
     }
   }
@@ -688,24 +715,11 @@ class Forward : Cell<T, G> {
   void bypass(int edge, int64_t n, int64_t r0, int64_t r1, T* way) const {
     const MixedEdge& e = p.edges[edge];
     const int64_t h = this->height(e.source), w = this->columns(e.source);
-    const T b = static_cast<T>(beta(edge));
+    const Scratch<T> factor(p.C), maxima(p.Wo * p.C);
+    for (int64_t i = 0; i < p.C; ++i) factor[i] = static_cast<T>(beta(edge));
     const T* x = state(e.source) + n * h * w * p.C;
     for (int64_t r = r0; r < r1; ++r) {
-      T* to = way + (r - r0) * p.Wo * p.C;
-      if (e.stride == 1) {
-        const T* from = x + r * w * p.C;
-        for (int64_t i = 0; i < p.Wo * p.C; ++i) to[i] += b * from[i];
-        continue;
-      }
-      for (int64_t q = 0; q < p.Wo; ++q) {
-        const T* from = x + (2 * r * w + 2 * q) * p.C;
-        for (int64_t i = 0; i < p.C; ++i) {
-          const T above = from[i] < from[p.C + i] ? from[p.C + i] : from[i];
-          const T* under = from + w * p.C;
-          const T below = under[i] < under[p.C + i] ? under[p.C + i] : under[i];
-          to[q * p.C + i] += b * (above < below ? below : above);
-        }
-      }
+      add_scaled<T>(factor, this->pass_row(e, x, r, maxima), p.Wo, p.C, way + (r - r0) * p.Wo * p.C);
     }
   }
 
@@ -716,8 +730,7 @@ class Forward : Cell<T, G> {
       const T* from = rows + g * tile_rows * p.Wo * p.C;
       const int64_t pixel = ((block * G + g) * p.Ho + r0) * p.Wo;
       if (p.state[node] >= 0) copy(from, n * p.C, c.saved + p.state[node] + pixel * p.C);
-      T* to = c.out + (pixel * p.nodes + node) * p.C;
-      for (int64_t q = 0; q < n; ++q, to += p.nodes * p.C) copy(from + q * p.C, p.C, to);
+      copy_pixels(from, p.C, n, p.C, c.out + (pixel * p.nodes + node) * p.C, p.nodes * p.C);
     }
   }
 };
@@ -740,6 +753,9 @@ class Backward : Cell<T, G> {
         packed(static_cast<std::size_t>(plan.packed)),
         grads(static_cast<std::size_t>(plan.nodes * node_numbers)),
         unshuffled(static_cast<std::size_t>(plan.shuffled == nullptr ? 1 : plan.nodes * node_numbers)),
+        state_blocks(static_cast<std::size_t>(this->all_states())),
+        grad_blocks(static_cast<std::size_t>(this->in_blocks() ? plan.nodes * plan.blocks * image : 0)),
+        dstate_blocks(static_cast<std::size_t>(this->all_states())),
         slots(plan.columns + 1),
         sums(static_cast<std::size_t>(plan.num_edges * plan.blocks * slots * width)),
         bypassed(static_cast<std::size_t>(plan.num_edges * plan.blocks)),
@@ -753,6 +769,10 @@ class Backward : Cell<T, G> {
     if (c.grad_inputs != nullptr) {
       for (int s = 0; s < p.inputs; ++s) clear(c.grad_inputs[s], p.N * p.H * p.W * p.C);
     }
+    if (this->in_blocks()) {
+      const int states = p.inputs + p.nodes;
+      for_each(states * p.blocks, [&](int64_t i) { keep_block(static_cast<int>(i % states), i / states); });
+    }
     for (int node = p.nodes - 1; node >= 0; --node) {
       finish(p.inputs + node);
       int begin = 0, end = 0;
@@ -760,8 +780,8 @@ class Backward : Cell<T, G> {
         if (p.edges[i].node < node) begin = i + 1;
         if (p.edges[i].node <= node) end = i + 1;
       }
-      if (p.shuffled != nullptr) {
-        for_each(p.N, [&](int64_t n) { unshuffle(node, n); });
+      if (!p.direct) {
+        for_each(p.blocks, [&](int64_t block) { lay_out_gradient(node, block); });
       }
       for (int i = begin; i < end; i += p.edges_at_once) through(i, smaller(i + p.edges_at_once, end));
     }
@@ -777,6 +797,9 @@ class Backward : Cell<T, G> {
   const Scratch<T> packed;             // all units' matrices, transposed
   const Scratch<T> grads;              // (nodes, N, Ho, Wo, C): of the states that nodes are
   const Scratch<T> unshuffled;         // the same with the channels in the order of the inputs'
+  const Scratch<T> state_blocks;       // all states in block layout, where that is not their own
+  const Scratch<T> grad_blocks;        // likewise all nodes' gradients
+  const Scratch<T> dstate_blocks;      // likewise what edges add to the gradients of states
   const int64_t slots;                 // of `sums`: the gradient's own, then one for each column
   const Scratch<double> sums;          // (E, blocks, slots, width): of g, and of g times each candidate's output
   const Scratch<double> bypassed;      // (E, blocks): sum of g times what passes by
@@ -803,7 +826,7 @@ class Backward : Cell<T, G> {
   void split(int node, int64_t n) {
     const T* from = c.grad + (n * pixels * p.nodes + node) * p.C;
     T* to = grads + node * node_numbers + n * pixels * p.C;
-    for (int64_t q = 0; q < pixels; ++q) copy(from + q * p.nodes * p.C, p.C, to + q * p.C);
+    copy_pixels(from, p.nodes * p.C, pixels, p.C, to, p.C);
   }
 
   // ------------------------------------------------------------------------------------------- edges of a node
@@ -851,23 +874,41 @@ class Backward : Cell<T, G> {
     }
   }
 
-  void unshuffle(int node, int64_t n) {
-    const T* from = grads + node * node_numbers + n * pixels * p.C;
-    T* to = unshuffled + node * node_numbers + n * pixels * p.C;
-    for (int64_t q = 0; q < pixels; ++q, from += p.C, to += p.C) {
-      for (int64_t i = 0; i < p.C; ++i) to[i] = from[p.shuffled[i]];
+  // A state that feeds edges, in block layout; nothing added to its gradient yet.
+  void keep_block(int s, int64_t block) const {
+    if (s >= p.inputs && p.state[s - p.inputs] < 0) return;
+    const int64_t n = this->height(s) * this->columns(s);
+    this->gather(state(s), n, block, this->channels(0), state_blocks + this->place_of(s, block));
+    clear(dstate_blocks + this->place_of(s, block), n * width);
+  }
+
+  // A node's gradient, complete: its channels in the inputs' order, in block layout.
+  void lay_out_gradient(int node, int64_t block) const {
+    for (int64_t n = block * G; n < block * G + this->images_in(block) && p.shuffled != nullptr; ++n) {
+      const int64_t at = node * node_numbers + n * pixels * p.C;
+      permute(grads + at, p.shuffled, pixels, p.C, unshuffled + at);
     }
+    if (this->in_blocks()) {
+      this->gather(grad_node(node), pixels, block, this->channels(0), grad_blocks + (node * p.blocks + block) * image);
+    }
+  }
+
+  const T* block_of(int s, int64_t block, int edge, T* buffer) const {
+    return Base::block_of(state(s), state_blocks, s, block, edge, buffer);
+  }
+  // A node's gradient as block_of gives its state.
+  const T* gradient_of(int node, int64_t block, int edge, T* buffer) const {
+    return Base::block_of(grad_node(node), grad_blocks - p.inputs * this->size_of(0), p.inputs + node, block, edge, buffer);
   }
 
   // ------------------------------------------------------------------------------------------------ (4) sums
 
   void take_sums(int edge, int64_t block) {
     const MixedEdge& e = p.edges[edge];
-    const int64_t h = this->height(e.source), w = this->columns(e.source);
-    const Scratch<T> g_buffer(p.direct ? 0 : image), x_buffer(p.direct ? 0 : h * w * width), line(w * width),
-        pooled(p.Wo * width), start(width);
-    const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, edge, g_buffer);
-    const T* x = this->block_of(state(e.source), h, w, block, edge, x_buffer);
+    const Scratch<T> g_buffer(this->buffer_size(p.inputs)), x_buffer(this->buffer_size(e.source)),
+        line(this->columns(e.source) * width), pooled(p.Wo * width), start(width);
+    const T* g = gradient_of(e.node, block, edge, g_buffer);
+    const T* x = block_of(e.source, block, edge, x_buffer);
     clear(sums_of(edge, block, 0), slots * width);
     this->dot(g, nullptr, pixels, sums_of(edge, block, 0));
     for (int i = e.begin; i < e.end; ++i) {
@@ -896,18 +937,16 @@ class Backward : Cell<T, G> {
   // Sum over the channels that pass by of g times the (max-pooled) state.
   double bypass_sum(int edge, int64_t block) const {
     const MixedEdge& e = p.edges[edge];
-    const Scratch<T> way(p.Wo * p.C), mask(p.C);
+    const Scratch<T> maxima(p.Wo * p.C), sums_of_row(p.C), mask(p.C);
     passing(edge, T(1), mask);
     double total = 0;
     for (int64_t n = block * G; n < block * G + this->images_in(block); ++n) {
+      const T* x = state(e.source) + n * this->height(e.source) * this->columns(e.source) * p.C;
       for (int64_t r = 0; r < p.Ho; ++r) {
-        const T* g = grad_node(e.node) + (n * p.Ho + r) * p.Wo * p.C;
-        const T* x = pass_row(e, n, r, way);
-        for (int64_t q = 0; q < p.Wo; ++q) {
-          T sum = 0;
-          for (int64_t i = 0; i < p.C; ++i) sum += mask[i] * g[q * p.C + i] * x[q * p.C + i];
-          total += static_cast<double>(sum);
-        }
+        clear<T>(sums_of_row, p.C);
+        add_products<T>(grad_node(e.node) + (n * p.Ho + r) * p.Wo * p.C, this->pass_row(e, x, r, maxima), p.Wo, p.C,
+                        sums_of_row);
+        for (int64_t i = 0; i < p.C; ++i) total += static_cast<double>(mask[i]) * static_cast<double>(sums_of_row[i]);
       }
     }
     return total;
@@ -917,23 +956,6 @@ class Backward : Cell<T, G> {
   void passing(int edge, T value, T* to) const {
     for (int64_t i = 0; i < p.C; ++i) to[i] = value;
     for (int64_t i = 0; i < p.Cq; ++i) to[this->channels(edge)[i]] = 0;
-  }
-
-  // Row r of what passes by: of the state itself, or of its 2x2 maxima, in `buffer`.
-  const T* pass_row(const MixedEdge& e, int64_t n, int64_t r, T* buffer) const {
-    const int64_t w = this->columns(e.source);
-    const T* x = state(e.source) + n * this->height(e.source) * w * p.C;
-    if (e.stride == 1) return x + r * w * p.C;
-    for (int64_t q = 0; q < p.Wo; ++q) {
-      const T* from = x + (2 * r * w + 2 * q) * p.C;
-      const T* under = from + w * p.C;
-      for (int64_t i = 0; i < p.C; ++i) {
-        const T above = from[i] < from[p.C + i] ? from[p.C + i] : from[i];
-        const T below = under[i] < under[p.C + i] ? under[p.C + i] : under[i];
-        buffer[q * p.C + i] = above < below ? below : above;
-      }
-    }
-    return buffer;
   }
 
   // Gradients of ops and edges, and the factors of each candidate's dL/dy. With S0 = sum g and S1 = sum g * xhat:
@@ -1173,10 +1195,10 @@ class Backward : Cell<T, G> {
     for (int i = e.begin; i < e.end; ++i) any |= p.units[i].before >= 0;
     if (!any) return;
     const Work work(*this, p.Ho, p.Wo);
-    const Scratch<T> buffer(p.direct ? 0 : image), scale(width), shift(width);
+    const Scratch<T> buffer(this->buffer_size(p.inputs)), scale(width), shift(width);
     const auto run = blocks_of(chunk);
     for (int64_t block = run.begin; block < run.end; ++block) {
-      const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, edge, buffer);
+      const T* g = gradient_of(e.node, block, edge, buffer);
       for (int i = e.begin; i < e.end; ++i) {
         const Unit& u = p.units[i];
         if (u.before < 0) continue;
@@ -1241,11 +1263,11 @@ class Backward : Cell<T, G> {
     const int64_t h = this->height(e.source), w = this->columns(e.source), row = this->padded_row(w);
     const bool need_dx = wants_source(e);
     const Work work(*this, h, w);
-    const Scratch<T> buffer(p.direct ? 0 : image);
+    const Scratch<T> g_buffer(this->buffer_size(p.inputs)), x_buffer(this->buffer_size(e.source));
     const auto run = blocks_of(chunk);
     for (int64_t block = run.begin; block < run.end; ++block) {
-      const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, edge, buffer);
-      this->gather(state(e.source), h, w, block, this->channels(edge), true, h, this->inside(work.x, w), row);
+      const T* g = gradient_of(e.node, block, edge, g_buffer);
+      this->rectify(block_of(e.source, block, edge, x_buffer), h, w, work.x);
       work.fresh = true;
       for (int i = e.begin; i < e.end; ++i) {
         const Unit& u = p.units[i];
@@ -1255,13 +1277,26 @@ class Backward : Cell<T, G> {
         unit_backward(u, block, grad, factor, h, w, need_dx, work, part(i, chunk));
       }
       if (!need_dx) continue;
-      T* dx = this->inside(work.dx, w);
+      const T* dx = this->inside(work.dx, w);
       const T* x = this->inside(work.x, w);
+      const bool mine = !p.direct && !this->in_blocks();
+      const Scratch<T> buffer(mine ? h * w * width : 0);
+      T* to = mine ? static_cast<T*>(buffer) : dstate_of(e.source, block);
       for (int64_t r = 0; r < h; ++r) {
-        for (int64_t q = r * row; q < r * row + w * width; q += L) store(dx + q, load(x + q) > 0 ? load(dx + q) : V{});
+        for (int64_t i = 0; i < w * width; i += L) {
+          const V grad = load(x + r * row + i) > 0 ? load(dx + r * row + i) : V{};
+          T* at = to + r * w * width + i;
+          store(at, mine ? grad : load(at) + grad);
+        }
       }
-      this->scatter_add(dx, row, h, w, block, this->channels(edge), grad_state(e.source));
+      if (mine) this->scatter_add(buffer, h * w, block, this->channels(edge), grad_state(e.source));
     }
+  }
+
+  // Where edges add to the gradient of what they read of a state, if that has a place in block layout.
+  T* dstate_of(int s, int64_t block) const {
+    return p.direct ? grad_state(s) + block * this->height(s) * this->columns(s) * width
+                    : dstate_blocks + this->place_of(s, block);
   }
 
   // A unit's weight gradients from the chunks' parts, in the order of `weights`.
@@ -1304,9 +1339,11 @@ class Backward : Cell<T, G> {
 
   void finish_block(int s, int64_t block) {
     const int64_t h = this->height(s), w = this->columns(s), numbers = h * w * width;
-    const Scratch<T> dmax(image), davg(image), dx(numbers), x_buffer(p.direct ? 0 : numbers),
-        g_buffer(p.direct ? 0 : image);
+    const bool mine = !p.direct && !this->in_blocks();
+    const Scratch<T> dmax(image), davg(image), buffer(mine ? numbers : 0), x_buffer(this->buffer_size(s)),
+        g_buffer(this->buffer_size(p.inputs));
     const Scratch<double> of_pools(4 * width);  // of the maximum and the average: q and c (see use_sums), over edges
+    T* dx = mine ? static_cast<T*>(buffer) : dstate_of(s, block);
     bool begun = false;
     int stride = 1;
     for (int i = 0; i < p.num_edges; ++i) {
@@ -1315,23 +1352,23 @@ class Backward : Cell<T, G> {
       if (!begun) {
         clear<T>(dmax, image);
         clear<T>(davg, image);
-        clear<T>(dx, numbers);
+        if (mine) clear(dx, numbers);
         clear<double>(of_pools, 4 * width);
         begun = true;
         stride = e.stride;
       }
-      const T* g = this->block_of(grad_node(e.node), p.Ho, p.Wo, block, i, g_buffer);
+      const T* g = gradient_of(e.node, block, i, g_buffer);
       if (e.max_pool >= 0) pool_gradient(factors_of(i, e.max_pool), g, of_pools, dmax);
       if (e.avg_pool >= 0) pool_gradient(factors_of(i, e.avg_pool), g, of_pools + 2 * width, davg);
       if (e.plain >= 0) scaled_sum(g, weight(i, e.plain), davg);
       if (e.skip >= 0 && e.stride == 1) scaled_sum(g, weight(i, e.skip), dx);
       if (p.shared && !last_of(s, i)) continue;  // pools of the same channels are differentiated at once
-      const T* x = this->block_of(state(s), h, w, block, i, x_buffer);
+      const T* x = block_of(s, block, i, x_buffer);
       finish_pool(true, s, stride, block, x, of_pools, pool_bn(s, i, true), dmax);
       finish_pool(false, s, stride, block, x, of_pools + 2 * width, pool_bn(s, i, false), davg);
-      max_pool_transposed(x, static_cast<const T*>(dmax), p.Ho, p.Wo, h, w, width, stride, 3, 1, static_cast<T*>(dx));
-      avg_pool_transposed(static_cast<const T*>(davg), p.Ho, p.Wo, h, w, width, stride, static_cast<T*>(dx));
-      this->scatter_add(dx, w * width, h, w, block, this->channels(i), grad_state(s));
+      max_pool_transposed(x, static_cast<const T*>(dmax), p.Ho, p.Wo, h, w, width, stride, 3, 1, dx);
+      avg_pool_transposed(static_cast<const T*>(davg), p.Ho, p.Wo, h, w, width, stride, dx);
+      if (!p.direct) this->scatter_add(dx, h * w, block, this->channels(i), grad_state(s));
       begun = false;
     }
     if (p.k > 1) {
@@ -1392,7 +1429,7 @@ class Backward : Cell<T, G> {
   // Of image n: the gradient of the channels that pass by.
   void pass_back(int s, int64_t n) {
     const int64_t h = this->height(s), w = this->columns(s);
-    const Scratch<T> factor(p.C), row(p.Wo * p.C);
+    const Scratch<T> factor(p.C);
     T* dx = grad_state(s) + n * h * w * p.C;
     const T* x = state(s) + n * h * w * p.C;
     for (int i = 0; i < p.num_edges; ++i) {
@@ -1402,10 +1439,7 @@ class Backward : Cell<T, G> {
       for (int64_t r = 0; r < p.Ho; ++r) {
         const T* g = grad_node(e.node) + (n * p.Ho + r) * p.Wo * p.C;
         if (e.stride == 1) {
-          T* to = dx + r * w * p.C;
-          for (int64_t q = 0; q < p.Wo; ++q) {
-            for (int64_t ch = 0; ch < p.C; ++ch) to[q * p.C + ch] += factor[ch] * g[q * p.C + ch];
-          }
+          add_scaled<T>(factor, g, p.Wo, p.C, dx + r * w * p.C);
           continue;
         }
         for (int64_t q = 0; q < p.Wo; ++q) {
