@@ -9,6 +9,8 @@
 #include <string>
 
 #include "cpu/isa.h"
+#include "cpu/peak.h"
+#include "cpu/stages.h"
 #include "cpu/workspace.h"
 #include "mixed_cell_saved.h"
 
@@ -52,6 +54,14 @@ void set_isa(const std::string& name) {
   }
 }
 
+py::dict stage_seconds() {
+  py::dict seconds;
+  for (int i = 0; i < static_cast<int>(fastdarts::Stage::count); ++i) {
+    seconds[fastdarts::STAGE_NAMES[i]] = fastdarts::stage_seconds(static_cast<fastdarts::Stage>(i));
+  }
+  return seconds;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -61,6 +71,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("isa", [] { return fastdarts::name(fastdarts::isa()); }, "The instruction set that the kernels run with.");
   m.def("set_isa", &set_isa, "Choose it: portable, avx2 or avx512; ValueError where this processor has it not.");
   m.def("mixed_cell_saved", &fastdarts::mixed_cell_saved, "Numbers that mixed_cell keeps for its backward.");
+  m.def("fma_peak", &fastdarts::fma_peak, "Float operations a second of multiply-adds in registers, on all threads.");
+  m.def("stage_seconds", &stage_seconds, "Wall time of mixed_cell's stages since reset_stages().");
+  m.def("reset_stages", &fastdarts::reset_stages, "Start stage_seconds() anew.");
+  m.def("poison", &fastdarts::poison, "Fill workspace memory with NaN when it is taken (for tests).");
   m.def("release_idle", &fastdarts::release_idle, "Give the workspace's idle memory back to the system; its bytes.");
   m.def("threads", &threads, "Torch's thread counts, which the kernels use.");
 }

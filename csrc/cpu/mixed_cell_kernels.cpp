@@ -18,6 +18,7 @@
 #include "pointwise.h"
 #include "pool.h"
 #include "scratch.h"
+#include "stages.h"
 
 namespace fastdarts::ISA {
 namespace {
@@ -185,6 +186,7 @@ class Cell {
   }
 
   void pack_all(const T* weights, bool transposed, T* packed) const {
+    const Timed timed(Stage::pack);
     for_each(p.num_units, [&](int64_t i) { pack(p.units[i], weights, transposed, packed + p.units[i].pack); });
   }
 
@@ -347,6 +349,7 @@ class Forward : Cell<T, G> {
         while (p.edges[by_source[end - 1]].source >= p.inputs + node) --end;
         convolutions(begin, end);
       }
+      const Timed timed(Stage::nodes);
       for_each(p.blocks, [&](int64_t block) {
         sum_node(node, block);
         if (p.state[node] >= 0) keep_block(p.inputs + node, block);
@@ -382,6 +385,7 @@ class Forward : Cell<T, G> {
   void convolutions(int begin, int end) {
     const int count = end - begin;
     for (const bool second : ORDER) {
+      const Timed timed(second ? Stage::second_halves : Stage::first_halves);
       if (p.batch_statistics) {
         for_each(count, [&](int64_t i) { find_pivots(by_source[begin + i], second); });
       }
@@ -765,14 +769,7 @@ class Backward : Cell<T, G> {
 
   void run() {
     this->pack_all(c.weights, true, packed);
-    for_each(p.nodes * p.N, [&](int64_t i) { split(static_cast<int>(i / p.N), i % p.N); });
-    if (c.grad_inputs != nullptr) {
-      for (int s = 0; s < p.inputs; ++s) clear(c.grad_inputs[s], p.N * p.H * p.W * p.C);
-    }
-    if (this->in_blocks()) {
-      const int states = p.inputs + p.nodes;
-      for_each(states * p.blocks, [&](int64_t i) { keep_block(static_cast<int>(i % states), i / states); });
-    }
+    lay_out();
     for (int node = p.nodes - 1; node >= 0; --node) {
       finish(p.inputs + node);
       int begin = 0, end = 0;
@@ -781,6 +778,7 @@ class Backward : Cell<T, G> {
         if (p.edges[i].node <= node) end = i + 1;
       }
       if (!p.direct) {
+        const Timed timed(Stage::pack);
         for_each(p.blocks, [&](int64_t block) { lay_out_gradient(node, block); });
       }
       for (int i = begin; i < end; i += p.edges_at_once) through(i, smaller(i + p.edges_at_once, end));
@@ -822,6 +820,15 @@ class Backward : Cell<T, G> {
   }
   T* factors_of(int edge, int column) const { return factors + (edge * p.columns + column) * 3 * width; }
 
+  void lay_out() {
+    const Timed timed(Stage::pack);
+    for_each(p.nodes * p.N, [&](int64_t i) { split(static_cast<int>(i / p.N), i % p.N); });
+    for (int s = 0; s < p.inputs && c.grad_inputs != nullptr; ++s) clear(c.grad_inputs[s], p.N * p.H * p.W * p.C);
+    if (!this->in_blocks()) return;
+    const int states = p.inputs + p.nodes;
+    for_each(states * p.blocks, [&](int64_t i) { keep_block(static_cast<int>(i % states), i / states); });
+  }
+
   // The node's channels of image n of the output's gradient.
   void split(int node, int64_t n) {
     const T* from = c.grad + (n * pixels * p.nodes + node) * p.C;
@@ -833,8 +840,11 @@ class Backward : Cell<T, G> {
 
   void through(int begin, int end) {
     const int count = end - begin;
-    for_each(count * p.blocks, [&](int64_t i) { take_sums(begin + static_cast<int>(i % count), i / count); });
-    for_each(count, [&](int64_t i) { use_sums(begin + static_cast<int>(i)); });
+    {
+      const Timed timed(Stage::sums);
+      for_each(count * p.blocks, [&](int64_t i) { take_sums(begin + static_cast<int>(i % count), i / count); });
+      for_each(count, [&](int64_t i) { use_sums(begin + static_cast<int>(i)); });
+    }
 
     const int first = p.edges[begin].begin, units = p.edges[end - 1].end - first;
     const Scratch<int64_t> offsets(units + 1), middles(units + 1);
@@ -851,6 +861,7 @@ class Backward : Cell<T, G> {
       return learn ? parts + chunk * offsets[units] + offsets[unit - first] : nullptr;
     };
     for (const bool second : BOTH) {
+      const Timed timed(second ? Stage::second_gradients : Stage::first_gradients);
       for_each(count * chunks, [&](int64_t i) {
         const int edge = begin + static_cast<int>(i % count);
         if (!works(p.edges[edge])) return;
@@ -870,6 +881,7 @@ class Backward : Cell<T, G> {
       }
     }
     if (learn) {
+      const Timed timed(Stage::collect);
       for_each(units, [&](int64_t i) { collect(p.units[first + i], parts + offsets[i], offsets[units]); });
     }
   }
@@ -1334,6 +1346,7 @@ class Backward : Cell<T, G> {
       if (p.edges[i].source == s) last = i;
     }
     if (last < 0) return;
+    const Timed timed(Stage::finish);
     for_each(p.blocks, [&](int64_t block) { finish_block(s, block); });
   }
 

@@ -1,7 +1,9 @@
 #include "workspace.h"
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
@@ -16,6 +18,15 @@ namespace {
 
 constexpr std::size_t HEADER = 64, HUGE_PAGE = std::size_t{2} << 20;
 
+// The address sanitizer should see each block's exact end, and its use after it was handed back.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool KEEPS = false;
+#else
+constexpr bool KEEPS = true;
+#endif
+
+std::atomic<bool> poisons = false;
+
 struct Pool {
   std::mutex mutex;
   std::map<std::size_t, std::vector<void*>> idle;  // by size
@@ -28,6 +39,7 @@ Pool& pool() {
 
 // Sizes in steps of at most an eighth, so that shapes that differ little share blocks.
 std::size_t rounded(std::size_t bytes) {
+  if (!KEEPS) return bytes;
   std::size_t step = HEADER;
   while (step * 16 <= bytes) step *= 2;
   return (bytes + step - 1) / step * step;
@@ -57,14 +69,19 @@ void* take(std::size_t bytes) {
   }
   if (block == nullptr) block = allocate(size);
   *static_cast<std::size_t*>(block) = size;
-  return static_cast<char*>(block) + HEADER;
+  void* data = static_cast<char*>(block) + HEADER;
+  if (poisons) std::memset(data, 0xFF, bytes);  // NaN as float and as double
+  return data;
 }
 
 void give(void* data) {
   void* block = static_cast<char*>(data) - HEADER;
+  if (!KEEPS) return std::free(block);
   const std::lock_guard lock(pool().mutex);
   pool().idle[*static_cast<std::size_t*>(block)].push_back(block);
 }
+
+void poison(bool on) { poisons = on; }
 
 std::size_t release_idle() {
   const std::lock_guard lock(pool().mutex);

@@ -9,6 +9,8 @@ namespace fastdarts {
 void* take(std::size_t bytes);
 // Hands it back; it stays with the process for the next take of its size.
 void give(void* block);
+// From now on fill what is taken with NaN, for tests that nothing is read before it is written.
+void poison(bool on);
 // Returns what is idle to the system; the number of bytes.
 std::size_t release_idle();
 
