@@ -28,11 +28,22 @@ void parallel(int64_t n, void (*body)(void*, int64_t, int64_t), void* context);
 
 // `body(i)` for each i in 0 .. n, on torch's threads.
 template <typename Body>
-void for_each(int64_t n, Body&& body) {
+void for_each(int64_t n, const Body& body) {
   parallel(
       n,
       [](void* context, int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) (*static_cast<Body*>(context))(i);
+        for (int64_t i = begin; i < end; ++i) (*static_cast<const Body*>(context))(i);
+      },
+      const_cast<void*>(static_cast<const void*>(&body)));
+}
+
+// The same, each thread from the last of its part to the first: what the pass before left in its cache comes first.
+template <typename Body>
+void for_each_backwards(int64_t n, const Body& body) {
+  parallel(
+      n,
+      [](void* context, int64_t begin, int64_t end) {
+        for (int64_t i = end; i > begin; --i) (*static_cast<const Body*>(context))(i - 1);
       },
       const_cast<void*>(static_cast<const void*>(&body)));
 }

@@ -390,14 +390,12 @@ class Forward : Cell<T, G> {
         for_each(count, [&](int64_t i) { find_pivots(by_source[begin + i], second); });
       }
       for_each_bn(begin, end, second, [&](int bn) { begin_at_pivot(bn); });
-      for_each(count * p.blocks, [&](int64_t task) {
-        const int edge = by_source[begin + task % count];
-        if (second) {
-          second_halves(edge, task / count);
-        } else {
-          first_halves(edge, task / count);
-        }
-      });
+      const auto edge_of = [&](int64_t task) { return by_source[begin + task % count]; };
+      if (second) {
+        for_each_backwards(count * p.blocks, [&](int64_t task) { second_halves(edge_of(task), task / count); });
+      } else {
+        for_each(count * p.blocks, [&](int64_t task) { first_halves(edge_of(task), task / count); });
+      }
       if (!p.batch_statistics) continue;
       for_each_bn(begin, end, second, [&](int bn) { merge(bn); });
       for (int i = begin; i < end && !second; ++i) share_pools(by_source[i]);
@@ -665,27 +663,29 @@ class Forward : Cell<T, G> {
     return t;
   }
 
-  // acc = base + sum of the terms, over n pixels.
+  // acc = base + sum of the terms, over n pixels. A few terms at a time: each is read in one stretch.
   void affine_sum(const Term* terms, int count, const T* base, int64_t n, T* acc) const {
-    constexpr int B = 4;
+    for (int64_t q = 0; q < n; ++q) copy(base, width, acc + q * width);
+    int t = 0;
+    for (; t + 4 <= count; t += 4) add_terms<4>(terms + t, n, acc);
+    for (; t < count; ++t) add_terms<1>(terms + t, n, acc);
+  }
+
+  template <int B>
+  void add_terms(const Term* terms, int64_t n, T* acc) const {
     for (int64_t i = 0; i < width; i += L) {
-      const V start = load(base + i);
-      int64_t q = 0;
-      for (; q + B <= n; q += B) {
-        V sum[B] = {start, start, start, start};
-        for (int t = 0; t < count; ++t) {
-          const V factor = load(terms[t].factor + i);
-          const T* values = terms[t].values + q * width + i;
+      V factor[B];
+      const T* values[B];
 #pragma GCC unroll 4
-          for (int b = 0; b < B; ++b) sum[b] += factor * load(values + b * width);
-        }
-#pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) store(acc + (q + b) * width + i, sum[b]);
+      for (int t = 0; t < B; ++t) {
+        factor[t] = load(terms[t].factor + i);
+        values[t] = terms[t].values + i;
       }
-      for (; q < n; ++q) {
-        V sum = start;
-        for (int t = 0; t < count; ++t) sum += load(terms[t].factor + i) * load(terms[t].values + q * width + i);
-        store(acc + q * width + i, sum);
+      for (int64_t q = 0; q < n * width; q += width) {
+        V sum = load(acc + q + i);
+#pragma GCC unroll 4
+        for (int t = 0; t < B; ++t) sum += factor[t] * load(values[t] + q);
+        store(acc + q + i, sum);
       }
     }
   }
@@ -862,7 +862,7 @@ class Backward : Cell<T, G> {
     };
     for (const bool second : BOTH) {
       const Timed timed(second ? Stage::second_gradients : Stage::first_gradients);
-      for_each(count * chunks, [&](int64_t i) {
+      const auto gradients = [&](int64_t i) {
         const int edge = begin + static_cast<int>(i % count);
         if (!works(p.edges[edge])) return;
         const int64_t chunk = i / count;
@@ -875,7 +875,12 @@ class Backward : Cell<T, G> {
         } else {
           first_halves(edge, chunk, part, middle_of);
         }
-      });
+      };
+      if (second) {
+        for_each_backwards(count * chunks, gradients);
+      } else {
+        for_each(count * chunks, gradients);
+      }
       if (second) {
         for_each(units, [&](int64_t i) { use_middle_sums(p.units[first + i]); });
       }
@@ -1209,7 +1214,7 @@ class Backward : Cell<T, G> {
     const Work work(*this, p.Ho, p.Wo);
     const Scratch<T> buffer(this->buffer_size(p.inputs)), scale(width), shift(width);
     const auto run = blocks_of(chunk);
-    for (int64_t block = run.begin; block < run.end; ++block) {
+    for (int64_t block = run.end - 1; block >= run.begin; --block) {
       const T* g = gradient_of(e.node, block, edge, buffer);
       for (int i = e.begin; i < e.end; ++i) {
         const Unit& u = p.units[i];

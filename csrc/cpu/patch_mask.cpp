@@ -8,10 +8,14 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <tuple>
 #include <vector>
 
+#include "isa.h"
+#include "normalise.h"
 #include "philox.h"
+#include "tensors.h"
 
 namespace fastdarts {
 namespace {
@@ -22,14 +26,14 @@ struct Image {
   int64_t height, width, patch, rows, cols;
 };
 
-// One row of one patch, 3 * p numbers: channel c of pixel i at 3 * i + c.
+// Numbers of a row, colour c of pixel w at 3 * w + c.
 template <typename T>
-struct PatchRow {
+struct Row {
   std::vector<T> shift, scale, fill;
 
-  PatchRow(int64_t patch, const T* colour, at::ArrayRef<double> mean, at::ArrayRef<double> std)
-      : shift(3 * patch), scale(3 * patch), fill(3 * patch) {
-    for (int64_t i = 0; i < 3 * patch; ++i) {
+  Row(int64_t width, const T* colour, at::ArrayRef<double> mean, at::ArrayRef<double> std)
+      : shift(3 * width), scale(3 * width), fill(3 * width) {
+    for (int64_t i = 0; i < 3 * width; ++i) {
       shift[i] = static_cast<T>(255.0 * mean[i % 3]);
       scale[i] = static_cast<T>(1.0 / (255.0 * std[i % 3]));
       fill[i] = colour[i % 3];
@@ -50,29 +54,25 @@ void choose_patches(Words counter, uint64_t seed, int64_t num_masked, std::vecto
   for (int64_t i = 0; i < num_masked; ++i) mask[static_cast<uint32_t>(pairs[i])] = true;
 }
 
-template <typename T>
-void normalise(const uint8_t* __restrict in, const T* __restrict shift, const T* __restrict scale, T* __restrict out,
-               int64_t n) {
-  for (int64_t i = 0; i < n; ++i) out[i] = (static_cast<T>(in[i]) - shift[i]) * scale[i];
+// Four bytes at once, where that stays inside the row: the fourth is overwritten by the next pixel.
+void mirror(const uint8_t* in, int64_t width, uint8_t* out) {
+  for (int64_t w = 0; w < width; ++w) {
+    const bool inside = 0 < w && w < width - 1;
+    std::memcpy(out + 3 * w, in + 3 * (width - 1 - w), inside ? 4 : 3);
+  }
 }
 
 // `line` is scratch of 3 * W.
 template <typename T>
-void write_image(const Image& s, const uint8_t* in, const bool* mask, bool flip, const PatchRow<T>& constants,
-                 std::vector<uint8_t>& line, T* out) {
-  const int64_t span = 3 * s.patch;
-  for (int64_t h = 0; h < s.height; ++h, in += 3 * s.width) {
-    if (flip) {
-      for (int64_t w = 0; w < s.width; ++w) std::copy_n(in + 3 * (s.width - 1 - w), 3, &line[3 * w]);
-    }
-    const uint8_t* pixels = flip ? line.data() : in;
+void write_image(const Image& s, const uint8_t* in, const bool* mask, bool flip, const Row<T>& row,
+                 Normalise<T> normalise, std::vector<uint8_t>& line, T* out) {
+  const int64_t numbers = 3 * s.width, span = 3 * s.patch;
+  for (int64_t h = 0; h < s.height; ++h, in += numbers, out += numbers) {
+    if (flip) mirror(in, s.width, line.data());
+    normalise(flip ? line.data() : in, row.shift.data(), row.scale.data(), out, numbers);
     const bool* mask_row = mask + h / s.patch * s.cols;
-    for (int64_t col = 0; col < s.cols; ++col, pixels += span, out += span) {
-      if (mask_row[col]) {
-        std::copy_n(constants.fill.data(), span, out);
-      } else {
-        normalise(pixels, constants.shift.data(), constants.scale.data(), out, span);
-      }
+    for (int64_t col = 0; col < s.cols; ++col) {
+      if (mask_row[col]) std::copy_n(row.fill.data(), span, out + col * span);
     }
   }
 }
@@ -80,7 +80,8 @@ void write_image(const Image& s, const uint8_t* in, const bool* mask, bool flip,
 template <typename T>
 void write_images(const Image& s, const at::Tensor& images, const at::Tensor& index, const at::Tensor& step,
                   const at::Tensor& flip, const at::Tensor& fill, int64_t seed, int64_t stream, int64_t num_masked,
-                  at::ArrayRef<double> mean, at::ArrayRef<double> std, at::Tensor& x, at::Tensor& mask) {
+                  at::ArrayRef<double> mean, at::ArrayRef<double> std, Normalise<T> normalise, at::Tensor& x,
+                  at::Tensor& mask) {
   const auto* in = images.const_data_ptr<uint8_t>();
   const auto* index_of = index.const_data_ptr<int64_t>();
   const auto* flip_of = flip.const_data_ptr<bool>();
@@ -88,7 +89,7 @@ void write_images(const Image& s, const at::Tensor& images, const at::Tensor& in
   const auto use = static_cast<uint32_t>(PURPOSE_MASK + 256 * stream);
   auto* out = x.mutable_data_ptr<T>();
   auto* out_mask = mask.mutable_data_ptr<bool>();
-  const PatchRow<T> constants(s.patch, fill.const_data_ptr<T>(), mean, std);
+  const Row<T> row(s.width, fill.const_data_ptr<T>(), mean, std);
   const int64_t patches = s.rows * s.cols, numbers = 3 * s.height * s.width;
   at::parallel_for(0, images.size(0), 1, [&](int64_t begin, int64_t end) {
     std::vector<uint64_t> pairs((patches + 3) / 4 * 4);
@@ -97,7 +98,7 @@ void write_images(const Image& s, const at::Tensor& images, const at::Tensor& in
       bool* image_mask = out_mask + n * patches;
       choose_patches({0, static_cast<uint32_t>(index_of[n]), time, use}, static_cast<uint64_t>(seed), num_masked, pairs,
                      image_mask, patches);
-      write_image(s, in + n * numbers, image_mask, flip_of[n], constants, line, out + n * numbers);
+      write_image(s, in + n * numbers, image_mask, flip_of[n], row, normalise, line, out + n * numbers);
     }
   });
 }
@@ -114,11 +115,14 @@ std::tuple<at::Tensor, at::Tensor> patch_mask(const at::Tensor& images, const at
               "patch_mask: the patch must divide the image");
   const Image s{height, width, patch_size, height / patch_size, width / patch_size};
   TORCH_CHECK(0 <= num_masked && num_masked <= s.rows * s.cols, "patch_mask: num_masked must be within 0..P");
-  auto x = at::empty({n, height, width, 3}, fill.options()).permute({0, 3, 1, 2});
+  auto x = channels_last(n, 3, height, width, fill.options());
   auto mask = at::empty({n, s.rows, s.cols}, images.options().dtype(at::kBool));
-  const auto write = fill.scalar_type() == at::kDouble ? write_images<double> : write_images<float>;
-  write(s, images.contiguous(), index.contiguous(), step, flip.contiguous(), fill.contiguous(), seed, stream,
-        num_masked, mean, std, x, mask);
+  const auto write = [&](auto normalise) {
+    write_images(s, images.contiguous(), index.contiguous(), step, flip.contiguous(), fill.contiguous(), seed, stream,
+                 num_masked, mean, std, normalise, x, mask);
+  };
+  static constexpr const NormaliseKernels* tables[] = FASTDARTS_TABLES(normalise_kernels);
+  fill.scalar_type() == at::kDouble ? write(kernels(tables).f64) : write(kernels(tables).f32);
   return {x, mask};
 }
 
