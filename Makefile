@@ -3,7 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: install demo test lint bench campaign test-gpu
+SANITIZED ?= tests/ops
+
+.PHONY: install demo test test-sanitized lint bench campaign test-gpu
 
 install: .venv/fastdarts.installed
 
@@ -30,6 +32,13 @@ lint: install
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --benchmark-disable tests bench
+
+# the ops' tests on a module of its own, built with the address and undefined behaviour sanitizers; minutes
+test-sanitized: install
+	CMAKE_ARGS=-DFASTDARTS_SANITIZE=ON $(BIN)/python setup.py --quiet build --build-lib build/sanitized
+	env PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m pytest $(SANITIZED)
 
 bench: install
 	$(BIN)/python -m pytest bench --full-size --benchmark-json=build/suite.json

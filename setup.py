@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -59,10 +60,11 @@ def lacking() -> str | None:
 
 
 def build_folder() -> Path:
-    """Where CMake works: one folder for each Python and torch, kept, so that a second build compiles what changed."""
+    """Where CMake works: one folder for each Python, torch and CMAKE_ARGS, kept, so that a second build compiles what changed."""
     import torch
 
-    return ROOT / "build" / f"native-{sys.implementation.cache_tag}-torch-{torch.__version__}"
+    arguments = re.sub(r"[^\w=.]+", "-", os.environ.get("CMAKE_ARGS", ""))
+    return ROOT / "build" / f"native-{sys.implementation.cache_tag}-torch-{torch.__version__}{arguments}"
 
 
 def definitions() -> list[str]:

@@ -81,7 +81,7 @@ class Workload:
             raise WorkloadError(f"--partial_channels {self.partial_channels}: C/k must be even, with C = {CHANNELS}")
         if self.supernet != CELL:
             with torch.device("meta"):
-                multiple = make_supernet(self).multiple
+                multiple = make_supernet(self, self.backend).multiple
             if self.image_size % multiple:
                 raise WorkloadError(f"--image_size {self.image_size}: {self.supernet} needs a multiple of {multiple}")
 
@@ -127,20 +127,20 @@ def build(workload: Workload, name: str) -> Run:
     # Our side is laid out as the search command lays out its supernet.
     side = Side(torch.channels_last) if name == OURS else AGAINST[name]
     backend = workload.backend if name == OURS else "definition"
-    run = _cell_pass(workload, side) if workload.supernet == CELL else _bilevel_step(workload, side, backend)
+    run = (_cell_pass if workload.supernet == CELL else _bilevel_step)(workload, side, backend)
     return capture(run) if side.captured else run
 
 
-def make_supernet(workload: Workload) -> Supernet:
+def make_supernet(workload: Workload, backend: str) -> Supernet:
     """The workload's search network, on the default device and in the default layout."""
     stem, k = SUPERNETS[workload.supernet].stem, workload.partial_channels
-    return Supernet(workload.space, C=CHANNELS, stem=stem, partial_channels=k)
+    return Supernet(workload.space, C=CHANNELS, stem=stem, partial_channels=k, backend=backend)
 
 
 def _bilevel_step(workload: Workload, side: Side, backend: str) -> Run:
     """Alpha's gradient and update, then the weights' gradient, clipping and update, from uint8 on the device."""
     preset, device = SUPERNETS[workload.supernet], workload.device
-    supernet = make_supernet(workload)
+    supernet = make_supernet(workload, backend)
     objective: Objective
     if preset.classes is None:
         objective = MaskedReconstruction(supernet.tap_channels, backend=backend)
@@ -174,11 +174,12 @@ def _bilevel_step(workload: Workload, side: Side, backend: str) -> Run:
     return run
 
 
-def _cell_pass(workload: Workload, side: Side) -> Run:
+def _cell_pass(workload: Workload, side: Side, backend: str) -> Run:
     """Forward and backward of one normal cell without its two preprocess layers: gradients of states, mix and weights."""
     C, N, S, dtype = CHANNELS, workload.batch, workload.image_size, workload.parameter_dtype
     space, generator = workload.space, torch.Generator().manual_seed(1)
-    cell = Cell(space, "normal", C, C, C, reduction_prev=False, partial_channels=workload.partial_channels)
+    k = workload.partial_channels
+    cell = Cell(space, "normal", C, C, C, reduction_prev=False, partial_channels=k, backend=backend)
     cell.preprocess0 = cell.preprocess1 = nn.Identity()
     arrange(cell, workload, side)
     if side.compiled:

@@ -163,7 +163,7 @@ class SearchImagenetSettings(SearchSettings):
     patch_size: int = setting(8, "pixels a patch's side (mae)", at_least=1)
     mask_token: Literal["zero", "learned"] = setting("zero", "colour of hidden pixels: the mean, or learned (mae)")
     loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
-    backend: str = setting("auto", "of the fused ops: auto, definition or one that fastdarts.info lists")
+    backend: str = setting("auto", "of the fused ops, masks and cells: auto, definition or one that fastdarts.info lists")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     threads: int = setting(0, "of torch on the CPU; 0 = its own choice, by the cores (the number is saved)", at_least=0)
     workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)

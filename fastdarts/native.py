@@ -52,3 +52,10 @@ def module() -> ModuleType | None:
 def reason() -> str | None:
     """None when the native module is loaded, else the sentence why it is not."""
     return load()[1]
+
+
+def lacks(op: str) -> str | None:
+    """Why the loaded module does not serve the op `fastdarts::op` (it was built before there was one), or None."""
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdarts::{op}", "CPU"):
+        return None
+    return f"the native module was built from an older checkout, without {op}; rebuild it: {BUILD}"

@@ -73,7 +73,8 @@ def resolve(given: dict[str, Any]) -> SearchImagenetSettings:
         _check_patches(settings.image_size, settings.patch_size, settings.mask_ratio)
     settings = replace(settings, device=_device(settings.device), threads=settings.threads or torch.get_num_threads())
     try:
-        choose("patch_mask", settings.backend, torch.device(settings.device), torch.float32)
+        for op in ("patch_mask", "masked_loss", "relu_conv_bn", "mixed_cell"):
+            choose(op, settings.backend, torch.device(settings.device), torch.float32)
     except ValueError as error:
         raise ConfigError(f"--backend: {error}") from error
     return settings
@@ -135,6 +136,7 @@ def build(settings: SearchImagenetSettings, num_classes: int) -> tuple[Supernet,
             partial_channels=settings.partial_channels,
             channel_sampling=settings.channel_sampling,
             seed=settings.seed,
+            backend=settings.backend,
         )
         if settings.objective == "supervised":
             objective: Objective = Classification(supernet, num_classes)
@@ -181,9 +183,10 @@ def _plan(settings: SearchImagenetSettings, images: Images, steps: int) -> str:
     """What will be done, in a few lines; `steps` are those of an epoch."""
     index = images.index
     with torch.device("meta"):
-        supernet, objective = build(replace(settings, backend="definition"), len(index.classes))
+        supernet, objective = build(settings, len(index.classes))
     relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
-    memory = engine.step_bytes(supernet, objective, relaxation, engine.meta_batch(settings.batch_size, settings.image_size))
+    batch = engine.meta_batch(settings.batch_size, settings.image_size)
+    memory = engine.step_bytes(supernet, objective, relaxation, batch, settings.device)
     moving = max(settings.epochs - settings.begin, 0)
     passes = settings.batch_size * steps * (settings.epochs + moving)
     weights = sum(w.numel() for w in supernet.parameters())

@@ -91,6 +91,15 @@ def test_the_module_brings_no_second_openmp_runtime(root):
     assert run(root, "-c", program)[0].split() == ["1", "True"]
 
 
+@pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
+def test_a_module_that_was_built_before_an_op_existed_is_refused_for_that_op():
+    torch.library.define("fastdarts::of_tomorrow", "(Tensor x) -> Tensor")
+    check = backend.native_cpu(torch.float32, op="of_tomorrow")
+    why = check(torch.device("cpu"), torch.float32)
+    assert "older checkout, without of_tomorrow" in why and "pip install --no-build-isolation" in why
+    assert "not for float64" in check(torch.device("cpu"), torch.float64)
+
+
 def test_describe_has_a_row_for_each_dtype_and_names_what_is_refused():
     rows = [r for r in backend.describe() if r["op"] == "patch_mask" and r["device"] == "cpu"]
     assert [r["dtype"] for r in rows] == ["float32", "bfloat16"]

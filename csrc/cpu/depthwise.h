@@ -35,8 +35,7 @@ ALWAYS_INLINE void depthwise_block(const T* x, int64_t row, int64_t pixel, const
     V weight[K];
 #pragma GCC unroll 5
     for (int kx = 0; kx < K; ++kx) {
-      weight[kx] = load(w + (ky * K + kx) * tap);
-      pin(weight[kx]);
+      weight[kx] = pinned(load(w + (ky * K + kx) * tap));
     }
     const T* line = x + ky * D * row;
 #pragma GCC unroll 32
@@ -56,15 +55,15 @@ ALWAYS_INLINE void depthwise_block(const T* x, int64_t row, int64_t pixel, const
 
 // One row of outputs: x points at the first tap of the first output.
 template <typename T>
-using DepthwiseRow = void (*)(const T* x, int64_t row, int64_t pixel, const T* w, int64_t tap, T* out, int64_t out_pixel,
-                              int64_t width, bool accumulate);
+using DepthwiseRow = void (*)(const T* x, int64_t row, int64_t pixel, const T* w, int64_t tap, T* out,
+                              int64_t out_pixel, int64_t width, bool accumulate);
 
 template <typename T, int K, int D, int S>
 void depthwise_row(const T* x, int64_t row, int64_t pixel, const T* w, int64_t tap, T* out, int64_t out_pixel,
                    int64_t width, bool accumulate) {
   int64_t c = 0;
-#define FASTDARTS_BLOCKS(B)                                                                                     \
-  for (; c + B <= width; c += B) {                                                                              \
+#define FASTDARTS_BLOCKS(B)                                                                                            \
+  for (; c + B <= width; c += B) {                                                                                     \
     depthwise_block<T, K, D, S, B>(x + c * S * pixel, row, pixel, w, tap, out + c * out_pixel, out_pixel, accumulate); \
   }
   if (width % 7 == 0 && width % 8 != 0) {
@@ -128,8 +127,7 @@ void depthwise_weight_block(const T* x, int64_t row, int64_t pixel, const T* dz,
       V grad[B];
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b) {
-        grad[b] = load(d + b * pixel);
-        pin(grad[b]);
+        grad[b] = pinned(load(d + b * pixel));
       }
 #pragma GCC unroll 3
       for (int ky = 0; ky < ROWS; ++ky) {
@@ -164,16 +162,16 @@ void depthwise_weight(const T* x, int64_t row, int64_t pixel, const T* dz, int64
     const T* from = x + ky * D * row;
     T* to = acc + ky * K * tap;
     int64_t c = 0;
-#define FASTDARTS_BLOCKS(B)                                                                                          \
-  if (const int64_t blocks = (width - c) / B; blocks > 0) {                                                          \
-    if (K - ky >= AT_ONCE) {                                                                                         \
+#define FASTDARTS_BLOCKS(B)                                                                                            \
+  if (const int64_t blocks = (width - c) / B; blocks > 0) {                                                            \
+    if (K - ky >= AT_ONCE) {                                                                                           \
       depthwise_weight_block<T, K, D, S, B, AT_ONCE>(from + c * S * pixel, row, pixel, dz + c * pixel, dz_row, height, \
-                                                     blocks, to, tap);                                               \
-    } else {                                                                                                         \
-      depthwise_weight_block<T, K, D, S, B, (K % AT_ONCE ? K % AT_ONCE : 1)>(                                        \
-          from + c * S * pixel, row, pixel, dz + c * pixel, dz_row, height, blocks, to, tap);                        \
-    }                                                                                                                \
-    c += blocks * B;                                                                                                 \
+                                                     blocks, to, tap);                                                 \
+    } else {                                                                                                           \
+      depthwise_weight_block<T, K, D, S, B, (K % AT_ONCE ? K % AT_ONCE : 1)>(                                          \
+          from + c * S * pixel, row, pixel, dz + c * pixel, dz_row, height, blocks, to, tap);                          \
+    }                                                                                                                  \
+    c += blocks * B;                                                                                                   \
   }
     if (width % 7 == 0 && width % 8 != 0) {
       FASTDARTS_BLOCKS(7)

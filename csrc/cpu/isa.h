@@ -2,7 +2,8 @@
 //
 // A kernel file (*_kernels.cpp) is compiled once for each instruction set, every time in a namespace of its own named
 // by the macro ISA, and hands out one table of functions. To keep one set's code out of another's, such a file includes
-// only vector.h and plain declarations: no ATen, and nothing of the standard library that leaves inline functions behind.
+// only vector.h and plain declarations: no ATen, and nothing of the standard library that leaves inline functions
+// behind.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
-// The mixed edges of a cell as one op: fastdarts/ops/mixed_cell.py says what each argument means and holds the definition
-// that this must equal. Here a call's graph is taken apart into a plan (mixed_cell.h), memory is laid out, and the kernels
-// of the chosen instruction set do the work.
+// The mixed edges of a cell as one op: fastdarts/ops/mixed_cell.py says what each argument means and holds the
+// definition that this must equal. Here a call's graph is taken apart into a plan (mixed_cell.h), memory is laid out,
+// and the kernels of the chosen instruction set do the work.
 #include "mixed_cell.h"
 
 #include <ATen/Parallel.h>
@@ -85,7 +85,8 @@ Plan::Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_chan
     at += count;
   }
   for (const MixedEdge& e : edge_list) {
-    TORCH_CHECK(e.source >= inputs || e.stride == (strided ? 2 : 1), "mixed_cell: the edges from inputs share a stride");
+    TORCH_CHECK(e.source >= inputs || e.stride == (strided ? 2 : 1),
+                "mixed_cell: the edges from inputs share a stride");
   }
   Ho = strided ? (H + 1) / 2 : H, Wo = strided ? (W + 1) / 2 : W;
   // What is kept for backward: y of each convolution, the states that feed edges, the pivots; each from a whole line.
@@ -236,13 +237,10 @@ struct Mix {
   const double* edges_data() const { return edges.defined() ? edges.const_data_ptr<double>() : nullptr; }
 };
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(at::TensorList inputs, const at::Tensor& ops,
-                                                          const std::optional<at::Tensor>& edges,
-                                                          const at::Tensor& weights,
-                                                          const std::optional<at::Tensor>& running_mean,
-                                                          const std::optional<at::Tensor>& running_var,
-                                                          const std::optional<at::Tensor>& channels,
-                                                          at::IntArrayRef graph, int64_t partial_channels, double eps) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(
+    at::TensorList inputs, const at::Tensor& ops, const std::optional<at::Tensor>& edges, const at::Tensor& weights,
+    const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+    const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps) {
   const auto options = inputs[0].options();
   Plan plan(graph, sizes_of(inputs), partial_channels, options.dtype().itemsize());
   plan.set_channels(channels);

@@ -1,10 +1,11 @@
 // What csrc/cpu/mixed_cell.cpp asks of its kernels: a cell taken apart into plain numbers.
 //
-// Letters: N images of H x W pixels (Ho x Wo after the stride), C channels of which Cq = C/k pass through the candidates,
-// E edges, K columns of `ops`, L lanes of a vector, G images that share a vector.
+// Letters: N images of H x W pixels (Ho x Wo after the stride), C channels of which Cq = C/k pass through the
+// candidates, E edges, K columns of `ops`, L lanes of a vector, G images that share a vector.
 //
-// Block layout, of everything that the candidates see: [blocks][rows][pixels][vectors * L], where lane g * (L / G) + c of
-// a vector is channel c of image G * block + g. For Cq a multiple of L this is NHWC; below L, images fill the vector.
+// Block layout, of everything that the candidates see: [blocks][rows][pixels][vectors * L], where lane g * (L / G) + c
+// of a vector is channel c of image G * block + g. For Cq a multiple of L this is NHWC; below L, images fill the
+// vector.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +43,8 @@ struct Unit {
 
 struct MixedEdge {
   int source, node, stride;
-  int begin, end;                         // its units
-  int skip, max_pool, avg_pool, plain;    // columns of `ops`, -1 where it has no such candidate
+  int begin, end;                       // its units
+  int skip, max_pool, avg_pool, plain;  // columns of `ops`, -1 where it has no such candidate
   int max_bn, avg_bn;
 };
 
@@ -53,15 +54,15 @@ struct CellPlan {
   const Unit* units;
   int64_t N, C, H, W, Ho, Wo, k, Cq;
   int64_t lanes, images, vectors, blocks;  // L, G, vectors of a pixel, ceil(N / G)
-  bool shared;              // all edges process the same channels: those of row 0 of `channels`
-  bool direct;              // block layout is the states' own NHWC
-  const int* channels;      // (E, Cq)
-  const int* shuffled;      // (C,): where input channel c lands in the node, or nullptr: in its own place
-  const int* unshuffled;    // (C,): the input channel that lands in the node's channel c
-  const int64_t* state;     // (nodes,): where a node's state begins in `saved`, -1 for one that feeds no edge
-  int64_t pivots;           // where the pivots (bns, Cq) begin in `saved`
-  int64_t saved, packed;    // numbers in `saved` and in all matrices in kernel layout
-  int edges_at_once;        // how many edges go through a stage together: few keep the caches, many the threads busy
+  bool shared;                             // all edges process the same channels: those of row 0 of `channels`
+  bool direct;                             // block layout is the states' own NHWC
+  const int* channels;                     // (E, Cq)
+  const int* shuffled;    // (C,): where input channel c lands in the node, or nullptr: in its own place
+  const int* unshuffled;  // (C,): the input channel that lands in the node's channel c
+  const int64_t* state;   // (nodes,): where a node's state begins in `saved`, -1 for one that feeds no edge
+  int64_t pivots;         // where the pivots (bns, Cq) begin in `saved`
+  int64_t saved, packed;  // numbers in `saved` and in all matrices in kernel layout
+  int edges_at_once;      // how many edges go through a stage together: few keep the caches, many the threads busy
   bool batch_statistics;
   double eps;
 };
@@ -87,11 +88,11 @@ struct CellBackward {
   const double* mean;
   const double* variance;
   const T* saved;
-  const T* grad;           // NHWC, nodes * C channels
-  T* const* grad_inputs;   // NHWC, or nullptr: not needed
-  double* grad_ops;        // (E, K), zeroed
-  double* grad_edges;      // (E,), zeroed
-  T* grad_weights;         // or nullptr: not needed
+  const T* grad;          // NHWC, nodes * C channels
+  T* const* grad_inputs;  // NHWC, or nullptr: not needed
+  double* grad_ops;       // (E, K), zeroed
+  double* grad_edges;     // (E,), zeroed
+  T* grad_weights;        // or nullptr: not needed
 };
 
 struct CellKernels {

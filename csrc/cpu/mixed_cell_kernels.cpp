@@ -1,19 +1,18 @@
 // The mixed edges of a cell, forward and backward, for one instruction set. fastdarts/ops/mixed_cell.py holds the
 // definition that this must equal; mixed_cell.h the plan and the block layout.
 //
-// Forward, state by state: (1) y of each convolution that reads the state, with its BN's sums; (2) y of the second halves
-// of separable convolutions, their middle (BN, ReLU) formed from the stored y; (3) the node: one affine sum over all y.
-// Backward, node by node, last first: (4) per candidate the two sums that BN's gradient needs (alpha's gradient is a
-// by-product); (5) second halves; (6) first halves, into the sources' gradients. When all edges of a state are through:
-// (7) its pools, skips and bypass.
+// Forward, state by state: (1) y of each convolution that reads the state, with its BN's sums; (2) y of the second
+// halves of separable convolutions, their middle (BN, ReLU) formed from the stored y; (3) the node: one affine sum over
+// all y. Backward, node by node, last first: (4) per candidate the two sums that BN's gradient needs (alpha's gradient
+// is a by-product); (5) second halves; (6) first halves, into the sources' gradients. When all edges of a state are
+// through: (7) its pools, skips and bypass.
 //
 // What is stored of a convolution is y less a pivot, one number a channel close to y's mean: its sums of squares do not
-// cancel. Sums are of type T within some 64 pixels, then double; partial sums belong to blocks of images or to fixed runs
-// of blocks, and are added up in order: the result does not depend on the number of threads.
-#include "mixed_cell.h"
-
+// cancel. Sums are of type T within some 64 pixels, then double; partial sums belong to blocks of images or to fixed
+// runs of blocks, and are added up in order: the result does not depend on the number of threads.
 #include "depthwise.h"
 #include "isa.h"
+#include "mixed_cell.h"
 #include "numbers.h"
 #include "pointwise.h"
 #include "pool.h"
@@ -23,7 +22,7 @@
 namespace fastdarts::ISA {
 namespace {
 
-constexpr int64_t PAD = 4;     // zero pixels around an image: what the widest kernel (5 taps, dilation 2) reaches
+constexpr int64_t PAD = 4;  // zero pixels around an image: what the widest kernel (5 taps, dilation 2) reaches
 constexpr bool BOTH[] = {true, false}, ORDER[] = {false, true};
 
 // What both directions share: sizes, the way between NHWC and block layout, a convolution's outputs.
@@ -169,7 +168,8 @@ class Cell {
         if (row >= p.Cq) {
           clear(to, width);
         } else {
-          expand(to, [&](int64_t c) { return transposed ? matrix(u, weights, t, row, c) : matrix(u, weights, t, c, row); });
+          expand(to,
+                 [&](int64_t c) { return transposed ? matrix(u, weights, t, row, c) : matrix(u, weights, t, c, row); });
         }
       }
     }
@@ -262,7 +262,8 @@ class Cell {
     });
   }
 
-  // Row r of what passes by the candidates of an edge, of one image: of the state itself, or of its 2x2 maxima, in `buffer`.
+  // Row r of what passes by the candidates of an edge, of one image: of the state itself, or of its 2x2 maxima, in
+  // `buffer`.
   const T* pass_row(const MixedEdge& e, const T* x, int64_t r, T* buffer) const {
     const int64_t w = columns(e.source);
     if (e.stride == 1) return x + r * w * p.C;
@@ -271,7 +272,8 @@ class Cell {
       const T* under = from + w * p.C;
       int64_t i = 0;
       for (; i + L <= p.C; i += L) {
-        const V above = larger(load(from + p.C + i), load(from + i)), below = larger(load(under + p.C + i), load(under + i));
+        const V above = larger(load(from + p.C + i), load(from + i)),
+                below = larger(load(under + p.C + i), load(under + i));
         store(buffer + q * p.C + i, larger(below, above));
       }
       for (; i < p.C; ++i) {
@@ -315,8 +317,8 @@ class Cell {
 template <typename T, int G>
 class Forward : Cell<T, G> {
   using Base = Cell<T, G>;
-  using typename Base::V;
   using Base::L, Base::p, Base::width, Base::pixels, Base::image, Base::tile_rows;
+  using typename Base::V;
 
  public:
   Forward(const CellPlan& plan, const CellForward<T>& call)
@@ -359,11 +361,11 @@ class Forward : Cell<T, G> {
 
  private:
   const CellForward<T>& c;
-  T* const pivots;             // (bns, Cq)
-  const Scratch<T> packed;     // all units' matrices
-  const Scratch<double> sums;  // (bns, blocks, 2, width): of a block's numbers and of their squares
-  const Scratch<T> starts;     // (bns, width): minus the pivot, in each lane
-  const Scratch<int> by_source;  // (E,): the edges in the order of their sources
+  T* const pivots;                // (bns, Cq)
+  const Scratch<T> packed;        // all units' matrices
+  const Scratch<double> sums;     // (bns, blocks, 2, width): of a block's numbers and of their squares
+  const Scratch<T> starts;        // (bns, width): minus the pivot, in each lane
+  const Scratch<int> by_source;   // (E,): the edges in the order of their sources
   const Scratch<T> state_blocks;  // all states in block layout, where that is not their own
 
   const T* state(int s) const { return s < p.inputs ? c.inputs[s] : c.saved + p.state[s - p.inputs]; }
@@ -477,7 +479,8 @@ class Forward : Cell<T, G> {
 
   void set_pivot(int bn, const double* total) {
     for (int64_t ch = 0; ch < p.Cq; ++ch) {
-      pivots[bn * p.Cq + ch] = static_cast<T>(this->channel_sum(total, 0, ch) / static_cast<double>(this->images_in(0) * p.Wo));
+      pivots[bn * p.Cq + ch] =
+          static_cast<T>(this->channel_sum(total, 0, ch) / static_cast<double>(this->images_in(0) * p.Wo));
     }
   }
 
@@ -533,7 +536,8 @@ class Forward : Cell<T, G> {
       }
     }
     for (const bool max : BOTH) {
-      if (p.batch_statistics && pools_itself(edge, max)) pool_sums(max, from, e, max ? e.max_bn : e.avg_bn, block, line, tile);
+      if (p.batch_statistics && pools_itself(edge, max))
+        pool_sums(max, from, e, max ? e.max_bn : e.avg_bn, block, line, tile);
     }
   }
 
@@ -744,8 +748,8 @@ class Forward : Cell<T, G> {
 template <typename T, int G>
 class Backward : Cell<T, G> {
   using Base = Cell<T, G>;
-  using typename Base::V;
   using Base::L, Base::p, Base::width, Base::pixels, Base::image, Base::tile_rows;
+  using typename Base::V;
 
  public:
   Backward(const CellPlan& plan, const CellBackward<T>& call)
@@ -915,7 +919,8 @@ class Backward : Cell<T, G> {
   }
   // A node's gradient as block_of gives its state.
   const T* gradient_of(int node, int64_t block, int edge, T* buffer) const {
-    return Base::block_of(grad_node(node), grad_blocks - p.inputs * this->size_of(0), p.inputs + node, block, edge, buffer);
+    return Base::block_of(grad_node(node), grad_blocks - p.inputs * this->size_of(0), p.inputs + node, block, edge,
+                          buffer);
   }
 
   // ------------------------------------------------------------------------------------------------ (4) sums
@@ -1024,7 +1029,8 @@ class Backward : Cell<T, G> {
 
   double sum(int edge, int slot, int64_t ch) const {
     double total = 0;
-    for (int64_t block = 0; block < p.blocks; ++block) total += this->channel_sum(sums_of(edge, block, slot), block, ch);
+    for (int64_t block = 0; block < p.blocks; ++block)
+      total += this->channel_sum(sums_of(edge, block, slot), block, ch);
     return total;
   }
 
@@ -1049,8 +1055,8 @@ class Backward : Cell<T, G> {
       b.clear_border(dz, b.p.Ho, b.p.Wo);
     }
     mutable bool fresh = true;  // nothing has been written to dx yet
-    const Scratch<T> x, dx;  // padded: the unit's input (after its ReLU), and the gradient of that
-    const Scratch<T> dz;     // padded: gradient of the depthwise convolution's output
+    const Scratch<T> x, dx;     // padded: the unit's input (after its ReLU), and the gradient of that
+    const Scratch<T> dz;        // padded: gradient of the depthwise convolution's output
     const Scratch<T> dy, tile, taps;
   };
 
@@ -1097,9 +1103,9 @@ class Backward : Cell<T, G> {
       }
       T* dz = this->inside(work.dz, p.Wo) + r * dz_row;
       const auto product = [&](const T* dy, T* to, int64_t count) {
-        pointwise<T, G>({dy, width, here, 1, this->rows_of_matrix, matrices, p.vectors, Start::zero, nullptr, to, width,
-                         nullptr},
-                        count);
+        pointwise<T, G>(
+            {dy, width, here, 1, this->rows_of_matrix, matrices, p.vectors, Start::zero, nullptr, to, width, nullptr},
+            count);
       };
       if (p.Wo % 8 == 0) {
         for (int64_t i = 0; i < end - r; ++i) product(work.dy + i * p.Wo * width, dz + i * dz_row, p.Wo);
@@ -1160,8 +1166,8 @@ class Backward : Cell<T, G> {
       const auto depthwise = depthwise_of<T>(u.kernel, u.dilation, 1);
       for (int64_t r = 0; r < h; ++r) {
         for (int64_t i = 0; i < width; i += L) {
-          depthwise(this->first_tap(u, work.dz, dz_row, r) + i, dz_row, width, taps + i, width, dx + r * row + i, width, w,
-                    !work.fresh);
+          depthwise(this->first_tap(u, work.dz, dz_row, r) + i, dz_row, width, taps + i, width, dx + r * row + i, width,
+                    w, !work.fresh);
         }
       }
       work.fresh = false;
@@ -1335,8 +1341,7 @@ class Backward : Cell<T, G> {
         if (u.halves && out / half != t) continue;
         for (int64_t in = 0; in < p.Cq; ++in) {
           const int64_t at = u.halves ? out * p.Cq + in : (out * p.Cq + in) * dense + t;
-          c.grad_weights[u.pointwise + at] =
-              total(taps * width + (t * this->rows_of_matrix + out) * width, in);
+          c.grad_weights[u.pointwise + at] = total(taps * width + (t * this->rows_of_matrix + out) * width, in);
         }
       }
     }

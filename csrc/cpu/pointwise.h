@@ -24,18 +24,18 @@ enum class Start { zero, vector, output };
 // What one call of `pointwise` reads and writes.
 template <typename T>
 struct Product {
-  const T* in;             // `pixels` pixels at a distance of in_pixel
+  const T* in;  // `pixels` pixels at a distance of in_pixel
   int64_t in_pixel;
   const int64_t* offsets;  // of `taps` taps: where each tap's pixels begin, from `in`
   int taps;
-  int rows;                // input channels: rows of a tap's matrix
-  const T* matrix;         // (taps, rows, vectors * L)
+  int rows;         // input channels: rows of a tap's matrix
+  const T* matrix;  // (taps, rows, vectors * L)
   int64_t vectors;
   Start start;
-  const T* first;          // Start::vector: vectors * L numbers
-  T* out;                  // `pixels` pixels at a distance of out_pixel
+  const T* first;  // Start::vector: vectors * L numbers
+  T* out;          // `pixels` pixels at a distance of out_pixel
   int64_t out_pixel;
-  T* sums;                 // nullptr, or (2, vectors * L): += sum of the outputs, += sum of their squares
+  T* sums;  // nullptr, or (2, vectors * L): += sum of the outputs, += sum of their squares
 };
 
 template <typename T, int G, int P, int B, int I>
@@ -73,8 +73,7 @@ ALWAYS_INLINE void product_block(const Product<T>& t, int64_t pixel, int64_t vec
         V weight[B];
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
-          weight[b] = load(matrix + row * width + b * L);
-          pin(weight[b]);
+          weight[b] = pinned(load(matrix + row * width + b * L));
         }
 #pragma GCC unroll 8
         for (int p = 0; p < P; ++p) {
@@ -145,8 +144,7 @@ ALWAYS_INLINE void outer_block(const T* dy, int64_t dy_pixel, const T* z, int64_
     V value[B];
 #pragma GCC unroll 2
     for (int b = 0; b < B; ++b) {
-      value[b] = load(z + p * z_pixel + b * L);
-      pin(value[b]);
+      value[b] = pinned(load(z + p * z_pixel + b * L));
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -185,8 +183,8 @@ ALWAYS_INLINE void outer_rows(const T* dy, int64_t dy_pixel, int rows, const T* 
   for (; r < rows; ++r) outer_block<T, G, 1, B>(dy + r, dy_pixel, z, z_pixel, pixels, acc + r * width, width);
 }
 
-// acc[row][:] += sum over pixels of dy[row] * z[:]: (rows, vectors * L). With G > 1 each lane keeps its own image's sum,
-// rows is L / G.
+// acc[row][:] += sum over pixels of dy[row] * z[:]: (rows, vectors * L). With G > 1 each lane keeps its own image's
+// sum, rows is L / G.
 template <typename T, int G>
 void outer(const T* dy, int64_t dy_pixel, int rows, const T* z, int64_t z_pixel, int64_t vectors, int64_t pixels,
            T* acc) {

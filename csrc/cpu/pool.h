@@ -33,7 +33,8 @@ void pool_row(const T* x, int64_t height, int64_t columns, int64_t width, int64_
   } else if (count == 2) {
     for (int64_t i = 0; i < row; i += L) store(line + i, join(load(first + i), load(last + i)));
   } else {
-    for (int64_t i = 0; i < row; i += L) store(line + i, join(join(load(first + i), load(first + row + i)), load(last + i)));
+    for (int64_t i = 0; i < row; i += L)
+      store(line + i, join(join(load(first + i), load(first + row + i)), load(last + i)));
   }
   for (int64_t c = 0; c < outputs; ++c) {
     const Range cols = window(c, stride, columns);

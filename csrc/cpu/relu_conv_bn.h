@@ -30,7 +30,7 @@ struct LayerBackward {
   const T* const* weights;
   const T* out;
   const double* variance;
-  T* grad_x;              // or nullptr: not needed
+  T* grad_x;               // or nullptr: not needed
   T* const* grad_weights;  // of each tap, or nullptr: not needed
 };
 

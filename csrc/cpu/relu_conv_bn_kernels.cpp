@@ -1,12 +1,11 @@
 // ReLU, 1x1 convolution, BN, forward and backward, for one instruction set. fastdarts/ops/relu_conv_bn.py holds the
-// definition that this must equal. Forward: the convolution less a pivot (see mixed_cell_kernels.cpp) with BN's sums, then
-// one pass that normalises in place. Backward: one pass for BN's two sums, one for the gradients; the output is xhat, so
-// nothing but it and x is kept.
-#include "relu_conv_bn.h"
-
+// definition that this must equal. Forward: the convolution less a pivot (see mixed_cell_kernels.cpp) with BN's sums,
+// then one pass that normalises in place. Backward: one pass for BN's two sums, one for the gradients; the output is
+// xhat, so nothing but it and x is kept.
 #include "isa.h"
 #include "numbers.h"
 #include "pointwise.h"
+#include "relu_conv_bn.h"
 #include "scratch.h"
 
 namespace fastdarts::ISA {
@@ -70,12 +69,18 @@ constexpr int64_t HERE[] = {0};
 template <typename T>
 class Forward : Layer<T> {
   using Base = Layer<T>;
-  using typename Base::V;
   using Base::L, Base::p, Base::in, Base::out, Base::out_vectors, Base::pixels, Base::tile_rows;
+  using typename Base::V;
 
  public:
   Forward(const LayerPlan& plan, const LayerForward<T>& call)
-      : Base(plan), c(call), matrices(plan.taps * plan.C * out), start(out), sums(plan.N * 2 * out), scale(out), shift(out) {}
+      : Base(plan),
+        c(call),
+        matrices(plan.taps * plan.C * out),
+        start(out),
+        sums(plan.N * 2 * out),
+        scale(out),
+        shift(out) {}
 
   void run() {
     for (int t = 0; t < p.taps; ++t) {
@@ -138,7 +143,8 @@ class Forward : Layer<T> {
     for (int64_t r = 0; r < p.Ho; r += tile_rows) {
       const int64_t end = smaller(p.Ho, r + tile_rows);
       T* to = c.out + (n * pixels + r * p.Wo) * p.D;
-      rows(n, r, end, taken, p.D == out ? to : static_cast<T*>(tile), p.batch_statistics ? static_cast<T*>(part) : nullptr);
+      rows(n, r, end, taken, p.D == out ? to : static_cast<T*>(tile),
+           p.batch_statistics ? static_cast<T*>(part) : nullptr);
       if (p.D != out) this->narrow(tile, (end - r) * p.Wo, to);
       if (p.batch_statistics) fold<T>(part, into, 2 * out);
     }
@@ -171,9 +177,9 @@ class Forward : Layer<T> {
 template <typename T>
 class Backward : Layer<T> {
   using Base = Layer<T>;
-  using typename Base::V;
   using Base::L, Base::p, Base::in, Base::out, Base::in_vectors, Base::out_vectors, Base::pixels, Base::tile_rows,
       Base::stride;
+  using typename Base::V;
 
  public:
   Backward(const LayerPlan& plan, const LayerBackward<T>& call)
@@ -258,8 +264,8 @@ class Backward : Layer<T> {
 
   void gradients(int64_t chunk) {
     const int64_t tile = tile_rows * p.Wo;
-    const Scratch<T> taken(tile * in), g(p.D == out ? 0 : tile * out), xhat(p.D == out ? 0 : tile * out), dy(tile * out),
-        dx(tile * in);
+    const Scratch<T> taken(tile * in), g(p.D == out ? 0 : tile * out), xhat(p.D == out ? 0 : tile * out),
+        dy(tile * out), dx(tile * in);
     T* part = c.grad_weights == nullptr ? nullptr : parts + chunk * p.taps * p.D * in;
     if (part != nullptr) clear(part, p.taps * p.D * in);
     for (int64_t n = chunk * p.N / chunks; n < (chunk + 1) * p.N / chunks; ++n) {

@@ -9,9 +9,7 @@ namespace {
 
 std::array<std::atomic<double>, static_cast<int>(Stage::count)> seconds;
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 }  // namespace
 

@@ -4,20 +4,21 @@
 namespace fastdarts {
 
 enum class Stage {
-  pack,               // weights into kernel layout, states and gradients into block layout
-  first_halves,       // y of the convolutions that read a state
-  second_halves,      // y of the second halves
-  nodes,              // the affine sums
-  sums,               // backward: the two sums of each candidate
-  second_gradients,   // backward of second halves
-  first_gradients,    // backward of the convolutions that read a state
-  collect,            // weight gradients of all chunks added up
-  finish,             // pools, skips, bypass
+  pack,              // weights into kernel layout, states and gradients into block layout
+  first_halves,      // y of the convolutions that read a state
+  second_halves,     // y of the second halves
+  nodes,             // the affine sums
+  sums,              // backward: the two sums of each candidate
+  second_gradients,  // backward of second halves
+  first_gradients,   // backward of the convolutions that read a state
+  collect,           // weight gradients of all chunks added up
+  finish,            // pools, skips, bypass
   count,
 };
 
-constexpr const char* STAGE_NAMES[] = {"pack",  "first_halves",     "second_halves",   "nodes",   "sums",
-                                       "second_gradients", "first_gradients", "collect", "finish"};
+constexpr const char* STAGE_NAMES[] = {"pack",  "first_halves",     "second_halves",   "nodes",
+                                       "sums",  "second_gradients", "first_gradients", "collect",
+                                       "finish"};
 
 // Adds the time of a scope to a stage.
 class Timed {

@@ -1,5 +1,5 @@
-// Vectors of the instruction set that this file is compiled for, by the compiler's own vector extension: the same source
-// gives AVX-512, AVX2, and 16-byte vectors (SSE2, NEON). Only kernel files include this (see isa.h).
+// Vectors of the instruction set that this file is compiled for, by the compiler's own vector extension: the same
+// source gives AVX-512, AVX2, and 16-byte vectors (SSE2, NEON). Only kernel files include this (see isa.h).
 #pragma once
 
 #include <cstdint>
@@ -84,6 +84,13 @@ ALWAYS_INLINE void pin(V& v) {
 #elif defined(__aarch64__)
   asm("" : "+w"(v));
 #endif
+}
+
+// Of an element of an array: an element that is pinned itself would keep the array in memory.
+template <typename V>
+ALWAYS_INLINE V pinned(V v) {
+  pin(v);
+  return v;
 }
 
 template <typename T>

@@ -34,7 +34,7 @@ class MultiScaleDecoder(nn.Module):
         """F_l (N, C_l, h_l, w_l) -> levels (N, 3, h_l, w_l) and a bias (3,): the prediction is their upsampled sum."""
         W = self.linear.weight
         levels = [
-            F.conv2d(feature, (W @ conv.weight.flatten(1))[:, :, None, None])
+            F.linear(feature.permute(0, 2, 3, 1), W @ conv.weight.flatten(1)).permute(0, 3, 1, 2)
             for conv, feature in zip(self.align, features, strict=True)
         ]
         return levels, W @ sum(conv.bias for conv in self.align) + self.linear.bias
@@ -49,7 +49,7 @@ class MaskedReconstruction(Objective):
     mask_token    what hidden pixels are set to: "zero" (the mean colour) or a "learned" colour
     norm          "l1" or "l2", on normalised pixels
     seed          of the masks: fresh for each image, step and stream
-    backend       of ops.patch_mask
+    backend       of ops.patch_mask and ops.masked_loss
     """
 
     needs_labels = False
@@ -131,4 +131,14 @@ class MaskedReconstruction(Objective):
         return *self.decoder(supernet(x, weights, step, stream)), mask, x
 
     def _loss(self, levels: Sequence[Tensor], bias: Tensor, batch: Batch, mask: Tensor) -> Tensor:
-        return masked_loss(levels, bias, batch.images, batch.flip, mask, mean=self.mean, std=self.std, norm=self.norm)
+        return masked_loss(
+            levels,
+            bias,
+            batch.images,
+            batch.flip,
+            mask,
+            mean=self.mean,
+            std=self.std,
+            norm=self.norm,
+            backend=self.backend,
+        )

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastdarts import native
 
@@ -45,17 +46,40 @@ def anything(device: torch.device, dtype: torch.dtype) -> None:
     """The definition's check."""
 
 
-def native_cpu(*dtypes: torch.dtype) -> Check:
-    """The check of a C++ kernel that is compiled for CPU tensors of these dtypes."""
+def native_cpu(*dtypes: torch.dtype, op: str | None = None) -> Check:
+    """The check of a C++ kernel that is compiled for CPU tensors of these dtypes.
+
+    op  a registered op without a default kernel: a native module that was built before it existed is refused
+    """
 
     def check(device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cpu":
             return f"it serves tensors on the CPU, these are on {device}"
         if dtype not in dtypes:
             return f"it is compiled for {' and '.join(map(_short, dtypes))}, not for {_short(dtype)}"
-        return native.reason()
+        return native.reason() or (native.lacks(op) if op else None)
 
     return check
+
+
+def arithmetic(x: Tensor) -> torch.dtype:
+    """The dtype in which an op on `x` computes: autocast's where that is on (it leaves float64 alone), else x' own."""
+    autocast = _autocast(x.device.type)
+    return x.dtype if autocast is None or x.dtype == torch.float64 else autocast
+
+
+def check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless `tensor` is on x' device and of its dtype (under autocast: of a floating-point one)."""
+    fits = tensor.dtype == x.dtype or (tensor.is_floating_point() and _autocast(x.device.type) is not None)
+    if tensor.device != x.device or not fits:
+        expected = f"{_short(x.dtype)} on {x.device}, as the input is"
+        raise ValueError(f"{name} must be {expected}, got {_short(tensor.dtype)} on {tensor.device}")
+
+
+def _autocast(device: str) -> torch.dtype | None:
+    """The dtype of the autocast that is on for this type of device, or None."""
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
 
 
 @torch.compiler.assume_constant_result  # torch.compile takes the choice as it is, it does not trace it

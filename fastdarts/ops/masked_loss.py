@@ -1,31 +1,27 @@
 """Reconstruction loss on masked pixels of a prediction that is a sum of upsampled low-resolution maps.
 
-Letters: N images, S pixels a side, p pixels a patch's side, h_l w_l the resolution of level l, L levels.
+Letters: N images of H x W pixels, p pixels a patch's side, h_l w_l the resolution of level l, L levels.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdarts.ops import backend as backends
+from fastdarts.ops.batch_norm import through_definition
 from fastdarts.ops.patch_mask import normalise
 
 Norm = Literal["l1", "l2"]
 
-
-def upsampled_sum(levels: Sequence[Tensor], bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """sum_l Up(levels[l]) + bias: levels (N, 3, h_l, w_l), bias (3,) -> (N, 3, *size); bilinear, align_corners=False."""
-    total = bias[:, None, None]
-    for level in levels:
-        total = total + F.interpolate(level, size=size, mode="bilinear", align_corners=False)
-    return total
-
-
-def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
-    """bool (N, S/p, S/p) -> bool (N, 1, S, S), each patch's value at its p x p pixels."""
-    return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None]
+torch.library.define(
+    "fastdarts::masked_loss",
+    "(Tensor[] levels, Tensor bias, Tensor images, Tensor flip, Tensor mask, float[] mean, float[] std, str norm, "
+    "bool need_grad) -> (Tensor loss, Tensor[] grad_levels, Tensor grad_bias)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
 
 
 def masked_loss(
@@ -38,17 +34,54 @@ def masked_loss(
     mean: Sequence[float],
     std: Sequence[float],
     norm: Norm = "l1",
+    backend: str = "auto",
 ) -> Tensor:
     """Mean |prediction - pixel| (or its square) over the masked pixels' three colours (SimMIM; MAE-NAS section 3.2.2).
 
-    levels  L maps (N, 3, h_l, w_l), floating point; the prediction is `upsampled_sum(levels, bias, (S, S))`
-    bias    (3,)
-    images  uint8 (N, S, S, 3); the target is its normalised, flipped pixels
-    flip    bool (N,)
-    mask    bool (N, S/p, S/p), at least one True
-    Returns a scalar of the levels' dtype: sum over masked pixels and colours / (masked pixels * 3). Differentiable in
-    `levels` and `bias`; unmasked pixels have no part in it.
+    levels     at least one map (N, 3, h_l, w_l), floating point, any strides; the prediction is
+               `upsampled_sum(levels, bias, (H, W))`
+    bias       (3,), of the levels' dtype (any floating point one under autocast)
+    images     uint8 (N, H, W, 3); the target is its normalised, flipped pixels (patch_mask.normalise)
+    flip       bool (N,)
+    mask       bool (N, H/p, W/p), at least one True: without any the loss is NaN
+    mean, std  three numbers each, of pixels in [0, 1]
+    norm       "l1" or "l2"
+    backend    "auto", "cpu" (C++: float32, float64) or "definition"
+
+    Returns a scalar of the levels' dtype: sum over masked pixels and colours / (masked pixels * 3). Unmasked pixels have no
+    part in it. Differentiable twice in `levels` and `bias`. The native backend computes loss and gradient in one pass over
+    the masked patches, writes nothing of the images' size, and gives the same bits for any number of threads. Raises
+    ValueError for arguments that do not fit and BackendUnavailable.
     """
+    _check(levels, bias, images, flip, mask, mean, std, norm)
+    args = list(levels), bias, images, flip, mask, list(mean), list(std), norm
+    return backends.run("masked_loss", backend, images.device, backends.arithmetic(levels[0]), *args)
+
+
+def upsampled_sum(levels: Sequence[Tensor], bias: Tensor, size: tuple[int, int]) -> Tensor:
+    """sum_l Up(levels[l]) + bias: levels (N, 3, h_l, w_l), bias (3,) -> (N, 3, *size); bilinear, align_corners=False."""
+    total = bias[:, None, None]
+    for level in levels:
+        total = total + F.interpolate(level, size=size, mode="bilinear", align_corners=False)
+    return total
+
+
+def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
+    """bool (N, H/p, W/p) -> bool (N, 1, H, W), each patch's value at its p x p pixels."""
+    return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None]
+
+
+def definition(
+    levels: Sequence[Tensor],
+    bias: Tensor,
+    images: Tensor,
+    flip: Tensor,
+    mask: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm: Norm,
+) -> Tensor:
+    """What masked_loss computes, in plain PyTorch at any dtype on any device; arguments as there."""
     size = (images.shape[1], images.shape[2])
     target = normalise(images, flip, mean=mean, std=std, dtype=levels[0].dtype)
     patch_size = size[0] // mask.shape[1]
@@ -56,3 +89,86 @@ def masked_loss(
     error = error.abs() if norm == "l1" else error.square()
     terms = mask.sum() * (patch_size**2 * target.shape[1])  # counted in whole numbers, whatever the dtype
     return torch.where(pixel_mask(mask, patch_size), error, 0).sum() / terms
+
+
+@torch.library.register_fake("fastdarts::masked_loss")
+def _fake(levels: list[Tensor], bias: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    need_grad = rest[-1]
+    grad_levels = [torch.empty_like(level) for level in levels] if need_grad else []
+    return bias.new_empty(()), grad_levels, bias.new_empty(3 if need_grad else 0)
+
+
+class _MaskedLoss(torch.autograd.Function):
+    """The registered op, which brings the gradient with the loss: backward scales it."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, flip: Tensor, mask: Tensor, settings: tuple, bias: Tensor, *levels: Tensor) -> Tensor:
+        loss, grad_levels, grad_bias = torch.ops.fastdarts.masked_loss(levels, bias, images, flip, mask, *settings, True)
+        ctx.settings = settings
+        ctx.save_for_backward(images, flip, mask, bias, *levels, grad_bias, *grad_levels)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        images, flip, mask, *rest = ctx.saved_tensors
+        inputs, grads = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        wanted = ctx.needs_input_grad[4:]
+        if torch.is_grad_enabled():
+
+            def again(bias: Tensor, *levels: Tensor) -> Tensor:
+                return definition(levels, bias, images, flip, mask, *ctx.settings)
+
+            return None, None, None, None, *through_definition("masked_loss", again, inputs, wanted, grad)
+        return None, None, None, None, *(g * grad if w else None for g, w in zip(grads, wanted, strict=True))
+
+
+def _registered(levels: list[Tensor], bias: Tensor, images: Tensor, flip: Tensor, mask: Tensor, *settings: Any) -> Tensor:
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (bias, *levels)):
+        return _MaskedLoss.apply(images, flip, mask, settings, bias, *levels)
+    return torch.ops.fastdarts.masked_loss(levels, bias, images, flip, mask, *settings, False)[0]
+
+
+backends.register(
+    "masked_loss",
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="masked_loss"), _registered),
+    backends.Backend("definition", backends.anything, definition),
+)
+
+
+def _check(
+    levels: Sequence[Tensor],
+    bias: Tensor,
+    images: Tensor,
+    flip: Tensor,
+    mask: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm: str,
+) -> None:
+    """Raise ValueError, saying what was given, unless the arguments are as masked_loss documents them."""
+    if not levels:
+        raise ValueError("levels must be at least one map (N, 3, h, w), got none")
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise ValueError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {tuple(images.shape)}")
+    n, h, w, _ = images.shape
+    for level in levels:
+        fits = level.dim() == 4 and tuple(level.shape[:2]) == (n, 3) and 0 not in level.shape[2:]
+        if not fits or not level.is_floating_point():
+            raise ValueError(f"levels must be floating point ({n}, 3, h, w), got {level.dtype} {tuple(level.shape)}")
+        backends.check_alike("levels", level, levels[0])
+    if tuple(bias.shape) != (3,):
+        raise ValueError(f"bias must be (3,), got {tuple(bias.shape)}")
+    backends.check_alike("bias", bias, levels[0])
+    if flip.dtype != torch.bool or tuple(flip.shape) != (n,):
+        raise ValueError(f"flip must be {torch.bool} ({n},), got {flip.dtype} {tuple(flip.shape)}")
+    rows, cols = mask.shape[1:] if mask.dim() == 3 and 0 not in mask.shape[1:] else (h, w)
+    if mask.dtype != torch.bool or tuple(mask.shape) != (n, rows, cols) or h % rows or h // rows * cols != w:
+        expected = f"{torch.bool} ({n}, {h}/p, {w}/p) of patches of p x p pixels"
+        raise ValueError(f"mask must be {expected}, got {mask.dtype} {tuple(mask.shape)}")
+    for name, tensor in {"images": images, "flip": flip, "mask": mask}.items():
+        if tensor.device != levels[0].device:
+            raise ValueError(f"{name} is on {tensor.device}, the levels are on {levels[0].device}; move it there")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean and std must be three numbers each, std above 0, got {list(mean)} and {list(std)}")
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm must be l1 or l2, got {norm!r}")

@@ -94,8 +94,9 @@ class Bilevel:
 
     def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> tuple[Tensor, list[Tensor]]:
         """L_val(w, alpha) and its gradient in alpha; no gradient of a weight is computed."""
-        loss = self._loss(step, val, Stream.VAL)
-        return loss.detach(), list(torch.autograd.grad(loss, self.relaxation.parameters()))
+        with held(self.weights):
+            loss = self._loss(step, val, Stream.VAL)
+            return loss.detach(), list(torch.autograd.grad(loss, self.relaxation.parameters()))
 
     def unrolled_gradient(self, step: Tensor, train: Batch, val: Batch) -> tuple[Tensor, list[Tensor]]:
         """L_val(w', alpha) and d/dalpha of it, w' = w - eta (momentum * buffer + dL_train/dw + decay * w).
@@ -117,7 +118,8 @@ class Bilevel:
             sides = []
             for sign in (1, -1):
                 self._place(saved, v, sign * R)
-                sides.append(torch.autograd.grad(self._loss(step, train, Stream.TRAIN), alpha))
+                with held(self.weights):
+                    sides.append(torch.autograd.grad(self._loss(step, train, Stream.TRAIN), alpha))
         finally:
             self._place(saved)
         return loss.detach(), [d - eta * (plus - minus) / (2 * R) for d, plus, minus in zip(d_alpha, *sides, strict=True)]
@@ -146,6 +148,19 @@ class Bilevel:
 
     def _loss(self, step: Tensor, batch: Batch, stream: Stream) -> Tensor:
         return self.objective(self.supernet, self.relaxation.weights(), batch, step, stream)
+
+
+@contextmanager
+def held(weights: list[Tensor]) -> Iterator[None]:
+    """Inside, `weights` are constants: a fused op decides in its forward whether its backward computes their gradients."""
+    moving = [w for w in weights if w.requires_grad]
+    try:
+        for w in moving:
+            w.requires_grad_(False)
+        yield
+    finally:
+        for w in moving:
+            w.requires_grad_(True)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from fastdarts.config import SearchSettings
 from fastdarts.genotype import Genotype
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
-from fastdarts.search.bilevel import Bilevel, frozen_buffers
+from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
@@ -194,7 +194,7 @@ class Search:
             return list(torch.autograd.grad(self.objective(self.supernet, weights, batch, step, Stream.EVAL), alpha))
 
         self.supernet.train()
-        with frozen_buffers(self.supernet, self.objective):
+        with frozen_buffers(self.supernet, self.objective), held(self.bilevel.weights):
             return dominant_eigenvalue(gradient, alpha)
 
     def state_dict(self) -> dict[str, Any]:

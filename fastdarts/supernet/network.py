@@ -29,6 +29,7 @@ class Supernet(nn.Module):
     partial_channels  k: C/k channels pass through the candidates (1 = all of them)
     channel_sampling  which ones: "first" (PC-DARTS' released code), or "random": drawn anew for each edge at each step
     seed              of the random channels; the initial weights come from torch's global generator
+    backend           of the cells' fused ops: "auto", "definition" or one that `python -m fastdarts.info` lists
 
     Parameter names are those of quark0/darts and PC-DARTS: load_state_dict takes what their search networks saved, and
     state_dict gives what they take (with their `classifier`, once load_state_dict or an objective has brought one).
@@ -45,6 +46,7 @@ class Supernet(nn.Module):
         partial_channels: int = 1,
         channel_sampling: ChannelSampling = "first",
         seed: int = 0,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         if layers < 3:
@@ -52,7 +54,7 @@ class Supernet(nn.Module):
         if partial_channels < 1 or C % (2 * partial_channels):
             raise ValueError(f"init_channels = {C} and partial_channels = {partial_channels}: C/k must be an even whole number")
         self.space, self.stem_kind, self.k = space, stem, partial_channels
-        self.channel_sampling, self.seed = channel_sampling, seed
+        self.channel_sampling, self.seed, self.backend = channel_sampling, seed, backend
         C_prev_prev, C_prev, reduction_prev = self._build_stem(stem, C)
         reductions = (layers // 3, 2 * layers // 3)
         self.cells = nn.ModuleList()
@@ -60,7 +62,7 @@ class Supernet(nn.Module):
         for i in range(layers):
             kind: Kind = "reduce" if i in reductions else "normal"
             C = 2 * C if kind == "reduce" else C
-            self.cells.append(Cell(space, kind, C_prev_prev, C_prev, C, reduction_prev, partial_channels))
+            self.cells.append(Cell(space, kind, C_prev_prev, C_prev, C, reduction_prev, partial_channels, backend))
             reduction_prev = kind == "reduce"
             C_prev_prev, C_prev = C_prev, space.nodes * C
             if i + 1 in (*reductions, layers):  # the last cell of a stage

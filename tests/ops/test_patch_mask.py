@@ -105,7 +105,7 @@ def test_half_precision_is_float32_rounded_once(dtype):
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cpp_equals_the_definition_bit_for_bit(shape, dtype, n_threads):
+def test_cpp_equals_the_definition_bit_for_bit(shape, dtype, n_threads, isa):
     n, h, w, p = shape
     patches = (h // p) * (w // p)
     with threads(n_threads), uninitialised_memory_is_nan():
@@ -136,7 +136,7 @@ def test_cpp_takes_any_strides():
 
 
 @needs_native
-def test_cpp_equals_the_definition_for_every_pixel_value_and_many_masks():
+def test_cpp_equals_the_definition_for_every_pixel_value_and_many_masks(isa):
     images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3).repeat(64, 1, 1, 1)
     tensors, given = arguments(64, 16, 16, 1, 100)
     tensors[0] = images

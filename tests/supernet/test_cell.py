@@ -1,221 +1,46 @@
-"""Cases small enough to be worked out by hand: channels, bypass, edges, strides, and each candidate on a few pixels."""
+"""Cases of a cell that are small enough to be worked out by hand: edges, nodes, strides, its parameters.
+
+The candidates and the channels are in tests/ops/test_mixed_cell_by_hand.py.
+"""
+
+import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.spaces import S0, Space
-from fastdarts.supernet import Cell, CellWeights, MixedOp, channel_shuffle
+from fastdarts.supernet import Cell, CellWeights, MixedEdges, Supernet
+from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN
+from tests.backends import BACKENDS
 from tests.naive import S0 as NAMES
 from tests.naive import assert_close
+from tests.ops.test_mixed_cell_by_hand import COUNT, flat, tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def tensor(values: list) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def flat(*values: float, side: int = 2) -> Tensor:
-    """One image whose c-th channel is values[c] everywhere: (1, C, side, side)."""
-    return tensor(list(values)).reshape(1, -1, 1, 1).expand(1, len(values), side, side).clone()
-
-
-def picture(rows: list[list[float]]) -> Tensor:
-    """One image of one channel."""
-    return tensor(rows)[None, None]
-
-
-COUNT = picture([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]])
-
-
-def one_hot(name: str, value: float = 1.0) -> Tensor:
-    weights = torch.zeros(8, dtype=torch.float64)
-    weights[NAMES.index(name)] = value
-    return weights
-
-
-def transparent(module: nn.Module) -> None:
-    """Every batch norm passes its input on: running mean 0, running variance 1 - eps, eval mode."""
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            m.running_var.fill_(1 - m.eps)
-    module.eval()
-
-
-def mixed(C: int, stride: int, names: tuple[str, ...], k: int = 1) -> MixedOp:
-    return MixedOp(C, stride, names, k).double()
-
-
-# ---------------------------------------------------------------------------------------------------- channels
-
-
-@pytest.mark.parametrize(
-    ("k", "order"),
-    [
-        (1, [0, 1, 2, 3, 4, 5, 6, 7]),
-        (2, [0, 4, 1, 5, 2, 6, 3, 7]),
-        (4, [0, 2, 4, 6, 1, 3, 5, 7]),
-        (8, [0, 1, 2, 3, 4, 5, 6, 7]),
-    ],
-)
-def test_shuffle(k: int, order: list[int]) -> None:
-    assert torch.equal(channel_shuffle(flat(*range(8)), k), flat(*order))
-
-
-def test_first_channels_are_processed_and_the_rest_interleaved() -> None:
-    op = mixed(4, 1, ("none", "skip_connect"), k=2)
-    out = op(flat(1, 10, 100, 1000), tensor([5, 3]))
-    assert torch.equal(out, flat(3, 100, 30, 1000))  # [3, 30 | 100, 1000], shuffled
-
-
-def test_a_quarter_of_the_channels() -> None:
-    op = mixed(8, 1, ("skip_connect",), k=4)
-    out = op(flat(1, 2, 3, 4, 5, 6, 7, 8), tensor([-1]))
-    assert torch.equal(out, flat(-1, 3, 5, 7, -2, 4, 6, 8))
-
-
-def test_chosen_channels_keep_their_places() -> None:
-    op = mixed(4, 1, ("none", "skip_connect"), k=2)
-    out = op(flat(1, 10, 100, 1000), tensor([5, 3]), torch.tensor([1, 2]))
-    assert torch.equal(out, flat(1, 30, 300, 1000))
-
-
-@pytest.mark.parametrize("chosen", [None, torch.tensor([0, 1])])
-def test_bypass_is_max_pooled_where_the_edge_strides(chosen: Tensor | None) -> None:
-    x = torch.cat([COUNT, COUNT, COUNT, -COUNT], dim=1)
-    out = mixed(4, 2, ("none",), k=2)(x, tensor([1]), chosen)
-    up, down, zero = [[5, 7], [13, 15]], [[-0.0, -2], [-8, -10]], [[0, 0], [0, 0]]
-    order = [zero, up, zero, down] if chosen is None else [zero, zero, up, down]
-    assert torch.equal(out, tensor(order)[None])
-
-
-def test_equal_pixels_in_the_bypass_the_first_gets_the_gradient() -> None:
-    x = flat(7, 7, side=4).requires_grad_()
-    mixed(2, 2, ("none",), k=2)(x, tensor([1])).sum().backward()
-    first = [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
-    assert torch.equal(x.grad, tensor([[[[0.0] * 4] * 4, first]]))
-
-
-# -------------------------------------------------------------------------------------------------- candidates
-
-
-@pytest.mark.parametrize(("stride", "side"), [(1, 4), (2, 2)])
-def test_none(stride: int, side: int) -> None:
-    x = (COUNT + 1).requires_grad_()
-    weight = tensor([4]).requires_grad_()
-    out = mixed(1, stride, ("none",))(x, weight)
-    out.sum().backward()
-    assert torch.equal(out, torch.zeros(1, 1, side, side, dtype=torch.float64))
-    assert weight.grad.item() == 0
-    assert x.grad.count_nonzero() == 0
-
-
-def test_skip_is_the_input_itself() -> None:
-    x = -COUNT
-    assert torch.equal(mixed(1, 1, NAMES)(x, one_hot("skip_connect")), x)  # no ReLU, no batch norm
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(
-    ("name", "pooled"),
-    [("max_pool_3x3", [[-15, -13], [-7, -5]]), ("avg_pool_3x3", [[-17.5, -16], [-11.5, -10]])],
-)
-def test_pools_of_negative_pixels(name: str, pooled: list[list[float]], train: bool) -> None:
-    """COUNT - 20 under stride 2: padding neither wins a maximum nor counts in a mean; then a batch norm of its own."""
-    op = mixed(1, 2, (name,))
-    y = picture(pooled)
-    if train:
-        spread = y - (-10 if name == "max_pool_3x3" else -13.75)
-        want = spread / (spread.square().mean() + 1e-5).sqrt()
-        assert spread.sum() == 0
-    else:
-        transparent(op)
-        want = y
-    assert_close(op(COUNT - 20, tensor([1])), want)
-
-
-def test_max_pool_at_stride_one() -> None:
-    op = mixed(1, 1, ("max_pool_3x3",))
-    transparent(op)
-    want = [[5, 6, 7, 7], [9, 10, 11, 11], [13, 14, 15, 15], [13, 14, 15, 15]]
-    assert_close(op(COUNT, tensor([2])), 2 * picture(want))
-
-
-def test_strided_skip_sees_every_other_pixel_and_the_one_beside_it() -> None:
-    op = mixed(2, 2, ("skip_connect",))
-    transparent(op)
-    skip = op._ops[0]
-    with torch.no_grad():
-        skip.conv_1.weight.copy_(tensor([1, 0]).reshape(1, 2, 1, 1))  # reads channel 0
-        skip.conv_2.weight.copy_(tensor([0, 1]).reshape(1, 2, 1, 1))  # reads channel 1
-    x = torch.cat([COUNT - 8, 100 * COUNT], dim=1)
-    want = tensor([[[0, 0], [0, 2]], [[500, 700], [1300, 1500]]])[None]  # ReLU first; shifted by one pixel each way
-    assert_close(op(x, tensor([1])), want)
-
-
-def shift(conv: nn.Conv2d, dy: int, dx: int) -> None:
-    """A depthwise kernel that is zero except for a one at row dy, column dx."""
-    with torch.no_grad():
-        conv.weight.zero_()
-        conv.weight[:, 0, dy, dx] = 1
-
-
-def swap(conv: nn.Conv2d) -> None:
-    """A 1x1 convolution that swaps its two channels."""
-    with torch.no_grad():
-        conv.weight.copy_(tensor([[0, 1], [1, 0]])[:, :, None, None])
-
-
-@pytest.mark.parametrize(("name", "reach"), [("dil_conv_3x3", 2), ("dil_conv_5x5", 4)])
-def test_dilated_convolution_reaches_twice_as_far(name: str, reach: int) -> None:
-    """The kernel's first tap reads `reach` pixels up and left, zeros outside; ReLU comes before, the 1x1 after."""
-    op = mixed(2, 1, (name,))
-    transparent(op)
-    _, depthwise, pointwise, _ = op._ops[0].op
-    shift(depthwise, 0, 0)
-    swap(pointwise)
-    x = torch.arange(72, dtype=torch.float64).reshape(1, 2, 6, 6) - 3
-    want = torch.zeros_like(x)
-    want[:, :, reach:, reach:] = x.clamp(min=0)[:, :, : 6 - reach, : 6 - reach].flip(1)
-    assert_close(op(x, tensor([1])), want)
-
-
-@pytest.mark.parametrize(("name", "reach"), [("sep_conv_3x3", 1), ("sep_conv_5x5", 2)])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_separable_convolution_is_two_of_them_and_the_first_strides(name: str, reach: int, stride: int) -> None:
-    op = mixed(2, stride, (name,))
-    transparent(op)
-    layers = op._ops[0].op
-    shift(layers[1], reach, reach)  # the middle: no shift
-    shift(layers[5], 2 * reach, reach)  # `reach` pixels further down
-    swap(layers[2])
-    with torch.no_grad():
-        layers[6].weight.copy_(tensor([[1, 0], [0, -1]])[:, :, None, None])  # after the last ReLU: may be negative
-    x = torch.arange(128, dtype=torch.float64).reshape(1, 2, 8, 8) - 3
-    half = x.clamp(min=0)[:, :, ::stride, ::stride].flip(1)
-    want = torch.zeros_like(half)
-    want[:, :, :-reach] = half[:, :, reach:]
-    want[:, 1] *= -1
-    assert_close(op(x, tensor([1])), want)
-
-
-def test_weights_past_an_edges_own_list_are_ignored() -> None:
-    op = mixed(2, 1, ("none", "skip_connect"))
-    assert torch.equal(op(flat(1, 2), tensor([1, 2, float("nan")])), flat(2, 4))
-
-
-# -------------------------------------------------------------------------------------------------------- cells
-
 SKIPS = Space.uniform("skips", ("none", "skip_connect"))
 PRIMES = [1, 2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41]
 # with s0 = 1 and s1 = 10: 1 + 20; 3 + 50 + 7*21; 11 + 130 + 17*21 + 19*200; 23 + 290 + 31*21 + 37*200 + 41*4298
 NODES = (21, 200, 4298, 184582)
 
 
-def skip_cell(kind: str = "normal", C: int = 2, k: int = 1) -> Cell:
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def transparent(module: nn.Module) -> None:
+    """Every batch norm passes its input on: running mean 0, running variance 1 - eps, eval mode."""
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d | MixedEdges):
+            m.running_var.fill_(1 - 1e-5)
+    module.eval()
+
+
+def skip_cell(backend: str, kind: str = "normal", C: int = 2, k: int = 1) -> Cell:
     """A cell whose preprocess layers pass positive inputs on."""
-    cell = Cell(SKIPS, kind, C, C, C, reduction_prev=False, partial_channels=k).double()
+    cell = Cell(SKIPS, kind, C, C, C, reduction_prev=False, partial_channels=k, backend=backend).double()
     transparent(cell)
     with torch.no_grad():
         for layer in (cell.preprocess0, cell.preprocess1):
@@ -224,12 +49,12 @@ def skip_cell(kind: str = "normal", C: int = 2, k: int = 1) -> Cell:
 
 
 @pytest.mark.parametrize("by", ["ops", "edges", "both"])
-def test_order_of_edges_and_nodes(by: str) -> None:
+def test_order_of_edges_and_nodes(by: str, backend: str) -> None:
     """Edge e's weight is the e-th prime: only the offsets 0, 2, 5, 9 give these sums."""
     primes, ones = tensor(PRIMES), torch.ones(14, dtype=torch.float64)
     on = {"ops": (primes, None), "edges": (ones, primes), "both": (2 * primes, ones / 2)}[by]
     ops = torch.stack([9 * ones, on[0]], dim=1)
-    out = skip_cell()(flat(1, 2), flat(10, 20), CellWeights(ops, on[1]))
+    out = skip_cell(backend)(flat(1, 2), flat(10, 20), CellWeights(ops, on[1]))
     assert_close(out, flat(*(c * n for n in NODES for c in (1, 2))))
 
 
@@ -240,7 +65,7 @@ def test_order_of_edges_and_nodes(by: str) -> None:
         *[(9, 3, 0), (10, 3, 1), (11, 3, 2), (12, 3, 3), (13, 3, 4)],
     ],
 )
-def test_one_edge_alone(edge: int, node: int, state: int) -> None:
+def test_one_edge_alone(edge: int, node: int, state: int, backend: str) -> None:
     """The only edge into its node carries that state and no other (the states before it are fed by their first edges)."""
     weights = torch.zeros(14, dtype=torch.float64)
     for first, value in ((0, 3), (2, 4), (5, 5)):  # nodes 0, 1, 2 = 3, 4, 5 times s0
@@ -248,42 +73,34 @@ def test_one_edge_alone(edge: int, node: int, state: int) -> None:
     weights[[[0, 1], [2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12, 13]][node]] = 0
     weights[edge] = 100
     ops = torch.stack([torch.zeros_like(weights), weights], dim=1)
-    out = skip_cell(C=2)(flat(1, 1), flat(7, 7), CellWeights(ops))
+    out = skip_cell(backend)(flat(1, 1), flat(7, 7), CellWeights(ops))
     states = [1, 7, 3, 4, 5]
     assert (node + 2) > state
     assert_close(out[:, 2 * node : 2 * node + 2], flat(*[100 * states[state]] * 2))
 
 
-def test_beta_scales_the_bypass_too() -> None:
+def test_beta_scales_the_bypass_too(backend: str) -> None:
     ones = torch.ones(14, dtype=torch.float64)
     ops = torch.stack([ones, 0 * ones], dim=1)  # nothing but the bypass
-    out = skip_cell(C=4, k=2)(flat(1, 2, 3, 4), flat(10, 20, 30, 40), CellWeights(ops, tensor(PRIMES)))
+    cell = skip_cell(backend, C=4, k=2)
+    out = cell(flat(1, 2, 3, 4), flat(10, 20, 30, 40), CellWeights(ops, tensor(PRIMES)))
     assert_close(out[:, :4], flat(0, 63, 0, 84))  # node 0: 1 * (3, 4) + 2 * (30, 40) between the processed zeros
 
 
 @pytest.mark.parametrize(
     ("kind", "strided"), [("normal", set()), ("reduce", {0, 1, 2, 3, 5, 6, 9, 10})], ids=["normal", "reduce"]
 )
-def test_which_edges_stride(kind: str, strided: set[int]) -> None:
-    cell = Cell(S0, kind, 4, 4, 4, reduction_prev=False).double()
-    halved = set()
-
-    def watch(edge: int, x: Tensor, y: Tensor) -> None:
-        assert y.shape[2:] in (x.shape[2:], (x.shape[2] // 2, x.shape[3] // 2))
-        if y.shape[2] < x.shape[2]:
-            halved.add(edge)
-
-    for e, op in enumerate(cell._ops):
-        op.register_forward_hook(lambda _, args, y, e=e: watch(e, args[0], y))
+def test_which_edges_stride(kind: str, strided: set[int], backend: str) -> None:
+    cell = Cell(S0, kind, 4, 4, 4, reduction_prev=False, backend=backend).double()
+    assert {e for e, edge in enumerate(cell._ops.graph.edges) if edge.stride == 2} == strided
     x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     out = cell(x, x, CellWeights(torch.rand(14, 8, dtype=torch.float64)))
-    assert halved == strided
     assert out.shape == ((2, 16, 4, 4) if strided else (2, 16, 8, 8))
 
 
-def test_after_a_reduction_the_older_input_is_halved() -> None:
+def test_after_a_reduction_the_older_input_is_halved(backend: str) -> None:
     """preprocess0 reads the even pixels for its first half of channels and the odd ones for the second."""
-    cell = Cell(SKIPS, "normal", 1, 2, 2, reduction_prev=True).double()
+    cell = Cell(SKIPS, "normal", 1, 2, 2, reduction_prev=True, backend=backend).double()
     transparent(cell)
     with torch.no_grad():
         cell.preprocess0.conv_1.weight.fill_(1)
@@ -296,9 +113,9 @@ def test_after_a_reduction_the_older_input_is_halved() -> None:
     assert_close(out, want)
 
 
-def test_the_output_is_nobodys_state() -> None:
+def test_the_output_is_nobodys_state(backend: str) -> None:
     """Callers modify it in place (drop-path, auxiliary skips): the gradients stay right."""
-    cell = Cell(S0, "normal", 4, 4, 4, reduction_prev=False).double()
+    cell = Cell(S0, "normal", 4, 4, 4, reduction_prev=False, backend=backend).double()
     x = torch.randn(2, 4, 4, 4, dtype=torch.float64, requires_grad=True)
     weights = CellWeights(torch.rand(14, 8, dtype=torch.float64))
     (want,) = torch.autograd.grad((3 * cell(x, x, weights)).sum(), x)
@@ -306,3 +123,120 @@ def test_the_output_is_nobodys_state() -> None:
     out *= 3
     (got,) = torch.autograd.grad(out.sum(), x)
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kind", ["normal", "reduce"])
+def test_compiles_without_a_graph_break(kind: str, backend: str) -> None:
+    space = Space.uniform("one node", S0.normal[0], nodes=1)
+    cell = Cell(space, kind, 4, 4, 4, reduction_prev=True, partial_channels=2, backend=backend).double()
+    s0, s1 = (torch.randn(2, 4, side, side, dtype=torch.float64) for side in (8, 4))
+    weights = CellWeights(torch.rand(2, 8, dtype=torch.float64, requires_grad=True))
+    want = cell(s0, s1, weights)
+    state = {name: t.clone() for name, t in cell.state_dict().items()}
+    cell.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+    got = cell(s0, s1, weights)
+    assert_close(got, want)
+    grads = [torch.autograd.grad(out.square().sum(), weights.ops)[0] for out in (got, want)]
+    assert_close(*grads)
+    counts = {int(t - state[n]) for n, t in cell.state_dict().items() if n.endswith("num_batches_tracked")}
+    assert counts == {1}
+
+
+# --------------------------------------------------------------------------------------------------- parameters
+
+
+def torchs_own(name: str, C: int, stride: int) -> list[nn.Conv2d]:
+    """The convolutions of a candidate as DARTS' code builds them, in its order."""
+    if name == "skip_connect" and stride == 2:
+        return [nn.Conv2d(C, C // 2, 1, stride=2, bias=False) for _ in range(2)]
+    if "conv" not in name:
+        return []
+    size = int(name[-1])
+    made = []
+    for _ in range(2 if name.startswith("sep") else 1):
+        made += [nn.Conv2d(C, C, size, groups=C, bias=False), nn.Conv2d(C, C, 1, bias=False)]
+    return made
+
+
+@pytest.mark.parametrize(("k", "stem"), [(1, "cifar"), (2, "imagenet")])
+def test_initial_weights_are_torchs(k: int, stem: str) -> None:
+    """Bit for bit those of convolutions built one after the other: stem, then of each cell the preprocess layers first."""
+    torch.manual_seed(3)
+    supernet = Supernet(S0, C=8, layers=4, stem=stem, partial_channels=k)
+    after = torch.get_rng_state()
+    torch.manual_seed(3)
+    wide, C = 24, 8
+    sizes = [(3, wide)] if stem == "cifar" else [(3, wide // 2), (wide // 2, wide), (wide, wide)]
+    made = [nn.Conv2d(*size, 3, bias=False) for size in sizes]
+    before, last, halves = wide, wide, stem == "imagenet"
+    for i in range(4):
+        reduces = i in (1, 2)
+        C *= 1 + reduces
+        made += (
+            [nn.Conv2d(before, C // 2, 1, bias=False) for _ in range(2)] if halves else [nn.Conv2d(before, C, 1, bias=False)]
+        )
+        made.append(nn.Conv2d(last, C, 1, bias=False))
+        for node in range(4):
+            for state in range(node + 2):
+                for name in NAMES:
+                    made += torchs_own(name, C // k, 2 if reduces and state < 2 else 1)
+        before, last, halves = last, 4 * C, reduces
+    assert torch.equal(torch.get_rng_state(), after)
+    got = [t for n, t in supernet.state_dict().items() if n.endswith("weight") and t.dim() == 4]
+    assert sum(t.numel() for t in got) == sum(c.weight.numel() for c in made)
+    assert all(torch.equal(t.flatten(), c.weight.flatten()) for t, c in zip(got, made, strict=True))
+
+
+def test_a_cell_has_few_large_parameters() -> None:
+    cell = Cell(S0, "reduce", 8, 8, 8, reduction_prev=True)
+    assert [name for name, _ in cell.named_parameters()] == [
+        "preprocess0.conv_1.weight",
+        "preprocess0.conv_2.weight",
+        "preprocess1.op.1.weight",
+        "_ops.weights",
+    ]
+    assert cell._ops.weights.numel() == sum(map(math.prod, cell._ops.graph.convolutions(8)))
+
+
+def test_the_parts_of_a_packed_tensor_have_their_names() -> None:
+    """unpacked gives views, of a gradient too: what lies where in the parameter lies there in its gradient."""
+    edges = MixedEdges(S0, "reduce", 4)
+    views = edges.unpacked(edges.weights.detach())
+    assert views["0._ops.3.conv_2.weight"].shape == (2, 4, 1, 1)
+    assert views["13._ops.5.op.5.weight"].shape == (4, 1, 5, 5)
+    views["2._ops.6.op.2.weight"].fill_(7)
+    assert (edges.weights == 7).sum() == 16
+    assert torch.equal(edges.state_dict()["2._ops.6.op.2.weight"], torch.full((4, 4, 1, 1), 7.0))
+
+
+def test_modules_are_the_ops(backend: str) -> None:
+    """The modules add names, buffers and counters; what they compute is ops.mixed_cell and ops.relu_conv_bn."""
+    torch.manual_seed(0)
+    edges = MixedEdges(S0, "normal", 4, backend=backend).double()
+    x = [torch.randn(2, 4, 6, 6, dtype=torch.float64) for _ in range(2)]
+    ops = torch.rand(14, 8, dtype=torch.float64)
+    want = mixed_cell(x, ops, None, edges.weights, None, None, graph=edges.graph, training=True, backend=backend)
+    assert torch.equal(edges(x, ops, None), want)
+    assert edges.num_batches_tracked == 1
+    edges.eval()(x, ops, None)
+    assert edges.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("module", [FactorizedReduce(4, 6), ReLUConvBN(4, 6)], ids=lambda m: type(m).__name__)
+def test_preprocess_layers_count_their_forwards(module: nn.Module) -> None:
+    bn = module.bn if isinstance(module, FactorizedReduce) else module.op[2]
+    for training in (True, False, True):
+        module.train(training)(torch.randn(2, 4, 6, 6))
+    assert bn.num_batches_tracked == 2
+
+
+def test_an_odd_number_of_channels_cannot_be_halved() -> None:
+    with pytest.raises(ValueError, match="FactorizedReduce halves its output channels between two convolutions: 3 is odd"):
+        FactorizedReduce(4, 3)
+
+
+def test_arithmetic_in_bfloat16_keeps_to_the_definition() -> None:
+    cell = Cell(S0, "normal", 4, 4, 4, reduction_prev=False).bfloat16()
+    x: Tensor = torch.randn(2, 4, 4, 4, dtype=torch.bfloat16)
+    out = cell(x, x, CellWeights(torch.rand(14, 8, dtype=torch.bfloat16)))
+    assert out.dtype == torch.bfloat16

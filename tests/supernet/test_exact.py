@@ -11,6 +11,7 @@ from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import KINDS, S0, Space
 from fastdarts.supernet import CellWeights, Supernet
 from tests import naive
+from tests.backends import BACKENDS, customary
 from tests.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,11 +28,12 @@ class Case:
     images: Tensor
 
 
-def make(stem: str, k: int, space: Space = S0, sampling: str = "first", seed: int = 0) -> Case:
+def make(stem: str, k: int, space: Space = S0, sampling: str = "first", seed: int = 0, backend: str = "definition") -> Case:
     C, side, count = (8 if k == 4 else 4), (8 if stem == "cifar" else 64), (3 if stem == "cifar" else 2)
     net = naive.Net(C=C, layers=3, k=k, stem=stem, candidates=None if space is S0 else both_lists(space))
     theta, stats = naive.random_checkpoint(net, None, seed)
-    supernet = Supernet(space, C=C, layers=3, stem=stem, partial_channels=k, channel_sampling=sampling, seed=11)
+    how = {"channel_sampling": sampling, "seed": 11, "backend": backend}
+    supernet = Supernet(space, C=C, layers=3, stem=stem, partial_channels=k, **how)
     supernet.double().load_state_dict(naive.flat_checkpoint(theta, stats))
     g = torch.Generator().manual_seed(seed + 1)
     images = torch.randn(count, 3, side, side, generator=g, dtype=torch.float64)
@@ -62,24 +64,30 @@ def gradients(scalar: Tensor, of: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(of, torch.autograd.grad(scalar, list(of.values())), strict=True))
 
 
+def gradients_of(case: Case, scalar: Tensor, mix: dict[str, Tensor]) -> dict[str, Tensor]:
+    """In the supernet's weights, by their customary names, and in `mix`."""
+    return customary(case.supernet, gradients(scalar, dict(case.supernet.named_parameters()) | mix))
+
+
 def moved(case: Case, run: naive.Run, train: bool) -> None:
     """The supernet's buffers are the formulas' running statistics after one forward (the old ones in eval mode)."""
     want = run.moved if train else case.stats
     assert set(want) == set(case.stats)
-    buffers = dict(case.supernet.named_buffers())
-    got = {n: t for n, t in buffers.items() if not n.endswith("num_batches_tracked")}
+    state = case.supernet.state_dict()
+    got = {n: t for n, t in state.items() if ".running_" in n}
     assert_all_close(got, {f"{n}.running_{w}": s for n in want for w, s in zip(("mean", "var"), want[n], strict=True)})
-    counts = [int(t) for n, t in buffers.items() if n.endswith("num_batches_tracked")]
+    counts = [int(t) for n, t in state.items() if n.endswith("num_batches_tracked")]
     assert counts == [int(train)] * len(case.stats)
 
 
 CASES = [(stem, k) for stem in ("cifar", "imagenet") for k in (1, 2, 4)]
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("train", [True, False], ids=["batch-statistics", "running-statistics"])
 @pytest.mark.parametrize(("stem", "k"), CASES)
-def test_taps_and_every_gradient(stem: str, k: int, train: bool) -> None:
-    case = make(stem, k)
+def test_taps_and_every_gradient(stem: str, k: int, train: bool, backend: str) -> None:
+    case = make(stem, k, backend=backend)
     ops = {kind: arbitrary(14, 8, seed=i) for i, kind in enumerate(KINDS)}
     edges = {kind: arbitrary(14, seed=5 + i) for i, kind in enumerate(KINDS)}
     run = naive.Run(case.theta, case.stats, train)
@@ -92,16 +100,17 @@ def test_taps_and_every_gradient(stem: str, k: int, train: bool) -> None:
 
     mix = {"images": case.images, **{f"a {n}": t for n, t in ops.items()}, **{f"b {n}": t for n, t in edges.items()}}
     assert_all_close(
-        gradients(objective(got), dict(case.supernet.named_parameters()) | mix),
+        gradients_of(case, objective(got), mix),
         gradients(objective(want), case.theta | mix),
     )
     moved(case, run, train)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("stem", "k"), CASES)
-def test_gradients_of_alpha_and_beta(stem: str, k: int) -> None:
+def test_gradients_of_alpha_and_beta(stem: str, k: int, backend: str) -> None:
     """Through softmax and edge normalisation; alphas far from their start, so that every weight differs."""
-    case = make(stem, k)
+    case = make(stem, k, backend=backend)
     relaxation = SoftmaxRelaxation(S0, edge_normalization=k > 1, seed=3, dtype=torch.float64)
     with torch.no_grad():
         for p in relaxation.parameters():
@@ -121,9 +130,10 @@ def test_gradients_of_alpha_and_beta(stem: str, k: int) -> None:
     )
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("k", [1, 2])
-def test_lists_that_differ_by_edge(stem: str, k: int) -> None:
+def test_lists_that_differ_by_edge(stem: str, k: int, backend: str) -> None:
     """Of one to eight candidates, in any order; what pads the shorter rows has no part in anything."""
     pick = random.Random(7)
 
@@ -138,7 +148,7 @@ def test_lists_that_differ_by_edge(stem: str, k: int) -> None:
 
     space = Space("ragged", lists(), lists())
     assert {len(names) for names in space.normal} >= {1, 2, 4, 8}
-    case = make(stem, k, space)
+    case = make(stem, k, space, backend=backend)
     relaxation = SoftmaxRelaxation(space, edge_normalization=True, seed=3, dtype=torch.float64)
     with torch.no_grad():
         for p in relaxation.parameters():
@@ -152,9 +162,7 @@ def test_lists_that_differ_by_edge(stem: str, k: int) -> None:
     for level, (a, b) in enumerate(zip(got, want, strict=True)):
         assert_close(a, b, f"F{level + 1}")
     named = [f"{w} {n}" for w in ("alpha", "beta") for n in KINDS]
-    got_grads = gradients(
-        objective(got), dict(case.supernet.named_parameters()) | dict(zip(named, relaxation.parameters(), strict=True))
-    )
+    got_grads = gradients_of(case, objective(got), dict(zip(named, relaxation.parameters(), strict=True)))
     want_grads = gradients(objective(want), case.theta | dict(zip(named, [*alpha.values(), *beta.values()], strict=True)))
     assert_all_close(got_grads, want_grads)
     moved(case, run, True)
@@ -163,10 +171,11 @@ def test_lists_that_differ_by_edge(stem: str, k: int) -> None:
             assert got_grads[f"alpha {kind}"][e, len(names) :].count_nonzero() == 0
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("stem", "k"), [("cifar", 2), ("cifar", 4), ("imagenet", 2)])
-def test_random_channels(stem: str, k: int) -> None:
+def test_random_channels(stem: str, k: int, backend: str) -> None:
     """Eq. 2 of PC-DARTS, in place, on channels that are the smallest words of Philox (written out in naive.py)."""
-    case = make(stem, k, sampling="random")
+    case = make(stem, k, sampling="random", backend=backend)
     ops = {kind: arbitrary(14, 8, seed=i) for i, kind in enumerate(KINDS)}
     edges = {kind: arbitrary(14, seed=5 + i) for i, kind in enumerate(KINDS)}
     weights = {kind: CellWeights(ops[kind], edges[kind]) for kind in KINDS}
@@ -178,7 +187,7 @@ def test_random_channels(stem: str, k: int) -> None:
     for level, (a, b) in enumerate(zip(got, want, strict=True)):
         assert_close(a, b, f"F{level + 1}")
     assert_all_close(
-        gradients(objective(got), dict(case.supernet.named_parameters()) | mix),
+        gradients_of(case, objective(got), mix),
         gradients(objective(want), case.theta | mix),
     )
     moved(case, run, True)
@@ -189,8 +198,7 @@ def test_random_channels_are_fresh_for_each_step_and_stream() -> None:
     weights = {kind: CellWeights(torch.rand(14, 8, dtype=torch.float64)) for kind in KINDS}
     seen: list[Tensor] = []
     for cell in case.supernet.cells:
-        for edge in cell._ops:
-            edge.register_forward_pre_hook(lambda _, args: seen.append(args[2]))
+        cell._ops.register_forward_pre_hook(lambda _, args: seen.extend(args[3]))
 
     def channels(step: int, stream: int) -> list[tuple[int, ...]]:
         seen.clear()

@@ -124,6 +124,42 @@ def test_what_does_not_fit_is_refused() -> None:
         supernet(net).load_state_dict(saved(CODEBASES["pc-darts-cifar"]), strict=False)
 
 
+def test_without_strict_what_is_there_is_loaded_and_the_rest_told() -> None:
+    net = CODEBASES["three-cells"]
+    mine, whole = supernet(net), saved(net, classes=None, batches=None)
+    before = copy.deepcopy(mine.state_dict())
+    part = {n: t for n, t in whole.items() if n.startswith("cells.1._ops.0.")}
+    told = mine.load_state_dict(part | {"cells.1._ops.0._ops.0.weight": torch.zeros(1)}, strict=False)
+    assert told.unexpected_keys == ["cells.1._ops.0._ops.0.weight"]
+    assert set(told.missing_keys) == set(whole) - set(part)
+    assert equal(mine.state_dict(), before | part)
+
+
+def test_a_network_without_memory_takes_it_from_the_checkpoint() -> None:
+    """assign=True, as torch means it: dtype and device are the checkpoint's; the checkpoint itself is not shared by cells."""
+    net = CODEBASES["pc-darts-imagenet"]
+    with torch.device("meta"):
+        mine = Supernet(S0, C=net.C, layers=net.layers, stem=net.stem, partial_channels=net.k)
+    checkpoint = saved(net)
+    mine.load_state_dict(checkpoint, assign=True)
+    assert equal(mine.state_dict(), checkpoint)
+    assert all(isinstance(p, torch.nn.Parameter) and p.requires_grad for p in mine.parameters())
+
+
+def test_what_torch_saves_it_loads(tmp_path) -> None:
+    """Also as a whole module, and as a copy."""
+    mine = supernet(CODEBASES["three-cells"])
+    mine.load_state_dict(saved(CODEBASES["three-cells"]))
+    torch.save(mine.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert equal(state, mine.state_dict())
+    copied = copy.deepcopy(mine)
+    with torch.no_grad():
+        for p in mine.parameters():
+            p.zero_()
+    assert equal(copied.state_dict(), state)
+
+
 def test_the_callers_dictionary_is_left_alone() -> None:
     net = CODEBASES["three-cells"]
     checkpoint = {f"module.{n}": t for n, t in saved(net).items()}

@@ -1,0 +1,220 @@
+"""What binds the fused cell on a CPU: `python -m bench.floor --supernet cifar --batch 16`.
+
+For each stage of ops.mixed_cell (csrc/cpu/mixed_cell_kernels.cpp) the time it takes in a step, the operations and bytes
+that its plan needs, and how close that comes to what this machine can do at most: multiply-adds in registers on all
+threads, and copies of memory (a stage may exceed the latter where its tensors stay in the caches).
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bench import ceilings
+from bench.records import RESULTS, append, tagged
+from bench.workload import CELL, CELL_SIZE, OURS, SUPERNETS, Run, Workload, WorkloadError, build
+from fastdarts import native
+from fastdarts.ops.graph import Candidate, Graph, convolutions
+
+PROG = "python -m bench.floor"
+POOLS = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.PLAIN_AVG_POOL_3)
+
+
+class Cost(NamedTuple):
+    """Floating-point operations (a multiply-add is two) and bytes read and written."""
+
+    operations: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
+        return Cost(self.operations + other.operations, self.bytes + other.bytes)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; appends to floor.jsonl with --record. 2 for wrong input or without the native module."""
+    parser = argparse.ArgumentParser(prog=PROG, description=__doc__, allow_abbrev=False)
+    parser.add_argument("--supernet", choices=(CELL, *SUPERNETS), default=CELL)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--partial_channels", type=int, help="k; without it the supernet's own")
+    parser.add_argument("--image_size", type=int, help="pixels a side; without it the supernet's own")
+    parser.add_argument("--rounds", type=int, default=9, help="timed steps")
+    parser.add_argument("--record", action="store_true", help="append the record to floor.jsonl")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record")
+    given = parser.parse_args(argv)
+    if why := native.reason():
+        print(f"{PROG}: error: {why}", file=sys.stderr)
+        return 2
+    preset = SUPERNETS.get(given.supernet)
+    size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
+    workload = Workload(given.supernet, given.batch, given.image_size or size, given.partial_channels or k)
+    try:
+        record = tagged(measure(workload, given.rounds))
+    except WorkloadError as error:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(record) if given.record else text(record))
+    if given.record:
+        append(given.results / "floor.jsonl", record)
+    return 0
+
+
+def measure(workload: Workload, rounds: int) -> dict[str, Any]:
+    """Per stage: ms of a step, GFLOP and GB of its plan, and the rates they make, with the machine's own beside them."""
+    run, module = build(workload, OURS), native.module()
+    for _ in range(2):
+        run()
+    costs = counted(run)
+    module.reset_stages()
+    began = perf_counter()
+    for _ in range(rounds):
+        run()
+    step = (perf_counter() - began) / rounds
+    stages = {}
+    for name, total in module.stage_seconds().items():
+        seconds, cost = total / rounds, costs.get(name, Cost())
+        stages[name] = {
+            "ms": round(1e3 * seconds, 3),
+            "gflop": round(cost.operations / 1e9, 4),
+            "gb": round(cost.bytes / 1e9, 4),
+            "gflop_per_s": round(cost.operations / 1e9 / seconds, 1) if seconds else 0.0,
+            "gb_per_s": round(cost.bytes / 1e9 / seconds, 1) if seconds else 0.0,
+        }
+    return {
+        "supernet": workload.supernet,
+        "batch": workload.batch,
+        "image_size": workload.image_size,
+        "partial_channels": workload.partial_channels,
+        "isa": module.isa(),
+        "threads": torch.get_num_threads(),
+        "step_ms": round(1e3 * step, 2),
+        "fma_gflop_per_s": round(module.fma_peak() / 1e9, 1),
+        "copy_gb_per_s": ceilings.measure("cpu")["copy_gb_per_s"],
+        "stages": stages,
+    }
+
+
+def counted(run: Run) -> dict[str, Cost]:
+    """The cost of each stage in one call of `run`."""
+    with _Calls() as calls:
+        run()
+    return calls.costs
+
+
+class _Calls(TorchDispatchMode):
+    """Adds up the cost of every call of the op and of its backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.costs: dict[str, Cost] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.fastdarts.mixed_cell.default:
+            self._add(forward_cost(Graph.decode(args[7]), args[0][0], args[8]))
+        elif func is torch.ops.fastdarts.mixed_cell_backward.default:
+            self._add(backward_cost(Graph.decode(args[8]), args[1][0], args[9], args[12], args[13]))
+        return func(*args, **(kwargs or {}))
+
+    def _add(self, costs: dict[str, Cost]) -> None:
+        for name, cost in costs.items():
+            self.costs[name] = self.costs.get(name, Cost()) + cost
+
+
+class Sizes(NamedTuple):
+    """Of one call: numbers in an output tensor of the processed channels (y), in a state as an edge reads it, in a node."""
+
+    Cq: int
+    y: int
+    node: int
+    item: int  # bytes of a number
+
+    @staticmethod
+    def of(graph: Graph, x: torch.Tensor, k: int) -> "Sizes":
+        node = x.numel() // graph.stride**2
+        return Sizes(x.shape[1] // k, node // k, node, x.element_size())
+
+
+def _taps(candidate: Candidate, stride: int, Cq: int) -> list[tuple[int, int]]:
+    """(depthwise, pointwise) multiply-adds for each output number, of each unit of a candidate."""
+    shapes = convolutions(candidate, stride, Cq)
+    if candidate == Candidate.SKIP or (shapes and shapes[0][1] > 1):  # dense
+        return [(0, sum(prod(shape) for shape in shapes) // Cq)] if shapes else []
+    return [(prod(depthwise) // Cq, Cq) for depthwise, _ in zip(shapes[::2], shapes[1::2], strict=True)]
+
+
+def forward_cost(graph: Graph, x: torch.Tensor, k: int) -> dict[str, Cost]:
+    """Of the forward's stages, for inputs like x."""
+    s = Sizes.of(graph, x, k)
+    first = second = nodes = Cost()
+    for edge in graph.edges:
+        read = s.y * edge.stride**2
+        first += Cost(0, read * s.item)
+        for candidate in edge.candidates:
+            units = _taps(candidate, edge.stride, s.Cq)
+            for number, (depthwise, pointwise) in enumerate(units):
+                cost = Cost(2 * s.y * (depthwise + pointwise), s.y * s.item)  # writes y
+                if number:
+                    second += cost + Cost(0, s.y * s.item)  # and reads the first half's
+                else:
+                    first += cost
+            if candidate != Candidate.NONE:
+                nodes += Cost(2 * s.y, s.y * s.item if units else read * s.item)
+        nodes += Cost(2 * (s.node - s.y), (s.node - s.y) * edge.stride**2 * s.item)  # what passes by
+    nodes += Cost(0, 2 * graph.nodes * s.node * s.item)  # states and output
+    return {"first_halves": first, "second_halves": second, "nodes": nodes}
+
+
+def backward_cost(graph: Graph, x: torch.Tensor, k: int, need_inputs: bool, need_weights: bool) -> dict[str, Cost]:
+    """Of the backward's stages, for inputs like x."""
+    s = Sizes.of(graph, x, k)
+    sums = first = second = finish = Cost()
+    for edge in graph.edges:
+        read, source = s.y * edge.stride**2, need_inputs or edge.source >= graph.inputs
+        sums += Cost(s.y, s.y * s.item)
+        works = source or need_weights
+        if works:
+            first += Cost(0, (read + s.y + 2 * read * source) * s.item)  # x, g, and what is added to the source's gradient
+        for candidate in edge.candidates:
+            units = _taps(candidate, edge.stride, s.Cq)
+            if candidate != Candidate.NONE:
+                sums += Cost(2 * s.y, s.y * s.item if units else read * s.item)
+            for number, (depthwise, pointwise) in enumerate(units if works else ()):
+                wanted = source or number > 0  # whether the input's gradient is
+                learned = depthwise + pointwise + depthwise  # recomputed, and both weights' gradients
+                through = pointwise * (bool(depthwise) or wanted) + depthwise * wanted
+                cost = Cost(2 * s.y * (through + learned * need_weights), s.y * s.item)
+                if number:
+                    second += cost + Cost(0, 3 * s.y * s.item)  # g and the first half's y, and writes its gradient
+                else:
+                    first += cost
+            if candidate in POOLS or (candidate == Candidate.SKIP and not units):
+                finish += Cost(2 * s.y * source, (s.y + 2 * read) * s.item * source)
+        finish += Cost(2 * (s.node - s.y) * source, 3 * (s.node - s.y) * s.item * source)
+    return {"sums": sums, "second_gradients": second, "first_gradients": first, "finish": finish}
+
+
+def text(record: dict[str, Any]) -> str:
+    """A record as a table for a person."""
+    what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {isa}, {threads} threads: {step_ms} ms a step"
+    most = "at most {fma_gflop_per_s} GFLOP/s in registers, {copy_gb_per_s} GB/s of copies"
+    lines = [
+        what.format(**record),
+        most.format(**record),
+        f"{'stage':18}{'ms':>9}{'GFLOP/s':>10}{'share':>8}{'GB/s':>8}{'share':>8}",
+    ]
+    for name, stage in record["stages"].items():
+        shares = stage["gflop_per_s"] / record["fma_gflop_per_s"], stage["gb_per_s"] / record["copy_gb_per_s"]
+        rates = f"{stage['gflop_per_s']:10.1f}{shares[0]:8.0%}{stage['gb_per_s']:8.1f}{shares[1]:8.0%}"
+        lines.append(f"{name:18}{stage['ms']:9.2f}{rates}")
+    inside = sum(stage["ms"] for stage in record["stages"].values())
+    return "\n".join([*lines, f"{'all of them':18}{inside:9.2f}", f"{'rest of the step':18}{record['step_ms'] - inside:9.2f}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

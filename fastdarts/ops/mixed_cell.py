@@ -1,0 +1,367 @@
+"""All mixed edges of a cell as one op: every candidate of every edge, weighted and summed into the cell's nodes.
+
+Letters: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, H W pixels, s the stride of the
+edges that leave the inputs, m = N*(H/s)*(W/s), E edges, K candidates of the longest list, B BatchNorms.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from itertools import repeat
+from math import prod
+from operator import add
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdarts import native
+from fastdarts.ops import backend as backends
+from fastdarts.ops import batch_norm, relu_conv_bn
+from fastdarts.ops.batch_norm import Running
+from fastdarts.ops.graph import DENSE, DILATED, KERNEL, Candidate, Edge, Graph
+
+torch.library.define(
+    "fastdarts::mixed_cell",
+    "(Tensor[] inputs, Tensor ops, Tensor? edges, Tensor weights, Tensor? running_mean, Tensor? running_var, "
+    "Tensor? channels, int[] graph, int partial_channels, float eps) -> (Tensor out, Tensor statistics, Tensor saved)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "fastdarts::mixed_cell_backward",
+    "(Tensor grad, Tensor[] inputs, Tensor ops, Tensor? edges, Tensor weights, Tensor statistics, Tensor saved, "
+    "Tensor? channels, int[] graph, int partial_channels, float eps, bool batch_statistics, bool need_inputs, "
+    "bool need_weights) -> (Tensor[] grad_inputs, Tensor grad_ops, Tensor grad_edges, Tensor grad_weights)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def mixed_cell(
+    inputs: Sequence[Tensor],
+    ops: Tensor,
+    edges: Tensor | None,
+    weights: Tensor,
+    running: Running | None,
+    channels: Tensor | None,
+    *,
+    graph: Graph,
+    partial_channels: int = 1,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """The nodes of a cell: node j = sum over its edges e from states i of edges_e * sum_k ops_ek * o_ek(state_i).
+
+    (DARTS, Liu et al., ICLR 2019, Eq. 2; with partial channels and edge weights PC-DARTS, Xu et al., ICLR 2020, Eq. 2, 3.)
+
+    inputs    states 0, 1, ...: (N, C, H, W) each, floating point, one shape; H and W even if edges stride
+    ops       (E, K): the weight of candidate k on edge e, any real number; columns past an edge's own list are ignored
+    edges     (E,) or None (all 1): the weight of an edge, bypassed channels included
+    weights   (n,): all convolutions, those of `graph.convolutions(Cq)` one after the other
+    running   None, or the packed running means and variances of all BatchNorms: (B * Cq,) each, B = graph.norms. Moved in
+              place, once, when training
+    channels  int64 (E, Cq): which channels of its state pass through each edge's candidates, distinct in each row, and keep
+              their places. None: the first Cq, and the channels of the edge are shuffled over k groups, as in PC-DARTS' code
+              (processed channel p becomes channel p*k, bypassed channel g*Cq + p becomes channel p*k + g)
+    graph     which edges there are and what each may do
+    partial_channels  k: the channels that do not pass through the candidates bypass them (2x2 max-pooled under stride 2)
+    training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
+    backend   "auto", "cpu" (C++: float32, float64) or "definition"
+
+    All tensors are on one device, all but `channels` of one dtype (under autocast: of floating-point ones).
+    Returns (N, nodes * C, H/s, W/s), the nodes one after the other; channels_last from a native backend, which takes inputs
+    in any layout. The output is nobody's state and may be modified in place. Differentiable twice in inputs, ops, edges and
+    weights. Raises ValueError for arguments that do not fit and BackendUnavailable.
+    """
+    _check(inputs, ops, edges, weights, running, channels, graph, partial_channels, training, momentum, eps)
+    x = inputs[0]
+    args = list(inputs), ops, edges, weights, running, channels, graph, partial_channels, training, momentum, eps
+    return backends.run("mixed_cell", backend, x.device, backends.arithmetic(x), *args)
+
+
+def channel_shuffle(x: Tensor, k: int) -> Tensor:
+    """Interleave k groups of channels: output channel c is input channel (c mod k) * (C/k) + c div k. x: (N, C, H, W)."""
+    N, C, H, W = x.shape
+    return x.reshape(N, k, C // k, H, W).transpose(1, 2).reshape(N, C, H, W)
+
+
+def definition(
+    inputs: Sequence[Tensor],
+    ops: Tensor,
+    edges: Tensor | None,
+    weights: Tensor,
+    running: Running | None,
+    channels: Tensor | None,
+    graph: Graph,
+    partial_channels: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """What mixed_cell computes, in plain PyTorch at any dtype on any device; arguments as there."""
+    parts = _Parts(weights, running, graph, inputs[0].shape[1] // partial_channels, (training, momentum, eps))
+    rows, betas = ops.unbind(), None if edges is None else edges.unbind()
+    states = list(inputs)
+    for e, edge in enumerate(graph.edges):
+        out = _edge(parts, edge, states[edge.source], rows[e], None if channels is None else channels[e], partial_channels)
+        if betas is not None:
+            out = betas[e] * out
+        if len(states) == graph.inputs + edge.node:  # the node's first edge
+            states.append(out)
+        else:
+            states[-1] = states[-1] + out
+    return torch.cat(states[graph.inputs :], dim=1)
+
+
+class _Parts:
+    """Deals out the packed weights and running statistics, one convolution and one BatchNorm after the other."""
+
+    def __init__(self, weights: Tensor, running: Running | None, graph: Graph, C: int, how: tuple[bool, float, float]) -> None:
+        shapes = graph.convolutions(C)
+        pieces = weights.split([prod(shape) for shape in shapes])  # once: its gradient is one concatenation
+        self.weights = iter([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
+        self.running = repeat(None) if running is None else zip(*(r.split(C) for r in running), strict=True)
+        self.how = how  # training, momentum, eps
+
+    def convolve(self, x: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Tensor:
+        return F.conv2d(x, next(self.weights), None, stride, padding, dilation, groups)
+
+    def normalise(self, x: Tensor) -> Tensor:
+        return batch_norm.batch_norm(x, next(self.running), *self.how)
+
+    def separable(self, x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
+        """ReLU, depthwise convolution, 1x1 convolution, BN."""
+        x = self.convolve(F.relu(x), stride, dilation * (kernel // 2), dilation, groups=x.shape[1])
+        return self.normalise(self.convolve(x))
+
+    def factorized_reduce(self, x: Tensor) -> Tensor:
+        return relu_conv_bn.definition(x, [next(self.weights), next(self.weights)], next(self.running), *self.how)
+
+
+def _edge(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor, chosen: Tensor | None, k: int) -> Tensor:
+    """x (N, C, H, W), weights (K,), chosen int64 (Cq,) or None -> (N, C, H/s, W/s), not yet times the edge's weight."""
+
+    def around(bypass: Tensor) -> Tensor:
+        return F.max_pool2d(bypass, 2) if edge.stride == 2 else bypass
+
+    if k == 1:
+        return _mix(parts, edge, x, weights)
+    if chosen is not None:
+        return around(x).index_copy(1, chosen, _mix(parts, edge, x.index_select(1, chosen), weights))
+    Cq = x.shape[1] // k
+    return channel_shuffle(torch.cat([_mix(parts, edge, x[:, :Cq], weights), around(x[:, Cq:])], dim=1), k)
+
+
+def _mix(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor) -> Tensor:
+    """The edge's candidates on x (N, Cq, H, W), weighted and summed from left to right."""
+    listed = zip(weights.unbind(), edge.candidates, strict=False)  # a row may be padded to the longest list of the cell
+    return reduce(add, (w * _apply(parts, candidate, x, edge.stride) for w, candidate in listed))
+
+
+def _apply(parts: _Parts, candidate: Candidate, x: Tensor, stride: int) -> Tensor:
+    """One candidate on x (N, Cq, H, W), unweighted."""
+    kernel = KERNEL.get(candidate, 0)
+    if candidate == Candidate.NONE:
+        return x[:, :, ::stride, ::stride].mul(0.0)
+    if candidate == Candidate.SKIP:
+        return x if stride == 1 else parts.factorized_reduce(x)
+    if candidate == Candidate.MAX_POOL_3:
+        return parts.normalise(F.max_pool2d(x, 3, stride, padding=1))
+    if candidate in (Candidate.AVG_POOL_3, Candidate.PLAIN_AVG_POOL_3):
+        pooled = F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
+        return parts.normalise(pooled) if candidate == Candidate.AVG_POOL_3 else pooled
+    if candidate in DENSE:
+        return parts.normalise(parts.convolve(F.relu(x), padding=kernel // 2))
+    if candidate in DILATED:
+        return parts.separable(x, kernel, stride, dilation=2)
+    return parts.separable(parts.separable(x, kernel, stride), kernel, 1)
+
+
+def _sizes(x: Tensor, graph: Sequence[int]) -> tuple[int, int, int, int]:
+    """(N, nodes * C, H', W') of the output; x is an input, graph encoded."""
+    N, C, H, W = x.shape
+    nodes, stride = graph[1], graph[5]
+    return N, nodes * C, H // stride, W // stride
+
+
+@torch.library.register_fake("fastdarts::mixed_cell")
+def _fake(
+    inputs: list[Tensor],
+    ops: Tensor,
+    edges: Tensor | None,
+    weights: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    channels: Tensor | None,
+    graph: list[int],
+    partial_channels: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = inputs[0]
+    out = torch.empty(_sizes(x, graph), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    statistics = x.new_empty(2, Graph.decode(graph).norms * (x.shape[1] // partial_channels), dtype=torch.float64)
+    length = native.module().mixed_cell_saved(graph, list(x.shape), partial_channels, x.element_size())
+    return out, statistics, x.new_empty(length)
+
+
+@torch.library.register_fake("fastdarts::mixed_cell_backward")
+def _fake_backward(
+    grad: Tensor,
+    inputs: list[Tensor],
+    ops: Tensor,
+    edges: Tensor | None,
+    weights: Tensor,
+    statistics: Tensor,
+    saved: Tensor,
+    channels: Tensor | None,
+    graph: list[int],
+    partial_channels: int,
+    eps: float,
+    batch_statistics: bool,
+    need_inputs: bool,
+    need_weights: bool,
+) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    grad_inputs = [torch.empty_like(x, memory_format=torch.channels_last) for x in inputs] if need_inputs else []
+    grad_weights = weights.new_empty(weights.shape if need_weights else 0)
+    return grad_inputs, ops.new_empty(ops.shape), ops.new_empty(ops.shape[0]), grad_weights
+
+
+class _MixedCell(torch.autograd.Function):
+    """The registered op and its gradients; inputs are channels_last-contiguous, the other tensors contiguous."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        graph: Graph,
+        partial_channels: int,
+        eps: float,
+        mean: Tensor | None,
+        var: Tensor | None,
+        channels: Tensor | None,
+        ops: Tensor,
+        edges: Tensor | None,
+        weights: Tensor,
+        *inputs: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        code = graph.encode()
+        out, statistics, saved = torch.ops.fastdarts.mixed_cell(
+            inputs, ops, edges, weights, mean, var, channels, code, partial_channels, eps
+        )
+        ctx.save_for_backward(ops, edges, weights, *inputs, channels, statistics, saved)
+        ctx.graph, ctx.partial_channels, ctx.eps, ctx.batch_statistics = graph, partial_channels, eps, mean is None
+        ctx.mark_non_differentiable(statistics)
+        return out, statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        ops, edges, weights, *inputs, channels, statistics, saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[6:]  # of ops, edges, weights and each input
+        none = (None,) * 6
+        if torch.is_grad_enabled():
+            running = None if ctx.batch_statistics else tuple(statistics.to(ops.dtype))
+            rest = channels, ctx.graph, ctx.partial_channels, False, 0.0, ctx.eps
+
+            def again(ops: Tensor, edges: Tensor | None, weights: Tensor, *inputs: Tensor) -> Tensor:
+                return definition(inputs, ops, edges, weights, running, *rest)
+
+            return *none, *batch_norm.through_definition("mixed_cell", again, [ops, edges, weights, *inputs], wanted, grad)
+        need_weights, need_inputs = wanted[2], any(wanted[3:])
+        grad_inputs, grad_ops, grad_edges, grad_weights = torch.ops.fastdarts.mixed_cell_backward(
+            grad.contiguous(memory_format=torch.channels_last),
+            inputs,
+            ops,
+            edges,
+            weights,
+            statistics,
+            saved,
+            channels,
+            ctx.graph.encode(),
+            ctx.partial_channels,
+            ctx.eps,
+            ctx.batch_statistics,
+            need_inputs,
+            need_weights,
+        )
+        grads = grad_ops, grad_edges if wanted[1] else None, grad_weights if need_weights else None
+        return *none, *grads, *(grad_inputs or [None] * len(inputs))
+
+
+def _registered(
+    inputs: list[Tensor],
+    ops: Tensor,
+    edges: Tensor | None,
+    weights: Tensor,
+    running: Running | None,
+    channels: Tensor | None,
+    graph: Graph,
+    partial_channels: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    laid_out = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
+    ops, weights = ops.contiguous(), weights.contiguous()
+    edges, channels = (None if t is None else t.contiguous() for t in (edges, channels))
+    mean, var = (None, None) if training or running is None else running
+    out, statistics = _MixedCell.apply(graph, partial_channels, eps, mean, var, channels, ops, edges, weights, *laid_out)
+    if training and running is not None:
+        batch_norm.update_running(running, statistics, out.numel() // out.shape[1], momentum)
+    return out
+
+
+backends.register(
+    "mixed_cell",
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="mixed_cell"), _registered),
+    backends.Backend("definition", backends.anything, definition),
+)
+
+
+def _check(
+    inputs: Sequence[Tensor],
+    ops: Tensor,
+    edges: Tensor | None,
+    weights: Tensor,
+    running: Running | None,
+    channels: Tensor | None,
+    graph: Graph,
+    partial_channels: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> None:
+    """Raise ValueError, saying what was given, unless the arguments are as mixed_cell documents them."""
+    if len(inputs) != graph.inputs:
+        raise ValueError(f"the graph has {graph.inputs} inputs, got {len(inputs)}")
+    x, E, k, s = inputs[0], len(graph.edges), partial_channels, graph.stride
+    if x.dim() != 4 or not x.is_floating_point() or not x.numel():
+        raise ValueError(f"inputs must be floating point (N, C, H, W) and not empty, got {x.dtype} {tuple(x.shape)}")
+    N, C, H, W = x.shape
+    if k < 1 or C % k:
+        raise ValueError(f"partial_channels = {k} must divide the inputs' {C} channels")
+    if s == 2 and (H % 2 or W % 2):
+        raise ValueError(f"edges with stride 2 halve the image: its sides must be even, got {H} x {W} pixels")
+    Cq = C // k
+    if s == 2 and Cq % 2 and any(e.stride == 2 and Candidate.SKIP in e.candidates for e in graph.edges):
+        raise ValueError(f"SKIP under stride 2 halves its channels between two convolutions: C/k = {Cq} is odd")
+    if ops.dim() != 2 or ops.shape[0] != E or ops.shape[1] < graph.longest:
+        raise ValueError(f"ops must be ({E}, K) with K at least {graph.longest}, got {tuple(ops.shape)}")
+    shapes: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
+        *(("inputs", state, (N, C, H, W)) for state in inputs),
+        ("ops", ops, tuple(ops.shape)),
+        ("edges", edges, (E,)),
+        ("weights", weights, (graph.size(Cq),)),
+    ]
+    for name, tensor, shape in shapes:
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
+        backends.check_alike(name, tensor, x)
+    if channels is not None:
+        if k == 1:
+            raise ValueError("partial_channels = 1 takes all channels: channels must be None")
+        if channels.dtype != torch.int64 or tuple(channels.shape) != (E, Cq) or channels.device != x.device:
+            given = f"{channels.dtype} {tuple(channels.shape)} on {channels.device}"
+            raise ValueError(f"channels must be int64 ({E}, {Cq}) on {x.device}, got {given}")
+    batch_norm.check(running, graph.norms * Cq, weights, training, N * (H // s) * (W // s), momentum, eps)

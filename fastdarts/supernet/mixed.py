@@ -1,0 +1,105 @@
+"""The mixed edges of a cell: one op, one packed parameter, and the customary names in state_dict.
+
+Letters: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, E edges, B BatchNorms.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.ops.mixed_cell import mixed_cell
+from fastdarts.spaces import Kind, Space
+from fastdarts.supernet.candidates import graph_of, names_of
+
+COUNTER = "num_batches_tracked"  # of forwards; each norm of a customary checkpoint has one
+
+
+class MixedEdges(nn.Module):
+    """Every candidate of every edge of a cell, weighted and summed into its nodes (see ops.mixed_cell).
+
+    C                 channels of a node
+    partial_channels  k: C/k channels pass through the candidates
+    backend           of ops.mixed_cell
+
+    All convolutions are one parameter, `weights`; all BatchNorms (no affine parameters, eps 1e-5, momentum 0.1) have one
+    `running_mean`, one `running_var` and one counter. `state_dict` and `load_state_dict` speak the names of DARTS'
+    codebases instead, `EDGE._ops.CANDIDATE.op.1.weight` and so on. Initial weights are torch's for Conv2d, drawn in order.
+    """
+
+    def __init__(self, space: Space, kind: Kind, C: int, partial_channels: int = 1, backend: str = "auto") -> None:
+        super().__init__()
+        self.graph, self.k, self.backend = graph_of(space, kind), partial_channels, backend
+        self._Cq = C // partial_channels
+        self._convolutions, self._norms = names_of(space, kind)
+        self._shapes = self.graph.convolutions(self._Cq)
+        self.weights = nn.Parameter(torch.empty(self.graph.size(self._Cq)))
+        self.register_buffer("running_mean", torch.zeros(len(self._norms) * self._Cq))
+        self.register_buffer("running_var", torch.ones(len(self._norms) * self._Cq))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+        with torch.no_grad():
+            for weight in self.unpacked(self.weights).values():
+                nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+
+    def forward(self, inputs: list[Tensor], ops: Tensor, edges: Tensor | None, channels: Tensor | None = None) -> Tensor:
+        """See ops.mixed_cell: two (N, C, H, W), (E, K), (E,) or None, int64 (E, Cq) or None -> (N, nodes * C, H', W')."""
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return mixed_cell(
+            inputs,
+            ops,
+            edges,
+            self.weights,
+            (self.running_mean, self.running_var),
+            channels,
+            graph=self.graph,
+            partial_channels=self.k,
+            training=self.training,
+            backend=self.backend,
+        )
+
+    def unpacked(self, packed: Tensor) -> dict[str, Tensor]:
+        """Views of a tensor that is packed as `weights` is (itself, its gradient), under the customary names."""
+        pieces = packed.split([math.prod(shape) for shape in self._shapes])
+        parts = zip(self._convolutions, pieces, self._shapes, strict=True)
+        return {f"{name}.weight": piece.view(shape) for name, piece, shape in parts}
+
+    def _named(self, weights: Tensor) -> dict[str, Tensor]:
+        """What state_dict holds: views of the packed tensors, and the one counter under every norm's name."""
+        named = self.unpacked(weights)
+        means, variances = (b.view(len(self._norms), self._Cq) for b in (self.running_mean, self.running_var))
+        for name, mean, var in zip(self._norms, means, variances, strict=True):
+            named |= {f"{name}.running_mean": mean, f"{name}.running_var": var, f"{name}.{COUNTER}": self.num_batches_tracked}
+        return named
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        named = self._named(self.weights if keep_vars else self.weights.detach())
+        destination.update({prefix + name: tensor for name, tensor in named.items()})
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Fill the packed tensors in place. A checkpoint may lack counters, which torch 0.3 did not have.
+
+        `assign=True` cannot share a checkpoint's memory here: it takes its dtype and device.
+        """
+        given = [name for name in state_dict if name.startswith(prefix)]
+        numbers = [t for name in given if isinstance(t := state_dict[name], Tensor) and t.is_floating_point()]
+        if numbers and local_metadata.get("assign_to_params_buffers"):
+            device, dtype = numbers[0].device, numbers[0].dtype
+            self._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device)).to(dtype)
+        carrier = nn.Module()  # torch's own copying and messages, for our views
+        carrier._buffers = self._named(self.weights.detach())
+        nn.Module._load_from_state_dict(carrier, state_dict, prefix, {}, False, [], [], error_msgs)
+        if strict:
+            expected = dict.fromkeys(prefix + name for name in carrier._buffers)
+            missing_keys += [n for n in expected if n not in state_dict and not n.endswith(COUNTER)]
+            unexpected_keys += [n for n in given if n not in expected]
