@@ -36,7 +36,7 @@ test: install lint
 # the ops' tests on a module of its own, built with the address and undefined behaviour sanitizers; minutes
 test-sanitized: install
 	CMAKE_ARGS=-DFASTDARTS_SANITIZE=ON $(BIN)/python setup.py --quiet build --build-lib build/sanitized
-	env PYTHONPATH=build/sanitized ASAN_OPTIONS=detect_leaks=0 \
+	env PYTHONSAFEPATH=1 PYTHONPATH=build/sanitized:. ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest $(SANITIZED)
 

@@ -60,7 +60,7 @@ def lacking() -> str | None:
 
 
 def build_folder() -> Path:
-    """Where CMake works: one folder for each Python, torch and CMAKE_ARGS, kept, so that a second build compiles what changed."""
+    """Where CMake works: kept, so that a second build compiles what changed; one for each Python, torch and CMAKE_ARGS."""
     import torch
 
     arguments = re.sub(r"[^\w=.]+", "-", os.environ.get("CMAKE_ARGS", ""))

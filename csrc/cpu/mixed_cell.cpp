@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../mixed_cell_saved.h"
@@ -36,6 +37,7 @@ struct Plan : CellPlan {
   std::vector<Unit> unit_list;
   std::vector<int> channel_list, shuffle_list, unshuffle_list;
   std::vector<int64_t> state_list;
+  std::vector<std::pair<int64_t, int64_t>> gaps;  // of `saved`: what nothing is written to
 
   Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_channels, int64_t element_size);
   Plan(const Plan&) = delete;
@@ -90,20 +92,22 @@ Plan::Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_chan
   }
   Ho = strided ? (H + 1) / 2 : H, Wo = strided ? (W + 1) / 2 : W;
   // What is kept for backward: y of each convolution, the states that feed edges, the pivots; each from a whole line.
-  const auto aligned = [](int64_t n) { return (n + 15) / 16 * 16; };
+  const auto add = [&](int64_t n) {
+    const int64_t begin = saved;
+    saved = (begin + n + 15) / 16 * 16;
+    gaps.push_back({begin + n, saved});
+    return begin;
+  };
   const int64_t width = vectors * lanes, rows = images == 1 ? Cq : lanes / images;
   for (Unit& u : unit_list) {
-    u.y = saved;
-    saved += aligned(blocks * Ho * Wo * width);
+    u.y = add(blocks * Ho * Wo * width);
     u.pack = packed;
     packed += (2 * u.kernel * u.kernel + (u.kernel ? 1 : u.taps) * rows) * width;
   }
   for (const auto node : c10::irange(nodes)) {
-    state_list.push_back(feeds[node] ? saved : -1);
-    if (feeds[node]) saved += aligned(N * Ho * Wo * C);
+    state_list.push_back(feeds[node] ? add(N * Ho * Wo * C) : -1);
   }
-  pivots = saved;
-  saved += aligned(num_bns * Cq);
+  pivots = add(num_bns * Cq);
   num_units = static_cast<int>(unit_list.size());
   edges = edge_list.data(), units = unit_list.data(), state = state_list.data();
 }
@@ -259,8 +263,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(
   double* mean = statistics.mutable_data_ptr<double>();
   const auto call = [&]<typename T>(void (*run)(const CellPlan&, const CellForward<T>&)) {
     const auto from = pointers<T>(inputs);
+    T* kept = saved.mutable_data_ptr<T>();
+    for (const auto& [begin, end] : plan.gaps) std::fill(kept + begin, kept + end, T(0));
     run(plan, {from.data(), mix.ops_data(), mix.edges_data(), flat.const_data_ptr<T>(), mean,
-               mean + plan.num_bns * plan.Cq, saved.mutable_data_ptr<T>(), out.mutable_data_ptr<T>()});
+               mean + plan.num_bns * plan.Cq, kept, out.mutable_data_ptr<T>()});
   };
   if (options.dtype() == at::kDouble) {
     call(cell_kernels().forward_double);

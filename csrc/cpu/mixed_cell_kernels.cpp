@@ -316,6 +316,7 @@ class Cell {
 
 template <typename T, int G>
 class Forward : Cell<T, G> {
+  static constexpr int MOST = 12;  // terms of one edge: at most as many as there are candidates
   using Base = Cell<T, G>;
   using Base::L, Base::p, Base::width, Base::pixels, Base::image, Base::tile_rows;
   using typename Base::V;
@@ -329,6 +330,9 @@ class Forward : Cell<T, G> {
         sums(static_cast<std::size_t>(plan.num_bns * plan.blocks * 2 * width)),
         starts(static_cast<std::size_t>(plan.num_bns * width)),
         by_source(static_cast<std::size_t>(plan.num_edges)),
+        middle_factors(static_cast<std::size_t>(plan.num_units * 2 * width)),
+        factors(static_cast<std::size_t>(plan.num_edges * MOST * width)),
+        offsets(static_cast<std::size_t>(plan.num_edges * width)),
         state_blocks(static_cast<std::size_t>(this->all_states())) {
     int n = 0;
     for (int s = 0; s < plan.inputs + plan.nodes; ++s) {
@@ -352,6 +356,9 @@ class Forward : Cell<T, G> {
         convolutions(begin, end);
       }
       const Timed timed(Stage::nodes);
+      for_each(p.num_edges, [&](int64_t i) {
+        if (p.edges[i].node == node) find_factors(static_cast<int>(i));
+      });
       for_each(p.blocks, [&](int64_t block) {
         sum_node(node, block);
         if (p.state[node] >= 0) keep_block(p.inputs + node, block);
@@ -361,12 +368,15 @@ class Forward : Cell<T, G> {
 
  private:
   const CellForward<T>& c;
-  T* const pivots;                // (bns, Cq)
-  const Scratch<T> packed;        // all units' matrices
-  const Scratch<double> sums;     // (bns, blocks, 2, width): of a block's numbers and of their squares
-  const Scratch<T> starts;        // (bns, width): minus the pivot, in each lane
-  const Scratch<int> by_source;   // (E,): the edges in the order of their sources
-  const Scratch<T> state_blocks;  // all states in block layout, where that is not their own
+  T* const pivots;                  // (bns, Cq)
+  const Scratch<T> packed;          // all units' matrices
+  const Scratch<double> sums;       // (bns, blocks, 2, width): of a block's numbers and of their squares
+  const Scratch<T> starts;          // (bns, width): minus the pivot, in each lane
+  const Scratch<int> by_source;     // (E,): the edges in the order of their sources
+  const Scratch<T> middle_factors;  // (units, 2, width): scale and shift of the first halves' normalisation
+  const Scratch<T> factors;         // (E, MOST, width): of each term of an edge
+  const Scratch<double> offsets;    // (E, width): the constant of an edge
+  const Scratch<T> state_blocks;    // all states in block layout, where that is not their own
 
   const T* state(int s) const { return s < p.inputs ? c.inputs[s] : c.saved + p.state[s - p.inputs]; }
 
@@ -388,9 +398,8 @@ class Forward : Cell<T, G> {
     const int count = end - begin;
     for (const bool second : ORDER) {
       const Timed timed(second ? Stage::second_halves : Stage::first_halves);
-      if (p.batch_statistics) {
-        for_each(count, [&](int64_t i) { find_pivots(by_source[begin + i], second); });
-      }
+      if (second) form_middle_factors(begin, end);
+      if (p.batch_statistics) find_pivots(begin, end, second);
       for_each_bn(begin, end, second, [&](int bn) { begin_at_pivot(bn); });
       const auto edge_of = [&](int64_t task) { return by_source[begin + task % count]; };
       if (second) {
@@ -419,6 +428,19 @@ class Forward : Cell<T, G> {
     }
   }
 
+  void find_pivots(int begin, int end, bool second) {
+    const Scratch<int> units(p.num_units);
+    int n = 0;
+    for (int i = begin; i < end; ++i) {
+      const MixedEdge& e = p.edges[by_source[i]];
+      for (int u = e.begin; u < e.end; ++u) {
+        if ((p.units[u].before >= 0) == second) units[n++] = u;
+      }
+    }
+    for_each(n, [&](int64_t i) { find_pivot(p.units[units[i]]); });
+    if (!second) for_each(end - begin, [&](int64_t i) { find_pool_pivots(by_source[begin + i]); });
+  }
+
   void begin_at_pivot(int bn) {
     this->expand(starts + bn * width, [&](int64_t ch) { return -pivots[bn * p.Cq + ch]; });
   }
@@ -445,14 +467,6 @@ class Forward : Cell<T, G> {
       copy(pivots + from * p.Cq, p.Cq, pivots + to * p.Cq);
       begin_at_pivot(to);
     }
-  }
-
-  void find_pivots(int edge, bool second) {
-    const MixedEdge& e = p.edges[edge];
-    for (int u = e.begin; u < e.end; ++u) {
-      if ((p.units[u].before >= 0) == second) find_pivot(p.units[u]);
-    }
-    if (!second) find_pool_pivots(edge);
   }
 
   // A number close to y's mean: the mean of its first row in the first block.
@@ -501,12 +515,22 @@ class Forward : Cell<T, G> {
     }
   }
 
+  void form_middle_factors(int begin, int end) const {
+    for (int i = begin; i < end; ++i) {
+      const MixedEdge& e = p.edges[by_source[i]];
+      for (int u = e.begin; u < e.end; ++u) {
+        T* scale = middle_factors + u * 2 * width;
+        if (p.units[u].after >= 0) {
+          this->normalisation(p.units[u].bn, c.mean, c.variance, pivots, scale, scale + width);
+        }
+      }
+    }
+  }
+
   // h of a second half's input, `rows` rows of it.
   void form_middle(const Unit& u, int64_t block, int64_t rows, T* padded_image) const {
-    const Unit& first = p.units[u.before];
-    const Scratch<T> scale(width), shift(width);
-    this->normalisation(first.bn, c.mean, c.variance, pivots, scale, shift);
-    this->middle(c.saved + first.y + block * image, scale, shift, rows, padded_image);
+    const T* scale = middle_factors + u.before * 2 * width;
+    this->middle(c.saved + p.units[u.before].y + block * image, scale, scale + width, rows, padded_image);
   }
 
   void convolve_image(const Unit& u, const T* padded_image, int64_t row, int64_t block, T* tile, T* part) {
@@ -588,8 +612,62 @@ class Forward : Cell<T, G> {
   double beta(int edge) const { return c.edges == nullptr ? 1 : c.edges[edge]; }
   double weight(int edge, int column) const { return column < 0 ? 0 : beta(edge) * c.ops[edge * p.columns + column]; }
 
+  // The factors of an edge's terms and the sum of their constants; terms come in the order that edge_terms has.
+  void find_factors(int edge) const {
+    const MixedEdge& e = p.edges[edge];
+    T* factor = factors + edge * MOST * width;
+    double* offset = offsets + edge * width;
+    clear(offset, width);
+    const auto normalised = [&](int column, int bn) {
+      const double a = weight(edge, column);
+      for (int64_t ch = 0; ch < p.Cq; ++ch) {
+        const double r = this->inverse_std(c.variance, bn, ch);
+        const double constant = a * r * (static_cast<double>(pivots[bn * p.Cq + ch]) - c.mean[bn * p.Cq + ch]);
+        for (int g = 0; g < G; ++g) offset[this->lane(g, ch)] += constant;
+      }
+      this->expand(factor, [&](int64_t ch) { return a * this->inverse_std(c.variance, bn, ch); });
+      factor += width;
+    };
+    const auto plain = [&](int column) {
+      this->expand(factor, [&](int64_t) { return weight(edge, column); });
+      factor += width;
+    };
+    for (int i = e.begin; i < e.end; ++i) {
+      if (p.units[i].after < 0) normalised(p.units[i].column, p.units[i].bn);
+    }
+    if (e.max_pool >= 0) normalised(e.max_pool, e.max_bn);
+    if (e.avg_pool >= 0) normalised(e.avg_pool, e.avg_bn);
+    if (e.plain >= 0) plain(e.plain);
+    if (e.skip >= 0 && e.stride == 1) plain(e.skip);
+  }
+
+  // The terms of an edge over output rows r .. end; returns how many.
+  int edge_terms(int edge, int64_t block, int64_t r, int64_t end, const T* x, T* pooled, T* line, const T* zero,
+                 Term* terms) const {
+    const MixedEdge& e = p.edges[edge];
+    const int64_t from = block * image + r * p.Wo * width, n = tile_rows * p.Wo * width;
+    int t = 0;
+    const auto add = [&](const T* values) {
+      terms[t] = {values, factors + (edge * MOST + t) * width};
+      ++t;
+    };
+    const auto pool = [&](bool max, const T* start, T* out) {
+      for (int64_t row = r; row < end; ++row) {
+        this->pool(max, x, e.source, e.stride, row, start, line, out + (row - r) * p.Wo * width);
+      }
+      return out;
+    };
+    for (int i = e.begin; i < e.end; ++i) {
+      if (p.units[i].after < 0) add(c.saved + p.units[i].y + from);
+    }
+    if (e.max_pool >= 0) add(pool(true, starts + e.max_bn * width, pooled));
+    if (e.avg_pool >= 0) add(pool(false, starts + e.avg_bn * width, pooled + n));
+    if (e.plain >= 0) add(pool(false, zero, pooled + 2 * n));
+    if (e.skip >= 0 && e.stride == 1) add(x + r * p.Wo * width);
+    return t;
+  }
+
   void sum_node(int node, int64_t block) {
-    constexpr int MOST = 12;  // terms of one edge: at most as many as there are candidates
     const int64_t n = tile_rows * p.Wo;
     int edges = 0, first = -1;
     for (int i = 0; i < p.num_edges; ++i) {
@@ -597,74 +675,33 @@ class Forward : Cell<T, G> {
       if (first < 0) first = i;
       ++edges;
     }
-    const Scratch<T> factors(edges * MOST * width), base((p.shared ? 1 : edges) * width), acc(n * width),
-        pooled(edges * 3 * n * width), line(p.W * width), zero(width), rows(p.direct ? 1 : G * n * p.C),
-        way(p.direct ? 1 : G * n * p.C);
-    const Scratch<T> buffers(edges * this->buffer_size(0));
+    const Scratch<T> base(edges * width), acc(n * width), pooled(edges * 3 * n * width), line(p.W * width), zero(width),
+        rows(p.direct ? 1 : G * n * p.C), way(p.direct ? 1 : G * n * p.C), buffers(edges * this->buffer_size(0));
     const Scratch<Term> terms(edges * MOST);
     const Scratch<const T*> source(edges);
-    const Scratch<double> offset(width);
     clear<T>(zero, width);
     for (int e = 0; e < edges; ++e) {
       source[e] = block_of(p.edges[first + e].source, block, first + e, buffers + e * this->buffer_size(0));
+      for (int64_t i = 0; i < width; ++i) {  // edges that process the same channels are summed at once
+        double sum = offsets[(first + e) * width + i];
+        for (int other = 1; other < edges && p.shared && e == 0; ++other) sum += offsets[(first + other) * width + i];
+        base[e * width + i] = static_cast<T>(sum);
+      }
     }
     for (int64_t r = 0; r < p.Ho; r += tile_rows) {
       const int64_t end = smaller(p.Ho, r + tile_rows), count = (end - r) * p.Wo;
       if (!p.direct) clear<T>(rows, G * n * p.C);
-      for (int from = 0, to; from < edges; from = to) {  // edges that process the same channels are summed at once
+      for (int from = 0, to; from < edges; from = to) {
         to = p.shared ? edges : from + 1;
         int t = 0;
-        clear<double>(offset, width);
         for (int e = from; e < to; ++e) {
-          t += edge_terms(first + e, block, r, end, source[e], factors + e * MOST * width, pooled + e * 3 * n * width,
-                          line, zero, offset, terms + t);
+          t += edge_terms(first + e, block, r, end, source[e], pooled + e * 3 * n * width, line, zero, terms + t);
         }
-        for (int64_t i = 0; i < width; ++i) base[i] = static_cast<T>(offset[i]);
-        affine_sum(terms, t, base, count, acc);
+        affine_sum(terms, t, base + from * width, count, acc);
         if (!p.direct) place(first + from, first + to, block, r, end, acc, way, rows);
       }
       write(node, block, r, end, p.direct ? acc : rows);
     }
-  }
-
-  // The terms of an edge over output rows r .. end; adds its constants to `offset`. Returns how many.
-  int edge_terms(int edge, int64_t block, int64_t r, int64_t end, const T* x, T* factors, T* pooled, T* line,
-                 const T* zero, double* offset, Term* terms) const {
-    const MixedEdge& e = p.edges[edge];
-    const int64_t from = block * image + r * p.Wo * width, n = tile_rows * p.Wo * width;
-    int t = 0;
-    const auto normalised = [&](const T* values, int column, int bn) {
-      T* factor = factors + t * width;
-      const double a = weight(edge, column);
-      this->expand(factor, [&](int64_t ch) { return a * this->inverse_std(c.variance, bn, ch); });
-      for (int g = 0; g < G; ++g) {
-        for (int64_t ch = 0; ch < p.Cq; ++ch) {
-          offset[this->lane(g, ch)] += a * this->inverse_std(c.variance, bn, ch) *
-                                       (static_cast<double>(pivots[bn * p.Cq + ch]) - c.mean[bn * p.Cq + ch]);
-        }
-      }
-      terms[t++] = {values, factor};
-    };
-    const auto plain = [&](const T* values, int column) {
-      T* factor = factors + t * width;
-      this->expand(factor, [&](int64_t) { return weight(edge, column); });
-      terms[t++] = {values, factor};
-    };
-    for (int i = e.begin; i < e.end; ++i) {
-      const Unit& u = p.units[i];
-      if (u.after < 0) normalised(c.saved + u.y + from, u.column, u.bn);
-    }
-    const auto pool = [&](bool max, const T* start, T* out) {
-      for (int64_t row = r; row < end; ++row) {
-        this->pool(max, x, e.source, e.stride, row, start, line, out + (row - r) * p.Wo * width);
-      }
-      return out;
-    };
-    if (e.max_pool >= 0) normalised(pool(true, starts + e.max_bn * width, pooled), e.max_pool, e.max_bn);
-    if (e.avg_pool >= 0) normalised(pool(false, starts + e.avg_bn * width, pooled + n), e.avg_pool, e.avg_bn);
-    if (e.plain >= 0) plain(pool(false, zero, pooled + 2 * n), e.plain);
-    if (e.skip >= 0 && e.stride == 1) plain(x + r * p.Wo * width, e.skip);
-    return t;
   }
 
   // acc = base + sum of the terms, over n pixels. A few terms at a time: each is read in one stretch.
@@ -698,11 +735,12 @@ class Forward : Cell<T, G> {
   // processed channels land, the weighted (and, under stride 2, max-pooled) state elsewhere. `way` is scratch.
   void place(int begin, int end, int64_t block, int64_t r0, int64_t r1, const T* acc, T* way, T* rows) const {
     const int64_t n = (r1 - r0) * p.Wo;
+    const Scratch<T> maxima(p.Wo * p.C), factor(p.C);
     for (int g = 0; g < this->images_in(block); ++g) {
       T* image_rows = rows + g * tile_rows * p.Wo * p.C;
       clear(way, n * p.C);
       if (p.k > 1) {
-        for (int e = begin; e < end; ++e) bypass(e, block * G + g, r0, r1, way);
+        for (int e = begin; e < end; ++e) bypass(e, block * G + g, r0, r1, maxima, factor, way);
       }
       const int* from = this->channels(begin);
       if (p.shared) {
@@ -720,12 +758,15 @@ class Forward : Cell<T, G> {
     }
   }
 
-  void bypass(int edge, int64_t n, int64_t r0, int64_t r1, T* way) const {
+  // way += what passes by an edge's candidates, of image n; `maxima` and `factor` are scratch.
+  void bypass(int edge, int64_t n, int64_t r0, int64_t r1, T* maxima, T* factor, T* way) const {
     const MixedEdge& e = p.edges[edge];
-    const int64_t h = this->height(e.source), w = this->columns(e.source);
-    const Scratch<T> factor(p.C), maxima(p.Wo * p.C);
     for (int64_t i = 0; i < p.C; ++i) factor[i] = static_cast<T>(beta(edge));
-    const T* x = state(e.source) + n * h * w * p.C;
+    const T* x = state(e.source) + n * this->height(e.source) * this->columns(e.source) * p.C;
+    if (e.stride == 1) {
+      add_scaled<T>(factor, x + r0 * p.Wo * p.C, (r1 - r0) * p.Wo, p.C, way);
+      return;
+    }
     for (int64_t r = r0; r < r1; ++r) {
       add_scaled<T>(factor, this->pass_row(e, x, r, maxima), p.Wo, p.C, way + (r - r0) * p.Wo * p.C);
     }
@@ -1218,16 +1259,20 @@ class Backward : Cell<T, G> {
     for (int i = e.begin; i < e.end; ++i) any |= p.units[i].before >= 0;
     if (!any) return;
     const Work work(*this, p.Ho, p.Wo);
-    const Scratch<T> buffer(this->buffer_size(p.inputs)), scale(width), shift(width);
+    const Scratch<T> buffer(this->buffer_size(p.inputs)), factor((e.end - e.begin) * 2 * width);
+    for (int i = e.begin; i < e.end; ++i) {
+      if (p.units[i].before < 0) continue;
+      T* scale = factor + (i - e.begin) * 2 * width;
+      this->normalisation(p.units[p.units[i].before].bn, c.mean, c.variance, pivots, scale, scale + width);
+    }
     const auto run = blocks_of(chunk);
     for (int64_t block = run.end - 1; block >= run.begin; --block) {
       const T* g = gradient_of(e.node, block, edge, buffer);
       for (int i = e.begin; i < e.end; ++i) {
         const Unit& u = p.units[i];
         if (u.before < 0) continue;
-        const Unit& first = p.units[u.before];
-        this->normalisation(first.bn, c.mean, c.variance, pivots, scale, shift);
-        this->middle(c.saved + first.y + block * image, scale, shift, p.Ho, work.x);
+        const T* scale = factor + (i - e.begin) * 2 * width;
+        this->middle(c.saved + p.units[u.before].y + block * image, scale, scale + width, p.Ho, work.x);
         work.fresh = true;
         unit_backward(u, block, g, factors_of(edge, u.column), p.Ho, p.Wo, true, work, part(i, chunk));
         keep_middle(u.before, block, work, middle(u.before) + block * image);

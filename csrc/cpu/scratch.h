@@ -10,10 +10,10 @@ namespace fastdarts::ISA {
 template <typename T>
 class Scratch {
  public:
-  explicit Scratch(std::size_t n) : data_(static_cast<T*>(take(n * sizeof(T)))) {}
+  explicit Scratch(std::size_t n) : data_(static_cast<T*>(take_local(n * sizeof(T)))) {}
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { give(data_); }
+  ~Scratch() { give_local(data_); }
   operator T*() const { return data_; }
 
  private:

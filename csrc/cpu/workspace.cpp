@@ -54,6 +54,42 @@ void* allocate(std::size_t size) {
   return block;
 }
 
+constexpr std::size_t LOCAL = std::size_t{1} << 20;  // the largest block that stays with a thread
+
+struct LocalPool {
+  std::map<std::size_t, std::vector<void*>> idle;
+
+  ~LocalPool() {
+    for (auto& [size, blocks] : idle) {
+      for (void* block : blocks) std::free(block);
+    }
+  }
+};
+
+LocalPool& local_pool() {
+  thread_local LocalPool pool;
+  return pool;
+}
+
+std::size_t& size_of(void* block) { return *static_cast<std::size_t*>(block); }
+
+// What is idle of that size, or nullptr.
+void* reuse(std::map<std::size_t, std::vector<void*>>& idle, std::size_t size) {
+  auto& blocks = idle[size];
+  if (blocks.empty()) return nullptr;
+  void* block = blocks.back();
+  blocks.pop_back();
+  return block;
+}
+
+void* hand_out(void* block, std::size_t size, std::size_t bytes) {
+  if (block == nullptr) block = allocate(size);
+  size_of(block) = size;
+  void* data = static_cast<char*>(block) + HEADER;
+  if (poisons) std::memset(data, 0xFF, bytes);  // NaN as float and as double
+  return data;
+}
+
 }  // namespace
 
 void* take(std::size_t bytes) {
@@ -61,24 +97,27 @@ void* take(std::size_t bytes) {
   void* block = nullptr;
   {
     const std::lock_guard lock(pool().mutex);
-    auto& blocks = pool().idle[size];
-    if (!blocks.empty()) {
-      block = blocks.back();
-      blocks.pop_back();
-    }
+    block = reuse(pool().idle, size);
   }
-  if (block == nullptr) block = allocate(size);
-  *static_cast<std::size_t*>(block) = size;
-  void* data = static_cast<char*>(block) + HEADER;
-  if (poisons) std::memset(data, 0xFF, bytes);  // NaN as float and as double
-  return data;
+  return hand_out(block, size, bytes);
 }
 
 void give(void* data) {
   void* block = static_cast<char*>(data) - HEADER;
   if (!KEEPS) return std::free(block);
   const std::lock_guard lock(pool().mutex);
-  pool().idle[*static_cast<std::size_t*>(block)].push_back(block);
+  pool().idle[size_of(block)].push_back(block);
+}
+
+void* take_local(std::size_t bytes) {
+  const std::size_t size = rounded(bytes + HEADER);
+  return size > LOCAL ? take(bytes) : hand_out(reuse(local_pool().idle, size), size, bytes);
+}
+
+void give_local(void* data) {
+  void* block = static_cast<char*>(data) - HEADER;
+  if (!KEEPS || size_of(block) > LOCAL) return give(data);
+  local_pool().idle[size_of(block)].push_back(block);
 }
 
 void poison(bool on) { poisons = on; }
