@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -73,6 +73,8 @@ def definitions() -> list[str]:
     import torch
 
     home = Path(torch.__file__).parent
+    native = module_from_spec(spec_from_file_location("native", ROOT / "fastdarts" / "native.py"))
+    native.__spec__.loader.exec_module(native)
     includes = [home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include")]
     git = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", "HEAD"]
     has_git = (ROOT / ".git").exists() and find("git")
@@ -84,6 +86,7 @@ def definitions() -> list[str]:
         "TORCH_VERSION": torch.__version__,
         "TORCH_CUDA": torch.version.cuda or "",
         "PYTHON_VERSION": sysconfig.get_python_version(),
+        "SOURCES": native.digest(ROOT / "csrc"),
         "COMMIT": subprocess.run(git, capture_output=True, text=True).stdout.strip() if has_git else "",
     }
     return [f"-D{name}={value}" for name, value in facts.items()]

@@ -118,7 +118,7 @@ class _Calls(TorchDispatchMode):
         if func is torch.ops.fastdarts.mixed_cell.default:
             self._add(forward_cost(Graph.decode(args[7]), args[0][0], args[8]))
         elif func is torch.ops.fastdarts.mixed_cell_backward.default:
-            self._add(backward_cost(Graph.decode(args[8]), args[1][0], args[9], args[12], args[13]))
+            self._add(backward_cost(Graph.decode(args[8]), args[1][0], args[9], args[12], args[14]))
         return func(*args, **(kwargs or {}))
 
     def _add(self, costs: dict[str, Cost]) -> None:

@@ -34,6 +34,8 @@ py::dict cpu_features() {
   features["avx2"] = static_cast<bool>(__builtin_cpu_supports("avx2"));
   features["fma"] = static_cast<bool>(__builtin_cpu_supports("fma"));
   features["avx512f"] = static_cast<bool>(__builtin_cpu_supports("avx512f"));
+  features["avx512dq"] = static_cast<bool>(__builtin_cpu_supports("avx512dq"));
+  features["avx512vl"] = static_cast<bool>(__builtin_cpu_supports("avx512vl"));
   features["avx512bw"] = static_cast<bool>(__builtin_cpu_supports("avx512bw"));
 #elif defined(__aarch64__)
   features["neon"] = true;

@@ -49,6 +49,7 @@ def native_module() -> dict[str, Any]:
     facts: dict[str, Any] = {"loaded": native.module() is not None, "reason": native.reason(), "build": native.build()}
     if module := native.module():
         facts |= {"compiled": module.build_facts(), "cpu": module.cpu_features(), "threads": module.threads()}
+        facts["kernels"] = {"instructions": module.isa()}
     return facts
 
 
@@ -83,10 +84,13 @@ def text(facts: dict[str, Any]) -> str:
             lines.append(f"  {name:12} {'; '.join(value) or 'none' if isinstance(value, list) else value}")
     native = facts["native"]
     lines += ["native module", f"  {'loaded' if native['loaded'] else native['reason']}"]
-    for part in ("build", "compiled", "cpu", "threads"):
+    for part in ("build", "compiled", "cpu", "kernels", "threads"):
         values = native.get(part) or {}
         if "skipped" not in values and values:
-            lines.append(f"  {part:12} " + ", ".join(f"{name} {value}" for name, value in values.items() if value != ""))
+            lines.append(
+                f"  {part:12} "
+                + ", ".join(f"{name} {value}" for name, value in values.items() if value != "" and name != "sources")
+            )
     lines.append("ops")
     for row in facts["ops"]:
         lines.append(f"  {row['op']} on {row['device']}, {row['dtype']}: {row['backend']}")

@@ -4,6 +4,7 @@ Loading it registers the C++ kernels with torch's dispatcher; their schemas are 
 The build leaves `_build.json` beside it: the torch it was built against and how, or `skipped`, why nothing was built.
 """
 
+import hashlib
 import importlib
 import json
 from functools import cache
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 RECORD = Path(__file__).with_name("_build.json")
+SOURCES = Path(__file__).parent.parent / "csrc"  # in a checkout
 BUILD = "pip install --no-build-isolation -e ."
 
 
@@ -22,21 +24,35 @@ def build() -> dict[str, Any] | None:
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else None
 
 
-def refusal(record: dict[str, Any] | None, running: str) -> str | None:
-    """Why a module with this build record cannot serve the torch whose version is `running`, or None."""
+def digest(sources: Path) -> str | None:
+    """What tells one state of the C++ sources from another, or None where there are none (an installed wheel)."""
+    files = sorted(path for path in sources.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
+    whole = hashlib.sha256()
+    for path in files:
+        whole.update(path.relative_to(sources).as_posix().encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest() if files else None
+
+
+def refusal(record: dict[str, Any] | None, running: str, sources: str | None = None) -> str | None:
+    """Why a module with this build record cannot serve the torch whose version is `running`, or None.
+
+    sources: the digest of the C++ sources beside the package, if there are any; a module of others may know other ops.
+    """
     if record is None:
         return f"the native module is not built; build it in the checkout: {BUILD}"
     if "skipped" in record:
         return f"the native module was left out: {record['skipped']}"
     if record["torch"] != running:
         return f"the native module was built for torch {record['torch']}, this is torch {running}; rebuild it: {BUILD}"
+    if sources and record.get("sources") != sources:
+        return f"the native module was built from other sources than this checkout's; rebuild it: {BUILD}"
     return None
 
 
 @cache
 def load() -> tuple[ModuleType | None, str | None]:
     """The module and None, or None and the sentence why not; decided once a process."""
-    if sentence := refusal(build(), torch.__version__):
+    if sentence := refusal(build(), torch.__version__, digest(SOURCES)):
         return None, sentence
     try:
         return importlib.import_module("fastdarts._C"), None

@@ -45,6 +45,10 @@ def run(root, *args, code=0, **environment):
 def test_refusals():
     assert native.refusal({"torch": "2.15.0+cu132"}, "2.15.0+cu132") is None
     assert "not built" in native.refusal(None, "2.15.0")
+    assert native.refusal({"torch": "2.15.0", "sources": "a"}, "2.15.0", "a") is None
+    assert native.refusal({"torch": "2.15.0", "sources": "a"}, "2.15.0", None) is None  # an installed wheel
+    assert "other sources" in native.refusal({"torch": "2.15.0", "sources": "a"}, "2.15.0", "b")
+    assert "other sources" in native.refusal({"torch": "2.15.0"}, "2.15.0", "b")  # built before this was recorded
     assert "no C++ compiler" in native.refusal({"skipped": "no C++ compiler is found"}, "2.15.0")
     other = native.refusal(OTHER, "2.12.0+cpu")
     assert "torch 2.12.0+cu130" in other and "torch 2.12.0+cpu" in other and "pip install --no-build-isolation" in other
@@ -64,7 +68,8 @@ def test_another_torch_is_refused_by_name_and_the_definition_serves(monkeypatch,
 
 
 def test_a_record_without_its_module_is_a_sentence(monkeypatch, fresh):
-    monkeypatch.setattr(native, "build", lambda: {"torch": torch.__version__})
+    mine = {"torch": torch.__version__, "sources": native.digest(native.SOURCES)}
+    monkeypatch.setattr(native, "build", lambda: mine)
     monkeypatch.setitem(sys.modules, "fastdarts._C", None)  # importing it raises ImportError
     assert native.module() is None
     assert "does not load" in native.reason()
@@ -149,3 +154,14 @@ def test_the_wrong_apex_is_recognised(monkeypatch, tmp_path):
     assert "another project" in info.apex()
     (package / "optimizers").mkdir()
     assert info.apex().startswith("NVIDIA's")
+
+
+def test_the_digest_tells_sources_apart(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    assert native.digest(tmp_path) is None
+    (tmp_path / "cpu" / "a.cpp").write_text("int a;")
+    (tmp_path / "notes.txt").write_text("not a source")
+    one = native.digest(tmp_path)
+    assert one == native.digest(tmp_path)
+    (tmp_path / "cpu" / "a.cpp").write_text("int b;")
+    assert native.digest(tmp_path) != one

@@ -280,7 +280,7 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_ce
     const at::Tensor& grad, at::TensorList inputs, const at::Tensor& ops, const std::optional<at::Tensor>& edges,
     const at::Tensor& weights, const at::Tensor& statistics, const at::Tensor& saved,
     const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps,
-    bool batch_statistics, bool need_inputs, bool need_weights) {
+    bool batch_statistics, bool need_inputs, bool need_ops, bool need_weights) {
   const auto options = inputs[0].options();
   Plan plan(graph, sizes_of(inputs), partial_channels, options.dtype().itemsize());
   plan.set_channels(channels);
@@ -304,7 +304,7 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_ce
     const auto to = mutable_pointers<T>(grad_inputs);
     run(plan, {from.data(), mix.ops_data(), mix.edges_data(), flat.const_data_ptr<T>(), mean,
                mean + plan.num_bns * plan.Cq, saved.const_data_ptr<T>(), grad.const_data_ptr<T>(),
-               need_inputs ? to.data() : nullptr, grad_ops.mutable_data_ptr<double>(),
+               need_inputs ? to.data() : nullptr, need_ops, grad_ops.mutable_data_ptr<double>(),
                grad_edges.mutable_data_ptr<double>(), need_weights ? grad_weights.mutable_data_ptr<T>() : nullptr});
   };
   if (options.dtype() == at::kDouble) {
@@ -312,7 +312,10 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_ce
   } else {
     call(cell_kernels().backward_float);
   }
-  return {grad_inputs, grad_ops.to(ops.scalar_type()), grad_edges.to(ops.scalar_type()), grad_weights};
+  const auto mine = [&](const at::Tensor& grad_of_mix) {
+    return need_ops ? grad_of_mix.to(ops.scalar_type()) : at::empty({0}, ops.options());
+  };
+  return {grad_inputs, mine(grad_ops), mine(grad_edges), grad_weights};
 }
 
 }  // namespace

@@ -90,6 +90,7 @@ struct CellBackward {
   const T* saved;
   const T* grad;          // NHWC, nodes * C channels
   T* const* grad_inputs;  // NHWC, or nullptr: not needed
+  bool need_ops;          // the gradients of ops and edges
   double* grad_ops;       // (E, K), zeroed
   double* grad_edges;     // (E,), zeroed
   T* grad_weights;        // or nullptr: not needed

@@ -816,20 +816,17 @@ class Backward : Cell<T, G> {
     this->pack_all(c.weights, true, packed);
     lay_out();
     for (int node = p.nodes - 1; node >= 0; --node) {
-      finish(p.inputs + node);
+      complete(node);
       int begin = 0, end = 0;
       for (int i = 0; i < p.num_edges; ++i) {
         if (p.edges[i].node < node) begin = i + 1;
         if (p.edges[i].node <= node) end = i + 1;
       }
-      if (!p.direct) {
-        const Timed timed(Stage::pack);
-        for_each(p.blocks, [&](int64_t block) { lay_out_gradient(node, block); });
-      }
       for (int i = begin; i < end; i += p.edges_at_once) through(i, smaller(i + p.edges_at_once, end));
     }
-    if (c.grad_inputs != nullptr) {
-      for (int s = 0; s < p.inputs; ++s) finish(s);
+    for (int s = 0; s < p.inputs && c.grad_inputs != nullptr; ++s) {
+      const Timed timed(Stage::finish);
+      for_each(p.blocks, [&](int64_t block) { finish_block(s, block); });
     }
   }
 
@@ -867,7 +864,9 @@ class Backward : Cell<T, G> {
 
   void lay_out() {
     const Timed timed(Stage::pack);
-    for_each(p.nodes * p.N, [&](int64_t i) { split(static_cast<int>(i / p.N), i % p.N); });
+    if (!this->in_blocks()) {  // edges add to the states' gradients themselves: those begin with the output's
+      for_each(p.nodes * p.N, [&](int64_t i) { split(static_cast<int>(i / p.N), i % p.N); });
+    }
     for (int s = 0; s < p.inputs && c.grad_inputs != nullptr; ++s) clear(c.grad_inputs[s], p.N * p.H * p.W * p.C);
     if (!this->in_blocks()) return;
     const int states = p.inputs + p.nodes;
@@ -978,7 +977,7 @@ class Backward : Cell<T, G> {
       const Unit& u = p.units[i];
       if (u.after < 0) this->dot(g, c.saved + u.y + block * image, pixels, sums_of(edge, block, 1 + u.column));
     }
-    if (e.skip >= 0 && e.stride == 1) this->dot(g, x, pixels, sums_of(edge, block, 1 + e.skip));
+    if (e.skip >= 0 && e.stride == 1 && c.need_ops) this->dot(g, x, pixels, sums_of(edge, block, 1 + e.skip));
     const auto pool = [&](bool max, int column, int bn) {
       if (column < 0) return;
       pool_start(bn, start);
@@ -989,8 +988,8 @@ class Backward : Cell<T, G> {
     };
     pool(true, e.max_pool, e.max_bn);
     pool(false, e.avg_pool, e.avg_bn);
-    pool(false, e.plain, -1);
-    bypassed[edge * p.blocks + block] = c.edges == nullptr || p.k == 1 ? 0 : bypass_sum(edge, block);
+    if (c.need_ops) pool(false, e.plain, -1);
+    bypassed[edge * p.blocks + block] = c.edges == nullptr || p.k == 1 || !c.need_ops ? 0 : bypass_sum(edge, block);
   }
 
   void pool_start(int bn, T* start) const {
@@ -1394,17 +1393,17 @@ class Backward : Cell<T, G> {
 
   // --------------------------------------------------------------------------------- (7) pools, skips, bypass
 
-  // What does not go through convolutions, once all edges that leave state s are through.
-  void finish(int s) {
-    int last = -1;
-    for (int i = 0; i < p.num_edges; ++i) {
-      if (p.edges[i].source == s) last = i;
-    }
-    if (last < 0) return;
+  // A node's gradient, once all edges that leave its state are through: block by block, while it is in the caches.
+  void complete(int node) {
     const Timed timed(Stage::finish);
-    for_each(p.blocks, [&](int64_t block) { finish_block(s, block); });
+    for_each(p.blocks, [&](int64_t block) {
+      for (int64_t n = block * G; n < block * G + this->images_in(block) && this->in_blocks(); ++n) split(node, n);
+      if (p.state[node] >= 0) finish_block(p.inputs + node, block);
+      if (!p.direct) lay_out_gradient(node, block);
+    });
   }
 
+  // What edges that leave state s do besides convolutions.
   void finish_block(int s, int64_t block) {
     const int64_t h = this->height(s), w = this->columns(s), numbers = h * w * width;
     const bool mine = !p.direct && !this->in_blocks();

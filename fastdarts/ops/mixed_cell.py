@@ -31,7 +31,7 @@ torch.library.define(
     "fastdarts::mixed_cell_backward",
     "(Tensor grad, Tensor[] inputs, Tensor ops, Tensor? edges, Tensor weights, Tensor statistics, Tensor saved, "
     "Tensor? channels, int[] graph, int partial_channels, float eps, bool batch_statistics, bool need_inputs, "
-    "bool need_weights) -> (Tensor[] grad_inputs, Tensor grad_ops, Tensor grad_edges, Tensor grad_weights)",
+    "bool need_ops, bool need_weights) -> (Tensor[] grad_inputs, Tensor grad_ops, Tensor grad_edges, Tensor grad_weights)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -220,11 +220,13 @@ def _fake_backward(
     eps: float,
     batch_statistics: bool,
     need_inputs: bool,
+    need_ops: bool,
     need_weights: bool,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     grad_inputs = [torch.empty_like(x, memory_format=torch.channels_last) for x in inputs] if need_inputs else []
     grad_weights = weights.new_empty(weights.shape if need_weights else 0)
-    return grad_inputs, ops.new_empty(ops.shape), ops.new_empty(ops.shape[0]), grad_weights
+    sizes = (ops.shape, ops.shape[:1]) if need_ops else (0, 0)
+    return grad_inputs, *(ops.new_empty(size) for size in sizes), grad_weights
 
 
 class _MixedCell(torch.autograd.Function):
@@ -266,7 +268,7 @@ class _MixedCell(torch.autograd.Function):
                 return definition(inputs, ops, edges, weights, running, *rest)
 
             return *none, *batch_norm.through_definition("mixed_cell", again, [ops, edges, weights, *inputs], wanted, grad)
-        need_weights, need_inputs = wanted[2], any(wanted[3:])
+        need_ops, need_weights, need_inputs = any(wanted[:2]), wanted[2], any(wanted[3:])
         grad_inputs, grad_ops, grad_edges, grad_weights = torch.ops.fastdarts.mixed_cell_backward(
             grad.contiguous(memory_format=torch.channels_last),
             inputs,
@@ -281,9 +283,10 @@ class _MixedCell(torch.autograd.Function):
             ctx.eps,
             ctx.batch_statistics,
             need_inputs,
+            need_ops,
             need_weights,
         )
-        grads = grad_ops, grad_edges if wanted[1] else None, grad_weights if need_weights else None
+        grads = (g if w else None for g, w in zip((grad_ops, grad_edges, grad_weights), wanted, strict=False))
         return *none, *grads, *(grad_inputs or [None] * len(inputs))
 
 

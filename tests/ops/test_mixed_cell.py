@@ -6,6 +6,7 @@ What it computes is in test_mixed_cell_by_hand.py, and, in whole networks agains
 import logging
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -225,11 +226,11 @@ class Asked(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.needs: list[tuple[bool, bool]] = []
+        self.needs: list[tuple[bool, bool, bool]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         if func.name() == "fastdarts::mixed_cell_backward":
-            self.needs.append(args[-2:])
+            self.needs.append(args[-3:])
         return func(*args, **(kwargs or {}))
 
 
@@ -246,7 +247,8 @@ def test_only_the_gradients_that_are_wanted(wanted: set[str], backend: str) -> N
         grads = gradients(out, rest["grad"], {name: named[name] for name in wanted})
     assert all(torch.equal(g, everything[name]) for name, g in grads.items())
     if backend == "cpu":
-        assert asked.needs == [(bool(wanted & {"input 0", "input 1"}), "weights" in wanted)]
+        inputs, mix = (bool(wanted & names) for names in ({"input 0", "input 1"}, {"ops", "edges"}))
+        assert asked.needs == [(inputs, mix, "weights" in wanted)]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -384,7 +386,7 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.dtype == torch.float64
     inputs, ops, edges, weights, *_, channels, code, k, eps = args
-    for needs in ((True, True), (False, True), (True, False), (False, False)):
+    for needs in product((True, False), repeat=3):
         rest = inputs, ops, edges, weights, statistics, saved, channels, code, k, eps, call.training, *needs
         torch.library.opcheck(torch.ops.fastdarts.mixed_cell_backward.default, (out, *rest))
 

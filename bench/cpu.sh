@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# The library's step on a CPU against the definition's: appends to bench/results/step.jsonl, and to floor.jsonl what binds.
+# About 15 minutes on 2 cores, during which nothing else should run. PYTHON is the interpreter, .venv/bin/python by default.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-.venv/bin/python}
+
+step() {
+  "$python" -m bench.step --device cpu --warm_up 1 --record "$@"
+  echo
+}
+
+"$python" -m bench.ceilings --device cpu --record
+for against in eager channels-last; do
+  step --supernet cell --batch 16 --against $against
+  step --supernet cell --batch 16 --against $against --partial_channels 4
+  step --supernet cifar --batch 16 --against $against --rounds 5
+  step --supernet pc-cifar --batch 64 --against $against --rounds 3
+  for k in 2 4; do
+    step --supernet pc-imagenet --batch 16 --against $against --partial_channels $k --rounds 5
+    step --supernet mae-imagenet --batch 16 --against $against --partial_channels $k --rounds 5
+  done
+  step --supernet cifar --batch 64 --against $against --rounds 3
+done
+for supernet in cell cifar pc-imagenet mae-imagenet; do
+  "$python" -m bench.floor --supernet $supernet --batch 16 --record
+done
+"$python" -m bench.floor --supernet pc-cifar --batch 64 --rounds 3 --record
