@@ -21,6 +21,7 @@ def fresh():
     def forget():
         native.load.cache_clear()
         backend._decide.cache_clear()
+        backend._say_once.cache_clear()
 
     forget()
     yield
@@ -62,7 +63,8 @@ def test_another_torch_is_refused_by_name_and_the_definition_serves(monkeypatch,
         for _ in range(3):
             assert call()[1].sum() == 4
     (message,) = caplog.messages  # once, however often it is called
-    assert "backend definition" in message and "not cpu: the native module was built for torch 2.12.0+cu130" in message
+    assert message.startswith("the plain-PyTorch definitions run")
+    assert "the native module was built for torch 2.12.0+cu130" in message and "pip install" in message
     with pytest.raises(backend.BackendUnavailable, match=r"built for torch 2\.12\.0\+cu130"):
         call(backend="cpu")
 

@@ -97,13 +97,23 @@ def _decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
     if backend == "auto":
         name = _first(refused)
         slower_than = "".join(f"; not {n}: {why}" for n, why in refused.items() if why)
-        log.info("%s on %s, %s: backend %s%s", op, device, _short(dtype), name, slower_than)
+        missing = native.reason()
+        if missing and missing in refused.values():  # the same for all ops: said once
+            _say_once(f"the plain-PyTorch definitions run, not the fused kernels: {missing}")
+        else:
+            level = logging.DEBUG if device.type == "meta" else logging.INFO  # there only shapes are computed
+            log.log(level, "%s on %s, %s: backend %s%s", op, device, _short(dtype), name, slower_than)
         return name
     if backend not in refused:
         raise ValueError(f"{op} has no backend {backend!r}; it has auto, {', '.join(refused)}")
     if why := refused[backend]:
         raise BackendUnavailable(f"{op}: backend {backend!r} cannot serve this call: {why}")
     return backend
+
+
+@cache
+def _say_once(sentence: str) -> None:
+    log.info(sentence)
 
 
 def run(op: str, backend: str, device: torch.device, dtype: torch.dtype, *args: Any) -> Any:
