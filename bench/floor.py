@@ -55,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
     workload = Workload(given.supernet, given.batch, given.image_size or size, given.partial_channels or k)
     try:
+        workload.check(OURS)
         record = tagged(measure(workload, given.rounds))
     except WorkloadError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)

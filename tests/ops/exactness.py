@@ -7,6 +7,8 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
+from fastdarts import native
+
 Named = dict[str, Tensor]
 FLOAT64 = 1e-10  # of the largest entry, or of one if that is smaller: what two orders of summation may differ by in float64
 
@@ -44,12 +46,18 @@ def double(named: Named) -> Named:
 
 @contextmanager
 def uninitialised_memory_is_nan() -> Iterator[None]:
+    """torch's memory, and the workspace that the C++ kernels take outputs and scratch from."""
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
+    module = native.module()
+    if module:
+        module.poison(True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(False)
+        if module:
+            module.poison(False)
 
 
 @contextmanager

@@ -1,18 +1,17 @@
 """patch_mask: the definition against a loop over pixels, C++ against the definition bit for bit, gradients, registration."""
 
 import math
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
-import torch.utils.deterministic
 from torch.testing import assert_close
 
 from fastdarts import native
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.patch_mask import definition, normalise, num_masked, patch_mask
 from fastdarts.ops.philox import Purpose, random_words
+from tests.ops.exactness import threads, uninitialised_memory_is_nan
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 needs_native = pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
@@ -30,26 +29,6 @@ def arguments(n, h, w, patch_size, count, dtype=torch.float32, seed=2**63 + 1234
     tensors = [images, index, torch.tensor([17]), flip, fill]
     given = {"seed": seed, "stream": stream, "patch_size": patch_size, "num_masked": count, "mean": MEAN, "std": STD}
     return tensors, given | {"dtype": dtype}
-
-
-@contextmanager
-def uninitialised_memory_is_nan():
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-@contextmanager
-def threads(n):
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def pixel_by_pixel(images, index, step, flip, fill, *, seed, stream, patch_size, num_masked, mean, std, dtype):

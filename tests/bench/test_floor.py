@@ -1,0 +1,32 @@
+"""The floor report: every stage timed and counted, wrong input refused."""
+
+import pytest
+
+from bench import floor
+from bench.workload import CELL, Workload
+from tests.backends import needs_native
+
+
+@needs_native
+def test_each_stage_has_a_time_and_the_costly_ones_a_count():
+    record = floor.measure(Workload(CELL, 2, 8, 1), rounds=1)
+    assert all(stage["ms"] > 0 for stage in record["stages"].values())
+    convolutions = ("first_halves", "second_halves", "second_gradients", "first_gradients")
+    assert all(record["stages"][name]["gflop"] > 0 for name in convolutions)
+    assert sum(stage["ms"] for stage in record["stages"].values()) <= 1.05 * record["step_ms"]
+    assert record["fma_gflop_per_s"] > 1
+    assert "first_gradients" in floor.text(record)
+
+
+@needs_native
+def test_operations_of_a_cell_by_hand():
+    """C = 16: 102 C + 6 C^2 multiply-adds a pixel and edge in the forward's convolutions (14 edges)."""
+    record = floor.measure(Workload(CELL, 2, 8, 1), rounds=1)
+    forward = record["stages"]["first_halves"]["gflop"] + record["stages"]["second_halves"]["gflop"]
+    assert forward == pytest.approx(2 * 14 * 2 * 8 * 8 * (102 * 16 + 6 * 16**2) / 1e9, abs=2e-4)
+
+
+@needs_native
+def test_wrong_input(capsys):
+    assert floor.main(["--supernet", "cifar", "--batch", "1", "--image_size", "30"]) == 2
+    assert "--image_size 30" in capsys.readouterr().err
