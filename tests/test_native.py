@@ -167,3 +167,13 @@ def test_the_digest_tells_sources_apart(tmp_path):
     assert one == native.digest(tmp_path)
     (tmp_path / "cpu" / "a.cpp").write_text("int b;")
     assert native.digest(tmp_path) != one
+
+
+@pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
+def test_idle_memory_of_the_workspace_is_given_back():
+    x, _ = call(backend="cpu")
+    del x
+    module = native.module()
+    assert module.release_idle() > 0  # the output's
+    assert module.release_idle() == 0
+    assert call(backend="cpu")[1].sum() == 4
