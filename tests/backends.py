@@ -16,7 +16,7 @@ def missing(*ops: str) -> str | None:
     return next((why for why in reasons if why), None)
 
 
-WHY_NOT = missing("mixed_cell", "relu_conv_bn")
+WHY_NOT = missing("mixed_cell", "relu_conv_bn", "conv_bn_chain")
 needs_native = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 BACKENDS = ["definition", pytest.param("cpu", marks=needs_native)]
 

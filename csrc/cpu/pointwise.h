@@ -127,6 +127,10 @@ void pointwise(const Product<T>& t, int64_t pixels) {
   int64_t v = 0;
   if constexpr (G == 1 && REGISTERS == 32) {
     for (; v + 4 <= t.vectors; v += 4) product_vectors<T, G, 4, 4>(t, pixels, v);
+    if (v + 3 == t.vectors) {
+      product_vectors<T, G, 8, 3>(t, pixels, v);
+      v += 3;
+    }
   }
   if constexpr (G == 1) {
     for (; v + 2 <= t.vectors; v += 2) product_vectors<T, G, REGISTERS == 32 ? 8 : 4, 2>(t, pixels, v);

@@ -73,18 +73,22 @@ LocalPool& local_pool() {
 
 std::size_t& size_of(void* block) { return *static_cast<std::size_t*>(block); }
 
-// What is idle of that size, or nullptr.
+// The smallest idle block of at least that size and at most twice it, or nullptr.
 void* reuse(std::map<std::size_t, std::vector<void*>>& idle, std::size_t size) {
-  auto& blocks = idle[size];
-  if (blocks.empty()) return nullptr;
-  void* block = blocks.back();
-  blocks.pop_back();
-  return block;
+  for (auto at = idle.lower_bound(size); at != idle.end() && at->first <= 2 * size; ++at) {
+    if (at->second.empty()) continue;
+    void* block = at->second.back();
+    at->second.pop_back();
+    return block;
+  }
+  return nullptr;
 }
 
 void* hand_out(void* block, std::size_t size, std::size_t bytes) {
-  if (block == nullptr) block = allocate(size);
-  size_of(block) = size;
+  if (block == nullptr) {
+    block = allocate(size);
+    size_of(block) = size;
+  }
   void* data = static_cast<char*>(block) + HEADER;
   if (poisons) std::memset(data, 0xFF, bytes);  // NaN as float and as double
   return data;

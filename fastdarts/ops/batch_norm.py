@@ -55,7 +55,11 @@ def check(running: Running | None, B: int, like: Tensor, training: bool, m: int,
 
 
 def through_definition(
-    op: str, definition: Callable[..., Tensor], tensors: Sequence[Tensor | None], wanted: Sequence[bool], grad: Tensor
+    op: str,
+    definition: Callable[..., Tensor | tuple[Tensor, ...]],
+    tensors: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    grad: Tensor | tuple[Tensor, ...],
 ) -> list[Tensor | None]:
     """The gradients of `definition(*tensors)` that are `wanted`, differentiable in turn, in `tensors` and in `grad`.
 

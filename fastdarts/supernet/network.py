@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.cell import Cell, CellWeights
@@ -29,7 +30,7 @@ class Supernet(nn.Module):
     partial_channels  k: C/k channels pass through the candidates (1 = all of them)
     channel_sampling  which ones: "first" (PC-DARTS' released code), or "random": drawn anew for each edge at each step
     seed              of the random channels; the initial weights come from torch's global generator
-    backend           of the cells' fused ops: "auto", "definition" or one that `python -m fastdarts.info` lists
+    backend           of the fused ops: "auto", "definition" or one that `python -m fastdarts.info` lists
 
     Parameter names are those of quark0/darts and PC-DARTS: load_state_dict takes what their search networks saved, and
     state_dict gives what they take (with their `classifier`, once load_state_dict or an objective has brought one).
@@ -121,11 +122,27 @@ class Supernet(nn.Module):
         return features
 
     def _stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.stem_kind == "cifar":
-            s = self.stem(x)
-            return s, s
-        s0 = self.stem0(x)
-        return s0, self.stem1(s0)
+        """What the first cell reads; the modules hold the parameters, the layers run as one op."""
+        parts = [self.stem] if self.stem_kind == "cifar" else [self.stem0, self.stem1]
+        modules = [m for part in parts for m in part]
+        convolutions = [m for m in modules if isinstance(m, nn.Conv2d)]
+        norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
+        if norms[0].training:
+            for bn in norms:
+                bn.num_batches_tracked.add_(1)
+        outs = conv_bn_chain(
+            x,
+            [conv.weight for conv in convolutions],
+            [(bn.weight, bn.bias) for bn in norms],
+            [(bn.running_mean, bn.running_var) for bn in norms],
+            strides=[conv.stride[0] for conv in convolutions],
+            outputs=len(parts),
+            training=norms[0].training,
+            momentum=norms[0].momentum,
+            eps=norms[0].eps,
+            backend=self.backend,
+        )
+        return outs[0], outs[-1]
 
     def _channels(self, number: int, cell: Cell, step: Tensor | None, stream: int) -> Tensor | None:
         """The channels that each edge of cell `number` processes at this step: int64 (E, C/k), or None for `first`.

@@ -1,0 +1,267 @@
+"""3x3 convolutions, each with BatchNorm, with ReLUs between them: the stem of a network.
+
+Letters: N images, H W pixels, C channels of the input, D_i channels of layer i, L layers, m values of a channel.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdarts.ops import backend as backends
+from fastdarts.ops import batch_norm
+from fastdarts.ops.batch_norm import Running
+
+Norm = tuple[Tensor, Tensor]  # weight and bias of a BatchNorm, (D,) each
+
+torch.library.define(
+    "fastdarts::conv_bn_chain",
+    "(Tensor x, Tensor[] weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor[] running_means, "
+    "Tensor[] running_vars, int[] strides, int outputs, float eps) -> (Tensor[] outs, Tensor[] ys, Tensor statistics)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+torch.library.define(
+    "fastdarts::conv_bn_chain_backward",
+    "(Tensor[] grads, Tensor x, Tensor[] weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor[] ys, "
+    "Tensor statistics, int[] strides, float eps, bool batch_statistics, bool need_x, bool need_weights) -> "
+    "(Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_norm_weights, Tensor[] grad_norm_biases)",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def conv_bn_chain(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    norms: Sequence[Norm],
+    running: Sequence[Running] | None,
+    *,
+    strides: Sequence[int],
+    outputs: int = 1,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> tuple[Tensor, ...]:
+    """u_1 = BN(conv(x)), u_i = BN(conv(ReLU(u_(i-1)))); the last `outputs` of u_1 ... u_L, before their ReLU.
+
+    x         (N, C, H, W), floating point
+    weights   of each layer (D_i, D_(i-1), 3, 3), D_0 = C, border of one zero pixel. Of x' dtype, as are the norms (any
+              floating point one under autocast)
+    norms     of each layer BatchNorm's weight and bias: (D_i,) each
+    running   None, or of each layer running mean and variance: (D_i,) of the weights' dtype. Moved in place, once, when
+              training
+    strides   of each layer 1 or 2
+    training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
+    momentum  of the running statistics
+    backend   "auto", "cpu" (C++: float32, float64; keeps one tensor a layer for backward) or "definition"
+
+    Returns tensors (N, D_i, H_i, W_i), H_i = ceil(H_(i-1) / stride); channels_last from a native backend, which takes x in
+    any layout. Differentiable twice in x, weights and norms. Raises ValueError for arguments that do not fit,
+    BackendUnavailable.
+    """
+    _check(x, weights, norms, running, strides, outputs, training, momentum, eps)
+    args = x, list(weights), list(norms), running, list(strides), outputs, training, momentum, eps
+    return backends.run("conv_bn_chain", backend, x.device, backends.arithmetic(x), *args)
+
+
+def definition(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    norms: Sequence[Norm],
+    running: Sequence[Running] | None,
+    strides: Sequence[int],
+    outputs: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """What conv_bn_chain computes, in plain PyTorch at any dtype on any device; arguments as there."""
+    outs: list[Tensor] = []
+    for i, (weight, (scale, shift), stride) in enumerate(zip(weights, norms, strides, strict=True)):
+        if i:  # in place, as customary, where nobody else sees it
+            x = F.relu(x, inplace=i - 1 < len(weights) - outputs)
+        mean, var = running[i] if running else (None, None)
+        y = F.conv2d(x, weight, stride=stride, padding=1)
+        x = F.batch_norm(y, mean, var, scale, shift, training or running is None, momentum, eps)
+        outs.append(x)
+    return tuple(outs[-outputs:])
+
+
+def _sizes(x: Tensor, weights: Sequence[Tensor], strides: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """(N, D_i, H_i, W_i) of each layer."""
+    N, _, H, W = x.shape
+    sizes = []
+    for w, stride in zip(weights, strides, strict=True):
+        H, W = (H - 1) // stride + 1, (W - 1) // stride + 1
+        sizes.append((N, w.shape[0], H, W))
+    return sizes
+
+
+@torch.library.register_fake("fastdarts::conv_bn_chain")
+def _fake(
+    x: Tensor,
+    weights: list[Tensor],
+    norm_weights: list[Tensor],
+    norm_biases: list[Tensor],
+    running_means: list[Tensor],
+    running_vars: list[Tensor],
+    strides: list[int],
+    outputs: int,
+    eps: float,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    sizes = _sizes(x, weights, strides)
+
+    def empty(size: tuple[int, ...]) -> Tensor:
+        return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+    statistics = x.new_empty(3, sum(size[1] for size in sizes), dtype=torch.float64)
+    return [empty(size) for size in sizes[-outputs:]], [empty(size) for size in sizes], statistics
+
+
+@torch.library.register_fake("fastdarts::conv_bn_chain_backward")
+def _fake_backward(
+    grads: list[Tensor],
+    x: Tensor,
+    weights: list[Tensor],
+    norm_weights: list[Tensor],
+    norm_biases: list[Tensor],
+    ys: list[Tensor],
+    statistics: Tensor,
+    strides: list[int],
+    eps: float,
+    batch_statistics: bool,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else x.new_empty(0)
+    like = (weights, norm_weights, norm_weights)
+    return grad_x, *([t.new_empty(t.shape) for t in tensors] if need_weights else [] for tensors in like)
+
+
+class _ConvBNChain(torch.autograd.Function):
+    """The registered op and its gradients; x is channels_last-contiguous, the parameters are contiguous."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, strides: list[int], outputs: int, eps: float, running: list[list[Tensor]], x: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
+        layers = len(strides)
+        weights, scales, shifts = _parted(parameters, layers)
+        outs, ys, statistics = torch.ops.fastdarts.conv_bn_chain(x, weights, scales, shifts, *running, strides, outputs, eps)
+        ctx.save_for_backward(x, statistics, *ys, *parameters)
+        ctx.strides, ctx.outputs, ctx.eps, ctx.batch_statistics = strides, outputs, eps, not running[0]
+        ctx.mark_non_differentiable(statistics)
+        return *outs, statistics
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        layers = len(ctx.strides)
+        x, statistics, *rest = ctx.saved_tensors
+        ys, parameters = rest[:layers], rest[layers:]
+        wanted = ctx.needs_input_grad[4:]  # of x and each parameter
+        if torch.is_grad_enabled():
+
+            def again(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+                weights, scales, shifts = _parted(parameters, layers)
+                running = None if ctx.batch_statistics else _layers(statistics.to(x.dtype), weights)
+                norms = list(zip(scales, shifts, strict=True))
+                return definition(x, weights, norms, running, ctx.strides, ctx.outputs, False, 0.0, ctx.eps)
+
+            through = batch_norm.through_definition("conv_bn_chain", again, [x, *parameters], wanted, grads[:-1])
+            return None, None, None, None, *through
+        weights, scales, shifts = _parted(parameters, layers)
+        need_x, need_weights = wanted[0], any(wanted[1:])
+        grad_x, *of_parameters = torch.ops.fastdarts.conv_bn_chain_backward(
+            [g.contiguous(memory_format=torch.channels_last) for g in grads[:-1]],
+            x,
+            weights,
+            scales,
+            shifts,
+            ys,
+            statistics,
+            ctx.strides,
+            ctx.eps,
+            ctx.batch_statistics,
+            need_x,
+            need_weights,
+        )
+        flat = [g for group in of_parameters for g in group] if need_weights else [None] * len(parameters)
+        return None, None, None, None, grad_x if need_x else None, *flat
+
+
+def _parted(parameters: Sequence[Tensor], layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Weights, norms' weights, norms' biases, of all layers each."""
+    return list(parameters[:layers]), list(parameters[layers : 2 * layers]), list(parameters[2 * layers :])
+
+
+def _layers(statistics: Tensor, weights: Sequence[Tensor]) -> list[Running]:
+    """Mean and variance of each layer, out of the rows of all."""
+    mean, var, *_ = statistics
+    sizes = [w.shape[0] for w in weights]
+    return list(zip(mean.split(sizes), var.split(sizes), strict=True))
+
+
+def _registered(
+    x: Tensor,
+    weights: list[Tensor],
+    norms: list[Norm],
+    running: Sequence[Running] | None,
+    strides: list[int],
+    outputs: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    x = x.contiguous(memory_format=torch.channels_last)
+    parameters = [t.contiguous() for t in (*weights, *(n[0] for n in norms), *(n[1] for n in norms))]
+    given = [[], []] if training or running is None else [list(buffers) for buffers in zip(*running, strict=True)]
+    *outs, statistics = _ConvBNChain.apply(strides, outputs, eps, given, x, *parameters)
+    if training and running is not None:
+        sizes = _sizes(x, weights, strides)
+        for buffers, (mean, var), (N, _, H, W) in zip(running, _layers(statistics, weights), sizes, strict=True):
+            batch_norm.update_running(buffers, torch.stack([mean, var]), N * H * W, momentum)
+    return tuple(outs)
+
+
+backends.register(
+    "conv_bn_chain",
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="conv_bn_chain"), _registered),
+    backends.Backend("definition", backends.anything, definition),
+)
+
+
+def _check(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    norms: Sequence[Norm],
+    running: Sequence[Running] | None,
+    strides: Sequence[int],
+    outputs: int,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> None:
+    """Raise ValueError, saying what was given, unless the arguments are as conv_bn_chain documents them."""
+    if x.dim() != 4 or not x.is_floating_point() or not x.numel():
+        raise ValueError(f"x must be floating point (N, C, H, W) and not empty, got {x.dtype} {tuple(x.shape)}")
+    layers = len(weights)
+    if not layers or {len(norms), len(strides), len(running if running is not None else norms)} != {layers}:
+        given = f"{layers} weights, {len(norms)} norms, {len(strides)} strides"
+        raise ValueError(f"every layer has a weight, a norm, a stride and, if any has, running statistics: got {given}")
+    if not 1 <= outputs <= layers:
+        raise ValueError(f"outputs = {outputs}: of {layers} layers the last 1 to {layers} can be returned")
+    if any(stride not in (1, 2) for stride in strides):
+        raise ValueError(f"strides must be 1 or 2, got {list(strides)}")
+    C = x.shape[1]
+    for i, (w, norm, (N, D, H, W)) in enumerate(zip(weights, norms, _sizes(x, weights, strides), strict=True)):
+        if tuple(w.shape) != (D, C, 3, 3) or not w.numel():
+            raise ValueError(f"layer {i}: the weight must be (D, {C}, 3, 3), got {tuple(w.shape)}")
+        backends.check_alike(f"layer {i}: the weight", w, x)
+        for name, t in zip(("weight", "bias"), norm, strict=True):
+            if tuple(t.shape) != (D,):
+                raise ValueError(f"layer {i}: the norm's {name} must be ({D},), got {tuple(t.shape)}")
+            backends.check_alike(f"layer {i}: the norm's {name}", t, x)
+        batch_norm.check(running[i] if running else None, D, w, training, N * H * W, momentum, eps)
+        C = D
