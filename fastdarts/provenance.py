@@ -21,13 +21,17 @@ except BROKEN:
 
 
 def commit() -> str:
-    """The checkout's commit, with `+changes` if tracked files differ from it; the version outside a checkout."""
+    """The checkout's commit, with `+changes` if tracked files other than bench/results' differ from it.
+
+    Outside a checkout the version.
+    """
     root = Path(fastdarts.__file__).resolve().parent.parent
     try:
         top, head = _git(root, "rev-parse", "--show-toplevel", "HEAD").split()
         if Path(top) != root:
             return f"fastdarts {fastdarts.__version__}"
-        return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+        files = "--", ".", ":(exclude)bench/results"  # a record does not change what the next one measures
+        return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no", *files) else "")
     except (OSError, ValueError, subprocess.SubprocessError):  # no git, or no repository
         return f"fastdarts {fastdarts.__version__}"
 
