@@ -6,14 +6,14 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 
 step() {
-  "$python" -m bench.step --device cpu --warm_up 1 --record "$@"
+  "$python" -m bench.step --device cpu --warm_up 2 --record "$@"
   echo
 }
 
 "$python" -m bench.ceilings --device cpu --record
 for against in eager channels-last; do
-  step --supernet cell --batch 16 --against $against
-  step --supernet cell --batch 16 --against $against --partial_channels 4
+  step --supernet cell --batch 16 --against $against --rounds 31
+  step --supernet cell --batch 16 --against $against --partial_channels 4 --rounds 31
   step --supernet cifar --batch 16 --against $against --rounds 5
   step --supernet pc-cifar --batch 64 --against $against --rounds 3
   for k in 2 4; do
