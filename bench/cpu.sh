@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 
 step() {
-  "$python" -m bench.step --device cpu --warm_up 2 --record "$@"
+  "$python" -m bench.step --device cpu --warm_up 1 --record "$@"
   echo
 }
 
