@@ -45,10 +45,10 @@ struct LinkBackward {
   const double* variance;
   const double* centre;
   const T* y;
-  const T* grad;      // of BN's output
-  T* grad_in;         // of scale * data + shift (of data where that is nullptr), or nullptr: not needed
-  const T* more;      // added to grad_in, or nullptr
-  T* grad_weight;     // these three, or nullptr: not needed
+  const T* grad;   // of BN's output
+  T* grad_in;      // of scale * data + shift (of data where that is nullptr), or nullptr: not needed
+  const T* more;   // added to grad_in, or nullptr
+  T* grad_weight;  // these three, or nullptr: not needed
   T* grad_norm_weight;
   T* grad_norm_bias;
 };

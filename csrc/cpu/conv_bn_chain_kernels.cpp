@@ -249,7 +249,7 @@ class Backward : Link<T> {
   // The taps that pixels (r, c) of the input with r % stride = a, c % stride = b belong to.
   struct Taps {
     int count = 0;
-    const T* matrix = nullptr;                         // (count, D, in)
+    const T* matrix = nullptr;                                // (count, D, in)
     int64_t rows[KERNEL * KERNEL], columns[KERNEL * KERNEL];  // where each one's dy lies, from pixel (r, c) / stride
   };
 
