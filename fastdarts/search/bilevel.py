@@ -135,7 +135,7 @@ class Bilevel:
         """
         (group,) = self.weight_optimizer.param_groups
         eta, alpha = group["lr"], self.relaxation.parameters()
-        virtual = self._virtual_gradient(self._train_loss(step, train), group)
+        virtual, overflow = self._virtual_gradient(self._train_loss(step, train), group)
         saved = [w.detach().clone() for w in self.weights]
         try:
             self._place(saved, virtual, -eta)
@@ -152,17 +152,25 @@ class Bilevel:
                     sides.append(torch.autograd.grad(side, alpha))
         finally:
             self._place(saved)
-        return loss.detach(), [d - eta * (plus - minus) / (2 * R) for d, plus, minus in zip(d_alpha, *sides, strict=True)]
+        grads = [d - eta * (plus - minus) / (2 * R) for d, plus, minus in zip(d_alpha, *sides, strict=True)]
+        return loss.detach(), grads if overflow is None else [g.masked_fill(overflow, torch.nan) for g in grads]
 
-    def _virtual_gradient(self, loss: Tensor, group: dict) -> list[Tensor]:
-        """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of."""
-        grads = self._gradients(loss, self.weights, **UNUSED)
+    def _virtual_gradient(self, loss: Tensor, group: dict) -> tuple[list[Tensor], Tensor | None]:
+        """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of.
+
+        And, with a loss scale, whether dL/dw overflowed for it (a bool of one element): it is 0 then, so that the loss at
+        the virtual weights is still a loss.
+        """
+        grads, overflow = self._gradients(loss, self.weights, **UNUSED), None
+        if self.precision.scale is not None:
+            overflow = non_finite(loss, grads, self.precision.one).bool()
+            grads = [g.masked_fill(overflow, 0.0) for g in grads]
         virtual = []
         for w, g in zip(self.weights, grads, strict=True):
             buffer = self.weight_optimizer.state[w].get("momentum_buffer")
             momentum = 0.0 if buffer is None else group["momentum"] * buffer
             virtual.append(g + group["weight_decay"] * w.detach() + momentum)
-        return virtual
+        return virtual, overflow
 
     @torch.no_grad()
     def _place(self, origin: list[Tensor], direction: list[Tensor] | None = None, scale: float | Tensor = 0.0) -> None:
