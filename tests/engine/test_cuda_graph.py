@@ -38,7 +38,7 @@ class Repeats:
         return None
 
     def capture(self, work: Callable[[], Tensor]) -> Recording:
-        loss, self.pieces = torch.full((), torch.nan), self.pieces + 1
+        loss, self.pieces = torch.full((), torch.nan, dtype=torch.float64), self.pieces + 1
         return Recording(lambda: loss.copy_(work()), loss)
 
 
