@@ -52,7 +52,7 @@ class StepReport(NamedTuple):
     images: int  # that this step passed forward and backward
     train_loss: Tensor
     val_loss: Tensor | None
-    skipped: Tensor  # int64 (2,): updates of the weights and of alpha that were skipped so far in this epoch; see Bilevel
+    skipped: Tensor  # int64 (2,): updates of the weights and of alpha skipped so far in this epoch; Bilevel's own counter
 
 
 class Search:
@@ -131,7 +131,8 @@ class Search:
         """One epoch. Returns plain values: losses (means over the epoch), rates, genotype, weights, collapse figures.
 
         Raises DivergedError when a loss was not finite, or when all updates of the weights or of alpha had to be skipped.
-        The keys are those of a `metrics.jsonl` line of kind "epoch", and "seconds" and "images_per_s" of the steps alone.
+        The keys are those of a `metrics.jsonl` line of kind "epoch", and "seconds" and "images_per_s" of the steps alone;
+        "skipped" (of the weights, of alpha) only where updates were.
         """
         s = self.settings
         rate = learning_rate(self.epoch, s.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
