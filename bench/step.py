@@ -97,6 +97,7 @@ def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
     """Both sides' times and peaks.
 
     Times in ms; peaks in 10**6 bytes; images_per_s of our side; compile_s, the seconds of a compiled side's first call;
+    ours_step, whether our steps were replayed as CUDA graphs or why not (None for a cell);
     load, the machine's load average before this began (well above the threads others were at work, and the times mean little).
     """
     sides, compiled = (OURS, settings.against), AGAINST[settings.against].compiled
@@ -117,6 +118,7 @@ def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if workload.device == "cuda" else "cpu",
         "backend": workload.backend,
         "against": settings.against,
+        "ours_step": getattr(runs[OURS], "how", None),
         "ratio": round(theirs["median"] / ours["median"], 3),
         "ours_ms": ours,
         "theirs_ms": theirs,

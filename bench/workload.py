@@ -1,8 +1,9 @@
 """What is timed: one call is one first-order bilevel step of a supernet, or one pass through a cell's mixed edges.
 
 Both sides of a comparison are built here, from the same seeds, so that they compute the same numbers. "ours" is the
-library as its search command uses it. The others are the plain-PyTorch definition, one operator after another: each
-edge evaluated once, alpha's gradient without any weight's, fused optimizers, batches that stay on the device.
+library as its search command uses it: on a GPU its step is replayed as CUDA graphs. The others are the plain-PyTorch
+definition, one operator after another: each edge evaluated once, alpha's gradient without any weight's, fused optimizers,
+batches that stay on the device.
 
 Letters: N images, S pixels a side, C channels of a node, k the divisor of partial channels.
 """
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.batch import Batch
+from fastdarts.engine import CapturedBilevel
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective
-from fastdarts.search import Bilevel, SoftmaxRelaxation
+from fastdarts.search import Bilevel, Precision, SoftmaxRelaxation
 from fastdarts.spaces import S0, Space
 from fastdarts.supernet import Cell, CellWeights, Supernet
 
@@ -58,7 +60,7 @@ class Workload:
     batch             N, of the training and of the validation batch alike
     image_size        S (the cell's states have S x S pixels)
     partial_channels  k
-    dtype             of weights and arithmetic; bfloat16 = autocast, with float32 weights
+    dtype             of weights and arithmetic; bfloat16 = autocast, with float32 weights (search.Precision)
     device            the present GPU, or the CPU
     backend           of the library's fused ops, on our side
     space             of candidates; S0 unless a test wants a small one
@@ -127,7 +129,10 @@ def build(workload: Workload, name: str) -> Run:
     # Our side is laid out as the search command lays out its supernet.
     side = Side(torch.channels_last) if name == OURS else AGAINST[name]
     backend = workload.backend if name == OURS else "definition"
-    run = (_cell_pass if workload.supernet == CELL else _bilevel_step)(workload, side, backend)
+    if workload.supernet == CELL:
+        run = _cell_pass(workload, side, backend)
+    else:
+        run = _bilevel_step(workload, side, backend, ours=name == OURS)
     return capture(run) if side.captured else run
 
 
@@ -137,7 +142,7 @@ def make_supernet(workload: Workload, backend: str) -> Supernet:
     return Supernet(workload.space, C=CHANNELS, stem=stem, partial_channels=k, backend=backend)
 
 
-def _bilevel_step(workload: Workload, side: Side, backend: str) -> Run:
+def _bilevel_step(workload: Workload, side: Side, backend: str, *, ours: bool) -> Run:
     """Alpha's gradient and update, then the weights' gradient, clipping and update, from uint8 on the device."""
     preset, device = SUPERNETS[workload.supernet], workload.device
     supernet = make_supernet(workload, backend)
@@ -148,8 +153,6 @@ def _bilevel_step(workload: Workload, side: Side, backend: str) -> Run:
         objective = Classification(supernet, preset.classes)
     arrange(supernet, workload, side)
     objective.to(device, workload.parameter_dtype)
-    if workload.dtype == "bfloat16":
-        objective.forward = torch.autocast(device, torch.bfloat16, cache_enabled=False)(objective.forward)
     for cell in supernet.cells if side.compiled else ():
         cell.compile(dynamic=False)
     relaxation = SoftmaxRelaxation(
@@ -162,16 +165,28 @@ def _bilevel_step(workload: Workload, side: Side, backend: str) -> Run:
         relaxation,
         torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4, fused=True),
         torch.optim.Adam(relaxation.parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3, fused=True, capturable=side.captured),
+        precision=Precision("bf16" if workload.dtype == "bfloat16" else "off", device),
     )
     train, val = (resident_batch(workload, preset.classes or 1, seed) for seed in (1, 2))
-    number = torch.zeros(1, dtype=torch.int64, device=device)
+    return Steps(CapturedBilevel(bilevel) if ours else bilevel, train, val)
 
-    def run() -> Tensor:
-        loss, _ = bilevel(number, train, val)
-        number.add_(1)
+
+class Steps:
+    """One bilevel step after the other on two batches that stay; a call returns the training loss."""
+
+    def __init__(self, bilevel: Bilevel | CapturedBilevel, train: Batch, val: Batch) -> None:
+        self.bilevel, self.train, self.val = bilevel, train, val
+        self.number = torch.zeros(1, dtype=torch.int64, device=train.index.device)
+
+    def __call__(self) -> Tensor:
+        loss, _ = self.bilevel(self.number, self.train, self.val)
+        self.number.add_(1)
         return loss
 
-    return run
+    @property
+    def how(self) -> str:
+        """Whether the library replays its steps, known after the first: "CUDA graphs", or why not."""
+        return "CUDA graphs" if self.bilevel.captured else f"uncaptured: {self.bilevel.reason}"
 
 
 def _cell_pass(workload: Workload, side: Side, backend: str) -> Run:

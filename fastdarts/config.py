@@ -26,8 +26,13 @@ def setting(
     above: float | None = None,
     below: float | None = None,
     resumable: bool = False,
+    before: Any = None,
 ) -> Any:
-    """A dataclass field that is also a flag. `resumable`: a saved run may be continued with another value."""
+    """A dataclass field that is also a flag.
+
+    resumable  a saved run may be continued with another value
+    before     what runs did that were saved before there was this setting
+    """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(
         default=default,
@@ -35,6 +40,7 @@ def setting(
             "help": help,
             "bounds": {name: value for name, value in bounds.items() if value is not None},
             "resumable": resumable,
+            "before": before,
         },
     )
 
@@ -68,8 +74,8 @@ class Settings:
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """Lines that name each setting whose value is not the saved one, resumable ones left out."""
         mine = asdict(self)
-        frozen = [f.name for f in fields(self) if not f.metadata["resumable"]]
-        return [f"--{name} is {mine[name]!r} but was {saved.get(name)!r}" for name in frozen if mine[name] != saved.get(name)]
+        was = {f.name: saved.get(f.name, f.metadata["before"]) for f in fields(self) if not f.metadata["resumable"]}
+        return [f"--{name} is {mine[name]!r} but was {was[name]!r}" for name in was if mine[name] != was[name]]
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Self:
@@ -136,6 +142,12 @@ class SearchSettings(Settings):
     hessian_every: int = setting(
         0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
     )
+    amp: Literal["off", "bf16", "fp16"] = setting(
+        "off", "autocast of forward passes on a GPU; fp16 scales its losses; weights and alpha stay float32", before="off"
+    )
+    optimizer_backend: Literal["torch", "apex"] = setting(
+        "torch", "torch's fused SGD and Adam, or those of NVIDIA's apex where it is installed", resumable=True
+    )
     seed: int = setting(0, "of the initial weights, alpha and every random choice", at_least=0, below=2**63)
 
 
@@ -165,6 +177,10 @@ class SearchImagenetSettings(SearchSettings):
     loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
     backend: str = setting("auto", "of the fused ops, masks and cells: auto, definition or one that fastdarts.info lists")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    cuda_graph: Literal["auto", "on", "off"] = setting(
+        "auto", "replay whole steps as CUDA graphs: where it can be done, or else stop, or never", resumable=True
+    )
+    tf32: bool = setting(False, "let float32 convolutions and matrix products on a GPU round to TF32", before=False)
     threads: int = setting(0, "of torch on the CPU; 0 = its own choice, by the cores (the number is saved)", at_least=0)
     workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
     log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)

@@ -11,11 +11,10 @@ import pkgutil
 import platform
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import fastdarts
-from fastdarts.provenance import BROKEN, machine, torch
+from fastdarts.provenance import BROKEN, apex, machine, torch
 
 
 def version(package: str) -> str:
@@ -28,16 +27,6 @@ def version(package: str) -> str:
         return "not installed" if error.name and package.startswith(error.name) else f"not usable: {error}"
     except BROKEN as error:
         return f"not usable: {error}".splitlines()[0]
-
-
-def apex() -> str:
-    """NVIDIA's apex or not: the package of that name in the Python index is another project. Imports nothing."""
-    spec = find_spec("apex")
-    if spec is None:
-        return "not installed"
-    if any((Path(folder) / "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
-        return "NVIDIA's, with apex.optimizers"
-    return "another project of that name (the one in the Python index), not NVIDIA's apex; it is not used"
 
 
 def native_module() -> dict[str, Any]:

@@ -5,6 +5,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import fastdarts
 # what importing a broken package was seen to raise (torchvision beside another torch: RuntimeError)
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
 PACKAGES = ("triton", "torchvision", "numpy", "pillow", "matplotlib", "nvidia-dali-cuda130", "apex")
+NVIDIAS = "NVIDIA's"  # how apex() begins where it is the right one
 
 try:
     import torch
@@ -61,6 +63,16 @@ def machine() -> dict[str, Any]:
     if torch:
         facts |= {"threads": torch.get_num_threads(), "cpu_capability": torch.backends.cpu.get_cpu_capability()}
     return facts
+
+
+def apex() -> str:
+    """NVIDIA's apex or not: the package of that name in the Python index is another project. Imports nothing."""
+    spec = find_spec("apex")
+    if spec is None:
+        return "not installed"
+    if any((Path(folder) / "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
+        return f"{NVIDIAS}, with apex.optimizers"
+    return "another project of that name (the one in the Python index), not NVIDIA's apex; it is not used"
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -16,13 +16,14 @@ import torch
 from fastdarts import engine, provenance
 from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings
 from fastdarts.data import DataError, EvalLoader, FolderLoader
-from fastdarts.engine import RunFolder, RunFolderError
+from fastdarts.engine import CapturedBilevel, CaptureError, RunFolder, RunFolderError
 from fastdarts.images import Images
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.ops.patch_mask import num_masked
 from fastdarts.ops.philox import Stream
-from fastdarts.search import DivergedError, Search, SoftmaxRelaxation
+from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, Search, SoftmaxRelaxation, tf32
+from fastdarts.search.optimizers import check_backend
 from fastdarts.session import PICTURES, Session
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import Supernet
@@ -40,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with engine.log_to(sys.stdout):
             if given.get("data") is None:
                 log.info(NOT_IMAGENET)
-            run(resolve(given))
-    except (ConfigError, DataError, RunFolderError, BackendUnavailable) as error:
+            settings = resolve(given)
+            with tf32(settings.tf32):
+                run(settings)
+    except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
     except DivergedError as error:
@@ -72,12 +75,28 @@ def resolve(given: dict[str, Any]) -> SearchImagenetSettings:
     if settings.objective == "mae":
         _check_patches(settings.image_size, settings.patch_size, settings.mask_ratio)
     settings = replace(settings, device=_device(settings.device), threads=settings.threads or torch.get_num_threads())
+    device = torch.device(settings.device)
+    _check_device(settings, device)
+    lower = Precision(settings.amp).dtype or torch.float32
+    dtypes = dict.fromkeys(("patch_mask", "masked_loss"), torch.float32) | dict.fromkeys(("relu_conv_bn", "mixed_cell"), lower)
     try:
-        for op in ("patch_mask", "masked_loss", "relu_conv_bn", "mixed_cell"):
-            choose(op, settings.backend, torch.device(settings.device), torch.float32)
+        for op, dtype in dtypes.items():
+            choose(op, settings.backend, device, dtype)
     except ValueError as error:
         raise ConfigError(f"--backend: {error}") from error
     return settings
+
+
+def _check_device(settings: SearchImagenetSettings, device: torch.device) -> None:
+    """Raise ConfigError for what the device cannot do, or not well."""
+    if settings.amp != "off" and device.type == "cpu":
+        raise ConfigError(f"--amp {settings.amp}: on a CPU it is many times slower than float32; leave it off, or take a GPU")
+    if settings.cuda_graph == "on" and (why := engine.no_gpu(device)):
+        raise ConfigError(f"--cuda_graph on: {why}")
+    try:
+        check_backend(settings.optimizer_backend, device)
+    except OptimizerUnavailable as error:
+        raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
 
 
 def run(settings: SearchImagenetSettings) -> None:
@@ -110,6 +129,7 @@ def run(settings: SearchImagenetSettings) -> None:
         objective.to(settings.device)
         eval_loader = EvalLoader(images.index, images.val, **common)
         search = Search(supernet, objective, train_loader, val_loader, settings, eval_loader=eval_loader)
+        search.take_step = CapturedBilevel(search.bilevel, settings.cuda_graph)
         if folder.saved is None:
             images.write(folder)
             folder.create(_facts(settings, images))
@@ -197,7 +217,7 @@ def _plan(settings: SearchImagenetSettings, images: Images, steps: int) -> str:
         f"{settings.image_size} px, batch {settings.batch_size}",
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
         f"{moving} (--begin {settings.begin}); {passes} image passes forward and backward",
-        f"memory about {memory / 2**30:.2f} GiB for a step",
+        f"memory about {memory / 2**30:.2f} GiB for a step" + ("" if settings.amp == "off" else " in float32"),
     ]
     if images.excluded:
         lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")

@@ -12,7 +12,7 @@ from fastdarts.data import EvalLoader
 from fastdarts.engine import Progress, RunFolder, duration, write_text
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.report import picture_grid, write_report
-from fastdarts.search import COLLAPSE_SKIPS, Search, StepReport
+from fastdarts.search import COLLAPSE_SKIPS, PARTS, Search, StepReport
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
 PICTURES = 8  # images in the reconstruction picture
@@ -59,6 +59,9 @@ class Session:
             train = report.train_loss.item()
             alpha = None if report.val_loss is None else report.val_loss.item()
             self.progress.line(report, train, alpha)
+            if any(skipped := report.skipped.tolist()):
+                told = " and ".join(f"{n} of {what}" for n, what in zip(skipped, PARTS, strict=True) if n)
+                log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
             line = {"epoch": report.epoch, "step": report.step, "train_loss": train, "alpha_loss": alpha}
             self.folder.append("metrics.jsonl", {"kind": "step"} | line)
 

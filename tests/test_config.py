@@ -1,6 +1,7 @@
 """Settings: every flag parses, is checked and saved; wrong ones end with one line and status 2."""
 
 from dataclasses import asdict, dataclass, fields
+from typing import Literal, get_origin, get_type_hints
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_only_what_is_given_is_returned():
 def test_each_flag_with_underscores_and_with_dashes(f):
     """Every field is a flag in both spellings, and its value survives the way to settings and back."""
     value = {bool: True, str: "x", int: 7, float: 0.25}.get(type(f.default), "x")
-    if f.name in ("objective", "loss", "channel_sampling", "mask_token", "step_order"):
+    if get_origin(get_type_hints(S)[f.name]) is Literal:
         value = f.default
     for flag in (f"--{f.name}", f"--{f.name.replace('_', '-')}"):
         argv = (flag,) if value is True else (flag, str(value))
@@ -83,6 +84,10 @@ def test_help_tells_every_flag_and_default(capsys):
         ("workers", -2, "at least -1"),
         ("learning_rate", 0.0, "above 0"),
         ("objective", "magic", "not one of mae, supervised"),
+        ("amp", "half", "not one of off, bf16, fp16"),
+        ("cuda_graph", "always", "not one of auto, on, off"),
+        ("optimizer_backend", "nvidia", "not one of torch, apex"),
+        ("tf32", 1, "not true or false"),
         ("epochs", "3", "not a whole number"),
         ("epochs", True, "not a whole number"),
         ("learning_rate", "fast", "not a number"),
@@ -114,6 +119,20 @@ def test_differences_name_what_changed_except_what_may():
     assert line == "--batch_size is 256 but was 1024"
     del saved["seed"]
     assert S().differences(saved) == ["--seed is 0 but was None"]
+
+
+def test_a_run_from_before_a_setting_had_what_runs_did_then():
+    saved = asdict(S())
+    for name in ("amp", "tf32", "optimizer_backend", "cuda_graph"):
+        del saved[name]
+    assert S().differences(saved) == []
+    assert S(optimizer_backend="apex", cuda_graph="off").differences(saved) == []
+    assert S(amp="bf16", tf32=True).differences(saved) == ["--amp is 'bf16' but was 'off'", "--tf32 is True but was False"]
+
+
+def test_steps_on_gpus_are_exact_unless_asked_otherwise():
+    s = S()
+    assert (s.amp, s.tf32, s.cuda_graph, s.optimizer_backend) == ("off", False, "auto", "torch")
 
 
 def test_sample_recipe_holds_settings():

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from fastdarts.genotype import Genotype
+from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import NOT_IMAGENET, main, resolve
 
 TINY = [
@@ -123,6 +124,48 @@ def test_a_killed_run_continues_bit_for_bit(finished, tree, tmp_path):
     for name in ("metrics.jsonl", "genotype.json"):
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
     assert "continuing" in (folder / "log.txt").read_text()
+
+
+def test_flags_of_the_step_change_nothing_on_a_cpu(finished, tree, tmp_path, capsys):
+    """The same bytes with and without a word about graphs and TF32, and a run may go on with other graphs and optimizers."""
+    folder = tmp_path / "run"
+    cudnn = torch.backends.cudnn.allow_tf32
+    flags = ["--cuda_graph", "off", "--tf32", "--amp", "off", "--optimizer_backend", "torch"]
+    assert main([*arguments(tree, "--save", str(folder)), *flags]) == 0
+    assert (folder / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+    saved = json.loads((folder / "settings.json").read_text())["settings"]
+    assert (saved["cuda_graph"], saved["tf32"], saved["amp"], saved["optimizer_backend"]) == ("off", True, "off", "torch")
+    assert torch.backends.cudnn.allow_tf32 == cudnn
+    assert "graph" not in (folder / "log.txt").read_text()
+    assert (finished / "log.txt").read_text().count("steps are not captured in CUDA graphs") == 1
+    capsys.readouterr()
+    assert main([*arguments(tree, "--save", str(folder)), "--tf32", "--cuda_graph", "auto"]) == 0
+    assert main([*arguments(tree, "--save", str(folder)), "--cuda_graph", "auto"]) == 2
+    assert "--tf32 is False but was True" in capsys.readouterr().err
+
+
+def test_the_wrong_apex_is_one_line_and_status_2(tree, tmp_path, capsys, monkeypatch):
+    (tmp_path / "path" / "apex").mkdir(parents=True)
+    (tmp_path / "path" / "apex" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--optimizer_backend", "apex"]) == 2
+    err = capsys.readouterr().err
+    assert "another project of that name" in err and "github.com/NVIDIA/apex" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_skipped_updates_are_logged_with_the_steps(tree, tmp_path, monkeypatch, capsys):
+    def broken(self, *args, **kwargs):
+        self.skipped += torch.tensor([1, 0])
+        return plain(self, *args, **kwargs)
+
+    plain = Bilevel.__call__
+    monkeypatch.setattr(Bilevel, "__call__", broken)
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--batch_size", "2", "--epochs", "1", "--begin", "0"]
+    assert main([*argv, "--save", str(tmp_path / "run")]) == 1  # every update of the epoch
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "updates skipped so far in this epoch, their gradients were not finite: 2 of the weights" in log
+    assert "epoch 1: 4 of 4 updates of the weights had gradients that are not finite" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_left_as_it_is(finished, tree, capsys):
@@ -260,6 +303,10 @@ def trees(kind, path):
         ("good", "--init_channels 6 --partial_channels 4", "C/k"),
         ("good", "--backend magic", "--backend"),
         ("good", "--device tpu9", "--device"),
+        ("good", "--device cpu --amp bf16", "--amp bf16: on a CPU it is many times slower than float32"),
+        ("good", "--device cpu --amp fp16", "--amp fp16: on a CPU"),
+        ("good", "--device cpu --cuda_graph on", "--cuda_graph on: CUDA graphs need a GPU, this runs on cpu"),
+        ("good", "--device cpu --optimizer_backend apex", "--optimizer_backend apex: apex"),
         ("good", "--device meta", "neither auto, cpu, cuda nor cuda:N"),
         ("good", "--train_list nowhere.txt", "belong together"),
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),

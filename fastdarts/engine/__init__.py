@@ -1,17 +1,21 @@
-"""WHAT keeps a run going: its folder, checkpoints, progress, memory."""
+"""WHAT keeps a run going: its folder, checkpoints, progress, memory, CUDA graphs. It imports `search`, never the other way."""
 
+from fastdarts.engine.cuda_graph import CapturedBilevel, CaptureError, no_gpu
 from fastdarts.engine.files import write_text
 from fastdarts.engine.memory import meta_batch, step_bytes
 from fastdarts.engine.progress import Progress, duration, log_to
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
 
 __all__ = [
+    "CaptureError",
+    "CapturedBilevel",
     "Progress",
     "RunFolder",
     "RunFolderError",
     "duration",
     "log_to",
     "meta_batch",
+    "no_gpu",
     "step_bytes",
     "write_text",
 ]

@@ -1,8 +1,10 @@
 """What a search minimises: the one interface of all objectives."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fastdarts.batch import Batch
@@ -15,6 +17,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Weights = Mapping[Kind, CellWeights]
 
 
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, autocast is off for the device: a loss is computed in the parameters' dtype."""
+    known = torch.amp.is_autocast_available(device.type)  # not the meta device
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()
+
+
 class Objective(nn.Module):
     """A loss of a supernet on a batch, with whatever head it needs: its parameters are trained with the weights.
 
@@ -24,7 +32,7 @@ class Objective(nn.Module):
     needs_labels: ClassVar[bool]
 
     def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        """The scalar loss, differentiable in the supernet's parameters, in `weights` and in the head.
+        """The scalar loss, in the parameters' dtype under autocast too; differentiable in parameters, `weights` and head.
 
         step: int64 tensor of one element on the batch's device; stream: a philox.Stream. Both key the randomness.
         """

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastdarts.batch import Batch
-from fastdarts.objectives.base import IMAGENET_MEAN, IMAGENET_STD, Objective, Weights
+from fastdarts.objectives.base import IMAGENET_MEAN, IMAGENET_STD, Objective, Weights, full_precision
 from fastdarts.ops.masked_loss import Norm, masked_loss, pixel_mask, upsampled_sum
 from fastdarts.ops.patch_mask import normalise, num_masked, patch_mask
 from fastdarts.ops.philox import Stream
@@ -131,14 +131,16 @@ class MaskedReconstruction(Objective):
         return *self.decoder(supernet(x, weights, step, stream)), mask, x
 
     def _loss(self, levels: Sequence[Tensor], bias: Tensor, batch: Batch, mask: Tensor) -> Tensor:
-        return masked_loss(
-            levels,
-            bias,
-            batch.images,
-            batch.flip,
-            mask,
-            mean=self.mean,
-            std=self.std,
-            norm=self.norm,
-            backend=self.backend,
-        )
+        dtype = self.mask_token.dtype
+        with full_precision(bias.device):
+            return masked_loss(
+                [level.to(dtype) for level in levels],
+                bias.to(dtype),
+                batch.images,
+                batch.flip,
+                mask,
+                mean=self.mean,
+                std=self.std,
+                norm=self.norm,
+                backend=self.backend,
+            )

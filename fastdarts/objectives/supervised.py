@@ -54,4 +54,4 @@ class Classification(Objective):
     def _logits(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         dtype = supernet.classifier.weight.dtype
         x = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=dtype)
-        return supernet.classifier(supernet(x, weights, step, stream)[-1].mean((2, 3)))
+        return supernet.classifier(supernet(x, weights, step, stream)[-1].mean((2, 3))).to(dtype)

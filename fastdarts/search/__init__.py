@@ -2,15 +2,20 @@
 
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import COLLAPSE_SKIPS, collapse_figures, dominant_eigenvalue
+from fastdarts.search.optimizers import OptimizerUnavailable
+from fastdarts.search.precision import Precision, tf32
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
-from fastdarts.search.search import DivergedError, Search, StepReport
+from fastdarts.search.search import PARTS, DivergedError, Search, StepReport
 from fastdarts.search.selection import argmax_genotype
 
 __all__ = [
     "COLLAPSE_SKIPS",
+    "PARTS",
     "Bilevel",
     "DivergedError",
+    "OptimizerUnavailable",
+    "Precision",
     "Search",
     "SoftmaxRelaxation",
     "StepReport",
@@ -18,4 +23,5 @@ __all__ = [
     "collapse_figures",
     "dominant_eigenvalue",
     "learning_rate",
+    "tf32",
 ]

@@ -13,10 +13,13 @@ from torch.nn.utils import clip_grad_norm_
 from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
+from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.search.updates import Buffers, non_finite, step_unless
 from fastdarts.supernet import Supernet
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
+UNUSED = {"allow_unused": True, "materialize_grads": True}
 
 
 class Bilevel:
@@ -28,9 +31,14 @@ class Bilevel:
                       Hessian-vector product by finite differences (DARTS, Eq. 6 to 8)
     grad_clip, arch_grad_clip   largest norm of the gradients of the weights and of alpha; 0 = no clipping
     weights_first     weights move before alpha (DARTS moves alpha first)
+    precision         of the forward passes; without it they are in the weights' own
 
     Every train-mode forward moves BatchNorm's running statistics, except the one at the virtual weights, which DARTS
     makes on a copy of the network.
+
+    An update whose loss or gradients are not finite is skipped, on the device: parameters, optimizer state and the modules'
+    buffers stay as they were before it, and `skipped`, int64 (2,), counts it: updates of the weights, updates of alpha.
+    Nothing here waits for the device, so that a step may be captured (engine.cuda_graph).
     """
 
     def __init__(
@@ -45,6 +53,7 @@ class Bilevel:
         grad_clip: float = 5.0,
         arch_grad_clip: float = 0.0,
         weights_first: bool = False,
+        precision: Precision | None = None,
     ) -> None:
         self.supernet, self.objective, self.relaxation = supernet, objective, relaxation
         self.weight_optimizer, self.arch_optimizer = weight_optimizer, arch_optimizer
@@ -52,6 +61,9 @@ class Bilevel:
         self.grad_clip, self.arch_grad_clip = grad_clip, arch_grad_clip
         (group,) = weight_optimizer.param_groups
         self.weights: list[Tensor] = group["params"]
+        self.device = self.weights[0].device
+        self.precision = precision or Precision(device=self.device)
+        self.skipped = torch.zeros(2, dtype=torch.int64, device=self.device)
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
         """One step; `val` None leaves alpha alone. Returns the training and the validation loss, detached scalars.
@@ -68,35 +80,52 @@ class Bilevel:
 
     def weight_step(self, step: Tensor, train: Batch) -> Tensor:
         """Move the weights along the training loss' gradient. A weight that the loss does not reach is left alone."""
+        before = Buffers(self.supernet, self.objective)
         loss = self._train_loss(step, train)
         self.weight_optimizer.zero_grad()
         # not autograd.grad: it hands one tensor to all terms of a sum (the decoder's biases), though clipping is in place,
         # and keeps the images' memory format, though torch's fused SGD reads a gradient in its weight's
-        loss.backward(inputs=self.weights)
-        if self.grad_clip:
-            clip_grad_norm_(self.weights, self.grad_clip)
-        self.weight_optimizer.step()
-        self.weight_optimizer.zero_grad()
+        self.precision.scaled(loss).backward(inputs=self.weights)
+        bad = non_finite(loss, (w.grad for w in self.weights if w.grad is not None), self.precision.inverse())
+        self._update(bad, self.weight_optimizer, self.weights, self.grad_clip, before, self.skipped[0])
         return loss.detach()
 
     def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
         """Move alpha (and beta) along the validation loss' gradient."""
+        before = Buffers(self.supernet, self.objective)
         gradient = self.unrolled_gradient if self.unrolled else self.first_order_gradient
         loss, grads = gradient(step, train, val)
         parameters = self.relaxation.parameters()
         for a, g in zip(parameters, grads, strict=True):
             a.grad = g.contiguous()
-        if self.arch_grad_clip:
-            clip_grad_norm_(parameters, self.arch_grad_clip)
-        self.arch_optimizer.step()
-        self.arch_optimizer.zero_grad()
+        bad = non_finite(loss, (a.grad for a in parameters), self.precision.one)
+        self._update(bad, self.arch_optimizer, parameters, self.arch_grad_clip, before, self.skipped[1])
         return loss
+
+    def _update(
+        self,
+        bad: Tensor,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[Tensor],
+        clip: float,
+        before: Buffers,
+        skipped: Tensor,
+    ) -> None:
+        """Clip the gradients and step along them, or, where `bad` is 1, put everything back and count."""
+        if clip:
+            clip_grad_norm_(parameters, clip)
+        step_unless(bad, optimizer)
+        optimizer.zero_grad()
+        before.put_back_where(bad)
+        skipped += bad.long()
+        if self.precision.scale is not None:
+            self.precision.scale.update(bad)
 
     def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> tuple[Tensor, list[Tensor]]:
         """L_val(w, alpha) and its gradient in alpha; no gradient of a weight is computed."""
         with held(self.weights):
             loss = self._loss(step, val, Stream.VAL)
-            return loss.detach(), list(torch.autograd.grad(loss, self.relaxation.parameters()))
+            return loss.detach(), self._gradients(loss, self.relaxation.parameters())
 
     def unrolled_gradient(self, step: Tensor, train: Batch, val: Batch) -> tuple[Tensor, list[Tensor]]:
         """L_val(w', alpha) and d/dalpha of it, w' = w - eta (momentum * buffer + dL_train/dw + decay * w).
@@ -106,33 +135,42 @@ class Bilevel:
         """
         (group,) = self.weight_optimizer.param_groups
         eta, alpha = group["lr"], self.relaxation.parameters()
-        virtual = self._virtual_gradient(self._train_loss(step, train), group)
+        virtual, overflow = self._virtual_gradient(self._train_loss(step, train), group)
         saved = [w.detach().clone() for w in self.weights]
         try:
             self._place(saved, virtual, -eta)
             with frozen_buffers(self.supernet, self.objective):
                 loss = self._loss(step, val, Stream.VAL)
-                grads = torch.autograd.grad(loss, [*alpha, *self.weights], allow_unused=True, materialize_grads=True)
-            d_alpha, v = grads[: len(alpha)], list(grads[len(alpha) :])
+                grads = self._gradients(loss, [*alpha, *self.weights], **UNUSED)
+            d_alpha, v = grads[: len(alpha)], grads[len(alpha) :]
             R = FINITE_DIFFERENCE / torch.stack(torch._foreach_norm(v)).norm()
             sides = []
             for sign in (1, -1):
                 self._place(saved, v, sign * R)
-                with held(self.weights):
-                    sides.append(torch.autograd.grad(self._loss(step, train, Stream.TRAIN), alpha))
+                with held(self.weights):  # never in a lower precision, which would not see so small a difference
+                    side = self.objective(self.supernet, self.relaxation.weights(), train, step, Stream.TRAIN)
+                    sides.append(torch.autograd.grad(side, alpha))
         finally:
             self._place(saved)
-        return loss.detach(), [d - eta * (plus - minus) / (2 * R) for d, plus, minus in zip(d_alpha, *sides, strict=True)]
+        grads = [d - eta * (plus - minus) / (2 * R) for d, plus, minus in zip(d_alpha, *sides, strict=True)]
+        return loss.detach(), grads if overflow is None else [g.masked_fill(overflow, torch.nan) for g in grads]
 
-    def _virtual_gradient(self, loss: Tensor, group: dict) -> list[Tensor]:
-        """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of."""
-        grads = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+    def _virtual_gradient(self, loss: Tensor, group: dict) -> tuple[list[Tensor], Tensor | None]:
+        """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of.
+
+        And, with a loss scale, whether dL/dw overflowed for it (a bool of one element): it is 0 then, so that the loss at
+        the virtual weights is still a loss.
+        """
+        grads, overflow = self._gradients(loss, self.weights, **UNUSED), None
+        if self.precision.scale is not None:
+            overflow = non_finite(loss, grads, self.precision.one).bool()
+            grads = [g.masked_fill(overflow, 0.0) for g in grads]
         virtual = []
         for w, g in zip(self.weights, grads, strict=True):
             buffer = self.weight_optimizer.state[w].get("momentum_buffer")
             momentum = 0.0 if buffer is None else group["momentum"] * buffer
             virtual.append(g + group["weight_decay"] * w.detach() + momentum)
-        return virtual
+        return virtual, overflow
 
     @torch.no_grad()
     def _place(self, origin: list[Tensor], direction: list[Tensor] | None = None, scale: float | Tensor = 0.0) -> None:
@@ -140,14 +178,21 @@ class Bilevel:
         placed = origin if direction is None else [o + scale * d for o, d in zip(origin, direction, strict=True)]
         torch._foreach_copy_(self.weights, placed)
 
+    def _gradients(self, loss: Tensor, inputs: list[Tensor], **unused: bool) -> list[Tensor]:
+        """dL/d of each input; with UNUSED zeros where the loss does not reach one."""
+        return self.precision.unscaled(list(torch.autograd.grad(self.precision.scaled(loss), inputs, **unused)))
+
     def _train_loss(self, step: Tensor, train: Batch) -> Tensor:
         """The training loss with alpha held constant."""
         with torch.no_grad():
             weights = self.relaxation.weights()
-        return self.objective(self.supernet, weights, train, step, Stream.TRAIN)
+        with self.precision.autocast():
+            return self.objective(self.supernet, weights, train, step, Stream.TRAIN)
 
     def _loss(self, step: Tensor, batch: Batch, stream: Stream) -> Tensor:
-        return self.objective(self.supernet, self.relaxation.weights(), batch, step, stream)
+        weights = self.relaxation.weights()
+        with self.precision.autocast():
+            return self.objective(self.supernet, weights, batch, step, stream)
 
 
 @contextmanager

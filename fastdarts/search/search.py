@@ -1,5 +1,6 @@
 """A whole search: epochs of bilevel steps, an evaluation and a genotype after each."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from math import isfinite
 from time import perf_counter
@@ -15,14 +16,22 @@ from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
+from fastdarts.search.optimizers import arch_optimizer, load_optimizer, optimizer_state, set_rate, weight_optimizer
+from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.selection import argmax_genotype
 from fastdarts.supernet import Supernet
 
+log = logging.getLogger("fastdarts")
+
 
 class DivergedError(ArithmeticError):
-    """The losses of an epoch are not finite; the message says which epoch."""
+    """The losses of an epoch are not finite, or none of its updates could be made; the message says which epoch."""
+
+
+PARTS = ("the weights", "alpha")  # what Bilevel.skipped counts, in its order
+Step = Callable[[Tensor, Batch, Batch | None], tuple[Tensor, Tensor | None]]
 
 
 class Loader(Protocol):
@@ -43,6 +52,7 @@ class StepReport(NamedTuple):
     images: int  # that this step passed forward and backward
     train_loss: Tensor
     val_loss: Tensor | None
+    skipped: Tensor  # int64 (2,): updates of the weights and of alpha skipped so far in this epoch; Bilevel's own counter
 
 
 class Search:
@@ -54,6 +64,7 @@ class Search:
     eval_loader               a finite iterable of batches for `evaluate`, or None
     on_step                   called after each step
 
+    take_step is what makes a step: `bilevel`, or what engine.cuda_graph makes of it, to be set before the first one.
     The modules are used where they are (device, dtype); batches are moved to them.
     """
 
@@ -80,29 +91,28 @@ class Search:
             device=self.device,
             dtype=dtype,
         )
+        s = settings
+        self.precision = Precision(s.amp, self.device)
         self.bilevel = Bilevel(
             supernet,
             objective,
             self.relaxation,
-            torch.optim.SGD(
-                weights,
-                settings.learning_rate,
-                momentum=settings.momentum,
-                weight_decay=settings.weight_decay,
-                fused=True,
+            weight_optimizer(
+                weights, s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay, backend=s.optimizer_backend
             ),
-            torch.optim.Adam(
+            arch_optimizer(
                 self.relaxation.parameters(),
-                settings.arch_learning_rate,
-                betas=(0.5, 0.999),
-                weight_decay=settings.arch_weight_decay,
-                fused=True,
+                s.arch_learning_rate,
+                weight_decay=s.arch_weight_decay,
+                backend=s.optimizer_backend,
             ),
-            unrolled=settings.unrolled,
-            grad_clip=settings.grad_clip,
-            arch_grad_clip=settings.arch_grad_clip,
-            weights_first=settings.step_order == "weights-first",
+            unrolled=s.unrolled,
+            grad_clip=s.grad_clip,
+            arch_grad_clip=s.arch_grad_clip,
+            weights_first=s.step_order == "weights-first",
+            precision=self.precision,
         )
+        self.take_step: Step = self.bilevel
         self.epoch = 0  # finished epochs
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)  # finished steps: keys their randomness
 
@@ -120,12 +130,14 @@ class Search:
     def run_epoch(self) -> dict[str, Any]:
         """One epoch. Returns plain values: losses (means over the epoch), rates, genotype, weights, collapse figures.
 
-        Raises DivergedError when a loss was not finite.
-        The keys are those of a `metrics.jsonl` line of kind "epoch", and "seconds" and "images_per_s" of the steps alone.
+        Raises DivergedError when a loss was not finite, or when all updates of the weights or of alpha had to be skipped.
+        The keys are those of a `metrics.jsonl` line of kind "epoch", and "seconds" and "images_per_s" of the steps alone;
+        "skipped" (of the weights, of alpha) only where updates were.
         """
         s = self.settings
         rate = learning_rate(self.epoch, s.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
-        self.bilevel.weight_optimizer.param_groups[0]["lr"] = rate
+        set_rate(self.bilevel.weight_optimizer, rate)
+        self.bilevel.skipped.zero_()
         self.supernet.train()
         self.objective.train()
         started, images = perf_counter(), 0
@@ -134,7 +146,7 @@ class Search:
         for number in range(first + 1, first + len(self.train_loader) + 1):
             train = next(self.train_loader).to(self.device)
             val = next(self.val_loader).to(self.device) if self.epoch >= s.begin else None
-            train_loss, val_loss = self.bilevel(self.step, train, val)
+            train_loss, val_loss = self.take_step(self.step, train, val)
             self.step += 1
             count = len(train.index) + (0 if val is None else len(val.index))
             images += count
@@ -143,7 +155,8 @@ class Search:
                 val_losses.append(val_loss)
             if self.on_step:
                 steps = s.epochs * len(self.train_loader)
-                self.on_step(StepReport(self.epoch + 1, number, steps, count, train_loss, val_loss))
+                skipped = self.bilevel.skipped
+                self.on_step(StepReport(self.epoch + 1, number, steps, count, train_loss, val_loss, skipped))
         record = {
             "epoch": self.epoch + 1,
             "step": first + len(self.train_loader),
@@ -152,15 +165,30 @@ class Search:
             "alpha_loss": torch.stack(val_losses).mean().item() if val_losses else None,
         }
         seconds = perf_counter() - started
-        if not all(isfinite(record[name] or 0.0) for name in ("train_loss", "alpha_loss")):
-            losses = f"train {record['train_loss']}, alpha {record['alpha_loss']}"
-            raise DivergedError(f"epoch {record['epoch']}: the losses are not finite ({losses}); try a smaller learning_rate")
+        self._check(record, (len(train_losses), len(val_losses)))
         self.epoch += 1
         due = self.epoch % s.eval_every == 0 or self.epoch == s.epochs
         record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
         if s.hessian_every and self.epoch % s.hessian_every == 0:
             record["hessian"] = self.hessian()
         return record | self._architecture() | {"seconds": seconds, "images_per_s": images / seconds}
+
+    def _check(self, record: dict[str, Any], updates: tuple[int, int]) -> None:
+        """Raise DivergedError if the epoch came to nothing; say, and note in the record, how many updates were skipped."""
+        epoch = f"epoch {record['epoch']}"
+        if not all(isfinite(record[name] or 0.0) for name in ("train_loss", "alpha_loss")):
+            losses = f"train {record['train_loss']}, alpha {record['alpha_loss']}"
+            raise DivergedError(f"{epoch}: the losses are not finite ({losses}); try a smaller learning_rate")
+        skipped = self.bilevel.skipped.tolist()
+        if not any(skipped):
+            return
+        record["skipped"] = skipped
+        told = " and ".join(f"{n} of {of} updates of {what}" for n, of, what in zip(skipped, updates, PARTS, strict=True) if n)
+        scale = self.precision.scale
+        seeking = scale is not None and float(scale.value) > 1  # a float16 search that still looks for its loss scale
+        if not seeking and any(n == of for n, of in zip(skipped, updates, strict=True) if of):
+            raise DivergedError(f"{epoch}: {told} had gradients that are not finite; try a smaller learning_rate")
+        log.warning(f"{epoch}: {told} were skipped, their gradients were not finite")
 
     def genotype(self) -> Genotype:
         """The cell pair that alpha stands for now."""
@@ -177,12 +205,14 @@ class Search:
         for batch in self.eval_loader:
             batch = batch.to(self.device)
             images += len(batch.index)
-            for name, value in self.objective.evaluate(self.supernet, weights, batch).items():
+            with self.precision.autocast():
+                figures = self.objective.evaluate(self.supernet, weights, batch)
+            for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * len(batch.index)
         return {name: (total / images).item() for name, total in sums.items()}
 
     def hessian(self) -> float:
-        """Largest eigenvalue of the Hessian in alpha of the loss on the first evaluation batch (R-DARTS)."""
+        """Largest eigenvalue of the Hessian in alpha of the loss on the first evaluation batch (R-DARTS); never in autocast."""
         if self.eval_loader is None:
             raise ValueError("this search was made without an eval_loader")
         batch = next(iter(self.eval_loader)).to(self.device)
@@ -199,17 +229,18 @@ class Search:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next epoch depends on, as plain dicts and tensors (torch.load(..., weights_only=True) reads it)."""
+        scale = self.precision.scale
         return {
             "epoch": self.epoch,
             "step": self.step.clone(),
             "supernet": self.supernet.state_dict(),
             "objective": self.objective.state_dict(),
             "relaxation": self.relaxation.state_dict(),
-            "weight_optimizer": self.bilevel.weight_optimizer.state_dict(),
-            "arch_optimizer": self.bilevel.arch_optimizer.state_dict(),
+            "weight_optimizer": optimizer_state(self.bilevel.weight_optimizer),
+            "arch_optimizer": optimizer_state(self.bilevel.arch_optimizer),
             "train_loader": self.train_loader.state_dict(),
             "val_loader": self.val_loader.state_dict(),
-        }
+        } | ({} if scale is None else {"loss_scale": scale.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
@@ -218,8 +249,10 @@ class Search:
         self.supernet.load_state_dict(state["supernet"])
         self.objective.load_state_dict(state["objective"])
         self.relaxation.load_state_dict(state["relaxation"])
-        self.bilevel.weight_optimizer.load_state_dict(state["weight_optimizer"])
-        self.bilevel.arch_optimizer.load_state_dict(state["arch_optimizer"])
+        load_optimizer(self.bilevel.weight_optimizer, state["weight_optimizer"])
+        load_optimizer(self.bilevel.arch_optimizer, state["arch_optimizer"])
+        if self.precision.scale is not None and "loss_scale" in state:
+            self.precision.scale.load_state_dict(state["loss_scale"])
         self.train_loader.load_state_dict(state["train_loader"])
         self.val_loader.load_state_dict(state["val_loader"])
 

@@ -23,7 +23,8 @@ def test_a_line_every_n_steps_with_rate_and_time_left(monkeypatch, caplog):
     progress = Progress(log_every=2, epochs=3, images=160)
     caplog.set_level(logging.INFO, "fastdarts")
     for step in range(1, 5):
-        report = StepReport(1, step, 20, 8, torch.tensor(0.5), None if step < 3 else torch.tensor(0.25))
+        val_loss = None if step < 3 else torch.tensor(0.25)
+        report = StepReport(1, step, 20, 8, torch.tensor(0.5), val_loss, torch.zeros(2, dtype=torch.int64))
         if progress.due(report):
             progress.line(report, 0.5, None if step < 3 else 0.25)
     first, second = caplog.messages

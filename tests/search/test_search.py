@@ -13,7 +13,16 @@ from fastdarts.batch import Batch
 from fastdarts.config import SearchSettings
 from fastdarts.genotype import Genotype
 from fastdarts.objectives import Classification, MaskedReconstruction
-from fastdarts.search import DivergedError, Search, StepReport, collapse_figures, dominant_eigenvalue, learning_rate
+from fastdarts.search import (
+    DivergedError,
+    OptimizerUnavailable,
+    Search,
+    StepReport,
+    collapse_figures,
+    dominant_eigenvalue,
+    learning_rate,
+)
+from fastdarts.search.precision import LossScale
 from fastdarts.spaces import KINDS, Space
 from fastdarts.supernet import Supernet
 from tests import naive
@@ -345,3 +354,81 @@ def test_losses_that_are_not_finite_stop_the_search(begin: int) -> None:
     search = make(settings(begin=begin, learning_rate=1e30, grad_clip=0.0))
     with pytest.raises(DivergedError, match=r"epoch 1.*not finite"):
         search.run()
+
+
+def break_steps(search: Search, steps: set[int], what: str) -> None:
+    """In these steps (from 1) the gradient of one weight, or of alpha, is NaN, the losses finite."""
+    target = search.bilevel.weights[0] if what == "weights" else search.relaxation.parameters()[0]
+    target.register_hook(lambda g: g * torch.nan if int(search.step) + 1 in steps else g)
+
+
+def test_skipped_updates_are_told_and_the_search_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    reports: list[list[int]] = []
+    search = make(settings(), on_step=lambda report: reports.append(report.skipped.tolist()))
+    break_steps(search, {3}, "weights")
+    records = list(search.epochs())
+    assert ["skipped" in r for r in records] == [False, True, False]
+    assert records[1]["skipped"] == [1, 0]
+    assert reports == [[0, 0], [0, 0], [1, 0], [1, 0], [0, 0], [0, 0]]  # counted anew in each epoch
+    (message,) = [m for m in caplog.messages if "skipped" in m]
+    assert message == "epoch 2: 1 of 2 updates of the weights were skipped, their gradients were not finite"
+    assert all(torch.isfinite(t).all() for t in tensors(search.state_dict()).values() if isinstance(t, Tensor))
+
+
+@pytest.mark.parametrize("what", ["weights", "alpha"])
+def test_an_epoch_without_a_single_update_stops_the_search(what: str) -> None:
+    search = make(settings())
+    break_steps(search, {3, 4}, what)
+    search.run_epoch()
+    before = copy.deepcopy(search.state_dict())
+    told = f"epoch 2: 2 of 2 updates of {'the weights' if what == 'weights' else 'alpha'} had gradients that are not finite"
+    with pytest.raises(DivergedError, match=told):
+        search.run_epoch()
+    assert search.epoch == 1
+    part = "supernet" if what == "weights" else "relaxation"
+    if what == "alpha":
+        assert same(search.state_dict()[part], before[part])
+    parameters = dict(search.supernet.named_parameters())
+    assert all(torch.isfinite(p).all() for p in parameters.values())
+
+
+def test_a_float16_search_may_first_look_for_its_scale() -> None:
+    search = make(settings(epochs=1))
+    search.precision.scale = LossScale("cpu")
+    break_steps(search, {1, 2}, "weights")
+    assert search.run_epoch()["skipped"] == [2, 0]
+    assert float(search.precision.scale.value) == 2.0**14
+    search = make(settings(epochs=1))
+    search.precision.scale = LossScale("cpu")
+    search.precision.scale.value.fill_(1.0)
+    break_steps(search, {1, 2}, "weights")
+    with pytest.raises(DivergedError):
+        search.run_epoch()
+
+
+def test_the_loss_scale_is_saved_with_the_search() -> None:
+    first, second = (make(settings(amp="fp16")) for _ in range(2))
+    assert "loss_scale" not in make(settings(amp="bf16")).state_dict()
+    first.precision.scale.value.fill_(4.0)
+    second.load_state_dict(first.state_dict())
+    assert float(second.precision.scale.value) == 4.0
+    second.load_state_dict(make(settings()).state_dict())  # of a run without one
+    assert float(second.precision.scale.value) == 4.0
+
+
+def test_another_way_to_take_a_step_is_taken() -> None:
+    search, plain = make(settings()), make(settings())
+    taken: list[int] = []
+
+    def take(step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
+        taken.append(int(step))
+        return search.bilevel(step, train, val)
+
+    search.take_step = take
+    assert timeless(list(search.epochs())) == timeless(list(plain.epochs()))
+    assert taken == list(range(6))
+
+
+def test_apex_that_is_not_there_is_refused_by_name() -> None:
+    with pytest.raises(OptimizerUnavailable, match="apex"):
+        make(settings(optimizer_backend="apex"))

@@ -1,0 +1,263 @@
+"""Whole bilevel steps as CUDA graphs: the weights' update is one graph, alpha's another, both in one memory pool.
+
+A graph replays kernels on fixed addresses. So a step's batches and its number are copied into buffers that stay, learning
+rates are tensors on the device, gradients are clipped and updates skipped there too (search.updates), random masks and
+channels follow from the step's number there, and losses stay there until somebody reads them. Nothing travels from one
+graph to the other through their pool, so alpha's may be captured epochs later, when alpha begins to move; from then on
+both are replayed in the order of a step, on one stream.
+
+Capturing changes nothing of the run: it takes three warm-up steps, after which parameters, optimizer state, buffers and
+random number generators are put back exactly.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdarts.batch import Batch
+from fastdarts.search import Bilevel
+from fastdarts.search.updates import obeys
+
+Mode = Literal["auto", "on", "off"]
+WARM_UP = 3  # steps; the last one is watched for host synchronisation
+log = logging.getLogger("fastdarts")
+
+
+class CaptureError(RuntimeError):
+    """Steps were to be captured and cannot be; the message says why."""
+
+
+class Recording(NamedTuple):
+    """What a capture gave: `replay` does the work again and leaves its result in `loss`, a tensor that stays."""
+
+    replay: Callable[[], None]
+    loss: Tensor
+
+
+class Recorder:
+    """Captures work on a GPU: side stream, one memory pool for all it records."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream, self.pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def warm_up(self, work: Callable[[], Tensor]) -> str | None:
+        """Run `work` WARM_UP times. Returns None, or the sentence why it cannot be captured: it waits for the device."""
+        with torch.cuda.device(self.device):
+            here, mode = torch.cuda.current_stream(), torch.cuda.get_sync_debug_mode()
+            self.stream.wait_stream(here)
+            try:
+                with torch.cuda.stream(self.stream):
+                    for _ in range(WARM_UP - 1):
+                        work()
+                    torch.cuda.set_sync_debug_mode("error")
+                    work()
+            except RuntimeError as error:
+                if "synchronizing CUDA operation" not in str(error):
+                    raise
+                return "something in the step waits for the device (.item(), a copy to the host, nonzero)"
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+                here.wait_stream(self.stream)
+        return None
+
+    def capture(self, work: Callable[[], Tensor]) -> Recording:
+        """Record `work` without running it. Raises RuntimeError where something in it cannot be captured."""
+        graph = torch.cuda.CUDAGraph()
+        # thread_local: the loader's pinning thread may go on meanwhile
+        how = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.device(self.device):
+            here = torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, **how):
+                    loss = work()
+            finally:
+                torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
+        return Recording(graph.replay, loss)
+
+
+class CapturedBilevel:
+    """A Bilevel that is called like one and whose steps are replayed as CUDA graphs wherever they can be captured.
+
+    mode  "auto": where something cannot be captured it is said once why, and steps run one operator after another.
+          "on": that raises CaptureError. "off": nothing is captured
+
+    A batch of other sizes than the first one runs uncaptured. Learning rates become tensors on the device; they may be
+    filled in place or replaced by numbers at any time. The Bilevel's other settings (clipping, order of second) and the
+    training mode of its modules are those of the capture. Losses are fresh tensors, and the numbers are the Bilevel's own.
+    """
+
+    def __init__(self, bilevel: Bilevel, mode: Mode = "auto") -> None:
+        self.bilevel, self.mode = bilevel, mode
+        self.reason: str | None = "switched off" if mode == "off" else None  # why steps run uncaptured
+        self._graphs: dict[str, Recording] = {}
+        self._optimizers = (bilevel.weight_optimizer, bilevel.arch_optimizer)
+        self._rates: list[Tensor] = []
+        self._step = self._train = self._val = None
+        self._recorder: Recorder | None = None
+        self._said_shapes = False
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps have been captured."""
+        return bool(self._graphs)
+
+    def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
+        """One step, as Bilevel.__call__ documents it. Raises CaptureError."""
+        if self.reason is None and self._recorder is None:
+            self._begin(step, train)
+        if self.reason is not None or not self._fits(train, val):
+            return self.bilevel(step, train, val)
+        self._copy(step, train, val)
+        val_loss = None
+        if val is not None and not self.bilevel.weights_first:
+            val_loss = self._take("alpha")
+        train_loss = self._take("weights")
+        if val is not None and self.bilevel.weights_first:
+            val_loss = self._take("alpha")
+        return train_loss, val_loss
+
+    def _begin(self, step: Tensor, train: Batch) -> None:
+        """Make the buffers that graphs read from, unless it is clear already that nothing can be captured."""
+        if why := refusal(self.bilevel):
+            return self._give_up(why)
+        self._recorder = Recorder(self.bilevel.device)
+        self._step, self._train = torch.empty_like(step), Batch(*map(torch.empty_like, train))
+        self._rates = [_rate(group["lr"], self.bilevel.device) for o in self._optimizers for group in o.param_groups]
+
+    def _give_up(self, why: str) -> None:
+        if self.mode == "on":
+            raise CaptureError(f"the step cannot be captured in a CUDA graph: {why}")
+        log.info(f"steps are not captured in CUDA graphs: {why}")
+        self.reason = why
+        self._graphs.clear()
+
+    def _fits(self, train: Batch, val: Batch | None) -> bool:
+        if val is not None and self._val is None:
+            self._val = Batch(*map(torch.empty_like, val))
+        fits = _alike(train, self._train) and (val is None or _alike(val, self._val))
+        if not fits and not self._said_shapes:
+            log.info(f"a batch of {len(train.index)} images is not of the captured size: its step runs uncaptured")
+            self._said_shapes = True
+        return fits
+
+    def _copy(self, step: Tensor, train: Batch, val: Batch | None) -> None:
+        """Bring a step's inputs to where the graphs read them."""
+        self._step.copy_(step)
+        for mine, given in ((self._train, train), (self._val, val)):
+            if given is not None:
+                for to, tensor in zip(mine, given, strict=True):
+                    to.copy_(tensor, non_blocking=True)
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        for rate, group in zip(self._rates, groups, strict=True):
+            if group["lr"] is not rate:
+                rate.fill_(group["lr"])
+                group["lr"] = rate
+
+    def _take(self, part: Literal["alpha", "weights"]) -> Tensor:
+        """Replay one of the two updates, captured on its first call; returns its loss."""
+        if self.reason is None and part not in self._graphs:
+            self._record(part)
+        if self.reason is not None:
+            return self._work(part)
+        self._graphs[part].replay()
+        return self._graphs[part].loss.clone()
+
+    def _work(self, part: Literal["alpha", "weights"]) -> Tensor:
+        if part == "alpha":
+            return self.bilevel.arch_step(self._step, self._train, self._val)
+        return self.bilevel.weight_step(self._step, self._train)
+
+    def _record(self, part: Literal["alpha", "weights"]) -> None:
+        state = State(self.bilevel)
+        try:
+            why = self._recorder.warm_up(lambda: self._work(part))
+        finally:
+            state.put_back()
+        if why is None:
+            why = self._capture(part)
+        if why is not None:
+            return self._give_up(why)
+        log.info(f"the update of {part} is captured in a CUDA graph")
+
+    def _capture(self, part: Literal["alpha", "weights"]) -> str | None:
+        """Returns None, or why it failed."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups if "capturable" in group]
+        before = [group["capturable"] for group in groups]
+        try:
+            for group in groups:  # a fused Adam is; torch wants to be told, and warns where it then runs uncaptured
+                group["capturable"] = True
+            self._graphs[part] = self._recorder.capture(lambda: self._work(part))
+        except RuntimeError as error:
+            while isinstance(error.__context__, RuntimeError):  # what ended the capture comes last, what broke it first
+                error = error.__context__
+            return f"capturing the update of {part} failed: {str(error).splitlines()[0]}"
+        finally:
+            for group, capturable in zip(groups, before, strict=True):
+                group["capturable"] = capturable
+            for optimizer in self._optimizers:
+                optimizer.zero_grad()
+        return None
+
+
+def refusal(bilevel: Bilevel) -> str | None:
+    """None, or the sentence why this Bilevel's steps cannot be captured, as far as that is known beforehand."""
+    if why := no_gpu(bilevel.device):
+        return why
+    for what, optimizer in (("the weights", bilevel.weight_optimizer), ("alpha", bilevel.arch_optimizer)):
+        if not obeys(optimizer):
+            name = f"{type(optimizer).__module__.partition('.')[0]}'s {type(optimizer).__name__}"
+            return f"the optimizer of {what} ({name}) is not torch's fused SGD or Adam, which alone are known to be capturable"
+    return None
+
+
+def no_gpu(device: torch.device) -> str | None:
+    """None on a GPU, else a sentence."""
+    return None if device.type == "cuda" else f"CUDA graphs need a GPU, this runs on {device}"
+
+
+class State:
+    """Everything that a Bilevel's step changes, as it is now, to be put back exactly and in place."""
+
+    def __init__(self, bilevel: Bilevel) -> None:
+        self.bilevel, self.device = bilevel, bilevel.device
+        self._saved = {id(t): (t, t.detach().clone()) for t in self._tensors()}
+        self._host_rng = torch.get_rng_state()
+        self._device_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+
+    def _tensors(self) -> list[Tensor]:
+        b, scale = self.bilevel, self.bilevel.precision.scale
+        modules = [t for m in (b.supernet, b.objective) for t in (*m.parameters(), *m.buffers())]
+        scales = [] if scale is None else [scale.value, scale.good]
+        return [*b.weights, *modules, *b.relaxation.parameters(), *self._moments(), b.skipped, *scales]
+
+    def _moments(self) -> list[Tensor]:
+        optimizers = (self.bilevel.weight_optimizer, self.bilevel.arch_optimizer)
+        return [t for o in optimizers for state in o.state.values() for t in state.values() if isinstance(t, Tensor)]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Optimizer state that was made meanwhile becomes 0, what torch's SGD and Adam start from."""
+        for tensor, value in self._saved.values():
+            tensor.copy_(value)
+        for tensor in self._moments():
+            if id(tensor) not in self._saved:
+                tensor.zero_()
+        for optimizer in (self.bilevel.weight_optimizer, self.bilevel.arch_optimizer):
+            optimizer.zero_grad()
+        torch.set_rng_state(self._host_rng)
+        if self._device_rng is not None:
+            torch.cuda.set_rng_state(self._device_rng, self.device)
+
+
+def _rate(lr: float | Tensor, device: torch.device) -> Tensor:
+    """A float32 tensor of one element on the device: `lr` itself if it is one."""
+    if isinstance(lr, Tensor) and (lr.device, lr.dtype, lr.dim()) == (device, torch.float32, 0):
+        return lr
+    return torch.tensor(float(lr), dtype=torch.float32, device=device)
+
+
+def _alike(a: Batch, b: Batch) -> bool:
+    return all((s.shape, s.dtype) == (t.shape, t.dtype) for s, t in zip(a, b, strict=True))

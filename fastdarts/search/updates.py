@@ -1,0 +1,96 @@
+"""Updates that happen only where loss and gradients are finite, decided on the device: no host waits for the answer.
+
+`bad` is float32 of one element on the device: 1 where an update is to leave everything as it was, else 0.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def non_finite(loss: Tensor, grads: Iterable[Tensor], inverse: Tensor) -> Tensor:
+    """1 if the loss or any gradient holds NaN or an infinity, else 0. The gradients are multiplied by `inverse`, in place.
+
+    loss     one element, any dtype
+    inverse  float32 of one element; by 1 no gradient changes
+    """
+    bad = (~loss.detach().isfinite()).float().view(())
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for g in grads:
+        groups.setdefault(g.dtype, []).append(g)
+    for group in groups.values():
+        torch._amp_foreach_non_finite_check_and_unscale_(group, bad, inverse)
+    return bad
+
+
+@torch.no_grad()
+def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """optimizer.step(), of which nothing remains where `bad` is 1: neither in its parameters nor in its state.
+
+    torch's fused SGD and Adam look at `bad` themselves. Any other optimizer steps, and what it changed is put back by
+    torch.where; state that it first made in that step becomes 0, a counter it keeps as a Python number stays ahead.
+    """
+    if not obeys(optimizer):
+        return _step_and_undo(bad, optimizer)
+    for group in optimizer.param_groups:
+        if group.get("momentum"):  # a first step that was skipped would leave SGD's buffers as they were allocated
+            for p in group["params"]:
+                if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    optimizer.grad_scale, optimizer.found_inf = None, bad  # what GradScaler sets, too
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf
+
+
+def obeys(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's own kernels take `found_inf`, and zeros are what its state starts from."""
+    known = isinstance(optimizer, torch.optim.SGD | torch.optim.Adam)
+    return known and all(g["fused"] and not g.get("dampening") for g in optimizer.param_groups)
+
+
+def _step_and_undo(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    groups = optimizer.param_groups
+    params = {f"parameter {i} {j}": p for i, g in enumerate(groups) for j, p in enumerate(g["params"]) if p.grad is not None}
+
+    def tensors() -> dict[str, Tensor]:
+        state = {f"{n} {k}": t for n, p in params.items() for k, t in optimizer.state.get(p, {}).items()}
+        grouped = {f"group {i} {k}": t for i, g in enumerate(groups) for k, t in g.items() if k not in ("params", "lr")}
+        return {n: t for n, t in (params | state | grouped).items() if isinstance(t, Tensor)}
+
+    before = {n: t.detach().clone() for n, t in tensors().items()}
+    optimizer.step()
+    skipped = bad.bool()
+    for name, now in tensors().items():
+        old = before.get(name)
+        now.copy_(torch.where(skipped.to(now.device), torch.zeros_like(now) if old is None else old, now))
+
+
+class Buffers:
+    """The buffers of modules (BatchNorm's statistics and counters) as they are now, to be put back where a step is skipped.
+
+    A forward pass that met NaN has moved the running statistics already, and they would stay NaN for good.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        buffers = {id(b): b for module in modules for b in module.buffers() if b.numel()}
+        groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for b in buffers.values():
+            groups.setdefault((b.dtype, b.device), []).append(b)
+        self._groups = list(groups.values())
+        self._saved = [_flat(group) for group in self._groups]  # a few large tensors: a handful of kernels for all buffers
+
+    @torch.no_grad()
+    def put_back_where(self, bad: Tensor) -> None:
+        """Make the buffers what they were where `bad` is 1; they keep their addresses."""
+        for group, saved in zip(self._groups, self._saved, strict=True):
+            kept = torch.where(bad.bool().to(saved.device), saved, _flat(group))
+            pieces = kept.split([b.numel() for b in group])
+            torch._foreach_copy_(group, [piece.view(b.shape) for piece, b in zip(pieces, group, strict=True)])
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.detach().reshape(-1) for t in tensors])

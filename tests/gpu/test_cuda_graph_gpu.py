@@ -1,0 +1,302 @@
+"""Captured steps on a GPU: the same run as uncaptured, no host synchronisation, updates skipped inside a replay, memory.
+
+In float64, where two orders of summation stay together (fp32 runs drift apart: a last bit decides a ReLU).
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdarts import provenance
+from fastdarts.engine import CapturedBilevel, CaptureError
+from fastdarts.search import Bilevel
+from fastdarts.search.optimizers import arch_optimizer, set_rate, weight_optimizer
+from fastdarts.search.updates import non_finite, step_unless
+from fastdarts.search_imagenet import main
+from tests import bilevels
+from tests.bilevels import differing, everything
+from tests.test_search_imagenet import SPLIT, TINY, write_tree
+
+pytestmark = pytest.mark.gpu
+
+STEPS, ALPHA_FROM = 20, 3
+
+
+def make(**settings: Any) -> Bilevel:
+    return bilevels.make(device="cuda", **({"dtype": torch.float64} | settings))
+
+
+def step_of(number: int, with_val: bool = True) -> tuple[Any, ...]:
+    train, val = (bilevels.batch(2 * number + i, device="cuda") for i in range(2))
+    return bilevels.number(number, "cuda"), train, val if with_val else None
+
+
+def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float = 1e-9) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, want in theirs.items():
+        if not want.is_floating_point():
+            assert torch.equal(ours[name], want), name
+        elif want.numel():
+            scale = float(want.abs().max().clamp(min=1e-3))
+            assert float((ours[name] - want).abs().max()) <= tolerance * scale, name
+
+
+@contextmanager
+def synchronisation_is_an_error() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "masked": {},
+    "supervised": {"masked": False, "k": 1},
+    "masked, second order": {"unrolled": True, "arch_grad_clip": 5.0},
+    "supervised, second order": {"unrolled": True, "masked": False, "weights_first": True},
+    "masked, random channels": {"sampling": "random"},
+    "supervised, random channels, second order": {"sampling": "random", "masked": False, "unrolled": True},
+}
+
+
+@pytest.mark.parametrize("backend", ["definition", "auto"])
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_twenty_captured_steps_are_twenty_steps(settings: dict[str, Any], backend: str) -> None:
+    """Alpha begins in the fourth step, the rate changes in the tenth, a batch of another size comes in the fifteenth."""
+    captured, plain = (make(backend=backend, **settings) for _ in range(2))
+    run = CapturedBilevel(captured, "on")
+    for number in range(STEPS):
+        if number == 10:
+            for bilevel in (captured, plain):
+                set_rate(bilevel.weight_optimizer, 2.0**-7)
+        arguments = step_of(number, number >= ALPHA_FROM)
+        if number == 15:
+            arguments = arguments[0], *(type(b)(*(t[:4] for t in b)) for b in arguments[1:])
+        ours, theirs = run(*arguments), plain(*arguments)
+        for mine, other in zip(ours, theirs, strict=True):
+            assert (mine is None) == (other is None)
+            assert mine is None or float(mine) == pytest.approx(float(other), rel=1e-9)
+    assert run.captured and run.reason is None
+    assert_same(everything(captured), everything(plain))
+    assert captured.skipped.tolist() == [0, 0]
+
+
+def test_capturing_leaves_no_trace() -> None:
+    """Not even in the generator: warm-up and capture, then everything is as before the first replay."""
+    bilevel = make()
+    run = CapturedBilevel(bilevel, "on")
+    before, rng = everything(bilevel), torch.cuda.get_rng_state()
+    arguments = step_of(0)
+    run._begin(*arguments[:2])
+    assert run._fits(*arguments[1:])
+    run._copy(*arguments)
+    run._record("alpha")
+    run._record("weights")
+    assert differing(everything(bilevel), before) == []
+    assert torch.equal(torch.cuda.get_rng_state(), rng)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_replayed_step_never_waits(masked: bool, unrolled: bool) -> None:
+    run = CapturedBilevel(make(masked=masked, unrolled=unrolled, sampling="random", dtype=torch.float32), "on")
+    run(*step_of(0))
+    steps = [step_of(number) for number in range(1, 4)]
+    with synchronisation_is_an_error():
+        losses = [run(*arguments) for arguments in steps]
+    assert all(torch.isfinite(loss) for pair in losses for loss in pair)
+    assert len({float(loss) for pair in losses for loss in pair}) == 6
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_an_uncaptured_step_never_waits_either(unrolled: bool) -> None:
+    bilevel = make(unrolled=unrolled, arch_grad_clip=5.0, dtype=torch.float32)
+    for number in range(2):
+        bilevel(*step_of(number))
+    arguments = step_of(2)
+    with synchronisation_is_an_error():
+        bilevel(*arguments)
+
+
+@pytest.mark.parametrize("unrolled", [False, True])
+def test_nan_inside_a_replay_leaves_everything_as_it_was(unrolled: bool) -> None:
+    bilevel = make(unrolled=unrolled, dtype=torch.float32)
+    factor = torch.ones((), device="cuda")
+    bilevel.supernet.stem[0].register_forward_hook(lambda _, __, out: out * factor)
+    run = CapturedBilevel(bilevel, "on")
+    run(*step_of(0))
+    before = everything(bilevel)
+    for value in (torch.nan, torch.inf):
+        factor.fill_(value)
+        assert not any(map(torch.isfinite, run(*step_of(1))))
+        assert differing(everything(bilevel), before) == []
+    assert bilevel.skipped.tolist() == [2, 2]
+    factor.fill_(1.0)
+    assert all(map(torch.isfinite, run(*step_of(1))))
+    assert bilevel.skipped.tolist() == [2, 2] and differing(everything(bilevel), before) != []
+
+
+def test_nan_in_the_very_first_step() -> None:
+    """Nothing that was never written to may be left in an optimizer's state."""
+    bilevel = make(dtype=torch.float32)
+    factor = torch.full((), torch.nan, device="cuda")
+    bilevel.supernet.stem[0].register_forward_hook(lambda _, __, out: out * factor)
+    before = everything(bilevel)
+    CapturedBilevel(bilevel, "on")(*step_of(0))
+    assert differing(everything(bilevel), before) == []
+
+
+@pytest.mark.parametrize("first_bad", [0, 2])
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "foreach SGD"])
+def test_optimizers_skip_on_the_device(kind: str, first_bad: int) -> None:
+    """Steps with a skipped one among them end where the others alone end, to the bit."""
+    g = torch.Generator().manual_seed(0)
+    grads = [torch.randn(300, generator=g).cuda() for _ in range(4)]
+    one, ends = torch.ones((), device="cuda"), []
+    for skipping in (True, False):
+        p = [torch.ones(300, device="cuda", requires_grad=True)]
+        optimizer = {
+            "SGD": lambda p=p: weight_optimizer(p, 0.125, momentum=0.9, weight_decay=0.01),
+            "Adam": lambda p=p: arch_optimizer(p, 0.125, weight_decay=0.01),
+            "foreach SGD": lambda p=p: torch.optim.SGD(p, 0.125, momentum=0.9, foreach=True),
+        }[kind]()
+        for number, grad in enumerate(grads):
+            if number == first_bad and not skipping:
+                continue
+            p[0].grad = grad.clone()
+            if number == first_bad:
+                p[0].grad[17] = torch.inf
+            step_unless(non_finite(one, [p[0].grad], one), optimizer)
+        ends.append([p[0], *(t for t in optimizer.state[p[0]].values() if isinstance(t, Tensor))])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_a_lower_precision_is_captured_too(amp: str) -> None:
+    low, full = make(amp=amp, dtype=torch.float32), make(dtype=torch.float32)
+    run = CapturedBilevel(low, "on")
+    for number in range(8):
+        losses = run(*step_of(number))
+        reference = full(*step_of(number))
+        assert all(map(torch.isfinite, losses)) and losses[0].dtype == torch.float32
+        if number == 0:
+            assert [float(x) for x in losses] == pytest.approx([float(x) for x in reference], rel=0.05)
+    assert {t.dtype for t in everything(low).values()} == {torch.float32, torch.int64}
+    if amp == "fp16":  # what overflowed was skipped, and halved the scale
+        skipped = int(low.skipped.sum())
+        assert float(low.precision.scale.value) == 2.0 ** (16 - skipped) and skipped < 8
+
+
+class Waits(torch.nn.Module):
+    """An objective that reads a number from the device."""
+
+    def __init__(self, objective: torch.nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, *args: Any) -> Tensor:
+        loss = self.objective(*args)
+        return loss * (1.0 if loss.item() > 0 else 2.0)
+
+
+def test_an_objective_that_waits_goes_on_uncaptured() -> None:
+    captured, plain = make(), make()
+    for bilevel in (captured, plain):
+        bilevel.objective = Waits(bilevel.objective)
+    run = CapturedBilevel(captured)
+    for number in range(3):
+        ours, theirs = run(*step_of(number)), plain(*step_of(number))
+        assert [float(x) for x in ours] == pytest.approx([float(x) for x in theirs], rel=1e-9)
+    assert "waits for the device" in run.reason and not run.captured
+    assert_same(everything(captured), everything(plain))
+    with pytest.raises(CaptureError, match="waits for the device"):
+        CapturedBilevel(captured, "on")(*step_of(3))
+
+
+def test_a_capture_that_fails_goes_on_uncaptured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the warm-up does not see: here a wait that happens only while capturing."""
+    captured, plain = make(), make()
+    inner = captured.objective
+
+    class Late(torch.nn.Module):
+        def forward(self, *args: Any) -> Tensor:
+            loss = inner(*args)
+            if torch.cuda.is_current_stream_capturing():
+                loss.item()
+            return loss
+
+    captured.objective = Late()
+    run = CapturedBilevel(captured)
+    for number in range(3):
+        ours, theirs = run(*step_of(number)), plain(*step_of(number))
+        assert [float(x) for x in ours] == pytest.approx([float(x) for x in theirs], rel=1e-9)
+    assert "failed" in run.reason and not run.captured
+
+
+def test_both_graphs_share_one_pool() -> None:
+    """Alpha's graph adds little to what the weights' graph holds, and both together little to an uncaptured step."""
+
+    def reserved() -> int:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    big = {"count": 256, "side": 32, "device": "cuda"}
+    train, val, number = bilevels.batch(0, **big), bilevels.batch(1, **big), bilevels.number(0, "cuda")
+    plain = make(dtype=torch.float32, k=4)
+    plain(number, train, val)
+    del plain
+    start = reserved()
+    torch.cuda.reset_peak_memory_stats()
+    plain = make(dtype=torch.float32, k=4)
+    plain(number, train, val)
+    uncaptured = torch.cuda.max_memory_reserved() - start
+    del plain
+    start = reserved()
+    run = CapturedBilevel(make(dtype=torch.float32, k=4), "on")
+    run(number, train, None)
+    one = reserved() - start
+    run(number, train, val)
+    both = reserved() - start
+    slack = 2**28  # cuBLAS keeps a workspace for each stream
+    assert both <= 1.5 * one + slack
+    assert both <= 1.5 * uncaptured + slack
+
+
+@pytest.mark.parametrize("flags", ["--amp bf16 --cuda_graph on", "--amp fp16", "--tf32 --unrolled --cuda_graph on"])
+def test_the_command_captures(flags: str, tmp_path: Path) -> None:
+    """A search of three epochs, alpha from the second on; the finished run goes on to load its checkpoint."""
+    tree = write_tree(tmp_path / "images")
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "3", "--begin", "1", "--device", "cuda", *flags.split()]
+    for _ in range(2):
+        assert main([*argv, "--save", str(tmp_path / "run")]) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    for part in ("weights", "alpha"):
+        assert log.count(f"the update of {part} is captured in a CUDA graph") == 1
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert len([line for line in lines if line["kind"] == "epoch"]) == 3
+
+
+@pytest.mark.skipif(not provenance.apex().startswith(provenance.NVIDIAS), reason=f"apex: {provenance.apex()}")
+def test_apex_moves_parameters_as_torch_does() -> None:
+    g = torch.Generator().manual_seed(0)
+    grads = [torch.randn(300, generator=g).cuda() for _ in range(4)]
+    for make_one, how in ((weight_optimizer, {"momentum": 0.9}), (arch_optimizer, {})):
+        ends = []
+        for backend in ("torch", "apex"):
+            p = torch.ones(300, device="cuda", requires_grad=True)
+            optimizer = make_one([p], 0.125, weight_decay=0.01, backend=backend, **how)
+            for number, grad in enumerate(grads):
+                p.grad = grad.clone()
+                bad = torch.full((), float(number == 1), device="cuda")
+                step_unless(bad, optimizer)
+            ends.append(p.detach())
+        torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)
