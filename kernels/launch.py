@@ -7,6 +7,7 @@ by time would change results from run to run.
 """
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,8 @@ def target_of(device: torch.device) -> str:
         return "default"
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
+
+
+def on(device: torch.device) -> AbstractContextManager:
+    """Where launches for tensors on `device` belong: Triton takes the current CUDA device, not the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
