@@ -162,13 +162,3 @@ def all_specimens() -> list[Specimen]:
 def report() -> list[dict[str, Any]]:
     """One row for each specimen and architecture: the fields of Usage."""
     return [asdict(compile_specimen(specimen, arch)) for specimen in all_specimens() for arch in ARCHITECTURES]
-
-
-def text(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
-    if not rows:
-        return "no kernels"
-    columns = list(rows[0])
-    lines = [columns, *([str(row[c]) for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
