@@ -58,17 +58,14 @@ def rows(case: Case, dtype: str, times: dict[str, tuple[float, int]], limits: di
             raise RuntimeError(f"{case.op}: no launch of {kernel} was seen among {', '.join(sorted(times)) or 'none'}")
         seconds, launches = times[kernel]
         gb_per_s, tflop_per_s = cost.bytes / seconds / 1e9, cost.operations / seconds / 1e12
-        binds = "memory" if gb_per_s / limits["copy_gb_per_s"] >= tflop_per_s / rate else "rate"
         shares = {"copy_share": gb_per_s / limits["copy_gb_per_s"], "rate_share": tflop_per_s / rate}
+        binds = "memory" if shares["copy_share"] >= shares["rate_share"] else "rate"
         found.append(
             {"roofline": kernel, "op": case.op, "shape": case.shape, "dtype": dtype, "us": round(1e6 * seconds, 1)}
             | {"launches": launches, "gb": round(cost.bytes / 1e9, 4), "gflop": round(cost.operations / 1e9, 3)}
             | {"gb_per_s": round(gb_per_s, 1), "tflop_per_s": round(tflop_per_s, 3)}
             | {name: round(share, 3) for name, share in shares.items()}
-            | {
-                "share": round(max(shares.values()), 3),
-                "binds": "memory" if shares["copy_share"] >= shares["rate_share"] else "rate",
-            }
+            | {"share": round(max(shares.values()), 3), "binds": binds}
         )
     others = {kernel: spent for kernel, spent in times.items() if kernel not in case.costs}
     spent, launches = sum(s for s, _ in others.values()), sum(n for _, n in others.values())

@@ -147,10 +147,12 @@ def compile_specimen(specimen: Specimen, arch: int) -> Usage:
 
 
 def modules() -> Iterator[Any]:
-    """The modules of this package that hold kernels: those with `specimens`."""
+    """The modules of this package that hold kernels and say which, by `specimens(dtype)`."""
+    from triton import JITFunction
+
     for found in sorted(pkgutil.iter_modules(kernels.__path__), key=lambda m: m.name):
         module = importlib.import_module(f"{kernels.__name__}.{found.name}")
-        if hasattr(module, "specimens"):
+        if hasattr(module, "specimens") and any(isinstance(value, JITFunction) for value in vars(module).values()):
             yield module
 
 

@@ -59,7 +59,7 @@ def table(request: pytest.FixtureRequest):
 
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", compiler.DTYPES)
-@pytest.mark.parametrize("module", compiler.modules(), ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("module", list(compiler.modules()), ids=lambda module: module.__name__.rpartition(".")[2])
 def test_it_compiles_and_spills_nothing(module: Any, dtype: torch.dtype, arch: int) -> None:
     specimens = module.specimens(dtype)
     assert specimens
