@@ -61,17 +61,17 @@ def test_opcheck(dtype: torch.dtype, need_grad: bool) -> None:
 
 
 def test_a_scaled_loss_keeps_small_gradients_in_half_precision() -> None:
-    """1 / terms is below float16's smallest number here; the scale arrives after it."""
-    levels, bias, images, flip, mask = (
-        [torch.randn(64, 3, 28, 28, device="cuda", dtype=torch.float16, requires_grad=True)],
-        torch.zeros(3, device="cuda", dtype=torch.float16),
-        torch.randint(256, (64, 224, 224, 3), device="cuda", dtype=torch.uint8),
-        torch.zeros(64, dtype=torch.bool, device="cuda"),
-        torch.ones(64, 28, 28, dtype=torch.bool, device="cuda"),
-    )
-    loss = masked_loss(levels, bias, images, flip, mask, mean=MEAN, std=STD, backend="triton")
-    (grad,) = torch.autograd.grad(loss.float() * 2.0**20, levels)
-    assert grad.isfinite().all() and (grad != 0).float().mean() > 0.5
+    """Without the loss' scale they would be a few of float16's smallest steps; the scale arrives after the op."""
+    images = torch.randint(256, (64, 224, 224, 3), device="cuda", dtype=torch.uint8)
+    flip, mask = torch.zeros(64, dtype=torch.bool, device="cuda"), torch.ones(64, 28, 28, dtype=torch.bool, device="cuda")
+    level = torch.randn(64, 3, 28, 28, device="cuda", dtype=torch.float16)
+    grads = []
+    for leaf, backend in ((level, "triton"), (level.float(), "definition")):
+        leaf.requires_grad_()
+        bias = torch.zeros(3, device="cuda", dtype=leaf.dtype)
+        loss = masked_loss([leaf], bias, images, flip, mask, mean=MEAN, std=STD, backend=backend)
+        grads += torch.autograd.grad(loss.float() * 2.0**15, leaf)
+    torch.testing.assert_close(grads[0].float(), grads[1], rtol=2e-3, atol=2e-3 * float(grads[1].abs().max()))
 
 
 def test_captured_and_compiled() -> None:
