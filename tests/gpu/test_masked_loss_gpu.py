@@ -69,7 +69,7 @@ def test_a_scaled_loss_keeps_small_gradients_in_half_precision() -> None:
     for leaf, backend in ((level, "triton"), (level.float(), "definition")):
         leaf.requires_grad_()
         bias = torch.zeros(3, device="cuda", dtype=leaf.dtype)
-        loss = masked_loss([leaf], bias, images, flip, mask, mean=MEAN, std=STD, backend=backend)
+        loss = masked_loss([leaf], bias, images, flip, mask, mean=MEAN, std=STD, norm="l2", backend=backend)
         grads += torch.autograd.grad(loss.float() * 2.0**15, leaf)
     torch.testing.assert_close(grads[0].float(), grads[1], rtol=2e-3, atol=2e-3 * float(grads[1].abs().max()))
 
