@@ -5,10 +5,13 @@ it cannot serve tensors of a device and a dtype. "auto" takes the first that can
 for by name runs or raises.
 """
 
+import importlib
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -19,6 +22,8 @@ from fastdarts import native
 log = logging.getLogger("fastdarts")
 
 Check = Callable[[torch.device, torch.dtype], str | None]
+OLDEST_TRITON = (3, 6)
+OLDEST_GPU = (8, 0)  # compute capability
 
 
 class BackendUnavailable(RuntimeError):
@@ -60,6 +65,45 @@ def native_cpu(*dtypes: torch.dtype, op: str | None = None) -> Check:
         return native.reason() or (native.lacks(op) if op else None)
 
     return check
+
+
+def triton(*dtypes: torch.dtype) -> Check:
+    """The check of a Triton kernel that takes CUDA tensors of these dtypes."""
+
+    def check(device: torch.device, dtype: torch.dtype) -> str | None:
+        if device.type != "cuda":
+            return f"it serves tensors on NVIDIA GPUs, these are on {device}"
+        if dtype not in dtypes:
+            return f"its kernels are written for {' and '.join(map(_short, dtypes))}, not for {_short(dtype)}"
+        return lacks_triton() or _lacks_capability(device)
+
+    return check
+
+
+@cache
+def lacks_triton() -> str | None:
+    """Why Triton cannot be used in this process, or None."""
+    oldest = ".".join(map(str, OLDEST_TRITON))
+    if find_spec("triton") is None:
+        return f"Triton is not installed; pip install 'triton>={oldest}'"
+    try:
+        version = importlib.import_module("triton").__version__
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"Triton is installed but does not import: {error}".splitlines()[0]
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST_TRITON:
+        return f"Triton {version} is older than {oldest}; pip install 'triton>={oldest}'"
+    return None
+
+
+def _lacks_capability(device: torch.device) -> str | None:
+    """Why the kernels do not run on this GPU, or None."""
+    if torch.version.cuda is None:
+        return "it serves NVIDIA GPUs, this torch is built for another kind"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_GPU:
+        have, need = (".".join(map(str, c)) for c in (capability, OLDEST_GPU))
+        return f"{device} has compute capability {have}, the kernels need {need}"
+    return None
 
 
 def arithmetic(x: Tensor) -> torch.dtype:

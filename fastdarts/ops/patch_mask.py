@@ -60,7 +60,7 @@ def patch_mask(
     num_masked  0..P, how many patches of each image are masked
     mean, std   three numbers each, of pixels in [0, 1]
     dtype       of x: float32, float64, bfloat16 or float16
-    backend     "auto", "cpu" (C++: float32, float64) or "definition"
+    backend     "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
 
     Returns x, `dtype` (N, 3, H, W) in channels_last memory, and mask, bool (N, H/p, W/p), True where masked. In image n
     those are the num_masked smallest (random word, patch) pairs of philox.random_words(seed, stream, step, index,
@@ -110,6 +110,13 @@ def definition(
 torch.library.impl("fastdarts::patch_mask", "default")(definition)
 
 
+@torch.library.impl("fastdarts::patch_mask", "cuda")
+def _on_gpu(*args: Any) -> tuple[Tensor, Tensor]:
+    from fastdarts.kernels import patch_mask as kernels  # not above: Triton may be missing
+
+    return kernels.run(*args)
+
+
 @torch.library.register_fake("fastdarts::patch_mask")
 def _fake(images: Tensor, index: Tensor, step: Tensor, flip: Tensor, fill: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     n, h, w, _ = images.shape
@@ -119,7 +126,7 @@ def _fake(images: Tensor, index: Tensor, step: Tensor, flip: Tensor, fill: Tenso
 
 
 class _PatchMask(torch.autograd.Function):
-    """The registered op (C++ where the native module is loaded) and the gradient of `fill`."""
+    """The registered op (C++ where the native module is loaded, Triton on a GPU) and the gradient of `fill`."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
@@ -144,6 +151,7 @@ def _registered(*args: Any) -> tuple[Tensor, Tensor]:
 backends.register(
     "patch_mask",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64), _registered),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
     backends.Backend("definition", backends.anything, definition),
 )
 

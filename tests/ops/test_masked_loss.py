@@ -391,7 +391,7 @@ def test_the_registered_op_refuses_what_would_be_read_out_of_bounds(position, wr
         ({"mean": (0.5,)}, "mean and std must be three"),
         ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
         ({"norm": "l3"}, "norm must be l1 or l2, got 'l3'"),
-        ({"backend": "cuda9"}, "no backend 'cuda9'; it has auto, cpu, definition"),
+        ({"backend": "cuda9"}, "no backend 'cuda9'; it has auto, cpu, triton, definition"),
     ],
 )
 def test_what_does_not_fit_is_named(change, message):

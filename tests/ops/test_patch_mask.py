@@ -262,7 +262,7 @@ def test_wrong_tensors_are_named(position, wrong):
         ({"mean": (0.5,)}, "mean and std must be three"),
         ({"std": (1.0, 0.0, 1.0)}, "std above 0"),
         ({"dtype": torch.int32}, "dtype must be"),
-        ({"backend": "cuda9"}, "no backend 'cuda9'; it has auto, cpu, definition"),
+        ({"backend": "cuda9"}, "no backend 'cuda9'; it has auto, cpu, triton, definition"),
     ],
 )
 def test_wrong_settings_are_named(change, message):

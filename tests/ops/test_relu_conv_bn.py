@@ -264,7 +264,7 @@ def test_autocast_is_the_definitions() -> None:
         ({"running": lambda r: (r[0], r[1].half())}, "running variance must be"),
         ({"momentum": lambda m: -0.1}, "momentum"),
         ({"eps": lambda e: -1.0}, "eps above 0"),
-        ({"backend": lambda b: "cuda9"}, "relu_conv_bn has no backend 'cuda9'; it has auto, cpu, definition"),
+        ({"backend": lambda b: "cuda9"}, "relu_conv_bn has no backend 'cuda9'; it has auto, cpu, triton, definition"),
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend: str) -> None:

@@ -1,0 +1,73 @@
+"""Launch settings of the Triton kernels: a table by kernel, architecture and dtype, apart from the kernels.
+
+launch.json: kernel -> target ("sm_80", "sm_90", "default") -> dtype ("float32", ..., "any") -> what a launch is given:
+block sizes by the kernel's names for them, num_warps, num_stages. `python -m bench.tune` rewrites it on the machine at
+hand. The table is fixed and nothing is tuned while a search runs: the order of a sum depends on the blocks, so a choice
+by time would change results from run to run.
+"""
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TABLE = Path(__file__).with_name("launch.json")
+OPTIONS = frozenset({"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"})  # the compiler's; the others are the kernel's
+COMMON = {"enable_fp_fusion": True}  # said aloud, because Triton's default changes between versions
+
+Table = dict[str, dict[str, dict[str, dict[str, int]]]]
+
+
+@cache
+def table() -> Table:
+    """launch.json."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+@cache
+def _settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
+    if kernel not in table():
+        raise KeyError(f"launch.json has no kernel {kernel!r}; it has {', '.join(sorted(table()))}")
+    name = str(dtype).removeprefix("torch.")
+    for architecture in (target, "default"):
+        rows = table()[kernel].get(architecture, {})
+        for row in (name, "any"):
+            if row in rows:
+                return COMMON | rows[row]
+    raise KeyError(f"launch.json has no row for {kernel} with {name} on {target}, and no default")
+
+
+def settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
+    """What a launch of `kernel` is given beside its arguments: block sizes, num_warps, num_stages, enable_fp_fusion.
+
+    kernel  its name in launch.json
+    dtype   of the op's tensors in memory
+    target  "sm_80", "sm_90", ... (`target_of`); one that the table does not name takes "default"
+
+    A row of the target goes before the default's, a row of the dtype before "any". Raises KeyError for a kernel that the
+    table does not have.
+    """
+    return dict(_settings(kernel, dtype, target))
+
+
+def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, int]) -> None:
+    """Set a row of the table, in this process only: what bench.tune tries."""
+    table()[kernel].setdefault(target, {})[str(dtype).removeprefix("torch.")] = dict(row)
+    _settings.cache_clear()
+
+
+@cache
+def target_of(device: torch.device) -> str:
+    """The target of a CUDA device, "sm_90" say; "default" for any other (the interpreter's tensors are on the CPU)."""
+    if device.type != "cuda":
+        return "default"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def on(device: torch.device) -> AbstractContextManager:
+    """Where launches for tensors on `device` belong: Triton takes the current CUDA device, not the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

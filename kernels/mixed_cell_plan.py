@@ -1,0 +1,480 @@
+"""What the Triton kernels of mixed_cell do for a graph and a shape: the list of launches, the table they read, memory.
+
+Letters: N images, C channels of a state, k the divisor of partial channels, Cq = C/k, H W pixels of an input, Ho Wo of a
+node, m = N*Ho*Wo, E edges, B BatchNorms. Needs no Triton.
+
+States become ready in waves: the inputs are of level 0, a node one above the highest state that it reads. A launch does one
+stage of a wave, for all edges and candidates at once: which ones it finds in the table, rows of int64 that depend on the
+graph and the shape only and lie on the device. Forward, wave by wave: first halves (with the dilated and dense
+convolutions) and pools' sums, factors of their BNs, second halves, factors, nodes. Backward, from the last level down: the
+pools' gradients and the gradient of a level's nodes, sums over the edges into them, second halves, middles, first halves;
+then the inputs, and, if they are wanted, all weights.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property, lru_cache
+from math import prod
+
+from fastdarts.kernels.mixed_cell_table import (
+    ALIGN,
+    FREE,
+    LEARNT,
+    MOST_INPUTS,
+    SUMMED,
+    TAPS,
+    Call,
+    Edge,
+    Kind,
+    Launch,
+    Memory,
+    Needs,
+    Node,
+    Norm,
+    Pool,
+    Split,
+    State,
+    Sum,
+    Term,
+    Unit,
+    padded,
+)
+from fastdarts.ops.graph import DENSE, DILATED, KERNEL, Candidate, Graph, convolutions, norms
+
+
+class Plan:
+    """A call taken apart; `forward` or `backward` then lists launches and fills the table.
+
+    saved     how many numbers the forward keeps: each convolution's y, (m, Cq), the states that edges read, (m, C), and, from
+              norms_at on, the factors of each BN's xhat in float32, (B, 3, Cq)
+    parts     into how many the pixels are cut where sums are taken
+    slots     middles of separable convolutions
+    learnt    rows of the gradients of all weights, one for each part
+    work      how many numbers the backward works on
+    """
+
+    def __init__(self, call: Call, needs: Needs | None = None) -> None:
+        graph, (N, C, H, W) = call.graph, call.shape
+        if graph.inputs > MOST_INPUTS:
+            raise ValueError(f"the Triton kernels take cells of at most {MOST_INPUTS} inputs, this one has {graph.inputs}")
+        self.call, self.needs = call, needs
+        self.graph, self.N, self.C, self.H, self.W = graph, N, C, H, W
+        self.Cq = C // call.partial_channels
+        self.Ho, self.Wo = H // graph.stride, W // graph.stride
+        self.m = N * self.Ho * self.Wo
+        self.table: list[int] = []
+        self.launches: list[Launch] = []
+        self.units: list[Unit] = []
+        self.terms: list[list[Term]] = [[] for _ in graph.edges]
+        self.columns: list[dict[Candidate, tuple[int, int]]] = []  # of each edge: candidate -> its column and BN
+        self._saved, self._work = Memory(), Memory()
+        self.slots = self.learnt = 0
+        self._levels()
+        self._lay_out()
+        self.norms_at = self._saved.take(2 * 3 * graph.norms * self.Cq) * ALIGN  # room for float32 in any dtype
+        self.saved = self._saved.blocks * ALIGN
+        self.parts = Split.of(self.m, *SUMMED).parts
+        if needs is None:
+            self._forward()
+        else:
+            self._backward(needs)
+        self.work = self._work.blocks * ALIGN
+
+    # ------------------------------------------------------------------------------------------------- the cell
+
+    def _levels(self) -> None:
+        graph = self.graph
+        self.level = [0] * graph.inputs
+        for node in range(graph.nodes):
+            self.level.append(1 + max(self.level[e.source] for e in graph.edges if e.node == node))
+        self.leaving = [[i for i, e in enumerate(graph.edges) if e.source == s] for s in range(graph.inputs + graph.nodes)]
+
+    def _lay_out(self) -> None:
+        """What `saved` holds, and the units: those that read a state, edge by edge, then the second halves."""
+        graph, size = self.graph, self.m * self.Cq
+        # by state: in `saved`, and a node's gradient in the workspace
+        self.state = [-1] * graph.inputs
+        self.state += [self._saved.take(self.m * self.C) if self.leaving[graph.inputs + j] else -1 for j in range(graph.nodes)]
+        self.grad = [-1] * graph.inputs + [self._work.take(self.m * self.C) if self.needs else -1 for _ in range(graph.nodes)]
+        weights = norm = 0
+        seconds: list[tuple[int, Unit]] = []
+        self.unit_range: list[tuple[int, int]] = []
+        for i, edge in enumerate(graph.edges):
+            first = len(self.units)
+            columns: dict[Candidate, tuple[int, int]] = {}
+            for column, candidate in enumerate(edge.candidates):
+                columns[candidate] = (column, norm)
+                if convolutions(candidate, edge.stride, self.Cq):
+                    y = self._saved.take(size)
+                    unit = self._unit(i, candidate, weights, norm, y)
+                    if unit.middle:
+                        unit = unit._replace(slot=self.slots, grad=self._gradient(i))
+                        self.slots += 1
+                        second = self._second(unit, self._saved.take(size))
+                        seconds.append((column, second))
+                        self.terms[i].append(Term(second.y, second.norm, column))
+                    else:
+                        self.terms[i].append(Term(y, norm, column))
+                    self.units.append(unit)
+                weights += sum(map(prod, convolutions(candidate, edge.stride, self.Cq)))
+                norm += norms(candidate, edge.stride)
+            self.unit_range.append((first, len(self.units)))
+            self.columns.append(columns)
+        self.seconds = len(self.units)  # the first of them
+        self.units += [unit for _, unit in seconds]
+        self.numbers = weights
+
+    def _source(self, state: int) -> tuple[int, int]:
+        return (state, 0) if state < self.graph.inputs else (-1, max(self.state[state], 0))
+
+    def _unit(self, i: int, candidate: Candidate, weights: int, norm: int, y: int) -> Unit:
+        edge = self.graph.edges[i]
+        kernel = 0 if candidate in DENSE or candidate == Candidate.SKIP else KERNEL[candidate]
+        halves = int(candidate == Candidate.SKIP)
+        return Unit(
+            *self._source(edge.source),
+            edge=i,
+            stride=edge.stride,
+            kernel=kernel,
+            dilation=2 if candidate in DILATED else 1,
+            taps=0 if kernel else 2 if halves else KERNEL[candidate] ** 2,
+            halves=halves,
+            depthwise=weights,
+            pointwise=weights + self.Cq * kernel**2,
+            y=y,
+            norm=norm,
+            before_y=-1,
+            before_norm=-1,
+            before_grad=-1,
+            grad=self.grad[self.graph.inputs + edge.node],
+            middle=int(bool(kernel) and candidate not in DILATED),
+            slot=-1,
+            dz=self._gradient(i) if kernel else -1,
+        )
+
+    def _second(self, first: Unit, y: int) -> Unit:
+        """The second half after a first one."""
+        depthwise = first.pointwise + self.Cq**2
+        return first._replace(
+            source=-1,
+            state=0,
+            stride=1,
+            depthwise=depthwise,
+            pointwise=depthwise + self.Cq * first.kernel**2,
+            y=y,
+            norm=first.norm + 1,
+            before_y=first.y,
+            before_norm=first.norm,
+            before_grad=first.grad,
+            grad=self.grad[self.graph.inputs + self.graph.edges[first.edge].node],
+            middle=0,
+            dz=self._gradient(first.edge),
+        )
+
+    def _gradient(self, edge: int) -> int:
+        """Room in the workspace for a gradient of (m, Cq), if one flows through the edge."""
+        return self._work.take(self.m * self.Cq) if self.needs and self._works(edge) else -1
+
+    def _works(self, edge: int) -> bool:
+        """Whether a backward goes through an edge's convolutions."""
+        return self.graph.edges[edge].source >= self.graph.inputs or bool(
+            self.needs and (self.needs.inputs or self.needs.weights)
+        )
+
+    @cached_property
+    def _pools(self) -> list[list[int]]:
+        """Edges whose 3x3 pools read the same channels of the same state."""
+        pooled = [[i for i in leaving if self._pooled(i)] for leaving in self.leaving]
+        return [[i] for edges in pooled for i in edges] if self.call.chosen else [edges for edges in pooled if edges]
+
+    def _pooled(self, edge: int) -> bool:
+        return any(c in self.columns[edge] for c in (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.PLAIN_AVG_POOL_3))
+
+    def _pool_norms(self, edges: Iterable[int], candidate: Candidate) -> list[int]:
+        return [self.columns[i][candidate][1] for i in edges if candidate in self.columns[i]]
+
+    # ------------------------------------------------------------------------------------------------ the table
+
+    def _add(self, numbers: Iterable[int]) -> int:
+        """Append to the table; where that begins."""
+        begin = len(self.table)
+        self.table.extend(numbers)
+        return begin
+
+    def _rows(self, rows: Iterable[tuple[int, ...]]) -> int:
+        return self._add(number for row in rows for number in row)
+
+    def _launch(
+        self, kernel: str, listed: Sequence[int], programs: int, values: dict[str, int | bool], cost: tuple[int, int]
+    ) -> None:
+        """Append a launch for the listed rows, if there are any: `programs` of them each. cost: numbers and operations."""
+        if listed:
+            given = {"listed": self._add(listed), **values}
+            self.launches.append(Launch(kernel, programs * len(listed), given, *cost))
+
+    def _pool_rows(self) -> list[Pool]:
+        rows = []
+        for edges in self._pools:
+            edge = self.graph.edges[edges[0]]
+            highest, average = (self._pool_norms(edges, c) for c in (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3))
+            begin = self._add(edges)
+            size = self.m * self.Cq if self.needs and self._pulled(edge.source) else 0
+            room = [self._work.take(size) for _ in range(3)]
+            slots = [found[0] if found else -1 for found in (highest, average)]
+            rows.append(Pool(*self._source(edge.source), edges[0], edge.stride, *slots, begin, begin + len(edges), *room))
+        return rows
+
+    def _pulled(self, state: int) -> bool:
+        """Whether a backward finds the state's gradient."""
+        return state >= self.graph.inputs or bool(self.needs and self.needs.inputs)
+
+    def _edge_rows(self, sums: Sequence[Sequence[Sum]]) -> tuple[list[Edge], list[Term]]:
+        rows, terms, summed = [], [], 0
+        carriers = {edges[-1]: i for i, edges in enumerate(self._pools)}
+        for i, edge in enumerate(self.graph.edges):
+            column = {c: self.columns[i].get(c, (-1, -1)) for c in Candidate}
+            begin = len(terms)
+            terms += self.terms[i]
+            rows.append(
+                Edge(
+                    *self._source(edge.source),
+                    edge.stride,
+                    begin,
+                    len(terms),
+                    *column[Candidate.MAX_POOL_3],
+                    *column[Candidate.AVG_POOL_3],
+                    column[Candidate.PLAIN_AVG_POOL_3][0],
+                    column[Candidate.SKIP][0] if edge.stride == 1 else -1,
+                    *self.unit_range[i],
+                    self.grad[self.graph.inputs + edge.node],
+                    carriers.get(i, -1),
+                    summed,
+                    summed + len(sums[i]),
+                )
+            )
+            summed += len(sums[i])
+        return rows, terms
+
+    # -------------------------------------------------------------------------------------------------- forward
+
+    def _forward(self) -> None:
+        graph, call = self.graph, self.call
+        pool_rows = self._pool_rows()
+        edges, terms = self._edge_rows([[] for _ in graph.edges])
+        shared = {
+            n: row.max_slot for row, es in self._with_pools(pool_rows) for n in self._pool_norms(es, Candidate.MAX_POOL_3)
+        }
+        shared |= {
+            n: row.avg_slot for row, es in self._with_pools(pool_rows) for n in self._pool_norms(es, Candidate.AVG_POOL_3)
+        }
+        into = [[i for i, e in enumerate(graph.edges) if e.node == j] for j in range(graph.nodes)]
+        nodes = [Node(j, self.state[graph.inputs + j], es[0], es[-1] + 1) for j, es in enumerate(into)]
+        norm_rows = [Norm(n, shared.get(n, n)) for n in range(graph.norms)]
+        at: dict[str, int | bool] = {
+            "units": self._rows(self.units),
+            "edges_at": self._rows(edges),
+            "terms": self._rows(terms),
+            "nodes_at": self._rows(nodes),
+            "pools_at": self._rows(pool_rows),
+            "norms_at": self._rows(norm_rows),
+        }
+        summed = at | Split.of(self.m, *SUMMED).values()
+        free = at | Split.of(self.m, *FREE).values()
+        if call.chosen:
+            self.launches.append(Launch("places", len(graph.edges)))
+        if not call.batch:
+            self._factors(range(graph.norms), summed)
+        for level in range(max(self.level)):
+            units = [i for i in range(self.seconds) if self.level[graph.edges[self.units[i].edge].source] == level]
+            first, dense = ([i for i in units if bool(self.units[i].kernel) == wanted] for wanted in (True, False))
+            second = [i for i in range(self.seconds, len(self.units)) if self._level_of(i) == level]
+            self._convolve("separable", first, summed | {"SECOND": False})
+            self._convolve("dense", dense, summed)
+            if call.batch:
+                ready = [self.units[i].norm for i in units]
+                ready += [n for n in shared if self._source_level_of_pool(n) == level]
+                self._pool_sums(pool_rows, level, summed)
+                self._factors(ready, summed)
+            self._convolve("separable", second, summed | {"SECOND": True})
+            if call.batch:
+                self._factors([self.units[i].norm for i in second], summed)
+            self._nodes(nodes, level + 1, free)
+
+    def _with_pools(self, rows: Sequence[Pool]) -> Iterable[tuple[Pool, list[int]]]:
+        return zip(rows, self._pools, strict=True)
+
+    def _level_of(self, unit: int) -> int:
+        return self.level[self.graph.edges[self.units[unit].edge].source]
+
+    def _source_level_of_pool(self, norm: int) -> int:
+        """Of the state whose pool has this BN."""
+        pools = Candidate.MAX_POOL_3, Candidate.AVG_POOL_3
+        (edge,) = (i for i, c in enumerate(self.columns) if any(c.get(p, (0, -1))[1] == norm for p in pools))
+        return self.level[self.graph.edges[edge].source]
+
+    def _reads(self, unit: Unit) -> int:
+        """Pixels of what a unit reads."""
+        return self.N * self.H * self.W if unit.source >= 0 else self.m
+
+    def _products(self, unit: Unit) -> int:
+        """Operations of a unit's convolutions."""
+        return 2 * self.m * self.Cq * (unit.kernel**2 + self.Cq * (1 if unit.kernel or unit.halves else unit.taps))
+
+    def _convolve(self, kernel: str, listed: Sequence[int], values: dict[str, int | bool]) -> None:
+        units = [self.units[i] for i in listed]
+        numbers = sum(self._reads(u) + self.m for u in units) * self.Cq
+        self._launch(kernel, listed, int(values["parts"]), values, (numbers, sum(map(self._products, units))))
+
+    def _pool_sums(self, rows: Sequence[Pool], level: int, values: dict[str, int | bool]) -> None:
+        listed = [
+            i
+            for i, (row, edges) in enumerate(self._with_pools(rows))
+            if self.level[self.graph.edges[edges[0]].source] == level and max(row.max_slot, row.avg_slot) >= 0
+        ]
+        numbers = sum(self._pixels(rows[i].source) for i in listed) * self.Cq
+        self._launch("pool_sums", listed, int(values["parts"]), values, (numbers, 26 * len(listed) * self.m * self.Cq))
+
+    def _pixels(self, source: int) -> int:
+        return self.N * self.H * self.W if source >= 0 else self.m
+
+    def _factors(self, listed: Iterable[int], values: dict[str, int | bool]) -> None:
+        self._launch("factors", list(listed), 1, values, (0, 0))
+
+    def _nodes(self, nodes: Sequence[Node], level: int, values: dict[str, int | bool]) -> None:
+        listed = [j for j in range(len(nodes)) if self.level[self.graph.inputs + j] == level]
+        edges = [i for j in listed for i in range(nodes[j].edges, nodes[j].edges_end)]
+        terms = sum(len(self.terms[i]) for i in edges)
+        read = sum(self._pixels(self._source(self.graph.edges[i].source)[0]) for i in edges)
+        written = sum(1 + (nodes[j].state >= 0) for j in listed)
+        numbers = (terms * self.Cq + written * self.C) * self.m + read * self.C
+        values = values | {"TILES": self._tiles}
+        operations = 4 * terms * self.m * self.Cq + 26 * sum(map(self._pooled, edges)) * self.m * self.Cq
+        self._launch("node", listed, int(values["parts"]) * self._tiles, values, (numbers, operations))
+
+    @property
+    def _tiles(self) -> int:
+        """Of channels, in `node` and `state_gradient`."""
+        return -(-self.C // padded(self.Cq)) if self.call.chosen else self.call.partial_channels
+
+    # ------------------------------------------------------------------------------------------------- backward
+
+    def _sum_rows(self, needs: Needs) -> list[list[Sum]]:
+        """What is summed for each edge: for BNs and, where those are wanted, for the weights of candidates and edges."""
+        rows = []
+        for i, edge in enumerate(self.graph.edges):
+            columns = self.columns[i]
+            row = [Sum(i, Kind.Y, t.column, t.y, t.norm) for t in self.terms[i]]
+            pools = {Candidate.MAX_POOL_3: Kind.MAX, Candidate.AVG_POOL_3: Kind.AVG}
+            row += [Sum(i, kind, columns[c][0], 0, columns[c][1]) for c, kind in pools.items() if c in columns]
+            if needs.ops:
+                plain, skip = columns.get(Candidate.PLAIN_AVG_POOL_3), columns.get(Candidate.SKIP)
+                row += [Sum(i, Kind.AVG, plain[0], 0, -1)] if plain else []
+                row += [Sum(i, Kind.SKIP, skip[0], 0, -1)] if skip and edge.stride == 1 else []
+                by = self.call.weighted and self.call.partial_channels > 1
+                row += [Sum(i, Kind.BYPASS, -1, 0, -1)] if by else []
+            rows.append(row)
+        return rows
+
+    def _backward(self, needs: Needs) -> None:
+        graph, call = self.graph, self.call
+        self.sums = self._sum_rows(needs)
+        pool_rows = self._pool_rows()
+        edges, _ = self._edge_rows(self.sums)
+        states = []
+        for s, leaving in enumerate(self.leaving):
+            begin = self._add(leaving)
+            node = s - graph.inputs if s >= graph.inputs else -1
+            states.append(State(*self._source(s), node, max(self.grad[s], 0), begin, begin + len(leaving)))
+        at: dict[str, int | bool] = {
+            "units": self._rows(self.units),
+            "edges_at": self._rows(edges),
+            "sums_at": self._rows(row for rows in self.sums for row in rows),
+            "states_at": self._rows(states),
+            "pools_at": self._rows(pool_rows),
+        }
+        self.summed = call.batch or needs.ops
+        summed, learnt = (Split.of(self.m, *how) for how in (SUMMED, LEARNT))
+        at |= {"middle_parts": self.parts, "sum_parts": self.parts}
+        if call.chosen:
+            self.launches.append(Launch("places", len(graph.edges)))
+        for level in range(max(self.level), 0, -1):
+            nodes = [s for s in range(graph.inputs, graph.inputs + graph.nodes) if self.level[s] == level]
+            self._pull(states, pool_rows, nodes, at)
+            self._through([s - graph.inputs for s in nodes], at, summed)
+        if needs.inputs:
+            self._pull(states, pool_rows, range(graph.inputs), at)
+        if needs.weights and self.numbers:
+            self._learn(at | learnt.values(), learnt.parts)
+
+    def _pull(self, rows: Sequence[State], pools: Sequence[Pool], states: Sequence[int], at: dict[str, int | bool]) -> None:
+        """The gradients of states."""
+        free = Split.of(self.m, *FREE)
+        listed = [i for i, edges in enumerate(self._pools) if self.graph.edges[edges[0]].source in states]
+        edges = [i for pool in listed for i in self._pools[pool]]
+        numbers = (sum(self._pixels(pools[i].source) for i in listed) + (len(edges) + 3 * len(listed)) * self.m) * self.Cq
+        operations = (26 * len(listed) + 10 * len(edges)) * self.m * self.Cq
+        self._launch("pool_gradient", listed, free.parts, at | free.values(), (numbers, operations))
+        pixels = self._pixels(rows[states[0]].source)
+        free = Split.of(pixels, *FREE)
+        leaving = [i for s in states for i in self.leaving[s]]
+        units = [self.units[u] for i in leaving for u in range(*self.unit_range[i])]
+        dense = any(not u.kernel for u in units)
+        read = [3 * any(self.graph.edges[e[0]].source == s for e in self._pools) for s in states]
+        numbers = (
+            (len(units) + sum(read)) * self.m * self.Cq + len(leaving) * self.m * self.C + 3 * len(states) * pixels * self.C
+        )
+        operations = sum(2 * self.m * self.Cq * (u.kernel**2 or self.Cq * (1 if u.halves else u.taps)) for u in units)
+        values = at | free.values() | {"pixels": pixels, "TILES": self._tiles, "DENSE": dense}
+        self._launch("state_gradient", list(states), free.parts * self._tiles, values, (numbers, operations))
+
+    def _through(self, nodes: Sequence[int], at: dict[str, int | bool], split: Split) -> None:
+        """Through the edges into nodes whose gradients are there."""
+        edges = [i for i, e in enumerate(self.graph.edges) if e.node in nodes]
+        begins = [sum(map(len, self.sums[:i])) for i in range(len(self.sums))]
+        listed = [begins[i] + j for i in edges for j in range(len(self.sums[i]))]
+        size = self.m * self.Cq
+        if self.summed:
+            self._launch(
+                "sums", listed, split.parts, at | split.values(), ((len(listed) + len(edges)) * size, 6 * len(listed) * size)
+            )
+        mixed = {"SUMMED": self.summed, "NEED_OPS": bool(self.needs and self.needs.ops)}
+        self._launch("mix", edges, 1, at | mixed, (0, 0))
+        units = [i for i, u in enumerate(self.units) if u.edge in edges and u.kernel and self._works(u.edge)]
+        first, second = ([i for i in units if (i >= self.seconds) == wanted] for wanted in (False, True))
+        free = Split.of(self.m, *FREE)
+        for some in (second, first):
+            cost = 3 * len(some) * size, 2 * len(some) * size * self.Cq
+            self._launch("product", some, free.parts, at | free.values(), cost)
+            if some is second:
+                cost = 3 * len(some) * size, sum(2 * size * self.units[i].kernel ** 2 for i in some)
+                self._launch("middle", some, split.parts, at | split.values(), cost)
+
+    def _learn(self, values: dict[str, int | bool], parts: int) -> None:
+        """The gradients of all weights."""
+        size, self.learnt = self.m * self.Cq, parts
+        separable = [i for i, u in enumerate(self.units) if u.kernel]
+        for second in (False, True):
+            listed = [i for i in separable if (i >= self.seconds) == second]
+            units = [self.units[i] for i in listed]
+            numbers, operations = sum(self._reads(u) for u in units) * self.Cq, sum(map(self._products, units))
+            given = values | {"SECOND": second}
+            self._launch("matrix_gradient", listed, parts, given, (numbers + 2 * len(units) * size, operations))
+            taps = sum(2 * size * u.kernel**2 for u in units)
+            self._launch("tap_gradient", listed, parts * TAPS, given, (numbers + len(units) * size, taps))
+        listed = [i for i, u in enumerate(self.units) if not u.kernel]
+        units = [self.units[i] for i in listed]
+        if units:
+            taps = max(u.taps for u in units)
+            cost = sum(self._reads(u) * self.Cq + 2 * size for u in units), sum(map(self._products, units))
+            self._launch("dense_gradient", listed, parts * taps, values | {"most_taps": taps}, cost)
+        self.launches.append(Launch("collect", -1, {"parts": parts}, self.numbers, parts * self.numbers))
+
+
+def launch_plan(call: Call, needs: Needs | None = None) -> list[Launch]:
+    """The launches of a call's forward, or of the backward that finds what it `needs`, in order: what the op executes."""
+    return Plan(call, needs).launches
+
+
+@lru_cache(maxsize=1024)
+def saved_numbers(code: tuple[int, ...], shape: tuple[int, int, int, int], partial_channels: int) -> int:
+    """How many numbers a forward keeps for its backward; `code` is an encoded graph."""
+    return Plan(Call(Graph.decode(code), shape, partial_channels)).saved

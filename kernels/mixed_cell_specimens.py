@@ -1,0 +1,60 @@
+"""The kernels of mixed_cell as production launches have them, for compile.py: argument types, constants, widths."""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import torch
+
+from fastdarts.kernels.compile import Specimen, pointer
+from fastdarts.kernels.mixed_cell_table import padded
+
+FLAGS = ("CHOSEN", "SECOND", "DENSE")  # each value of these makes another kernel; of the other flags the dearer one counts
+ALWAYS = {"BATCH": True, "WEIGHTED": True, "SUMMED": True, "NEED_OPS": True, "NODES": 4, "NORMS": 84, "COLUMNS": 16}
+Width = tuple[int, int, bool]  # Cq, the divisor of partial channels, whether channels are drawn at random
+# the narrowest and the widest of the usual networks; ALL_WIDTHS also what lies between
+WIDTHS: tuple[Width, ...] = ((4, 4, True), (64, 1, False))
+ALL_WIDTHS: tuple[Width, ...] = (*WIDTHS, (8, 2, False), (16, 1, False), (16, 4, True), (32, 1, False))
+INTEGER64, FLOAT32, FLOAT64, INTEGER32 = (
+    frozenset(names.split())
+    for names in (
+        "p_table p_channels",
+        "p_norms p_statistics p_coefficients p_sums p_middles p_parts",
+        "p_result",
+        "p_places",
+    )
+)
+
+
+def _type(name: str, dtype: torch.dtype) -> str:
+    """Triton's type of an argument."""
+    if name == "eps":
+        return "fp32"
+    if not name.startswith("p_"):
+        return "i32"
+    for names, kind in ((INTEGER64, torch.int64), (FLOAT32, torch.float32), (FLOAT64, torch.float64), (INTEGER32, torch.int32)):
+        if name in names:
+            return pointer(kind)
+    return pointer(dtype)
+
+
+def specimens(kernels: Mapping[str, Any], dtype: torch.dtype, widths: tuple[Width, ...]) -> list[Specimen]:
+    """Each of the kernels, by its name in launch.json, at each width and with each flag that it has."""
+    found = []
+    for name, kernel in kernels.items():
+        arguments = kernel.arg_names
+        constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+        signature = {a: _type(a, dtype) for a in arguments if a not in constexprs}
+        integers = frozenset(a for a, kind in signature.items() if kind == "i32")
+        seen = set()
+        for (Cq, k, chosen), second, dense in product(widths, (False, True), (False, True)):
+            sizes = {"C": Cq * k, "CQ": Cq, "BC": padded(Cq), "BALL": padded(Cq * k)}
+            values = ALWAYS | sizes | {"TILES": k, "CHOSEN": chosen, "SECOND": second, "DENSE": dense}
+            constants = {a: values[a] for a in arguments if a in values}
+            if tuple(constants.items()) in seen:
+                continue
+            seen.add(tuple(constants.items()))
+            flags = "".join(f" {flag.lower()}" for flag in FLAGS if constants.get(flag))
+            label = (f"Cq={Cq} k={k}" if "CQ" in constants else "any") + flags
+            found.append(Specimen(kernel, signature, constants, f"mixed_cell.{name}", dtype, label, integers))
+    return found
