@@ -12,10 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from fastdarts.kernels.mixed_cell_plan import launch_plan
+from fastdarts.kernels.mixed_cell_table import Call, Needs
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
 from fastdarts.ops.masked_loss import masked_loss
+from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.ops.patch_mask import patch_mask
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
+from fastdarts.spaces import S0
+from fastdarts.supernet.candidates import graph_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PIXELS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -46,6 +51,8 @@ def cases(dtype: torch.dtype, *, small: bool = False) -> Iterator[Case]:
     yield loss(N, S, 8, dtype)
     for C, D, taps in ((192, 48, 1), (192, 96, 2)):
         yield layer(2 if small else 1024, C, D, 28, taps, dtype)
+    for stride, k in ((1, 1), (2, 1), (1, 2)):
+        yield cell(2 if small else 1024, 8 if small else 32, 16, stride, k, dtype)
 
 
 def _resident(N: int, S: int, patch: int) -> tuple[torch.Tensor, ...]:
@@ -105,6 +112,31 @@ def layer(N: int, C: int, D: int, S: int, taps: int, dtype: torch.dtype) -> Case
         "gradient_weights": Cost(2 * written + read, product),
     }
     return Case("relu_conv_bn", f"{N} x {S} px, {C} -> {D}{', halved' * (taps == 2)}", run, costs)
+
+
+def cell(N: int, S: int, C: int, stride: int, k: int, dtype: torch.dtype) -> Case:
+    """All mixed edges of a cell of S0 with batch statistics, and every gradient; the edges of a reduction cell stride."""
+    graph = graph_of(S0, "normal" if stride == 1 else "reduce")
+    states = [torch.randn(N, C, S, S, dtype=dtype, device="cuda").to(memory_format=torch.channels_last) for _ in range(2)]
+    E, K = len(graph.edges), graph.longest
+    ops, edges = torch.rand(E, K, dtype=dtype, device="cuda"), torch.rand(E, dtype=dtype, device="cuda")
+    weights = 0.2 * torch.randn(graph.size(C // k), dtype=dtype, device="cuda")
+    inputs = [t.requires_grad_() for t in (*states, ops, edges, weights)]
+    by = torch.randn(N, graph.nodes * C, S // stride, S // stride, dtype=dtype, device="cuda")
+    by = by.to(memory_format=torch.channels_last)
+
+    def run() -> Any:
+        given = {"graph": graph, "partial_channels": k, "training": True, "backend": "triton"}
+        return torch.autograd.grad(mixed_cell(states, ops, edges, weights, None, None, **given), inputs, by)
+
+    costs: dict[str, Cost] = {}
+    call = Call(graph, (N, C, S, S), k)
+    for launch in (*launch_plan(call), *launch_plan(call, Needs())):
+        if launch.numbers:
+            so_far = costs.get(launch.kernel, Cost(0, 0))
+            moved = launch.bytes(dtype.itemsize)
+            costs[launch.kernel] = Cost(so_far.bytes + moved, so_far.operations + launch.operations)
+    return Case("mixed_cell", f"{N} x {S} px, C {C}, k {k}, stride {stride}", run, costs)
 
 
 def kernel_times(run: Callable[[], Any], rounds: int, warm_up: int = 2) -> dict[str, tuple[float, int]]:

@@ -181,6 +181,9 @@ class SearchImagenetSettings(SearchSettings):
         "auto", "replay whole steps as CUDA graphs: where it can be done, or else stop, or never", resumable=True
     )
     tf32: bool = setting(False, "let float32 convolutions and matrix products on a GPU round to TF32", before=False)
+    deterministic: bool = setting(
+        False, "the same bits in each run on a GPU too; slower, says what it switches off", before=False
+    )
     threads: int = setting(0, "of torch on the CPU; 0 = its own choice, by the cores (the number is saved)", at_least=0)
     workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
     log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)

@@ -42,13 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.get("data") is None:
                 log.info(NOT_IMAGENET)
             settings = resolve(given)
-            with tf32(settings.tf32):
+            with tf32(settings.tf32), engine.algorithms(settings.deterministic, settings.device):
                 run(settings)
     except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
     except DivergedError as error:
         print(f"{PROG}: stopped: {error}; the checkpoint before it is kept", file=sys.stderr)
+        return 1
+    except engine.NotDeterministicError as error:
+        print(f"{PROG}: stopped: {error}; go on without --deterministic, or with another --backend", file=sys.stderr)
         return 1
     except torch.OutOfMemoryError as error:
         print(f"{PROG}: stopped: {str(error).splitlines()[0]} Try a smaller --batch_size.", file=sys.stderr)

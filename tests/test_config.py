@@ -123,7 +123,7 @@ def test_differences_name_what_changed_except_what_may():
 
 def test_a_run_from_before_a_setting_had_what_runs_did_then():
     saved = asdict(S())
-    for name in ("amp", "tf32", "optimizer_backend", "cuda_graph"):
+    for name in ("amp", "tf32", "deterministic", "optimizer_backend", "cuda_graph"):
         del saved[name]
     assert S().differences(saved) == []
     assert S(optimizer_backend="apex", cuda_graph="off").differences(saved) == []

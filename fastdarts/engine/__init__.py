@@ -1,6 +1,7 @@
 """WHAT keeps a run going: its folder, checkpoints, progress, memory, CUDA graphs. It imports `search`, never the other way."""
 
 from fastdarts.engine.cuda_graph import CapturedBilevel, CaptureError, no_gpu
+from fastdarts.engine.determinism import NotDeterministicError, algorithms
 from fastdarts.engine.files import write_text
 from fastdarts.engine.memory import meta_batch, step_bytes
 from fastdarts.engine.progress import Progress, duration, log_to
@@ -9,9 +10,11 @@ from fastdarts.engine.run_folder import RunFolder, RunFolderError
 __all__ = [
     "CaptureError",
     "CapturedBilevel",
+    "NotDeterministicError",
     "Progress",
     "RunFolder",
     "RunFolderError",
+    "algorithms",
     "duration",
     "log_to",
     "meta_batch",

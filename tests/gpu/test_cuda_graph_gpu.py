@@ -285,6 +285,18 @@ def test_the_command_captures(flags: str, tmp_path: Path) -> None:
     assert len([line for line in lines if line["kind"] == "epoch"]) == 3
 
 
+@pytest.mark.parametrize("objective", ["mae", "supervised"])
+def test_deterministic_searches_repeat_bit_for_bit(objective: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = write_tree(tmp_path / "images")
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "3", "--begin", "1", "--device", "cuda", "--deterministic"]
+    metrics = []
+    for name in ("one", "two"):
+        assert main([*argv, "--objective", objective, "--save", str(tmp_path / name)]) == 0
+        metrics.append((tmp_path / name / "metrics.jsonl").read_bytes())
+    assert metrics[0] == metrics[1]
+    assert "deterministic: switched off are cuDNN's" in capsys.readouterr().out
+
+
 @pytest.mark.skipif(not provenance.apex().startswith(provenance.NVIDIAS), reason=f"apex: {provenance.apex()}")
 def test_apex_moves_parameters_as_torch_does() -> None:
     g = torch.Generator().manual_seed(0)

@@ -1,0 +1,114 @@
+"""What the mixed cells of a supernet launch on a GPU in one first-order bilevel step, and what that moves. Needs no GPU.
+
+`python -m bench.launches --supernet cifar --batch 64`: for each kernel of ops.mixed_cell its launches, grids, bytes and
+operations, and the time that the bytes alone take at a copy bandwidth: a floor, not a measurement.
+
+Letters: N images, S pixels a side, C channels of a node, k the divisor of partial channels.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from bench.workload import SUPERNETS, Workload, WorkloadError, make_supernet
+from fastdarts.kernels.mixed_cell_plan import launch_plan
+from fastdarts.kernels.mixed_cell_table import Call, Launch, Needs
+from fastdarts.supernet.network import STEM_STRIDE
+
+SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+H200 = 4300.0  # GB/s that copies reach on an H200
+# of alpha's step, then of the weights'
+STEPS = Needs(inputs=True, ops=True, weights=False), Needs(inputs=True, ops=False, weights=True)
+
+
+class Pass(NamedTuple):
+    """One launch of a step: number of the cell, "forward" or "backward" of alpha's or the weights' step."""
+
+    cell: int
+    part: str
+    launch: Launch
+
+
+def calls(workload: Workload) -> list[Call]:
+    """The mixed cells of the workload's supernet, one after the other. Raises WorkloadError for sizes that do not fit."""
+    workload.check("ours")
+    with torch.device("meta"):
+        supernet = make_supernet(workload, "definition")
+    side, found = workload.image_size // STEM_STRIDE[supernet.stem_kind], []
+    for cell in supernet.cells:
+        C = cell.preprocess1.op[1].out_channels
+        shape, weighted = (workload.batch, C, side, side), SUPERNETS[workload.supernet].edge_weights
+        found.append(Call(cell._ops.graph, shape, workload.partial_channels, weighted=weighted))
+        side //= 2 if cell.kind == "reduce" else 1
+    return found
+
+
+def step(workload: Workload) -> Iterator[Pass]:
+    """The launches of one bilevel step, in order."""
+    cells = calls(workload)
+    for name, needs in zip(("alpha", "weights"), STEPS, strict=True):
+        for i, call in enumerate(cells):
+            yield from (Pass(i, f"forward, {name}", launch) for launch in launch_plan(call))
+        for i, call in reversed(list(enumerate(cells))):
+            yield from (Pass(i, f"backward, {name}", launch) for launch in launch_plan(call, needs))
+
+
+def table(passes: Sequence[Pass], itemsize: int, gb_per_s: float) -> list[dict[str, Any]]:
+    """A row for each kernel, and one for all: launches, smallest and largest grid, GB, GFLOP, microseconds of the bytes."""
+    rows = []
+    for name in [*dict.fromkeys(p.launch.kernel for p in passes), "all"]:
+        mine = [p.launch for p in passes if name in ("all", p.launch.kernel)]
+        gb = sum(launch.bytes(itemsize) for launch in mine) / 1e9
+        grids = [launch.programs for launch in mine if launch.programs > 0]
+        rows.append(
+            {"kernel": name, "launches": len(mine), "programs": [min(grids), max(grids)] if grids else None}
+            | {"gb": round(gb, 4), "gflop": round(sum(launch.operations for launch in mine) / 1e9, 3)}
+            | {"us": round(1e6 * gb / gb_per_s, 1)}
+        )
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row as a person reads it."""
+    grid = "" if row["programs"] is None else "{} .. {}".format(*row["programs"])
+    work = f"{row['gb']:9.3f} GB{row['gflop']:10.1f} GFLOP{row['us']:9.0f} us"
+    return f"{row['kernel']:16}{row['launches']:6} launches{grid:>16} programs{work}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 2 for sizes that do not fit together."""
+    parser = argparse.ArgumentParser(prog="python -m bench.launches", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--supernet", choices=SUPERNETS, default="cifar")
+    parser.add_argument("--batch", type=int, default=64, help="images of the training and of the validation batch")
+    parser.add_argument("--partial_channels", type=int, help="k; without it the supernet's own")
+    parser.add_argument("--dtype", choices=SIZES, default="bfloat16", help="of the tensors in memory")
+    parser.add_argument("--gb_per_s", type=float, default=H200, help="bandwidth (bench.ceilings); 4300 is an H200's")
+    parser.add_argument("--json", action="store_true", help="print the launches themselves, one line each")
+    given = parser.parse_args(argv)
+    if given.batch < 1 or not given.gb_per_s > 0:
+        parser.error("--batch and --gb_per_s must be above 0")
+    preset = SUPERNETS[given.supernet]
+    k = given.partial_channels or preset.partial_channels
+    try:
+        passes = list(step(Workload(given.supernet, given.batch, preset.image_size, k)))
+    except WorkloadError as error:
+        print(f"bench.launches: error: {error}", file=sys.stderr)
+        return 2
+    size = SIZES[given.dtype]
+    if given.json:
+        for cell, part, one in passes:
+            facts = {"kernel": one.kernel, "programs": one.programs, "bytes": one.bytes(size), "operations": one.operations}
+            print(json.dumps({"cell": cell, "part": part} | facts))
+        return 0
+    print(f"{given.supernet}, batch {given.batch}, k = {k}, {given.dtype}: mixed cells of one bilevel step")
+    for row in table(passes, size, given.gb_per_s):
+        print(line(row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

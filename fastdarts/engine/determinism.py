@@ -1,0 +1,55 @@
+"""Which algorithms torch's GPU libraries may take: the fastest ones, or those that give the same bits in each run."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.utils.deterministic
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it once, when it starts
+OFF = (
+    "cuDNN's search for the fastest algorithm, cuDNN's algorithms that add up in no fixed order, "
+    "and cuBLAS' workspaces of several streams"
+)
+log = logging.getLogger("fastdarts")
+
+
+class NotDeterministicError(RuntimeError):
+    """Steps were to be deterministic and an operator has no such algorithm; the message names it."""
+
+
+@contextmanager
+def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None]:
+    """Inside, torch's libraries take the fastest algorithms, or deterministic ones, and a line says what is switched off.
+
+    The library's own kernels give the same bits in each run either way, and so does everything on a CPU. Without it cuDNN
+    tries its algorithms for each shape on a GPU and keeps the fastest: shapes do not change during a search. With it, an
+    operator of torch that has no deterministic algorithm raises NotDeterministicError.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    before = (
+        cudnn.benchmark,
+        cudnn.deterministic,
+        memory.fill_uninitialized_memory,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    try:
+        cudnn.benchmark = on_gpu and not deterministic
+        if deterministic:
+            os.environ.setdefault(CUBLAS, ":4096:8")
+            cudnn.deterministic = True
+            torch.use_deterministic_algorithms(True)
+            memory.fill_uninitialized_memory = False  # a help for tests, and a pass over every new tensor
+            log.info(f"deterministic: switched off are {OFF}" if on_gpu else "deterministic: on a CPU nothing is switched off")
+        yield
+    except RuntimeError as error:
+        what, found, _ = str(error).partition(" does not have a deterministic implementation")
+        if not found:
+            raise
+        raise NotDeterministicError(f"torch has no deterministic {what.split()[-1]} on {device}") from error
+    finally:
+        cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory, enabled = before
+        torch.use_deterministic_algorithms(enabled)
