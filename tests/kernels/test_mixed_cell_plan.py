@@ -3,10 +3,14 @@
 from collections import Counter
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastdarts.kernels.mixed_cell_plan import Plan, launch_plan, saved_numbers
 from fastdarts.kernels.mixed_cell_table import ALIGN, FREE, SUMMED, Call, Needs, Split
+from fastdarts.ops import mixed_cell  # noqa: F401  registers the op
 from fastdarts.ops.graph import Candidate, Graph
+from tests.ops import cells
 from tests.ops.cells import EVERY, S0, dense, one_edge
 
 NORMAL, REDUCTION = dense(4), dense(4, 2)
@@ -102,3 +106,19 @@ def test_what_is_kept_does_not_overlap(stride: int, k: int, chosen: bool) -> Non
         assert [unit.y for unit in back.units] == [unit.y for unit in plan.units] and back.state == plan.state
         assert back.saved == plan.saved and back.norms_at == plan.norms_at
     assert plan.numbers == graph.size(plan.Cq)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fake_kernels_know_the_sizes_on_a_gpu(dtype: torch.dtype) -> None:
+    call = cells.Call(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True)
+    E, K = len(call.graph.edges), call.graph.longest
+    with FakeTensorMode():
+        x = torch.empty(call.N, call.C, call.H, call.W, dtype=dtype, device="cuda")
+        mix = x.new_empty(E, K), x.new_empty(E), x.new_empty(call.graph.size(call.C // call.k))
+        channels = torch.empty(E, call.C // call.k, dtype=torch.int64, device="cuda")
+        inputs = [x.contiguous(memory_format=torch.channels_last)] * 2
+        given = inputs, *mix, None, None, channels, call.graph.encode(), call.k, 1e-5
+        out, statistics, saved = torch.ops.fastdarts.mixed_cell(*given)
+    assert out.shape == (2, 16, 3, 2) and out.is_contiguous(memory_format=torch.channels_last)
+    assert statistics.shape == (2, call.graph.norms * 4) and statistics.dtype == torch.float64
+    assert saved.shape == (saved_numbers(tuple(call.graph.encode()), (2, 8, 6, 4), 2),) and saved.dtype == dtype

@@ -1,6 +1,6 @@
 """mixed_cell's kernels in the interpreter: as exact as eager, only what is asked for, the same bits in each run.
 
-The interpreter takes about a millisecond for each tile: graphs of three edges, images of some hundred pixels.
+The interpreter takes about a millisecond for each tile: graphs of a few edges, images of some ten pixels.
 """
 
 import pytest
@@ -57,10 +57,10 @@ def check(call: Call, dtype: torch.dtype = torch.float32) -> None:
 )
 def test_each_candidate(candidate: Candidate, stride: int) -> None:
     """Two nodes of nothing else; with all channels, with the first half of them, with a quarter drawn at random."""
-    number = 3 * candidate + stride
+    number = candidate + stride
     k = (1, 2, 4)[number % 3]
     sizes = STRIDED_SMALL if stride == 2 else SMALL
-    call = Call(dense(2, stride, (candidate,), inputs=1), **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number)
+    call = Call(dense(2, stride, (candidate,)), **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number)
     check(call.but(C=8 * k))
 
 
@@ -73,8 +73,9 @@ def test_half_precision_under_a_stride() -> None:
     check(Call(dense(1, 2, (*FEW, Candidate.AVG_POOL_3), inputs=2), **STRIDED_SMALL, k=2), torch.float16)
 
 
-@pytest.mark.parametrize("edges", [True, False])
-@pytest.mark.parametrize(("training", "running"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(
+    ("training", "running", "edges"), [(True, False, False), (False, True, True), (False, True, False), (False, False, True)]
+)
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 2, True)])
 def test_settings(stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool) -> None:
     sizes = STRIDED_SMALL if stride == 2 else SMALL
@@ -121,7 +122,7 @@ def test_only_the_gradients_that_are_asked_for_and_the_same_bits(stride: int) ->
     sizes = STRIDED_SMALL if stride == 2 else SMALL
     call = Call(dense(2, stride, candidates, inputs=1), **sizes, k=2)
     whole = by_kernels(call, torch.float32)
-    for needs in ((True, True, True), (False, True, False), (True, False, False), (False, False, True)):
+    for needs in ((False, True, False), (True, False, False), (False, False, True)):
         got = by_kernels(call, torch.float32, needs)
         for name, wanted in (("d input 0", needs[0]), ("d ops", needs[1]), ("d edges", needs[1]), ("d weights", needs[2])):
             assert (name in got and got[name].numel() > 0) == wanted
