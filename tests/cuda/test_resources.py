@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastdarts import native
 from fastdarts.kernels.cuda_resources import cuobjdump, report
@@ -55,9 +56,13 @@ def test_the_build_records_the_architectures(rows: list[dict]) -> None:
     assert native.build()["cuda_architectures"] == "80;90a-real"
 
 
-def test_what_has_no_cuda_kernel_says_so(rows: list[dict]) -> None:
-    import torch
+@pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
+def test_the_build_has_cuda_kernels_or_says_why_not() -> None:
+    record = native.build()
+    assert bool(record["cuda_architectures"]) == hasattr(native.module(), "cuda_launches") != bool(record["cuda_skipped"])
 
+
+def test_what_has_no_cuda_kernel_says_so(rows: list[dict]) -> None:
     assert refusal("separable", torch.float32, {"CQ": 64}) is None
     assert refusal("separable", torch.float32, {"CQ": 65}) == "the CUDA kernel separable takes at most 64 channels, got 65"
     assert refusal("node", torch.float32, {}) == "node is written in Triton only"
