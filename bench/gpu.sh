@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # One command on a bare GPU machine (torch, Triton, nvcc, cmake, ninja, pybind11, pytest; no network): builds the native
-# module in a copy of the tree, runs the GPU tests, times the baselines, appends records to OUT_DIR.
+# module in a copy of the tree, runs the GPU tests and compute-sanitizer over a small case, times the kernels against what
+# binds them and the step against its baselines, appends records to OUT_DIR.
 #
 #   bench/gpu.sh [--quick] [--commit ID] [--device cpu] [OUT_DIR]        OUT_DIR: bench/results
 #
@@ -79,11 +80,32 @@ step() { # step LIMIT OPTIONS...: one comparison
   part "step $*" "$limit" "$python" -m bench.step "$@" --device "$device" --json --record --results "$out"
 }
 
+sanitize() { # sanitize TOOL: a small case of each op under compute-sanitizer, where that works
+  local name="compute-sanitizer $1" sanitizer
+  sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
+  if [[ -z $sanitizer ]]; then
+    echo "skipped  $name: not installed"
+  elif ! timeout -k 5 40 "$sanitizer" --tool "$1" "$python" -c 'import torch; torch.ones(1, device="cuda").sum().item()' \
+    >"$work/log" 2>&1; then
+    echo "skipped  $name: it does not work here: $(grep -m 1 -i -E 'error|fail' "$work/log" || tail -n 1 "$work/log")"
+  else
+    part "$name" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$sanitizer" --tool "$1" --error-exitcode 1 \
+      "$python" -m bench.gpu_cases
+  fi
+}
+
 touch "$work/records.jsonl"
 part "build the native module" $((quick ? 60 : 150)) "$python" setup.py build_ext --inplace
 part "native module loads" 60 "$python" -m fastdarts.info --require-native
 part "GPU tests" $((quick ? 75 : 150)) "$python" -m pytest tests -m 'gpu and not campaign' -q -p no:cacheprovider
 part "ceilings" 60 "$python" -m bench.ceilings --device "$device" --record --results "$out"
+if [[ $device == cuda ]]; then
+  part "roofline" 60 "$python" -m bench.roofline --json --record --results "$out"
+  if ((!quick)); then
+    sanitize memcheck
+    sanitize racecheck
+  fi
+fi
 if [[ $device == cpu ]]; then
   for supernet in cifar pc-cifar mae-imagenet; do
     step 120 --supernet $supernet --batch 2 --image_size 32 --rounds 2 --warm_up 1

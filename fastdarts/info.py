@@ -1,7 +1,8 @@
 """`python -m fastdarts.info`: versions, machine, what is built, and which backend each op takes and why not a faster one.
 
 Works whatever is missing. `--json` prints the same as JSON; `--require-native` exits with status 1, saying why, unless
-the native module is loaded.
+the native module is loaded. `--kernels` compiles every Triton kernel for GPUs that need not be there, and prints what each
+uses instead: registers, shared memory, spilled bytes; with status 1, saying why, where Triton is not usable.
 """
 
 import argparse
@@ -75,6 +76,19 @@ def collect() -> dict[str, Any]:
     return {"versions": versions, "machine": machine(), "native": native_module(), "ops": op_backends()}
 
 
+def kernels() -> tuple[list[dict[str, Any]], str | None]:
+    """The rows of kernels.compile.report(), or none and the sentence why not."""
+    if not torch:
+        return [], "torch is not usable"
+    from fastdarts.ops import backend
+
+    if why := backend.lacks_triton():
+        return [], why
+    from fastdarts.kernels import compile
+
+    return compile.report(), None
+
+
 def text(facts: dict[str, Any]) -> str:
     """The facts as a person reads them."""
     lines = []
@@ -98,16 +112,35 @@ def text(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows of the same keys, one line each, under a line of the keys."""
+    lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--require-native", action="store_true", help="exit 1 unless the native module is loaded")
+    parser.add_argument("--kernels", action="store_true", help="print what each GPU kernel uses; a minute or two")
     args = parser.parse_args(argv)
+    if args.kernels:
+        return _print_kernels(args.json)
     facts = collect()
     print(json.dumps(facts, indent=2) if args.json else text(facts))
     if args.require_native and not facts["native"]["loaded"]:
         print(f"fastdarts.info: {facts['native']['reason']}", file=sys.stderr)
         return 1
+    return 0
+
+
+def _print_kernels(as_json: bool) -> int:
+    rows, why_not = kernels()
+    if why_not:
+        print(f"fastdarts.info: no kernels: {why_not}", file=sys.stderr)
+        return 1
+    print(json.dumps(rows, indent=2) if as_json else table(rows))
     return 0
 
 

@@ -10,7 +10,7 @@ import pkgutil
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,10 @@ class Specimen:
     """One kernel as one production launch has it.
 
     kernel      the function under @triton.jit
-    signature   of each argument that is no constexpr: Triton's type, `pointer(dtype)`, "i32", "i64" or "fp32"
-    constexprs  the values of those constexprs that do not come from the launch settings
+    signature   of each argument that is no constexpr: Triton's type, `pointer(dtype)`, "i32", "i64" or "fp32"; of a tuple
+                of pointers: a tuple of types
+    constexprs  the values of those constexprs that do not come from the launch settings, or a function of the target
+                ("sm_90") that gives them
     settings    the name of its row in launch.json
     dtype       of the op's tensors in memory
     label       what tells it from the other specimens of the kernel: the shape
@@ -53,8 +55,8 @@ class Specimen:
     """
 
     kernel: Any
-    signature: Mapping[str, str]
-    constexprs: Mapping[str, Any]
+    signature: Mapping[str, str | tuple[str, ...]]
+    constexprs: Mapping[str, Any] | Callable[[str], Mapping[str, Any]]
     settings: str
     dtype: torch.dtype
     label: str = ""
@@ -89,17 +91,28 @@ def _compiled(specimen: Specimen, arch: int) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    given = launch.settings(specimen.settings, specimen.dtype, f"sm_{arch}")
+    target = f"sm_{arch}"
+    given = launch.settings(specimen.settings, specimen.dtype, target)
     options = {name: value for name, value in given.items() if name in launch.OPTIONS}
-    constexprs = {**specimen.constexprs, **{name: value for name, value in given.items() if name not in launch.OPTIONS}}
+    own = specimen.constexprs(target) if callable(specimen.constexprs) else specimen.constexprs
+    constexprs = {name: value for name, value in given.items() if name not in launch.OPTIONS} | dict(own)
     names = specimen.kernel.arg_names
     if missing := [name for name in names if name not in specimen.signature and name not in constexprs]:
         raise ValueError(f"{specimen.name} ({specimen.label}): no type and no value for {', '.join(missing)}")
     signature = {name: "constexpr" if name in constexprs else specimen.signature[name] for name in names}
-    aligned = [n for n, kind in signature.items() if (kind[0] == "*" or kind in ("i32", "i64")) and n not in specimen.unaligned]
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    aligned = [
+        place for name in names if name not in specimen.unaligned for place in _aligned(names.index(name), signature[name])
+    ]
+    attributes = {place: [["tt.divisibility", 16]] for place in aligned}
     source = ASTSource(specimen.kernel, signature, {n: v for n, v in constexprs.items() if n in names}, attributes)
     return compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def _aligned(i: int, kind: str | tuple[str, ...]) -> list[tuple[int, ...]]:
+    """Where argument i holds what is a multiple of 16: pointers and integers."""
+    if isinstance(kind, tuple):
+        return [(i, j) for j, each in enumerate(kind) if each[0] == "*"]
+    return [(i,)] if kind[0] == "*" or kind in ("i32", "i64") else []
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
@@ -149,13 +162,3 @@ def all_specimens() -> list[Specimen]:
 def report() -> list[dict[str, Any]]:
     """One row for each specimen and architecture: the fields of Usage."""
     return [asdict(compile_specimen(specimen, arch)) for specimen in all_specimens() for arch in ARCHITECTURES]
-
-
-def text(rows: list[dict[str, Any]]) -> str:
-    """The rows as a table."""
-    if not rows:
-        return "no kernels"
-    columns = list(rows[0])
-    lines = [columns, *([str(row[c]) for c in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -53,6 +53,12 @@ def settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
     return dict(_settings(kernel, dtype, target))
 
 
+def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, int]) -> None:
+    """Set a row of the table, in this process only: what bench.tune tries."""
+    table()[kernel].setdefault(target, {})[str(dtype).removeprefix("torch.")] = dict(row)
+    _settings.cache_clear()
+
+
 @cache
 def target_of(device: torch.device) -> str:
     """The target of a CUDA device, "sm_90" say; "default" for any other (the interpreter's tensors are on the CPU)."""

@@ -1,9 +1,10 @@
 """The mixed cell on GPUs, in Triton: executes the launches of mixed_cell_plan.py on the tensors of a call.
 
-What is computed is said in fastdarts/ops/mixed_cell.py, how, in mixed_cell_plan.py (launches), mixed_cell_forward.py,
-mixed_cell_backward.py and mixed_cell_weights.py (kernels). Memory is NHWC in the tensors' own dtype, arithmetic float32, a
-BN's statistics are merged in float64. Nothing waits for the device and all sizes come from shapes, so that a call can be
-captured in a CUDA graph once it ran outside of one (which compiles the kernels and puts the table on the device).
+What is computed is said in fastdarts/ops/mixed_cell.py, how, in mixed_cell_plan.py (launches) and in mixed_cell_forward.py,
+mixed_cell_sums.py, mixed_cell_backward.py and mixed_cell_weights.py (kernels). Memory is NHWC in the tensors' own dtype,
+arithmetic float32, a BN's statistics are merged in float64. Nothing waits for the device and all sizes come from shapes, so
+that a call can be captured in a CUDA graph once it ran outside of one (which compiles the kernels and puts the table on the
+device).
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts.kernels import launch, mixed_cell_backward, mixed_cell_forward, mixed_cell_weights
-from fastdarts.kernels.mixed_cell_plan import MOST_INPUTS, Call, Needs, Plan, padded
+from fastdarts.kernels import launch, mixed_cell_backward, mixed_cell_forward, mixed_cell_sums, mixed_cell_weights
+from fastdarts.kernels.mixed_cell_plan import Plan
+from fastdarts.kernels.mixed_cell_table import MOST_INPUTS, Call, Needs, padded
 from fastdarts.ops.graph import Graph
 
 KERNELS = {
     name: getattr(module, name)
     for module, names in (
         (mixed_cell_forward, ("separable", "dense", "pool_sums", "factors", "places", "node")),
-        (mixed_cell_backward, ("sums", "mix", "product", "middle", "pool_gradient", "state_gradient")),
+        (mixed_cell_backward, ("product", "middle", "pool_gradient", "state_gradient")),
+        (mixed_cell_sums, ("sums", "mix")),
         (mixed_cell_weights, ("matrix_gradient", "tap_gradient", "dense_gradient", "collect")),
     )
     for name in names
@@ -44,12 +47,6 @@ def _planned(
     return plan, torch.tensor(plan.table or [0], dtype=torch.int64, device=device)
 
 
-def saved_numbers(graph: Sequence[int], shape: Sequence[int], partial_channels: int) -> int:
-    """How many numbers the forward keeps for the backward."""
-    N, C, H, W = shape
-    return Plan(Call(Graph.decode(graph), (N, C, H, W), partial_channels)).saved
-
-
 def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any]) -> None:
     """Each launch of the plan, its arguments found by name."""
     call, target = plan.call, launch.target_of(x.device)
@@ -66,12 +63,13 @@ def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any]) -> Non
         "WEIGHTED": call.weighted,
     }
     common = {"p_table": table} | sizes | constants | names
-    for one in plan.launches:
-        kernel = KERNELS[one.kernel]
-        settings = launch.settings(f"mixed_cell.{one.kernel}", x.dtype, target)
-        given = common | one.values
-        programs = -(-plan.numbers // settings["TILE"]) if one.programs < 0 else one.programs
-        kernel[(programs,)](**{name: given[name] for name in kernel.arg_names if name in given}, **settings)
+    with launch.on(x.device):
+        for one in plan.launches:
+            kernel = KERNELS[one.kernel]
+            settings = launch.settings(f"mixed_cell.{one.kernel}", x.dtype, target)
+            given = common | one.values
+            programs = -(-plan.numbers // settings["TILE"]) if one.programs < 0 else one.programs
+            kernel[(programs,)](**{name: given[name] for name in kernel.arg_names if name in given}, **settings)
 
 
 def _inputs(name: str, tensors: Sequence[Tensor], spare: Tensor) -> dict[str, Tensor]:

@@ -2,16 +2,19 @@
 
 Letters: N images, C channels of a state, CQ of them that pass through an edge's candidates, H W pixels of an input, Ho Wo of
 a node, m = N*Ho*Wo, BP pixels and BC channels of a tile (BC a power of two, at least 16 for the tensor cores).
-Prefixes: p_ pointer, i_ index, o_ offset, m_ mask (never a scalar condition and a mask: the interpreter cannot). Offsets in the table count blocks of 16 numbers, so that the compiler
-sees that addresses are aligned.
+Prefixes: p_ pointer, i_ index, o_ offset, m_ mask (of a tile; the interpreter cannot combine one with a scalar condition).
+Offsets in the table count blocks of 16 numbers, so that the compiler sees that addresses are aligned.
 """
 
 import triton
 import triton.language as tl
 
-from fastdarts.kernels import mixed_cell_plan as plan
+from fastdarts.kernels import mixed_cell_table as rows
 
-BLOCK = tl.constexpr(plan.ALIGN)
+BLOCK = tl.constexpr(rows.ALIGN)
+# arguments whose values make no other kernel
+INTEGERS = ["listed", "units", "edges_at", "terms", "nodes_at", "states_at", "pools_at", "norms_at", "sums_at", "columns"]
+INTEGERS += ["H", "W", "Ho", "Wo", "m", "pixels", "per", "parts", "sum_parts", "middle_parts", "numbers", "most_taps"]
 
 
 def _numbers(row: type[tuple]) -> list[tl.constexpr]:
@@ -19,7 +22,7 @@ def _numbers(row: type[tuple]) -> list[tl.constexpr]:
     return [tl.constexpr(i) for i in range(len(row._fields))]
 
 
-# in the order of plan.Unit, plan.Edge, ...: the fields that kernels read, and last the length of a row
+# in the order of rows.Unit, rows.Edge, ...: the fields that kernels read, and last the length of a row
 (
     UNIT_SOURCE,
     UNIT_STATE,
@@ -40,8 +43,8 @@ def _numbers(row: type[tuple]) -> list[tl.constexpr]:
     UNIT_MIDDLE,
     UNIT_SLOT,
     UNIT_DZ,
-) = _numbers(plan.Unit)
-UNIT = tl.constexpr(len(plan.Unit._fields))
+) = _numbers(rows.Unit)
+UNIT = tl.constexpr(len(rows.Unit._fields))
 (
     EDGE_SOURCE,
     EDGE_STATE,
@@ -60,14 +63,14 @@ UNIT = tl.constexpr(len(plan.Unit._fields))
     EDGE_POOL,
     EDGE_SUMS,
     EDGE_SUMS_END,
-) = _numbers(plan.Edge)
-EDGE = tl.constexpr(len(plan.Edge._fields))
-TERM_Y, TERM_NORM, TERM_COLUMN = _numbers(plan.Term)
-TERM = tl.constexpr(len(plan.Term._fields))
-NODE_NODE, NODE_STATE, NODE_EDGES, NODE_EDGES_END = _numbers(plan.Node)
-NODE = tl.constexpr(len(plan.Node._fields))
-STATE_SOURCE, STATE_STATE, STATE_NODE, STATE_GRAD, STATE_LEAVING, STATE_LEAVING_END = _numbers(plan.State)
-STATE = tl.constexpr(len(plan.State._fields))
+) = _numbers(rows.Edge)
+EDGE = tl.constexpr(len(rows.Edge._fields))
+TERM_Y, TERM_NORM, TERM_COLUMN = _numbers(rows.Term)
+TERM = tl.constexpr(len(rows.Term._fields))
+NODE_NODE, NODE_STATE, NODE_EDGES, NODE_EDGES_END = _numbers(rows.Node)
+NODE = tl.constexpr(len(rows.Node._fields))
+STATE_SOURCE, STATE_STATE, STATE_NODE, STATE_GRAD, STATE_LEAVING, STATE_LEAVING_END = _numbers(rows.State)
+STATE = tl.constexpr(len(rows.State._fields))
 (
     POOL_SOURCE,
     POOL_STATE,
@@ -80,13 +83,13 @@ STATE = tl.constexpr(len(plan.State._fields))
     POOL_DMAX,
     POOL_PLACE,
     POOL_DAVG,
-) = _numbers(plan.Pool)
-POOL = tl.constexpr(len(plan.Pool._fields))
-NORM_NORM, NORM_SLOT = _numbers(plan.Norm)
-NORM = tl.constexpr(len(plan.Norm._fields))
-SUM_EDGE, SUM_KIND, SUM_COLUMN, SUM_Y, SUM_NORM = _numbers(plan.Sum)
-SUM = tl.constexpr(len(plan.Sum._fields))
-KIND_Y, KIND_MAX, KIND_AVG, KIND_SKIP, KIND_BYPASS = (tl.constexpr(int(kind)) for kind in plan.Kind)
+) = _numbers(rows.Pool)
+POOL = tl.constexpr(len(rows.Pool._fields))
+NORM_NORM, NORM_SLOT = _numbers(rows.Norm)
+NORM = tl.constexpr(len(rows.Norm._fields))
+SUM_EDGE, SUM_KIND, SUM_COLUMN, SUM_Y, SUM_NORM = _numbers(rows.Sum)
+SUM = tl.constexpr(len(rows.Sum._fields))
+KIND_Y, KIND_MAX, KIND_AVG, KIND_SKIP, KIND_BYPASS = (tl.constexpr(int(kind)) for kind in rows.Kind)
 
 
 @triton.jit
@@ -168,6 +171,14 @@ def normalised(y, mean, scale, shift):
     return (y - mean[None, :]) * scale[None, :] + shift[None, :]
 
 
+@triton.jit
+def rectified_input(x, m_inside, mean, scale, shift, SECOND: tl.constexpr):
+    """What a depthwise convolution takes: relu(x), or, in a second half, relu(xhat); 0 outside the image in either."""
+    if SECOND:
+        x = tl.where(m_inside[:, None], normalised(x, mean, scale, shift), 0.0)
+    return rectified(x)
+
+
 # ---------------------------------------------------------------------------------------------------- stencils
 
 
@@ -200,10 +211,7 @@ def depthwise(
         for j in tl.static_range(K):
             row, column = i_row * stride + (i * dilation - reach), i_column * stride + (j * dilation - reach)
             x, m_inside = tile_at(p_x, i_image, row, column, m_pixel, height, width, i_channel, m_c, ROW)
-            if SECOND:
-                x = tl.where(m_inside[:, None], rectified(normalised(x, mean, scale, shift)), 0.0)
-            else:
-                x = rectified(x)
+            x = rectified_input(x, m_inside, mean, scale, shift, SECOND)
             out += x * tl.load(p_weights + i_c * (K * K) + (i * K + j), mask=m_c, other=0.0).to(tl.float32)[None, :]
     return out
 
@@ -325,7 +333,9 @@ def merged(p_rows, i_row, parts, i_c, m_c, CQ: tl.constexpr):
 
 
 @triton.jit
-def gradient_of_norm(p_coefficients, p_norms, p_middles, p_row, m, middle_parts, i_c, m_c, CQ: tl.constexpr, BATCH: tl.constexpr):
+def gradient_of_norm(
+    p_coefficients, p_norms, p_middles, p_row, m, middle_parts, i_c, m_c, CQ: tl.constexpr, BATCH: tl.constexpr
+):
     """What turns the gradient that reaches a unit's BN into dL/dy = a (g - c0 - c1 xhat): a, c0, c1."""
     i_norm = tl.load(p_row + UNIT_NORM)
     a, c0, c1 = three(p_coefficients, i_norm, i_c, m_c, CQ)
@@ -341,9 +351,7 @@ def gradient_of_norm(p_coefficients, p_norms, p_middles, p_row, m, middle_parts,
 
 
 @triton.jit
-def gradient_tile(
-    p_g, p_y, i_pixel, m_pixel, g_row, i_g, i_c, m_c, mean, scale, shift, a, c0, c1, CQ: tl.constexpr
-):
+def gradient_tile(p_g, p_y, i_pixel, m_pixel, g_row, i_g, i_c, m_c, mean, scale, shift, a, c0, c1, CQ: tl.constexpr):
     """dL/dy of a tile, from the gradient that reaches its BN and from y: (BP, BC)."""
     g = rows_of(p_g, i_pixel, m_pixel, i_g, m_c, g_row)
     xhat = normalised(rows_of(p_y, i_pixel, m_pixel, i_c, m_c, CQ), mean, scale, shift)

@@ -12,207 +12,33 @@ then the inputs, and, if they are wanted, all weights.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import prod
-from typing import NamedTuple
 
+from fastdarts.kernels.mixed_cell_table import (
+    ALIGN,
+    FREE,
+    LEARNT,
+    MOST_INPUTS,
+    SUMMED,
+    TAPS,
+    Call,
+    Edge,
+    Kind,
+    Launch,
+    Memory,
+    Needs,
+    Node,
+    Norm,
+    Pool,
+    Split,
+    State,
+    Sum,
+    Term,
+    Unit,
+    padded,
+)
 from fastdarts.ops.graph import DENSE, DILATED, KERNEL, Candidate, Graph, convolutions, norms
-
-ALIGN = 16  # numbers: what an offset counts in
-MOST_INPUTS = 4  # the kernels' pointers
-TAPS = 5  # rows of the largest depthwise kernel
-
-
-class Kind(IntEnum):
-    """What `sums` multiplies a gradient with."""
-
-    Y = 0  # xhat of a convolution
-    MAX = 1  # xhat of the 3x3 maximum
-    AVG = 2  # xhat of the 3x3 mean, or, without a BN, the mean
-    SKIP = 3  # the state
-    BYPASS = 4  # what passes by
-
-
-class Unit(NamedTuple):
-    """A convolution that ends in a BN. Of those that a unit does not have, a number is 0 or -1."""
-
-    source: int  # the input that it reads; -1: `state`, in `saved`
-    state: int
-    edge: int
-    stride: int
-    kernel: int  # of the depthwise convolution before a 1x1 one; 0: dense
-    dilation: int
-    taps: int  # of a dense one
-    halves: int  # FactorizedReduce: each tap makes half of the outputs
-    depthwise: int  # in `weights`
-    pointwise: int
-    y: int  # in `saved`
-    norm: int
-    before_y: int  # of the first half before a second one
-    before_norm: int
-    before_grad: int
-    grad: int  # in the workspace: what reaches the BN
-    middle: int  # 1 for a first half: `grad` is its own, not the node's
-    slot: int  # of the sums between the halves
-    dz: int  # in the workspace: gradient of the depthwise convolution's output; -1: nobody wants it
-
-
-class Edge(NamedTuple):
-    source: int
-    state: int
-    stride: int
-    terms: int  # which rows of Term
-    terms_end: int
-    max: int  # columns of ops, and BNs
-    max_norm: int
-    avg: int
-    avg_norm: int
-    plain: int
-    skip: int  # -1 under stride 2: there it is a unit
-    units: int  # which units read the state
-    units_end: int
-    grad: int  # in the workspace: the node's gradient
-    pool: int  # whose gradient this edge hands to its state (one edge of each pool)
-    sums: int  # which rows of Sum
-    sums_end: int
-
-
-class Term(NamedTuple):
-    """A convolution's output, as the node adds it up."""
-
-    y: int
-    norm: int
-    column: int
-
-
-class Node(NamedTuple):
-    node: int
-    state: int  # in `saved`; -1: no edge reads it
-    edges: int
-    edges_end: int
-
-
-class State(NamedTuple):
-    source: int
-    state: int
-    node: int  # -1: an input
-    grad: int  # in the workspace
-    leaving: int  # where in the table its edges' numbers are
-    leaving_end: int
-
-
-class Pool(NamedTuple):
-    """The 3x3 maximum and mean of a state, for all edges that read the same channels of it."""
-
-    source: int
-    state: int
-    edge: int  # whose channels
-    stride: int
-    max_slot: int  # of the sums of its BNs
-    avg_slot: int
-    leaving: int
-    leaving_end: int
-    dmax: int  # in the workspace
-    place: int
-    davg: int
-
-
-class Norm(NamedTuple):
-    norm: int
-    slot: int
-
-
-class Sum(NamedTuple):
-    edge: int
-    kind: int
-    column: int  # -1: its weight is 1
-    y: int
-    norm: int  # -1: none
-
-
-@dataclass(frozen=True)
-class Needs:
-    """Which gradients a backward is asked for."""
-
-    inputs: bool = True
-    ops: bool = True
-    weights: bool = True
-
-
-@dataclass(frozen=True)
-class Call:
-    """What the launches of a call depend on.
-
-    shape     of an input: N, C, H, W
-    chosen    random channels
-    batch     batch statistics
-    weighted  edges have weights
-    """
-
-    graph: Graph
-    shape: tuple[int, int, int, int]
-    partial_channels: int = 1
-    chosen: bool = False
-    batch: bool = True
-    weighted: bool = True
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One kernel launch.
-
-    kernel      its name
-    programs    the size of the grid; -1: one for each tile of `numbers` weights
-    values      its arguments beside tensors and sizes of the cell
-    numbers     how many numbers of the op's dtype it reads and writes, each counted once
-    operations  floating-point ones
-    """
-
-    kernel: str
-    programs: int
-    values: dict[str, int | bool] = field(default_factory=dict)
-    numbers: int = 0
-    operations: int = 0
-
-    def bytes(self, itemsize: int) -> int:
-        """Moved at least, for numbers of this size."""
-        return self.numbers * itemsize
-
-
-@dataclass(frozen=True)
-class Split:
-    """Pixels cut into parts of `per`."""
-
-    per: int
-    parts: int
-
-    @staticmethod
-    def of(pixels: int, most: int, least: int) -> "Split":
-        """At most `most` parts, each of a multiple of `least` pixels; the last may be smaller."""
-        per = -(-pixels // (most * least)) * least
-        return Split(per, -(-pixels // per))
-
-    def values(self) -> dict[str, int | bool]:
-        return {"per": self.per, "parts": self.parts}
-
-
-SUMMED = 256, 64  # where each part leaves sums behind
-FREE = 1 << 20, 128  # where it does not
-LEARNT = 32, 64  # where it leaves the gradients of all weights behind
-
-
-class _Memory:
-    """Deals out a flat tensor; offsets count blocks of ALIGN numbers."""
-
-    def __init__(self) -> None:
-        self.blocks = 0
-
-    def take(self, numbers: int) -> int:
-        begin = self.blocks
-        self.blocks += -(-numbers // ALIGN)
-        return begin
 
 
 class Plan:
@@ -240,7 +66,7 @@ class Plan:
         self.units: list[Unit] = []
         self.terms: list[list[Term]] = [[] for _ in graph.edges]
         self.columns: list[dict[Candidate, tuple[int, int]]] = []  # of each edge: candidate -> its column and BN
-        self._saved, self._work = _Memory(), _Memory()
+        self._saved, self._work = Memory(), Memory()
         self.slots = self.learnt = 0
         self._levels()
         self._lay_out()
@@ -350,7 +176,9 @@ class Plan:
 
     def _works(self, edge: int) -> bool:
         """Whether a backward goes through an edge's convolutions."""
-        return self.graph.edges[edge].source >= self.graph.inputs or bool(self.needs and (self.needs.inputs or self.needs.weights))
+        return self.graph.edges[edge].source >= self.graph.inputs or bool(
+            self.needs and (self.needs.inputs or self.needs.weights)
+        )
 
     @cached_property
     def _pools(self) -> list[list[int]]:
@@ -432,8 +260,12 @@ class Plan:
         graph, call = self.graph, self.call
         pool_rows = self._pool_rows()
         edges, terms = self._edge_rows([[] for _ in graph.edges])
-        shared = {n: row.max_slot for row, es in self._with_pools(pool_rows) for n in self._pool_norms(es, Candidate.MAX_POOL_3)}
-        shared |= {n: row.avg_slot for row, es in self._with_pools(pool_rows) for n in self._pool_norms(es, Candidate.AVG_POOL_3)}
+        shared = {
+            n: row.max_slot for row, es in self._with_pools(pool_rows) for n in self._pool_norms(es, Candidate.MAX_POOL_3)
+        }
+        shared |= {
+            n: row.avg_slot for row, es in self._with_pools(pool_rows) for n in self._pool_norms(es, Candidate.AVG_POOL_3)
+        }
         into = [[i for i, e in enumerate(graph.edges) if e.node == j] for j in range(graph.nodes)]
         nodes = [Node(j, self.state[graph.inputs + j], es[0], es[-1] + 1) for j, es in enumerate(into)]
         norm_rows = [Norm(n, shared.get(n, n)) for n in range(graph.norms)]
@@ -587,7 +419,9 @@ class Plan:
         units = [self.units[u] for i in leaving for u in range(*self.unit_range[i])]
         dense = any(not u.kernel for u in units)
         read = [3 * any(self.graph.edges[e[0]].source == s for e in self._pools) for s in states]
-        numbers = (len(units) + sum(read)) * self.m * self.Cq + len(leaving) * self.m * self.C + 3 * len(states) * pixels * self.C
+        numbers = (
+            (len(units) + sum(read)) * self.m * self.Cq + len(leaving) * self.m * self.C + 3 * len(states) * pixels * self.C
+        )
         operations = sum(2 * self.m * self.Cq * (u.kernel**2 or self.Cq * (1 if u.halves else u.taps)) for u in units)
         values = at | free.values() | {"pixels": pixels, "TILES": self._tiles, "DENSE": dense}
         self._launch("state_gradient", list(states), free.parts * self._tiles, values, (numbers, operations))
@@ -599,7 +433,9 @@ class Plan:
         listed = [begins[i] + j for i in edges for j in range(len(self.sums[i]))]
         size = self.m * self.Cq
         if self.summed:
-            self._launch("sums", listed, split.parts, at | split.values(), ((len(listed) + len(edges)) * size, 6 * len(listed) * size))
+            self._launch(
+                "sums", listed, split.parts, at | split.values(), ((len(listed) + len(edges)) * size, 6 * len(listed) * size)
+            )
         mixed = {"SUMMED": self.summed, "NEED_OPS": bool(self.needs and self.needs.ops)}
         self._launch("mix", edges, 1, at | mixed, (0, 0))
         units = [i for i, u in enumerate(self.units) if u.edge in edges and u.kernel and self._works(u.edge)]
@@ -633,11 +469,12 @@ class Plan:
         self.launches.append(Launch("collect", -1, {"parts": parts}, self.numbers, parts * self.numbers))
 
 
-def padded(channels: int) -> int:
-    """The width of a tile of channels: a power of two, at least what the tensor cores take."""
-    return max(16, 1 << (channels - 1).bit_length())
-
-
 def launch_plan(call: Call, needs: Needs | None = None) -> list[Launch]:
     """The launches of a call's forward, or of the backward that finds what it `needs`, in order: what the op executes."""
     return Plan(call, needs).launches
+
+
+@lru_cache(maxsize=1024)
+def saved_numbers(code: tuple[int, ...], shape: tuple[int, int, int, int], partial_channels: int) -> int:
+    """How many numbers a forward keeps for its backward; `code` is an encoded graph."""
+    return Plan(Call(Graph.decode(code), shape, partial_channels)).saved

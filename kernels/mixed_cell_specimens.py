@@ -7,12 +7,14 @@ from typing import Any
 import torch
 
 from fastdarts.kernels.compile import Specimen, pointer
-from fastdarts.kernels.mixed_cell_plan import padded
+from fastdarts.kernels.mixed_cell_table import padded
 
 FLAGS = ("CHOSEN", "SECOND", "DENSE")  # each value of these makes another kernel; of the other flags the dearer one counts
 ALWAYS = {"BATCH": True, "WEIGHTED": True, "SUMMED": True, "NEED_OPS": True, "NODES": 4, "NORMS": 84, "COLUMNS": 16}
-# Cq and the divisor of partial channels, with whether channels are drawn at random
-WIDTHS = ((4, 4, True), (8, 2, False), (16, 1, False), (16, 4, True), (32, 1, False), (64, 1, False))
+Width = tuple[int, int, bool]  # Cq, the divisor of partial channels, whether channels are drawn at random
+# the narrowest and the widest of the usual networks; ALL_WIDTHS also what lies between
+WIDTHS: tuple[Width, ...] = ((4, 4, True), (64, 1, False))
+ALL_WIDTHS: tuple[Width, ...] = (*WIDTHS, (8, 2, False), (16, 1, False), (16, 4, True), (32, 1, False))
 INTEGER64, FLOAT32, FLOAT64, INTEGER32 = (
     frozenset(names.split())
     for names in (
@@ -36,15 +38,16 @@ def _type(name: str, dtype: torch.dtype) -> str:
     return pointer(dtype)
 
 
-def specimens(kernels: Mapping[str, Any], dtype: torch.dtype) -> list[Specimen]:
+def specimens(kernels: Mapping[str, Any], dtype: torch.dtype, widths: tuple[Width, ...]) -> list[Specimen]:
     """Each of the kernels, by its name in launch.json, at each width and with each flag that it has."""
     found = []
     for name, kernel in kernels.items():
         arguments = kernel.arg_names
-        signature = {a: _type(a, dtype) for a in arguments if not a.isupper()}
+        constexprs = {parameter.name for parameter in kernel.params if parameter.is_constexpr}
+        signature = {a: _type(a, dtype) for a in arguments if a not in constexprs}
         integers = frozenset(a for a, kind in signature.items() if kind == "i32")
         seen = set()
-        for (Cq, k, chosen), second, dense in product(WIDTHS, (False, True), (False, True)):
+        for (Cq, k, chosen), second, dense in product(widths, (False, True), (False, True)):
             sizes = {"C": Cq * k, "CQ": Cq, "BC": padded(Cq), "BALL": padded(Cq * k)}
             values = ALWAYS | sizes | {"TILES": k, "CHOSEN": chosen, "SECOND": second, "DENSE": dense}
             constants = {a: values[a] for a in arguments if a in values}
@@ -55,5 +58,3 @@ def specimens(kernels: Mapping[str, Any], dtype: torch.dtype) -> list[Specimen]:
             label = (f"Cq={Cq} k={k}" if "CQ" in constants else "any") + flags
             found.append(Specimen(kernel, signature, constants, f"mixed_cell.{name}", dtype, label, integers))
     return found
-
-

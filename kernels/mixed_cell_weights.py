@@ -10,51 +10,13 @@ import torch
 import triton
 import triton.language as tl
 
+from fastdarts.kernels import mixed_cell_parts as cell
 from fastdarts.kernels import mixed_cell_specimens
 from fastdarts.kernels.compile import Specimen
-from fastdarts.kernels.mixed_cell_parts import (
-    BLOCK,
-    UNIT,
-    UNIT_BEFORE_NORM,
-    UNIT_BEFORE_Y,
-    UNIT_DEPTHWISE,
-    UNIT_DILATION,
-    UNIT_DZ,
-    UNIT_EDGE,
-    UNIT_GRAD,
-    UNIT_HALVES,
-    UNIT_KERNEL,
-    UNIT_MIDDLE,
-    UNIT_NORM,
-    UNIT_POINTWISE,
-    UNIT_SOURCE,
-    UNIT_STATE,
-    UNIT_STRIDE,
-    UNIT_TAPS,
-    UNIT_Y,
-    channels_of,
-    coordinates,
-    depthwise,
-    gradient_of_norm,
-    gradient_tile,
-    normalised,
-    rectified,
-    rows_of,
-    state_of,
-    tap_offset,
-    three,
-    tile_at,
-)
-
-INTEGERS = ["listed", "units", "H", "W", "Ho", "Wo", "m", "per", "parts", "middle_parts", "numbers", "most_taps"]
+from fastdarts.kernels.mixed_cell_specimens import WIDTHS, Width
 
 
-def _names(*names: str) -> list[str]:
-    """Those of INTEGERS that a kernel has: their values make no other kernel."""
-    return [name for name in INTEGERS if name in names]
-
-
-@triton.jit(do_not_specialize=_names(*INTEGERS[:11]))
+@triton.jit(do_not_specialize=cell.INTEGERS)
 def matrix_gradient(
     p_x0,
     p_x1,
@@ -91,59 +53,59 @@ def matrix_gradient(
     """A part of dL/d(pointwise matrix) = sum over pixels of dL/dy times the depthwise output, which is formed again."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
-    p_row = p_table + units + tl.load(p_table + listed + tl.program_id(0) // parts) * UNIT
+    p_row = p_table + units + tl.load(p_table + listed + tl.program_id(0) // parts) * cell.UNIT
     i_c = tl.arange(0, BC)
     m_c = i_c < CQ
-    kernel, dilation = tl.load(p_row + UNIT_KERNEL).to(tl.int32), tl.load(p_row + UNIT_DILATION).to(tl.int32)
-    p_taps = p_weights + tl.load(p_row + UNIT_DEPTHWISE)
-    p_g = p_work + tl.load(p_row + UNIT_GRAD) * BLOCK
-    p_y = p_saved + tl.load(p_row + UNIT_Y) * BLOCK
-    chosen = channels_of(p_channels, tl.load(p_row + UNIT_EDGE), CQ, BC, CHOSEN)
+    kernel, dilation = tl.load(p_row + cell.UNIT_KERNEL).to(tl.int32), tl.load(p_row + cell.UNIT_DILATION).to(tl.int32)
+    p_taps = p_weights + tl.load(p_row + cell.UNIT_DEPTHWISE)
+    p_g = p_work + tl.load(p_row + cell.UNIT_GRAD) * cell.BLOCK
+    p_y = p_saved + tl.load(p_row + cell.UNIT_Y) * cell.BLOCK
+    chosen = cell.channels_of(p_channels, tl.load(p_row + cell.UNIT_EDGE), CQ, BC, CHOSEN)
     if SECOND:
-        p_x = p_saved + tl.load(p_row + UNIT_BEFORE_Y) * BLOCK
+        p_x = p_saved + tl.load(p_row + cell.UNIT_BEFORE_Y) * cell.BLOCK
         height, width, stride = Ho, Wo, 1
         i_channel = i_c
-        before_mean, before_scale, before_shift = three(p_norms, tl.load(p_row + UNIT_BEFORE_NORM), i_c, m_c, CQ)
+        before_mean, before_scale, before_shift = cell.three(p_norms, tl.load(p_row + cell.UNIT_BEFORE_NORM), i_c, m_c, CQ)
         ROW: tl.constexpr = CQ
         g_row = C
         i_g = chosen
     else:
-        source = tl.load(p_row + UNIT_SOURCE)
-        p_x = state_of(p_x0, p_x1, p_x2, p_x3, p_saved, source, tl.load(p_row + UNIT_STATE))
+        source = tl.load(p_row + cell.UNIT_SOURCE)
+        p_x = cell.state_of(p_x0, p_x1, p_x2, p_x3, p_saved, source, tl.load(p_row + cell.UNIT_STATE))
         height, width = tl.where(source < 0, Ho, H), tl.where(source < 0, Wo, W)
-        stride = tl.load(p_row + UNIT_STRIDE).to(tl.int32)
+        stride = tl.load(p_row + cell.UNIT_STRIDE).to(tl.int32)
         i_channel = chosen
         before_mean, before_scale, before_shift = 0.0, 1.0, 0.0
         ROW: tl.constexpr = C
-        middle = tl.load(p_row + UNIT_MIDDLE)
+        middle = tl.load(p_row + cell.UNIT_MIDDLE)
         g_row = tl.where(middle != 0, CQ, C)
         i_g = tl.where(middle != 0, i_c, chosen)
-    mean, scale, shift = three(p_norms, tl.load(p_row + UNIT_NORM), i_c, m_c, CQ)
-    a, c0, c1 = gradient_of_norm(p_coefficients, p_norms, p_middles, p_row, m, middle_parts, i_c, m_c, CQ, BATCH)
+    mean, scale, shift = cell.three(p_norms, tl.load(p_row + cell.UNIT_NORM), i_c, m_c, CQ)
+    a, c0, c1 = cell.gradient_of_norm(p_coefficients, p_norms, p_middles, p_row, m, middle_parts, i_c, m_c, CQ, BATCH)
     gradient = tl.full([BC, BC], 0.0, tl.float32)
     kind = p_weights.dtype.element_ty
     end = tl.minimum(part * per + per, m)
     for start in range(part * per, end, BP):
         i_pixel = start + tl.arange(0, BP)
         m_pixel = i_pixel < end
-        i_image, i_row, i_column = coordinates(i_pixel, Ho, Wo)
+        i_image, i_row, i_column = cell.coordinates(i_pixel, Ho, Wo)
         if kernel == 3:
-            z = depthwise(
+            z = cell.depthwise(
                 p_x, p_taps, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
                 before_mean, before_scale, before_shift, ROW, 3, SECOND,
             )  # fmt: skip
         else:
-            z = depthwise(
+            z = cell.depthwise(
                 p_x, p_taps, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
                 before_mean, before_scale, before_shift, ROW, 5, SECOND,
             )  # fmt: skip
-        dy = gradient_tile(p_g, p_y, i_pixel, m_pixel, g_row, i_g, i_c, m_c, mean, scale, shift, a, c0, c1, CQ)
+        dy = cell.gradient_tile(p_g, p_y, i_pixel, m_pixel, g_row, i_g, i_c, m_c, mean, scale, shift, a, c0, c1, CQ)
         gradient = tl.dot(tl.trans(dy.to(kind)), z.to(kind), gradient, input_precision="ieee")
-    p_out = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + UNIT_POINTWISE)
+    p_out = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + cell.UNIT_POINTWISE)
     tl.store(p_out + i_c[:, None] * CQ + i_c[None, :], gradient, mask=m_c[:, None] & m_c[None, :])
 
 
-@triton.jit(do_not_specialize=_names("listed", "units", "H", "W", "Ho", "Wo", "m", "per", "parts", "numbers"))
+@triton.jit(do_not_specialize=cell.INTEGERS)
 def tap_gradient(
     p_x0,
     p_x1,
@@ -179,23 +141,24 @@ def tap_gradient(
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     i_tap = tl.program_id(0) // parts % 5
-    p_row = p_table + units + tl.load(p_table + listed + tl.program_id(0) // parts // 5) * UNIT
+    p_row = p_table + units + tl.load(p_table + listed + tl.program_id(0) // parts // 5) * cell.UNIT
     i_c = tl.arange(0, BC)
     m_c = i_c < CQ
-    kernel, dilation = tl.load(p_row + UNIT_KERNEL).to(tl.int32), tl.load(p_row + UNIT_DILATION).to(tl.int32)
-    p_dz = p_work + tl.load(p_row + UNIT_DZ) * BLOCK
+    kernel, dilation = tl.load(p_row + cell.UNIT_KERNEL).to(tl.int32), tl.load(p_row + cell.UNIT_DILATION).to(tl.int32)
+    p_dz = p_work + tl.load(p_row + cell.UNIT_DZ) * cell.BLOCK
     if SECOND:
-        p_x = p_saved + tl.load(p_row + UNIT_BEFORE_Y) * BLOCK
+        p_x = p_saved + tl.load(p_row + cell.UNIT_BEFORE_Y) * cell.BLOCK
         height, width, stride = Ho, Wo, 1
         i_channel = i_c
-        mean, scale, shift = three(p_norms, tl.load(p_row + UNIT_BEFORE_NORM), i_c, m_c, CQ)
+        mean, scale, shift = cell.three(p_norms, tl.load(p_row + cell.UNIT_BEFORE_NORM), i_c, m_c, CQ)
         ROW: tl.constexpr = CQ
     else:
-        source = tl.load(p_row + UNIT_SOURCE)
-        p_x = state_of(p_x0, p_x1, p_x2, p_x3, p_saved, source, tl.load(p_row + UNIT_STATE))
+        source = tl.load(p_row + cell.UNIT_SOURCE)
+        p_x = cell.state_of(p_x0, p_x1, p_x2, p_x3, p_saved, source, tl.load(p_row + cell.UNIT_STATE))
         height, width = tl.where(source < 0, Ho, H), tl.where(source < 0, Wo, W)
-        stride = tl.load(p_row + UNIT_STRIDE).to(tl.int32)
-        i_channel = channels_of(p_channels, tl.load(p_row + UNIT_EDGE), CQ, BC, CHOSEN)
+        stride = tl.load(p_row + cell.UNIT_STRIDE).to(tl.int32)
+        i_channel = cell.channels_of(p_channels, tl.load(p_row + cell.UNIT_EDGE), CQ, BC, CHOSEN)
+        mean, scale, shift = 0.0, 1.0, 0.0
         ROW: tl.constexpr = C
     tap0 = tl.full([BP, BC], 0.0, tl.float32)
     tap1 = tl.full([BP, BC], 0.0, tl.float32)
@@ -207,17 +170,14 @@ def tap_gradient(
     for start in range(part * per, end, BP):
         i_pixel = start + tl.arange(0, BP)
         m_pixel = i_pixel < end
-        i_image, i_row, i_column = coordinates(i_pixel, Ho, Wo)
-        dz = rows_of(p_dz, i_pixel, m_pixel, i_c, m_c, CQ)
+        i_image, i_row, i_column = cell.coordinates(i_pixel, Ho, Wo)
+        dz = cell.rows_of(p_dz, i_pixel, m_pixel, i_c, m_c, CQ)
         row = i_row * stride + (i_tap * dilation - reach)
         for j in tl.static_range(5):
             column = i_column * stride + (j * dilation - reach)
             m_used = i_pixel < tl.where(j < kernel, end, 0)
-            x, m_inside = tile_at(p_x, i_image, row, column, m_used, height, width, i_channel, m_c, ROW)
-            if SECOND:
-                x = tl.where(m_inside[:, None], rectified(normalised(x, mean, scale, shift)), 0.0)
-            else:
-                x = rectified(x)
+            x, m_inside = cell.tile_at(p_x, i_image, row, column, m_used, height, width, i_channel, m_c, ROW)
+            x = cell.rectified_input(x, m_inside, mean, scale, shift, SECOND)
             if j == 0:
                 tap0 += dz * x
             elif j == 1:
@@ -228,7 +188,7 @@ def tap_gradient(
                 tap3 += dz * x
             else:
                 tap4 += dz * x
-    p_out = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + UNIT_DEPTHWISE) + i_tap * kernel
+    p_out = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + cell.UNIT_DEPTHWISE) + i_tap * kernel
     p_out = p_out + i_c * (kernel * kernel)
     m_out = i_c < tl.where(i_tap < kernel, CQ, 0)
     m_wide = i_c < tl.where((i_tap < kernel) & (kernel > 3), CQ, 0)
@@ -239,7 +199,7 @@ def tap_gradient(
     tl.store(p_out + 4, tl.sum(tap4, axis=0), mask=m_wide)
 
 
-@triton.jit(do_not_specialize=_names("listed", "units", "H", "W", "Ho", "Wo", "m", "per", "parts", "numbers", "most_taps"))
+@triton.jit(do_not_specialize=cell.INTEGERS)
 def dense_gradient(
     p_x0,
     p_x1,
@@ -274,41 +234,41 @@ def dense_gradient(
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     t = tl.program_id(0) // parts % most_taps
-    p_row = p_table + units + tl.load(p_table + listed + tl.program_id(0) // parts // most_taps) * UNIT
+    p_row = p_table + units + tl.load(p_table + listed + tl.program_id(0) // parts // most_taps) * cell.UNIT
     i_c = tl.arange(0, BC)
     m_c = i_c < CQ
-    source = tl.load(p_row + UNIT_SOURCE)
-    p_x = state_of(p_x0, p_x1, p_x2, p_x3, p_saved, source, tl.load(p_row + UNIT_STATE))
+    source = tl.load(p_row + cell.UNIT_SOURCE)
+    p_x = cell.state_of(p_x0, p_x1, p_x2, p_x3, p_saved, source, tl.load(p_row + cell.UNIT_STATE))
     height, width = tl.where(source < 0, Ho, H), tl.where(source < 0, Wo, W)
-    stride, taps = tl.load(p_row + UNIT_STRIDE).to(tl.int32), tl.load(p_row + UNIT_TAPS).to(tl.int32)
-    halves = tl.load(p_row + UNIT_HALVES)
-    i_channel = channels_of(p_channels, tl.load(p_row + UNIT_EDGE), CQ, BC, CHOSEN)
-    p_g = p_work + tl.load(p_row + UNIT_GRAD) * BLOCK
-    p_y = p_saved + tl.load(p_row + UNIT_Y) * BLOCK
-    i_norm = tl.load(p_row + UNIT_NORM)
-    mean, scale, shift = three(p_norms, i_norm, i_c, m_c, CQ)
-    a, c0, c1 = three(p_coefficients, i_norm, i_c, m_c, CQ)
-    rows, columns = tap_offset(t, taps, halves)
+    stride, taps = tl.load(p_row + cell.UNIT_STRIDE).to(tl.int32), tl.load(p_row + cell.UNIT_TAPS).to(tl.int32)
+    halves = tl.load(p_row + cell.UNIT_HALVES)
+    i_channel = cell.channels_of(p_channels, tl.load(p_row + cell.UNIT_EDGE), CQ, BC, CHOSEN)
+    p_g = p_work + tl.load(p_row + cell.UNIT_GRAD) * cell.BLOCK
+    p_y = p_saved + tl.load(p_row + cell.UNIT_Y) * cell.BLOCK
+    i_norm = tl.load(p_row + cell.UNIT_NORM)
+    mean, scale, shift = cell.three(p_norms, i_norm, i_c, m_c, CQ)
+    a, c0, c1 = cell.three(p_coefficients, i_norm, i_c, m_c, CQ)
+    rows, columns = cell.tap_offset(t, taps, halves)
     gradient = tl.full([BC, BC], 0.0, tl.float32)
     kind = p_weights.dtype.element_ty
     end = tl.where(t < taps, tl.minimum(part * per + per, m), 0)
     for start in range(part * per, end, BP):
         i_pixel = start + tl.arange(0, BP)
         m_pixel = i_pixel < end
-        i_image, i_row, i_column = coordinates(i_pixel, Ho, Wo)
-        x, _ = tile_at(
+        i_image, i_row, i_column = cell.coordinates(i_pixel, Ho, Wo)
+        x, _ = cell.tile_at(
             p_x, i_image, i_row * stride + rows, i_column * stride + columns, m_pixel, height, width, i_channel, m_c, C
         )
-        dy = gradient_tile(p_g, p_y, i_pixel, m_pixel, C, i_channel, i_c, m_c, mean, scale, shift, a, c0, c1, CQ)
-        gradient = tl.dot(tl.trans(dy.to(kind)), rectified(x).to(kind), gradient, input_precision="ieee")
+        dy = cell.gradient_tile(p_g, p_y, i_pixel, m_pixel, C, i_channel, i_c, m_c, mean, scale, shift, a, c0, c1, CQ)
+        gradient = tl.dot(tl.trans(dy.to(kind)), cell.rectified(x).to(kind), gradient, input_precision="ieee")
     i_flat = i_c[:, None] * CQ + i_c[None, :]
     m_tap = (i_c < tl.where(t < taps, CQ, 0))[:, None] & m_c[None, :]
     m_tap = m_tap & (tl.where(halves != 0, i_c // (CQ // 2), t) == t)[:, None]
-    p_out = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + UNIT_POINTWISE)
+    p_out = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + cell.UNIT_POINTWISE)
     tl.store(p_out + tl.where(halves != 0, i_flat, i_flat * taps + t), gradient, mask=m_tap)
 
 
-@triton.jit(do_not_specialize=_names("parts", "numbers"))
+@triton.jit(do_not_specialize=cell.INTEGERS)
 def collect(p_parts, p_grad_weights, parts, numbers, TILE: tl.constexpr):
     """The weights' gradients: the parts, added in order."""
     i_number = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -320,8 +280,8 @@ def collect(p_parts, p_grad_weights, parts, numbers, TILE: tl.constexpr):
     tl.store(p_grad_weights + i_number, total.to(p_grad_weights.dtype.element_ty), mask=mask)
 
 
-def specimens(dtype: torch.dtype) -> list[Specimen]:
+def specimens(dtype: torch.dtype, widths: tuple[Width, ...] = WIDTHS) -> list[Specimen]:
     """Each kernel as a launch has it, at the widths of the usual networks."""
     kernels: dict[str, Any] = {"matrix_gradient": matrix_gradient, "tap_gradient": tap_gradient}
     kernels |= {"dense_gradient": dense_gradient, "collect": collect}
-    return mixed_cell_specimens.specimens(kernels, dtype)
+    return mixed_cell_specimens.specimens(kernels, dtype, widths)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastdarts.kernels import launch
 from fastdarts.kernels.compile import Specimen, pointer
-from fastdarts.ops.philox import Purpose
 
+PURPOSE = 4  # ops.philox.Purpose.MASK
 WORD_BITS = 32
 MOST_PATCHES = 2**16  # of an image: the kernel holds all their words
 
@@ -114,29 +114,17 @@ def run(
     images, index, flip, fill = images.contiguous(), index.contiguous(), flip.contiguous(), fill.contiguous()
     target = launch.target_of(images.device)
     block = triton.next_power_of_2(P)
-    chosen = launch.settings("patch_mask_choose", fill.dtype, target)
+    chosen = launch.settings("patch_mask.choose", fill.dtype, target)
     chosen["num_warps"] = min(32, max(chosen["num_warps"], block // 1024))
-    written = launch.settings("patch_mask_write", fill.dtype, target)
+    written = launch.settings("patch_mask.write", fill.dtype, target)
     tiles = triton.cdiv(3 * W, written["BLOCK"]) * triton.cdiv(H, written["ROWS"])
     shifts, scales = [255 * m for m in mean], [1 / (255 * s) for s in std]
-    use = Purpose.MASK + 256 * stream
+    use = PURPOSE + 256 * stream
+    flags, bits = mask.view(torch.int8), _bits(block)
     with launch.on(images.device):
-        choose_patches[(N,)](
-            index, step, mask.view(torch.int8), seed, use, num_masked, P=P, BLOCK=block, BITS=_bits(block), **chosen
-        )
-        write_pixels[(N * tiles,)](
-            images,
-            flip.view(torch.int8),
-            fill,
-            mask.view(torch.int8),
-            x,
-            *shifts,
-            *scales,
-            H=H,
-            W=W,
-            SIDE=patch_size,
-            **written,
-        )
+        choose_patches[(N,)](index, step, flags, seed, use, num_masked, P=P, BLOCK=block, BITS=bits, **chosen)
+        pointers = images, flip.view(torch.int8), fill, flags, x
+        write_pixels[(N * tiles,)](*pointers, *shifts, *scales, H=H, W=W, SIDE=patch_size, **written)
     return x, mask
 
 
@@ -147,29 +135,17 @@ def _bits(block: int) -> int:
 
 def specimens(dtype: torch.dtype) -> list[Specimen]:
     """Both kernels for 224 x 224 pixels in patches of 8, and 32 x 32 in patches of 4."""
-    floats = {f"{name}{c}": "fp32" for name in ("shift", "scale") for c in range(3)}
+    number = pointer(dtype)
+    loose = {"seed": "i64", "use": "i32", "num_masked": "i32"}
+    numbers = {f"{name}{c}": "fp32" for name in ("shift", "scale") for c in range(3)}
     found = []
     for side, patch in ((224, 8), (32, 4)):
         P = (side // patch) ** 2
         block, label = triton.next_power_of_2(P), f"{side} px, {P} patches"
-        signature = {
-            "index_ptr": "*i64",
-            "step_ptr": "*i64",
-            "mask_ptr": "*i8",
-            "seed": "i64",
-            "use": "i32",
-            "num_masked": "i32",
-        }
-        constexprs = {"P": P, "BLOCK": block, "BITS": _bits(block)}
-        loose = frozenset({"seed", "use", "num_masked"})
-        found.append(Specimen(choose_patches, signature, constexprs, "patch_mask_choose", dtype, label, loose))
-        pointers = {
-            "images_ptr": "*u8",
-            "flip_ptr": "*i8",
-            "fill_ptr": pointer(dtype),
-            "mask_ptr": "*i8",
-            "x_ptr": pointer(dtype),
-        }
+        pointers = {"index_ptr": "*i64", "step_ptr": "*i64", "mask_ptr": "*i8"}
+        sizes = {"P": P, "BLOCK": block, "BITS": _bits(block)}
+        found.append(Specimen(choose_patches, pointers | loose, sizes, "patch_mask.choose", dtype, label, frozenset(loose)))
+        pointers = {"images_ptr": "*u8", "flip_ptr": "*i8", "fill_ptr": number, "mask_ptr": "*i8", "x_ptr": number}
         sizes = {"H": side, "W": side, "SIDE": patch}
-        found.append(Specimen(write_pixels, pointers | floats, sizes, "patch_mask_write", dtype, label))
+        found.append(Specimen(write_pixels, pointers | numbers, sizes, "patch_mask.write", dtype, label))
     return found

@@ -75,13 +75,13 @@ def triton(*dtypes: torch.dtype) -> Check:
             return f"it serves tensors on NVIDIA GPUs, these are on {device}"
         if dtype not in dtypes:
             return f"its kernels are written for {' and '.join(map(_short, dtypes))}, not for {_short(dtype)}"
-        return _lacks_triton() or _lacks_capability(device)
+        return lacks_triton() or _lacks_capability(device)
 
     return check
 
 
 @cache
-def _lacks_triton() -> str | None:
+def lacks_triton() -> str | None:
     """Why Triton cannot be used in this process, or None."""
     oldest = ".".join(map(str, OLDEST_TRITON))
     if find_spec("triton") is None:

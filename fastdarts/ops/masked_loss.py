@@ -46,12 +46,12 @@ def masked_loss(
     mask       bool (N, H/p, W/p), at least one True: without any the loss is NaN
     mean, std  three numbers each, of pixels in [0, 1]
     norm       "l1" or "l2"
-    backend    "auto", "cpu" (C++: float32, float64) or "definition"
+    backend    "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
 
     Returns a scalar of the levels' dtype: sum over masked pixels and colours / (masked pixels * 3). Unmasked pixels have no
-    part in it. Differentiable twice in `levels` and `bias`. The native backend computes loss and gradient in one pass over
-    the masked patches, writes nothing of the images' size, and gives the same bits for any number of threads. Raises
-    ValueError for arguments that do not fit and BackendUnavailable.
+    part in it. Differentiable twice in `levels` and `bias`. The fused backends compute loss and gradient in one pass over
+    the pixels, write nothing of the images' size, and give the same bits in each run and for any number of threads; on a
+    GPU, sums are float32 whatever the dtype. Raises ValueError for arguments that do not fit and BackendUnavailable.
     """
     _check(levels, bias, images, flip, mask, mean, std, norm)
     args = list(levels), bias, images, flip, mask, list(mean), list(std), norm
@@ -94,8 +94,20 @@ def definition(
 @torch.library.register_fake("fastdarts::masked_loss")
 def _fake(levels: list[Tensor], bias: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor], Tensor]:
     need_grad = rest[-1]
-    grad_levels = [torch.empty_like(level) for level in levels] if need_grad else []
-    return bias.new_empty(()), grad_levels, bias.new_empty(3 if need_grad else 0)
+    grad_levels = [torch.empty_like(level, dtype=_summed(level.dtype)) for level in levels] if need_grad else []
+    return bias.new_empty(()), grad_levels, bias.new_empty(3 if need_grad else 0, dtype=_summed(bias.dtype))
+
+
+def _summed(dtype: torch.dtype) -> torch.dtype:
+    """Of a gradient as the op returns it, before the loss' own gradient scales it: half precision would lose it."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+@torch.library.impl("fastdarts::masked_loss", "cuda")
+def _on_gpu(*args: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+    from fastdarts.kernels import masked_loss as kernels  # not above: Triton may be missing
+
+    return kernels.run(*args)
 
 
 class _MaskedLoss(torch.autograd.Function):
@@ -119,7 +131,8 @@ class _MaskedLoss(torch.autograd.Function):
                 return definition(levels, bias, images, flip, mask, *ctx.settings)
 
             return None, None, None, None, *through_definition("masked_loss", again, inputs, wanted, grad)
-        return None, None, None, None, *(g * grad if w else None for g, w in zip(grads, wanted, strict=True))
+        scaled = ((g * grad).to(t.dtype) if w else None for g, t, w in zip(grads, inputs, wanted, strict=True))
+        return None, None, None, None, *scaled
 
 
 def _registered(levels: list[Tensor], bias: Tensor, images: Tensor, flip: Tensor, mask: Tensor, *settings: Any) -> Tensor:
@@ -131,6 +144,7 @@ def _registered(levels: list[Tensor], bias: Tensor, images: Tensor, flip: Tensor
 backends.register(
     "masked_loss",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="masked_loss"), _registered),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
     backends.Backend("definition", backends.anything, definition),
 )
 

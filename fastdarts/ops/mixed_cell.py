@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdarts import native
+from fastdarts.kernels import mixed_cell_plan
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm, relu_conv_bn
 from fastdarts.ops.batch_norm import Running
@@ -67,9 +68,11 @@ def mixed_cell(
     graph     which edges there are and what each may do
     partial_channels  k: the channels that do not pass through the candidates bypass them (2x2 max-pooled under stride 2)
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
-    backend   "auto", "cpu" (C++: float32, float64) or "definition"
+    backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
 
-    All tensors are on one device, all but `channels` of one dtype (under autocast: of floating-point ones).
+    All tensors are on one device, all but `channels` of one dtype. Under autocast: of floating-point ones; then a native
+    backend takes inputs and weights in autocast's dtype, in which it returns, and ops, edges and running statistics as they
+    are.
     Returns (N, nodes * C, H/s, W/s), the nodes one after the other; channels_last from a native backend, which takes inputs
     in any layout. The output is nobody's state and may be modified in place. Differentiable twice in inputs, ops, edges and
     weights. Raises ValueError for arguments that do not fit and BackendUnavailable.
@@ -201,7 +204,10 @@ def _fake(
     x = inputs[0]
     out = torch.empty(_sizes(x, graph), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     statistics = x.new_empty(2, Graph.decode(graph).norms * (x.shape[1] // partial_channels), dtype=torch.float64)
-    length = native.module().mixed_cell_saved(graph, list(x.shape), partial_channels, x.element_size())
+    if x.device.type == "cuda":
+        length = mixed_cell_plan.saved_numbers(tuple(graph), tuple(x.shape), partial_channels)
+    else:
+        length = native.module().mixed_cell_saved(graph, list(x.shape), partial_channels, x.element_size())
     return out, statistics, x.new_empty(length)
 
 
@@ -227,6 +233,20 @@ def _fake_backward(
     grad_weights = weights.new_empty(weights.shape if need_weights else 0)
     sizes = (ops.shape, ops.shape[:1]) if need_ops else (0, 0)
     return grad_inputs, *(ops.new_empty(size) for size in sizes), grad_weights
+
+
+@torch.library.impl("fastdarts::mixed_cell", "cuda")
+def _on_gpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from fastdarts.kernels import mixed_cell as kernels  # not above: Triton may be missing
+
+    return kernels.forward(*args)
+
+
+@torch.library.impl("fastdarts::mixed_cell_backward", "cuda")
+def _backward_on_gpu(*args: Any) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+    from fastdarts.kernels import mixed_cell as kernels
+
+    return kernels.backward(*args)
 
 
 class _MixedCell(torch.autograd.Function):
@@ -303,8 +323,9 @@ def _registered(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    laid_out = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
-    ops, weights = ops.contiguous(), weights.contiguous()
+    dtype = backends.arithmetic(inputs[0])
+    laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
+    ops, weights = ops.contiguous(), weights.to(dtype).contiguous()
     edges, channels = (None if t is None else t.contiguous() for t in (edges, channels))
     mean, var = (None, None) if training or running is None else running
     out, statistics = _MixedCell.apply(graph, partial_channels, eps, mean, var, channels, ops, edges, weights, *laid_out)
@@ -316,6 +337,7 @@ def _registered(
 backends.register(
     "mixed_cell",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="mixed_cell"), _registered),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
     backends.Backend("definition", backends.anything, definition),
 )
 

@@ -45,9 +45,11 @@ def relu_conv_bn(
     running   None, or running mean and variance: (D,), of the weights' dtype. Moved in place, once, when training
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     momentum  of the running statistics
-    backend   "auto", "cpu" (C++: float32, float64) or "definition"
+    backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
 
-    Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a native backend, which takes x in any layout.
+    Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a fused backend, which takes x in any layout. Under
+    autocast all is in autocast's dtype but the running statistics; sums are float32 on a GPU whatever the dtype, and
+    products of float32 are float32's (never TF32).
     Differentiable twice in x and in the weights. Raises ValueError for arguments that do not fit, BackendUnavailable.
     """
     _check(x, weights, running, training, momentum, eps)
@@ -98,6 +100,20 @@ def _fake_backward(
     return grad_x, [w.new_empty(w.shape) for w in weights] if need_weights else []
 
 
+@torch.library.impl("fastdarts::relu_conv_bn", "cuda")
+def _on_gpu(*args: Any) -> tuple[Tensor, Tensor]:
+    from fastdarts.kernels import relu_conv_bn as kernels  # not above: Triton may be missing
+
+    return kernels.forward(*args)
+
+
+@torch.library.impl("fastdarts::relu_conv_bn_backward", "cuda")
+def _backward_on_gpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    from fastdarts.kernels import relu_conv_bn_backward as kernels
+
+    return kernels.backward(*args)
+
+
 class _ReLUConvBN(torch.autograd.Function):
     """The registered op and its gradients; x is channels_last-contiguous, the weights are contiguous."""
 
@@ -141,7 +157,8 @@ class _ReLUConvBN(torch.autograd.Function):
 def _registered(
     x: Tensor, weights: list[Tensor], running: Running | None, training: bool, momentum: float, eps: float
 ) -> Tensor:
-    x, weights = x.contiguous(memory_format=torch.channels_last), [w.contiguous() for w in weights]
+    dtype = backends.arithmetic(x)
+    x, weights = x.to(dtype).contiguous(memory_format=torch.channels_last), [w.to(dtype).contiguous() for w in weights]
     mean, var = (None, None) if training or running is None else running
     out, statistics = _ReLUConvBN.apply(eps, mean, var, x, *weights)
     if training and running is not None:
@@ -152,6 +169,7 @@ def _registered(
 backends.register(
     "relu_conv_bn",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="relu_conv_bn"), _registered),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
     backends.Backend("definition", backends.anything, definition),
 )
 

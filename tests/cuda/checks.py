@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdarts.kernels.mixed_cell_cuda import unfit
-from fastdarts.kernels.mixed_cell_plan import TAPS, Launch, Needs, Pool, State, Unit
+from fastdarts.kernels.mixed_cell_table import TAPS, Launch, Needs, Pool, State, Unit
 from tests.cuda.launches import Memory, convolve, flat, merged, moments, pools
 from tests.ops.cells import Call
 from tests.ops.exactness import assert_exact

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdarts.kernels.mixed_cell_plan import ALIGN, Edge, Launch, Needs, Plan, Pool, State, Unit
-from fastdarts.kernels.mixed_cell_plan import Call as PlanCall
+from fastdarts.kernels.mixed_cell_plan import Plan
+from fastdarts.kernels.mixed_cell_table import ALIGN, Edge, Launch, Needs, Pool, State, Unit
+from fastdarts.kernels.mixed_cell_table import Call as PlanCall
 from fastdarts.ops.graph import Candidate
 from tests.ops.cells import Call, dense, one_edge
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdarts.kernels import mixed_cell_plan
+from fastdarts.kernels import mixed_cell_table
 from tests.cuda.checks import CHECKS, launches, same_bits
 from tests.cuda.harness import run
 from tests.cuda.launches import CALLS
@@ -30,8 +30,8 @@ def test_launches(kernel: str, call: Call, dtype: torch.dtype, tmp_path: Path) -
 
 def test_the_table_has_the_plans_fields(root: Path) -> None:
     header = (root / "csrc" / "cuda" / "mixed_cell.h").read_text(encoding="utf-8")
-    for row in (mixed_cell_plan.Unit, mixed_cell_plan.Edge, mixed_cell_plan.Pool, mixed_cell_plan.State):
+    for row in (mixed_cell_table.Unit, mixed_cell_table.Edge, mixed_cell_table.Pool, mixed_cell_table.State):
         name = row.__name__.upper()
         (fields,) = re.findall(rf"enum {row.__name__}Field {{(.*?)}}", header, re.DOTALL)
         assert [f.strip() for f in fields.split(",")] == [*(f"{name}_{f.upper()}" for f in row._fields), name]
-    assert f"constexpr int64_t ALIGN = {mixed_cell_plan.ALIGN};" in header
+    assert f"constexpr int64_t ALIGN = {mixed_cell_table.ALIGN};" in header

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.kernels import launch, mixed_cell, mixed_cell_cuda
-from fastdarts.kernels.mixed_cell_plan import Launch, padded
+from fastdarts.kernels import mixed_cell_cuda
+from fastdarts.kernels.mixed_cell_table import Launch
 from fastdarts.ops.patch_mask import definition
 from tests.cuda.checks import CHECKS, launches, same_bits
 from tests.cuda.launches import CALLS, Memory
+from tests.cuda.with_triton import start_triton
 from tests.ops.cells import Call
 
 pytestmark = pytest.mark.gpu
@@ -19,14 +20,6 @@ def start_cuda(memory: Memory, one: Launch, given: dict[str, Tensor | int]) -> N
     if why := mixed_cell_cuda.refusal(one.kernel, memory.dtype, given):
         pytest.skip(why)
     mixed_cell_cuda.launch(one.kernel, memory.dtype, one.programs, given["p_saved"].device, given)
-
-
-def start_triton(memory: Memory, one: Launch, given: dict[str, Tensor | int]) -> None:
-    kernel = mixed_cell.KERNELS[one.kernel]
-    settings = launch.settings(f"mixed_cell.{one.kernel}", memory.dtype, launch.target_of(given["p_saved"].device))
-    constants = {"BC": padded(memory.plan.Cq), "BALL": padded(memory.plan.C)} | given
-    constants |= {name: bool(constants[name]) for name in ("CHOSEN", "BATCH", "WEIGHTED")}
-    kernel[(one.programs,)](**{name: constants[name] for name in kernel.arg_names if name in constants}, **settings)
 
 
 STARTS = {"cuda": start_cuda, "triton": start_triton}

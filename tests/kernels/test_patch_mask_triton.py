@@ -26,7 +26,7 @@ def assert_same_bits(args: list) -> None:
     with uninitialised_memory_is_nan():
         ours = kernels.run(*args)
     for mine, want in zip(ours, definition(*args), strict=True):
-        assert mine.dtype == want.dtype and mine.stride() == want.stride() or not mine.numel()
+        assert (mine.dtype == want.dtype and mine.stride() == want.stride()) or not mine.numel()
         assert torch.equal(mine, want)
 
 

@@ -535,7 +535,7 @@ def test_one_value_has_no_variance(backend: str) -> None:
 
 def test_a_backend_it_does_not_have_is_refused() -> None:
     call = Call(one_edge(Candidate.SKIP))
-    with pytest.raises(ValueError, match="mixed_cell has no backend 'cuda9'; it has auto, cpu, definition"):
+    with pytest.raises(ValueError, match="mixed_cell has no backend 'cuda9'; it has auto, cpu, triton, definition"):
         call.forward(call.tensors(), None, None, "cuda9")
     with pytest.raises(BackendUnavailable, match="not for float16"):
         call.run(call.tensors(torch.float16), "cpu", torch.float16)

@@ -1,0 +1,127 @@
+"""Calls of the Triton kernels at shapes that fill a GPU, and what each kernel has to move and compute in them.
+
+`python -m bench.gpu_cases` runs each once, small, at every dtype: what bench/gpu.sh runs under compute-sanitizer.
+
+Letters: N images of S x S pixels, C input and D output channels, m output pixels, b bytes of a number.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
+from fastdarts.ops.masked_loss import masked_loss
+from fastdarts.ops.patch_mask import patch_mask
+from fastdarts.ops.relu_conv_bn import relu_conv_bn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PIXELS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+class Cost(NamedTuple):
+    """What a kernel must do: bytes that it reads or writes, each tensor once; floating-point operations."""
+
+    bytes: int
+    operations: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of an op, forward and backward. costs: of its kernels, by their functions' names; not of the small ones
+    that merge partial sums, which nothing but their latency binds."""
+
+    op: str
+    shape: str
+    run: Callable[[], Any]
+    costs: dict[str, Cost]
+
+
+def cases(dtype: torch.dtype, *, small: bool = False) -> Iterator[Case]:
+    """Of every op, one after the other, so that one case's tensors can go before the next one's come."""
+    N, S = (2, 64) if small else (2048, 224)
+    yield patches(N, S, 8, dtype)
+    yield loss(N, S, 8, dtype)
+    for C, D, taps in ((192, 48, 1), (192, 96, 2)):
+        yield layer(2 if small else 1024, C, D, 28, taps, dtype)
+
+
+def _resident(N: int, S: int, patch: int) -> tuple[torch.Tensor, ...]:
+    """Images, which of them are mirrored, which patches are masked."""
+    images = torch.randint(256, (N, S, S, 3), dtype=torch.uint8, device="cuda")
+    half = torch.rand(N, S // patch, S // patch, device="cuda") < 0.5
+    return images, torch.rand(N, device="cuda") < 0.5, half
+
+
+def patches(N: int, S: int, patch: int, dtype: torch.dtype) -> Case:
+    """ops.patch_mask with half of the patches masked."""
+    images, flip, _ = _resident(N, S, patch)
+    index, step = torch.arange(N, device="cuda"), torch.zeros(1, dtype=torch.int64, device="cuda")
+    fill, P, numbers = torch.zeros(3, dtype=dtype, device="cuda"), (S // patch) ** 2, 3 * N * S * S
+    settings: dict[str, Any] = {"seed": 0, "stream": 0, "patch_size": patch, "num_masked": P // 2, "dtype": dtype} | PIXELS
+
+    def run() -> Any:
+        return patch_mask(images, index, step, flip, fill, **settings, backend="triton")
+
+    return Case("patch_mask", f"{N} x {S} px", run, {"write_pixels": Cost(numbers * (1 + dtype.itemsize) + N * P, 2 * numbers)})
+
+
+def loss(N: int, S: int, patch: int, dtype: torch.dtype) -> Case:
+    """ops.masked_loss (L1) of three levels, and its gradients."""
+    images, flip, mask = _resident(N, S, patch)
+    sides = S // 8, S // 16, S // 32
+    levels = [torch.randn(N, 3, s, s, dtype=dtype, device="cuda").to(memory_format=torch.channels_last) for s in sides]
+    inputs = [t.requires_grad_() for t in (torch.zeros(3, dtype=dtype, device="cuda"), *levels)]
+    numbers, cells = 3 * N * S * S, sum(3 * N * s * s for s in sides)
+
+    def run() -> Any:
+        given = {"norm": "l1", "backend": "triton"} | PIXELS
+        return torch.autograd.grad(masked_loss(inputs[1:], inputs[0], images, flip, mask, **given), inputs)
+
+    # a pixel and level: three interpolations of 3 operations, and 4 cells' shares of 2; half of the pixels are masked
+    compare = Cost(numbers + cells * (dtype.itemsize + 4), numbers // 2 * (4 + len(sides) * 17))
+    return Case("masked_loss", f"{N} x {S} px, levels {', '.join(map(str, sides))}", run, {"compare": compare})
+
+
+def layer(N: int, C: int, D: int, S: int, taps: int, dtype: torch.dtype) -> Case:
+    """ops.relu_conv_bn with batch statistics, and its gradients; taps 2 halves the image."""
+    x = torch.randn(N, C, S, S, dtype=dtype, device="cuda").to(memory_format=torch.channels_last)
+    weights = [torch.randn(D // taps, C, 1, 1, dtype=dtype, device="cuda") * C**-0.5 for _ in range(taps)]
+    inputs = [t.requires_grad_() for t in (x, *weights)]
+    by = torch.randn(N, D, S // taps, S // taps, dtype=dtype, device="cuda").to(memory_format=torch.channels_last)
+    m, b = N * (S // taps) ** 2, dtype.itemsize
+    read, written, product = m * C * taps * b, m * D * b, 2 * m * C * D
+
+    def run() -> Any:
+        return torch.autograd.grad(relu_conv_bn(x, weights, None, training=True, backend="triton"), inputs, by)
+
+    costs = {
+        "convolve": Cost(read + written, product),
+        "normalise": Cost(2 * written, 3 * m * D),
+        "backward_sums": Cost(2 * written, 3 * m * D),
+        "gradient_x": Cost(2 * written + read + x.numel() * b, product),
+        "gradient_weights": Cost(2 * written + read, product),
+    }
+    return Case("relu_conv_bn", f"{N} x {S} px, {C} -> {D}{', halved' * (taps == 2)}", run, costs)
+
+
+def kernel_times(run: Callable[[], Any], rounds: int, warm_up: int = 2) -> dict[str, tuple[float, int]]:
+    """(mean seconds, launches) in one call of `run`, of each kernel by its name, on the GPU's own clock."""
+    for _ in range(warm_up):
+        run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(rounds):
+            run()
+        torch.cuda.synchronize()
+    rows = [row for row in profiler.key_averages() if row.self_device_time_total]
+    return {row.key: (row.self_device_time_total / 1e6 / rounds, row.count // rounds) for row in rows}
+
+
+if __name__ == "__main__":
+    for dtype in DTYPES.values():
+        for case in cases(dtype, small=True):
+            case.run()
+    torch.cuda.synchronize()

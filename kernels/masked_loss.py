@@ -1,0 +1,345 @@
+"""Masked L1 or L2 loss of an upsampled sum of low-resolution levels, with its gradient: one pass over the pixels.
+
+fastdarts/ops/masked_loss.py says what each argument means and holds the definition. A program compares one colour of a
+tile of pixels and folds its errors back to the few cells of each level that the tile lies between: those sums, not the
+errors, are written. Then the tiles' sums are added in a fixed order, so that results repeat bit for bit.
+
+Letters: N images of H x W pixels, patches of SIDE x SIDE, tiles of ROWS x COLS, levels of h x w cells, of which a tile
+touches at most K x J; `part` numbers in all levels together.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdarts.kernels import launch
+from fastdarts.kernels.compile import Specimen, pointer
+
+
+@triton.jit
+def place(i, IN: tl.constexpr, OUT: tl.constexpr):
+    """Where bilinear interpolation of IN numbers to OUT (align_corners=False) looks for number i: near, far, far's share."""
+    at = tl.maximum((2 * i + 1) * IN - OUT, 0)  # in units of 1 / (2 OUT)
+    near = at // (2 * OUT)
+    rest = at - near * (2 * OUT)
+    return near, tl.where(rest == 0, near, tl.minimum(near + 1, IN - 1)), rest.to(tl.float32) / (2 * OUT)
+
+
+@triton.jit
+def weight(i, cell, IN: tl.constexpr, OUT: tl.constexpr):
+    """The share that `cell` has in number i."""
+    near, far, share = place(i, IN, OUT)
+    return tl.where(near == cell, 1 - share, 0.0) + tl.where(far == cell, share, 0.0)
+
+
+@triton.jit
+def compare(
+    levels,
+    bias_ptr,
+    images_ptr,
+    flip_ptr,
+    mask_ptr,
+    sums_ptr,
+    parts_ptr,
+    shift0,
+    shift1,
+    shift2,
+    scale0,
+    scale1,
+    scale2,
+    SIZES: tl.constexpr,
+    STRIDES: tl.constexpr,
+    FOOTPRINTS: tl.constexpr,
+    OFFSETS: tl.constexpr,
+    PART: tl.constexpr,
+    LEVELS: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    SIDE: tl.constexpr,
+    SQUARED: tl.constexpr,
+    GRADIENT: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """sums (3, programs): of losses, of slopes, masked pixels. parts (programs, PART): slopes folded back to the levels.
+
+    For each level, SIZES has h, w; STRIDES n, c, y, x; FOOTPRINTS K, J and J's power of two; OFFSETS its place in a part.
+    """
+    TILES_W: tl.constexpr = (W + COLS - 1) // COLS
+    TILES_H: tl.constexpr = (H + ROWS - 1) // ROWS
+    tile = tl.program_id(0)
+    colour = tile % 3
+    col0 = tile // 3 % TILES_W * COLS
+    row0 = tile // (3 * TILES_W) % TILES_H * ROWS
+    n = (tile // (3 * TILES_W * TILES_H)).to(tl.int64)
+    i_row = row0 + tl.arange(0, ROWS)[:, None]
+    i_col = col0 + tl.arange(0, COLS)[None, :]
+    patch = i_row // SIDE * (W // SIDE) + i_col // SIDE
+    m_pixel = (i_row < H) & (i_col < W)
+    m_pixel = m_pixel & (tl.load(mask_ptr + n * ((H // SIDE) * (W // SIDE)) + patch, mask=m_pixel, other=0) != 0)
+
+    source = tl.where(tl.load(flip_ptr + n) != 0, W - 1 - i_col, i_col)
+    pixel = tl.load(images_ptr + n * (H * W * 3) + (i_row * W + source) * 3 + colour, mask=m_pixel, other=0)
+    shift = tl.where(colour == 0, shift0, tl.where(colour == 1, shift1, shift2))
+    scale = tl.where(colour == 0, scale0, tl.where(colour == 1, scale1, scale2))
+    error = tl.load(bias_ptr + colour).to(tl.float32) - (pixel.to(tl.float32) - shift) * scale
+    for i in tl.static_range(LEVELS):
+        y_near, y_far, y_share = place(i_row, SIZES[2 * i], H)
+        x_near, x_far, x_share = place(i_col, SIZES[2 * i + 1], W)
+        plane = levels[i] + n * STRIDES[4 * i] + colour * STRIDES[4 * i + 1]
+        p_near, p_far = plane + y_near * STRIDES[4 * i + 2], plane + y_far * STRIDES[4 * i + 2]
+        x_near, x_far = x_near * STRIDES[4 * i + 3], x_far * STRIDES[4 * i + 3]
+        left = tl.load(p_near + x_near, mask=m_pixel, other=0.0).to(tl.float32)
+        right = tl.load(p_near + x_far, mask=m_pixel, other=0.0).to(tl.float32)
+        near = left + x_share * (right - left)
+        left = tl.load(p_far + x_near, mask=m_pixel, other=0.0).to(tl.float32)
+        right = tl.load(p_far + x_far, mask=m_pixel, other=0.0).to(tl.float32)
+        far = left + x_share * (right - left)
+        error += near + y_share * (far - near)
+    error = tl.where(m_pixel, error, 0.0)
+
+    if SQUARED:
+        slope = error
+        loss = error * error
+    else:
+        slope = tl.where(error > 0, 1.0, tl.where(error < 0, -1.0, 0.0))
+        loss = tl.abs(error)
+    programs = tl.num_programs(0)
+    tl.store(sums_ptr + tile, tl.sum(tl.sum(loss, 1), 0))
+    tl.store(sums_ptr + programs + tile, tl.sum(tl.sum(slope, 1), 0))
+    tl.store(sums_ptr + 2 * programs + tile, tl.sum(tl.sum(m_pixel.to(tl.float32), 1), 0))
+
+    if GRADIENT:
+        p_part = parts_ptr + tile.to(tl.int64) * PART
+        column = col0 + tl.arange(0, COLS)[:, None]
+        for i in tl.static_range(LEVELS):
+            y_first, _, _ = place(row0, SIZES[2 * i], H)
+            x_first, _, _ = place(col0, SIZES[2 * i + 1], W)
+            j = tl.arange(0, FOOTPRINTS[3 * i + 2])
+            across = weight(column, x_first + j[None, :], SIZES[2 * i + 1], W)
+            for k in range(FOOTPRINTS[3 * i]):
+                row = tl.sum(slope * weight(i_row, y_first + k, SIZES[2 * i], H), 0)
+                cells = tl.sum(row[:, None] * across, 0)
+                tl.store(p_part + OFFSETS[i] + k * FOOTPRINTS[3 * i + 1] + j, cells, mask=j < FOOTPRINTS[3 * i + 1])
+
+
+@triton.jit
+def total(
+    sums_ptr, loss_ptr, grad_bias_ptr, factor_ptr, programs, SQUARED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The loss, the bias' gradient, and factor: what a sum of slopes is multiplied by. One program."""
+    i_first = tl.arange(0, BLOCK)
+    loss = tl.full([BLOCK], 0, tl.float64)
+    terms = tl.full([BLOCK], 0, tl.float64)
+    slope0 = tl.full([BLOCK], 0, tl.float64)
+    slope1 = tl.full([BLOCK], 0, tl.float64)
+    slope2 = tl.full([BLOCK], 0, tl.float64)
+    for first in range(0, programs, BLOCK):
+        i_tile = first + i_first
+        m_tile = i_tile < programs
+        loss += tl.load(sums_ptr + i_tile, mask=m_tile, other=0.0)
+        terms += tl.load(sums_ptr + 2 * programs + i_tile, mask=m_tile, other=0.0)
+        if GRADIENT:
+            slope = tl.load(sums_ptr + programs + i_tile, mask=m_tile, other=0.0)
+            slope0 += tl.where(i_tile % 3 == 0, slope, 0.0)
+            slope1 += tl.where(i_tile % 3 == 1, slope, 0.0)
+            slope2 += tl.where(i_tile % 3 == 2, slope, 0.0)
+    count = tl.sum(terms, 0)
+    tl.store(loss_ptr, (tl.sum(loss, 0) / count).to(tl.float32))
+    if GRADIENT:
+        factor = tl.where(count > 0, (2.0 if SQUARED else 1.0) / tl.maximum(count, 1.0), 0.0)
+        tl.store(factor_ptr, factor)
+        tl.store(grad_bias_ptr, (factor * tl.sum(slope0, 0)).to(tl.float32))
+        tl.store(grad_bias_ptr + 1, (factor * tl.sum(slope1, 0)).to(tl.float32))
+        tl.store(grad_bias_ptr + 2, (factor * tl.sum(slope2, 0)).to(tl.float32))
+
+
+@triton.jit
+def fold(
+    parts_ptr,
+    factor_ptr,
+    grad_ptr,
+    SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    K: tl.constexpr,
+    J: tl.constexpr,
+    OFFSET: tl.constexpr,
+    PART: tl.constexpr,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """grad of one level: each cell adds what the tiles around it hold for it. A program has BLOCK cells of one colour."""
+    TILES_W: tl.constexpr = (W + COLS - 1) // COLS
+    TILES_H: tl.constexpr = (H + ROWS - 1) // ROWS
+    CELLS: tl.constexpr = SIZE[0] * SIZE[1]
+    BLOCKS: tl.constexpr = (CELLS + BLOCK - 1) // BLOCK
+    program = tl.program_id(0)
+    i_cell = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
+    y, x = i_cell // SIZE[1], i_cell % SIZE[1]
+    colour = program // BLOCKS % 3
+    n = (program // BLOCKS // 3).to(tl.int64)
+    slope = tl.full([BLOCK], 0, tl.float64)
+    for i in range(TILES_H * TILES_W):
+        y_first, _, _ = place(i // TILES_W * ROWS, SIZE[0], H)
+        x_first, _, _ = place(i % TILES_W * COLS, SIZE[1], W)
+        k, j = y - y_first, x - x_first
+        m_cell = (i_cell < CELLS) & (k >= 0) & (k < K) & (j >= 0) & (j < J)
+        p_part = parts_ptr + ((n * (TILES_H * TILES_W) + i) * 3 + colour) * PART + OFFSET
+        slope += tl.load(p_part + k * J + j, mask=m_cell, other=0.0)
+    grad = (slope * tl.load(factor_ptr)).to(tl.float32)
+    p_grad = grad_ptr + n * STRIDE[0] + colour * STRIDE[1] + y * STRIDE[2] + x * STRIDE[3]
+    tl.store(p_grad, grad, mask=i_cell < CELLS)
+
+
+def _near(i: int, size: int, out: int) -> int:
+    """`place`'s near."""
+    return max((2 * i + 1) * size - out, 0) // (2 * out)
+
+
+def _footprint(size: int, out: int, tile: int) -> int:
+    """How many cells of `size` a tile of `tile` of `out` numbers lies between at most."""
+    firsts = range(0, out, tile)
+    return max(min(_near(min(i + tile, out) - 1, size, out) + 1, size - 1) - _near(i, size, out) + 1 for i in firsts)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the kernels are compiled for: sizes of the image, a patch, a tile and each level."""
+
+    H: int
+    W: int
+    SIDE: int
+    ROWS: int
+    COLS: int
+    sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def tiles(self) -> int:
+        """Of an image, each in three colours."""
+        return triton.cdiv(self.H, self.ROWS) * triton.cdiv(self.W, self.COLS)
+
+    @property
+    def footprints(self) -> list[tuple[int, int]]:
+        return [(_footprint(h, self.H, self.ROWS), _footprint(w, self.W, self.COLS)) for h, w in self.sizes]
+
+    @property
+    def offsets(self) -> list[int]:
+        """Of each level in a part, and last the part's size."""
+        ends = [0]
+        for k, j in self.footprints:
+            ends.append(ends[-1] + k * j)
+        return ends
+
+    def compare(self, strides: Sequence[int], squared: bool, gradient: bool) -> dict:
+        """`compare`'s constexprs."""
+        return {
+            "SIZES": tuple(n for size in self.sizes for n in size),
+            "STRIDES": tuple(strides),
+            "FOOTPRINTS": tuple(n for k, j in self.footprints for n in (k, j, triton.next_power_of_2(j))),
+            "OFFSETS": tuple(self.offsets[:-1]),
+            "LEVELS": len(self.sizes),
+            "SIDE": self.SIDE,
+            "SQUARED": squared,
+            "GRADIENT": gradient,
+        } | self._common()
+
+    def fold(self, level: int, strides: Sequence[int], block: int) -> dict:
+        """`fold`'s constexprs for one level; at most `block` cells a program."""
+        (h, w), (k, j) = self.sizes[level], self.footprints[level]
+        own = {"SIZE": (h, w), "STRIDE": tuple(strides), "K": k, "J": j, "OFFSET": self.offsets[level]}
+        return own | {"BLOCK": min(block, triton.next_power_of_2(h * w))} | self._common()
+
+    def _common(self) -> dict:
+        return {"PART": self.offsets[-1], "H": self.H, "W": self.W, "ROWS": self.ROWS, "COLS": self.COLS}
+
+
+def _plan(H: int, W: int, side: int, sizes: Sequence[tuple[int, int]], given: dict) -> Plan:
+    """With tiles of the launch settings, which it takes out of `given`; no larger than the image needs."""
+    rows, cols = (min(given.pop(name), triton.next_power_of_2(n)) for name, n in (("ROWS", H), ("COLS", W)))
+    return Plan(H, W, side, rows, cols, tuple(sizes))
+
+
+def _summed(dtype: torch.dtype) -> torch.dtype:
+    """Of a gradient as the op returns it; ops.masked_loss says why."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def run(
+    levels: Sequence[Tensor],
+    bias: Tensor,
+    images: Tensor,
+    flip: Tensor,
+    mask: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm: str,
+    need_grad: bool,
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """loss, grad_levels, grad_bias of ops.masked_loss; two launches, and one for each level where gradients are asked for."""
+    N, H, W, _ = images.shape
+    loss = bias.new_empty(())
+    grad_levels = [torch.empty_like(level, dtype=_summed(level.dtype)) for level in levels] if need_grad else []
+    grad_bias = bias.new_empty(3 if need_grad else 0, dtype=_summed(bias.dtype))
+    target, dtype, squared = launch.target_of(images.device), levels[0].dtype, norm == "l2"
+    compared, totalled, folded = (launch.settings(f"masked_loss.{k}", dtype, target) for k in ("compare", "total", "fold"))
+    plan = _plan(H, W, H // mask.shape[1], [tuple(level.shape[2:]) for level in levels], compared)
+    programs = N * plan.tiles * 3
+    sums = images.new_empty(3, programs, dtype=torch.float32)
+    parts = images.new_empty(programs if need_grad else 0, plan.offsets[-1], dtype=torch.float32)
+    factor = images.new_empty((), dtype=torch.float64)
+    numbers = [255 * m for m in mean] + [1 / (255 * s) for s in std]
+    strides = [s for level in levels for s in level.stride()]
+    pixels = bias.contiguous(), images.contiguous(), flip.contiguous().view(torch.int8), mask.contiguous().view(torch.int8)
+    with launch.on(images.device):
+        if programs:
+            constexprs = plan.compare(strides, squared, need_grad)
+            compare[(programs,)](tuple(levels), *pixels, sums, parts, *numbers, **constexprs, **compared)
+        total[(1,)](sums, loss, grad_bias, factor, programs, SQUARED=squared, GRADIENT=need_grad, **totalled)
+        for i, grad in enumerate(grad_levels if programs else []):
+            constexprs = plan.fold(i, grad.stride(), folded["BLOCK"])
+            grid = (N * 3 * triton.cdiv(grad.shape[2] * grad.shape[3], constexprs["BLOCK"]),)
+            fold[grid](parts, factor, grad, **folded | constexprs)
+    return loss, grad_levels, grad_bias
+
+
+SPECIMENS = {  # H = W, side of a patch, sides of the levels
+    "224 px, levels 28, 14, 7": (224, 8, (28, 14, 7)),
+    "32 px, levels 32, 16, 8": (32, 4, (32, 16, 8)),
+}
+
+
+def specimens(dtype: torch.dtype) -> list[Specimen]:
+    """The kernels with gradients, L1, levels in channels_last memory; `total` once."""
+    number = pointer(dtype)
+    found = []
+    for label, (side, patch, levels) in SPECIMENS.items():
+        strides = [(3 * n * n, 1, 3 * n, 3) for n in levels]
+
+        def plan(target: str, side: int = side, patch: int = patch, levels: tuple[int, ...] = levels) -> Plan:
+            return _plan(side, side, patch, [(n, n) for n in levels], launch.settings("masked_loss.compare", dtype, target))
+
+        def whole(target: str, plan: Callable[[str], Plan] = plan, strides: list = strides) -> dict:
+            return plan(target).compare([s for level in strides for s in level], False, True)
+
+        pointers = {"levels": (number,) * len(levels), "bias_ptr": number, "images_ptr": "*u8", "flip_ptr": "*i8"}
+        pointers |= {"mask_ptr": "*i8", "sums_ptr": "*fp32", "parts_ptr": "*fp32"}
+        numbers = {f"{name}{c}": "fp32" for name in ("shift", "scale") for c in range(3)}
+        found.append(Specimen(compare, pointers | numbers, whole, "masked_loss.compare", dtype, label))
+        for i, stride in enumerate(strides):
+
+            def one(target: str, plan: Callable[[str], Plan] = plan, i: int = i, stride: tuple = stride) -> dict:
+                return plan(target).fold(i, stride, launch.settings("masked_loss.fold", dtype, target)["BLOCK"])
+
+            pointers = {"parts_ptr": "*fp32", "factor_ptr": "*fp64", "grad_ptr": "*fp32"}
+            found.append(Specimen(fold, pointers, one, "masked_loss.fold", dtype, f"{label}: {levels[i]}"))
+    signature = {"sums_ptr": "*fp32", "loss_ptr": number, "grad_bias_ptr": "*fp32", "factor_ptr": "*fp64", "programs": "i32"}
+    constexprs = {"SQUARED": False, "GRADIENT": True}
+    found.append(Specimen(total, signature, constexprs, "masked_loss.total", dtype, "all tiles", frozenset({"programs"})))
+    return found

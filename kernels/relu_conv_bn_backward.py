@@ -1,0 +1,242 @@
+"""ReLU, 1x1 convolution, BatchNorm: gradients. fastdarts/ops/relu_conv_bn.py holds the definition.
+
+BatchNorm's two sums first; then the gradient of x and that of the weights, both from dy = a g + q xhat + c, which is formed
+in registers. Sums over pixels are cut into pieces that depend on the shape alone and added in order, in float64.
+
+Letters as in relu_conv_bn.py.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastdarts.kernels import launch
+from fastdarts.kernels.compile import Specimen
+from fastdarts.kernels.relu_conv_bn import SHAPES, blocks, input_pixel, load_weight, sizes, specimen, split
+
+
+@triton.jit
+def load_dy(g_ptr, xhat_ptr, factor_ptr, i_number, i_out, m_out, m_number, D: tl.constexpr):
+    """dL/dy = a g + q xhat + c at (pixels, outputs), zero where m_number is False."""
+    a = tl.load(factor_ptr + i_out, mask=m_out, other=0.0)
+    q = tl.load(factor_ptr + D + i_out, mask=m_out, other=0.0)
+    c = tl.load(factor_ptr + 2 * D + i_out, mask=m_out, other=0.0)
+    g = tl.load(g_ptr + i_number, mask=m_number, other=0.0).to(tl.float32)
+    xhat = tl.load(xhat_ptr + i_number, mask=m_number, other=0.0).to(tl.float32)
+    return tl.where(m_number, a[None, :] * g + (q[None, :] * xhat + c[None, :]), 0.0)
+
+
+@triton.jit
+def backward_sums(g_ptr, xhat_ptr, parts_ptr, m, tiles, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """parts (programs, 2, D): sums of g and of g * xhat over `tiles` tiles of pixels."""
+    program = tl.program_id(0)
+    i_out = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_out = i_out < D
+    s0 = tl.full([BLOCK_D], 0, tl.float32)
+    s1 = tl.full([BLOCK_D], 0, tl.float32)
+    for tile in range(program * tiles, tl.minimum(program * tiles + tiles, tl.cdiv(m, BLOCK_M))):
+        i_pixel = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+        i_number = i_pixel[:, None] * D + i_out[None, :]
+        mask = (i_pixel < m)[:, None] & m_out[None, :]
+        g = tl.load(g_ptr + i_number, mask=mask, other=0.0).to(tl.float32)
+        xhat = tl.load(xhat_ptr + i_number, mask=mask, other=0.0).to(tl.float32)
+        s0 += tl.sum(g, 0)
+        s1 += tl.sum(g * xhat, 0)
+    p_part = parts_ptr + program.to(tl.int64) * (2 * D) + i_out
+    tl.store(p_part, s0, mask=m_out)
+    tl.store(p_part + D, s1, mask=m_out)
+
+
+@triton.jit
+def factors(
+    parts_ptr, statistics_ptr, factor_ptr, eps, m, programs, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """factor (3, D): a, q, c of dy. No programs: the statistics are constants, and q and c are zero."""
+    i_out = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_out = i_out < D
+    s0 = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
+    s1 = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
+    for first in range(0, programs, BLOCK_P):
+        i_part = first + tl.arange(0, BLOCK_P)
+        mask = (i_part < programs)[:, None] & m_out[None, :]
+        p_part = parts_ptr + i_part[:, None] * (2 * D) + i_out[None, :]
+        s0 += tl.load(p_part, mask=mask, other=0.0)
+        s1 += tl.load(p_part + D, mask=mask, other=0.0)
+    r = 1.0 / tl.sqrt(tl.load(statistics_ptr + D + i_out, mask=m_out, other=1.0) + eps)
+    tl.store(factor_ptr + i_out, r.to(tl.float32), mask=m_out)
+    tl.store(factor_ptr + D + i_out, (-r * tl.sum(s1, 0) / m).to(tl.float32), mask=m_out)
+    tl.store(factor_ptr + 2 * D + i_out, (-r * tl.sum(s0, 0) / m).to(tl.float32), mask=m_out)
+
+
+@triton.jit
+def gradient_x(
+    g_ptr,
+    xhat_ptr,
+    x_ptr,
+    w0_ptr,
+    w1_ptr,
+    factor_ptr,
+    grad_ptr,
+    m,
+    C: tl.constexpr,
+    HALF: tl.constexpr,
+    TAPS: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """grad of x where a tap took it and the ReLU let it through; with two taps also the zeros beside it."""
+    D: tl.constexpr = TAPS * HALF
+    BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
+    tap = tl.program_id(1) // BLOCKS
+    i_in = tl.program_id(1) % BLOCKS * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_in = i_in < C
+    i_pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m_pixel = i_pixel < m
+    dx = tl.full([BLOCK_M, BLOCK_C], 0, tl.float32)
+    for first in range(0, HALF, BLOCK_D):
+        i_half = first + tl.arange(0, BLOCK_D)
+        m_out = i_half < HALF
+        i_out = tap * HALF + i_half
+        i_number = i_pixel[:, None] * D + i_out[None, :]
+        dy = load_dy(g_ptr, xhat_ptr, factor_ptr, i_number, i_out, m_out, m_pixel[:, None] & m_out[None, :], D)
+        w = load_weight(w0_ptr, w1_ptr, tap, i_half[:, None] * C + i_in[None, :], m_out[:, None] & m_in[None, :])
+        dx = tl.dot(dy.to(w.dtype), w, dx, input_precision="ieee")
+    source = input_pixel(i_pixel, tap, TAPS, W)
+    mask = m_pixel[:, None] & m_in[None, :]
+    i_number = source[:, None] * C + i_in[None, :]
+    x = tl.load(x_ptr + i_number, mask=mask, other=0.0)
+    dx = tl.where(x > 0, dx, 0.0).to(grad_ptr.dtype.element_ty)
+    tl.store(grad_ptr + i_number, dx, mask=mask)
+    if TAPS == 2:
+        tl.store(grad_ptr + i_number + (1 - 2 * tap) * C, tl.zeros_like(dx), mask=mask)
+
+
+@triton.jit
+def gradient_weights(
+    g_ptr,
+    xhat_ptr,
+    x_ptr,
+    factor_ptr,
+    parts_ptr,
+    m,
+    tiles,
+    C: tl.constexpr,
+    HALF: tl.constexpr,
+    TAPS: tl.constexpr,
+    W: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """parts (programs, D, C): the weights' gradient over `tiles` tiles of pixels."""
+    D: tl.constexpr = TAPS * HALF
+    BLOCKS: tl.constexpr = (HALF + BLOCK_D - 1) // BLOCK_D
+    program = tl.program_id(0)
+    tap = tl.program_id(1) // BLOCKS
+    i_half = tl.program_id(1) % BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    i_in = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_out, m_in = i_half < HALF, i_in < C
+    i_out = tap * HALF + i_half
+    grad = tl.full([BLOCK_D, BLOCK_C], 0, tl.float32)
+    for tile in range(program * tiles, tl.minimum(program * tiles + tiles, tl.cdiv(m, BLOCK_M))):
+        i_pixel = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+        m_pixel = i_pixel < m
+        i_number = i_pixel[:, None] * D + i_out[None, :]
+        dy = load_dy(g_ptr, xhat_ptr, factor_ptr, i_number, i_out, m_out, m_pixel[:, None] & m_out[None, :], D)
+        p_x = x_ptr + input_pixel(i_pixel, tap, TAPS, W)[:, None] * C + i_in[None, :]
+        x = tl.load(p_x, mask=m_pixel[:, None] & m_in[None, :], other=0.0)
+        x = tl.where(x < 0, tl.zeros_like(x), x)
+        grad = tl.dot(tl.trans(dy.to(x.dtype)), x, grad, input_precision="ieee")
+    p_part = parts_ptr + program.to(tl.int64) * (D * C) + i_out[:, None] * C + i_in[None, :]
+    tl.store(p_part, grad, mask=m_out[:, None] & m_in[None, :])
+
+
+@triton.jit
+def collect(parts_ptr, grad0_ptr, grad1_ptr, programs, NUMBERS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr):
+    """The sum of the parts (programs, NUMBERS), its first half to grad0 and its second to grad1."""
+    i_number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.full([BLOCK], 0, tl.float64)
+    p_part = parts_ptr + i_number
+    for _ in range(programs):
+        total += tl.load(p_part, mask=i_number < NUMBERS, other=0.0)
+        p_part += NUMBERS
+    ONE: tl.constexpr = NUMBERS // TAPS
+    grad = total.to(tl.float32).to(grad0_ptr.dtype.element_ty)
+    tl.store(grad0_ptr + i_number, grad, mask=i_number < ONE)
+    tl.store(grad1_ptr + i_number - ONE, grad, mask=(i_number >= ONE) & (i_number < NUMBERS))
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    out: Tensor,
+    statistics: Tensor,
+    eps: float,
+    batch_statistics: bool,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """grad_x and grad_weights of the registered op; at most five launches."""
+    grad, x, out = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x, out))
+    w0, w1 = (w.contiguous() for w in (weights[0], weights[-1]))
+    m, shape = sizes(x, weights)
+    C, half, taps = shape["C"], shape["HALF"], shape["TAPS"]
+    D = half * taps
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else x.new_empty(0)
+    grad_weights = [w.new_empty(w.shape) for w in weights] if need_weights else []
+    factor = x.new_empty(3, D, dtype=torch.float32)
+    target = launch.target_of(x.device)
+
+    def given(kernel: str, **extents: int) -> tuple[dict, int]:
+        row = launch.settings(f"relu_conv_bn.{kernel}", x.dtype, target)
+        return blocks(row, **extents), row.get("PROGRAMS", 1)
+
+    with launch.on(x.device):
+        chosen, most = given("backward_sums", BLOCK_M=m, BLOCK_D=D)
+        programs, tiles = split(m, chosen["BLOCK_M"], most) if batch_statistics else (0, 0)
+        parts = x.new_empty(programs, 2, D, dtype=torch.float32)
+        if batch_statistics:
+            grid = (programs, triton.cdiv(D, chosen["BLOCK_D"]))
+            backward_sums[grid](grad, out, parts, m, tiles, D=D, **chosen)
+        chosen, _ = given("factors", BLOCK_P=max(programs, 1), BLOCK_D=D)
+        factors[(triton.cdiv(D, chosen["BLOCK_D"]),)](parts, statistics, factor, eps, m, programs, D=D, **chosen)
+        if need_x:
+            chosen, _ = given("gradient_x", BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
+            grid = (triton.cdiv(m, chosen["BLOCK_M"]), taps * triton.cdiv(C, chosen["BLOCK_C"]))
+            gradient_x[grid](grad, out, x, w0, w1, factor, grad_x, m, **shape, **chosen)
+        if need_weights:
+            chosen, most = given("gradient_weights", BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
+            programs, tiles = split(m, chosen["BLOCK_M"], most)
+            parts = x.new_empty(programs, D, C, dtype=torch.float32)
+            grid = (programs, taps * triton.cdiv(half, chosen["BLOCK_D"]), triton.cdiv(C, chosen["BLOCK_C"]))
+            gradient_weights[grid](grad, out, x, factor, parts, m, tiles, **shape, **chosen)
+            chosen, _ = given("collect", BLOCK=D * C)
+            grid = (triton.cdiv(D * C, chosen["BLOCK"]),)
+            collect[grid](parts, grad_weights[0], grad_weights[-1], programs, NUMBERS=D * C, TAPS=taps, **chosen)
+    return grad_x, grad_weights
+
+
+def specimens(dtype: torch.dtype) -> list[Specimen]:
+    """The backward kernels of the same layers."""
+    found = []
+    for label, shape in SHAPES.items():
+        given = dict(zip(("C", "HALF", "TAPS", "W"), shape, strict=True))
+        C, half, taps, _ = shape
+        D = half * taps
+        many = 2**16
+        product = {"BLOCK_M": many, "BLOCK_D": half, "BLOCK_C": C}
+        for kernel, constexprs, extents in (
+            (backward_sums, {"D": D}, {"BLOCK_M": many, "BLOCK_D": D}),
+            (factors, {"D": D}, {"BLOCK_P": many, "BLOCK_D": D}),
+            (gradient_x, given, product),
+            (gradient_weights, given, product),
+            (collect, {"NUMBERS": D * C, "TAPS": taps}, {"BLOCK": D * C}),
+        ):
+            found.append(specimen(kernel, f"relu_conv_bn.{kernel.__name__}", dtype, label, constexprs, **extents))
+    return found

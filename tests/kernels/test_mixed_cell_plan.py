@@ -1,0 +1,104 @@
+"""What the Triton kernels of mixed_cell launch for a cell: how often, over what, and what that moves. Needs no Triton."""
+
+from collections import Counter
+
+import pytest
+
+from fastdarts.kernels.mixed_cell_plan import Plan, launch_plan, saved_numbers
+from fastdarts.kernels.mixed_cell_table import ALIGN, FREE, SUMMED, Call, Needs, Split
+from fastdarts.ops.graph import Candidate, Graph
+from tests.ops.cells import EVERY, S0, dense, one_edge
+
+NORMAL, REDUCTION = dense(4), dense(4, 2)
+CIFAR = 64, 16, 32, 32
+ALPHA = Needs(inputs=True, ops=True, weights=False)
+
+
+def counts(call: Call, needs: Needs | None = None) -> Counter:
+    return Counter(launch.kernel for launch in launch_plan(call, needs))
+
+
+def test_a_normal_cell() -> None:
+    """Four waves: 24 launches forward, 29 backward for the weights of candidates, 34 with those of convolutions."""
+    call = Call(NORMAL, CIFAR)
+    forward = {"separable": 8, "pool_sums": 4, "factors": 8, "node": 4}
+    assert counts(call) == forward and sum(forward.values()) == 24
+    alpha = {"pool_gradient": 4, "state_gradient": 5, "sums": 4, "mix": 4, "product": 8, "middle": 4}
+    assert counts(call, ALPHA) == alpha and sum(alpha.values()) == 29
+    learnt = {"matrix_gradient": 2, "tap_gradient": 2, "collect": 1}
+    assert counts(call, Needs()) == alpha | learnt and sum((alpha | learnt).values()) == 34
+
+
+def test_a_reduction_cell() -> None:
+    """One launch more for FactorizedReduce, in the forward and for its weights."""
+    call = Call(REDUCTION, CIFAR)
+    assert counts(call) == counts(Call(NORMAL, CIFAR)) + Counter(dense=1)
+    assert counts(call, ALPHA) == counts(Call(NORMAL, CIFAR), ALPHA)
+    assert counts(call, Needs()) == counts(Call(NORMAL, CIFAR), Needs()) + Counter(dense_gradient=1)
+
+
+@pytest.mark.parametrize("graph", [NORMAL, REDUCTION])
+def test_running_statistics_and_random_channels(graph: Graph) -> None:
+    """Without batch statistics all factors are there at once; drawn channels are inverted once in each direction."""
+    batch = counts(Call(graph, CIFAR))
+    running = counts(Call(graph, CIFAR, batch=False))
+    assert running == batch - Counter(pool_sums=4, factors=7)
+    assert counts(Call(graph, CIFAR, 4, chosen=True)) == batch + Counter(places=1)
+    assert counts(Call(graph, CIFAR, 4, chosen=True), Needs()) == counts(Call(graph, CIFAR), Needs()) + Counter(places=1)
+
+
+@pytest.mark.parametrize("nodes", range(1, 7))
+def test_launches_grow_with_nodes_and_not_with_edges(nodes: int) -> None:
+    assert sum(counts(Call(dense(nodes), CIFAR)).values()) == 6 * nodes
+    wide = dense(1, inputs=4, candidates=S0)
+    assert sum(counts(Call(wide, CIFAR)).values()) == 6
+
+
+def test_only_what_is_asked_for_is_launched() -> None:
+    call = Call(NORMAL, CIFAR)
+    only_mix = counts(call, Needs(inputs=False, weights=False))
+    assert only_mix == counts(call, ALPHA) - Counter(pool_gradient=1, state_gradient=1, product=2, middle=1)
+    assert counts(Call(NORMAL, CIFAR, batch=False), Needs(ops=False))["sums"] == 0
+    nothing = one_edge(Candidate.NONE, Candidate.SKIP)
+    assert counts(Call(nothing, CIFAR)) == {"node": 1}
+    assert counts(Call(nothing, CIFAR), Needs()) == {"state_gradient": 2, "sums": 1, "mix": 1}
+
+
+def test_bytes_and_operations_of_a_normal_cell() -> None:
+    """Passes over a tensor of (m, C): units read and write, nodes read each y and state; the convolutions' operations."""
+    m, C = 64 * 32 * 32, 16
+    forward = launch_plan(Call(NORMAL, CIFAR))
+    units, pools, terms, states, written = 14 * 6, 5, 14 * 4, 14, 4 + 3
+    assert sum(launch.numbers for launch in forward) == (2 * units + pools + terms + states + written) * m * C
+    operations = sum(launch.operations for launch in forward if launch.kernel == "separable")
+    assert operations == 14 * 2 * m * C * (2 * (9 + C) + 2 * (25 + C) + (9 + C) + (25 + C))
+    assert forward[0].bytes(2) == 2 * forward[0].numbers
+    assert all(launch.programs > 0 for launch in forward)
+
+
+@pytest.mark.parametrize("pixels", [1, 63, 64, 65, 1000, 65536, 802816, 10**7])
+@pytest.mark.parametrize("how", [SUMMED, FREE])
+def test_parts_cover_all_pixels(pixels: int, how: tuple[int, int]) -> None:
+    split = Split.of(pixels, *how)
+    assert (split.parts - 1) * split.per < pixels <= split.parts * split.per
+    assert split.parts <= how[0] and split.per % how[1] == 0
+
+
+@pytest.mark.parametrize(("k", "chosen"), [(1, False), (2, True)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_kept_does_not_overlap(stride: int, k: int, chosen: bool) -> None:
+    """Each y, each state and the factors have room of their own, and backward finds them where forward put them."""
+    graph = dense(3, stride, S0 if stride == 2 else EVERY)
+    shape = (3, 20, 6, 10)
+    plan = Plan(Call(graph, shape, k, chosen))
+    size, state = plan.m * plan.Cq, plan.m * plan.C
+    places = [(unit.y * ALIGN, size) for unit in plan.units] + [(at * ALIGN, state) for at in plan.state if at >= 0]
+    places = sorted([*places, (plan.norms_at, 6 * graph.norms * plan.Cq)])
+    ends = [begin + length for begin, length in places]
+    assert all(end <= begin for end, (begin, _) in zip(ends, places[1:], strict=False)) and ends[-1] <= plan.saved
+    assert plan.saved == saved_numbers(tuple(graph.encode()), shape, k)
+    for needs in (Needs(), ALPHA, Needs(False, False, True)):
+        back = Plan(Call(graph, shape, k, chosen), needs)
+        assert [unit.y for unit in back.units] == [unit.y for unit in plan.units] and back.state == plan.state
+        assert back.saved == plan.saved and back.norms_at == plan.norms_at
+    assert plan.numbers == graph.size(plan.Cq)

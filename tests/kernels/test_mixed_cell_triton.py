@@ -1,0 +1,139 @@
+"""mixed_cell's kernels in the interpreter: as exact as eager, only what is asked for, the same bits in each run.
+
+The interpreter takes about a millisecond for each tile: graphs of three edges, images of some hundred pixels.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdarts.kernels import mixed_cell as kernels
+from fastdarts.ops import batch_norm
+from fastdarts.ops.graph import Candidate, Edge, Graph
+from tests.ops.cells import EVERY, STRIDED, Call, dense, one_edge
+from tests.ops.exactness import Named, assert_exact, double, uninitialised_memory_is_nan
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FEW = (Candidate.SEP_CONV_3, Candidate.NONE, Candidate.MAX_POOL_3, Candidate.SKIP)
+SMALL = {"N": 2, "C": 8, "H": 5, "W": 7}  # 70 pixels: two parts, the second nearly empty
+STRIDED_SMALL = {"N": 2, "C": 8, "H": 10, "W": 14}
+
+
+def channels_last(t: Tensor) -> Tensor:
+    return t.detach().contiguous(memory_format=torch.channels_last)
+
+
+def by_kernels(call: Call, dtype: torch.dtype, needs: tuple[bool, bool, bool] = (True, True, True)) -> Named:
+    """The output, the running statistics after it, and the gradients, in memory that is NaN before it is written."""
+    named, rest = call.tensors(dtype), call.constants(dtype)
+    inputs = [channels_last(named[f"input {i}"]) for i in range(call.graph.inputs)]
+    ops, edges, weights = (named[name].detach() if name in named else None for name in ("ops", "edges", "weights"))
+    running = (rest["mean"], rest["var"]) if call.running else None
+    mean, var = (None, None) if call.training or running is None else running
+    cell = rest["channels"], call.graph.encode(), call.k, call.eps
+    with uninitialised_memory_is_nan():
+        out, statistics, saved = kernels.forward(inputs, ops, edges, weights, mean, var, *cell)
+        result = {"out": out.clone()}
+        out.fill_(float("nan"))  # nobody's state
+        given = channels_last(rest["grad"]), inputs, ops, edges, weights, statistics, saved, *cell, mean is None
+        grad_inputs, grad_ops, grad_edges, grad_weights = kernels.backward(*given, *needs)
+    if running:
+        if call.training:
+            batch_norm.update_running(running, statistics, out.numel() // out.shape[1], 0.1)
+        result |= {"mean": running[0], "var": running[1]}
+    result |= {f"d input {i}": g for i, g in enumerate(grad_inputs)} | {"d ops": grad_ops}
+    return result | ({} if edges is None else {"d edges": grad_edges}) | {"d weights": grad_weights}
+
+
+def check(call: Call, dtype: torch.dtype = torch.float32) -> None:
+    layouts = [call.but(channels_last=flag) for flag in (False, True)]
+    eager = [one.run(one.tensors(dtype), "definition", dtype) for one in layouts]
+    reference = call.run(double(call.tensors(dtype)), "definition", torch.float64)
+    assert_exact(by_kernels(call, dtype), eager, reference, dtype)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "stride"), [*((c, 1) for c in EVERY), *((c, 2) for c in STRIDED)], ids=lambda value: str(int(value))
+)
+def test_each_candidate(candidate: Candidate, stride: int) -> None:
+    """Two nodes of nothing else; with all channels, with the first half of them, with a quarter drawn at random."""
+    number = 3 * candidate + stride
+    k = (1, 2, 4)[number % 3]
+    sizes = STRIDED_SMALL if stride == 2 else SMALL
+    call = Call(dense(2, stride, (candidate,), inputs=1), **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number)
+    check(call.but(C=8 * k))
+
+
+@pytest.mark.parametrize("candidate", [Candidate.SEP_CONV_3, Candidate.DIL_CONV_5, Candidate.AVG_POOL_3, Candidate.CONV_3])
+def test_half_precision(candidate: Candidate) -> None:
+    check(Call(dense(2, 1, (candidate, Candidate.MAX_POOL_3), inputs=1), **SMALL), torch.float16)
+
+
+def test_half_precision_under_a_stride() -> None:
+    check(Call(dense(1, 2, (*FEW, Candidate.AVG_POOL_3), inputs=2), **STRIDED_SMALL, k=2), torch.float16)
+
+
+@pytest.mark.parametrize("edges", [True, False])
+@pytest.mark.parametrize(("training", "running"), [(True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 2, True)])
+def test_settings(stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool) -> None:
+    sizes = STRIDED_SMALL if stride == 2 else SMALL
+    call = Call(dense(2, stride, FEW, inputs=1), **sizes, k=k, edges=edges, chosen=chosen, running=running, training=training)
+    check(call.but(eps=1e-3))
+
+
+@pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (1, 4, False), (2, 2, False), (2, 4, True)])
+@pytest.mark.parametrize("images", ["masked", "shifted"])
+def test_masked_and_shifted_images(images: str, stride: int, k: int, chosen: bool) -> None:
+    """Regions of one constant, where every maximum is a tie; means a thousand times the standard deviation."""
+    listed = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.DIL_CONV_3)
+    call = Call(dense(1, stride, listed, inputs=2), 1, 4 * k, 12, 16, k, images=images, chosen=chosen)
+    check(call)
+
+
+UNEVEN = Graph(
+    3,
+    3,
+    (
+        Edge(1, 0, 1, (Candidate.DIL_CONV_3, Candidate.CONV_1)),
+        Edge(1, 0, 1, (Candidate.PLAIN_AVG_POOL_3, Candidate.SKIP, Candidate.AVG_POOL_3)),
+        Edge(0, 1, 1, (Candidate.SEP_CONV_3,)),
+        Edge(3, 2, 1, (Candidate.MAX_POOL_3, Candidate.NONE)),
+        Edge(2, 2, 1, (Candidate.AVG_POOL_3, Candidate.MAX_POOL_3)),
+    ),
+)
+
+
+@pytest.mark.parametrize(("k", "chosen"), [(1, False), (3, False), (3, True)])
+def test_edges_of_different_candidates(k: int, chosen: bool) -> None:
+    """An edge twice, nodes that nobody reads, channels that fill no power of two."""
+    check(Call(UNEVEN, 1, 6 * k, 9, 8, k, chosen=chosen))
+
+
+@pytest.mark.parametrize("size", [(1, 17, 3, 4), (3, 20, 1, 2), (5, 2, 4, 1)])
+def test_sizes(size: tuple[int, int, int, int]) -> None:
+    check(Call(dense(2, candidates=(Candidate.SEP_CONV_3, Candidate.MAX_POOL_3, Candidate.SKIP), inputs=1), *size))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_only_the_gradients_that_are_asked_for_and_the_same_bits(stride: int) -> None:
+    candidates = (Candidate.DIL_CONV_3, Candidate.SKIP, Candidate.AVG_POOL_3)
+    sizes = STRIDED_SMALL if stride == 2 else SMALL
+    call = Call(dense(2, stride, candidates, inputs=1), **sizes, k=2)
+    whole = by_kernels(call, torch.float32)
+    for needs in ((True, True, True), (False, True, False), (True, False, False), (False, False, True)):
+        got = by_kernels(call, torch.float32, needs)
+        for name, wanted in (("d input 0", needs[0]), ("d ops", needs[1]), ("d edges", needs[1]), ("d weights", needs[2])):
+            assert (name in got and got[name].numel() > 0) == wanted
+            assert not wanted or torch.equal(got[name], whole[name])
+        assert torch.equal(got["out"], whole["out"])
+
+
+def test_more_inputs_than_pointers_are_refused() -> None:
+    graph = Graph(5, 1, tuple(Edge(i, 0, 1, (Candidate.SKIP,)) for i in range(5)))
+    with pytest.raises(ValueError, match="at most 4 inputs, this one has 5"):
+        by_kernels(Call(graph, **SMALL), torch.float32)
+
+
+def test_one_pixel() -> None:
+    check(Call(one_edge(Candidate.SKIP), 1, 1, 1, 1))

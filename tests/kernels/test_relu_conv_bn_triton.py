@@ -1,0 +1,83 @@
+"""relu_conv_bn's kernels in the interpreter: as exact as eager, only what is asked for, the same bits in each run."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fastdarts.kernels import relu_conv_bn as forward_kernels
+from fastdarts.kernels import relu_conv_bn_backward as backward_kernels
+from fastdarts.ops import batch_norm
+from tests.ops.exactness import Named, assert_exact, double, uninitialised_memory_is_nan
+from tests.ops.test_relu_conv_bn import Call
+
+EPS = 1e-4
+
+
+def by_kernels(call: Call, named: Named, dtype: torch.dtype, need_x: bool = True, need_weights: bool = True) -> Named:
+    """Output, gradients and moved running statistics, by the kernels as the registered ops call them."""
+    x, *weights = (t.detach() for t in named.values())
+    running, grad = call.constants(dtype)
+    mean, var = (None, None) if call.training else running
+    with uninitialised_memory_is_nan():
+        out, statistics = forward_kernels.forward(x, weights, mean, var, EPS)
+        given = grad, x, weights, out, statistics, EPS, call.training, need_x, need_weights
+        grad_x, grad_weights = backward_kernels.backward(*given)
+    assert statistics.dtype == torch.float64
+    if call.training:
+        batch_norm.update_running(running, statistics, out.numel() // out.shape[1], 0.2)
+    moved = {"out": out, "mean": running[0], "var": running[1], "d x": grad_x}
+    return moved | {f"d w{i}": g for i, g in enumerate(grad_weights)}
+
+
+CALLS: list[dict[str, Any]] = [
+    {},
+    {"N": 5, "C": 20, "D": 12, "H": 4, "W": 6, "channels_last": False},
+    {"N": 2, "C": 70, "D": 4, "H": 8, "W": 10},  # more than one block of input channels, pixels that fill no tile
+    {"N": 1, "C": 3, "D": 138, "H": 2, "W": 4},  # and of output channels
+    {"C": 12, "D": 8, "shift": 1e3},
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("sizes", CALLS, ids=str)
+def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, halves: bool, dtype: torch.dtype) -> None:
+    call = Call(**sizes, halves=halves, training=training)
+    named = call.tensors(dtype)
+    got = by_kernels(call, named, dtype)
+    layouts = (replace(call, channels_last=flag) for flag in (False, True))
+    eager = [c.run(c.tensors(dtype), "definition", dtype) for c in layouts]
+    assert_exact(got, eager, call.run(double(named), "definition", torch.float64), dtype)
+
+
+@pytest.mark.parametrize("sizes", [(2, 5, 7, 3, 5), (3, 1, 1, 1, 1), (1, 2, 3, 1, 9)])
+def test_odd_sizes_without_halving(sizes: tuple[int, ...]) -> None:
+    call = Call(*sizes)
+    named = call.tensors()
+    got = by_kernels(call, named, torch.float32)
+    eager, reference = (
+        call.run(tensors, "definition", dtype) for tensors, dtype in ((named, torch.float32), (double(named), torch.float64))
+    )
+    assert_exact(got, [eager], reference, torch.float32)
+
+
+def test_only_the_gradients_that_are_asked_for_and_the_same_bits() -> None:
+    call = Call(halves=True)
+    named = call.tensors()
+    whole = by_kernels(call, named, torch.float32)
+    for need_x, need_weights in ((True, True), (True, False), (False, True), (False, False)):
+        got = by_kernels(call, named, torch.float32, need_x, need_weights)
+        assert (got["d x"].numel() > 0) == need_x and ("d w1" in got) == need_weights
+        asked = [name for name in got if got[name].numel()]
+        assert all(torch.equal(got[name], whole[name]) for name in asked)
+
+
+def test_what_is_not_a_number_is_not_hidden_by_the_relu() -> None:
+    call = Call(N=1, H=2, W=2, training=False)
+    named = {name: t.detach().clone() for name, t in call.tensors().items()}
+    named["x"][0, 0, 0, 1] = torch.nan
+    out = by_kernels(call, named, torch.float32)["out"]
+    assert out[0, :, 0, 1].isnan().all() and out[0, :, 1].isfinite().all()
