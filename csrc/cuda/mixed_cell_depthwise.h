@@ -55,12 +55,13 @@ struct Unit {
   }
 
   // f(row of the tap, its column, row in the strip, the two numbers that meet there), from a compile-time kernel size,
-  // dilation and stride; each number is read once.
-  template <int K, int D, int S, class F>
+  // dilation and stride; each number is read once. UNROLL: how many columns are taken apart at compile time, K where f
+  // keeps what belongs to a tap in registers.
+  template <int K, int D, int S, int UNROLL, class F>
   static FASTDARTS_FN void meet(const float* halo, const Tiles& tiles, const Strip<CB>& strip, F f) {
     const int pitch = ((tiles.columns - 1) * S + 1 + D * (K - 1)) * CB;
     const float* corner = halo + strip.row * S * pitch + strip.column * S * CB + strip.channel;
-#pragma unroll
+#pragma unroll UNROLL
     for (int i_column = 0; i_column < K; ++i_column) {
 #pragma unroll
       for (int i = 0; i <= (STRIP - 1) * S + (K - 1) * D; ++i) {

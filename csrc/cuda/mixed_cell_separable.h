@@ -95,11 +95,12 @@ struct Separable {
     const Strip<CB> strip(thread, tiles.columns);
     Two z[STRIP] = {};
     unit.with_sizes([&]<int K, int D, int S>() {
-      Convolution::template meet<K, D, S>(shared.working.halo, tiles, strip, [&](int i, int j, int out, const Two& x) {
-        const Two tap = two_at(&shared.working.taps[i * K + j][strip.channel]);
-        z[out].lane[0] += x.lane[0] * tap.lane[0];
-        z[out].lane[1] += x.lane[1] * tap.lane[1];
-      });
+      Convolution::template meet<K, D, S, 1>(shared.working.halo, tiles, strip,
+                                             [&](int i, int j, int out, const Two& x) {
+                                               const Two tap = two_at(&shared.working.taps[i * K + j][strip.channel]);
+                                               z[out].lane[0] += x.lane[0] * tap.lane[0];
+                                               z[out].lane[1] += x.lane[1] * tap.lane[1];
+                                             });
     });
 #pragma unroll
     for (int i = 0; i < STRIP; ++i) {

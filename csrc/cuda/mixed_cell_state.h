@@ -122,7 +122,7 @@ struct StateGradient {
     const Unit<T, false> convolution(table_of(args) + args.units + unit * UNIT);
     convolution.with_sizes([&]<int K, int D, int S>() {
       if constexpr (S == 1) {
-        Unit<T, false>::template meet<K, D, 1>(
+        Unit<T, false>::template meet<K, D, 1, 1>(
             shared.convolution.dz, tiles, strip, [&](int i, int j, int out, const Two& dz) {
               const Two tap = two_at(&shared.convolution.taps[i * K + j][strip.channel]);
               behind_relu[out].lane[0] += dz.lane[0] * tap.lane[0];

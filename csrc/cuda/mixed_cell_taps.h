@@ -57,7 +57,7 @@ struct TapGradient {
         dz[i] = pixel < 0 ? Two{{0.0F, 0.0F}} : read(p_dz + pixel * args.CQ, channels);
       }
       unit.with_sizes([&]<int K, int D, int S>() {
-        Convolution::template meet<K, D, S>(shared.halo, tiles, strip, [&](int i, int j, int out, const Two& x) {
+        Convolution::template meet<K, D, S, K>(shared.halo, tiles, strip, [&](int i, int j, int out, const Two& x) {
           sums[i * K + j].lane[0] += dz[out].lane[0] * x.lane[0];
           sums[i * K + j].lane[1] += dz[out].lane[1] * x.lane[1];
         });

@@ -23,7 +23,7 @@ CALLS = {
     "strided": Call(dense(2, 2), N=2, C=16, H=12, W=20, k=2, images="masked"),
     "random channels": Call(dense(2, 2), N=2, C=16, H=12, W=12, k=4, chosen=True, edges=False),
     "12 channels": Call(dense(1), N=2, C=12, H=9, W=8, images="shifted"),
-    "24 channels": Call(one_edge(*CONVOLUTIONS, Candidate.MAX_POOL_3, stride=2), N=3, C=24, H=10, W=6),
+    "24 channels": Call(one_edge(*CONVOLUTIONS, Candidate.MAX_POOL_3, stride=2), N=2, C=24, H=10, W=6),
     "64 channels": Call(one_edge(*CONVOLUTIONS), N=1, C=64, H=5, W=5),
     "wide": Call(one_edge(*CONVOLUTIONS, *list(Candidate)[2:4]), N=1, C=3, H=5, W=35),
     "mean without BN": Call(one_edge(*list(Candidate)[2:4], Candidate.PLAIN_AVG_POOL_3), N=2, C=16, H=9, W=18),
