@@ -13,24 +13,14 @@
 namespace fastdarts::cuda {
 
 // The names of the Triton kernels' arguments. A kernel has those that it reads, the others are null and 0.
-#define FASTDARTS_CELL_POINTERS(X)                                                                    \
-  X(p_x0)                                                                                             \
-  X(p_x1)                                                                                             \
-  X(p_x2)                                                                                             \
-  X(p_x3)                                                                                             \
-  X(p_saved)                                                                                          \
-  X(p_work)                                                                                           \
-  X(p_grad) X(p_dx0) X(p_dx1) X(p_dx2) X(p_dx3) X(p_weights) X(p_channels) X(p_norms) X(p_statistics) \
-      X(p_coefficients) X(p_ops) X(p_edges) X(p_parts) X(p_table)
-#define FASTDARTS_CELL_INTEGERS(X)                                                                             \
-  X(listed)                                                                                                    \
-  X(units)                                                                                                     \
-  X(edges_at)                                                                                                  \
-  X(states_at)                                                                                                 \
-  X(pools_at)                                                                                                  \
-  X(H)                                                                                                         \
-  X(W) X(Ho) X(Wo) X(m) X(pixels) X(per) X(parts) X(columns) X(numbers) X(C) X(CQ) X(NODES) X(TILES) X(CHOSEN) \
-      X(BATCH) X(WEIGHTED) X(SECOND) X(DENSE)
+// clang-format off
+#define FASTDARTS_CELL_POINTERS(X) \
+  X(p_x0) X(p_x1) X(p_x2) X(p_x3) X(p_saved) X(p_work) X(p_grad) X(p_dx0) X(p_dx1) X(p_dx2) X(p_dx3) X(p_weights) \
+  X(p_channels) X(p_norms) X(p_statistics) X(p_coefficients) X(p_ops) X(p_edges) X(p_parts) X(p_table)
+#define FASTDARTS_CELL_INTEGERS(X) \
+  X(listed) X(units) X(edges_at) X(states_at) X(pools_at) X(H) X(W) X(Ho) X(Wo) X(m) X(pixels) X(per) X(parts) \
+  X(columns) X(numbers) X(C) X(CQ) X(NODES) X(TILES) X(CHOSEN) X(BATCH) X(WEIGHTED) X(SECOND) X(DENSE)
+// clang-format on
 
 struct CellArgs {
 #define FASTDARTS_FIELD(name) void* name = nullptr;
