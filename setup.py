@@ -59,6 +59,30 @@ def lacking() -> str | None:
     return None
 
 
+def lacking_cuda() -> str:
+    """Why the CUDA kernels cannot be built here, or ""."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is not built for CUDA"
+    compiler = nvcc()
+    if compiler is None:
+        return "nvcc is not found: neither CUDA_HOME nor PATH has it"
+    said = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", said)
+    if release is None:
+        return f"{compiler} does not say its version"
+    if release[1] != torch.version.cuda.partition(".")[0]:
+        return f"nvcc is of CUDA {release[1]}.{release[2]}, torch of CUDA {torch.version.cuda}"
+    return ""
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler: of CUDA_HOME, else the one on PATH."""
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin") if home else find("nvcc")
+
+
 def build_folder() -> Path:
     """Where CMake works: kept, so that a second build compiles what changed; one for each Python, torch and CMAKE_ARGS."""
     import torch
@@ -77,6 +101,7 @@ def definitions() -> list[str]:
     native.__spec__.loader.exec_module(native)
     includes = [home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include")]
     git = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", "HEAD"]
+    without_cuda = lacking_cuda()
     has_git = (ROOT / ".git").exists() and find("git")
     facts = {
         "CMAKE_MAKE_PROGRAM": find("ninja"),
@@ -86,6 +111,9 @@ def definitions() -> list[str]:
         "TORCH_VERSION": torch.__version__,
         "TORCH_CUDA": torch.version.cuda or "",
         "PYTHON_VERSION": sysconfig.get_python_version(),
+        "FASTDARTS_CUDA": "OFF" if without_cuda else "ON",
+        "CUDA_SKIPPED": without_cuda,
+        **({} if without_cuda else {"CMAKE_CUDA_COMPILER": nvcc()}),
         "SOURCES": native.digest(ROOT / "csrc"),
         "COMMIT": subprocess.run(git, capture_output=True, text=True).stdout.strip() if has_git else "",
     }

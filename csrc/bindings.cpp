@@ -13,6 +13,9 @@
 #include "cpu/stages.h"
 #include "cpu/workspace.h"
 #include "mixed_cell_saved.h"
+#ifdef FASTDARTS_CUDA
+#include "cuda/bind.h"
+#endif
 
 namespace py = pybind11;
 
@@ -79,4 +82,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("poison", &fastdarts::poison, "Fill workspace memory with NaN when it is taken (for tests).");
   m.def("release_idle", &fastdarts::release_idle, "Give the workspace's idle memory back to the system; its bytes.");
   m.def("threads", &threads, "Torch's thread counts, which the kernels use.");
+#ifdef FASTDARTS_CUDA
+  fastdarts::cuda::bind(m);
+#endif
 }

@@ -12,6 +12,7 @@ import pkgutil
 import platform
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import fastdarts
@@ -66,16 +67,22 @@ def collect() -> dict[str, Any]:
 
 
 def kernels() -> tuple[list[dict[str, Any]], str | None]:
-    """The rows of kernels.compile.report(), or none and the sentence why not."""
+    """A row for each Triton kernel (kernels.compile) and each CUDA kernel of the native module (kernels.cuda_resources).
+
+    Or none, and the sentence why not. Without CUDA kernels, or without cuobjdump, the Triton kernels' rows are all.
+    """
     if not torch:
         return [], "torch is not usable"
+    from fastdarts import native
     from fastdarts.ops import backend
 
     if why := backend.lacks_triton():
         return [], why
-    from fastdarts.kernels import compile
+    from fastdarts.kernels import compile, cuda_resources
 
-    return compile.report(), None
+    if native.without_cuda() or cuda_resources.cuobjdump() is None:
+        return compile.report(), None
+    return compile.report() + cuda_resources.report(Path(native.module().__file__)), None
 
 
 def text(facts: dict[str, Any]) -> str:

@@ -70,8 +70,23 @@ def reason() -> str | None:
     return load()[1]
 
 
+def has(op: str, key: str) -> bool:
+    """Whether `fastdarts::op` has a kernel for a dispatch key ("CPU", "CUDA")."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdarts::{op}", key)
+
+
+def without_cuda() -> str | None:
+    """Why there are no CUDA kernels of the native module, or None where there are."""
+    if module() is None:
+        return reason()
+    if hasattr(module(), "cuda_launches"):
+        return None
+    why = (build() or {}).get("cuda_skipped") or "it was built from an older checkout"
+    return f"the native module has no CUDA kernels: {why}"
+
+
 def lacks(op: str) -> str | None:
     """Why the loaded module does not serve the op `fastdarts::op` (it was built before there was one), or None."""
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdarts::{op}", "CPU"):
+    if has(op, "CPU"):
         return None
     return f"the native module was built from an older checkout, without {op}; rebuild it: {BUILD}"

@@ -1,12 +1,14 @@
 """Launch settings of the Triton kernels: a table by kernel, architecture and dtype, apart from the kernels.
 
 launch.json: kernel -> target ("sm_80", "sm_90", "default") -> dtype ("float32", ..., "any") -> what a launch is given:
-block sizes by the kernel's names for them, num_warps, num_stages. `python -m bench.tune` rewrites it on the machine at
+block sizes by the kernel's names for them, num_warps, num_stages; and "backend": "cuda" where a record shows that the CUDA
+kernel of the native module is faster. `python -m bench.tune` rewrites it on the machine at
 hand. The table is fixed and nothing is tuned while a search runs: the order of a sum depends on the blocks, so a choice
 by time would change results from run to run.
 """
 
 import json
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -18,7 +20,8 @@ TABLE = Path(__file__).with_name("launch.json")
 OPTIONS = frozenset({"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"})  # the compiler's; the others are the kernel's
 COMMON = {"enable_fp_fusion": True}  # said aloud, because Triton's default changes between versions
 
-Table = dict[str, dict[str, dict[str, dict[str, int]]]]
+Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
+log = logging.getLogger("fastdarts")
 
 
 @cache
@@ -36,7 +39,7 @@ def _settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
         rows = table()[kernel].get(architecture, {})
         for row in (name, "any"):
             if row in rows:
-                return COMMON | rows[row]
+                return COMMON | {"backend": "triton"} | rows[row]
     raise KeyError(f"launch.json has no row for {kernel} with {name} on {target}, and no default")
 
 
@@ -50,12 +53,24 @@ def settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
     A row of the target goes before the default's, a row of the dtype before "any". Raises KeyError for a kernel that the
     table does not have.
     """
-    return dict(_settings(kernel, dtype, target))
+    return {name: value for name, value in _settings(kernel, dtype, target).items() if name != "backend"}
+
+
+def backend(kernel: str, dtype: torch.dtype, target: str) -> str:
+    """Whose kernel a launch takes, where both can: "triton", or "cuda" (csrc/cuda). Arguments as of `settings`."""
+    return _settings(kernel, dtype, target)["backend"]
+
+
+@cache
+def say_once(sentence: str) -> None:
+    """Log why a launch does not take the kernel that the table says."""
+    log.info(sentence)
 
 
 def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, int]) -> None:
     """Set a row of the table, in this process only: what bench.tune tries."""
-    table()[kernel].setdefault(target, {})[str(dtype).removeprefix("torch.")] = dict(row)
+    kept = {"backend": "cuda"} if backend(kernel, dtype, target) == "cuda" else {}
+    table()[kernel].setdefault(target, {})[str(dtype).removeprefix("torch.")] = row | kept
     _settings.cache_clear()
 
 

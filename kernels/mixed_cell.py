@@ -15,7 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts.kernels import launch, mixed_cell_backward, mixed_cell_forward, mixed_cell_sums, mixed_cell_weights
+from fastdarts.kernels import (
+    launch,
+    mixed_cell_backward,
+    mixed_cell_cuda,
+    mixed_cell_forward,
+    mixed_cell_sums,
+    mixed_cell_weights,
+)
 from fastdarts.kernels.mixed_cell_plan import Plan
 from fastdarts.kernels.mixed_cell_table import MOST_INPUTS, Call, Needs, padded
 from fastdarts.ops.graph import Graph
@@ -69,6 +76,12 @@ def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any]) -> Non
             settings = launch.settings(f"mixed_cell.{one.kernel}", x.dtype, target)
             given = common | one.values
             programs = -(-plan.numbers // settings["TILE"]) if one.programs < 0 else one.programs
+            if launch.backend(f"mixed_cell.{one.kernel}", x.dtype, target) == "cuda":
+                why_not = mixed_cell_cuda.refusal(one.kernel, x.dtype, given)
+                if why_not is None:
+                    mixed_cell_cuda.launch(one.kernel, x.dtype, programs, x.device, given)
+                    continue
+                launch.say_once(f"mixed_cell.{one.kernel}: Triton's kernel runs, not CUDA's: {why_not}")
             kernel[(programs,)](**{name: given[name] for name in kernel.arg_names if name in given}, **settings)
 
 

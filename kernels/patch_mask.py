@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdarts import native
 from fastdarts.kernels import launch
 from fastdarts.kernels.compile import Specimen, pointer
 
@@ -111,8 +112,14 @@ def run(
     mask = images.new_empty(N, rows, cols, dtype=torch.bool)
     if not N:
         return x, mask
-    images, index, flip, fill = images.contiguous(), index.contiguous(), flip.contiguous(), fill.contiguous()
     target = launch.target_of(images.device)
+    if launch.backend("patch_mask.write", fill.dtype, target) == "cuda":
+        if native.has("patch_mask_cuda", "CUDA"):
+            return torch.ops.fastdarts.patch_mask_cuda(
+                images, index, step, flip, fill, seed, stream, patch_size, num_masked, mean, std
+            )
+        launch.say_once(f"patch_mask: Triton's kernels run, not CUDA's: {native.without_cuda()}")
+    images, index, flip, fill = images.contiguous(), index.contiguous(), flip.contiguous(), fill.contiguous()
     block = triton.next_power_of_2(P)
     chosen = launch.settings("patch_mask.choose", fill.dtype, target)
     chosen["num_warps"] = min(32, max(chosen["num_warps"], block // 1024))

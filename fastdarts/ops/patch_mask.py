@@ -13,12 +13,13 @@ from torch import Tensor
 from fastdarts.ops import backend as backends
 from fastdarts.ops.philox import Purpose, random_words, smallest
 
-torch.library.define(
-    "fastdarts::patch_mask",
+SCHEMA = (
     "(Tensor images, Tensor index, Tensor step, Tensor flip, Tensor fill, int seed, int stream, int patch_size, "
-    "int num_masked, float[] mean, float[] std) -> (Tensor, Tensor)",
-    tags=torch.Tag.pt2_compliant_tag,
+    "int num_masked, float[] mean, float[] std) -> (Tensor, Tensor)"
 )
+torch.library.define("fastdarts::patch_mask", SCHEMA, tags=torch.Tag.pt2_compliant_tag)
+# the native module's CUDA kernel: kernels/patch_mask.py takes it where launch.json says so
+torch.library.define("fastdarts::patch_mask_cuda", SCHEMA)
 
 
 def num_masked(ratio: float, patches: int) -> int:

@@ -1,0 +1,49 @@
+"""Launches of mixed_cell by the CUDA kernels of csrc/cuda, where the native module has them.
+
+A CUDA kernel takes the place of the Triton kernel of its name: the same arguments, the same table, the same memory. Which of
+the two a launch takes is said in launch.json.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fastdarts import native
+
+WIDEST = 64  # channels that pass through the candidates, at most, of `separable`
+
+
+def refusal(kernel: str, dtype: torch.dtype, given: Mapping[str, Any]) -> str | None:
+    """Why the CUDA kernels cannot serve a launch with these arguments on tensors of this dtype, or None."""
+    if why := native.without_cuda():
+        return why
+    if kernel not in native.module().cuda_launches():
+        return f"{kernel} is written in Triton only"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"the CUDA kernels are compiled for float32, float16 and bfloat16, not for {str(dtype).removeprefix('torch.')}"
+    return unfit(kernel, given)
+
+
+def unfit(kernel: str, given: Mapping[str, Any]) -> str | None:
+    """What about a launch with these arguments the CUDA kernel of its name was not written for, or None."""
+    if kernel == "separable" and given["CQ"] > WIDEST:
+        return f"the CUDA kernel separable takes at most {WIDEST} channels, got {given['CQ']}"
+    if kernel == "state_gradient":
+        if given["CHOSEN"]:
+            return "the CUDA kernel state_gradient does not take random channels"
+        if given["DENSE"]:
+            return "the CUDA kernel state_gradient does not go through dense convolutions"
+        if given["pixels"] != given["m"]:
+            return "the CUDA kernel state_gradient does not take edges with stride 2"
+    return None
+
+
+def launch(kernel: str, dtype: torch.dtype, programs: int, device: torch.device, given: Mapping[str, Any]) -> None:
+    """Start the CUDA kernel on the device's current stream.
+
+    programs  the size of the Triton launch's grid
+    given     the Triton kernel's arguments by name, tensors and integers; what the CUDA kernel does not have is ignored
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    native.module().cuda_launch(kernel, str(dtype).removeprefix("torch."), programs, index, dict(given))

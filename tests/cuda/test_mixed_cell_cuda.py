@@ -1,0 +1,37 @@
+"""mixed_cell's CUDA kernels as plain C++ under the sanitizers, launch by launch, against the same mathematics in float64.
+
+Launches in float32 run twice, a block's threads in both orders: a phase in which a thread reads what another writes shows.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdarts.kernels import mixed_cell_table
+from tests.cuda.checks import CHECKS, launches, same_bits
+from tests.cuda.harness import run
+from tests.cuda.launches import CALLS
+from tests.ops.cells import Call
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("kernel", CHECKS)
+def test_launches(kernel: str, call: Call, dtype: torch.dtype, tmp_path: Path) -> None:
+    for memory, one, given in launches(kernel, call, dtype):
+        left = run(tmp_path, kernel, dtype, one.programs, given)
+        if dtype == torch.float32:
+            for name, again in run(tmp_path, kernel, dtype, one.programs, given, order="backward").items():
+                assert same_bits(again, left[name]), name
+        assert CHECKS[kernel].check(memory, one, left)
+
+
+def test_the_table_has_the_plans_fields(root: Path) -> None:
+    header = (root / "csrc" / "cuda" / "mixed_cell.h").read_text(encoding="utf-8")
+    for row in (mixed_cell_table.Unit, mixed_cell_table.Edge, mixed_cell_table.Pool, mixed_cell_table.State):
+        name = row.__name__.upper()
+        (fields,) = re.findall(rf"enum {row.__name__}Field {{(.*?)}}", header, re.DOTALL)
+        assert [f.strip() for f in fields.split(",")] == [*(f"{name}_{f.upper()}" for f in row._fields), name]
+    assert f"constexpr int64_t ALIGN = {mixed_cell_table.ALIGN};" in header

@@ -1,0 +1,16 @@
+"""Starts the Triton kernel of a launch on a Memory's tensors; Triton has to be there."""
+
+from torch import Tensor
+
+from fastdarts.kernels import launch, mixed_cell
+from fastdarts.kernels.mixed_cell_table import Launch, padded
+from tests.cuda.launches import Memory
+
+
+def start_triton(memory: Memory, one: Launch, given: dict[str, Tensor | int]) -> None:
+    kernel = mixed_cell.KERNELS[one.kernel]
+    settings = launch.settings(f"mixed_cell.{one.kernel}", memory.dtype, launch.target_of(given["p_saved"].device))
+    spare = {"p_places": given["p_table"]}  # only random channels have them, and `places` fills them in
+    constants = {"BC": padded(memory.plan.Cq), "BALL": padded(memory.plan.C)} | spare | given
+    constants |= {name: bool(constants[name]) for name in ("CHOSEN", "BATCH", "WEIGHTED")}
+    kernel[(one.programs,)](**{name: constants[name] for name in kernel.arg_names if name in constants}, **settings)

@@ -1,0 +1,57 @@
+"""launch.json's choice between the Triton and the CUDA kernel of a launch, and what is said where it cannot be had."""
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from fastdarts import native
+from fastdarts.kernels import launch, mixed_cell_cuda
+
+ROW = {"TILE": 64, "num_warps": 4, "num_stages": 1}
+HALF = torch.float16
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    rows = {"default": {"any": dict(ROW)}, "sm_90": {"float16": ROW | {"backend": "cuda"}}}
+    monkeypatch.setattr(launch, "table", lambda: {"toy": rows})
+    launch._settings.cache_clear()
+    yield
+    launch._settings.cache_clear()
+
+
+def test_the_backend_is_a_rows_and_no_setting() -> None:
+    assert launch.backend("toy", HALF, "sm_90") == "cuda"
+    assert launch.backend("toy", HALF, "sm_80") == launch.backend("toy", torch.float32, "sm_90") == "triton"
+    for target in ("sm_80", "sm_90"):
+        assert launch.settings("toy", HALF, target) == launch.COMMON | ROW
+
+
+def test_a_tuned_row_keeps_its_backend() -> None:
+    launch.replace("toy", HALF, "sm_90", ROW | {"TILE": 128})
+    assert launch.backend("toy", HALF, "sm_90") == "cuda"
+    assert launch.settings("toy", HALF, "sm_90")["TILE"] == 128
+    launch.replace("toy", HALF, "sm_80", ROW)
+    assert launch.backend("toy", HALF, "sm_80") == "triton"
+
+
+def test_why_not_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    launch.say_once.cache_clear()
+    with caplog.at_level(logging.INFO, "fastdarts"):
+        for _ in range(2):
+            launch.say_once("toy: Triton's kernel runs, not CUDA's: it is a toy")
+    assert caplog.text.count("it is a toy") == 1
+
+
+def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without CUDA kernels in the native module; with them, for kernels, dtypes and arguments they were not written for."""
+    monkeypatch.setattr(native, "without_cuda", lambda: "the native module has no CUDA kernels: nvcc is not found")
+    assert "nvcc is not found" in mixed_cell_cuda.refusal("separable", HALF, {"CQ": 16})
+    monkeypatch.setattr(native, "without_cuda", lambda: None)
+    monkeypatch.setattr(native, "module", lambda: type("Module", (), {"cuda_launches": lambda: ["separable"]}))
+    assert mixed_cell_cuda.refusal("separable", HALF, {"CQ": 16}) is None
+    assert "written in Triton only" in mixed_cell_cuda.refusal("mix", HALF, {})
+    assert "not for float64" in mixed_cell_cuda.refusal("separable", torch.float64, {"CQ": 16})
+    assert "at most 64 channels, got 128" in mixed_cell_cuda.refusal("separable", HALF, {"CQ": 128})
