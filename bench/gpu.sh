@@ -95,9 +95,9 @@ sanitize() { # sanitize TOOL: a small case of each op under compute-sanitizer, w
 }
 
 touch "$work/records.jsonl"
-part "build the native module" $((quick ? 60 : 150)) "$python" setup.py build_ext --inplace
+part "build the native module" $((quick ? 100 : 150)) "$python" setup.py build_ext --inplace
 part "native module loads" 60 "$python" -m fastdarts.info --require-native
-part "GPU tests" $((quick ? 75 : 150)) "$python" -m pytest tests -m 'gpu and not campaign' -q -p no:cacheprovider
+part "GPU tests" $((quick ? 75 : 200)) "$python" -m pytest tests -m 'gpu and not campaign' -q -p no:cacheprovider
 part "ceilings" 60 "$python" -m bench.ceilings --device "$device" --record --results "$out"
 if [[ $device == cuda ]]; then
   part "roofline" 60 "$python" -m bench.roofline --json --record --results "$out"

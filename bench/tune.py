@@ -1,7 +1,8 @@
 """Chooses the launch settings of the Triton kernels on the GPU at hand. `python -m bench.tune`.
 
 From the settings in force it changes one of a kernel's block sizes and warps after the other, keeps what is faster by more
-than the noise, and rewrites the rows of this GPU's architecture in kernels/launch.json. The order of sums follows the
+than the noise, lets a CUDA kernel take the place where it is 1.2 times as fast as that, and rewrites the rows of this GPU's
+architecture in kernels/launch.json. The order of sums follows the
 blocks: results of searches before and after differ in their last bits. Run the GPU tests afterwards.
 """
 
@@ -14,8 +15,10 @@ from typing import Any
 import torch
 
 from bench.gpu_cases import DTYPES, Case, cases, kernel_times
+from fastdarts import native
 from fastdarts.ops import backend
 
+CUDA_GAIN = 1.2  # how many times faster than Triton's a CUDA kernel must be to take its place
 FASTER = 0.97  # of the time so far: less is noise
 WARPS = (1, 2, 4, 8, 16)
 BLOCKS = (8, 4096)  # the smallest and the largest
@@ -60,6 +63,7 @@ def tuned(case: Case, dtype: torch.dtype, target: str, rounds: int) -> Iterator[
     for kernel in case.costs:
         settings = rows[kernel]
         best = {k: v for k, v in launch.settings(settings, dtype, target).items() if k not in launch.COMMON}
+        launch.replace(settings, dtype, target, best | {"backend": "triton"})
         first = fastest = kernel_times(case.run, rounds)[kernel][0]
         for key in best:
             for value in neighbours(key, best[key]):
@@ -71,8 +75,15 @@ def tuned(case: Case, dtype: torch.dtype, target: str, rounds: int) -> Iterator[
                     continue
                 if seconds < FASTER * fastest:
                     best, fastest = tried, seconds
-        launch.replace(settings, dtype, target, best)
-        yield f"{settings} {case.shape}: {1e6 * first:.1f} -> {1e6 * fastest:.1f} us, {json.dumps(best)}"
+        launch.replace(settings, dtype, target, best | {"backend": "triton"})
+        by_cuda = ""
+        if native.without_cuda() is None:
+            launch.replace(settings, dtype, target, best | {"backend": "cuda"})
+            seconds = kernel_times(case.run, rounds)[kernel][0]
+            if seconds * CUDA_GAIN > fastest:
+                launch.replace(settings, dtype, target, best | {"backend": "triton"})
+            by_cuda = f"; by CUDA {1e6 * seconds:.1f} us"
+        yield f"{settings} {case.shape}: {1e6 * first:.1f} -> {1e6 * fastest:.1f} us, {json.dumps(best)}{by_cuda}"
 
 
 def neighbours(key: str, value: int) -> list[int]:

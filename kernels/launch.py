@@ -67,10 +67,12 @@ def say_once(sentence: str) -> None:
     log.info(sentence)
 
 
-def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, int]) -> None:
-    """Set a row of the table, in this process only: what bench.tune tries."""
-    kept = {"backend": "cuda"} if backend(kernel, dtype, target) == "cuda" else {}
-    table()[kernel].setdefault(target, {})[str(dtype).removeprefix("torch.")] = row | kept
+def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, Any]) -> None:
+    """Set a row of the table, in this process only: what bench.tune tries. One that says no backend keeps the present one."""
+    row = {"backend": backend(kernel, dtype, target)} | row
+    if row["backend"] == "triton":
+        del row["backend"]
+    table()[kernel].setdefault(target, {})[str(dtype).removeprefix("torch.")] = row
     _settings.cache_clear()
 
 

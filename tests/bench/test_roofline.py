@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import roofline, tune
-from bench.gpu_cases import Case, Cost
+from bench.gpu_cases import Case, Cost, kernel_name
 
 LIMITS = {"copy_gb_per_s": 4000.0, "float32_matmul_tflop_per_s": 50.0, "bfloat16_matmul_tflop_per_s": 800.0}
 CASE = Case("op", "8 x 8", lambda: None, {"copy": Cost(2 * 10**9, 10**9), "product": Cost(10**9, 10**12)})
@@ -27,6 +27,53 @@ def test_shares_by_hand() -> None:
 def test_a_kernel_that_did_not_run_is_named() -> None:
     with pytest.raises(RuntimeError, match="op: no launch of product was seen among copy"):
         roofline.rows(CASE, "float32", {"copy": (1e-3, 1)}, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("separable", "separable"),
+        ("void fastdarts::cuda::run_block<fastdarts::cuda::PoolSums<float> >(fastdarts::cuda::CellArgs)", "pool_sums"),
+        ("void fastdarts::cuda::run_block<fastdarts::cuda::WritePixels<__half> >(MaskArgs)", "write_pixels"),
+        (
+            "void at::native::vectorized_elementwise_kernel<4, Add>(int)",
+            "void at::native::vectorized_elementwise_kernel<4, Add>(int)",
+        ),
+    ],
+)
+def test_names_of_kernels(key: str, name: str) -> None:
+    assert kernel_name(key) == name
+
+
+class Pretended:
+    """Times of a kernel that is faster by CUDA, by so much."""
+
+    def __init__(self, by_cuda: float) -> None:
+        self.by_cuda = by_cuda
+
+    def __call__(self, run: Any, rounds: int) -> dict[str, tuple[float, int]]:
+        from fastdarts.kernels import launch
+
+        cuda = launch.backend("patch_mask.write", torch.float32, "sm_90") == "cuda"
+        return {"write_pixels": (self.by_cuda if cuda else 1e-3, 1)}
+
+
+@pytest.mark.parametrize(("by_cuda", "chosen"), [(0.8e-3, "cuda"), (0.9e-3, "triton")])
+def test_a_cuda_kernel_takes_the_place_where_it_gains_enough(
+    by_cuda: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = pytest.importorskip("fastdarts.kernels.launch")
+    rows = json.loads(launch.TABLE.read_text(encoding="utf-8"))
+    monkeypatch.setattr(launch, "table", lambda: rows)
+    monkeypatch.setattr(tune, "kernel_times", Pretended(by_cuda))
+    monkeypatch.setattr(tune.native, "without_cuda", lambda: None)
+    launch._settings.cache_clear()
+    case = Case("patch_mask", "8 x 8", lambda: None, {"write_pixels": Cost(1, 1)})
+    (said,) = tune.tuned(case, torch.float32, "sm_90", 1)
+    assert f"by CUDA {1e6 * by_cuda:.1f} us" in said
+    assert launch.backend("patch_mask.write", torch.float32, "sm_90") == chosen
+    assert launch.backend("patch_mask.write", torch.float32, "sm_80") == "triton"
+    launch._settings.cache_clear()
 
 
 @pytest.mark.parametrize(
