@@ -140,7 +140,7 @@ def _decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
     refused = refusals(op, device, dtype)
     if backend == "auto":
         name = _first(refused)
-        slower_than = "".join(f"; not {n}: {why}" for n, why in refused.items() if why)
+        slower_than = "".join(f"; not {n}: {why}" for n, why in _faster(refused).items())
         missing = native.reason()
         if missing and missing in refused.values():  # the same for all ops: said once
             _say_once(f"the plain-PyTorch definitions run, not the fused kernels: {missing}")
@@ -171,7 +171,10 @@ def refusals(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, str
 
 
 def describe() -> list[dict[str, Any]]:
-    """One row for each imported op, device at hand and common dtype: op, device, dtype, backend, refused {name: why}."""
+    """One row for each imported op, device at hand and common dtype: op, device, dtype, backend, refused {name: why}.
+
+    Refused are the faster ones.
+    """
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
     rows = []
     for op in sorted(_ops):
@@ -179,8 +182,13 @@ def describe() -> list[dict[str, Any]]:
             for dtype in (torch.float32, torch.bfloat16):
                 refused = refusals(op, device, dtype)
                 row = {"op": op, "device": str(device), "dtype": _short(dtype), "backend": _first(refused)}
-                rows.append(row | {"refused": {n: why for n, why in refused.items() if why}})
+                rows.append(row | {"refused": _faster(refused)})
     return rows
+
+
+def _faster(refused: dict[str, str | None]) -> dict[str, str]:
+    """The backends before the first that can serve, with their sentences."""
+    return {n: why for n, why in list(refused.items())[: list(refused).index(_first(refused))] if why}
 
 
 def _first(refused: dict[str, str | None]) -> str:
