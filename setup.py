@@ -29,14 +29,25 @@ class CMakeBuild(build_ext):
             print(f"fastdarts: installing without the native module: {sentence}", file=sys.stderr)
             record.write_text(json.dumps({"skipped": sentence}) + "\n", encoding="utf-8")
             return
-        build = build_folder()
-        configure = [find("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", *definitions()]
-        for command in ([*configure, *shlex.split(os.environ.get("CMAKE_ARGS", ""))], [find("cmake"), "--build", build]):
-            if subprocess.run(command).returncode:
-                raise CompileError(f"the native module failed to build: {shlex.join(map(str, command))}")
+        build, without_cuda = build_folder(), lacking_cuda()
+        failed = compiled(build, without_cuda)
+        if failed and not without_cuda:
+            print("fastdarts: that failed; building the native module without its CUDA kernels", file=sys.stderr)
+            failed = compiled(build, "compiling them failed")
+        if failed:
+            raise CompileError(f"the native module failed to build: {failed}")
         for built, target in ((build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", module), (build / record.name, record)):
             whole = shutil.copy(built, target.with_suffix(".new"))
             os.replace(whole, target)  # never written into: a running process may have the old module mapped
+
+
+def compiled(build: Path, without_cuda: str) -> str | None:
+    """Configure and compile in the folder `build`; None, or the command that failed. without_cuda: as of `definitions`."""
+    configure = [find("cmake"), "-S", ROOT, "-B", build, "-G", "Ninja", *definitions(without_cuda)]
+    for command in ([*configure, *shlex.split(os.environ.get("CMAKE_ARGS", ""))], [find("cmake"), "--build", build]):
+        if subprocess.run(command).returncode:
+            return shlex.join(map(str, command))
+    return None
 
 
 def find(tool: str) -> str | None:
@@ -91,8 +102,8 @@ def build_folder() -> Path:
     return ROOT / "build" / f"native-{sys.implementation.cache_tag}-torch-{torch.__version__}{arguments}"
 
 
-def definitions() -> list[str]:
-    """What CMakeLists.txt is told."""
+def definitions(without_cuda: str) -> list[str]:
+    """What CMakeLists.txt is told. without_cuda: why the CUDA kernels are left out, or ""."""
     import pybind11
     import torch
 
@@ -101,7 +112,6 @@ def definitions() -> list[str]:
     native.__spec__.loader.exec_module(native)
     includes = [home / "include", home / "include/torch/csrc/api/include", sysconfig.get_path("include")]
     git = ["git", "-C", str(ROOT), "rev-parse", "--verify", "--quiet", "HEAD"]
-    without_cuda = lacking_cuda()
     has_git = (ROOT / ".git").exists() and find("git")
     facts = {
         "CMAKE_MAKE_PROGRAM": find("ninja"),
