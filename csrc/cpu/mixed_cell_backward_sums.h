@@ -1,0 +1,208 @@
+// Backward of the fused cell: the memory that its stages share, and stage (4) of mixed_cell_kernels.cpp.
+#pragma once
+
+#include "mixed_cell_layout.h"
+
+namespace fastdarts::ISA {
+namespace {
+
+// What all stages of the backward read, and per candidate the sums that its BN's gradient needs.
+template <typename T, int G>
+class BackwardSums : protected Cell<T, G> {
+  using Base = Cell<T, G>;
+
+ protected:
+  using Base::L, Base::p, Base::width, Base::pixels, Base::image;
+
+  BackwardSums(const CellPlan& plan, const CellBackward<T>& call)
+      : Base(plan),
+        c(call),
+        pivots(call.saved + plan.pivots),
+        node_numbers(plan.N * plan.Ho * plan.Wo * plan.C),
+        grads(static_cast<std::size_t>(plan.nodes * node_numbers)),
+        unshuffled(static_cast<std::size_t>(plan.shuffled == nullptr ? 1 : plan.nodes * node_numbers)),
+        state_blocks(static_cast<std::size_t>(this->all_states())),
+        grad_blocks(static_cast<std::size_t>(this->in_blocks() ? plan.nodes * plan.blocks * image : 0)),
+        dstate_blocks(static_cast<std::size_t>(this->all_states())),
+        factors(static_cast<std::size_t>(plan.num_edges * plan.columns * 3 * width)),
+        slots(plan.columns + 1),
+        sums(static_cast<std::size_t>(plan.num_edges * plan.blocks * slots * width)),
+        bypassed(static_cast<std::size_t>(plan.num_edges * plan.blocks)) {}
+
+  const CellBackward<T>& c;
+  const T* const pivots;           // (bns, Cq)
+  const int64_t node_numbers;      // of a node's state
+  const Scratch<T> grads;          // (nodes, N, Ho, Wo, C): of the states that nodes are
+  const Scratch<T> unshuffled;     // the same with the channels in the order of the inputs'
+  const Scratch<T> state_blocks;   // all states in block layout, where that is not their own
+  const Scratch<T> grad_blocks;    // likewise all nodes' gradients
+  const Scratch<T> dstate_blocks;  // likewise what edges add to the gradients of states
+  const Scratch<T> factors;        // (E, columns, 3, width): a, q, c of dL/dy = a * g + q * y + c
+
+  const T* state(int s) const { return s < p.inputs ? c.inputs[s] : c.saved + p.state[s - p.inputs]; }
+  T* grad_state(int s) const { return s < p.inputs ? c.grad_inputs[s] : grads + (s - p.inputs) * node_numbers; }
+  // A node's gradient, its channels in the order in which the inputs have them.
+  const T* grad_node(int node) const { return (p.shuffled == nullptr ? grads : unshuffled) + node * node_numbers; }
+
+  double beta(int edge) const { return c.edges == nullptr ? 1 : c.edges[edge]; }
+  double weight(int edge, int column) const { return beta(edge) * c.ops[edge * p.columns + column]; }
+  T* factors_of(int edge, int column) const { return factors + (edge * p.columns + column) * 3 * width; }
+
+  const T* block_of(int s, int64_t block, int edge, T* buffer) const {
+    return Base::block_of(state(s), state_blocks, s, block, edge, buffer);
+  }
+  // A node's gradient as block_of gives its state.
+  const T* gradient_of(int node, int64_t block, int edge, T* buffer) const {
+    return Base::block_of(grad_node(node), grad_blocks - p.inputs * this->size_of(0), p.inputs + node, block, edge,
+                          buffer);
+  }
+
+  // Where edges add to the gradient of what they read of a state, if that has a place in block layout.
+  T* dstate_of(int s, int64_t block) const {
+    return p.direct ? grad_state(s) + block * this->height(s) * this->columns(s) * width
+                    : dstate_blocks + this->place_of(s, block);
+  }
+
+  // Zero in the lanes of a last block's missing images, over n pixels.
+  void hide_missing(int64_t block, int64_t n, T* numbers) const {
+    const int64_t present = this->images_in(block);
+    if (present == G) return;
+    const int64_t from = this->lane(static_cast<int>(present), 0);
+    for (int64_t q = 0; q < n; ++q) clear(numbers + q * width + from, L - from);
+  }
+
+  // value where a channel passes by an edge's candidates, 0 where it goes through them; (C,).
+  void passing(int edge, T value, T* to) const {
+    for (int64_t i = 0; i < p.C; ++i) to[i] = value;
+    for (int64_t i = 0; i < p.Cq; ++i) to[this->channels(edge)[i]] = 0;
+  }
+
+  void pool_start(int bn, T* start) const {
+    this->expand(start, [&](int64_t ch) { return bn < 0 ? T(0) : -pivots[bn * p.Cq + ch]; });
+  }
+
+  // Of what is stored: the mean less the pivot.
+  double mean_of(int bn, int64_t ch) const {
+    return c.mean[bn * p.Cq + ch] - static_cast<double>(pivots[bn * p.Cq + ch]);
+  }
+
+  void set_factors(T* to, const double* a, const double* q, const double* constant) const {
+    this->expand(to, [&](int64_t ch) { return a[ch]; });
+    this->expand(to + width, [&](int64_t ch) { return q[ch]; });
+    this->expand(to + 2 * width, [&](int64_t ch) { return constant[ch]; });
+  }
+
+  // The gradients of ops and edges, and `factors`, of edges `begin` .. `end`.
+  void find_sums(int begin, int end) {
+    const Timed timed(Stage::sums);
+    const int count = end - begin;
+    for_each(count * p.blocks, [&](int64_t i) { take_sums(begin + static_cast<int>(i % count), i / count); });
+    for_each(count, [&](int64_t i) { use_sums(begin + static_cast<int>(i)); });
+  }
+
+ private:
+  const int64_t slots;             // of `sums`: the gradient's own, then one for each column
+  const Scratch<double> sums;      // (E, blocks, slots, width): of g, and of g times each candidate's output
+  const Scratch<double> bypassed;  // (E, blocks): sum of g times what passes by
+
+  double* sums_of(int edge, int64_t block, int slot) const {
+    return sums + ((edge * p.blocks + block) * slots + slot) * width;
+  }
+
+  void take_sums(int edge, int64_t block) {
+    const MixedEdge& e = p.edges[edge];
+    const Scratch<T> g_buffer(this->buffer_size(p.inputs)), x_buffer(this->buffer_size(e.source)),
+        line(this->columns(e.source) * width), pooled(p.Wo * width), start(width);
+    const T* g = gradient_of(e.node, block, edge, g_buffer);
+    const T* x = block_of(e.source, block, edge, x_buffer);
+    clear(sums_of(edge, block, 0), slots * width);
+    this->dot(g, nullptr, pixels, sums_of(edge, block, 0));
+    for (int i = e.begin; i < e.end; ++i) {
+      const Unit& u = p.units[i];
+      if (u.after < 0) this->dot(g, c.saved + u.y + block * image, pixels, sums_of(edge, block, 1 + u.column));
+    }
+    if (e.skip >= 0 && e.stride == 1 && c.need_ops) this->dot(g, x, pixels, sums_of(edge, block, 1 + e.skip));
+    const auto pool = [&](bool max, int column, int bn) {
+      if (column < 0) return;
+      pool_start(bn, start);
+      for (int64_t r = 0; r < p.Ho; ++r) {
+        this->pool(max, x, e.source, e.stride, r, start, line, pooled);
+        this->dot(g + r * p.Wo * width, pooled, p.Wo, sums_of(edge, block, 1 + column));
+      }
+    };
+    pool(true, e.max_pool, e.max_bn);
+    pool(false, e.avg_pool, e.avg_bn);
+    if (c.need_ops) pool(false, e.plain, -1);
+    bypassed[edge * p.blocks + block] = c.edges == nullptr || p.k == 1 || !c.need_ops ? 0 : bypass_sum(edge, block);
+  }
+
+  // Sum over the channels that pass by of g times the (max-pooled) state.
+  double bypass_sum(int edge, int64_t block) const {
+    const MixedEdge& e = p.edges[edge];
+    const Scratch<T> maxima(p.Wo * p.C), sums_of_row(p.C), mask(p.C);
+    passing(edge, T(1), mask);
+    double total = 0;
+    for (int64_t n = block * G; n < block * G + this->images_in(block); ++n) {
+      const T* x = state(e.source) + n * this->height(e.source) * this->columns(e.source) * p.C;
+      for (int64_t r = 0; r < p.Ho; ++r) {
+        clear<T>(sums_of_row, p.C);
+        add_products<T>(grad_node(e.node) + (n * p.Ho + r) * p.Wo * p.C, this->pass_row(e, x, r, maxima), p.Wo, p.C,
+                        sums_of_row);
+        for (int64_t i = 0; i < p.C; ++i) total += static_cast<double>(mask[i]) * static_cast<double>(sums_of_row[i]);
+      }
+    }
+    return total;
+  }
+
+  // Gradients of ops and edges, and the factors of each candidate's dL/dy. With S0 = sum g and S1 = sum g * xhat:
+  // dL/dy = beta a r (g - S0 / m - xhat S1 / m), the means only where the statistics are the batch's.
+  void use_sums(int edge) {
+    const MixedEdge& e = p.edges[edge];
+    const double m = static_cast<double>(p.N * pixels);
+    double of_edge = 0;
+    for (int64_t block = 0; block < p.blocks; ++block) of_edge += bypassed[edge * p.blocks + block];
+    const auto give = [&](int column, double grad) {
+      c.grad_ops[edge * p.columns + column] = beta(edge) * grad;
+      of_edge += c.ops[edge * p.columns + column] * grad;
+    };
+    const auto normalised = [&](int column, int bn) {
+      if (column < 0) return;
+      const Scratch<double> a(p.Cq), q(p.Cq), constant(p.Cq);
+      double grad = 0;
+      for (int64_t ch = 0; ch < p.Cq; ++ch) {
+        const double r = this->inverse_std(c.variance, bn, ch), mean = mean_of(bn, ch);
+        const double s0 = sum(edge, 0, ch), s1 = r * (sum(edge, 1 + column, ch) - mean * s0);
+        grad += s1;
+        a[ch] = weight(edge, column) * r;
+        q[ch] = p.batch_statistics ? -a[ch] * r * s1 / m : 0;
+        constant[ch] = p.batch_statistics ? -a[ch] * s0 / m - q[ch] * mean : 0;
+      }
+      give(column, grad);
+      set_factors(factors_of(edge, column), a, q, constant);
+    };
+    const auto plain = [&](int column) {
+      if (column < 0) return;
+      double grad = 0;
+      for (int64_t ch = 0; ch < p.Cq; ++ch) grad += sum(edge, 1 + column, ch);
+      give(column, grad);
+    };
+    for (int i = e.begin; i < e.end; ++i) {
+      if (p.units[i].after < 0) normalised(p.units[i].column, p.units[i].bn);
+    }
+    normalised(e.max_pool, e.max_bn);
+    normalised(e.avg_pool, e.avg_bn);
+    plain(e.plain);
+    if (e.stride == 1) plain(e.skip);
+    c.grad_edges[edge] = c.edges == nullptr ? 0 : of_edge;
+  }
+
+  double sum(int edge, int slot, int64_t ch) const {
+    double total = 0;
+    for (int64_t block = 0; block < p.blocks; ++block)
+      total += this->channel_sum(sums_of(edge, block, slot), block, ch);
+    return total;
+  }
+};
+
+}  // namespace
+}  // namespace fastdarts::ISA
