@@ -22,6 +22,28 @@ constexpr bool meets_any(int i) {
   return false;
 }
 
+// A number as an argument: a lambda that is called with it may hand it on to templates.
+template <int B>
+struct Size {
+  constexpr operator int() const { return B; }
+};
+
+// Cuts a row's outputs into blocks of 8, then of 4, then of 1; all of 7 where that comes out even and 8 does not.
+// Calls body(Size<B>{}, c, count): `count` blocks of B from output c.
+template <typename Body>
+ALWAYS_INLINE void cut_row(int64_t width, const Body& body) {
+  int64_t c = 0;
+  const auto cut = [&](auto B) {
+    const int64_t count = (width - c) / B;
+    if (count > 0) body(B, c, count);
+    c += count * B;
+  };
+  if (width % 7 == 0 && width % 8 != 0) cut(Size<7>{});
+  cut(Size<8>{});
+  cut(Size<4>{});
+  cut(Size<1>{});
+}
+
 // B outputs of a row; each input pixel is loaded once for each row of taps.
 template <typename T, int K, int D, int S, int B>
 ALWAYS_INLINE void depthwise_block(const T* x, int64_t row, int64_t pixel, const T* w, int64_t tap, T* out,
@@ -61,18 +83,12 @@ using DepthwiseRow = void (*)(const T* x, int64_t row, int64_t pixel, const T* w
 template <typename T, int K, int D, int S>
 void depthwise_row(const T* x, int64_t row, int64_t pixel, const T* w, int64_t tap, T* out, int64_t out_pixel,
                    int64_t width, bool accumulate) {
-  int64_t c = 0;
-#define FASTDARTS_BLOCKS(B)                                                                                            \
-  for (; c + B <= width; c += B) {                                                                                     \
-    depthwise_block<T, K, D, S, B>(x + c * S * pixel, row, pixel, w, tap, out + c * out_pixel, out_pixel, accumulate); \
-  }
-  if (width % 7 == 0 && width % 8 != 0) {
-    FASTDARTS_BLOCKS(7)
-  }
-  FASTDARTS_BLOCKS(8)
-  FASTDARTS_BLOCKS(4)
-  FASTDARTS_BLOCKS(1)
-#undef FASTDARTS_BLOCKS
+  cut_row(width, [&](auto B, int64_t first, int64_t count) {
+    const int64_t end = first + count * B;
+    for (int64_t c = first; c < end; c += B) {
+      depthwise_block<T, K, D, S, B>(x + c * S * pixel, row, pixel, w, tap, out + c * out_pixel, out_pixel, accumulate);
+    }
+  });
 }
 
 // The row function of a kernel; nullptr for one that no candidate has.
@@ -158,28 +174,15 @@ template <typename T, int K, int D, int S>
 void depthwise_weight(const T* x, int64_t row, int64_t pixel, const T* dz, int64_t dz_row, int64_t height,
                       int64_t width, T* acc, int64_t tap) {
   constexpr int AT_ONCE = REGISTERS == 32 ? 3 : 1;  // rows of taps whose sums and B gradients fit into the registers
+  constexpr int LAST = K % AT_ONCE ? K % AT_ONCE : AT_ONCE;  // how many are left for the last time
   for (int ky = 0; ky < K; ky += AT_ONCE) {
     const T* from = x + ky * D * row;
     T* to = acc + ky * K * tap;
-    int64_t c = 0;
-#define FASTDARTS_BLOCKS(B)                                                                                            \
-  if (const int64_t blocks = (width - c) / B; blocks > 0) {                                                            \
-    if (K - ky >= AT_ONCE) {                                                                                           \
-      depthwise_weight_block<T, K, D, S, B, AT_ONCE>(from + c * S * pixel, row, pixel, dz + c * pixel, dz_row, height, \
-                                                     blocks, to, tap);                                                 \
-    } else {                                                                                                           \
-      depthwise_weight_block<T, K, D, S, B, (K % AT_ONCE ? K % AT_ONCE : 1)>(                                          \
-          from + c * S * pixel, row, pixel, dz + c * pixel, dz_row, height, blocks, to, tap);                          \
-    }                                                                                                                  \
-    c += blocks * B;                                                                                                   \
-  }
-    if (width % 7 == 0 && width % 8 != 0) {
-      FASTDARTS_BLOCKS(7)
-    }
-    FASTDARTS_BLOCKS(8)
-    FASTDARTS_BLOCKS(4)
-    FASTDARTS_BLOCKS(1)
-#undef FASTDARTS_BLOCKS
+    cut_row(width, [&](auto B, int64_t c, int64_t count) {
+      const auto block = K - ky >= AT_ONCE ? depthwise_weight_block<T, K, D, S, B, AT_ONCE>
+                                           : depthwise_weight_block<T, K, D, S, B, LAST>;
+      block(from + c * S * pixel, row, pixel, dz + c * pixel, dz_row, height, count, to, tap);
+    });
   }
 }
 

@@ -8,8 +8,9 @@
 // through: (7) its pools, skips and bypass.
 //
 // Each file holds a class that derives from that of the file it includes: mixed_cell_layout.h what both directions
-// share; forward_convolutions.h (1) and (2), forward.h (3) and the order of the stages; backward_sums.h (4) and the
-// memory of the backward, backward_convolutions.h (5) and (6), backward.h (7) and the order (all mixed_cell_*).
+// share; mixed_cell_forward_convolutions.h (1) and (2), mixed_cell_forward.h (3) and the order of the stages;
+// mixed_cell_backward_sums.h (4) and the backward's memory, mixed_cell_backward_convolutions.h (5) and (6),
+// mixed_cell_backward.h (7) and the order of the stages.
 //
 // What is stored of a convolution is y less a pivot, one number a channel close to y's mean: its sums of squares do not
 // cancel. Sums are of type T within some 64 pixels, then double; partial sums belong to blocks of images or to fixed
