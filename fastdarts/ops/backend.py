@@ -99,6 +99,8 @@ def _lacks_capability(device: torch.device) -> str | None:
     """Why the kernels do not run on this GPU, or None."""
     if torch.version.cuda is None:
         return "it serves NVIDIA GPUs, this torch is built for another kind"
+    if not torch.cuda.is_available():
+        return "torch sees no NVIDIA GPU on this machine"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_GPU:
         have, need = (".".join(map(str, c)) for c in (capability, OLDEST_GPU))

@@ -113,7 +113,7 @@ def test_a_skipped_update_inside_a_replay(repeats: type[Repeats]) -> None:
     run = CapturedBilevel(captured)
     run(number(0), batch(0), batch(1))
     before = everything(captured)
-    hook = captured.supernet.stem[0].register_forward_hook(lambda _, __, out: out * torch.nan)
+    hook = captured.supernet.cells[0].register_forward_hook(lambda _, __, out: out * torch.nan)
     losses = run(number(1), batch(2), batch(3))
     hook.remove()
     assert not any(map(torch.isfinite, losses))

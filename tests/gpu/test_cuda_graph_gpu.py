@@ -130,7 +130,7 @@ def test_an_uncaptured_step_never_waits_either(unrolled: bool) -> None:
 def test_nan_inside_a_replay_leaves_everything_as_it_was(unrolled: bool) -> None:
     bilevel = make(unrolled=unrolled, dtype=torch.float32)
     factor = torch.ones((), device="cuda")
-    bilevel.supernet.stem[0].register_forward_hook(lambda _, __, out: out * factor)
+    bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * factor)
     run = CapturedBilevel(bilevel, "on")
     run(*step_of(0))
     before = everything(bilevel)
@@ -148,7 +148,7 @@ def test_nan_in_the_very_first_step() -> None:
     """Nothing that was never written to may be left in an optimizer's state."""
     bilevel = make(dtype=torch.float32)
     factor = torch.full((), torch.nan, device="cuda")
-    bilevel.supernet.stem[0].register_forward_hook(lambda _, __, out: out * factor)
+    bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * factor)
     before = everything(bilevel)
     CapturedBilevel(bilevel, "on")(*step_of(0))
     assert differing(everything(bilevel), before) == []

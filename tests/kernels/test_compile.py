@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastdarts import info
+from fastdarts import info, native
 from fastdarts.ops import backend
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -115,10 +115,19 @@ def test_info_prints_the_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     row = {"kernel": "k", "label": "l", "backend": "triton", "arch": "sm_90", "dtype": "float32", "registers": 32}
     row |= {"shared_bytes": 0, "spill_bytes": 0}
     monkeypatch.setattr(compiler, "report", lambda: [row])
+    monkeypatch.setattr(native, "without_cuda", lambda: "no nvcc")
     assert info.main(["--kernels", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [row]
     assert info.main(["--kernels"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [list(row), [str(v) for v in row.values()]]
+
+
+@pytest.mark.skipif(native.without_cuda() is not None, reason=str(native.without_cuda()))
+def test_info_prints_the_native_modules_kernels_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(compiler, "report", list)
+    assert info.main(["--kernels", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["backend"] for row in rows} == {"cuda"} and {row["arch"] for row in rows} >= {"sm_80", "sm_90a"}
 
 
 def test_info_says_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -150,6 +159,7 @@ def test_the_backends_check(device: str, dtype: torch.dtype, why: str) -> None:
 def test_old_and_other_gpus_are_refused(
     capability: tuple[int, int], cuda: str | None, why: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     assert backend.triton(torch.float32)(torch.device("cuda"), torch.float32) == why

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdarts.search import Bilevel, Precision, tf32
 from fastdarts.search.precision import LossScale
+from fastdarts.supernet import network
 from tests.bilevels import batch, differing, everything, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,7 +25,7 @@ def features(bilevel: Bilevel) -> list[list[torch.dtype]]:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_what_keeps_its_dtype(masked: bool) -> None:
+def test_what_keeps_its_dtype(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     bilevel = make(masked=masked, amp="bf16")
     given: list[torch.dtype] = []
     bilevel.weight_optimizer.register_step_pre_hook(lambda *_: given.extend(w.grad.dtype for w in bilevel.weights))
@@ -35,9 +36,10 @@ def test_what_keeps_its_dtype(masked: bool) -> None:
     bilevel.supernet.register_forward_pre_hook(lambda _, args: mixes.extend(t.dtype for kind in args[1].values() for t in kind))
     seen = features(bilevel)
     pixels: list[torch.dtype] = []
-    bilevel.supernet.stem[0].register_forward_pre_hook(lambda _, args: pixels.append(args[0].dtype))
+    of_stem = network.conv_bn_chain
+    monkeypatch.setattr(network, "conv_bn_chain", lambda x, *rest, **how: (pixels.append(x.dtype), of_stem(x, *rest, **how))[1])
     stem: list[torch.dtype] = []
-    bilevel.supernet.stem.register_forward_hook(lambda _, __, out: stem.append(out.dtype))
+    bilevel.supernet.cells[0].register_forward_pre_hook(lambda _, args: stem.append(args[0].dtype))
     losses = bilevel(number(0), batch(0), batch(1))
     assert set(given) == {torch.float32} and len(given) == len(bilevel.weights) + 4
     assert set(mixes) == set(pixels) == {torch.float32}

@@ -166,7 +166,7 @@ def break_gradient(bilevel: Bilevel, parameter: Tensor) -> Any:
 
 def break_forward(bilevel: Bilevel, value: float) -> Any:
     """From here on an activation holds `value`, so that statistics and loss are not finite."""
-    return bilevel.supernet.stem[0].register_forward_hook(lambda _, __, out: out * torch.tensor(value))
+    return bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * torch.tensor(value))
 
 
 @pytest.mark.parametrize("when", [0, 2])
