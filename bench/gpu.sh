@@ -42,6 +42,9 @@ if [[ $device == cuda ]] && ! "$python" -c 'import sys, torch; sys.exit(not torc
   refuse "torch sees no CUDA GPU on this machine; --device cpu tries the script itself, in tiny sizes"
 fi
 
+# the parts run in another folder; not realpath, which would leave a virtual environment
+[[ $python != */* ]] || python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python")
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$out" "$work/tree" && out=$(cd "$out" && pwd)
