@@ -8,7 +8,6 @@ by time would change results from run to run.
 """
 
 import json
-import logging
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -21,7 +20,6 @@ OPTIONS = frozenset({"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"}) 
 COMMON = {"enable_fp_fusion": True}  # said aloud, because Triton's default changes between versions
 
 Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
-log = logging.getLogger("fastdarts")
 
 
 @cache
@@ -59,12 +57,6 @@ def settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
 def backend(kernel: str, dtype: torch.dtype, target: str) -> str:
     """Whose kernel a launch takes, where both can: "triton", or "cuda" (csrc/cuda). Arguments as of `settings`."""
     return _settings(kernel, dtype, target)["backend"]
-
-
-@cache
-def say_once(sentence: str) -> None:
-    """Log why a launch does not take the kernel that the table says."""
-    log.info(sentence)
 
 
 def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, Any]) -> None:

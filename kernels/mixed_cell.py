@@ -25,6 +25,7 @@ from fastdarts.kernels import (
 )
 from fastdarts.kernels.mixed_cell_plan import Plan
 from fastdarts.kernels.mixed_cell_table import MOST_INPUTS, Call, Needs, padded
+from fastdarts.logs import say_once
 from fastdarts.ops.graph import Graph
 
 KERNELS = {
@@ -81,7 +82,7 @@ def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any]) -> Non
                 if why_not is None:
                     mixed_cell_cuda.launch(one.kernel, x.dtype, programs, x.device, given)
                     continue
-                launch.say_once(f"mixed_cell.{one.kernel}: Triton's kernel runs, not CUDA's: {why_not}")
+                say_once(f"mixed_cell.{one.kernel}: Triton's kernel runs, not CUDA's: {why_not}")
             kernel[(programs,)](**{name: given[name] for name in kernel.arg_names if name in given}, **settings)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastdarts import native
 from fastdarts.kernels import launch
 from fastdarts.kernels.compile import Specimen, pointer
+from fastdarts.logs import say_once
 
 PURPOSE = 4  # ops.philox.Purpose.MASK
 WORD_BITS = 32
@@ -118,7 +119,7 @@ def run(
             return torch.ops.fastdarts.patch_mask_cuda(
                 images, index, step, flip, fill, seed, stream, patch_size, num_masked, mean, std
             )
-        launch.say_once(f"patch_mask: Triton's kernels run, not CUDA's: {native.without_cuda()}")
+        say_once(f"patch_mask: Triton's kernels run, not CUDA's: {native.without_cuda()}")
     images, index, flip, fill = images.contiguous(), index.contiguous(), flip.contiguous(), fill.contiguous()
     block = triton.next_power_of_2(P)
     chosen = launch.settings("patch_mask.choose", fill.dtype, target)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastdarts import info, native
+from fastdarts.logs import say_once
 from fastdarts.ops import backend, patch_mask
 
 OTHER = {"torch": "2.12.0+cu130"}
@@ -21,7 +22,7 @@ def fresh():
     def forget():
         native.load.cache_clear()
         backend._decide.cache_clear()
-        backend._say_once.cache_clear()
+        say_once.cache_clear()
 
     forget()
     yield

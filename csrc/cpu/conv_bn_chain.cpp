@@ -27,20 +27,23 @@ struct Chain {
   std::vector<int64_t> channels_before;
   int64_t channels = 0;
 
-  Chain(const at::Tensor& x, at::TensorList weights, at::TensorList norm_weights, at::IntArrayRef strides,
-        bool batch_statistics, double eps) {
+  Chain(const at::Tensor& x, at::TensorList weights, at::TensorList norm_weights, at::TensorList norm_biases,
+        at::IntArrayRef strides, bool batch_statistics, double eps) {
     TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast),
                 "conv_bn_chain: x must be (N, C, H, W) in channels_last memory");
-    TORCH_CHECK(!weights.empty() && weights.size() == strides.size() && weights.size() == norm_weights.size(),
+    TORCH_CHECK(!weights.empty() && weights.size() == strides.size() && weights.size() == norm_weights.size() &&
+                    weights.size() == norm_biases.size(),
                 "conv_bn_chain: as many strides and norms as weights");
     int64_t C = x.size(1), H = x.size(2), W = x.size(3);
     for (std::size_t i = 0; i < weights.size(); ++i) {
-      const at::Tensor &w = weights[i], &norm = norm_weights[i];
+      const at::Tensor& w = weights[i];
       const int64_t D = w.size(0), s = strides[i];
       TORCH_CHECK(w.is_contiguous() && w.numel() == D * C * 9 && w.scalar_type() == x.scalar_type(),
                   "conv_bn_chain: weights must be contiguous (D, C, 3, 3) of x' dtype");
-      TORCH_CHECK(norm.is_contiguous() && norm.numel() == D && norm.scalar_type() == x.scalar_type(),
-                  "conv_bn_chain: a norm's weight must be contiguous (D,) of x' dtype");
+      for (const at::Tensor& norm : {norm_weights[i], norm_biases[i]}) {
+        TORCH_CHECK(norm.is_contiguous() && norm.numel() == D && norm.scalar_type() == x.scalar_type(),
+                    "conv_bn_chain: a norm's weight and bias must be contiguous (D,) of x' dtype");
+      }
       TORCH_CHECK(s == 1 || s == 2, "conv_bn_chain: strides of 1 or 2");
       const int64_t Ho = (H - 1) / s + 1, Wo = (W - 1) / s + 1;
       links.push_back({x.size(0), H, W, Ho, Wo, C, D, s, batch_statistics, eps});
@@ -70,7 +73,12 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor> conv_bn
     const at::Tensor& x, at::TensorList weights, at::TensorList norm_weights, at::TensorList norm_biases,
     at::TensorList running_means, at::TensorList running_vars, at::IntArrayRef strides, int64_t outputs, double eps) {
   const bool batch_statistics = running_means.empty();
-  const Chain chain(x, weights, norm_weights, strides, batch_statistics, eps);
+  const Chain chain(x, weights, norm_weights, norm_biases, strides, batch_statistics, eps);
+  TORCH_CHECK(
+      running_means.size() == running_vars.size() && (batch_statistics || running_means.size() == weights.size()),
+      "conv_bn_chain: running statistics of every layer or of none");
+  TORCH_CHECK(1 <= outputs && outputs <= static_cast<int64_t>(weights.size()),
+              "conv_bn_chain: outputs must be 1..layers");
   auto statistics = at::empty({3, chain.channels}, x.options().dtype(at::kDouble));
   double* numbers = statistics.mutable_data_ptr<double>();
   std::vector<at::Tensor> ys, outs;
@@ -105,10 +113,13 @@ std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, std::ve
 conv_bn_chain_backward(at::TensorList grads, const at::Tensor& x, at::TensorList weights, at::TensorList norm_weights,
                        at::TensorList norm_biases, at::TensorList ys, const at::Tensor& statistics,
                        at::IntArrayRef strides, double eps, bool batch_statistics, bool need_x, bool need_weights) {
-  const Chain chain(x, weights, norm_weights, strides, batch_statistics, eps);
+  const Chain chain(x, weights, norm_weights, norm_biases, strides, batch_statistics, eps);
   const std::size_t layers = chain.links.size(), first = layers - grads.size();
   TORCH_CHECK(!grads.empty() && grads.size() <= layers && ys.size() == layers,
               "conv_bn_chain_backward: one gradient for each output, one y for each layer");
+  TORCH_CHECK(
+      statistics.is_contiguous() && statistics.numel() == 3 * chain.channels && statistics.scalar_type() == at::kDouble,
+      "conv_bn_chain_backward: statistics must be contiguous float64 (3, channels)");
   for (std::size_t i = 0; i < layers; ++i) {
     const LinkPlan& p = chain.links[i];
     TORCH_CHECK(ys[i].numel() == p.N * p.D * p.Ho * p.Wo && ys[i].is_contiguous(at::MemoryFormat::ChannelsLast) &&

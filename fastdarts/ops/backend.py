@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdarts import native
-
-log = logging.getLogger("fastdarts")
+from fastdarts.logs import log, say_once
 
 Check = Callable[[torch.device, torch.dtype], str | None]
 OLDEST_TRITON = (3, 6)
@@ -32,11 +31,15 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation: `run` takes the op's arguments, `check` says why it cannot take these tensors."""
+    """One implementation: `run` takes the op's arguments, `check` says why it cannot take these tensors.
+
+    `limit` takes the arguments too: why it cannot take this call although it can take such tensors, or None.
+    """
 
     name: str
     check: Check
     run: Callable[..., Any]
+    limit: Callable[..., str | None] | None = None
 
 
 _ops: dict[str, dict[str, Backend]] = {}
@@ -145,7 +148,7 @@ def _decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
         slower_than = "".join(f"; not {n}: {why}" for n, why in _faster(refused).items())
         missing = native.reason()
         if missing and missing in refused.values():  # the same for all ops: said once
-            _say_once(f"the plain-PyTorch definitions run, not the fused kernels: {missing}")
+            say_once(f"the plain-PyTorch definitions run, not the fused kernels: {missing}")
         else:
             level = logging.DEBUG if device.type == "meta" else logging.INFO  # there only shapes are computed
             log.log(level, "%s on %s, %s: backend %s%s", op, device, _short(dtype), name, slower_than)
@@ -157,14 +160,27 @@ def _decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
     return backend
 
 
-@cache
-def _say_once(sentence: str) -> None:
-    log.info(sentence)
+def offered(op: str, backend: str) -> str:
+    """`backend` if `op` has it, else "auto": for one choice that is made for all the ops of a network."""
+    return backend if backend in _ops[op] else "auto"
 
 
 def run(op: str, backend: str, device: torch.device, dtype: torch.dtype, *args: Any) -> Any:
-    """Call `op` by the backend that choose() gives."""
-    return _ops[op][choose(op, backend, device, dtype)].run(*args)
+    """Call `op` by the backend that choose() gives, or by the definition where "auto" chose one that cannot take `args`."""
+    chosen = _ops[op][choose(op, backend, device, dtype)]
+    if chosen.limit is not None and (why := chosen.limit(*args)):
+        chosen = _ops[op][_beyond(op, backend, chosen.name, why)]
+    return chosen.run(*args)
+
+
+@torch.compiler.assume_constant_result
+def _beyond(op: str, backend: str, chosen: str, why: str) -> str:
+    """Who serves a call that is beyond the chosen backend's limit."""
+    if backend != "auto":
+        raise BackendUnavailable(f"{op}: backend {backend!r} cannot serve this call: {why}")
+    last = list(_ops[op])[-1]
+    say_once(f"{op}: backend {last}; not {chosen}: {why}")
+    return last
 
 
 def refusals(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:

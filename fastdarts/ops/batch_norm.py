@@ -3,17 +3,15 @@
 Letters: N images, H W pixels of what is normalised, m = N*H*W, B channels of all of an op's norms one after the other.
 """
 
-import logging
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Running = tuple[Tensor, Tensor]  # running mean and running variance, (B,) each
+from fastdarts.logs import say_once
 
-log = logging.getLogger("fastdarts")
+Running = tuple[Tensor, Tensor]  # running mean and running variance, (B,) each
 
 
 def batch_norm(x: Tensor, running: Running | None, training: bool, momentum: float, eps: float) -> Tensor:
@@ -65,14 +63,9 @@ def through_definition(
 
     What a native op's backward returns under create_graph=True.
     """
-    _say_once(op)
+    say_once(f"{op}: a gradient that is differentiated again (create_graph=True) is computed through the definition")
     # aliases: a state may have been computed from another one, and that path is not this op's
     aliases = [None if t is None else t.view_as(t) for t in tensors]
     asked = [a for a, w in zip(aliases, wanted, strict=True) if w]
     grads = iter(torch.autograd.grad(definition(*aliases), asked, grad, create_graph=True, allow_unused=True))
     return [next(grads) if w else None for w in wanted]
-
-
-@cache
-def _say_once(op: str) -> None:
-    log.info("%s: a gradient that is differentiated again (create_graph=True) is computed through the definition", op)

@@ -334,10 +334,15 @@ def _registered(
     return out
 
 
+def _beyond_triton(inputs: list[Tensor], *_: Any) -> str | None:
+    most = mixed_cell_plan.MOST_INPUTS
+    return None if len(inputs) <= most else f"its kernels take cells of at most {most} inputs, this one has {len(inputs)}"
+
+
 backends.register(
     "mixed_cell",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="mixed_cell"), _registered),
-    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, _beyond_triton),
     backends.Backend("definition", backends.anything, definition),
 )
 

@@ -149,10 +149,17 @@ def _registered(*args: Any) -> tuple[Tensor, Tensor]:
     return _PatchMask.apply(*args)
 
 
+def _beyond_triton(images: Tensor, *rest: Any) -> str | None:
+    from fastdarts.kernels.patch_mask import MOST_PATCHES
+
+    patches = (images.shape[1] // rest[6]) * (images.shape[2] // rest[6])
+    return None if patches <= MOST_PATCHES else f"its kernel takes at most {MOST_PATCHES} patches an image, got {patches}"
+
+
 backends.register(
     "patch_mask",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64), _registered),
-    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, _beyond_triton),
     backends.Backend("definition", backends.anything, definition),
 )
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from fastdarts.ops.backend import offered
 from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.spaces import Kind, Space
@@ -140,7 +141,7 @@ class Supernet(nn.Module):
             training=norms[0].training,
             momentum=norms[0].momentum,
             eps=norms[0].eps,
-            backend=self.backend,
+            backend=offered("conv_bn_chain", self.backend),
         )
         return outs[0], outs[-1]
 

@@ -271,7 +271,9 @@ def test_both_graphs_share_one_pool() -> None:
     assert both <= 1.5 * uncaptured + slack
 
 
-@pytest.mark.parametrize("flags", ["--amp bf16 --cuda_graph on", "--amp fp16", "--tf32 --unrolled --cuda_graph on"])
+@pytest.mark.parametrize(
+    "flags", ["--backend triton", "--amp bf16 --cuda_graph on", "--amp fp16", "--tf32 --unrolled --cuda_graph on"]
+)
 def test_the_command_captures(flags: str, tmp_path: Path) -> None:
     """A search of three epochs, alpha from the second on; the finished run goes on to load its checkpoint."""
     tree = write_tree(tmp_path / "images")

@@ -8,6 +8,7 @@ import torch
 
 from fastdarts import native
 from fastdarts.kernels import launch, mixed_cell_cuda
+from fastdarts.logs import say_once
 
 ROW = {"TILE": 64, "num_warps": 4, "num_stages": 1}
 HALF = torch.float16
@@ -38,10 +39,10 @@ def test_a_tuned_row_keeps_its_backend() -> None:
 
 
 def test_why_not_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    launch.say_once.cache_clear()
+    say_once.cache_clear()
     with caplog.at_level(logging.INFO, "fastdarts"):
         for _ in range(2):
-            launch.say_once("toy: Triton's kernel runs, not CUDA's: it is a toy")
+            say_once("toy: Triton's kernel runs, not CUDA's: it is a toy")
     assert caplog.text.count("it is a toy") == 1
 
 

@@ -246,6 +246,26 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
         torch.library.opcheck(torch.ops.fastdarts.conv_bn_chain_backward.default, given)
 
 
+@needs_native
+@pytest.mark.parametrize("wrong", ["norm_biases", "one norm_bias", "running_means", "running_vars", "outputs", "statistics"])
+def test_the_registered_ops_read_nothing_that_is_not_there(wrong: str) -> None:
+    """Called by themselves, without conv_bn_chain's own checks."""
+    call = Call(training=False)
+    named = {name: t.detach() for name, t in call.tensors().items()}
+    weights, scales, shifts = ([named[f"{kind}{i}"] for i in range(3)] for kind in ("w", "scale", "shift"))
+    x = named["x"].contiguous(memory_format=torch.channels_last)
+    means, variances = map(list, zip(*call.buffers(), strict=True))
+    outs, ys, statistics = OP(x, weights, scales, shifts, means, variances, [2, 2, 1], 2, 1e-5)
+    short = shifts[:2] if wrong == "norm_biases" else [*shifts[:2], shifts[2][:3]] if wrong == "one norm_bias" else shifts
+    with pytest.raises(RuntimeError, match="conv_bn_chain"):
+        if wrong == "statistics":
+            torch.ops.fastdarts.conv_bn_chain_backward(
+                outs, x, weights, scales, shifts, ys, statistics[:, :5], [2, 2, 1], 1e-5, False, True, True
+            )
+        means, variances = means[: 2 if wrong == "running_means" else 3], variances[: 2 if wrong == "running_vars" else 3]
+        OP(x, weights, scales, short, means, variances, [2, 2, 1], 4 if wrong == "outputs" else 2, 1e-5)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_without_a_graph_break(backend: str) -> None:
     call = Call()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdarts.ops import batch_norm
+from fastdarts.logs import say_once
 from fastdarts.ops.backend import BackendUnavailable, refusals
 from fastdarts.ops.masked_loss import definition, masked_loss
 from fastdarts.ops.patch_mask import normalise
@@ -197,7 +197,7 @@ def test_gradients_of_gradients(norm, backend):
 def test_gradients_go_to_those_that_ask_and_through_levels_made_of_each_other(caplog):
     levels, bias, *rest = arguments((2, 8, 12, 4, [(2, 3), (2, 3)], 0.6))
     first = levels[0].requires_grad_()
-    batch_norm._say_once.cache_clear()
+    say_once.cache_clear()
     grads = {}
     for backend in ("cpu", "definition"):
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdarts.ops import batch_norm
+from fastdarts.logs import say_once
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.graph import Candidate, Edge, Graph
 from fastdarts.ops.mixed_cell import mixed_cell
@@ -204,7 +204,7 @@ def test_a_second_derivative_is_the_definitions_and_says_so_once(caplog: pytest.
     """Also where one input was computed from the other: that path belongs to the caller."""
     call = Call(dense(2), 2, 4, 6, 4)
     named = call.tensors(torch.float64)
-    batch_norm._say_once.cache_clear()
+    say_once.cache_clear()
     results = []
     with caplog.at_level(logging.INFO, logger="fastdarts"):
         for backend in ("cpu", "definition"):
