@@ -5,9 +5,10 @@ of workers or ranks, nor on where it was interrupted.
 """
 
 from fastdarts.data.crop import crop_box, crop_words, flips
-from fastdarts.data.errors import DataError
+from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex
+from fastdarts.data.loader import Loader
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.splits import read_list, subsets, write_list
@@ -19,6 +20,8 @@ __all__ = [
     "EvalLoader",
     "FolderLoader",
     "ImageIndex",
+    "InputStopped",
+    "Loader",
     "crop_box",
     "crop_words",
     "flips",

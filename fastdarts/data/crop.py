@@ -11,6 +11,7 @@ TRIES = 10
 WORDS = 4 * TRIES  # area, aspect ratio, top, left of each try
 SCALE = (0.08, 1.0)  # share of the image's area
 RATIO = (3 / 4, 4 / 3)  # width / height
+MARGIN = 256 / 224  # of an evaluated image: its short side over the side of the crop
 
 
 def crop_box(
@@ -36,6 +37,17 @@ def crop_box(
     w = min(width, round(height * ratio[1]))
     h = min(height, round(width / ratio[0]))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def short_side(size: int) -> int:
+    """To how many pixels an evaluated image's short side is resized before `size` x `size` of them are cut out."""
+    return round(size * MARGIN)
+
+
+def centre_box(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+    """The box of an evaluated image in pixels of the image before resizing: (top, left, h, w), h = w, at the centre."""
+    side = max(1, round(min(height, width) * size / short_side(size)))
+    return round((height - side) / 2), round((width - side) / 2), side, side
 
 
 def crop_words(seed: int, stream: int, epoch: int, index: Tensor) -> Tensor:

@@ -4,94 +4,52 @@ Letters: N images a batch on this rank, S pixels a side.
 """
 
 from collections.abc import Iterator
+from itertools import count
+from typing import Unpack
 
+import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
+from fastdarts.data.ahead import STALLED, Stage, ahead
 from fastdarts.data.crop import SCALE
-from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
+from fastdarts.data.loader import Common, Loader
 from fastdarts.data.sampler import BatchSampler
-from fastdarts.data.workers import Request, View, fetch, torchvision_functional
+from fastdarts.data.view import View
+from fastdarts.data.workers import Request, fetch, torchvision_functional
 from fastdarts.ops.philox import Stream
 
 
-class FolderLoader:
-    """An endless iterator of training batches: next(loader) is Batch number loader.batch of BatchSampler's sequence.
+class FolderLoader(Loader):
+    """The torchvision route: Pillow decodes the whole image, torchvision cuts the box out and resizes it."""
 
-    Boxes, flips and order depend on (seed, stream, epoch, image) alone: neither on workers nor on world_size. The
-    images are random-resized crops (bilinear, antialiased), uint8 NHWC; the flip is said in Batch.flip, not done.
-    """
-
-    def __init__(
-        self,
-        index: ImageIndex,
-        indices: Tensor,
-        *,
-        stream: Stream,
-        seed: int,
-        batch_size: int,
-        image_size: int,
-        workers: int,
-        train: bool = True,
-        scale: tuple[float, float] = SCALE,
-        rank: int = 0,
-        world_size: int = 1,
-        start: int = 0,
-    ) -> None:
+    def __init__(self, index: ImageIndex, indices: Tensor, *, workers: int, **common: Unpack[Common]) -> None:
         """Workers start at the first next().
 
-        indices     int64, the split's images
-        batch_size  images a batch over all ranks; this rank yields N = batch_size / world_size
-        workers     processes; 0 decodes in this one
-        train       False: resized and cropped at the centre, never flipped; the order stays random
-        scale       area of the crop as a share of the image's, smallest and largest
-        start       number of the first batch
+        indices  int64, the split's images
+        workers  processes; 0 decodes in a thread of this one
+        common   as all loaders', data.loader.Common
         Raises DataError without torchvision, or for a batch that does not fit the split or world_size.
         """
         torchvision_functional()
-        self.sampler = BatchSampler(indices, stream=stream, seed=seed, batch_size=batch_size, rank=rank, world_size=world_size)
-        self.batch = start
+        super().__init__(indices, **common)
         self._index, self._workers = index, workers
-        self._view = View(image_size, seed, stream, train, scale)
-        self._iterator: Iterator[Batch | DataError] | None = None
 
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return len(self.sampler)
+    def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:
+        return _decoded(self._index, self.sampler, self.view, self._workers, self.device, number, stage)
 
-    def __iter__(self) -> "FolderLoader":
-        return self
 
-    def __next__(self) -> Batch:
-        """The next batch. Raises DataError, which names the file, if an image cannot be decoded."""
-        if self._iterator is None:
-            self._iterator = fetch(self._view, _endless(self._index, self.sampler, self.batch), self._workers)
-        batch = next(self._iterator)
-        if isinstance(batch, DataError):
-            self.close()
-            raise batch
-        self.batch += 1
-        return batch
+def _decoded(
+    index: ImageIndex, sampler: BatchSampler, view: View, workers: int, device: torch.device, number: int, stage: Stage
+) -> Iterator[Batch]:
+    """Batches from `number` on."""
 
-    def state_dict(self) -> dict[str, int]:
-        """How many batches were handed out; what the workers prepared beyond does not count."""
-        return {"batch": self.batch}
+    def request(number: int) -> Request:
+        epoch, indices = sampler.batch(number)
+        return Request.of(index, indices, epoch)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with exactly the next batch, whatever workers or world_size the state was saved under."""
-        self.close()
-        self.batch = state["batch"]
-
-    def close(self) -> None:
-        """End the workers; a later next() starts new ones where it stopped."""
-        self._iterator = None  # the iterator ends its processes as it goes
-
-    def __enter__(self) -> "FolderLoader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    return fetch(view, map(request, count(number)), workers, stage, pin=device.type == "cuda")
 
 
 class EvalLoader:
@@ -109,14 +67,16 @@ class EvalLoader:
         batch_size: int,
         image_size: int,
         workers: int,
+        device: str | torch.device = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        timeout: float = STALLED,
     ) -> None:
         """Arguments as FolderLoader's. Raises DataError without torchvision."""
         torchvision_functional()
         batches = [part[rank::world_size] for part in indices.sort().values.split(batch_size)]
         self._batches = [part for part in batches if len(part)]
-        self._index, self._workers = index, workers
+        self._index, self._workers, self._device, self._timeout = index, workers, torch.device(device), timeout
         self._view = View(image_size, 0, Stream.EVAL, False, SCALE)
 
     def __len__(self) -> int:
@@ -124,16 +84,8 @@ class EvalLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises DataError, which names the file, if an image cannot be decoded."""
+        """Raises DataError, which names the file, if an image cannot be decoded, and InputStopped if no batch comes."""
         requests = (Request.of(self._index, indices, 0) for indices in self._batches)
-        for batch in fetch(self._view, requests, self._workers):
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
-
-
-def _endless(index: ImageIndex, sampler: BatchSampler, number: int) -> Iterator[Request]:
-    while True:
-        epoch, indices = sampler.batch(number)
-        yield Request.of(index, indices, epoch)
-        number += 1
+        stage = Stage()
+        batches = fetch(self._view, requests, self._workers, stage, pin=self._device.type == "cuda")
+        return ahead(batches, self._device, stage, self._timeout)

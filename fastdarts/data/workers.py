@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +12,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastdarts.batch import Batch
-from fastdarts.data.crop import RATIO, crop_box, crop_words, flips
+from fastdarts.data.ahead import Stage
+from fastdarts.data.crop import RATIO, crop_box, crop_words, short_side
 from fastdarts.data.decode import read_rgb
-from fastdarts.data.errors import DataError
+from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex
-from fastdarts.ops.philox import Stream
+from fastdarts.data.view import View
 
 
 class Request(NamedTuple):
@@ -33,51 +35,72 @@ class Request(NamedTuple):
         return Request(epoch, numbers, index.labels[indices].tolist(), [index.path(i) for i in numbers])
 
 
-class View(Dataset[Batch | DataError]):
+class Decoder(Dataset[Batch | DataError]):
     """How a request becomes a batch. A DataError is returned, since torch would bury a raised one in a traceback."""
 
-    def __init__(self, size: int, seed: int, stream: Stream, train: bool, scale: tuple[float, float]) -> None:
-        self.size, self.seed, self.stream, self.train, self.scale = size, seed, stream, train, scale
+    def __init__(self, view: View) -> None:
+        self.view = view
 
     def __getitem__(self, request: Request) -> Batch | DataError:
         """The batch, images uint8 (N, size, size, 3), or what is wrong with the first file that cannot be decoded."""
-        index = torch.tensor(request.indices)
-        flip = torch.zeros(len(index), dtype=torch.bool)
+        index, size = torch.tensor(request.indices), self.view.size
         words: list[list[int]] = [[]] * len(index)
-        if self.train:
-            flip = flips(self.seed, self.stream, request.epoch, index)
-            words = crop_words(self.seed, self.stream, request.epoch, index).tolist()
-        images = np.empty((len(index), self.size, self.size, 3), np.uint8)
+        if self.view.train:
+            words = crop_words(self.view.seed, self.view.stream, request.epoch, index).tolist()
+        images = np.empty((len(index), size, size, 3), np.uint8)
         try:
             for i, path in enumerate(request.paths):
                 images[i] = self.crop(read_rgb(path), words[i])
         except DataError as error:
             return error
-        return Batch(torch.from_numpy(images), torch.tensor(request.labels), index, flip)
+        return Batch(torch.from_numpy(images), torch.tensor(request.labels), index, self.view.flips(request.epoch, index))
 
     def crop(self, image: Image.Image, words: list[int]) -> Image.Image:
         """size x size pixels: the random box of `words`, or the centre if not `train`; bilinear with antialiasing."""
-        functional = torchvision_functional()
-        if self.train:
-            box = crop_box(words, image.width, image.height, self.scale, RATIO)
-            return functional.resized_crop(image, *box, [self.size, self.size])
-        return functional.center_crop(functional.resize(image, [round(self.size * 256 / 224)]), [self.size, self.size])
+        functional, size = torchvision_functional(), self.view.size
+        if self.view.train:
+            box = crop_box(words, image.width, image.height, self.view.scale, RATIO)
+            return functional.resized_crop(image, *box, [size, size])
+        return functional.center_crop(functional.resize(image, [short_side(size)]), [size, size])
 
 
-def fetch(view: View, requests: Iterable[Request], workers: int) -> Iterator[Batch | DataError]:
-    """Answer the requests in their order, with `workers` processes ahead of the consumer."""
-    return iter(
+def fetch(view: View, requests: Iterable[Request], workers: int, stage: Stage, pin: bool) -> Iterator[Batch]:
+    """Answer the requests in their order, with `workers` processes ahead of the consumer.
+
+    pin  hand the batches over in pinned memory, from which they go to a GPU asynchronously
+    Raises DataError, which names the file, for an image that cannot be decoded, InputStopped if a worker was killed.
+    """
+    where = f"{workers} worker processes" if workers else "a thread"
+    stage.now = f"starting {where}"
+    batches = iter(
         DataLoader(
-            view,
+            Decoder(view),
             batch_size=None,
             sampler=requests,
             collate_fn=_same,
             num_workers=workers,
             worker_init_fn=_start_worker,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin,
             generator=torch.Generator(),  # torch's own stays untouched
         )
     )
+    split = view.stream.name.lower()
+    try:
+        for number in count(1):
+            stage.now = f"decoding {split} images in {where}, batch {number} since they started; is the file system alive?"
+            batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
+    except (RuntimeError, EOFError, OSError) as error:  # the ways in which the end of a process is noticed
+        if not workers or (isinstance(error, RuntimeError) and "DataLoader worker" not in str(error)):
+            raise
+        told = f"a process that decodes {split} images has died (killed from outside, or by the system for want of memory)"
+        raise InputStopped(f"{told}: start again, or take fewer workers") from error
+    finally:
+        del batches  # which ends its processes, also where an error's traceback holds this frame
 
 
 def _start_worker(_: int) -> None:

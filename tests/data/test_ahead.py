@@ -1,0 +1,135 @@
+"""Batches made ahead: order, errors, what is stuck, what was killed, and that nothing is left behind."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import torch
+
+from fastdarts.batch import Batch
+from fastdarts.data import FolderLoader, ImageIndex, InputStopped
+from fastdarts.data import ahead as ahead_module
+from fastdarts.data.ahead import DEPTH, Stage, ahead
+from fastdarts.ops.philox import Stream
+
+CPU = torch.device("cpu")
+
+
+def batch(number: int) -> Batch:
+    index = torch.tensor([number])
+    return Batch(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), index, index, index == 0)
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "fastdarts-input"]
+
+
+def test_in_order_and_to_the_end() -> None:
+    assert [made.index.item() for made in ahead(map(batch, range(20)), CPU, Stage())] == list(range(20))
+    assert not threads()
+
+
+def test_no_further_ahead_than_said() -> None:
+    """DEPTH wait, one is in the making, and one was handed out."""
+    made: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(100):
+            made.append(number)
+            yield batch(number)
+
+    iterator = ahead(batches(), CPU, Stage())
+    next(iterator)
+    began = monotonic()
+    while len(made) < DEPTH + 2 and monotonic() - began < 10:
+        pass
+    assert not threads()[0].join(0.3) and len(made) == DEPTH + 2
+    iterator.close()
+    assert not threads()
+
+
+def test_an_error_comes_after_the_batches_before_it() -> None:
+    def batches() -> Iterator[Batch]:
+        yield batch(0)
+        raise OSError("the disk is gone")
+
+    iterator = ahead(batches(), CPU, Stage())
+    assert next(iterator).index.item() == 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(iterator)
+    assert not threads()
+
+
+def test_what_is_stuck_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead_module, "GRACE", 0.1)
+    stage, release = Stage(), threading.Event()
+
+    def batches() -> Iterator[Batch]:
+        yield batch(0)
+        stage.now = "reading a file that never comes"
+        release.wait()
+        yield batch(1)
+
+    iterator = ahead(batches(), CPU, stage, timeout=0.3)
+    next(iterator)
+    began = monotonic()
+    try:
+        with pytest.raises(InputStopped, match=r"no input for 0\.3 seconds, stuck at: reading a file that never comes"):
+            next(iterator)
+        assert monotonic() - began < 10
+    finally:
+        release.set()
+    for thread in threads():
+        thread.join(10)
+    assert not threads()
+
+
+def test_a_file_that_never_opens_is_not_waited_for(tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe that nobody writes to, in the place of an image: opening it blocks."""
+    monkeypatch.setattr(ahead_module, "GRACE", 0.1)
+    root = tree(a=6)
+    index = ImageIndex.from_root(root)
+    path = root / "train/a/a_3.JPEG"
+    path.unlink()
+    os.mkfifo(path)
+    order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
+    with FolderLoader(index, torch.arange(6), workers=1, timeout=1.0, **order) as loader:
+        with pytest.raises(InputStopped, match=r"stuck at: decoding train images in 1 worker processes"):
+            next(loader)
+        with open(path, "wb"):  # lets the worker go
+            pass
+    for thread in threads():
+        thread.join(10)
+    assert not multiprocessing.active_children()
+
+
+def test_a_killed_worker_is_said_and_the_next_call_goes_on(tree: Callable[..., Path]) -> None:
+    index = ImageIndex.from_root(tree(a=6))
+    order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
+    whole = FolderLoader(index, torch.arange(6), workers=0, **order)
+    with FolderLoader(index, torch.arange(6), workers=1, **order) as loader:
+        expected = next(whole)
+        assert next(loader).images.equal(expected.images)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(InputStopped, match=r"a process that decodes train images has died \(killed from outside"):
+            for _ in range(50):
+                expected = next(whole)
+                assert next(loader).images.equal(expected.images)
+        assert next(loader).images.equal(expected.images)  # the batch that failed
+    assert not multiprocessing.active_children()
+
+
+def test_a_forgotten_iterator_ends_its_thread() -> None:
+    iterator = ahead(map(batch, range(10**6)), CPU, Stage())
+    next(iterator)
+    assert threads()
+    del iterator
+    gc.collect()
+    assert not threads()
