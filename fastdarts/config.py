@@ -185,6 +185,20 @@ class SearchImagenetSettings(SearchSettings):
         False, "the same bits in each run on a GPU too; slower, says what it switches off", before=False
     )
     threads: int = setting(0, "of torch on the CPU; 0 = its own choice, by the cores (the number is saved)", at_least=0)
+    loader: Literal["auto", "torchvision", "dali", "dali-reader"] = setting(
+        "auto",
+        "what decodes images where there is no cache: DALI on a GPU where it is installed, else torchvision; dali-reader "
+        "leaves order and boxes to DALI's own file reader",
+        resumable=True,
+    )
+    cache: Literal["auto", "device", "ram", "off"] = setting(
+        "auto", "decode each image once and keep it: on the device where it fits, else in RAM, else not", resumable=True
+    )
+    cache_folder: str | None = setting(
+        None, "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too", resumable=True
+    )
+    cache_size: int = setting(0, "pixels of a kept image's short side; 0 = image_size * 256 / 224", at_least=0, before=0)
+    input_timeout: float = setting(300.0, "seconds without a batch after which input counts as stuck", above=0, resumable=True)
     workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
     log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)
 

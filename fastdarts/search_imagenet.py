@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ import torch
 
 from fastdarts import engine, provenance
 from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings
-from fastdarts.data import DataError, EvalLoader, FolderLoader
+from fastdarts.data import DataError, EvalLoader, InputStopped
 from fastdarts.engine import CapturedBilevel, CaptureError, RunFolder, RunFolderError
 from fastdarts.images import Images
+from fastdarts.input import forecast, open_input, steps_of_an_epoch
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.ops.patch_mask import num_masked
-from fastdarts.ops.philox import Stream
 from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, Search, SoftmaxRelaxation, tf32
 from fastdarts.search.optimizers import check_backend
 from fastdarts.session import PICTURES, Session
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except DivergedError as error:
         print(f"{PROG}: stopped: {error}; the checkpoint before it is kept", file=sys.stderr)
+        return 1
+    except InputStopped as error:
+        print(f"{PROG}: stopped: {error}; the same command with --save of this run's folder continues it", file=sys.stderr)
         return 1
     except engine.NotDeterministicError as error:
         print(f"{PROG}: stopped: {error}; go on without --deterministic, or with another --backend", file=sys.stderr)
@@ -109,34 +113,31 @@ def run(settings: SearchImagenetSettings) -> None:
     torch.set_num_threads(settings.threads)
     folder = RunFolder.open(Path(settings.save or name), settings)
     images = Images.choose(settings, folder)
-    workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
-    common = {"batch_size": settings.batch_size, "image_size": settings.image_size, "workers": workers}
-
-    def loaders() -> tuple[FolderLoader, FolderLoader]:
-        splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
-        train, val = (FolderLoader(images.index, s, stream=stream, seed=settings.seed, **common) for s, stream in splits)
-        return train, val
-
-    plan = _plan(settings, images, len(loaders()[0]))  # what does not fit is refused before any file is decoded
+    memory = _memory(settings, images)
+    plan = _plan(settings, images, memory)  # what does not fit is refused before any file is decoded
     if settings.dry_run:
-        log.info(plan)
+        log.info(f"{plan}\n{forecast(settings, images, memory)}")
         return
     if folder.saved is None:
-        images = images.checked(cores)
-        plan = _plan(settings, images, len(loaders()[0])) if images.excluded else plan
-    train_loader, val_loader = loaders()
-    with train_loader, val_loader:
+        images = images.checked(cores, settings.strict)
+        plan = _plan(settings, images, memory) if images.excluded else plan
+    else:
+        images = images.measured(cores)
+    saved = None if folder.saved is None else folder.saved.get("input")
+    workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
+    with closing(open_input(settings, images, workers=workers, threads=cores, saved=saved, reserved=memory)) as given:
         torch.manual_seed(settings.seed)
         supernet, objective = build(settings, len(images.index.classes))
         supernet.to(settings.device, memory_format=torch.channels_last)
         objective.to(settings.device)
-        eval_loader = EvalLoader(images.index, images.val, **common)
-        search = Search(supernet, objective, train_loader, val_loader, settings, eval_loader=eval_loader)
+        search = Search(supernet, objective, given.train, given.val, settings, eval_loader=given.evaluation)
         search.take_step = CapturedBilevel(search.bilevel, settings.cuda_graph)
         if folder.saved is None:
             images.write(folder)
-            folder.create(_facts(settings, images))
-        pictures = EvalLoader(images.index, images.val[:PICTURES], **common | {"batch_size": PICTURES, "workers": 0})
+            folder.create(_facts(settings, images) | {"input": given.facts})
+        pictures = EvalLoader(
+            images.index, images.val[:PICTURES], batch_size=PICTURES, image_size=settings.image_size, workers=0
+        )
         with engine.log_to(folder["log.txt"]):
             log.info(plan)
             log.info(f"run folder {folder.path}, {provenance.commit()}")
@@ -202,14 +203,22 @@ def _device(name: str) -> str:
         raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error
 
 
-def _plan(settings: SearchImagenetSettings, images: Images, steps: int) -> str:
-    """What will be done, in a few lines; `steps` are those of an epoch."""
-    index = images.index
+def _on_meta(settings: SearchImagenetSettings, images: Images) -> tuple[Supernet, Objective]:
     with torch.device("meta"):
-        supernet, objective = build(settings, len(index.classes))
+        return build(settings, len(images.index.classes))
+
+
+def _memory(settings: SearchImagenetSettings, images: Images) -> int:
+    """Bytes of a step, about."""
     relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
     batch = engine.meta_batch(settings.batch_size, settings.image_size)
-    memory = engine.step_bytes(supernet, objective, relaxation, batch, settings.device)
+    return engine.step_bytes(*_on_meta(settings, images), relaxation, batch, settings.device)
+
+
+def _plan(settings: SearchImagenetSettings, images: Images, memory: int) -> str:
+    """What will be done, in a few lines; `memory` are the bytes of a step."""
+    index, steps = images.index, steps_of_an_epoch(settings, images)
+    supernet, _ = _on_meta(settings, images)
     moving = max(settings.epochs - settings.begin, 0)
     passes = settings.batch_size * steps * (settings.epochs + moving)
     weights = sum(w.numel() for w in supernet.parameters())

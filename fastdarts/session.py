@@ -16,7 +16,7 @@ from fastdarts.search import COLLAPSE_SKIPS, PARTS, Search, StepReport
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
 PICTURES = 8  # images in the reconstruction picture
-TIMING = ("seconds", "images_per_s")  # what differs between two runs of one seed
+TIMING = ("seconds", "input_seconds", "images_per_s")  # what differs between two runs of one seed
 log = logging.getLogger("fastdarts")
 
 
@@ -74,9 +74,10 @@ class Session:
         self.folder.save(self.search.state_dict())
         valid = record["valid"] or {}
         figures = "  ".join(f"valid {name} {value:.4f}" for name, value in valid.items())
+        waiting = timing["input_seconds"] / timing["seconds"]
         log.info(
-            f"epoch {record['epoch']}/{self.settings.epochs} done in {duration(timing['seconds'])}  "
-            f"{timing['images_per_s']:.1f} images/s  train {record['train_loss']:.4f}  {figures}"
+            f"epoch {record['epoch']}/{self.settings.epochs} done in {duration(timing['seconds'])}, {waiting:.1%} of it "
+            f"waiting for input  {timing['images_per_s']:.1f} images/s  train {record['train_loss']:.4f}  {figures}"
         )
         log.info(record["genotype"])
         for kind, cell in record["cells"].items():

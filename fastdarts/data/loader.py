@@ -46,6 +46,17 @@ class Common(TypedDict):
     start: NotRequired[int]
 
 
+class EvalCommon(TypedDict):
+    """Arguments that all evaluation passes share; as of Common."""
+
+    batch_size: int
+    image_size: int
+    device: NotRequired[str | torch.device]
+    rank: NotRequired[int]
+    world_size: NotRequired[int]
+    timeout: NotRequired[float]
+
+
 class Loader(ABC):
     """An endless iterator of training batches: next(loader) is Batch number loader.batch of BatchSampler's sequence.
 
@@ -114,3 +125,41 @@ class Loader(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Evaluation(ABC):
+    """One pass over a split in the order of the indices: short side to S * 256 / 224, centre crop, no flip.
+
+    Each `for` starts anew. Batches hold `batch_size` images over all ranks, of which rank r gets r, r + world_size,
+    ...; the last one may be smaller, and is left out on a rank that has no image of it.
+    """
+
+    def __init__(
+        self,
+        indices: Tensor,
+        *,
+        batch_size: int,
+        image_size: int,
+        device: str | torch.device = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        timeout: float = STALLED,
+    ) -> None:
+        """Arguments as of Common."""
+        batches = [part[rank::world_size] for part in indices.sort().values.split(batch_size)]
+        self.batches = [part for part in batches if len(part)]
+        self.view = View(image_size, 0, Stream.EVAL, False, SCALE)
+        self.device, self.timeout = torch.device(device), timeout
+
+    @abstractmethod
+    def _produce(self, stage: Stage) -> Iterator[Batch]:
+        """One batch for each of `batches`, on any device."""
+
+    def __len__(self) -> int:
+        """Batches of a pass on this rank."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Raises DataError, which names the file, if an image cannot be decoded, and InputStopped if no batch comes."""
+        stage = Stage()
+        return ahead(self._produce(stage), self.device, stage, self.timeout)

@@ -4,7 +4,7 @@ from fastdarts.engine.cuda_graph import CapturedBilevel, CaptureError, no_gpu
 from fastdarts.engine.determinism import NotDeterministicError, algorithms
 from fastdarts.engine.files import write_text
 from fastdarts.engine.memory import meta_batch, step_bytes
-from fastdarts.engine.progress import Progress, duration, log_to
+from fastdarts.engine.progress import Progress, duration, log_to, now_and_then
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "log_to",
     "meta_batch",
     "no_gpu",
+    "now_and_then",
     "step_bytes",
     "write_text",
 ]

@@ -1,14 +1,15 @@
 """What a run says while it goes on."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TextIO
 
 from fastdarts.search import StepReport
 
+SECONDS = 10.0  # between two lines about one thing
 log = logging.getLogger("fastdarts")
 
 
@@ -28,6 +29,19 @@ def log_to(target: TextIO | Path) -> Iterator[None]:
         log.removeHandler(handler)
         if isinstance(target, Path):
             handler.close()
+
+
+def now_and_then(what: str) -> Callable[[int, int], None]:
+    """A function of (done, total) that logs both every SECONDS at most."""
+    last = monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if monotonic() - last > SECONDS:
+            last = monotonic()
+            log.info(f"{what}: {done} of {total}")
+
+    return progress
 
 
 class Progress:

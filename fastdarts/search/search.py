@@ -131,7 +131,8 @@ class Search:
         """One epoch. Returns plain values: losses (means over the epoch), rates, genotype, weights, collapse figures.
 
         Raises DivergedError when a loss was not finite, or when all updates of the weights or of alpha had to be skipped.
-        The keys are those of a `metrics.jsonl` line of kind "epoch", and "seconds" and "images_per_s" of the steps alone;
+        The keys are those of a `metrics.jsonl` line of kind "epoch", and of the steps alone "seconds", of which
+        "input_seconds" were spent waiting for batches, and "images_per_s";
         "skipped" (of the weights, of alpha) only where updates were.
         """
         s = self.settings
@@ -140,12 +141,14 @@ class Search:
         self.bilevel.skipped.zero_()
         self.supernet.train()
         self.objective.train()
-        started, images = perf_counter(), 0
+        started, waited, images = perf_counter(), 0.0, 0
         train_losses, val_losses = [], []
         first = self.epoch * len(self.train_loader)
         for number in range(first + 1, first + len(self.train_loader) + 1):
+            asked = perf_counter()
             train = next(self.train_loader).to(self.device)
             val = next(self.val_loader).to(self.device) if self.epoch >= s.begin else None
+            waited += perf_counter() - asked
             train_loss, val_loss = self.take_step(self.step, train, val)
             self.step += 1
             count = len(train.index) + (0 if val is None else len(val.index))
@@ -171,7 +174,15 @@ class Search:
         record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
         if s.hessian_every and self.epoch % s.hessian_every == 0:
             record["hessian"] = self.hessian()
-        return record | self._architecture() | {"seconds": seconds, "images_per_s": images / seconds}
+        return (
+            record
+            | self._architecture()
+            | {
+                "seconds": seconds,
+                "input_seconds": waited,
+                "images_per_s": images / seconds,
+            }
+        )
 
     def _check(self, record: dict[str, Any], updates: tuple[int, int]) -> None:
         """Raise DivergedError if the epoch came to nothing; say, and note in the record, how many updates were skipped."""

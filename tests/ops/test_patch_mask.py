@@ -149,6 +149,45 @@ def test_masks_follow_the_image_the_step_and_the_seed(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("count", [12, 24, 36])
+def test_masks_hide_exactly_so_many_patches_and_each_as_often(count, backend):
+    """Over 40,000 (image, step) pairs of 48 patches. Chi-square of the patches' frequencies has 47 degrees of freedom, so a
+    mean of 47 and a deviation of 9.7; of pairs of neighbouring patches, too, which are drawn without replacement.
+    """
+    n, patches = 4000, 48
+    tensors, given = arguments(n, 6, 8, 1, count)
+    tensors[1] = torch.arange(n)
+    hidden, both = torch.zeros(patches, dtype=torch.float64), torch.zeros(patches, dtype=torch.float64)
+    for step in range(10):
+        tensors[2] = torch.tensor([step])
+        mask = patch_mask(*tensors, **given, backend=backend)[1].flatten(1)
+        assert mask.sum(1).eq(count).all()
+        hidden += mask.sum(0)
+        both += (mask & mask.roll(1, 1)).sum(0)
+    draws, p = 10 * n, count / patches
+    chi_square = ((hidden - draws * p).square() / (draws * p * (1 - p))).sum() * (patches - 1) / patches
+    assert 20 < chi_square < 90, "four and a half deviations"
+    pairs = draws * p * (count - 1) / (patches - 1)
+    assert (both - pairs).abs().max() < 5 * math.sqrt(pairs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mask_does_not_depend_on_the_batch_its_image_is_in(backend):
+    """Whole, in three uneven parts, dealt out to three ranks, one by one."""
+    tensors, given = arguments(12, 8, 8, 2, 7)
+    x, mask = patch_mask(*tensors, **given, backend=backend)
+
+    def of(part):
+        images, index, step, flip, fill = tensors
+        return patch_mask(images[part], index[part], step, flip[part], fill, **given, backend=backend)
+
+    splits = [[slice(0, 5), slice(5, 6), slice(6, 12)], [slice(r, None, 3) for r in range(3)], [[i] for i in range(12)]]
+    for split in splits:
+        for part in split:
+            assert torch.equal(of(part)[0], x[part]) and torch.equal(of(part)[1], mask[part])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_masked_is_normalise(backend):
     tensors, given = arguments(3, 8, 12, 4, 0)
     x, mask = patch_mask(*tensors, **given, backend=backend)

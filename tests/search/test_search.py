@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPACE = Space.uniform("few", ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"))
 NET = naive.Net(C=4, layers=3, k=2, candidates={"normal": SPACE.normal, "reduce": SPACE.reduce})
-CLOCK = ("seconds", "images_per_s")
+CLOCK = ("seconds", "input_seconds", "images_per_s")
 
 
 class Loader:

@@ -1,0 +1,169 @@
+"""The images of a search, decoded once and kept in one flat buffer: on the device, in RAM, or in a memory-mapped file.
+
+Letters: M cached images, B bytes of all of them.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdarts.batch import Batch
+from fastdarts.data.cache_file import open_file, room_taken, write_file
+from fastdarts.data.decode import read_rgb
+from fastdarts.data.errors import DataError
+from fastdarts.data.index import ImageIndex
+from fastdarts.data.view import View
+from fastdarts.data.workers import torchvision_functional
+from fastdarts.ops.random_resized_crop import random_resized_crop
+
+CHUNK = 32  # images a thread decodes at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where each image lies in the buffer: rows of RGB pixels, one image after the other.
+
+    index    where the files are
+    numbers  int64 (M,), sorted, the images' stable numbers
+    decoded  int64 (M, 2), height and width of the files
+    sizes    int64 (M, 2), height and width as they are kept
+    starts   int64 (M + 1,), byte of each one's first pixel; the last is B
+    """
+
+    index: ImageIndex
+    numbers: Tensor
+    decoded: Tensor
+    sizes: Tensor
+    starts: Tensor
+
+    @staticmethod
+    def of(index: ImageIndex, numbers: Tensor, decoded: Tensor, short: int) -> "Layout":
+        """The layout of images `numbers`, int64 (M,), distinct, whose files are of the sizes `decoded`, (M, 2).
+
+        Each is kept with its short side reduced to `short` pixels, its aspect as torchvision's resize leaves it; a smaller
+        one as it is.
+        """
+        numbers, order = numbers.sort()
+        decoded = decoded[order].long()
+        least = decoded.amin(1, keepdim=True)
+        reduced = torch.where(decoded == least, short, short * decoded // least)
+        sizes = torch.where(least > short, reduced, decoded)
+        starts = torch.zeros(len(numbers) + 1, dtype=torch.int64)
+        torch.cumsum(3 * sizes.prod(1), 0, out=starts[1:])
+        return Layout(index, numbers, decoded, sizes, starts)
+
+    @property
+    def bytes(self) -> int:
+        """B."""
+        return int(self.starts[-1])
+
+    def fill(self, pixels: Tensor, threads: int, progress: Callable[[int, int], None]) -> None:
+        """Decode all files into `pixels`, uint8 (B,) on any device, in `threads` threads (Pillow works outside the GIL).
+
+        progress  called now and then with (images done, M)
+        Raises DataError, which names the file, for one that does not decode or is not of the size it had.
+        """
+        torchvision_functional()
+
+        def decode(first: int) -> int:
+            last = min(first + CHUNK, len(self.numbers))
+            chunk = np.concatenate([self._decode(row) for row in range(first, last)])
+            pixels[int(self.starts[first]) : int(self.starts[last])].copy_(torch.from_numpy(chunk))
+            return last - first
+
+        done = 0
+        pool = ThreadPoolExecutor(max(1, threads))
+        try:
+            for count in pool.map(decode, range(0, len(self.numbers), CHUNK)):
+                done += count
+                progress(done, len(self.numbers))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _decode(self, row: int) -> np.ndarray:
+        path = self.index.path(int(self.numbers[row]))
+        image = read_rgb(path)
+        if [image.height, image.width] != self.decoded[row].tolist():
+            then, now = "x".join(map(str, self.decoded[row].tolist()[::-1])), f"{image.width}x{image.height}"
+            raise DataError(f"{path} had {then} pixels when it was checked, now it has {now}: start again")
+        size = self.sizes[row].tolist()
+        return np.asarray(
+            torchvision_functional().resize(image, size) if size != [image.height, image.width] else image
+        ).ravel()
+
+    def room_taken(self, folder: Path) -> int:
+        """Bytes that the file of these pixels in `folder`, whole or unfinished, takes already."""
+        return room_taken(folder, self.key())
+
+    def key(self) -> str:
+        """What a file of these pixels is known by: the files' names, sizes, times of change, and the kept sizes.
+
+        Raises DataError for a file that is gone.
+        """
+        digest = hashlib.sha256(b"fastdarts cache 1\n")
+        for number, size in zip(self.numbers.tolist(), self.sizes.tolist(), strict=True):
+            path = self.index.path(number)
+            try:
+                status = os.stat(path)
+            except OSError as error:
+                raise DataError(f"{path} is gone: {error.strerror}; start again") from error
+            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """A filled buffer and its layout."""
+
+    layout: Layout
+    pixels: Tensor  # uint8 (B,)
+
+    @staticmethod
+    def make(
+        layout: Layout,
+        device: torch.device | str,
+        *,
+        folder: Path | None = None,
+        threads: int = 1,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> "Cache":
+        """Decode the images of `layout` into memory on `device`.
+
+        folder  keep them in a memory-mapped file there, which other runs with the same images find; for a GPU the file is
+                copied to it
+        Raises DataError for a file that does not decode, and for a disk without room.
+        """
+        if folder is None:
+            pixels = torch.empty(layout.bytes, dtype=torch.uint8, device=device)
+            layout.fill(pixels, threads, progress)
+            return Cache(layout, pixels)
+        key = layout.key()
+        pixels = open_file(folder, key, layout.bytes)
+        if pixels is None:
+            write_file(folder, key, layout.bytes, lambda pixels: layout.fill(pixels, threads, progress))
+            pixels = open_file(folder, key, layout.bytes)
+        return Cache(layout, pixels.to(device))
+
+    def batch(self, view: View, epoch: int, indices: Tensor) -> Batch:
+        """The images `indices`, int64 (N,), as epoch `epoch` shows them, on the cache's device."""
+        layout, device = self.layout, self.pixels.device
+        rows = torch.searchsorted(layout.numbers, indices)
+        sizes = layout.sizes[rows]
+        boxes = torch.tensor(view.boxes(epoch, indices, sizes.tolist()))
+        where = torch.cat([layout.starts[rows, None], sizes, boxes], 1)
+        labels, flip = layout.index.labels[indices], view.flips(epoch, indices)
+        small = (
+            [t.pin_memory() for t in (where, labels, indices, flip)]
+            if device.type == "cuda"
+            else [where, labels, indices, flip]
+        )
+        where, labels, indices, flip = (t.to(device, non_blocking=True) for t in small)
+        images = random_resized_crop(self.pixels, where[:, 0], where[:, 1:3], where[:, 3:], image_size=view.size)
+        return Batch(images, labels, indices, flip)

@@ -1,0 +1,85 @@
+"""Where a cache of a given size has room: figures of this machine, and the choice that they allow."""
+
+import shutil
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from fastdarts.data.errors import DataError
+
+Asked = Literal["auto", "device", "ram", "off"]
+SHARE = 0.8  # of what is free may be taken
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class Place(NamedTuple):
+    """Where the cache goes ("device", "ram" or "off"), and the sentence that says so and why."""
+
+    where: Literal["device", "ram", "off"]
+    told: str
+
+
+def choose(
+    asked: Asked, size: int, device: torch.device, folder: Path | None = None, taken: int = 0, reserved: int = 0
+) -> Place:
+    """Where a cache of `size` bytes goes: the first place of `asked` that has room.
+
+    folder    of a memory-mapped file, instead of RAM
+    taken     bytes that this file has already
+    reserved  bytes of the device's memory that the search itself takes
+    "auto" takes device, RAM (or the file), off. Raises DataError, with figures, where one that was asked for has no room.
+    """
+    if asked == "off":
+        return Place("off", "no cache: images are decoded anew each time")
+    places = {"auto": ("device", "ram"), "device": ("device",), "ram": ("ram",)}[asked]
+    reasons = []
+    for place in places:
+        why = _lacks_device(size, device, reserved) if place == "device" else _lacks_host(size, folder, taken)
+        if why is None:
+            names = {"device": str(device), "ram": f"a file in {folder}" if folder else "RAM"}
+            return Place(place, f"cache: {gib(size)} of decoded images in {names[place]}")
+        reasons.append(why)
+    if asked != "auto":
+        raise DataError(
+            f"--cache {asked}: the decoded images take {gib(size)}: {reasons[0]}; take --cache_size, or --cache off"
+        )
+    return Place("off", f"no cache of {gib(size)}: {'; '.join(reasons)}")
+
+
+def _lacks_device(size: int, device: torch.device, reserved: int) -> str | None:
+    if device.type != "cuda":
+        return f"{device} is no GPU"
+    free = torch.cuda.mem_get_info(device)[0]
+    room = SHARE * (free - reserved)
+    if size <= room:
+        return None
+    return (
+        f"{device} has {gib(free)} free, of which the search takes about {gib(reserved)}, and {gib(max(0, room))} are for this"
+    )
+
+
+def _lacks_host(size: int, folder: Path | None, taken: int) -> str | None:
+    if folder is not None:
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        free, what = shutil.disk_usage(there).free + taken, f"the disk of {folder}"
+    else:
+        free, what = available_ram(), "RAM"
+    return None if size <= SHARE * free else f"{what} has {gib(free)} free, of which {SHARE:.0%} may be taken"
+
+
+def available_ram() -> int:
+    """Bytes that this process can take without swapping, under its control group's limit."""
+    lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+    free = 1024 * int(lines["MemAvailable"].split()[0])
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:  # no control groups here, or the older kind
+        return free
+    return free if limit == "max" else min(free, int(limit) - int(used))
+
+
+def gib(size: float) -> str:
+    """A size in words."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,176 @@
+"""Where the batches of one search come from: the resident cache where it has room, else DALI or torchvision."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdarts.batch import Batch
+from fastdarts.config import ConfigError, SearchImagenetSettings
+from fastdarts.data import (
+    BatchSampler,
+    Cache,
+    CacheEvalLoader,
+    CacheLoader,
+    DaliLoader,
+    DaliReaderLoader,
+    EvalLoader,
+    FolderLoader,
+    Layout,
+    Loader,
+    dali,
+    image_sizes,
+    room,
+)
+from fastdarts.data.crop import short_side
+from fastdarts.engine import now_and_then
+from fastdarts.images import Images
+from fastdarts.ops.philox import Stream
+
+SAMPLED = 200  # files whose headers tell a plan how large the cache will be
+log = logging.getLogger("fastdarts")
+
+
+class Input(NamedTuple):
+    """Both training loaders and the evaluation pass of a search, on its device.
+
+    facts  what settings.json says of them: what makes the batches, where the cache is, its bytes and short side
+    """
+
+    train: Loader
+    val: Loader
+    evaluation: Iterable[Batch]
+    facts: dict[str, Any]
+
+    def close(self) -> None:
+        """End what the loaders have started."""
+        self.train.close()
+        self.val.close()
+
+
+def steps_of_an_epoch(settings: SearchImagenetSettings, images: Images) -> int:
+    """Batches of an epoch. Raises DataError where a split is smaller than a batch."""
+    parts = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
+    train, _ = (BatchSampler(part, stream=s, seed=settings.seed, batch_size=settings.batch_size) for part, s in parts)
+    return len(train)
+
+
+def forecast(settings: SearchImagenetSettings, images: Images, reserved: int) -> str:
+    """Where the images will come from, in words, as far as the headers of SAMPLED files tell. Arguments as of open_input.
+
+    Raises ConfigError and DataError for a choice that cannot be had.
+    """
+    chosen = torch.cat([images.train, images.val])
+    some = chosen[:: -(-len(chosen) // SAMPLED)]
+    sampled = _layout(settings, images, some, image_sizes(images.index, some, 1))
+    place = _place(settings, len(chosen) * sampled.bytes // len(some), None, reserved)
+    return place.told if place.where != "off" else f"{place.told}; {_route(settings, None)[1]}"
+
+
+def open_input(
+    settings: SearchImagenetSettings,
+    images: Images,
+    *,
+    workers: int,
+    threads: int,
+    saved: Mapping[str, Any] | None,
+    reserved: int,
+) -> Input:
+    """The loaders of a search; the cache is filled. What was chosen, and why, goes to the log.
+
+    images    with sizes
+    workers   processes or threads that decode during the search
+    threads   that decode into the cache before it
+    saved     `facts` of the run that is continued: "auto" keeps its choice where it can, another one is said
+    reserved  bytes of the device that the search itself takes
+    Raises ConfigError and DataError for a choice that cannot be had, DataError for a file that does not decode any more.
+    """
+    chosen = torch.cat([images.train, images.val])
+    layout = _layout(settings, images, chosen, images.sizes[chosen])
+    place = _place(settings, layout.bytes, saved, reserved, layout)
+    common = {
+        "batch_size": settings.batch_size,
+        "image_size": settings.image_size,
+        "device": settings.device,
+        "timeout": settings.input_timeout,
+    }
+    orders = tuple({"stream": stream, "seed": settings.seed} | common for stream in (Stream.TRAIN, Stream.VAL))
+    splits = images.train, images.val
+    log.info(place.told)
+    if place.where == "off":
+        route, told = _route(settings, saved)
+        log.info(told)
+        make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
+        train, val = (make(images, split, workers, order) for split, order in zip(splits, orders, strict=True))
+        evaluation: Iterable[Batch] = EvalLoader(images.index, images.val, workers=workers, **common)
+        facts = {"route": route, "cache": "off"}
+    else:
+        device = settings.device if place.where == "device" else "cpu"
+        progress = now_and_then("decoding images into the cache")
+        cache = Cache.make(layout, device, folder=_folder(settings), threads=threads, progress=progress)
+        train, val = (CacheLoader(cache, split, **order) for split, order in zip(splits, orders, strict=True))
+        evaluation = CacheEvalLoader(cache, images.val, **common)
+        facts = {"route": "cache", "cache": place.where, "bytes": layout.bytes, "short_side": _short(settings)}
+    if saved and saved["route"] != facts["route"]:
+        same = "order, boxes and flips stay the same, pixels differ by rounding"
+        log.warning(f"the run's images came from {saved['route']} so far and come from {facts['route']} from now on: {same}")
+    return Input(train, val, evaluation, facts)
+
+
+def _torchvision(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+    return FolderLoader(images.index, split, workers=workers, **order)
+
+
+def _dali(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+    return DaliLoader(images.index, split, threads=max(1, workers), sizes=images.sizes, **order)
+
+
+def _dali_reader(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+    return DaliReaderLoader(images.index, split, threads=max(1, workers), **order)
+
+
+def _short(settings: SearchImagenetSettings) -> int:
+    return settings.cache_size or short_side(settings.image_size)
+
+
+def _folder(settings: SearchImagenetSettings) -> Path | None:
+    return Path(settings.cache_folder).expanduser() if settings.cache_folder else None
+
+
+def _layout(settings: SearchImagenetSettings, images: Images, chosen: Tensor, sizes: Tensor) -> Layout:
+    return Layout.of(images.index, chosen, sizes, _short(settings))
+
+
+def _place(
+    settings: SearchImagenetSettings, size: int, saved: Mapping[str, Any] | None, reserved: int, layout: Layout | None = None
+) -> room.Place:
+    """Where a cache of `size` bytes goes; `layout` tells of a file that is there already."""
+    asked = settings.cache
+    if asked == "auto" and settings.loader != "auto":
+        return room.Place("off", f"no cache: --loader {settings.loader} was asked for")
+    if asked == "auto" and saved and saved["cache"] == "off":
+        return room.Place("off", "no cache: the run began without one")
+    folder = _folder(settings)
+    taken = layout.room_taken(folder) if layout is not None and folder is not None and asked != "off" else 0
+    return room.choose(asked, size, torch.device(settings.device), folder, taken, reserved)
+
+
+def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) -> tuple[str, str]:
+    """What decodes the images where there is no cache, and the sentence that says why."""
+    device = torch.device(settings.device)
+    route = settings.loader
+    if route == "auto" and saved and saved["route"] != "cache":
+        route = saved["route"]
+    why_not = dali.unavailable(device)
+    if route.startswith("dali"):
+        if why_not:
+            raise ConfigError(f"--loader {route}: {why_not}")
+        return route, f"loader: {route}"
+    if route == "torchvision":
+        return route, "loader: torchvision"
+    if device.type != "cuda":
+        return "torchvision", "loader: torchvision, whose pixels are Pillow's; --loader dali takes DALI on a CPU"
+    return ("torchvision", f"loader: torchvision; not DALI: {why_not}") if why_not else ("dali", "loader: DALI")

@@ -1,0 +1,267 @@
+"""The resident cache: what is kept, where, what is cut out of it, and files that are whole or not there."""
+
+import errno
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastdarts.batch import Batch
+from fastdarts.data import (
+    Cache,
+    CacheEvalLoader,
+    CacheLoader,
+    DataError,
+    EvalLoader,
+    FolderLoader,
+    ImageIndex,
+    Layout,
+    crop_box,
+    crop_words,
+    room,
+    verify,
+)
+from fastdarts.data.decode import read_rgb
+from fastdarts.ops.philox import Stream
+
+functional = pytest.importorskip("torchvision.transforms.v2.functional")
+Tree = Callable[..., Path]
+CPU = torch.device("cpu")
+SHORT = 24
+
+
+def layout_of(root: Path, short: int = SHORT) -> Layout:
+    index = ImageIndex.from_root(root)
+    good, sizes, _ = verify(index, torch.arange(len(index)), 1)
+    return Layout.of(index, good, sizes, short)
+
+
+def kept(cache: Cache, row: int) -> np.ndarray:
+    """The image of a row, (H, W, 3)."""
+    first, last = cache.layout.starts[row : row + 2].tolist()
+    return cache.pixels[first:last].numpy().reshape(*cache.layout.sizes[row].tolist(), 3)
+
+
+def order(**changes: Any) -> dict[str, Any]:
+    return {"stream": Stream.TRAIN, "seed": 11, "batch_size": 6, "image_size": 16} | changes
+
+
+def same(a: Batch, b: Batch) -> bool:
+    return all(x.equal(y) for x, y in zip(a, b, strict=True))
+
+
+def test_layout_by_hand(tree: Tree) -> None:
+    """Short sides of 25 pixels at most, the other side in proportion, rounded down; what is smaller stays."""
+    index = ImageIndex.from_root(tree(a=4))
+    decoded = torch.tensor([[50, 200], [20, 300], [75, 50], [100, 101]], dtype=torch.int32)
+    layout = Layout.of(index, torch.tensor([2, 1, 0, 3]), decoded, 25)
+    assert layout.numbers.tolist() == [0, 1, 2, 3]
+    assert layout.sizes.tolist() == [[37, 25], [20, 300], [25, 100], [25, 25]]
+    assert layout.starts.tolist() == [0, 2775, 20775, 28275, 30150] and layout.bytes == 30150
+
+
+@pytest.mark.parametrize("short", [7, 32, 100])
+def test_sizes_are_torchvisions(short: int, tree: Tree) -> None:
+    index = ImageIndex.from_root(tree(a=1))
+    decoded = torch.randint(short, 40 * short, (200, 2), generator=torch.Generator().manual_seed(short))
+    layout = Layout.of(index, torch.arange(200), decoded, short)
+    for (height, width), size in zip(decoded.tolist()[::20], layout.sizes.tolist()[::20], strict=True):
+        image = functional.resize(Image.new("L", (width, height)), [short])
+        assert size == [image.height, image.width]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("where", ["ram", "file"])
+def test_what_is_kept_are_torchvisions_resized_images(where: str, threads: int, tree: Tree, tmp_path: Path) -> None:
+    layout = layout_of(tree(a=40, b=30))
+    done = []
+    folder = tmp_path / "cache" if where == "file" else None
+    cache = Cache.make(layout, "cpu", folder=folder, threads=threads, progress=lambda *counts: done.append(counts))
+    assert done[-1] == (70, 70)
+    for row in (0, 33, 69):
+        image = functional.resize(read_rgb(layout.index.path(row)), [SHORT])
+        assert np.array_equal(kept(cache, row), np.asarray(image))
+
+
+def test_batches_are_those_of_every_loader(tree: Tree) -> None:
+    """Order, labels and mirrors are the torchvision route's; pixels those of the box in the image that is kept."""
+    layout = layout_of(tree(a=7, b=6))
+    cache = Cache.make(layout, "cpu")
+    with (
+        CacheLoader(cache, layout.numbers, **order()) as mine,
+        FolderLoader(layout.index, layout.numbers, workers=0, **order()) as theirs,
+    ):
+        for epoch in (0, 0, 1, 1):
+            batch, expected = next(mine), next(theirs)
+            assert all(a.equal(b) for a, b in zip(batch[1:], expected[1:], strict=True))
+            assert batch.images.shape == expected.images.shape and batch.images.is_contiguous()
+            words = crop_words(11, Stream.TRAIN, epoch, batch.index).tolist()
+            for i, number in enumerate(batch.index.tolist()):
+                image = Image.fromarray(kept(cache, number))
+                box = crop_box(words[i], image.width, image.height)
+                cut = np.asarray(functional.resized_crop(image, *box, [16, 16]), dtype=int)
+                assert np.abs(batch.images[i].numpy() - cut).mean() < 0.5
+            far = (batch.images.double() - expected.images.double()).abs().mean()
+            assert far < 12, "the original file's box is another one by a rounded pixel, and smoother"
+
+
+def test_resuming_and_ranks(tree: Tree) -> None:
+    layout = layout_of(tree(a=7, b=6))
+    cache = Cache.make(layout, "cpu")
+    whole = CacheLoader(cache, layout.numbers, **order())
+    expected = [next(whole) for _ in range(5)]
+    with CacheLoader(cache, layout.numbers, **order()) as loader:
+        loader.load_state_dict({"batch": 2})
+        assert all(same(next(loader), batch) for batch in expected[2:])
+    ranks = [CacheLoader(cache, layout.numbers, **order(rank=rank, world_size=3)) for rank in range(3)]
+    for field, shares in zip(expected[0], zip(*map(next, ranks), strict=True), strict=True):
+        assert torch.stack(shares, 1).flatten(0, 1).equal(field)
+
+
+def test_evaluation_is_torchvisions_to_the_bit_where_files_are_larger(tree: Tree) -> None:
+    """Images of 40 to 76 pixels on the short side, kept with 32: what the evaluation of 28 pixels resizes to."""
+    layout = layout_of(tree(a=7, b=6), short=32)
+    cache = Cache.make(layout, "cpu")
+    sizes = {"batch_size": 4, "image_size": 28}
+    mine = list(CacheEvalLoader(cache, layout.numbers, **sizes))
+    theirs = list(EvalLoader(layout.index, layout.numbers, workers=0, **sizes))
+    assert len(mine) == 4 and all(same(a, b) for a, b in zip(mine, theirs, strict=True))
+
+
+def test_a_file_is_found_again_and_nothing_is_decoded(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, folder = tree(a=6), tmp_path / "cache"
+    first = Cache.make(layout_of(root), "cpu", folder=folder)
+    pixels = first.pixels.clone()
+    (written,) = folder.glob("*.pixels")
+    assert {p.suffix for p in folder.iterdir()} == {".pixels", ".lock"}
+    os.chmod(written, 0o444)
+    with monkeypatch.context() as patch:
+        patch.setattr(Layout, "fill", lambda *_: pytest.fail("decoded again"))
+        assert Cache.make(layout_of(root), "cpu", folder=folder).pixels.equal(pixels)
+    path = root / "train/a/a_3.JPEG"
+    Image.new("RGB", (90, 90)).save(path)  # another image in its place
+    assert not Cache.make(layout_of(root), "cpu", folder=folder).pixels.equal(pixels)
+    assert len(list(folder.glob("*.pixels"))) == 2
+    assert len({layout_of(root, short).key() for short in (24, 25)}) == 2
+
+
+@pytest.mark.parametrize("harm", ["truncated", "lengthened", "trailer"])
+def test_a_file_that_is_not_whole_is_never_read(harm: str, tree: Tree, tmp_path: Path) -> None:
+    root, folder = tree(a=6), tmp_path / "cache"
+    pixels = Cache.make(layout_of(root), "cpu", folder=folder).pixels.clone()
+    (path,) = folder.glob("*.pixels")
+    data = path.read_bytes()
+    path.write_bytes({"truncated": data[:-1], "lengthened": data + b"x", "trailer": data[:-5] + b"xxxxx"}[harm])
+    assert Cache.make(layout_of(root), "cpu", folder=folder).pixels.equal(pixels)
+    assert path.read_bytes() == data
+
+
+def _killed_while_writing(layout: Layout, folder: Path) -> None:
+    def fill(pixels: torch.Tensor, *_: Any) -> None:
+        pixels[:100] = 7
+        os._exit(9)
+
+    Layout.fill = fill  # type: ignore[method-assign]
+    Cache.make(layout, "cpu", folder=folder)
+
+
+def _write(layout: Layout, folder: Path) -> None:
+    os._exit(0 if Cache.make(layout, "cpu", folder=folder).pixels.sum() > 0 else 1)
+
+
+def test_a_process_killed_while_it_writes_and_two_that_write_at_once(tree: Tree, tmp_path: Path) -> None:
+    layout, folder = layout_of(tree(a=40, b=40)), tmp_path / "cache"
+    context = multiprocessing.get_context("fork")
+    killed = context.Process(target=_killed_while_writing, args=(layout, folder))
+    killed.start()
+    killed.join(30)
+    assert killed.exitcode == 9 and not list(folder.glob("*.pixels")) and list(folder.glob("*.part"))
+    assert layout.room_taken(folder) > layout.bytes  # what it left counts as room that there is
+    both = [context.Process(target=_write, args=(layout, folder)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+    assert len(list(folder.glob("*.pixels"))) == 1 and not list(folder.glob("*.part"))
+    assert Cache.make(layout, "cpu", folder=folder).pixels.equal(Cache.make(layout, "cpu").pixels)
+
+
+def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    layout, folder = layout_of(tree(a=6)), tmp_path / "cache"
+    with pytest.raises(
+        DataError, match=r"cannot write the cache .*: it takes 0\.00 GiB, too much for the disk; choose another"
+    ):
+        Cache.make(layout, "cpu", folder=folder)
+    assert not list(folder.glob("*.pixels")) and not list(folder.glob("*.part"))
+    blocked = tmp_path / "file"
+    blocked.touch()
+    with pytest.raises(DataError, match=r"cannot write the cache .*(File exists|Not a directory)"):
+        Cache.make(layout, "cpu", folder=blocked)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:900]), r"cannot decode .*a_3\.JPEG: .*truncated"),
+        (lambda path: path.unlink(), r"a_3\.JPEG"),
+        (
+            lambda path: Image.new("RGB", (90, 80)).save(path),
+            r"a_3\.JPEG had 49x74 pixels when it was checked, now it has 90x80",
+        ),
+        (lambda path: path.write_text("no image"), r"cannot decode .*a_3\.JPEG: not an image"),
+    ],
+    ids=["truncated", "deleted", "replaced", "no image"],
+)
+@pytest.mark.parametrize("where", ["ram", "file"])
+def test_a_file_that_changes_between_check_and_cache(
+    where: str, change: Callable[[Path], Any], told: str, tree: Tree, tmp_path: Path
+) -> None:
+    root, folder = tree(a=6), tmp_path / "cache"
+    layout = layout_of(root)
+    change(root / "train/a/a_3.JPEG")
+    with pytest.raises(DataError, match=told):
+        Cache.make(layout, "cpu", folder=folder if where == "file" else None)
+    assert not list(folder.glob("*.pixels"))
+
+
+def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "available_ram", lambda: 10 * 2**30)
+    assert room.choose("auto", 8 * 2**30, CPU) == ("ram", "cache: 8.00 GiB of decoded images in RAM")
+    place = room.choose("auto", 9 * 2**30, CPU)
+    assert place.where == "off"
+    assert place.told == "no cache of 9.00 GiB: cpu is no GPU; RAM has 10.00 GiB free, of which 80% may be taken"
+    with pytest.raises(
+        DataError, match=r"--cache ram: the decoded images take 9\.00 GiB: RAM has 10\.00 GiB free, .* --cache off"
+    ):
+        room.choose("ram", 9 * 2**30, CPU)
+    with pytest.raises(DataError, match=r"--cache device: .* cpu is no GPU"):
+        room.choose("device", 1, CPU)
+    assert room.choose("off", 1, CPU).where == "off"
+    small = room.choose("ram", 3 * 2**20, CPU, tmp_path / "not/yet/there")
+    assert small == ("ram", f"cache: 3.0 MiB of decoded images in a file in {tmp_path / 'not/yet/there'}")
+    with pytest.raises(DataError, match=r"the disk of .* has .* GiB free"):
+        room.choose("ram", 2**60, CPU, tmp_path)
+    assert room.choose("ram", 2**60, CPU, tmp_path, taken=2**61).where == "ram"
+
+
+def test_available_ram_minds_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   500 kB\n")
+    monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(room, "CGROUP", tmp_path)
+    assert room.available_ram() == 512000
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert room.available_ram() == 512000
+    (tmp_path / "memory.max").write_text("3000\n")
+    assert room.available_ram() == 2000
