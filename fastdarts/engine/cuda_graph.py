@@ -12,7 +12,7 @@ random number generators are put back exactly.
 
 import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,12 +66,10 @@ class Recorder:
     def capture(self, work: Callable[[], Tensor]) -> Recording:
         """Record `work` without running it. Raises RuntimeError where something in it cannot be captured."""
         graph = torch.cuda.CUDAGraph()
-        # thread_local: the loader's pinning thread may go on meanwhile
-        how = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
         with torch.cuda.device(self.device):
             here = torch.cuda.current_stream()
             try:
-                with torch.cuda.graph(graph, **how):
+                with torch.cuda.graph(graph, pool=self.pool, **self._how()):
                     loss = work()
             except Exception:
                 self._abandon()
@@ -91,8 +89,11 @@ class Recorder:
         except RuntimeError:  # it was ended
             return
         torch._C._cuda_releasePool(self.device.index, self.pool)
-        with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self.stream):
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), **self._how()):
             torch.zeros((), device=self.device)
+
+    def _how(self) -> dict[str, Any]:
+        return {"stream": self.stream, "capture_error_mode": "thread_local"}  # the loader's pinning thread goes on meanwhile
 
 
 class CapturedBilevel:

@@ -7,6 +7,7 @@ shows too. The graphs themselves: tests/gpu/test_cuda_graph_gpu.py.
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -271,6 +272,26 @@ def test_what_cannot_be_captured_goes_on_uncaptured(
     assert all(p.grad is None for p in [*captured.weights, *captured.relaxation.parameters()])
     with pytest.raises(CaptureError, match="cannot be captured"):
         CapturedBilevel(make(unrolled=True), "on")(*arguments)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_torch_leaves_of_a_capture_is_done(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is given back once, and a capture that ends well comes after it; nothing where this one had ended."""
+    recorder = object.__new__(cuda_graph.Recorder)
+    recorder.device, recorder.stream, recorder.pool = torch.device("cpu"), None, (0, 7)
+    done = []
+
+    def end(*pool: Any) -> None:
+        if ended:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        done.append("end")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *pool: done.append("release"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _, **how: done.append("capture") or nullcontext())
+    recorder._abandon()
+    assert done == ([] if ended else ["end", "release", "capture"])
 
 
 def test_a_warm_up_that_fails_leaves_no_trace(repeats: type[Repeats]) -> None:
