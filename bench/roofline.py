@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in cases(DTYPES[dtype]):
             for row in rows(case, dtype, kernel_times(case.run, given.rounds), limits):
                 record = tagged(row)
-                print(json.dumps(record) if given.json else line(row))
+                print(json.dumps(record) if given.json else line(row), flush=True)  # a time limit may end it
                 if given.record:
                     append(given.results / "roofline.jsonl", record)
     return 0

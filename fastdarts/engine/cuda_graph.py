@@ -12,7 +12,7 @@ random number generators are put back exactly.
 
 import logging
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,16 +66,34 @@ class Recorder:
     def capture(self, work: Callable[[], Tensor]) -> Recording:
         """Record `work` without running it. Raises RuntimeError where something in it cannot be captured."""
         graph = torch.cuda.CUDAGraph()
-        # thread_local: the loader's pinning thread may go on meanwhile
-        how = {"pool": self.pool, "stream": self.stream, "capture_error_mode": "thread_local"}
         with torch.cuda.device(self.device):
             here = torch.cuda.current_stream()
             try:
-                with torch.cuda.graph(graph, **how):
+                with torch.cuda.graph(graph, pool=self.pool, **self._how()):
                     loss = work()
+            except Exception:
+                self._abandon()
+                raise
             finally:
                 torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
         return Recording(graph.replay, loss)
+
+    def _abandon(self) -> None:
+        """Do what torch leaves undone where a capture could not be ended.
+
+        Its allocator would go on as in a capture: the memory of this one stays taken, empty_cache() and the next capture
+        fail. So would its random generator, until a capture ends well: here one of a single kernel does.
+        """
+        try:
+            torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+        except RuntimeError:  # it was ended
+            return
+        torch._C._cuda_releasePool(self.device.index, self.pool)
+        with torch.cuda.graph(torch.cuda.CUDAGraph(), **self._how()):
+            torch.zeros((), device=self.device)
+
+    def _how(self) -> dict[str, Any]:
+        return {"stream": self.stream, "capture_error_mode": "thread_local"}  # the loader's pinning thread goes on meanwhile
 
 
 class CapturedBilevel:
@@ -158,8 +176,10 @@ class CapturedBilevel:
 
     def _take(self, part: Literal["alpha", "weights"]) -> Tensor:
         """Replay one of the two updates, captured on its first call; returns its loss."""
-        if self.reason is None and part not in self._graphs:
-            self._record(part)
+        # alpha's second order reads the momentum: a graph has it only if the weights' warm-up made the buffers before
+        for one in ("weights", part) if self.bilevel.unrolled else (part,):
+            if self.reason is None and one not in self._graphs:
+                self._record(one)
         if self.reason is not None:
             return self._work(part)
         self._graphs[part].replay()

@@ -17,7 +17,7 @@ log = logging.getLogger("fastdarts")
 
 
 class NotDeterministicError(RuntimeError):
-    """Steps were to be deterministic and an operator has no such algorithm; the message names it."""
+    """Steps were to be deterministic and an operator has no such algorithm, or no longer; the message names it."""
 
 
 @contextmanager
@@ -26,7 +26,8 @@ def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None
 
     The library's own kernels give the same bits in each run either way, and so does everything on a CPU. Without it cuDNN
     tries its algorithms for each shape on a GPU and keeps the fastest: shapes do not change during a search. With it, an
-    operator of torch that has no deterministic algorithm raises NotDeterministicError.
+    operator of torch that has no deterministic algorithm raises NotDeterministicError, and so does cuBLAS where the process
+    used it before: it reads the size of its workspaces once.
     """
     on_gpu = torch.device(device).type == "cuda"
     cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
@@ -46,6 +47,9 @@ def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None
             log.info(f"deterministic: switched off are {OFF}" if on_gpu else "deterministic: on a CPU nothing is switched off")
         yield
     except RuntimeError as error:
+        if CUBLAS in str(error):
+            early = f"cuBLAS was at work in this process before, with other workspaces; start it with {CUBLAS}=:4096:8"
+            raise NotDeterministicError(early) from error
         what, found, _ = str(error).partition(" does not have a deterministic implementation")
         if not found:
             raise

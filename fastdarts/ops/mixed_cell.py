@@ -205,7 +205,8 @@ def _fake(
     out = torch.empty(_sizes(x, graph), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     statistics = x.new_empty(2, Graph.decode(graph).norms * (x.shape[1] // partial_channels), dtype=torch.float64)
     if x.device.type == "cuda":
-        length = mixed_cell_plan.saved_numbers(tuple(graph), tuple(x.shape), partial_channels)
+        shape = tuple(map(int, x.shape))  # where it is dynamic it becomes fixed, as for the C++ kernel below
+        length = mixed_cell_plan.saved_numbers(tuple(graph), shape, partial_channels)
     else:
         length = native.module().mixed_cell_saved(graph, list(x.shape), partial_channels, x.element_size())
     return out, statistics, x.new_empty(length)

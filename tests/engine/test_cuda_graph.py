@@ -1,11 +1,13 @@
-"""Captured steps without a GPU: when they are refused, and everything around the graphs, with a stand-in that replays calls.
+"""Captured steps without a GPU: when they are refused, and everything around the graphs, with two stand-ins for them.
 
-The stand-in runs the work again at each replay, as a graph would: what is not copied in, put back or read from the device
-shows as a difference from the uncaptured run. The graphs themselves: tests/gpu/test_cuda_graph_gpu.py.
+One runs the work again at each replay: what is not copied in, put back or read from the device shows as a difference from
+the uncaptured run. The other replays a tape of the operators, as a graph its kernels: what Python decided while recording
+shows too. The graphs themselves: tests/gpu/test_cuda_graph_gpu.py.
 """
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -15,7 +17,9 @@ from torch import Tensor
 from fastdarts.engine import CapturedBilevel, CaptureError, cuda_graph, no_gpu
 from fastdarts.engine.cuda_graph import WARM_UP, Recording, State, refusal
 from fastdarts.search import Bilevel
+from fastdarts.search.optimizers import set_rate
 from tests.bilevels import batch, differing, everything, make, number
+from tests.tape import Tape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,6 +52,22 @@ def repeats(monkeypatch: pytest.MonkeyPatch) -> type[Repeats]:
     monkeypatch.setattr(cuda_graph, "Recorder", Repeats)
     monkeypatch.setattr(cuda_graph, "no_gpu", lambda _: None)
     return Repeats
+
+
+class Tapes(Repeats):
+    """Stands in for Recorder: replays the operators that ran while capturing."""
+
+    def capture(self, work: Callable[[], Tensor]) -> Recording:
+        tape, self.pieces = Tape(), self.pieces + 1
+        with tape:
+            loss = work()
+        tape.put_back()
+        return Recording(tape.replay, loss)
+
+
+@pytest.fixture
+def tapes(repeats: type[Repeats], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graph, "Recorder", Tapes)
 
 
 def tensor_rates(bilevel: Bilevel) -> Bilevel:
@@ -88,6 +108,45 @@ def test_the_captured_run_is_the_run(settings: dict[str, Any], rates: str, repea
     assert run.captured and run.reason is None and len(repeats.made) == 1
     assert torch.equal(torch.get_rng_state(), rng)
     assert captured.skipped.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_the_run_on_tape_is_the_run(settings: dict[str, Any], begin: int, tapes: None) -> None:
+    """Five steps, alpha from the first or the third on, a rate that changes in place: the same bits, losses included."""
+    captured, plain = (tensor_rates(make(**settings)) for _ in range(2))
+    run = CapturedBilevel(captured, "on")
+    for step in range(5):
+        for bilevel in (captured, plain):
+            set_rate(bilevel.weight_optimizer, 2.0 ** -(5 + step // 2))
+        val = batch(2 * step + 1) if step >= begin else None
+        ours, theirs = (take(number(step), batch(2 * step), val) for take in (run, plain))
+        assert ours == theirs
+        assert differing(everything(captured), everything(plain)) == []
+    assert run.captured and captured.skipped.tolist() == [0, 0]
+
+
+def test_an_update_that_is_skipped_on_tape(tapes: None) -> None:
+    """NaN comes from the device, after the capture: nothing remains of that step."""
+    captured, factor = tensor_rates(make(unrolled=True)), torch.ones(())
+    captured.supernet.cells[0].register_forward_hook(lambda _, __, out: out * factor)
+    run = CapturedBilevel(captured, "on")
+    run(number(0), batch(0), batch(1))
+    before = everything(captured)
+    factor.fill_(torch.nan)
+    assert not any(map(torch.isfinite, run(number(1), batch(2), batch(3))))
+    assert differing(everything(captured), before) == [] and captured.skipped.tolist() == [1, 1]
+    factor.fill_(1.0)
+    assert all(map(torch.isfinite, run(number(1), batch(2), batch(3))))
+
+
+def test_a_number_read_while_capturing_is_refused(tapes: None) -> None:
+    bilevel = make()
+    hook = bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * float(out.isfinite().all()))
+    run = CapturedBilevel(bilevel)
+    run(number(0), batch(0), batch(1))
+    hook.remove()
+    assert "operation not permitted when stream is capturing" in run.reason and not run.captured
 
 
 def test_losses_are_each_steps_own(repeats: type[Repeats]) -> None:
@@ -185,7 +244,7 @@ def test_what_cannot_be_captured_goes_on_uncaptured(
     """Whether it is noticed in the warm-up or only by the capture, in the first graph or in the second: the run is the run."""
     caplog.set_level(logging.INFO, "fastdarts")
     captured, plain = make(unrolled=True), make(unrolled=True)
-    which = 1 if part == "alpha" else 2
+    which = 1 if part == "weights" else 2  # the second order wants the weights' update first
 
     def waits(self: Repeats, work: Callable[[], Tensor]) -> str | None:
         self.calls = getattr(self, "calls", 0) + 1
@@ -213,6 +272,26 @@ def test_what_cannot_be_captured_goes_on_uncaptured(
     assert all(p.grad is None for p in [*captured.weights, *captured.relaxation.parameters()])
     with pytest.raises(CaptureError, match="cannot be captured"):
         CapturedBilevel(make(unrolled=True), "on")(*arguments)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_torch_leaves_of_a_capture_is_done(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is given back once, and a capture that ends well comes after it; nothing where this one had ended."""
+    recorder = object.__new__(cuda_graph.Recorder)
+    recorder.device, recorder.stream, recorder.pool = torch.device("cpu"), None, (0, 7)
+    done = []
+
+    def end(*pool: Any) -> None:
+        if ended:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        done.append("end")
+
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *pool: done.append("release"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _, **how: done.append("capture") or nullcontext())
+    recorder._abandon()
+    assert done == ([] if ended else ["end", "release", "capture"])
 
 
 def test_a_warm_up_that_fails_leaves_no_trace(repeats: type[Repeats]) -> None:

@@ -64,6 +64,12 @@ def test_an_operator_without_such_an_algorithm_is_named() -> None:
     assert not isinstance(caught.value, NotDeterministicError)
 
 
+def test_a_cublas_that_was_at_work_before_is_named() -> None:
+    message = "To enable deterministic behavior you must set CUBLAS_WORKSPACE_CONFIG=:4096:8 before running your application."
+    with pytest.raises(NotDeterministicError, match=f"cuBLAS was at work .* start it with {CUBLAS}"), algorithms(True, "cuda"):
+        raise RuntimeError(message)
+
+
 def test_torch_says_it_in_these_words() -> None:
     """On a CPU few operators lack one; this one's message is what the class above looks for."""
     with pytest.raises(NotDeterministicError, match="no deterministic"), algorithms(True, "cpu"):

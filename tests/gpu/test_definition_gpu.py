@@ -32,7 +32,7 @@ def test_float64_follows_the_cpu(supernet: str, side: str) -> None:
 @pytest.mark.parametrize("supernet", SIZES)
 @pytest.mark.parametrize(("dtype", "rel"), [("float32", 1e-3), ("bfloat16", 0.1)])
 def test_lower_precision_starts_near_float64(supernet: str, dtype: str, rel: float) -> None:
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         (first,) = losses(supernet, "eager", 1, dtype=dtype)
     assert first == pytest.approx(on_cpu(supernet)[0], rel=rel)
 

@@ -19,7 +19,7 @@ BACKWARD = torch.ops.fastdarts.mixed_cell_backward
 
 @pytest.fixture(autouse=True)
 def without_tf32() -> Iterator[None]:
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 

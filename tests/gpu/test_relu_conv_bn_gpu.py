@@ -26,7 +26,7 @@ SIZES: list[dict[str, Any]] = [
 
 @pytest.fixture(autouse=True)
 def without_tf32() -> Iterator[None]:
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 

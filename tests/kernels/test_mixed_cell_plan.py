@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fastdarts.kernels.mixed_cell_plan import Plan, launch_plan, saved_numbers
 from fastdarts.kernels.mixed_cell_table import ALIGN, FREE, SUMMED, Call, Needs, Split
@@ -108,15 +109,20 @@ def test_what_is_kept_does_not_overlap(stride: int, k: int, chosen: bool) -> Non
     assert plan.numbers == graph.size(plan.Cq)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fake_kernels_know_the_sizes_on_a_gpu(dtype: torch.dtype) -> None:
+def test_the_fake_kernels_know_the_sizes_on_a_gpu(dtype: torch.dtype, dynamic: bool) -> None:
+    """Those of a traced call, too, whose number of images is a symbol."""
     call = cells.Call(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True)
     E, K = len(call.graph.edges), call.graph.longest
-    with FakeTensorMode():
-        x = torch.empty(call.N, call.C, call.H, call.W, dtype=dtype, device="cuda")
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    images = mode.from_tensor(torch.empty(call.N), static_shapes=not dynamic)
+    with mode:
+        x = torch.empty(images.shape[0], call.C, call.H, call.W, dtype=dtype, device="cuda")
         mix = x.new_empty(E, K), x.new_empty(E), x.new_empty(call.graph.size(call.C // call.k))
         channels = torch.empty(E, call.C // call.k, dtype=torch.int64, device="cuda")
         inputs = [x.contiguous(memory_format=torch.channels_last)] * 2
+        assert isinstance(x.shape[0], torch.SymInt) == dynamic
         given = inputs, *mix, None, None, channels, call.graph.encode(), call.k, 1e-5
         out, statistics, saved = torch.ops.fastdarts.mixed_cell(*given)
     assert out.shape == (2, 16, 3, 2) and out.is_contiguous(memory_format=torch.channels_last)
