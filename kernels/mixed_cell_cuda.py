@@ -12,6 +12,7 @@ import torch
 from fastdarts import native
 
 WIDEST = 64  # channels that pass through the candidates, at most, of `separable`
+MIXING = "pool_gradient", "state_gradient"  # they read the weights of candidates and edges
 
 
 def refusal(kernel: str, dtype: torch.dtype, given: Mapping[str, Any]) -> str | None:
@@ -29,6 +30,8 @@ def unfit(kernel: str, given: Mapping[str, Any]) -> str | None:
     """What about a launch with these arguments the CUDA kernel of its name was not written for, or None."""
     if kernel == "separable" and given["CQ"] > WIDEST:
         return f"the CUDA kernel separable takes at most {WIDEST} channels, got {given['CQ']}"
+    if kernel in MIXING and _mix(given) not in ({given["p_saved"].dtype}, {torch.float32}):
+        return f"the CUDA kernel {kernel} takes weights of candidates and edges of the inputs' dtype or all float32"
     if kernel == "state_gradient":
         if given["CHOSEN"]:
             return "the CUDA kernel state_gradient does not take random channels"
@@ -39,6 +42,11 @@ def unfit(kernel: str, given: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _mix(given: Mapping[str, Any]) -> set[torch.dtype]:
+    """Of the weights of candidates and edges: under autocast float32 (or what they were given as), else the inputs'."""
+    return {given["p_ops"].dtype, given["p_edges"].dtype}
+
+
 def launch(kernel: str, dtype: torch.dtype, programs: int, device: torch.device, given: Mapping[str, Any]) -> None:
     """Start the CUDA kernel on the device's current stream.
 
@@ -46,4 +54,5 @@ def launch(kernel: str, dtype: torch.dtype, programs: int, device: torch.device,
     given     the Triton kernel's arguments by name, tensors and integers; what the CUDA kernel does not have is ignored
     """
     index = torch.cuda.current_device() if device.index is None else device.index
-    native.module().cuda_launch(kernel, str(dtype).removeprefix("torch."), programs, index, dict(given))
+    wide = {"WIDE_MIX": _mix(given) == {torch.float32}}
+    native.module().cuda_launch(kernel, str(dtype).removeprefix("torch."), programs, index, {**given, **wide})

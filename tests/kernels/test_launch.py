@@ -56,3 +56,18 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "written in Triton only" in mixed_cell_cuda.refusal("mix", HALF, {})
     assert "not for float64" in mixed_cell_cuda.refusal("separable", torch.float64, {"CQ": 16})
     assert "at most 64 channels, got 128" in mixed_cell_cuda.refusal("separable", HALF, {"CQ": 128})
+
+
+def test_weights_of_candidates_and_edges_have_one_dtype() -> None:
+    """Under autocast they need not: the CUDA kernels take those of the inputs' dtype, or all of them in float32."""
+    given = {"p_saved": torch.empty(0, dtype=HALF), "CQ": 16, "CHOSEN": False, "DENSE": False, "pixels": 4, "m": 4}
+    for ops, edges, fits in (
+        (HALF, HALF, True),
+        (torch.float32, torch.float32, True),
+        (torch.float32, HALF, False),
+        (torch.float64, torch.float64, False),
+    ):
+        mix = {"p_ops": torch.empty(0, dtype=ops), "p_edges": torch.empty(0, dtype=edges)}
+        for kernel in mixed_cell_cuda.MIXING:
+            why = mixed_cell_cuda.unfit(kernel, given | mix)
+            assert why is None if fits else "of the inputs' dtype or all float32" in why
