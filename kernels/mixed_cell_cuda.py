@@ -12,6 +12,7 @@ import torch
 from fastdarts import native
 
 WIDEST = 64  # channels that pass through the candidates, at most, of `separable`
+PAIR = 8  # bytes of two numbers that `state_gradient` reads at once, where they are float32
 MIXING = "pool_gradient", "state_gradient"  # they read the weights of candidates and edges
 
 
@@ -39,6 +40,8 @@ def unfit(kernel: str, given: Mapping[str, Any]) -> str | None:
             return "the CUDA kernel state_gradient does not go through dense convolutions"
         if given["pixels"] != given["m"]:
             return "the CUDA kernel state_gradient does not take edges with stride 2"
+        if any(given[name].data_ptr() % PAIR for name in ("p_x0", "p_x1", "p_x2", "p_x3", "p_grad")):
+            return f"the CUDA kernel state_gradient reads pairs: inputs and gradient must lie at multiples of {PAIR} bytes"
     return None
 
 
