@@ -8,7 +8,7 @@ device).
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -41,7 +41,7 @@ KERNELS = {
 Shape = tuple[int, int, int, int]
 
 
-@lru_cache(maxsize=1024)
+@cache  # for good: a captured CUDA graph goes on reading the table
 def _planned(
     code: tuple[int, ...],
     shape: Shape,
@@ -131,7 +131,7 @@ def forward(
     partial_channels: int,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The registered op: inputs are channels_last-contiguous, the other tensors contiguous."""
+    """The registered op: inputs are channels_last-contiguous, the other tensors contiguous but for running statistics."""
     x = inputs[0]
     flags = channels is not None, running_mean is None, edges is not None
     plan, table = _planned(tuple(graph), tuple(x.shape), partial_channels, flags, None, x.device)
@@ -143,8 +143,8 @@ def forward(
     names = _common(plan, table, inputs, ops, edges, weights, saved, channels) | {
         "p_out": out,
         "p_statistics": x.new_empty(numbers * plan.parts * 3 if plan.call.batch else 0, dtype=torch.float32),
-        "p_mean": statistics if running_mean is None else running_mean,
-        "p_var": statistics if running_var is None else running_var,
+        "p_mean": statistics if running_mean is None else running_mean.contiguous(),
+        "p_var": statistics if running_var is None else running_var.contiguous(),
         "p_result": statistics,
         "eps": eps,
     }

@@ -12,6 +12,8 @@ import torch
 from fastdarts import native
 
 WIDEST = 64  # channels that pass through the candidates, at most, of `separable`
+PAIR = 8  # bytes of two numbers that `state_gradient` reads at once, where they are float32
+MIXING = "pool_gradient", "state_gradient"  # they read the weights of candidates and edges
 
 
 def refusal(kernel: str, dtype: torch.dtype, given: Mapping[str, Any]) -> str | None:
@@ -29,6 +31,8 @@ def unfit(kernel: str, given: Mapping[str, Any]) -> str | None:
     """What about a launch with these arguments the CUDA kernel of its name was not written for, or None."""
     if kernel == "separable" and given["CQ"] > WIDEST:
         return f"the CUDA kernel separable takes at most {WIDEST} channels, got {given['CQ']}"
+    if kernel in MIXING and _mix(given) not in ({given["p_saved"].dtype}, {torch.float32}):
+        return f"the CUDA kernel {kernel} takes weights of candidates and edges of the inputs' dtype or all float32"
     if kernel == "state_gradient":
         if given["CHOSEN"]:
             return "the CUDA kernel state_gradient does not take random channels"
@@ -36,7 +40,14 @@ def unfit(kernel: str, given: Mapping[str, Any]) -> str | None:
             return "the CUDA kernel state_gradient does not go through dense convolutions"
         if given["pixels"] != given["m"]:
             return "the CUDA kernel state_gradient does not take edges with stride 2"
+        if any(given[name].data_ptr() % PAIR for name in ("p_x0", "p_x1", "p_x2", "p_x3", "p_grad")):
+            return f"the CUDA kernel state_gradient reads pairs: inputs and gradient must lie at multiples of {PAIR} bytes"
     return None
+
+
+def _mix(given: Mapping[str, Any]) -> set[torch.dtype]:
+    """Of the weights of candidates and edges: under autocast float32 (or what they were given as), else the inputs'."""
+    return {given["p_ops"].dtype, given["p_edges"].dtype}
 
 
 def launch(kernel: str, dtype: torch.dtype, programs: int, device: torch.device, given: Mapping[str, Any]) -> None:
@@ -46,4 +57,5 @@ def launch(kernel: str, dtype: torch.dtype, programs: int, device: torch.device,
     given     the Triton kernel's arguments by name, tensors and integers; what the CUDA kernel does not have is ignored
     """
     index = torch.cuda.current_device() if device.index is None else device.index
-    native.module().cuda_launch(kernel, str(dtype).removeprefix("torch."), programs, index, dict(given))
+    wide = {"WIDE_MIX": _mix(given) == {torch.float32}}
+    native.module().cuda_launch(kernel, str(dtype).removeprefix("torch."), programs, index, {**given, **wide})

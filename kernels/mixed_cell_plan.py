@@ -22,6 +22,7 @@ from fastdarts.kernels.mixed_cell_table import (
     MOST_INPUTS,
     SUMMED,
     TAPS,
+    WIDEST,
     Call,
     Edge,
     Kind,
@@ -59,6 +60,8 @@ class Plan:
         self.call, self.needs = call, needs
         self.graph, self.N, self.C, self.H, self.W = graph, N, C, H, W
         self.Cq = C // call.partial_channels
+        if self.Cq > WIDEST:
+            raise ValueError(f"the Triton kernels take at most {WIDEST} channels through a candidate, got {self.Cq}")
         self.Ho, self.Wo = H // graph.stride, W // graph.stride
         self.m = N * self.Ho * self.Wo
         self.table: list[int] = []

@@ -12,6 +12,7 @@ from fastdarts.ops.graph import Graph
 
 ALIGN = 16  # numbers: what an offset counts in
 MOST_INPUTS = 4  # the kernels' pointers
+WIDEST = 128  # channels of a candidate: a matrix of twice as many on a side needs more shared memory than a block has
 TAPS = 5  # rows of the largest depthwise kernel
 
 

@@ -12,14 +12,16 @@
 
 namespace fastdarts::cuda {
 
-// The names of the Triton kernels' arguments. A kernel has those that it reads, the others are null and 0.
+// The names of the Triton kernels' arguments, and WIDE_MIX: p_ops and p_edges are float32 whatever the dtype, as under
+// autocast. A kernel has those that it reads, the others are null and 0.
 // clang-format off
 #define FASTDARTS_CELL_POINTERS(X) \
   X(p_x0) X(p_x1) X(p_x2) X(p_x3) X(p_saved) X(p_work) X(p_grad) X(p_dx0) X(p_dx1) X(p_dx2) X(p_dx3) X(p_weights) \
   X(p_channels) X(p_norms) X(p_statistics) X(p_coefficients) X(p_ops) X(p_edges) X(p_parts) X(p_table)
 #define FASTDARTS_CELL_INTEGERS(X) \
   X(listed) X(units) X(edges_at) X(states_at) X(pools_at) X(H) X(W) X(Ho) X(Wo) X(m) X(pixels) X(per) X(parts) \
-  X(columns) X(numbers) X(C) X(CQ) X(NODES) X(TILES) X(CHOSEN) X(BATCH) X(WEIGHTED) X(SECOND) X(DENSE)
+  X(columns) X(numbers) X(C) X(CQ) X(NODES) X(TILES) X(CHOSEN) X(BATCH) X(WEIGHTED) X(SECOND) X(DENSE) \
+  X(WIDE_MIX)
 // clang-format on
 
 struct CellArgs {
@@ -97,6 +99,12 @@ FASTDARTS_FN const int64_t* table_of(const CellArgs& a) { return static_cast<con
 template <class T>
 FASTDARTS_FN T* at_block(void* p, int64_t block) {
   return static_cast<T*>(p) + block * ALIGN;
+}
+
+// Number i of the weights of candidates (p_ops) or edges (p_edges).
+template <class T>
+FASTDARTS_FN float mix_at(const CellArgs& a, const void* p, int64_t i) {
+  return a.WIDE_MIX ? static_cast<const float*>(p)[i] : to_float(static_cast<const T*>(p)[i]);
 }
 
 // Images that a stencil reads: where, how large, which numbers of a pixel.

@@ -183,8 +183,8 @@ struct PoolGradient {
       if (edge[EDGE_MAX] >= 0) add(dmax, g, pooled.best, edge[EDGE_MAX_NORM], in);
       if (edge[EDGE_AVG] >= 0) add(davg, g, pooled.mean, edge[EDGE_AVG_NORM], in);
       if (edge[EDGE_PLAIN] >= 0) {
-        float weight = to_float(static_cast<const T*>(args.p_ops)[table[i] * args.columns + edge[EDGE_PLAIN]]);
-        if (args.WEIGHTED) weight *= to_float(static_cast<const T*>(args.p_edges)[table[i]]);
+        float weight = mix_at<T>(args, args.p_ops, table[i] * args.columns + edge[EDGE_PLAIN]);
+        if (args.WEIGHTED) weight *= mix_at<T>(args, args.p_edges, table[i]);
         davg.lane[0] += weight * g.lane[0], davg.lane[1] += weight * g.lane[1];
       }
     }

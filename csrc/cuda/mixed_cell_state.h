@@ -198,8 +198,8 @@ struct StateGradient {
     const int64_t i_edge = table_of(args)[i_leaving];
     const int64_t* e = table_of(args) + args.edges_at + i_edge * EDGE;
     if (is_through() && e[EDGE_SKIP] < 0) return;
-    float weight = args.WEIGHTED ? to_float(static_cast<const T*>(args.p_edges)[i_edge]) : 1.0F;
-    if (is_through()) weight *= to_float(static_cast<const T*>(args.p_ops)[i_edge * args.columns + e[EDGE_SKIP]]);
+    float weight = args.WEIGHTED ? mix_at<T>(args, args.p_edges, i_edge) : 1.0F;
+    if (is_through()) weight *= mix_at<T>(args, args.p_ops, i_edge * args.columns + e[EDGE_SKIP]);
     add(to, weight, read(at_block<T>(args.p_work, e[EDGE_GRAD]) + pixel * args.C, own));
   }
 

@@ -68,7 +68,8 @@ def mixed_cell(
     graph     which edges there are and what each may do
     partial_channels  k: the channels that do not pass through the candidates bypass them (2x2 max-pooled under stride 2)
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
-    backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
+    backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; at most 4 inputs, Cq at
+              most 128) or "definition"
 
     All tensors are on one device, all but `channels` of one dtype. Under autocast: of floating-point ones; then a native
     backend takes inputs and weights in autocast's dtype, in which it returns, and ops, edges and running statistics as they
@@ -335,9 +336,12 @@ def _registered(
     return out
 
 
-def _beyond_triton(inputs: list[Tensor], *_: Any) -> str | None:
-    most = mixed_cell_plan.MOST_INPUTS
-    return None if len(inputs) <= most else f"its kernels take cells of at most {most} inputs, this one has {len(inputs)}"
+def _beyond_triton(inputs: list[Tensor], *args: Any) -> str | None:
+    most, widest = mixed_cell_plan.MOST_INPUTS, mixed_cell_plan.WIDEST
+    if len(inputs) > most:
+        return f"its kernels take cells of at most {most} inputs, this one has {len(inputs)}"
+    Cq = inputs[0].shape[1] // args[6]
+    return None if Cq <= widest else f"its kernels take at most {widest} channels through a candidate, got {Cq}"
 
 
 backends.register(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdarts.kernels import mixed_cell_table
+from fastdarts.kernels import mixed_cell_cuda, mixed_cell_table
 from tests.cuda.checks import CHECKS, launches, same_bits
 from tests.cuda.harness import run
 from tests.cuda.launches import CALLS
@@ -26,6 +26,16 @@ def test_launches(kernel: str, call: Call, dtype: torch.dtype, tmp_path: Path) -
             for name, again in run(tmp_path, kernel, dtype, one.programs, given, order="backward").items():
                 assert same_bits(again, left[name]), name
         assert CHECKS[kernel].check(memory, one, left)
+
+
+@pytest.mark.parametrize("name", ["odd sides", "mean without BN"])
+@pytest.mark.parametrize("kernel", mixed_cell_cuda.MIXING)
+def test_weights_of_candidates_and_edges_may_be_float32(kernel: str, name: str, tmp_path: Path) -> None:
+    """As under autocast. Widened they are the same numbers, so that the same bits come out."""
+    for _, one, given in launches(kernel, CALLS[name], torch.float16):
+        wide = given | {mix: given[mix].float() for mix in ("p_ops", "p_edges")} | {"WIDE_MIX": 1}
+        narrow, left = (run(tmp_path, kernel, torch.float16, one.programs, each) for each in (given, wide))
+        assert all(same_bits(left[written], narrow[written]) for written in ("p_work", "p_dx0", "p_dx1"))
 
 
 def test_the_table_has_the_plans_fields(root: Path) -> None:

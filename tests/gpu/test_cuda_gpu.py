@@ -45,6 +45,16 @@ def test_launches(backend: str, kernel: str, call: Call, dtype: torch.dtype) -> 
         assert CHECKS[kernel].check(memory, one, left)
 
 
+@pytest.mark.parametrize("name", ["odd sides", "mean without BN"])
+@pytest.mark.parametrize("kernel", mixed_cell_cuda.MIXING)
+def test_weights_of_candidates_and_edges_may_be_float32(kernel: str, name: str) -> None:
+    """As under autocast. Widened they are the same numbers, so that the same bits come out."""
+    for memory, one, given in launches(kernel, CALLS[name], torch.bfloat16):
+        wide = given | {mix: given[mix].float() for mix in ("p_ops", "p_edges")}
+        narrow, left = (after("cuda", memory, one, each) for each in (given, wide))
+        assert all(same_bits(left[written], narrow[written]) for written in ("p_work", "p_dx0", "p_dx1"))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(3, 8, 12, 4, 2), (2, 15, 35, 5, 0), (64, 32, 32, 4, 39), (8, 224, 224, 8, 588)], ids=str)
 def test_patch_mask_has_the_definitions_bits(size: tuple[int, ...], dtype: torch.dtype) -> None:

@@ -3,6 +3,7 @@
 The table of what each uses is printed at the end of the run; `python -m fastdarts.info --kernels` prints the same.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import triton.language as tl
 
 from fastdarts.kernels import compile as compiler
 from fastdarts.kernels import launch
+from fastdarts.kernels.mixed_cell_table import WIDEST
 
 ROWS: list[dict[str, Any]] = []
+MOST_SHARED = 163 * 1024  # bytes that a block has on an A100
 
 
 @triton.jit
@@ -66,7 +69,17 @@ def test_it_compiles_and_spills_nothing(module: Any, dtype: torch.dtype, arch: i
     rows = [compiler.asdict(compiler.compile_specimen(specimen, arch)) for specimen in specimens]
     ROWS.extend(rows)
     assert [row for row in rows if row["spill_bytes"]] == []
-    assert all(0 < row["registers"] <= 255 and row["shared_bytes"] <= 163 * 1024 for row in rows)  # an A100's blocks
+    assert all(0 < row["registers"] <= 255 and row["shared_bytes"] <= MOST_SHARED for row in rows)
+
+
+@pytest.mark.parametrize("module", ["forward", "backward", "weights"])
+def test_the_widest_candidates_fit_into_shared_memory(module: str) -> None:
+    """Those of float32, whose products take the most."""
+    kernels = importlib.import_module(f"fastdarts.kernels.mixed_cell_{module}")
+    products = "separable", "dense", "product", "state_gradient", "matrix_gradient", "dense_gradient"
+    found = [one for one in kernels.specimens(torch.float32, ((WIDEST, 1, False),)) if one.name in products]
+    used = {(one.name, one.label): compiler.compile_specimen(one, 80).shared_bytes for one in found}
+    assert used and max(used.values()) <= MOST_SHARED, used
 
 
 def test_every_kernel_of_the_table_is_compiled_and_has_a_default() -> None:

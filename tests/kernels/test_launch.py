@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -56,3 +57,31 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "written in Triton only" in mixed_cell_cuda.refusal("mix", HALF, {})
     assert "not for float64" in mixed_cell_cuda.refusal("separable", torch.float64, {"CQ": 16})
     assert "at most 64 channels, got 128" in mixed_cell_cuda.refusal("separable", HALF, {"CQ": 128})
+
+
+def state_gradient_arguments() -> dict[str, Any]:
+    """Such as the CUDA kernel takes, without weights of candidates and edges."""
+    tensors = {name: torch.empty(64, dtype=HALF) for name in ("p_saved", "p_x0", "p_x1", "p_x2", "p_x3", "p_grad")}
+    return tensors | {"CQ": 16, "CHOSEN": False, "DENSE": False, "pixels": 4, "m": 4}
+
+
+def test_an_input_that_begins_between_two_pairs_is_refused() -> None:
+    given = state_gradient_arguments() | {name: torch.empty(2, dtype=HALF) for name in ("p_ops", "p_edges")}
+    assert mixed_cell_cuda.unfit("state_gradient", given) is None
+    for name in ("p_x2", "p_grad"):
+        assert "multiples of 8 bytes" in mixed_cell_cuda.unfit("state_gradient", given | {name: given[name][1:]})
+
+
+def test_weights_of_candidates_and_edges_have_one_dtype() -> None:
+    """Under autocast they need not: the CUDA kernels take those of the inputs' dtype, or all of them in float32."""
+    given = state_gradient_arguments()
+    for ops, edges, fits in (
+        (HALF, HALF, True),
+        (torch.float32, torch.float32, True),
+        (torch.float32, HALF, False),
+        (torch.float64, torch.float64, False),
+    ):
+        mix = {"p_ops": torch.empty(0, dtype=ops), "p_edges": torch.empty(0, dtype=edges)}
+        for kernel in mixed_cell_cuda.MIXING:
+            why = mixed_cell_cuda.unfit(kernel, given | mix)
+            assert why is None if fits else "of the inputs' dtype or all float32" in why

@@ -8,8 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fastdarts.kernels.mixed_cell_plan import Plan, launch_plan, saved_numbers
-from fastdarts.kernels.mixed_cell_table import ALIGN, FREE, SUMMED, Call, Needs, Split
-from fastdarts.ops import mixed_cell  # noqa: F401  registers the op
+from fastdarts.kernels.mixed_cell_table import ALIGN, FREE, SUMMED, WIDEST, Call, Needs, Split
+from fastdarts.ops import mixed_cell
 from fastdarts.ops.graph import Candidate, Graph
 from tests.ops import cells
 from tests.ops.cells import EVERY, S0, dense, one_edge
@@ -128,3 +128,16 @@ def test_the_fake_kernels_know_the_sizes_on_a_gpu(dtype: torch.dtype, dynamic: b
     assert out.shape == (2, 16, 3, 2) and out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.shape == (2, call.graph.norms * 4) and statistics.dtype == torch.float64
     assert saved.shape == (saved_numbers(tuple(call.graph.encode()), (2, 8, 6, 4), 2),) and saved.dtype == dtype
+
+
+def test_wide_candidates_are_beyond_the_kernels() -> None:
+    graph = one_edge(Candidate.SKIP)
+    for C, k, fits in ((WIDEST, 1, True), (2 * WIDEST, 2, True), (2 * WIDEST, 1, False), (3 * WIDEST, 2, False)):
+        x = torch.empty(1, C, 2, 2)
+        why = mixed_cell._beyond_triton([x], None, None, None, None, None, graph, k, True, 0.1, 1e-5)
+        if fits:
+            assert why is None and Plan(Call(graph, (1, C, 2, 2), k)).Cq == WIDEST
+        else:
+            assert f"at most {WIDEST} channels through a candidate, got {C // k}" in why
+            with pytest.raises(ValueError, match="channels through a candidate"):
+                Plan(Call(graph, (1, C, 2, 2), k))

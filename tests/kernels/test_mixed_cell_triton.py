@@ -83,6 +83,15 @@ def test_settings(stride: int, k: int, chosen: bool, training: bool, running: bo
     check(call.but(eps=1e-3))
 
 
+def test_running_statistics_in_any_stride() -> None:
+    call = Call(dense(1, 1, FEW, inputs=1), **SMALL, training=False)
+    named, rest = call.tensors(torch.float32), call.constants()
+    mixed = [channels_last(named["input 0"])], *(named[name].detach() for name in ("ops", "edges", "weights"))
+    whole, strided = (rest["mean"], rest["var"]), torch.stack((rest["mean"], rest["var"]), 1).unbind(1)
+    outs = [kernels.forward(*mixed, *running, None, call.graph.encode(), 1, call.eps)[0] for running in (whole, strided)]
+    assert torch.equal(*outs)
+
+
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (1, 4, False), (2, 2, False), (2, 4, True)])
 @pytest.mark.parametrize("images", ["masked", "shifted"])
 def test_masked_and_shifted_images(images: str, stride: int, k: int, chosen: bool) -> None:
