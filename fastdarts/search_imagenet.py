@@ -121,8 +121,8 @@ def run(settings: SearchImagenetSettings) -> None:
     if settings.dry_run:
         log.info(plan)
         return
-    if folder.saved is None:
-        images = images.checked(cores)
+    if folder.saved is None or settings.strict:
+        images = images.checked(cores, settings.strict)
         plan = _plan(settings, images, len(loaders()[0])) if images.excluded else plan
     train_loader, val_loader = loaders()
     with train_loader, val_loader:

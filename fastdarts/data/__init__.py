@@ -8,10 +8,11 @@ from fastdarts.data.crop import crop_box, crop_words, flips
 from fastdarts.data.errors import DataError
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex
+from fastdarts.data.remembered import Remembered
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.splits import read_list, subsets, write_list
-from fastdarts.data.verify import verify
+from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
     "BatchSampler",
@@ -19,9 +20,12 @@ __all__ = [
     "EvalLoader",
     "FolderLoader",
     "ImageIndex",
+    "Remembered",
+    "Verified",
     "crop_box",
     "crop_words",
     "flips",
+    "image_sizes",
     "read_list",
     "sample_root",
     "subsets",
