@@ -72,7 +72,7 @@ class Images:
                 last = time.monotonic()
                 log.info(f"checking files: {done} of {total}")
 
-        chosen = torch.cat([self.train, self.val])
+        chosen = torch.cat([self.train, self.val]).sort().values  # as the files lie on the disk
         with Remembered() as remembered:
             good, sizes, bad = verify(self.index, chosen, threads, progress, remembered)
         log.info(f"checked {len(chosen)} files, {remembered.used} of them unchanged since an earlier check")
