@@ -167,6 +167,9 @@ class SearchImagenetSettings(SearchSettings):
     val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
     train_list: str | None = setting(None, "text file naming those images instead: train/CLASS/FILE a line")
     val_list: str | None = setting(None, "the same for alpha's images")
+    strict: bool = setting(
+        False, "stop when a chosen file is bad, instead of leaving it out; a continued run is checked too", resumable=True
+    )
     init_channels: int = setting(16, "channels of the first stage's nodes", at_least=2)
     layers: int = setting(8, "cells", at_least=3)
     partial_channels: int = setting(2, "k: C/k channels pass through the candidates; 1 = all", at_least=1)

@@ -3,14 +3,15 @@
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdarts.config import ConfigError, SearchImagenetSettings
-from fastdarts.data import DataError, ImageIndex, read_list, sample_root, subsets, verify, write_list
+from fastdarts.data import DataError, ImageIndex, Remembered, image_sizes, read_list, sample_root, subsets, verify, write_list
+from fastdarts.data.index import few
 from fastdarts.engine import RunFolder, RunFolderError, write_text
 
 CHECK_SECONDS = 10.0  # between two lines about the checking of files
@@ -24,12 +25,15 @@ class Images:
     index       all images under ROOT/train
     train, val  int64 (N,), numbers of the images that move the weights and alpha
     excluded    (file, reason) of the chosen ones that cannot be decoded, which are in neither split
+    sizes       int32 (len(index), 2), height and width by an image's number, zeros where it is in neither split;
+                None as long as nobody looked: `checked` or `measured` do
     """
 
     index: ImageIndex
     train: Tensor
     val: Tensor
     excluded: tuple[tuple[str, str], ...] = ()
+    sizes: Tensor | None = None
 
     @staticmethod
     def choose(settings: SearchImagenetSettings, folder: RunFolder) -> "Images":
@@ -55,8 +59,11 @@ class Images:
             raise ConfigError(f"--train_list and --val_list share {len(common)} images, {index.files[min(common)]} first")
         return Images(index, train, val)
 
-    def checked(self, threads: int) -> "Images":
-        """Without the files that cannot be decoded, each of which is logged. Raises DataError if a split is left empty."""
+    def checked(self, threads: int, strict: bool = False) -> "Images":
+        """Without the files that cannot be decoded, each of which is logged; what is found good is remembered.
+
+        Raises DataError if a split is left empty, or, with `strict`, if a file is bad.
+        """
         last = time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -65,16 +72,42 @@ class Images:
                 last = time.monotonic()
                 log.info(f"checking files: {done} of {total}")
 
-        good, bad = verify(self.index, torch.cat([self.train, self.val]), threads, progress)
+        chosen = torch.cat([self.train, self.val]).sort().values  # as the files lie on the disk
+        with Remembered() as remembered:
+            good, sizes, bad = verify(self.index, chosen, threads, progress, remembered)
+        log.info(f"checked {len(chosen)} files, {remembered.used} of them unchanged since an earlier check")
+        if bad and strict:
+            named = few([f"{name} ({reason})" for name, reason in bad])
+            raise DataError(
+                f"--strict: {len(bad)} of {len(chosen)} chosen files under {self.index.root} cannot be decoded: {named}; "
+                "mend them or take them away, or go on without --strict"
+            )
         for name, reason in bad:
             log.warning(f"left out: {name}: {reason}")
         if bad:
-            log.warning(f"{len(bad)} of {len(good) + len(bad)} files cannot be decoded and are left out")
+            log.warning(f"{len(bad)} of {len(chosen)} files cannot be decoded and are left out")
         train, val = (split[torch.isin(split, good)] for split in (self.train, self.val))
         if not len(train) or not len(val):
             left = f"{len(train)} train, {len(val)} val"
             raise DataError(f"of the chosen files under {self.index.root} too few can be decoded: {left}")
-        return Images(self.index, train, val, tuple(bad))
+        return Images(self.index, train, val, tuple(bad), self._by_number(good, sizes))
+
+    def measured(self, threads: int) -> "Images":
+        """With sizes, for a continued run, which is not checked again: remembered ones, or what the headers say.
+
+        Raises DataError, which names the file, if one cannot be opened or has no header.
+        """
+        if self.sizes is not None:
+            return self
+        chosen = torch.cat([self.train, self.val])
+        with Remembered() as remembered:
+            sizes = image_sizes(self.index, chosen, threads, remembered)
+        return replace(self, sizes=self._by_number(chosen, sizes))
+
+    def _by_number(self, indices: Tensor, sizes: Tensor) -> Tensor:
+        whole = torch.zeros(len(self.index), 2, dtype=torch.int32)
+        whole[indices] = sizes
+        return whole
 
     def write(self, folder: RunFolder) -> None:
         """train.txt, val.txt and excluded.txt in a new run's folder, which is made."""

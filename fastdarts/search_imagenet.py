@@ -118,7 +118,7 @@ def run(settings: SearchImagenetSettings) -> None:
     if settings.dry_run:
         log.info(f"{plan}\n{forecast(settings, images, memory)}")
         return
-    if folder.saved is None:
+    if folder.saved is None or settings.strict:
         images = images.checked(cores, settings.strict)
         plan = _plan(settings, images, memory) if images.excluded else plan
     else:

@@ -257,6 +257,51 @@ def test_bad_files_are_named_counted_and_left_out(tmp_path, capsys):
     assert json.loads((tmp_path / "run/settings.json").read_text())["data"]["excluded"] == 1
 
 
+def test_files_that_cannot_be_opened_are_left_out_too(tmp_path, capsys):
+    tree = trees("broken link", tmp_path / "images")
+    (tree / "train/class1/7.JPEG").unlink()
+    os.mkfifo(tree / "train/class1/7.JPEG")
+    (tree / "train/class0/folder.JPEG").mkdir()
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--save", str(tmp_path / "run")]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "5 of 17 files cannot be decoded and are left out" in out
+    assert "left out 5 files that cannot be decoded, listed in excluded.txt" in out
+    excluded = dict(line.split("\t") for line in (tmp_path / "run/excluded.txt").read_text().splitlines())
+    links = {f"train/class0/{i}.JPEG": "a broken link" for i in range(3)}
+    others = {"train/class0/folder.JPEG": "a folder, not a file", "train/class1/7.JPEG": "a pipe, not a file"}
+    assert excluded == links | others
+    settings = json.loads((tmp_path / "run/settings.json").read_text())
+    assert settings["data"]["excluded"] == 5 and settings["settings"]["strict"] is False
+    assert f"left out {len(excluded)} files" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_strict_is_content_with_good_files_and_checks_a_continued_run(tmp_path, capsys):
+    tree = write_tree(tmp_path / "images")
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--save", str(tmp_path / "run")]
+    assert main([*argv, "--strict"]) == 0
+    assert json.loads((tmp_path / "run/settings.json").read_text())["settings"]["strict"] is True
+    (tree / "train/class1/5.JPEG").write_bytes(b"")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    assert main([*argv, "--strict"]) == 2
+    err = capsys.readouterr().err
+    assert "--strict: 1 of 16 chosen files" in err and "train/class1/5.JPEG (empty file)" in err and err.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_second_search_opens_no_file_to_check_it(tmp_path, capsys, monkeypatch):
+    tree = write_tree(tmp_path / "images")
+    for path in tree.glob("*/*/*"):
+        os.utime(path, (1e9, 1e9))
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1"]
+    assert main([*argv, "--save", str(tmp_path / "first")]) == 0
+    assert "checked 16 files, 0 of them unchanged since an earlier check" in capsys.readouterr().out
+    assert main([*argv, "--save", str(tmp_path / "second")]) == 0
+    assert "checked 16 files, 16 of them unchanged since an earlier check" in capsys.readouterr().out
+    for name in ("metrics.jsonl", "train.txt", "val.txt", "excluded.txt"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
 def trees(kind, path):
     """Wrong folders."""
     if kind == "missing":
@@ -273,7 +318,9 @@ def trees(kind, path):
         write_tree(path, classes=1)
     elif kind == "broken link":
         write_tree(path)
-        (path / "train/class0/link.JPEG").symlink_to(path / "gone.JPEG")
+        for name in ("0", "1", "2"):
+            (path / f"train/class0/{name}.JPEG").unlink()
+            (path / f"train/class0/{name}.JPEG").symlink_to(path / "gone.JPEG")
     elif kind == "all bad":
         write_tree(path, classes=1)
         for file in (path / "train/class0").iterdir():
@@ -292,7 +339,8 @@ def trees(kind, path):
         ("flat val", "", "is flat"),
         ("one class", "--objective supervised", "at least two classes"),
         ("all bad", "", "too few can be decoded"),
-        ("broken link", "", "link.JPEG is listed but not there"),
+        ("broken link", "--strict", "--strict: 3 of 16 chosen files"),
+        ("broken link", "--strict", "cannot be decoded: train/class0/0.JPEG (a broken link), train/class0/1.JPEG"),
         ("good", "--batch_size 100", "batch"),
         ("good", "--image_size 40", "--image_size 40 does not fit"),
         ("good", "--patch_size 5", "--patch_size 5 does not divide --image_size 32"),

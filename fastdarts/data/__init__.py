@@ -9,10 +9,11 @@ from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.loader import Loader
+from fastdarts.data.remembered import Remembered
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.splits import read_list, subsets, write_list
-from fastdarts.data.verify import verify
+from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
     "BatchSampler",
@@ -22,9 +23,12 @@ __all__ = [
     "ImageIndex",
     "InputStopped",
     "Loader",
+    "Remembered",
+    "Verified",
     "crop_box",
     "crop_words",
     "flips",
+    "image_sizes",
     "read_list",
     "sample_root",
     "subsets",

@@ -1,56 +1,102 @@
 """Reading one image file with Pillow: the only place that opens one."""
 
 import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
 from fastdarts.data.errors import DataError
 
+KINDS = {  # what bears an image's name and is no file
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+SIXTEEN = {("I", "PNG"), ("I", "PPM")}  # (mode, format) of 16-bit grays that Pillow keeps in 32 bits
+
 
 def read_rgb(path: str) -> Image.Image:
-    """The image in 8-bit RGB, whatever it is stored as (grayscale, CMYK, palette, alpha dropped).
+    """The image in 8-bit RGB, whatever it is stored as (grayscale, CMYK, palette, alpha dropped), the first of several.
 
-    As torchvision's ImageFolder reads it: EXIF orientation and colour profiles are not applied.
+    As torchvision's ImageFolder reads it, Image.open(path).convert("RGB"): EXIF orientation and colour profiles are not
+    applied. But 16-bit grays keep their high byte, as Pillow does with 16-bit colours, where convert would clip them.
     Raises DataError, which names the file, if it cannot be read or decoded to its end.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with _opened(path) as file, Image.open(file) as image:
+            return _rgb(image)
     except Exception as error:  # whatever a decoder raises is about this file
         raise DataError(f"cannot decode {path}: {_reason(path, error)}") from error
 
 
-def fault(path: str) -> str | None:
-    """Why the file does not decode, or None. A JPEG's data is read to its end, but only 1/8 of the size is reconstructed.
+def examine(path: str) -> tuple[int, int] | str:
+    """(height, width) of what read_rgb would give, or why it would fail.
 
-    Raises DataError if it cannot even be opened: that says nothing about the image, and is for the user to mend.
+    A JPEG's data is read to its end, but only 1/8 of the size is reconstructed; anything else is decoded as a whole.
     """
-    with _opened(path) as file:
-        try:
-            with Image.open(file) as image:
-                image.draft(None, (1, 1))
-                image.convert("RGB")
-        except Exception as error:  # whatever a decoder raises is about this file
-            return _reason(path, error)
-    return None
+    try:
+        with _opened(path) as file, Image.open(file) as image:
+            width, height = image.size
+            reduced = image.draft(None, (1, 1)) is not None  # of JPEG alone
+            pixels = _rgb(image)
+            return (height, width) if reduced else (pixels.height, pixels.width)
+    except Exception as error:
+        return _reason(path, error)
+
+
+def header_size(path: str) -> tuple[int, int] | str:
+    """(height, width) as the file's header says, which is what read_rgb gives of a good file; or why there is none."""
+    try:
+        with _opened(path) as file, Image.open(file) as image:
+            return image.height, image.width
+    except Exception as error:
+        return _reason(path, error)
+
+
+@contextmanager
+def pillow_warnings() -> Iterator[None]:
+    """Inside, an image beyond Image.MAX_IMAGE_PIXELS is an error and Pillow's other warnings are not printed.
+
+    For the whole process, since that is what Python's filters of warnings are for: enter it in one thread alone.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or (image.mode, image.format) in SIXTEEN:
+        return image.convert("I").point(lambda gray: gray / 256).convert("RGB")
+    return image.convert("RGB")
 
 
 def _opened(path: str) -> BinaryIO:
-    try:
-        return open(path, "rb")
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is listed but not there (a broken link?): mend it or take it away") from error
-    except PermissionError as error:
-        raise DataError(f"{path} may not be read: change its permissions or take it away") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be opened: {error.strerror}") from error
+    """The file, unless it is empty. What is no file is not opened, since it might never answer. Raises OSError."""
+    status = os.stat(path)
+    if kind := KINDS.get(stat.S_IFMT(status.st_mode)):
+        raise OSError(0, f"{kind}, not a file")
+    if not status.st_size:
+        raise OSError(0, "empty file")
+    return open(path, "rb", opener=_without_waiting)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe may have taken the file's place meanwhile
 
 
 def _reason(path: str, error: Exception) -> str:
     """One line without the path."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image" if os.path.getsize(path) else "empty file"
+        return "not an image"
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return "a broken link"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return (str(error) or type(error).__name__).splitlines()[0]

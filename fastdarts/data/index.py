@@ -35,6 +35,7 @@ class ImageIndex:
     def from_root(root: str | os.PathLike[str], split: str = "train") -> "ImageIndex":
         """List root/split/CLASS/*: image extensions in any case, no deeper folders, no names that start with a dot.
 
+        What bears an image's name there counts, be it a folder, a pipe or a link to nowhere: verify() names it.
         Class folders without images are left out and named in the log. Raises DataError for a folder that is missing,
         unreadable, flat (images directly in the split's folder or in `val`), or without images.
         """
@@ -45,7 +46,7 @@ class ImageIndex:
         for name in sorted({split, "val"}.intersection(folders)):
             _refuse_flat(root / name, split)
         folders, loose = listing(root / split)
-        found = {name: listing(root / split / name)[1] for name in folders}
+        found = {name: _images(*listing(root / split / name)) for name in folders}
         classes = tuple(name for name, images in found.items() if images)
         if not classes:
             raise DataError(f"no images in {root / split}: expected {split}/CLASS/*.JPEG, {_found(root / split)}")
@@ -66,21 +67,36 @@ class ImageIndex:
 
 
 def listing(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the image files directly in `folder`, each sorted. Raises DataError if unreadable."""
+    """Names of the folders and of other things with an image's extension directly in `folder`, each sorted.
+
+    Raises DataError if it is unreadable.
+    """
     folders, images = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.append(entry.name)
-                elif entry.name.lower().endswith(EXTENSIONS) and (entry.is_file() or entry.is_symlink()):
-                    images.append(entry.name)  # a broken link too: verify() names it
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    images.append(entry.name)
     except OSError as error:
         hint = "expected a readable folder, ROOT of ROOT/train/CLASS/*.JPEG or below"
         raise DataError(f"cannot read {folder}: {error.strerror}; {hint}") from error
     return sorted(folders), sorted(images)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where one may not look
+        return False
+
+
+def _images(folders: list[str], images: list[str]) -> list[str]:
+    """In a class folder, folders named like an image are images."""
+    return sorted(images + [name for name in folders if name.lower().endswith(EXTENSIONS)])
 
 
 def few(names: list[str]) -> str:

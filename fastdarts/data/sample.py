@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastdarts.data.errors import DataError
 from fastdarts.data.textures import PATTERNS, texture
+from fastdarts.data.user_cache import user_cache
 
 NAME = "sample-v1"  # a new one whenever the images change
 IMAGES = 100  # of each class
@@ -22,7 +23,7 @@ def sample_root(cache: str | os.PathLike[str] | None = None) -> Path:
     time. The same on each call and machine, but for what other versions of NumPy and of the JPEG library round
     differently. Raises DataError if it cannot be written.
     """
-    folder = Path(cache) if cache is not None else _user_cache() / "fastdarts"
+    folder = Path(cache) if cache is not None else user_cache()
     root = folder / NAME
     try:
         if not _intact(root):
@@ -35,13 +36,6 @@ def sample_root(cache: str | os.PathLike[str] | None = None) -> Path:
         remedy = "set XDG_CACHE_HOME to a folder that can be written, or give images of your own"
         raise DataError(f"cannot write the generated sample to {root}: {error.strerror or error}; {remedy}") from error
     return root
-
-
-def _user_cache() -> Path:
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError as error:  # a user without a home
-        raise DataError("no home folder to keep the generated sample in: set XDG_CACHE_HOME to a folder") from error
 
 
 def _replace(root: Path) -> None:

@@ -1,41 +1,140 @@
 """Decode every file once before a search, so that a bad one is named then and not hours later."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastdarts.data.decode import fault
+from fastdarts.data.decode import examine, header_size, pillow_warnings
+from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
+from fastdarts.data.remembered import Known, Remembered
 
 CHUNK = 64  # files a thread takes at a time
+AHEAD = 4  # chunks a thread that wait for it
+RECENT_NS = 2 * 10**9  # a file may change within its clock's tick and keep its time: the coarsest ticks are two seconds
+
+Examine = Callable[[str], tuple[int, int] | str]  # path -> (height, width), or what is wrong
+
+
+class Verified(NamedTuple):
+    """What a check found.
+
+    good   int64 (G,), the images that decode, in the order given
+    sizes  int32 (G, 2), height and width of each as it decodes: no EXIF orientation is applied
+    bad    (name relative to the index' root, reason) of the others
+    """
+
+    good: Tensor
+    sizes: Tensor
+    bad: list[tuple[str, str]]
+
+
+class _Answer(NamedTuple):
+    """Of one file: (height, width) or what is wrong, whether that was remembered, what to remember if it was decoded."""
+
+    size: tuple[int, int] | str
+    used: bool
+    fresh: Known | None
 
 
 def verify(
-    index: ImageIndex, indices: Tensor, workers: int, progress: Callable[[int, int], None] | None = None
-) -> tuple[Tensor, list[tuple[str, str]]]:
+    index: ImageIndex,
+    indices: Tensor,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+    remembered: Remembered | None = None,
+) -> Verified:
     """Open and decode the files of `indices` to their ends, in `workers` threads (Pillow decodes outside the GIL).
 
-    indices   int64 (N,)
-    progress  called now and then with (files done, N)
-    Returns (good, bad): the indices that decode, int64, in the order given; (relative name, reason) of the others.
-    Raises DataError for a file that is there but may not be read, or is gone.
+    indices     int64 (N,)
+    progress    called now and then with (files done, N)
+    remembered  files that are as they were when it found them good are not opened; what is found good now is added
+    A file that is empty, no image, truncated, gone, a broken link, may not be read, or is no file at all is bad.
     A JPEG that lacks nothing but its end marker may count as good: all its pixels are there.
     """
+    sizes: list[tuple[int, int] | str] = []
+    with closing(_answers(index, indices, workers, examine, remembered)) as answers:
+        for path, answer in answers:
+            sizes.append(answer.size)
+            if remembered is not None:
+                remembered.used += answer.used
+                if answer.fresh is not None:
+                    remembered.add(path, answer.fresh)
+            if progress is not None and (len(sizes) % CHUNK == 0 or len(sizes) == len(indices)):
+                progress(len(sizes), len(indices))
+    good = torch.tensor([not isinstance(size, str) for size in sizes], dtype=torch.bool)
+    bad = [(index.files[i], size) for i, size in zip(indices.tolist(), sizes, strict=True) if isinstance(size, str)]
+    return Verified(indices[good], _tensor([size for size in sizes if not isinstance(size, str)]), bad)
 
-    def faults(chunk: Tensor) -> list[str | None]:
-        return [fault(index.path(i)) for i in chunk.tolist()]
 
-    reasons: list[str | None] = []
+def image_sizes(index: ImageIndex, indices: Tensor, workers: int, remembered: Remembered | None = None) -> Tensor:
+    """Height and width of images that were verified before, int32 (N, 2), without decoding any.
+
+    From `remembered` where a file is as it was then, else from its header, which tells nothing of what follows it.
+    Raises DataError, which names the first file that has no header to read.
+    """
+    sizes = []
+    with closing(_answers(index, indices, workers, header_size, remembered)) as answers:
+        for path, answer in answers:
+            if isinstance(answer.size, str):
+                raise DataError(f"cannot decode {os.fsdecode(path)}: {answer.size}")
+            sizes.append(answer.size)
+    return _tensor(sizes)
+
+
+def _tensor(sizes: list[tuple[int, int]]) -> Tensor:
+    return torch.tensor(sizes, dtype=torch.int32).reshape(-1, 2)
+
+
+def _answers(
+    index: ImageIndex, indices: Tensor, workers: int, look: Examine, remembered: Remembered | None
+) -> Generator[tuple[bytes, _Answer]]:
+    """(absolute path, answer) of each image, in order."""
+    root = os.path.realpath(index.root)  # one name for a folder, however it is reached
+    waiting: deque[tuple[list[bytes], Future[list[_Answer]]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
     try:
-        for chunk in pool.map(faults, indices.split(CHUNK)):
-            reasons += chunk
-            if progress is not None:
-                progress(len(reasons), len(indices))
+        with pillow_warnings():
+            for chunk in indices.split(CHUNK):
+                paths = [os.fsencode(os.path.join(root, index.files[i])) for i in chunk.tolist()]
+                known = remembered.look_up(paths) if remembered is not None else {}
+                waiting.append((paths, pool.submit(_chunk, paths, known, look)))
+                if len(waiting) > AHEAD * max(1, workers):
+                    paths, answers = waiting.popleft()
+                    yield from zip(paths, answers.result(), strict=True)
+            for paths, answers in waiting:
+                yield from zip(paths, answers.result(), strict=True)
     finally:
         pool.shutdown(cancel_futures=True)
-    good = torch.tensor([reason is None for reason in reasons], dtype=torch.bool)
-    bad = [(index.files[i], reason) for i, reason in zip(indices.tolist(), reasons, strict=True) if reason is not None]
-    return indices[good], bad
+
+
+def _chunk(paths: list[bytes], known: dict[bytes, Known], look: Examine) -> list[_Answer]:
+    return [_answer(os.fsdecode(path), known.get(path), look) for path in paths]
+
+
+def _answer(path: str, known: Known | None, look: Examine) -> _Answer:
+    """Look at a file unless it is as `known` says and may be read."""
+    try:
+        now = os.stat(path)  # before the file is read: if it changes meanwhile, what is remembered fits no more
+    except OSError:
+        return _Answer(look(path), False, None)
+    unchanged = known is not None and (known.size, known.mtime_ns) == (now.st_size, now.st_mtime_ns)
+    if known is not None and unchanged and stat.S_ISREG(now.st_mode) and _readable(path):
+        return _Answer((known.height, known.width), True, None)
+    recent = abs(time.time_ns() - now.st_mtime_ns) < RECENT_NS
+    size = look(path)
+    if isinstance(size, str) or recent:
+        return _Answer(size, False, None)
+    return _Answer(size, False, Known(now.st_size, now.st_mtime_ns, *size))
+
+
+def _readable(path: str) -> bool:
+    return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)

@@ -22,6 +22,14 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     return Image.fromarray((pixels + rng.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8))
 
 
+def settle(root: Path) -> None:
+    """As if the files had been written a minute ago: a check does not trust what may still be changing."""
+    for path in root.glob("*/*/*"):
+        if path.is_file():
+            then = path.stat().st_mtime_ns - 60 * 10**9
+            os.utime(path, ns=(then, then))
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Callable[..., Path]:
     """tree(cat=3, dog=2) writes ROOT/train/cat/cat_0.JPEG, ... and returns ROOT."""

@@ -3,7 +3,9 @@
 import builtins
 import gc
 import multiprocessing
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from PIL import Image
 
 from fastdarts.batch import Batch
-from fastdarts.data import BatchSampler, DataError, EvalLoader, FolderLoader, ImageIndex, crop_box, crop_words, flips
+from fastdarts.data import BatchSampler, DataError, EvalLoader, FolderLoader, ImageIndex, crop_box, crop_words, flips, verify
 from fastdarts.ops.philox import Stream, philox4x32
 
 functional = pytest.importorskip("torchvision.transforms.v2.functional")
@@ -147,9 +149,71 @@ def test_a_file_that_breaks_later(workers: int, tree: Tree) -> None:
             assert "\n" not in str(caught.value)
         path.write_bytes(data)
         assert same(next(batches), expected)
+
+
+def replaced(path: Path, kind: str) -> None:
+    """Something else takes the file's place."""
     path.unlink()
-    with loader(index, workers=workers) as batches, pytest.raises(DataError, match=r"a_3\.JPEG: No such file"):
+    if kind == "text":
+        path.write_text("<html>Not found</html>")
+    elif kind == "nothing":
+        path.touch()
+    elif kind == "broken link":
+        path.symlink_to("nowhere.JPEG")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("gone", "No such file or directory"),
+        ("text", "not an image"),
+        ("nothing", "empty file"),
+        ("broken link", "a broken link"),
+        ("folder", "a folder, not a file"),
+        ("pipe", "a pipe, not a file"),
+        ("device", "a device, not a file"),
+    ],
+)
+def test_a_file_that_is_replaced_between_check_and_run(kind: str, says: str, workers: int, tree: Tree) -> None:
+    """Also while the run goes on: the file is named in one line, nothing hangs, no process is left."""
+    index = ImageIndex.from_root(tree(a=6))
+    assert not verify(index, torch.arange(6), 1).bad
+    path = Path(index.path(3))
+    evaluation = EvalLoader(index, torch.arange(6), batch_size=6, image_size=28, workers=workers)
+    with loader(index) as batches:
         next(batches)
+        replaced(path, kind)
+        for attempt in (lambda: next(batches), lambda: next(loader(index, workers=workers)), lambda: list(evaluation)):
+            with pytest.raises(DataError) as caught:
+                attempt()
+            assert str(caught.value) == f"cannot decode {path}: {says}"
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_file_that_may_no_longer_be_read(
+    what: str, workers: int, public: Path, tree: Tree, nobody: Callable[[], AbstractContextManager[None]]
+) -> None:
+    tree(a=6).rename(public / "images")
+    (public / "images").chmod(0o755)
+    index = ImageIndex.from_root(public / "images")
+    path = Path(index.path(3))
+    with nobody():
+        assert not verify(index, torch.arange(6), 1).bad
+    (path if what == "file" else path.parent).chmod(0)
+    with nobody(), loader(index, workers=workers) as batches, pytest.raises(DataError) as caught:
+        next(batches)
+    named = path if what == "file" else path.parent
+    assert str(caught.value).startswith(f"cannot decode {named}") and str(caught.value).endswith(": Permission denied")
 
 
 def test_batch_that_does_not_fit(tree: Tree) -> None:

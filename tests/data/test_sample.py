@@ -18,7 +18,7 @@ def test_what_it_is(sample: Path) -> None:
     index = ImageIndex.from_root(sample)
     assert index.classes == tuple(PATTERNS) and len(PATTERNS) == 10
     assert index.labels.bincount().tolist() == [100] * 10
-    good, bad = verify(index, torch.arange(len(index)), 2)
+    good, _, bad = verify(index, torch.arange(len(index)), 2)
     assert len(good) == 1000 and not bad
     gray, sizes = 0, []
     for i in range(len(index)):

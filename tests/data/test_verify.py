@@ -1,30 +1,29 @@
-"""Which files are found bad, and that the loaders' reader agrees."""
+"""Which files are found bad and why, what is said of the good ones, and that the loaders' reader agrees."""
 
-import io
+import errno
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fastdarts.data import DataError, ImageIndex, verify
-from fastdarts.data.decode import fault, read_rgb
+from fastdarts.data import DataError, ImageIndex, image_sizes, verify
+from fastdarts.data.decode import read_rgb
+from tests.data.encodings import encoded, encodings
 
 Tree = Callable[..., Path]
+Nobody = Callable[[], AbstractContextManager[None]]
 
 
-def encoded(image: Image.Image, **options: object) -> bytes:
-    """The image as a file's bytes, JPEG unless told otherwise."""
-    buffer = io.BytesIO()
-    image.save(buffer, **({"format": "JPEG", "quality": 90} | options))
-    return buffer.getvalue()
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def photo() -> Image.Image:
     """Smooth, 240 x 180, RGB."""
     y, x = np.mgrid[0:180, 0:240] / 40
@@ -34,116 +33,141 @@ def photo() -> Image.Image:
 def test_good_and_bad(tree: Tree, photo: Image.Image) -> None:
     root = tree(a=3)
     folder = root / "train/a"
-    good = {
-        "cmyk.JPEG": encoded(photo.convert("CMYK")),
-        "gray.JPEG": encoded(photo.convert("L")),
-        "png.JPEG": encoded(photo, format="PNG"),
-        "webp.JPEG": encoded(photo, format="WEBP"),
-        "palette.JPEG": encoded(photo.convert("P"), format="GIF"),
-        "alpha.png": encoded(photo.convert("RGBA"), format="PNG"),
-        "progressive.JPEG": encoded(photo, progressive=True),
-        "tail.JPEG": encoded(photo) + b"\0trailing bytes",
-    }
+    good = {f"{name}.JPEG": data for name, data in encodings(photo).items()}
     bad = {
         "zempty.JPEG": (b"", "empty file"),
         "zhalf.JPEG": (encoded(photo)[:2000], "truncated"),
         "zhtml.JPEG": (b"<html>Not found</html>", "not an image"),
         "zpng.png": (encoded(photo, format="PNG")[:3000], "truncated"),
+        "zgif.JPEG": (encoded(photo.quantize(), format="GIF")[:2000], "truncated"),
+        "ztiff.JPEG": (encoded(photo, format="TIFF")[:2000], ""),
+        "zwebp.JPEG": (encoded(photo, format="WEBP")[:500], ""),
+        "zheader.JPEG": (encoded(photo)[:10], ""),
     }
     for name, data in good.items() | {name: data for name, (data, _) in bad.items()}.items():
         (folder / name).write_bytes(data)
     index = ImageIndex.from_root(root)
     seen = []
-    kept, faults = verify(index, torch.arange(len(index)), 2, lambda done, total: seen.append((done, total)))
+    kept, sizes, faults = verify(index, torch.arange(len(index)), 2, lambda done, total: seen.append((done, total)))
     assert [name for name, _ in faults] == [f"train/a/{name}" for name in sorted(bad)]
     for name, reason in faults:
-        assert bad[Path(name).name][1] in reason and "\n" not in reason
-    assert {Path(index.files[i]).name for i in kept.tolist()} == good.keys() | {f"a_{i}.JPEG" for i in range(3)}
-    assert seen[-1] == (len(index), len(index))
-    for i in kept.tolist():
-        assert read_rgb(index.path(i)).mode == "RGB"
-    for name, _ in faults:
+        assert bad[Path(name).name][1] in reason and reason and "\n" not in reason
         with pytest.raises(DataError, match=f"cannot decode .*{name}"):
             read_rgb(str(root / name))
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("subsampling", [0, 2])
-def test_truncation_anywhere(progressive: bool, subsampling: int, photo: Image.Image, tmp_path: Path) -> None:
-    """All cuts but the last four bytes (end marker and padding), and never a different answer from a full decode."""
-    data = encoded(photo, progressive=progressive, subsampling=subsampling)
-    path = tmp_path / "cut.JPEG"
-    for size in [*range(0, len(data) - 4, 97), *range(len(data) - 40, len(data) - 4)]:
-        path.write_bytes(data[:size])
-        assert fault(str(path)) is not None, f"{size} of {len(data)} bytes"
-    for size in range(len(data) - 4, len(data) + 1):
-        path.write_bytes(data[:size])
-        assert (fault(str(path)) is None) == decodes(path)
-    assert fault(str(path)) is None
-
-
-def decodes(path: Path) -> bool:
-    """Whether the loaders' reader takes it."""
-    try:
-        read_rgb(str(path))
-    except DataError:
-        return False
-    return True
+    assert {Path(index.files[i]).name for i in kept.tolist()} == good.keys() | {f"a_{i}.JPEG" for i in range(3)}
+    assert seen[-1] == (len(index), len(index))
+    assert sizes.dtype == torch.int32 and sizes.tolist() == [list(read_rgb(index.path(i)).size[::-1]) for i in kept.tolist()]
+    assert image_sizes(index, kept, 2).equal(sizes)
+    with pytest.raises(DataError, match=r"cannot decode .*zempty\.JPEG: empty file"):
+        image_sizes(index, torch.arange(len(index)), 2)
 
 
 def test_result_does_not_depend_on_workers(tree: Tree) -> None:
-    root = tree(a=150)
-    for i in range(0, 150, 7):
+    root = tree(a=600)
+    for i in range(0, 600, 7):
         (root / f"train/a/a_{i}.JPEG").write_bytes(b"")
     index = ImageIndex.from_root(root)
-    backwards = torch.arange(150).flip(0)
+    backwards = torch.arange(600).flip(0)
     one, four = verify(index, backwards, 1), verify(index, backwards, 4)
-    assert one[0].equal(four[0]) and one[1] == four[1] and len(one[1]) == 22
-    assert one[0].equal(one[0].sort(descending=True).values)
-    assert verify(index, backwards[:0], 2)[0].shape == (0,)
+    assert one.good.equal(four.good) and one.sizes.equal(four.sizes) and one.bad == four.bad and len(one.bad) == 86
+    assert one.good.equal(one.good.sort(descending=True).values)
+    first = Image.open(index.path(int(one.good[0])))
+    assert one.sizes[0].tolist() == [first.height, first.width]
+    none = verify(index, backwards[:0], 2)
+    assert none.good.shape == (0,) and none.sizes.shape == (0, 2) and not none.bad
 
 
-def test_unreadable_file(public: Path, nobody: Callable[[], AbstractContextManager[None]], photo: Image.Image) -> None:
-    (public / "train/a").mkdir(parents=True)
-    for name in ("a.JPEG", "b.JPEG"):
-        (public / "train/a" / name).write_bytes(encoded(photo))
-    os.chmod(public / "train/a/b.JPEG", 0)
+def test_what_is_no_file_is_named_and_nothing_waits_for_it(tree: Tree) -> None:
+    """In a process of its own, which would be ended if it hung."""
+    root = tree(a=2)
+    folder = root / "train/a"
+    (folder / "folder.JPEG").mkdir()
+    os.mkfifo(folder / "pipe.JPEG")
+    (folder / "link_to_pipe.JPEG").symlink_to("pipe.JPEG")
+    (folder / "endless.JPEG").symlink_to("/dev/zero")
+    (folder / "terminal.JPEG").symlink_to("/dev/tty")
+    (folder / "broken.JPEG").symlink_to("nowhere.JPEG")
+    (folder / "circle.JPEG").symlink_to("circle.JPEG")
+    with socket.socket(socket.AF_UNIX) as server:
+        here = os.getcwd()
+        os.chdir(folder)  # a socket's name must be short
+        try:
+            server.bind("socket.JPEG")
+        finally:
+            os.chdir(here)
+    program = (
+        "import sys, torch; from fastdarts.data import ImageIndex, verify; index = ImageIndex.from_root(sys.argv[1]);"
+        "good, sizes, bad = verify(index, torch.arange(len(index)), 2); print(len(good), len(sizes), dict(bad))"
+    )
+    command = [sys.executable, "-c", program, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    expected = {
+        "broken": "a broken link",
+        "circle": "Too many levels of symbolic links",
+        "endless": "a device, not a file",
+        "folder": "a folder, not a file",
+        "link_to_pipe": "a pipe, not a file",
+        "pipe": "a pipe, not a file",
+        "socket": "a socket, not a file",
+        "terminal": "a device, not a file",
+    }
+    assert done.stdout.strip() == f"2 2 { ({f'train/a/{name}.JPEG': why for name, why in expected.items()}) }", done.stderr
+    assert not done.stderr
+
+
+def test_files_that_may_not_be_read(public: Path, nobody: Nobody, photo: Image.Image) -> None:
+    for name in ("a/a.JPEG", "a/b.JPEG", "b/c.JPEG"):
+        path = public / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(photo))
+    (public / "train/a/b.JPEG").chmod(0)
     index = ImageIndex.from_root(public)
-    with nobody(), pytest.raises(DataError, match=r"train/a/b\.JPEG may not be read"):
-        verify(index, torch.arange(2), 1)
+    (public / "train/b").chmod(0)
+    with nobody():
+        good, sizes, bad = verify(index, torch.arange(3), 1)
+    assert good.tolist() == [0] and sizes.tolist() == [[180, 240]]
+    assert bad == [("train/a/b.JPEG", "Permission denied"), ("train/b/c.JPEG", "Permission denied")]
 
 
-def test_broken_link(public: Path, photo: Image.Image) -> None:
-    (public / "train/a").mkdir(parents=True)
-    (public / "train/a/a.JPEG").write_bytes(encoded(photo))
-    (public / "train/a/b.JPEG").symlink_to(public / "nowhere.JPEG")
-    index = ImageIndex.from_root(public)
-    with pytest.raises(DataError, match=r"train/a/b\.JPEG is listed but not there"):
-        verify(index, torch.arange(2), 2)
+def test_files_that_are_gone_and_disks_that_fail(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(a=4)
+    index = ImageIndex.from_root(root)
+    (root / "train/a/a_1.JPEG").unlink()
+    real = Image.open
+
+    def failing(file: Any) -> Image.Image:
+        if file.name.endswith("a_2.JPEG"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file)
+
+    monkeypatch.setattr(Image, "open", failing)
+    good, _, bad = verify(index, torch.arange(4), 2)
+    assert good.tolist() == [0, 3]
+    assert bad == [("train/a/a_1.JPEG", "No such file or directory"), ("train/a/a_2.JPEG", "Input/output error")]
 
 
-def test_exif_orientation_is_not_applied(photo: Image.Image, tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees
-    (tmp_path / "a.JPEG").write_bytes(encoded(photo, exif=exif))
-    assert read_rgb(str(tmp_path / "a.JPEG")).size == photo.size
+def test_an_error_of_the_caller_ends_the_check(tree: Tree) -> None:
+    """The threads end, and Python's filters of warnings are as they were."""
+    import threading
+    import warnings
 
+    index = ImageIndex.from_root(tree(a=300))
+    before = list(warnings.filters)
 
-def test_gray_and_cmyk_become_rgb(photo: Image.Image, tmp_path: Path) -> None:
-    for mode in ("L", "CMYK", "RGB"):
-        (tmp_path / f"{mode}.JPEG").write_bytes(encoded(photo.convert(mode), quality=95, subsampling=0))
-        pixels = np.asarray(read_rgb(str(tmp_path / f"{mode}.JPEG")), np.int16)
-        assert pixels.shape == (180, 240, 3)
-        expected = np.asarray(photo.convert(mode).convert("RGB"), np.int16)
-        assert abs(pixels - expected).mean() < 3  # coding alone
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        verify(index, torch.arange(300), 3, stop)
+    assert threading.active_count() == 1 and warnings.filters == before
+    with pytest.raises(KeyboardInterrupt):
+        verify(index, torch.arange(300), 3, stop)
 
 
 def test_real_odd_files(shared_data: Path, tmp_path: Path) -> None:
-    """Progressive, 4:4:0, invalid EXIF, ICC, trailing bytes, from 75 x 56 to 2848 x 2136: all decode."""
     (tmp_path / "train").mkdir()
     (tmp_path / "train/odd").symlink_to((shared_data / "imagenet_sample/odd").resolve())
     index = ImageIndex.from_root(tmp_path)
-    good, bad = verify(index, torch.arange(len(index)), 2)
+    good, sizes, bad = verify(index, torch.arange(len(index)), 2)
     assert len(good) == 33 and not bad
-    for i in good.tolist():
-        assert np.asarray(read_rgb(index.path(i))).shape[2] == 3
+    assert sizes.tolist() == [list(read_rgb(index.path(i)).size[::-1]) for i in good.tolist()]
