@@ -19,6 +19,7 @@ from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
 from fastdarts.ops.masked_loss import masked_loss
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.ops.patch_mask import patch_mask
+from fastdarts.ops.random_resized_crop import random_resized_crop
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 from fastdarts.spaces import S0
 from fastdarts.supernet.candidates import graph_of
@@ -37,23 +38,45 @@ class Cost(NamedTuple):
 @dataclass(frozen=True)
 class Case:
     """One call of an op, forward and backward. costs: of its kernels, by their functions' names; not of the small ones
-    that merge partial sums, which nothing but their latency binds."""
+    that merge partial sums, which nothing but their latency binds. dtype: of its tensors, if it is not the one asked for."""
 
     op: str
     shape: str
     run: Callable[[], Any]
     costs: dict[str, Cost]
+    dtype: torch.dtype | None = None
 
 
 def cases(dtype: torch.dtype, *, small: bool = False) -> Iterator[Case]:
     """Of every op, one after the other, so that one case's tensors can go before the next one's come."""
     N, S = (2, 64) if small else (2048, 224)
+    if dtype == torch.float32:  # pixels are bytes: once is enough
+        yield boxes(N, S)
     yield patches(N, S, 8, dtype)
     yield loss(N, S, 8, dtype)
     for C, D, taps in ((192, 48, 1), (192, 96, 2)):
         yield layer(2 if small else 1024, C, D, 28, taps, dtype)
     for stride, k in ((1, 1), (2, 1), (1, 2)):
         yield cell(2 if small else 1024, 8 if small else 32, 16, stride, k, dtype)
+
+
+def boxes(N: int, S: int) -> Case:
+    """ops.random_resized_crop of images a third larger than the result, boxes of a third to the whole of their sides."""
+    H, W = S * 8 // 7, S * 3 // 2
+    draw = torch.Generator().manual_seed(0)
+    h, w = (torch.randint(side // 3, side + 1, (N,), generator=draw) for side in (H, W))
+    places = torch.stack([(H - h) // 2, (W - w) // 2, h, w], 1)
+    pixels = torch.randint(256, (N * 3 * H * W,), dtype=torch.uint8, device="cuda")
+    start, size = 3 * H * W * torch.arange(N, device="cuda"), torch.tensor([[H, W]], device="cuda").repeat(N, 1)
+    at, numbers = places.cuda(), 3 * N * S * S
+    taps_h, taps_w = (2 * side.clamp(min=S) / S for side in (h, w))  # of an output; rows are formed once, at best
+    operations = 6 * S * int((h * taps_w + S * taps_h).sum())
+
+    def run() -> Any:
+        return random_resized_crop(pixels, start, size, at, image_size=S, backend="triton")
+
+    cost = Cost(3 * int((h * w).sum()) + numbers, operations)
+    return Case("random_resized_crop", f"{N} x {H} x {W} to {S} px", run, {"resize": cost}, torch.uint8)
 
 
 def _resident(N: int, S: int, patch: int) -> tuple[torch.Tensor, ...]:

@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     limits = ceilings.measure("cuda")
     for dtype in given.dtypes:
         for case in cases(DTYPES[dtype]):
-            for row in rows(case, dtype, kernel_times(case.run, given.rounds), limits):
+            kind = str(case.dtype).removeprefix("torch.") if case.dtype else dtype
+            for row in rows(case, kind, kernel_times(case.run, given.rounds), limits):
                 record = tagged(row)
                 print(json.dumps(record) if given.json else line(row), flush=True)  # a time limit may end it
                 if given.record:
@@ -51,7 +52,8 @@ def rows(case: Case, dtype: str, times: dict[str, tuple[float, int]], limits: di
     times   by kernel: seconds and launches in one call
     limits  what bench.ceilings measured
     """
-    rate = limits["float32_matmul_tflop_per_s" if dtype == "float32" else "bfloat16_matmul_tflop_per_s"]
+    plain = dtype in ("float32", "uint8")  # integers are multiplied outside the matrix units too
+    rate = limits["float32_matmul_tflop_per_s" if plain else "bfloat16_matmul_tflop_per_s"]
     found = []
     for kernel, cost in case.costs.items():
         if kernel not in times:
@@ -75,7 +77,7 @@ def rows(case: Case, dtype: str, times: dict[str, tuple[float, int]], limits: di
 
 def line(row: dict[str, Any]) -> str:
     """A row as a person reads it."""
-    head = f"{row['op']:13} {row['roofline']:17} {row['dtype']:9} {row['shape']:32} {row['us']:9.1f} us"
+    head = f"{row['op']:19} {row['roofline']:17} {row['dtype']:9} {row['shape']:32} {row['us']:9.1f} us"
     if "share" not in row:
         return f"{head}  in {row['launches']} launches"
     rates = f"{row['gb_per_s']:7.0f} GB/s {row['copy_share']:4.0%}  {row['tflop_per_s']:7.1f} TFLOP/s {row['rate_share']:4.0%}"

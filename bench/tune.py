@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     target = launch.target_of(torch.device("cuda", torch.cuda.current_device()))
     for name in given.dtypes:
         for case in cases(DTYPES[name]):
-            for settings in tuned(case, DTYPES[name], target, given.rounds):
-                print(f"{target} {name} {settings}", flush=True)
+            dtype = case.dtype or DTYPES[name]
+            for settings in tuned(case, dtype, target, given.rounds):
+                print(f"{target} {str(dtype).removeprefix('torch.')} {settings}", flush=True)
     text = written(launch.table())
     if given.dry_run:
         print(text, end="")

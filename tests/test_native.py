@@ -10,7 +10,7 @@ import torch
 
 from fastdarts import info, native
 from fastdarts.logs import say_once
-from fastdarts.ops import backend, patch_mask
+from fastdarts.ops import backend, patch_mask, random_resized_crop  # noqa: F401  random_resized_crop registers itself
 
 OTHER = {"torch": "2.12.0+cu130"}
 
@@ -112,6 +112,8 @@ def test_describe_has_a_row_for_each_dtype_and_names_what_is_refused():
     rows = [r for r in backend.describe() if r["op"] == "patch_mask" and r["device"] == "cpu"]
     assert [r["dtype"] for r in rows] == ["float32", "bfloat16"]
     assert rows[1]["backend"] == "definition" and "not for bfloat16" in rows[1]["refused"]["cpu"]
+    (row,) = [r for r in backend.describe() if r["op"] == "random_resized_crop" and r["device"] == "cpu"]
+    assert row["dtype"] == "uint8"  # the only one it has
 
 
 def test_info_prints_valid_json(root):

@@ -43,11 +43,16 @@ class Backend:
 
 
 _ops: dict[str, dict[str, Backend]] = {}
+_dtypes: dict[str, tuple[torch.dtype, ...]] = {}
 
 
-def register(op: str, *backends: Backend) -> None:
-    """Set an op's backends, fastest first; the last one serves every device and dtype."""
+def register(op: str, *backends: Backend, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)) -> None:
+    """Set an op's backends, fastest first; the last one serves every device and dtype.
+
+    dtypes  the common ones, of which describe() tells
+    """
     _ops[op] = {b.name: b for b in backends}
+    _dtypes[op] = dtypes
 
 
 def anything(device: torch.device, dtype: torch.dtype) -> None:
@@ -189,7 +194,7 @@ def refusals(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, str
 
 
 def describe() -> list[dict[str, Any]]:
-    """One row for each imported op, device at hand and common dtype: op, device, dtype, backend, refused {name: why}.
+    """One row for each imported op, device at hand and common dtype of the op: op, device, dtype, backend, refused {name: why}.
 
     Refused are the faster ones.
     """
@@ -197,7 +202,7 @@ def describe() -> list[dict[str, Any]]:
     rows = []
     for op in sorted(_ops):
         for device in devices:
-            for dtype in (torch.float32, torch.bfloat16):
+            for dtype in _dtypes[op]:
                 refused = refusals(op, device, dtype)
                 row = {"op": op, "device": str(device), "dtype": _short(dtype), "backend": _first(refused)}
                 rows.append(row | {"refused": _faster(refused)})

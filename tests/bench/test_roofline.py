@@ -21,6 +21,7 @@ def test_shares_by_hand() -> None:
     assert others | {"us": 4.0, "launches": 4} == others
     _, half, _ = roofline.rows(CASE, "bfloat16", TIMES, LIMITS)
     assert half["rate_share"] == pytest.approx(25 / 800, abs=1e-3)
+    assert roofline.rows(CASE, "uint8", TIMES, LIMITS)[1]["share"] == 0.5
     assert "memory binds" in roofline.line(copy) and "in 4 launches" in roofline.line(others)
 
 
