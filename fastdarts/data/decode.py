@@ -1,6 +1,7 @@
-"""Reading one image file with Pillow: the only place that opens one."""
+"""Reading one image file, by Pillow or as it is: the only place that opens one."""
 
 import os
+from io import BytesIO
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
@@ -8,17 +9,26 @@ from PIL import Image, UnidentifiedImageError
 from fastdarts.data.errors import DataError
 
 
-def read_rgb(path: str) -> Image.Image:
-    """The image in 8-bit RGB, whatever it is stored as (grayscale, CMYK, palette, alpha dropped).
+def read_rgb(path: str, data: bytes | None = None) -> Image.Image:
+    """The image in 8-bit RGB, whatever it is stored as (grayscale, CMYK, palette, alpha dropped), from `data` if read before.
 
     As torchvision's ImageFolder reads it: EXIF orientation and colour profiles are not applied.
     Raises DataError, which names the file, if it cannot be read or decoded to its end.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if data is None else BytesIO(data)) as image:
             return image.convert("RGB")
     except Exception as error:  # whatever a decoder raises is about this file
         raise DataError(f"cannot decode {path}: {_reason(path, error)}") from error
+
+
+def read_bytes(path: str) -> bytes:
+    """The file as it is. Raises DataError, which names it, if it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def fault(path: str) -> str | None:

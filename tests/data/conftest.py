@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -20,6 +21,19 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
     y, x = np.mgrid[0:height, 0:width] / max(width, height)
     pixels = np.stack([np.sin(5 * x + seed), np.cos(7 * y), np.sin(3 * (x + y) - seed)], -1) * 100 + 128
     return Image.fromarray((pixels + rng.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8))
+
+
+def running() -> int:
+    """Threads of this process, native ones too."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def settles(threads: int) -> bool:
+    """Whether only so many threads are left; one that was joined may be listed for a moment."""
+    began = monotonic()
+    while running() > threads and monotonic() - began < 10:
+        sleep(0.01)
+    return running() <= threads
 
 
 @pytest.fixture
