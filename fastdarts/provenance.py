@@ -13,7 +13,7 @@ import fastdarts
 
 # what importing a broken package was seen to raise (torchvision beside another torch: RuntimeError)
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
-PACKAGES = ("triton", "torchvision", "numpy", "pillow", "matplotlib", "nvidia-dali-cuda130", "apex")
+PACKAGES = ("triton", "torchvision", "numpy", "pillow", "matplotlib", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "apex")
 NVIDIAS = "NVIDIA's"  # how apex() begins where it is the right one
 
 try:

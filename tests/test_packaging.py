@@ -14,6 +14,10 @@ import fastdarts
 import fastdarts.kernels
 from fastdarts import native
 
+# what decodes, and the rest
+BROUGHT_BY_DALI = {f"nvidia-{name}" for name in ("nvimgcodec-cu13", "nvjpeg", "nvjpeg2k-cu13", "nvtiff-cu13", "libnvcomp-cu13")}
+BROUGHT_BY_DALI |= {"nvtx", "astunparse", "gast", "libcst", "makefun", "optree", "packaging", "six"}
+
 
 def names(requirements):
     """Distribution names of requirement lines."""
@@ -42,9 +46,11 @@ def test_every_folder_with_code_is_a_package(root):
 
 
 def test_constraints_pin_all_that_ci_installs(project, constraints):
-    wanted = names(project["project"]["dependencies"]) | names(project["project"]["optional-dependencies"]["dev"])
-    assert all("==" in line for line in constraints)
-    assert names(constraints) == wanted | {"triton"}  # torch brings triton, where there is one for the machine
+    extras = project["project"]["optional-dependencies"]
+    wanted = names(project["project"]["dependencies"]) | names(extras["dev"]) | names(extras["dali"])
+    assert all("==" in line.partition(";")[0] for line in constraints)
+    # torch brings triton, where there is one for the machine
+    assert names(constraints) == wanted | {"triton"} | BROUGHT_BY_DALI
 
 
 def test_the_build_asks_for_tools_but_not_for_torch(project):

@@ -5,6 +5,8 @@ of workers or ranks, nor on where it was interrupted.
 """
 
 from fastdarts.data.crop import crop_box, crop_words, flips
+from fastdarts.data.dali import DaliLoader
+from fastdarts.data.dali_reader import DaliReaderLoader
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex
@@ -17,6 +19,8 @@ from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
     "BatchSampler",
+    "DaliLoader",
+    "DaliReaderLoader",
     "DataError",
     "EvalLoader",
     "FolderLoader",

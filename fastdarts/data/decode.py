@@ -1,10 +1,11 @@
-"""Reading one image file with Pillow: the only place that opens one."""
+"""Reading one image file, by Pillow or as it is: the only place that opens one."""
 
 import os
 import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
@@ -21,18 +22,29 @@ KINDS = {  # what bears an image's name and is no file
 SIXTEEN = {("I", "PNG"), ("I", "PPM")}  # (mode, format) of 16-bit grays that Pillow keeps in 32 bits
 
 
-def read_rgb(path: str) -> Image.Image:
+def read_rgb(path: str, data: bytes | None = None) -> Image.Image:
     """The image in 8-bit RGB, whatever it is stored as (grayscale, CMYK, palette, alpha dropped), the first of several.
+
+    data  the file's content, where it was read before
 
     As torchvision's ImageFolder reads it, Image.open(path).convert("RGB"): EXIF orientation and colour profiles are not
     applied. But 16-bit grays keep their high byte, as Pillow does with 16-bit colours, where convert would clip them.
     Raises DataError, which names the file, if it cannot be read or decoded to its end.
     """
     try:
-        with _opened(path) as file, Image.open(file) as image:
+        with _opened(path) if data is None else BytesIO(data) as file, Image.open(file) as image:
             return _rgb(image)
     except Exception as error:  # whatever a decoder raises is about this file
         raise DataError(f"cannot decode {path}: {_reason(path, error)}") from error
+
+
+def read_bytes(path: str) -> bytes:
+    """The file as it is. Raises DataError, which names it, if it cannot be read."""
+    try:
+        with _opened(path) as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def examine(path: str) -> tuple[int, int] | str:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 
 import numpy as np
 import pytest
@@ -28,6 +29,19 @@ def settle(root: Path) -> None:
         if path.is_file():
             then = path.stat().st_mtime_ns - 60 * 10**9
             os.utime(path, ns=(then, then))
+
+
+def running() -> int:
+    """Threads of this process, native ones too."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def settles(threads: int) -> bool:
+    """Whether only so many threads are left; one that was joined may be listed for a moment."""
+    began = monotonic()
+    while running() > threads and monotonic() - began < 10:
+        sleep(0.01)
+    return running() <= threads
 
 
 @pytest.fixture
