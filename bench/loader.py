@@ -54,7 +54,6 @@ class Given(NamedTuple):
     settings: argparse.Namespace
     index: ImageIndex
     chosen: torch.Tensor
-    sizes: torch.Tensor  # int32 (len(index), 2)
     cache: Cache
 
     @property
@@ -99,11 +98,9 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     BatchSampler(everything, stream=Stream.TRAIN, seed=0, batch_size=settings.batch)  # refuses what does not fit
     threads = torch.get_num_threads()
     verifying, (good, found, bad) = _timed(lambda: verify(index, everything, threads))
-    sizes = torch.zeros(len(index), 2, dtype=torch.int32)
-    sizes[good] = found
     layout = Layout.of(index, good, found, short_side(settings.image_size))
     filling, cache = _timed(lambda: Cache.make(layout, settings.device, threads=threads))
-    given = Given(settings, index, good, sizes, cache)
+    given = Given(settings, index, good, cache)
     routes = _routes(given)
     rates: dict[str, list[float]] = {name: [] for name in routes}
     for number in range(settings.rounds):
@@ -140,7 +137,7 @@ def _routes(given: Given) -> dict[str, Make]:
     }
     if dali.unavailable(torch.device(s.device)) is None:
         threads = max(1, s.workers)
-        routes["dali"] = lambda: DaliLoader(index, chosen, threads=threads, sizes=given.sizes, **order)
+        routes["dali"] = lambda: DaliLoader(index, chosen, threads=threads, **order)
         routes["dali-reader"] = lambda: DaliReaderLoader(index, chosen, threads=threads, **order)
     return routes
 

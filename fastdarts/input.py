@@ -125,7 +125,7 @@ def _torchvision(images: Images, split: Tensor, workers: int, order: dict[str, A
 
 
 def _dali(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
-    return DaliLoader(images.index, split, threads=max(1, workers), sizes=images.sizes, **order)
+    return DaliLoader(images.index, split, threads=max(1, workers), **order)
 
 
 def _dali_reader(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:

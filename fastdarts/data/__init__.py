@@ -4,6 +4,9 @@ Every random choice is a function of (seed, stream, epoch, image index), so a ru
 of workers or ranks, nor on where it was interrupted.
 """
 
+from fastdarts.data import dali, room
+from fastdarts.data.cache import Cache, Layout
+from fastdarts.data.cache_loader import CacheEvalLoader, CacheLoader
 from fastdarts.data.crop import crop_box, crop_words, flips
 from fastdarts.data.dali import DaliLoader
 from fastdarts.data.dali_reader import DaliReaderLoader
@@ -19,6 +22,9 @@ from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
     "BatchSampler",
+    "Cache",
+    "CacheEvalLoader",
+    "CacheLoader",
     "DaliLoader",
     "DaliReaderLoader",
     "DataError",
@@ -26,14 +32,17 @@ __all__ = [
     "FolderLoader",
     "ImageIndex",
     "InputStopped",
+    "Layout",
     "Loader",
     "Remembered",
     "Verified",
     "crop_box",
     "crop_words",
+    "dali",
     "flips",
     "image_sizes",
     "read_list",
+    "room",
     "sample_root",
     "subsets",
     "verify",

@@ -154,7 +154,7 @@ class Cache:
     def batch(self, view: View, epoch: int, indices: Tensor) -> Batch:
         """The images `indices`, int64 (N,), as epoch `epoch` shows them, on the cache's device."""
         layout, device = self.layout, self.pixels.device
-        rows = torch.searchsorted(layout.numbers, indices)
+        rows = torch.searchsorted(layout.numbers, indices.contiguous())
         sizes = layout.sizes[rows]
         boxes = torch.tensor(view.boxes(epoch, indices, sizes.tolist()))
         where = torch.cat([layout.starts[rows, None], sizes, boxes], 1)

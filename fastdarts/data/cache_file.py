@@ -27,7 +27,9 @@ def open_file(folder: Path, key: str, size: int) -> Tensor | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise DataError(f"cannot read the cache {path}: {error.strerror}") from error
+        raise DataError(
+            f"cannot read the cache {path}: {error.strerror}; choose another --cache_folder or --cache off"
+        ) from error
     return torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)  # opened for reading only
 
 

@@ -11,9 +11,10 @@ from time import monotonic
 
 import pytest
 import torch
+from PIL import Image
 
 from fastdarts.batch import Batch
-from fastdarts.data import FolderLoader, ImageIndex, InputStopped
+from fastdarts.data import FolderLoader, ImageIndex, InputStopped, workers
 from fastdarts.data import ahead as ahead_module
 from fastdarts.data.ahead import DEPTH, Stage, ahead
 from fastdarts.ops.philox import Stream
@@ -90,20 +91,21 @@ def test_what_is_stuck_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None
     assert not threads()
 
 
-def test_a_file_that_never_opens_is_not_waited_for(tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pipe that nobody writes to, in the place of an image: opening it blocks."""
+def test_a_file_system_that_does_not_answer_is_not_waited_for(
+    tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played by a pipe in a worker process, which has what is patched here."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     monkeypatch.setattr(ahead_module, "GRACE", 0.1)
-    root = tree(a=6)
-    index = ImageIndex.from_root(root)
-    path = root / "train/a/a_3.JPEG"
-    path.unlink()
-    os.mkfifo(path)
+    monkeypatch.setattr(workers, "read_rgb", lambda path: Image.open(pipe.open("rb")))
+    index = ImageIndex.from_root(tree(a=6))
     order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
     with FolderLoader(index, torch.arange(6), workers=1, timeout=1.0, **order) as loader:
         with pytest.raises(InputStopped, match=r"stuck at: decoding train images in 1 worker processes"):
             next(loader)
-        with open(path, "wb"):  # lets the worker go
-            pass
+        with open(pipe, "wb"):  # lets the worker go
+            pipe.unlink()
     for thread in threads():
         thread.join(10)
     assert not multiprocessing.active_children()

@@ -163,7 +163,7 @@ def test_a_file_that_is_not_whole_is_never_read(harm: str, tree: Tree, tmp_path:
 
 
 def _killed_while_writing(layout: Layout, folder: Path) -> None:
-    def fill(pixels: torch.Tensor, *_: Any) -> None:
+    def fill(_: Layout, pixels: torch.Tensor, *others: Any) -> None:
         pixels[:100] = 7
         os._exit(9)
 
@@ -206,7 +206,7 @@ def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not list(folder.glob("*.pixels")) and not list(folder.glob("*.part"))
     blocked = tmp_path / "file"
     blocked.touch()
-    with pytest.raises(DataError, match=r"cannot write the cache .*(File exists|Not a directory)"):
+    with pytest.raises(DataError, match=r"cannot (read|write) the cache .*(File exists|Not a directory); choose another"):
         Cache.make(layout, "cpu", folder=blocked)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from fastdarts.batch import Batch
 from fastdarts.data import BatchSampler, DataError, EvalLoader, FolderLoader, ImageIndex, crop_box, crop_words, flips, verify
+from fastdarts.data.ahead import DEPTH
 from fastdarts.ops.philox import Stream, philox4x32
 
 functional = pytest.importorskip("torchvision.transforms.v2.functional")
@@ -190,7 +191,12 @@ def test_a_file_that_is_replaced_between_check_and_run(kind: str, says: str, wor
     with loader(index) as batches:
         next(batches)
         replaced(path, kind)
-        for attempt in (lambda: next(batches), lambda: next(loader(index, workers=workers)), lambda: list(evaluation)):
+
+        def go_on() -> None:
+            for _ in range(DEPTH + 3):  # what was made ahead comes first
+                next(batches)
+
+        for attempt in (go_on, lambda: next(loader(index, workers=workers)), lambda: list(evaluation)):
             with pytest.raises(DataError) as caught:
                 attempt()
             assert str(caught.value) == f"cannot decode {path}: {says}"
