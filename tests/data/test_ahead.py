@@ -11,10 +11,9 @@ from time import monotonic
 
 import pytest
 import torch
-from PIL import Image
 
 from fastdarts.batch import Batch
-from fastdarts.data import FolderLoader, ImageIndex, InputStopped, workers
+from fastdarts.data import DataError, FolderLoader, ImageIndex, InputStopped, workers
 from fastdarts.data import ahead as ahead_module
 from fastdarts.data.ahead import DEPTH, Stage, ahead
 from fastdarts.ops.philox import Stream
@@ -97,8 +96,13 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(
     """Played by a pipe in a worker process, which has what is patched here."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
+
+    def read(path: str) -> None:
+        with open(pipe, "rb"):
+            raise DataError("the file system is back, without its files")
+
     monkeypatch.setattr(ahead_module, "GRACE", 0.1)
-    monkeypatch.setattr(workers, "read_rgb", lambda path: Image.open(pipe.open("rb")))
+    monkeypatch.setattr(workers, "read_rgb", read)
     index = ImageIndex.from_root(tree(a=6))
     order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
     with FolderLoader(index, torch.arange(6), workers=1, timeout=1.0, **order) as loader:
