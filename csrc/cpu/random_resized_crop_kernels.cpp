@@ -14,11 +14,12 @@ namespace fastdarts::ISA {
 namespace {
 
 using Quad = float __attribute__((vector_size(16)));  // a pixel and one number of the next
-using Bytes = uint8_t __attribute__((vector_size(LANES<float>)));
 
 constexpr int BITS = 14;  // of a weight: those of one output sum to 2^14
 constexpr float HALF = 1 << (BITS - 1), UNIT = 1.0F / (1 << BITS);
-constexpr int64_t COLOURS = 3, ROWS = 4;  // rows of the box that share the loads of the weights
+constexpr int64_t COLOURS = 3;
+constexpr int64_t ROWS = 4;                                     // rows of the box that share the loads of the weights
+constexpr int64_t VECTORS = 4, BLOCK = VECTORS * LANES<float>;  // numbers of an output row at once
 
 template <typename T>
 constexpr T larger_of(T a, T b) {
@@ -97,25 +98,31 @@ void widen(const uint8_t* __restrict from, int64_t n, float* __restrict to) {
   for (int64_t i = 0; i < n; ++i) to[i] = from[i];
 }
 
-// The weighted sum of rows row[0 .. taps] of the ring, `numbers` in whole vectors; the last goes through `line`.
+// The weighted sum of rows row[0 .. taps] of the ring, read in whole blocks.
 template <int64_t TAPS>
 void down(const float* const* row, int64_t taps_given, const float* weight, int64_t numbers, uint8_t* __restrict out) {
-  constexpr int L = LANES<float>;
+  using Integers = VectorOf<float>::Mask;
   const int64_t taps = TAPS ? TAPS : taps_given;
-  const auto block = [&](int64_t x) {
-    Vec<float> sum = all(HALF);
+  for (int64_t x = 0; x < numbers; x += BLOCK) {
+    Vec<float> sum[VECTORS];
+    for (int64_t v = 0; v < VECTORS; ++v) sum[v] = all(HALF);
 #pragma GCC unroll 4
-    for (int64_t k = 0; k < taps; ++k) sum += all(weight[k]) * load(row[k] + x);
-    return __builtin_convertvector(__builtin_convertvector(sum * UNIT, VectorOf<float>::Mask), Bytes);
-  };
-  int64_t x = 0;
-  for (; x + L <= numbers; x += L) {
-    const Bytes bytes = block(x);
-    __builtin_memcpy(out + x, &bytes, sizeof bytes);
-  }
-  if (x < numbers) {
-    const Bytes bytes = block(x);
-    __builtin_memcpy(out + x, &bytes, numbers - x);
+    for (int64_t k = 0; k < taps; ++k) {
+      const Vec<float> w = all(weight[k]);
+      for (int64_t v = 0; v < VECTORS; ++v) sum[v] += w * load(row[k] + x + v * LANES<float>);
+    }
+    int32_t value[BLOCK];
+    for (int64_t v = 0; v < VECTORS; ++v) {
+      const Integers integers = __builtin_convertvector(sum[v] * UNIT, Integers);
+      __builtin_memcpy(value + v * LANES<float>, &integers, sizeof integers);
+    }
+    uint8_t bytes[BLOCK];  // compilers narrow well in a plain loop, and badly in vectors
+    for (int64_t i = 0; i < BLOCK; ++i) bytes[i] = static_cast<uint8_t>(value[i]);
+    if (x + BLOCK <= numbers) {
+      __builtin_memcpy(out + x, bytes, sizeof bytes);
+    } else {
+      __builtin_memcpy(out + x, bytes, numbers - x);
+    }
   }
 }
 
@@ -136,7 +143,7 @@ float* place(int64_t n, int64_t S, float* memory, Axis& axis) {
 void resize(const random_resized_crop::Box& box) {
   const int64_t S = box.S, numbers = COLOURS * S, wide = COLOURS * box.w;
   const int64_t ring_rows = most_taps(box.h, S) + ROWS;
-  const int64_t in_pitch = whole(wide + 1, 16), ring_pitch = whole(numbers + 1, 16);
+  const int64_t in_pitch = whole(wide + 1, 16), ring_pitch = whole(numbers + 1, BLOCK);
   const int64_t weights = S * (2 + most_taps(box.w, S) + most_taps(box.h, S));
   const Scratch<float> memory(ROWS * in_pitch + ring_rows * ring_pitch + weights);
   const Scratch<float*> row(ring_rows);
@@ -147,7 +154,7 @@ void resize(const random_resized_crop::Box& box) {
   fill(box.h, S, rows);
   const Across to_ring = ACROSS[columns.taps < COMMON ? columns.taps : 0];
   const Down from_ring = DOWN[rows.taps < COMMON ? rows.taps : 0];
-  // what is never written but read with the last pixel or vector
+  // what is never written but read with the last pixel or block
   for (int64_t r = 0; r < ROWS; ++r) in[r * in_pitch + wide] = 0;
   for (int64_t r = 0; r < ring_rows; ++r) {
     for (int64_t x = numbers; x < ring_pitch; ++x) ring[r * ring_pitch + x] = 0;
