@@ -157,8 +157,12 @@ def modules() -> Iterator[Any]:
 
 
 def all_specimens() -> list[Specimen]:
-    """Every kernel at every dtype."""
-    return [specimen for module in modules() for dtype in DTYPES for specimen in module.specimens(dtype)]
+    """Every kernel at every dtype; one whose tensors have the same dtype in any network, once."""
+    found: list[Specimen] = []
+    for module in modules():
+        for dtype in DTYPES:
+            found += [specimen for specimen in module.specimens(dtype) if specimen not in found]
+    return found
 
 
 def report() -> list[dict[str, Any]]:

@@ -104,11 +104,6 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(finished, tree, 
     assert (tmp_path / "other" / "train.txt").read_bytes() != (finished / "train.txt").read_bytes()
 
 
-def test_loader_workers_change_nothing(finished, tree, tmp_path):
-    assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--workers", "2"]) == 0
-    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
-
-
 def test_a_killed_run_continues_bit_for_bit(finished, tree, tmp_path):
     """SIGKILL in epoch 2 or later, then the same command again: the same bytes as the run that was left in peace."""
     folder = tmp_path / "run"
