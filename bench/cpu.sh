@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The library's step on a CPU against the definition's: appends to bench/results/step.jsonl, and to floor.jsonl what binds.
-# About 15 minutes on 2 cores, during which nothing else should run. PYTHON is the interpreter, .venv/bin/python by default.
+# Then what the input gives, from DATA (ROOT of ROOT/train/CLASS/*.JPEG) or the generated sample. About 20 minutes on 2 cores,
+# during which nothing else should run. PYTHON is the interpreter, .venv/bin/python by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
+saved=$(mktemp)
+trap 'rm -f "$saved"' EXIT
 
 step() {
   "$python" -m bench.step --device cpu --warm_up 1 --record "$@"
@@ -26,3 +29,8 @@ for supernet in cell cifar pc-imagenet mae-imagenet; do
   "$python" -m bench.floor --supernet $supernet --batch 16 --record
 done
 "$python" -m bench.floor --supernet pc-cifar --batch 64 --rounds 3 --record
+for size in 64 224; do
+  "$python" -m bench.loader ${DATA:+--data "$DATA"} --image_size $size --record
+done
+"$python" -m pytest bench/test_patch_mask.py bench/test_random_resized_crop.py --full-size --benchmark-json "$saved"
+"$python" -m bench.records add "$saved"

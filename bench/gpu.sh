@@ -90,6 +90,12 @@ step() { # step LIMIT OPTIONS...: one comparison
   part "step $*" "$limit" "$python" -m bench.step "$@" --device "$device" --json --record --results "$out"
 }
 
+input() { # input LIMIT OPTIONS...: routes of a generated sample's images
+  local limit=$1
+  shift
+  part "loader $*" "$limit" "$python" -m bench.loader "$@" --device "$device" --json --record --results "$out"
+}
+
 sanitize() { # sanitize TOOL: a small case of each op under compute-sanitizer, where that works
   local name="compute-sanitizer $1" sanitizer
   sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
@@ -120,6 +126,7 @@ if [[ $device == cpu ]]; then
   for supernet in cifar pc-cifar mae-imagenet; do
     step 120 --supernet $supernet --batch 2 --image_size 32 --rounds 2 --warm_up 1
   done
+  input 120 --batch 32 --seconds 0.5 --rounds 1 --steps 1
 elif ((quick)); then
   step 40 --supernet cifar --against eager --rounds 7 --no-memory
   step 40 --supernet cifar --against graph --rounds 7 --no-memory --dtype bfloat16
@@ -134,6 +141,7 @@ else
   step 60 --supernet mae-imagenet --batch 256 --against graph --dtype bfloat16
   step 120 --supernet cell --against compile
   step 60 --supernet mae-imagenet --batch 1024 --against channels-last --dtype bfloat16 --rounds 5
+  input 60 --image_size 224 --batch 256 --workers 8 --seconds 1 --rounds 2
 fi
 
 echo

@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(settings: argparse.Namespace) -> dict[str, Any]:
     """Everything, as plain values."""
     index = ImageIndex.from_root(settings.data or sample_root())
+    if settings.steps:  # refused before anything takes long
+        _workload(settings).check(OURS)
     everything = torch.arange(len(index))
     BatchSampler(everything, stream=Stream.TRAIN, seed=0, batch_size=settings.batch)  # refuses what does not fit
     threads = torch.get_num_threads()
@@ -193,10 +195,14 @@ def _stages(given: Given) -> dict[str, float]:
     return {name: s.batch / _median(run, s.device) for name, run in stages.items()}
 
 
+def _workload(settings: argparse.Namespace) -> Workload:
+    k = SUPERNETS[SUPERNET].partial_channels
+    return Workload(SUPERNET, settings.batch, settings.image_size, k, device=settings.device)
+
+
 def _waiting(make: Make, settings: argparse.Namespace) -> dict[str, float]:
     """Share of a search's bilevel steps that waits for batches, and the steps' images/s."""
-    k = SUPERNETS[SUPERNET].partial_channels
-    run = build(Workload(SUPERNET, settings.batch, settings.image_size, k, device=settings.device), OURS)
+    run = build(_workload(settings), OURS)
     waited, began = 0.0, 0.0
     with make() as train, make() as val:
         for number in range(-2, settings.steps):
