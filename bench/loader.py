@@ -113,6 +113,8 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         f"decode into the cache, {threads} threads": len(good) / filling,
     }
     waiting = {name: _waiting(make, settings) for name, make in routes.items()} if settings.steps else {}
+    with routes["cache"]() as cached, routes["torchvision"]() as files:
+        difference = (next(cached).images.double() - next(files).images.double()).abs().mean().item()
     return {
         "data": "a generated sample" if settings.data is None else Path(settings.data).name,
         "images": len(good),
@@ -123,6 +125,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
         "threads": threads,
         "device": settings.device,
         "cache_bytes": layout.bytes,
+        "cache_difference": round(difference, 2),
         "images_per_s": {name: {k: round(v, 1) for k, v in quantiles(values).items()} for name, values in rates.items()},
         "stages_images_per_s": {name: round(rate, 1) for name, rate in stages.items()},
         "waiting": waiting,
@@ -247,7 +250,9 @@ def text(record: dict[str, Any]) -> str:
         "{images} images of {data} ({left_out} left out), {image_size} px, batch {batch}, {workers} workers, {threads} threads"
     )
     lines = [
-        f"{what} on {{device}}; cache {gib(record['cache_bytes'])}".format(**record),
+        f"{what} on {{device}}".format(**record),
+        f"cache: {gib(record['cache_bytes'])}; pixels differ from those cut out of the files by {record['cache_difference']} "
+        "levels of 255 on average",
         f"{'route':36}{'images/s':>12}{'waiting':>10}{'search images/s':>18}",
     ]
     for name, rate in sorted(record["images_per_s"].items(), key=lambda item: item[1]["median"]):

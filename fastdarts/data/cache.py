@@ -98,6 +98,21 @@ class Layout:
             torchvision_functional().resize(image, size) if size != [image.height, image.width] else image
         ).ravel()
 
+    def boxes(self, view: View, epoch: int, indices: Tensor, rows: Tensor) -> Tensor:
+        """The boxes of the images `indices` in pixels of what is kept of them, int64 (N, 4): top, left, height, width.
+
+        rows  where the images stand in `numbers`
+        Random boxes are those that other loaders cut out of the files, each number reduced and rounded; the centre is the
+        kept image's own.
+        """
+        kept, decoded = self.sizes[rows], self.decoded[rows]
+        if not view.train:
+            return torch.tensor(view.boxes(epoch, indices, kept.tolist()))
+        corner, extent = torch.tensor(view.boxes(epoch, indices, decoded.tolist())).split(2, dim=1)
+        extent = ((2 * extent * kept + decoded) // (2 * decoded)).clamp(min=1)
+        corner = torch.minimum((2 * corner * kept + decoded) // (2 * decoded), kept - extent)
+        return torch.cat([corner, extent], 1)
+
     def room_taken(self, folder: Path) -> int:
         """Bytes that the file of these pixels in `folder`, whole or unfinished, takes already."""
         return room_taken(folder, self.key())
@@ -156,7 +171,7 @@ class Cache:
         layout, device = self.layout, self.pixels.device
         rows = torch.searchsorted(layout.numbers, indices.contiguous())
         sizes = layout.sizes[rows]
-        boxes = torch.tensor(view.boxes(epoch, indices, sizes.tolist()))
+        boxes = layout.boxes(view, epoch, indices, rows)
         where = torch.cat([layout.starts[rows, None], sizes, boxes], 1)
         labels, flip = layout.index.labels[indices], view.flips(epoch, indices)
         small = (

@@ -20,7 +20,7 @@ from fastdarts.data.view import View
 class CacheLoader(Loader):
     """The resident cache's route: nothing is read or decoded any more.
 
-    Order, boxes and flips are those of every loader, the boxes drawn for the images as they are kept.
+    Order, boxes and flips are those of every loader, the boxes rounded to pixels of the images as they are kept.
     """
 
     def __init__(self, cache: Cache, indices: Tensor, **common: Unpack[Common]) -> None:

@@ -19,12 +19,13 @@ def test_every_route_and_stage_has_a_rate(tmp_path: Path, capsys: pytest.Capture
     assert record["images"] == 15 and record["left_out"] == 1 and record["cache_bytes"] == 15 * 3 * 37 * 37
     routes = {"torchvision", "cache"} | (set() if record["missing"] else {"dali", "dali-reader"})
     assert set(record["images_per_s"]) == set(record["waiting"]) == routes
+    assert 0 < record["cache_difference"] < 20
     assert all(rate["median"] > 0 for rate in record["images_per_s"].values())
     assert all(0 < step["share"] < 1 and step["images_per_s"] > 0 for step in record["waiting"].values())
     assert len(record["stages_images_per_s"]) == 9 and min(record["stages_images_per_s"].values()) > 0
     assert json.loads((tmp_path / "results/loader.jsonl").read_text()) == record
     lines = text(record).splitlines()
-    assert lines[0].startswith("15 images of images (1 left out), 32 px") and len(lines) == 3 + len(routes) + 9
+    assert lines[0].startswith("15 images of images (1 left out), 32 px") and len(lines) == 4 + len(routes) + 9
 
 
 def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """The resident cache: what is kept, where, what is cut out of it, and files that are whole or not there."""
 
 import errno
+import math
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -50,6 +51,14 @@ def kept(cache: Cache, row: int) -> np.ndarray:
 
 def order(**changes: Any) -> dict[str, Any]:
     return {"stream": Stream.TRAIN, "seed": 11, "batch_size": 6, "image_size": 16} | changes
+
+
+def reduced(box: tuple[int, ...], size: tuple[int, int], kept: tuple[int, int]) -> list[int]:
+    """A box of an image of `size` in the one that is kept, in floating point."""
+    scale = [kept[axis] / size[axis] for axis in (0, 1)]
+    extent = [max(1, math.floor(box[2 + axis] * scale[axis] + 0.5)) for axis in (0, 1)]
+    corner = [min(math.floor(box[axis] * scale[axis] + 0.5), kept[axis] - extent[axis]) for axis in (0, 1)]
+    return corner + extent
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -104,11 +113,12 @@ def test_batches_are_those_of_every_loader(tree: Tree) -> None:
             words = crop_words(11, Stream.TRAIN, epoch, batch.index).tolist()
             for i, number in enumerate(batch.index.tolist()):
                 image = Image.fromarray(kept(cache, number))
-                box = crop_box(words[i], image.width, image.height)
+                height, width = layout.decoded[number].tolist()
+                box = reduced(crop_box(words[i], width, height), (height, width), (image.height, image.width))
                 cut = np.asarray(functional.resized_crop(image, *box, [16, 16]), dtype=int)
                 assert np.abs(batch.images[i].numpy() - cut).mean() < 0.5
-            far = (batch.images.double() - expected.images.double()).abs().mean()
-            assert far < 12, "the original file's box is another one by a rounded pixel, and smoother"
+            difference = (batch.images.double() - expected.images.double()).abs().mean((1, 2, 3))
+            assert difference.mean() < 8 and difference.max() < 25, "boxes are rounded to larger pixels, images smoother"
 
 
 def test_resuming_and_ranks(tree: Tree) -> None:
