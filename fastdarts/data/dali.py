@@ -27,6 +27,7 @@ from fastdarts.data.workers import Request
 from fastdarts.provenance import BROKEN
 
 PREFETCH = 2  # batches inside DALI: one is decoded while the next one's files are read
+ROWS_COLUMNS = (0, 1)  # in which order anchors and shapes name the axes of an image
 READERS = 4  # threads that read files; they wait more than they work
 HARDWARE_SHARE = 0.65  # of the images go to the decoder unit of a GPU that has one: DALI's default
 
@@ -52,7 +53,7 @@ def unavailable(device: torch.device) -> str | None:
 
 
 class DaliLoader(Loader):
-    """DALI decodes the box of each image that our sampler asks for and resizes it, in the sampler's order.
+    """DALI decodes the images that our sampler asks for, in its order, cuts its boxes out and resizes them.
 
     Images agree with FolderLoader's of the same box within one level (of 255), but for the outermost row and column of
     pixels on each side: beyond the box, where Pillow's filter ends, DALI's sees the last pixel repeated, which alone is
@@ -62,8 +63,8 @@ class DaliLoader(Loader):
     Only plain JPEGs (data.jpeg) are left to DALI's decoder. Pillow decodes the others, whatever they are, and DALI cuts
     and resizes them.
     At most PREFETCH batches are inside DALI and ahead.DEPTH + 1 behind it. On a GPU each pipeline (the weights' split and
-    alpha's have one each) also keeps nvJPEG's buffers, 16 MB of device and of pinned memory for each thread and more
-    where boxes are larger.
+    alpha's have one each) also keeps PREFETCH batches of whole decoded images there, 0.6 MB for each of ImageNet's usual
+    size, and nvJPEG's buffers, 16 MB of device and of pinned memory for each thread or more.
     """
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, threads: int, **common: Unpack[Common]) -> None:
@@ -114,9 +115,7 @@ def _decoded(
 
     def graph(fn: Any) -> Any:
         files, anchors, shapes = fn.external_source(feed, num_outputs=3, no_copy=True)
-        # axes: rows before columns, as our boxes
-        boxes = fn.decoders.image_slice(files, anchors, shapes, axes=(0, 1), **decoding(device))
-        return resized(fn, boxes, size=(view.size, view.size))
+        return resized(fn, cut(fn, files, anchors, shapes, device), size=(view.size, view.size))
 
     with ThreadPool(READERS) as pool:
         stage.now = f"starting DALI for {split} images"
@@ -163,6 +162,22 @@ def pipeline(graph: Callable[[Any], Any], batch_size: int, threads: int, device:
     except RuntimeError as error:
         raise InputStopped(f"DALI does not start: {_reason(error)}") from error
     return pipe
+
+
+def decodes_boxes(device: torch.device) -> bool:
+    """Whether the decoder is asked for boxes, and not for whole images, of which they are cut.
+
+    On a GPU it is not: nvImageCodec 0.9, which DALI 2.4 needs, is reported to fail at boxes of JPEGs there, or to crash
+    (NVIDIA/nvImageCodec, issue 55).
+    """
+    return device.type == "cpu"
+
+
+def cut(fn: Any, files: Any, anchors: Any, shapes: Any, device: torch.device) -> Any:
+    """The boxes, (top, left) and (height, width), of the images in `files`."""
+    if decodes_boxes(device):
+        return fn.decoders.image_slice(files, anchors, shapes, axes=ROWS_COLUMNS, **decoding(device))
+    return fn.slice(fn.decoders.image(files, **decoding(device)), anchors, shapes, axes=ROWS_COLUMNS)
 
 
 def decoding(device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.data.ahead import Stage
 from fastdarts.data.crop import RATIO, short_side
-from fastdarts.data.dali import PREFETCH, DaliLoader, decoding, explained, labelled, outputs, pipeline, resized
+from fastdarts.data.dali import PREFETCH, DaliLoader, cut, decoding, explained, labelled, outputs, pipeline, resized
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.loader import Common
 from fastdarts.data.sampler import BatchSampler
@@ -81,7 +81,8 @@ def _pipeline(
         files, labels = fn.readers.file(files=paths, labels=order, dont_use_mmap=True)
         if view.train:
             area = {"random_area": view.scale, "random_aspect_ratio": RATIO}
-            boxes = fn.decoders.image_random_crop(files, seed=seed, **area, **decoding(device))
+            sizes = fn.peek_image_shape(files, adjust_orientation=False)
+            boxes = cut(fn, files, *fn.random_crop_generator(sizes, seed=seed, **area), device)
             return resized(fn, boxes, size=(size, size)), labels
         whole = resized(fn, fn.decoders.image(files, **decoding(device)), resize_shorter=short_side(size))
         return fn.crop(whole, crop=(size, size)), labels

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastdarts.batch import Batch
 from fastdarts.data import DaliReaderLoader, DataError, FolderLoader, ImageIndex, InputStopped
+from fastdarts.data import dali as dali_module
 from fastdarts.data.crop import RATIO
 from fastdarts.ops.philox import Stream
 from tests.data.conftest import picture, running, settles
@@ -82,6 +83,16 @@ def test_boxes_are_as_large_as_asked(tmp_path: Path) -> None:
     area, ratio = height * width, width / height
     assert 0.15 < area.min() < 0.22 and 0.35 < area.max() < 0.42  # a resized ramp ends a little before its ends
     assert RATIO[0] * 0.95 < ratio.min() < 0.85 and 1.15 < ratio.max() < RATIO[1] * 1.05
+
+
+def test_cutting_whole_images_gives_the_same(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is done on a GPU, here on the CPU: to the bit."""
+    index = ImageIndex.from_root(tree(a=8))
+    with loader(index) as boxes:
+        expected = next(boxes)
+    monkeypatch.setattr(dali_module, "decodes_boxes", lambda device: False)
+    with loader(index) as whole:
+        assert same(next(whole), expected)
 
 
 def test_centre_view(sample: Path) -> None:
