@@ -30,7 +30,9 @@ class DaliReaderLoader(DaliLoader):
     Labels, indices and flips are those of the other loaders, since DALI's reader is given the sampler's order, epoch by
     epoch. The images are not: the boxes come from DALI's random numbers, seeded for each epoch and rank, so they depend on
     world_size. Resuming repeats the epoch's batches up to the right one, unseen; at an epoch's end that costs nothing.
-    All files must be such as DALI decodes itself, and what is not a plain JPEG may look different from Pillow's image.
+    All files must be such as DALI decodes itself, and what is not a plain JPEG may look different from Pillow's image. A
+    truncated one is noticed only where a box reaches what is missing. A read that never returns is told by the watchdog as
+    always, but DALI waits for it when the process ends.
     """
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, threads: int, **common: Unpack[Common]) -> None:
