@@ -27,6 +27,7 @@ from fastdarts.data.workers import Request
 from fastdarts.provenance import BROKEN
 
 PREFETCH = 2  # batches inside DALI: one is decoded while the next one's files are read
+ROWS_COLUMNS = (0, 1)  # in which order anchors and shapes name the axes of an image
 READERS = 4  # threads that read files; they wait more than they work
 HARDWARE_SHARE = 0.65  # of the images go to the decoder unit of a GPU that has one: DALI's default
 
@@ -38,7 +39,7 @@ def unavailable(device: torch.device) -> str | None:
     except BROKEN as error:
         if isinstance(error, ModuleNotFoundError) and error.name in ("nvidia", "nvidia.dali"):
             return "DALI is not installed: pip install 'fastdarts[dali]'"
-        return f"DALI is installed but does not import: {str(error).splitlines()[0]}"
+        return f"DALI is installed but does not import: {(str(error) or repr(error)).splitlines()[0]}"
     if device.type == "cpu":
         return None
     if device.type != "cuda" or torch.version.cuda is None:
@@ -52,18 +53,18 @@ def unavailable(device: torch.device) -> str | None:
 
 
 class DaliLoader(Loader):
-    """DALI decodes the box of each image that our sampler asks for and resizes it, in the sampler's order.
+    """DALI decodes the images that our sampler asks for, in its order, cuts its boxes out and resizes them.
 
-    Images agree with FolderLoader's of the same box within one level (of 255), but for the outermost row and column of
-    pixels on each side: beyond the box, where Pillow's filter ends, DALI's sees the last pixel repeated, which alone is
-    up to some tens of levels there; on average over an image they differ by less than half a level. If not `train`, the
-    centre is cut out before resizing and not after it, so that whole pixels are rounded differently. Measured on a CPU;
-    on a GPU nvJPEG decodes, which is not exact to the bit either.
+    Images agree with FolderLoader's of the same box: on average over an image within half a level (of 255), each pixel
+    within one, but for the outermost row and column on each side. There, beyond the box, Pillow's filter ends and DALI's
+    sees the last pixel repeated, which makes up to 64 levels. (Seen on ImageNet's files: 0.28 at most, 0.15 on average;
+    26 at the border.) If not `train`, the centre is cut out before resizing and not after it, so whole pixels are rounded
+    differently. All this on a CPU; on a GPU nvJPEG's arithmetic is another one.
     Only plain JPEGs (data.jpeg) are left to DALI's decoder. Pillow decodes the others, whatever they are, and DALI cuts
     and resizes them.
     At most PREFETCH batches are inside DALI and ahead.DEPTH + 1 behind it. On a GPU each pipeline (the weights' split and
-    alpha's have one each) also keeps nvJPEG's buffers, 16 MB of device and of pinned memory for each thread and more
-    where boxes are larger.
+    alpha's have one each) also keeps PREFETCH batches of whole decoded images there, 0.6 MB for each of ImageNet's usual
+    size, and nvJPEG's buffers, 16 MB of device and of pinned memory for each thread or more.
     """
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, threads: int, **common: Unpack[Common]) -> None:
@@ -87,7 +88,7 @@ class _Asked(NamedTuple):
     """A batch that DALI is at."""
 
     request: Request
-    files: list[np.ndarray]  # DALI reads them here, so they stay until it is done
+    files: list[np.ndarray]  # on a CPU DALI reads them here, so they stay until it is done
 
 
 def _decoded(
@@ -113,10 +114,9 @@ def _decoded(
         return list(files), boxes[:, :2].copy(), boxes[:, 2:].copy()
 
     def graph(fn: Any) -> Any:
-        files, anchors, shapes = fn.external_source(feed, num_outputs=3, no_copy=True)
-        # axes: rows before columns, as our boxes
-        boxes = fn.decoders.image_slice(files, anchors, shapes, axes=(0, 1), **decoding(device))
-        return resized(fn, boxes, size=(view.size, view.size))
+        # a copy to a GPU may still be going on when the batch is there
+        files, anchors, shapes = fn.external_source(feed, num_outputs=3, no_copy=device.type == "cpu")
+        return resized(fn, cut(fn, files, anchors, shapes, device), size=(view.size, view.size))
 
     with ThreadPool(READERS) as pool:
         stage.now = f"starting DALI for {split} images"
@@ -163,6 +163,22 @@ def pipeline(graph: Callable[[Any], Any], batch_size: int, threads: int, device:
     except RuntimeError as error:
         raise InputStopped(f"DALI does not start: {_reason(error)}") from error
     return pipe
+
+
+def decodes_boxes(device: torch.device) -> bool:
+    """Whether the decoder is asked for boxes, and not for whole images, of which they are cut.
+
+    On a GPU it is not: nvImageCodec 0.9, which DALI 2.4 needs, is reported to fail at boxes of JPEGs there, or to crash
+    (NVIDIA/nvImageCodec, issue 55).
+    """
+    return device.type == "cpu"
+
+
+def cut(fn: Any, files: Any, anchors: Any, shapes: Any, device: torch.device) -> Any:
+    """The boxes, (top, left) and (height, width), of the images in `files`."""
+    if decodes_boxes(device):
+        return fn.decoders.image_slice(files, anchors, shapes, axes=ROWS_COLUMNS, **decoding(device))
+    return fn.slice(fn.decoders.image(files, **decoding(device)), anchors, shapes, axes=ROWS_COLUMNS)
 
 
 def decoding(device: torch.device) -> dict[str, Any]:

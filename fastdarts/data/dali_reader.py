@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.data.ahead import Stage
 from fastdarts.data.crop import RATIO, short_side
-from fastdarts.data.dali import PREFETCH, DaliLoader, decoding, explained, labelled, outputs, pipeline, resized
+from fastdarts.data.dali import PREFETCH, DaliLoader, cut, decoding, explained, labelled, outputs, pipeline, resized
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.loader import Common
 from fastdarts.data.sampler import BatchSampler
@@ -30,7 +30,9 @@ class DaliReaderLoader(DaliLoader):
     Labels, indices and flips are those of the other loaders, since DALI's reader is given the sampler's order, epoch by
     epoch. The images are not: the boxes come from DALI's random numbers, seeded for each epoch and rank, so they depend on
     world_size. Resuming repeats the epoch's batches up to the right one, unseen; at an epoch's end that costs nothing.
-    All files must be such as DALI decodes itself, and what is not a plain JPEG may look different from Pillow's image.
+    All files must be such as DALI decodes itself, and what is not a plain JPEG may look different from Pillow's image. A
+    truncated one is noticed only where a box reaches what is missing. A read that never returns is told by the watchdog as
+    always, but DALI waits for it when the process ends.
     """
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, threads: int, **common: Unpack[Common]) -> None:
@@ -81,7 +83,8 @@ def _pipeline(
         files, labels = fn.readers.file(files=paths, labels=order, dont_use_mmap=True)
         if view.train:
             area = {"random_area": view.scale, "random_aspect_ratio": RATIO}
-            boxes = fn.decoders.image_random_crop(files, seed=seed, **area, **decoding(device))
+            sizes = fn.peek_image_shape(files, adjust_orientation=False)
+            boxes = cut(fn, files, *fn.random_crop_generator(sizes, seed=seed, **area), device)
             return resized(fn, boxes, size=(size, size)), labels
         whole = resized(fn, fn.decoders.image(files, **decoding(device)), resize_shorter=short_side(size))
         return fn.crop(whole, crop=(size, size)), labels

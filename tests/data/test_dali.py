@@ -141,6 +141,15 @@ def test_real_files(part: str, shared_data: Path, tmp_path: Path) -> None:
             assert_agree(next(ours), next(theirs))
 
 
+def test_cutting_whole_images_gives_the_same(odd: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is done on a GPU, here on the CPU: to the bit."""
+    with loader(odd, batch_size=len(odd)) as boxes:
+        expected = next(boxes)
+    monkeypatch.setattr(dali_module, "decodes_boxes", lambda device: False)
+    with loader(odd, batch_size=len(odd)) as whole:
+        assert same(next(whole), expected)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_resuming_is_bit_identical(threads: int, tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=8, b=6))

@@ -52,6 +52,8 @@ def test_not_plain() -> None:
     assert plain_size(saved(PHOTO, keep_rgb=True)) is None
     assert plain_size(data[:2] + adobe(1) + data[2:]) == (30, 50)
     assert plain_size(data[:2] + adobe(0) + data[2:]) is None
+    gray = saved(PHOTO.convert("L"))
+    assert plain_size(gray[:2] + adobe(0) + gray[2:]) == (30, 50)
     frame = data.index(b"\xff\xc0")
     for offset, value in ((1, 0xC9), (4, 12), (6, 0), (10, 82)):  # arithmetic, 12 bits, height 0, a component "R"
         other = bytearray(data)
@@ -62,8 +64,8 @@ def test_not_plain() -> None:
     assert plain_size(b"") is None and plain_size(b"<html>Not found</html>") is None
 
 
-def test_a_header_that_is_cut_short() -> None:
-    data = saved(PHOTO)
-    scan = data.index(b"\xff\xda")
-    assert [plain_size(data[:end]) for end in range(scan + 2)] == [None] * (scan + 2)
-    assert plain_size(data[: scan + 2]) == (30, 50)
+def test_a_file_that_is_cut_short() -> None:
+    """Also where a thumbnail within the header has an end marker."""
+    for data in (saved(PHOTO), saved(PHOTO, progressive=True), saved(PHOTO, comment=saved(PHOTO.resize((20, 10))))):
+        assert [plain_size(data[:end]) for end in range(len(data))] == [None] * len(data)
+        assert plain_size(data) == (30, 50)
