@@ -146,6 +146,8 @@ def run(settings: SearchImagenetSettings) -> None:
             except DivergedError as error:
                 log.error(f"stopped: {error}")
                 raise
+            except DataError as error:  # of a file that was good when it was checked
+                raise DataError(f"{error}; put the file back, and the same command continues the run") from error
             log.info(f"{search.genotype()}\nreport {report}")
 
 

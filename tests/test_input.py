@@ -107,7 +107,9 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(
         assert "\n" not in line
         return line
 
-    assert "--cache device: the decoded images take 0.1 MiB: cpu is no GPU; take --cache_size" in refused("--cache", "device")
+    assert "--cache device: the decoded images take 0.1 MiB: cpu is no GPU; take a smaller --cache_size" in refused(
+        "--cache", "device"
+    )
     monkeypatch.setattr(room, "available_ram", lambda: 1000)
     assert "--cache ram: the decoded images take 0.1 MiB: RAM has 0.0 MiB free" in refused("--cache", "ram")
     monkeypatch.setattr(dali, "unavailable", lambda device: "DALI is not installed: pip install 'fastdarts[dali]'")

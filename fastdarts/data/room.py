@@ -43,7 +43,7 @@ def choose(
         reasons.append(why)
     if asked != "auto":
         raise DataError(
-            f"--cache {asked}: the decoded images take {gib(size)}: {reasons[0]}; take --cache_size, or --cache off"
+            f"--cache {asked}: the decoded images take {gib(size)}: {reasons[0]}; take a smaller --cache_size, or --cache off"
         )
     return Place("off", f"no cache of {gib(size)}: {'; '.join(reasons)}")
 
