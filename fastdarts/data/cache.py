@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.view import View
 from fastdarts.data.workers import torchvision_functional
-from fastdarts.ops.random_resized_crop import random_resized_crop
+from fastdarts.ops.random_resized_crop import MOST_SIDE, random_resized_crop
 
 CHUNK = 32  # images a thread decodes at a time
 
@@ -48,13 +49,13 @@ class Layout:
         """The layout of images `numbers`, int64 (M,), distinct, whose files are of the sizes `decoded`, (M, 2).
 
         Each is kept with its short side reduced to `short` pixels, its aspect as torchvision's resize leaves it; a smaller
-        one as it is.
+        one as it is. But no side is kept longer than MOST_SIDE.
         """
         numbers, order = numbers.sort()
         decoded = decoded[order].long()
         least = decoded.amin(1, keepdim=True)
         reduced = torch.where(decoded == least, short, short * decoded // least)
-        sizes = torch.where(least > short, reduced, decoded)
+        sizes = torch.where(least > short, reduced, decoded).clamp(max=MOST_SIDE)
         starts = torch.zeros(len(numbers) + 1, dtype=torch.int64)
         torch.cumsum(3 * sizes.prod(1), 0, out=starts[1:])
         return Layout(index, numbers, decoded, sizes, starts)
@@ -71,11 +72,14 @@ class Layout:
         Raises DataError, which names the file, for one that does not decode or is not of the size it had.
         """
         torchvision_functional()
+        end = Event()
 
         def decode(first: int) -> int:
             last = min(first + CHUNK, len(self.numbers))
-            chunk = np.concatenate([self._decode(row) for row in range(first, last)])
-            pixels[int(self.starts[first]) : int(self.starts[last])].copy_(torch.from_numpy(chunk))
+            images = [self._decode(row) for row in range(first, last) if not end.is_set()]
+            if end.is_set():
+                return 0
+            pixels[int(self.starts[first]) : int(self.starts[last])].copy_(torch.from_numpy(np.concatenate(images)))
             return last - first
 
         done = 0
@@ -85,6 +89,7 @@ class Layout:
                 done += count
                 progress(done, len(self.numbers))
         finally:
+            end.set()
             pool.shutdown(cancel_futures=True)
 
     def _decode(self, row: int) -> np.ndarray:

@@ -2,9 +2,13 @@
 
 import errno
 import fcntl
+import logging
+import mmap
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, TextIO
 
 import torch
 from torch import Tensor
@@ -12,6 +16,8 @@ from torch import Tensor
 from fastdarts.data.errors import DataError
 
 TRAILER = "\nfastdarts cache {key}\n"  # after the pixels: written last
+
+log = logging.getLogger(__name__)
 
 
 def open_file(folder: Path, key: str, size: int) -> Tensor | None:
@@ -24,13 +30,20 @@ def open_file(folder: Path, key: str, size: int) -> Tensor | None:
             file.seek(size)
             if file.read() != trailer:
                 return None
+            return _mapped(file, size)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise DataError(
             f"cannot read the cache {path}: {error.strerror}; choose another --cache_folder or --cache off"
         ) from error
-    return torch.from_file(os.fspath(path), shared=False, size=size, dtype=torch.uint8)  # opened for reading only
+
+
+def _mapped(file: BinaryIO, size: int) -> Tensor:
+    """The first `size` bytes, for reading only: a private mapping that may be written must fit into RAM."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), dtype=torch.uint8)
 
 
 def room_taken(folder: Path, key: str) -> int:
@@ -50,7 +63,7 @@ def write_file(folder: Path, key: str, size: int, fill: Callable[[Tensor], None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be writing the same
+            _wait_for(lock, path)
             if open_file(folder, key, size) is None:
                 try:
                     _write(part, size, trailer, fill)
@@ -62,6 +75,15 @@ def write_file(folder: Path, key: str, size: int, fill: Callable[[Tensor], None]
         if error.errno == errno.ENOSPC:
             why = f"it takes {size / 2**30:.2f} GiB, too much for the disk"
         raise DataError(f"cannot write the cache {path}: {why}; choose another --cache_folder or --cache off") from error
+
+
+def _wait_for(lock: TextIO, path: Path) -> None:
+    """Until no other process writes the same file."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.info("waiting for another process, which writes the cache %s", path)
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _write(part: Path, size: int, trailer: bytes, fill: Callable[[Tensor], None]) -> None:

@@ -28,7 +28,7 @@ def choose(
 
     folder    of a memory-mapped file, instead of RAM
     taken     bytes that this file has already
-    reserved  bytes of the device's memory that the search itself takes
+    reserved  bytes of the device's memory (RAM, if that is a CPU) that the search itself takes
     "auto" takes device, RAM (or the file), off. Raises DataError, with figures, where one that was asked for has no room.
     """
     if asked == "off":
@@ -36,7 +36,8 @@ def choose(
     places = {"auto": ("device", "ram"), "device": ("device",), "ram": ("ram",)}[asked]
     reasons = []
     for place in places:
-        why = _lacks_device(size, device, reserved) if place == "device" else _lacks_host(size, folder, taken)
+        own = reserved if device.type == "cpu" else 0
+        why = _lacks_device(size, device, reserved) if place == "device" else _lacks_host(size, folder, taken, own)
         if why is None:
             names = {"device": str(device), "ram": f"a file in {folder}" if folder else "RAM"}
             return Place(place, f"cache: {gib(size)} of decoded images in {names[place]}")
@@ -60,13 +61,17 @@ def _lacks_device(size: int, device: torch.device, reserved: int) -> str | None:
     )
 
 
-def _lacks_host(size: int, folder: Path | None, taken: int) -> str | None:
+def _lacks_host(size: int, folder: Path | None, taken: int, reserved: int) -> str | None:
     if folder is not None:
+        reserved = 0  # the system drops a mapped file from RAM when it is wanted for the search
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         free, what = shutil.disk_usage(there).free + taken, f"the disk of {folder}"
     else:
         free, what = available_ram(), "RAM"
-    return None if size <= SHARE * free else f"{what} has {gib(free)} free, of which {SHARE:.0%} may be taken"
+    if size <= SHARE * (free - reserved):
+        return None
+    own = f"the search takes about {gib(reserved)}, and of the rest " if reserved else ""
+    return f"{what} has {gib(free)} free, of which {own}{SHARE:.0%} may be taken"
 
 
 def available_ram() -> int:
@@ -75,9 +80,11 @@ def available_ram() -> int:
     free = 1024 * int(lines["MemAvailable"].split()[0])
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        kinds = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
     except OSError:  # no control groups here, or the older kind
         return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
+    files = int(kinds.get("inactive_file", 0))  # counted as used, but dropped when memory is wanted
+    return free if limit == "max" else min(free, int(limit) - int(used) + files)
 
 
 def gib(size: float) -> str:

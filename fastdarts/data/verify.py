@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from threading import Event
 from typing import NamedTuple
 
 import torch
@@ -101,23 +102,26 @@ def _answers(
     root = os.path.realpath(index.root)  # one name for a folder, however it is reached
     waiting: deque[tuple[list[bytes], Future[list[_Answer]]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
+    end = Event()
     try:
         with pillow_warnings():
             for chunk in indices.split(CHUNK):
                 paths = [os.fsencode(os.path.join(root, index.files[i])) for i in chunk.tolist()]
                 known = remembered.look_up(paths) if remembered is not None else {}
-                waiting.append((paths, pool.submit(_chunk, paths, known, look)))
+                waiting.append((paths, pool.submit(_chunk, paths, known, look, end)))
                 if len(waiting) > AHEAD * max(1, workers):
                     paths, answers = waiting.popleft()
                     yield from zip(paths, answers.result(), strict=True)
             for paths, answers in waiting:
                 yield from zip(paths, answers.result(), strict=True)
     finally:
+        end.set()
         pool.shutdown(cancel_futures=True)
 
 
-def _chunk(paths: list[bytes], known: dict[bytes, Known], look: Examine) -> list[_Answer]:
-    return [_answer(os.fsdecode(path), known.get(path), look) for path in paths]
+def _chunk(paths: list[bytes], known: dict[bytes, Known], look: Examine, end: Event) -> list[_Answer]:
+    """The answers; after the end nobody waits for them."""
+    return [_answer(os.fsdecode(path), known.get(path), look) for path in paths if not end.is_set()]
 
 
 def _answer(path: str, known: Known | None, look: Examine) -> _Answer:

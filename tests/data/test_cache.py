@@ -1,11 +1,15 @@
 """The resident cache: what is kept, where, what is cut out of it, and files that are whole or not there."""
 
 import errno
+import fcntl
+import logging
 import math
 import multiprocessing
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -23,11 +27,13 @@ from fastdarts.data import (
     FolderLoader,
     ImageIndex,
     Layout,
+    cache_file,
     crop_box,
     crop_words,
     room,
     verify,
 )
+from fastdarts.data import cache as cache_module
 from fastdarts.data.decode import read_rgb
 from fastdarts.ops.philox import Stream
 
@@ -73,6 +79,24 @@ def test_layout_by_hand(tree: Tree) -> None:
     assert layout.numbers.tolist() == [0, 1, 2, 3]
     assert layout.sizes.tolist() == [[37, 25], [20, 300], [25, 100], [25, 25]]
     assert layout.starts.tolist() == [0, 2775, 20775, 28275, 30150] and layout.bytes == 30150
+
+
+def test_no_side_is_longer_than_the_op_takes(tmp_path: Path) -> None:
+    """An image of 20000 x 3 pixels is squeezed along its length; its boxes lie where they would."""
+    path = tmp_path / "train/a/a.png"
+    path.parent.mkdir(parents=True)
+    ramp = np.linspace(0, 255, 20000).astype(np.uint8)
+    Image.fromarray(np.broadcast_to(ramp[None, :, None], (3, 20000, 3)).copy()).save(path)
+    layout = layout_of(tmp_path)
+    assert layout.sizes.tolist() == [[3, 16384]] and layout.decoded.tolist() == [[3, 20000]]
+    cache = Cache.make(layout, "cpu")
+    with (
+        CacheLoader(cache, layout.numbers, **order(batch_size=1)) as mine,
+        FolderLoader(layout.index, layout.numbers, workers=0, **order(batch_size=1)) as theirs,
+    ):
+        assert all((next(mine).images.double() - next(theirs).images.double()).abs().max() <= 2 for _ in range(5))
+    (batch,) = CacheEvalLoader(cache, layout.numbers, batch_size=1, image_size=16)
+    assert (batch.images.double() - 127.5).abs().max() <= 1.5
 
 
 @pytest.mark.parametrize("short", [7, 32, 100])
@@ -159,6 +183,53 @@ def test_a_file_is_found_again_and_nothing_is_decoded(tree: Tree, tmp_path: Path
     assert not Cache.make(layout_of(root), "cpu", folder=folder).pixels.equal(pixels)
     assert len(list(folder.glob("*.pixels"))) == 2
     assert len({layout_of(root, short).key() for short in (24, 25)}) == 2
+
+
+def test_a_file_larger_than_ram_is_mapped(tmp_path: Path) -> None:
+    """As the system counts it: it refuses a private mapping that may be written and is larger than RAM and swap."""
+    lines = dict(line.split(":") for line in room.MEMINFO.read_text().splitlines())
+    size = 3 * 1024 * sum(int(lines[name].split()[0]) for name in ("MemTotal", "SwapTotal"))
+    with open(tmp_path / f"{'k' * 24}.pixels", "wb") as file:  # all holes
+        file.truncate(size)
+        file.seek(size)
+        file.write(cache_file.TRAILER.format(key="k" * 24).encode())
+    pixels = cache_file.open_file(tmp_path, "k" * 24, size)
+    assert pixels.shape == (size,) and pixels.dtype == torch.uint8 and pixels[size - 1] == 0
+
+
+def test_who_waits_for_another_process_says_so(tree: Tree, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    layout, folder = layout_of(tree(a=6)), tmp_path / "cache"
+    folder.mkdir()
+    caplog.set_level(logging.INFO)
+    with open(folder / f"{layout.key()[:24]}.lock", "w") as lock, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = pool.submit(Cache.make, layout, "cpu", folder=folder)
+        began = monotonic()
+        while not caplog.records and monotonic() - began < 10:
+            pass
+        assert "waiting for another process, which writes the cache" in caplog.text and not made.done()
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert made.result(30).pixels.sum() > 0
+
+
+def test_an_interrupt_while_it_fills_ends_soon(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the image that is being decoded, not after the rest of the thread's share."""
+    layout, seen = layout_of(tree(a=2 * cache_module.CHUNK)), []
+
+    def decode(layout: Layout, row: int) -> np.ndarray:
+        seen.append(row)
+        began = monotonic()
+        while row >= cache_module.CHUNK and monotonic() - began < 0.2:
+            pass
+        return np.zeros(int(layout.starts[row + 1] - layout.starts[row]), np.uint8)
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Layout, "_decode", decode)
+    with pytest.raises(KeyboardInterrupt):
+        Cache.make(layout, "cpu", threads=1, progress=interrupt)
+    assert len(seen) <= cache_module.CHUNK + 10
 
 
 @pytest.mark.parametrize("harm", ["truncated", "lengthened", "trailer"])
@@ -263,6 +334,13 @@ def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(DataError, match=r"the disk of .* has .* GiB free"):
         room.choose("ram", 2**60, CPU, tmp_path)
     assert room.choose("ram", 2**60, CPU, tmp_path, taken=2**61).where == "ram"
+    with pytest.raises(
+        DataError, match=r"RAM has 10\.00 GiB free, of which the search takes about 5\.00 GiB, and of the rest 80% may"
+    ):
+        room.choose("ram", 5 * 2**30, CPU, reserved=5 * 2**30)
+    assert room.choose("ram", 4 * 2**30, CPU, reserved=5 * 2**30).where == "ram"
+    assert room.choose("ram", 8 * 2**30, torch.device("cuda"), reserved=5 * 2**30).where == "ram"  # the GPU's are not RAM's
+    assert room.choose("ram", 1, CPU, tmp_path, reserved=2**60).where == "ram"  # nor does a mapped file keep it
 
 
 def test_available_ram_minds_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +350,7 @@ def test_available_ram_minds_the_control_group(tmp_path: Path, monkeypatch: pyte
     assert room.available_ram() == 512000
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 100\nfile 900\ninactive_file 700\nactive_file 200\n")
     assert room.available_ram() == 512000
     (tmp_path / "memory.max").write_text("3000\n")
-    assert room.available_ram() == 2000
+    assert room.available_ram() == 2700, "files that were read once do not count"
