@@ -99,7 +99,7 @@ class Loader(ABC):
             self._iterator = ahead(self._produce(self.batch, stage), self.device, stage, self.timeout)
         try:
             batch = next(self._iterator)
-        except Exception:
+        except BaseException:  # an interrupt ends the iterator too
             self.close()
             raise
         self.batch += 1

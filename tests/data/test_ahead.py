@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 import pytest
 import torch
@@ -130,6 +130,30 @@ def test_a_killed_worker_is_said_and_the_next_call_goes_on(tree: Callable[..., P
                 assert next(loader).images.equal(expected.images)
         assert next(loader).images.equal(expected.images)  # the batch that failed
     assert not multiprocessing.active_children()
+
+
+def test_the_batch_that_was_interrupted_comes_at_the_next_call(tree: Callable[..., Path]) -> None:
+    index = ImageIndex.from_root(tree(a=6))
+    order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 3, "image_size": 16}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def slow(*_: object) -> Iterator[Batch]:
+        sleep(0.5)
+        yield from ()
+
+    with FolderLoader(index, torch.arange(6), workers=0, **order) as loader:
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(FolderLoader, "_produce", slow)
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                next(loader)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert next(loader).index.equal(loader.sampler.batch(0)[1])
+    assert not threads()
 
 
 def test_a_forgotten_iterator_ends_its_thread() -> None:
