@@ -15,7 +15,8 @@ from fastdarts.batch import Batch
 from fastdarts.data.ahead import Stage
 from fastdarts.data.crop import RATIO, short_side
 from fastdarts.data.dali import PREFETCH, DaliLoader, cut, decoding, explained, labelled, outputs, pipeline, resized
-from fastdarts.data.index import ImageIndex
+from fastdarts.data.errors import DataError
+from fastdarts.data.index import ImageIndex, few
 from fastdarts.data.loader import Common
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
@@ -36,8 +37,14 @@ class DaliReaderLoader(DaliLoader):
     """
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, threads: int, **common: Unpack[Common]) -> None:
-        """Arguments and errors as DaliLoader's; says in the log how the images differ."""
+        """Arguments and errors as DaliLoader's, and DataError for names that DALI cannot be given, which are not UTF-8.
+
+        Says in the log how the images differ.
+        """
         super().__init__(index, indices, threads=threads, **common)
+        if odd := [path for path in map(index.path, indices.tolist()) if path.encode(errors="replace").decode() != path]:
+            named = few([ascii(path) for path in odd])
+            raise DataError(f"DALI's reader takes no file names that are not UTF-8: {named}; take --loader dali or rename them")
         split = self.view.stream.name.lower()
         log.info("%s images are read and cropped by DALI: boxes, and so pixels, differ from those of other loaders", split)
 

@@ -3,6 +3,7 @@
 import gc
 import io
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,18 @@ def test_order_labels_and_flips(tree: Tree, caplog: pytest.LogCaptureFixture) ->
             a, b = next(ours), next(theirs)
             assert_same_but_pixels(a, b)
             assert not a.images.equal(b.images)
+
+
+def test_names_that_dali_cannot_be_given_are_refused(tree: Tree) -> None:
+    root = tree(a=8)
+    folder = os.fsencode(root / "train/a")
+    os.rename(folder + b"/a_0.JPEG", folder + b"/\xff.JPEG")
+    with pytest.raises(DataError, match=r"no file names that are not UTF-8: .*udcff\.JPEG'; take --loader dali or") as caught:
+        loader(ImageIndex.from_root(root))
+    str(caught.value).encode()
+    os.rename(folder + b"/\xff.JPEG", folder + "/ä 日本.JPEG".encode())
+    with loader(ImageIndex.from_root(root)) as named:
+        next(named)
 
 
 def test_each_image_is_that_of_its_index(tmp_path: Path) -> None:
