@@ -17,15 +17,16 @@ from fastdarts.data import (
     CacheLoader,
     DaliLoader,
     DaliReaderLoader,
+    DataError,
     EvalLoader,
     FolderLoader,
     Layout,
     Loader,
     dali,
-    image_sizes,
     room,
 )
 from fastdarts.data.crop import short_side
+from fastdarts.data.decode import header_size, pillow_warnings
 from fastdarts.engine import now_and_then
 from fastdarts.images import Images
 from fastdarts.ops.philox import Stream
@@ -61,12 +62,20 @@ def steps_of_an_epoch(settings: SearchImagenetSettings, images: Images) -> int:
 def forecast(settings: SearchImagenetSettings, images: Images, reserved: int) -> str:
     """Where the images will come from, in words, as far as the headers of SAMPLED files tell. Arguments as of open_input.
 
-    Raises ConfigError and DataError for a choice that cannot be had.
+    Files without a header are passed over: a search leaves them out. Raises ConfigError and DataError for a choice that
+    cannot be had, DataError if none has one.
     """
     chosen = torch.cat([images.train, images.val])
-    some = chosen[:: -(-len(chosen) // SAMPLED)]
-    sampled = _layout(settings, images, some, image_sizes(images.index, some, 1))
-    place = _place(settings, len(chosen) * sampled.bytes // len(some), None, reserved)
+    sizes: dict[int, tuple[int, int]] = {}
+    with pillow_warnings():
+        for number in chosen[:: -(-len(chosen) // SAMPLED)].tolist():
+            size = header_size(images.index.path(number))
+            if not isinstance(size, str):
+                sizes[number] = size
+    if not sizes:
+        raise DataError(f"of the chosen files under {images.index.root} none that was looked at is an image")
+    sampled = _layout(settings, images, torch.tensor(list(sizes)), torch.tensor(list(sizes.values())))
+    place = _place(settings, len(chosen) * sampled.bytes // len(sizes), None, reserved)
     return place.told if place.where != "off" else f"{place.told}; {_route(settings, None)[1]}"
 
 
@@ -115,9 +124,17 @@ def open_input(
         evaluation = CacheEvalLoader(cache, images.val, **common)
         facts = {"route": "cache", "cache": place.where, "bytes": layout.bytes, "short_side": _short(settings)}
     if saved and saved["route"] != facts["route"]:
-        same = "order, boxes and flips stay the same, pixels differ by rounding"
+        same = _same({saved["route"], facts["route"]})
         log.warning(f"the run's images came from {saved['route']} so far and come from {facts['route']} from now on: {same}")
     return Input(train, val, evaluation, facts)
+
+
+def _same(routes: set[str]) -> str:
+    """What two different routes have in common, and what not."""
+    if "dali-reader" in routes:
+        return "order and flips stay the same, boxes differ"
+    rest = "pixels differ, since boxes are cut out of reduced images" if "cache" in routes else "pixels differ by rounding"
+    return f"order, boxes and flips stay the same, {rest}"
 
 
 def _torchvision(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
@@ -150,12 +167,16 @@ def _place(
     """Where a cache of `size` bytes goes; `layout` tells of a file that is there already."""
     asked = settings.cache
     if asked == "auto" and settings.loader != "auto":
-        return room.Place("off", f"no cache: --loader {settings.loader} was asked for")
+        unused = "; --cache_folder is not used" if settings.cache_folder else ""
+        return room.Place("off", f"no cache: --loader {settings.loader} was asked for{unused}")
     if asked == "auto" and saved and saved["cache"] == "off":
         return room.Place("off", "no cache: the run began without one")
     folder = _folder(settings)
     taken = layout.room_taken(folder) if layout is not None and folder is not None and asked != "off" else 0
-    return room.choose(asked, size, torch.device(settings.device), folder, taken, reserved)
+    place = room.choose(asked, size, torch.device(settings.device), folder, taken, reserved)
+    if place.where != "off" and settings.loader != "auto":
+        return place._replace(told=f"{place.told}; --loader {settings.loader} is not used")
+    return place
 
 
 def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) -> tuple[str, str]:
@@ -164,13 +185,13 @@ def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) ->
     route = settings.loader
     if route == "auto" and saved and saved["route"] != "cache":
         route = saved["route"]
+    if route == "torchvision":
+        return route, "loader: torchvision"
+    if route == "auto" and device.type != "cuda":
+        return "torchvision", "loader: torchvision, whose pixels are Pillow's; --loader dali takes DALI on a CPU"
     why_not = dali.unavailable(device)
     if route.startswith("dali"):
         if why_not:
             raise ConfigError(f"--loader {route}: {why_not}")
         return route, f"loader: {route}"
-    if route == "torchvision":
-        return route, "loader: torchvision"
-    if device.type != "cuda":
-        return "torchvision", "loader: torchvision, whose pixels are Pillow's; --loader dali takes DALI on a CPU"
     return ("torchvision", f"loader: torchvision; not DALI: {why_not}") if why_not else ("dali", "loader: DALI")

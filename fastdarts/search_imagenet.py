@@ -141,6 +141,7 @@ def run(settings: SearchImagenetSettings) -> None:
         with engine.log_to(folder["log.txt"]):
             log.info(plan)
             log.info(f"run folder {folder.path}, {provenance.commit()}")
+            log.info("input: {route}, --cache {cache}".format(**given.facts))
             try:
                 report = Session(search, folder, settings, pictures).run()
             except DivergedError as error:

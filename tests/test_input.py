@@ -92,7 +92,9 @@ def test_a_run_goes_on_with_what_it_began_with_or_says_so(
     assert "no cache: the run began without one" in capsys.readouterr().out and metrics(same) == metrics(whole)
     other = search("other", "--cache", "ram")
     told = capsys.readouterr().out
-    assert "the run's images came from torchvision so far and come from cache from now on" in told
+    assert "came from torchvision so far and come from cache from now on: order, boxes and flips stay the same" in told
+    assert "pixels differ, since boxes are cut out of reduced images" in told
+    assert "input: cache, --cache ram" in (other / "log.txt").read_text()
     assert metrics(other) != metrics(whole)
     assert [json.loads(line)["epoch"] for line in metrics(other).splitlines()] == [1, 1, 2, 2, 3, 3]
 
@@ -128,7 +130,7 @@ def test_no_room_is_said_and_torchvision_decodes(
     monkeypatch.setattr(room, "available_ram", lambda: 1000)
     run = search("run")
     told = capsys.readouterr().out
-    assert "no cache of 0.1 MiB: cpu is no GPU; RAM has 0.0 MiB free, of which 80% may be taken" in told
+    assert "no cache of 0.1 MiB: cpu is no GPU; RAM has 0.0 MiB free, of which the search takes about" in told
     assert "loader: torchvision" in told and given(run)["route"] == "torchvision"
 
 
@@ -137,6 +139,25 @@ def test_a_plan_states_the_size_beforehand(search: Search, capsys: pytest.Captur
     assert "cache: 0.1 MiB of decoded images in RAM" in capsys.readouterr().out
     search("plan", "--dry_run", "--cache", "off")
     assert "no cache: images are decoded anew each time; loader: torchvision" in capsys.readouterr().out
+
+
+def test_a_plan_passes_over_what_a_search_would_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_tree(tmp_path / "images", images=8, side=60)
+    for number in range(3):
+        (root / f"train/class0/{number}.JPEG").write_text("no image")
+    assert main(arguments(root, "--dry_run")) == 0
+    assert "cache: 0.1 MiB of decoded images in RAM" in capsys.readouterr().out
+    for path in root.glob("train/*/*"):
+        path.write_text("no image")
+    assert main(arguments(root, "--dry_run")) == 2
+    assert "none that was looked at is an image" in capsys.readouterr().err
+
+
+def test_a_flag_that_decides_nothing_is_said(search: Search, capsys: pytest.CaptureFixture) -> None:
+    search("plan", "--dry_run", "--cache", "ram", "--loader", "dali")
+    assert "cache: 0.1 MiB of decoded images in RAM; --loader dali is not used" in capsys.readouterr().out
+    search("plan", "--dry_run", "--cache_folder", "x", "--loader", "torchvision")
+    assert "no cache: --loader torchvision was asked for; --cache_folder is not used" in capsys.readouterr().out
 
 
 def test_input_that_stops_ends_the_run_with_a_line(
