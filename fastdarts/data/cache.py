@@ -94,7 +94,11 @@ class Layout:
 
     def _decode(self, row: int) -> np.ndarray:
         path = self.index.path(int(self.numbers[row]))
-        image = read_rgb(path)
+        try:
+            image = read_rgb(path)
+        except DataError as error:
+            remedy = "it was good when it was checked: put it back, or begin a new run, which leaves it out"
+            raise DataError(f"{error}; {remedy}") from error
         if [image.height, image.width] != self.decoded[row].tolist():
             then, now = "x".join(map(str, self.decoded[row].tolist()[::-1])), f"{image.width}x{image.height}"
             raise DataError(f"{path} had {then} pixels when it was checked, now it has {now}: start again")
