@@ -1,10 +1,12 @@
 """Batches made ahead of the step that takes them, in a thread, with a watchdog that names what is stuck."""
 
+import logging
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, Full, Queue
 from threading import Event, Thread
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -14,6 +16,10 @@ from fastdarts.data.errors import InputStopped
 DEPTH = 2  # batches that wait for the consumer; one more is in the making
 GRACE = 5.0  # seconds that a thread has to end
 STALLED = 300.0  # seconds without a batch after which input is given up
+SLOW = 60.0  # seconds after which files that are checked or decoded before a search are said not to answer
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Stage:
@@ -63,6 +69,17 @@ def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout:
         while not queue.empty():
             queue.get_nowait()
         thread.join(GRACE)
+
+
+def awaited(future: Future[T], files: str) -> T:
+    """Its result, which comes from `files`; the log names them every SLOW seconds that it does not come."""
+    seconds = 0.0
+    while True:
+        try:
+            return future.result(SLOW)
+        except TimeoutError:
+            seconds += SLOW
+            log.warning("nothing for %g seconds from %s; is the file system alive?", seconds, files)
 
 
 def _fill(batches: Iterator[Batch], device: torch.device, queue: Queue, end: Event) -> None:

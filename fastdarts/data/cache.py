@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
+from fastdarts.data.ahead import awaited
 from fastdarts.data.cache_file import open_file, room_taken, write_file
 from fastdarts.data.decode import read_rgb
 from fastdarts.data.errors import DataError
@@ -74,26 +75,30 @@ class Layout:
         torchvision_functional()
         end = Event()
 
-        def decode(first: int) -> int:
-            last = min(first + CHUNK, len(self.numbers))
+        def decode(first: int, last: int) -> int:
             images = [self._decode(row) for row in range(first, last) if not end.is_set()]
             if end.is_set():
                 return 0
             pixels[int(self.starts[first]) : int(self.starts[last])].copy_(torch.from_numpy(np.concatenate(images)))
             return last - first
 
-        done = 0
+        total, done = len(self.numbers), 0
         pool = ThreadPoolExecutor(max(1, threads))
         try:
-            for count in pool.map(decode, range(0, len(self.numbers), CHUNK)):
-                done += count
-                progress(done, len(self.numbers))
+            spans = [(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
+            parts = [pool.submit(decode, *span) for span in spans]
+            for (first, last), part in zip(spans, parts, strict=True):
+                done += awaited(part, f"{self._path(first)} to {self._path(last - 1)}")
+                progress(done, total)
         finally:
             end.set()
             pool.shutdown(cancel_futures=True)
 
+    def _path(self, row: int) -> str:
+        return self.index.path(int(self.numbers[row]))
+
     def _decode(self, row: int) -> np.ndarray:
-        path = self.index.path(int(self.numbers[row]))
+        path = self._path(row)
         try:
             image = read_rgb(path)
         except DataError as error:

@@ -4,7 +4,7 @@ import os
 import stat
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from threading import Event
@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdarts.data.ahead import awaited
 from fastdarts.data.decode import examine, header_size, pillow_warnings
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
@@ -110,13 +111,17 @@ def _answers(
                 known = remembered.look_up(paths) if remembered is not None else {}
                 waiting.append((paths, pool.submit(_chunk, paths, known, look, end)))
                 if len(waiting) > AHEAD * max(1, workers):
-                    paths, answers = waiting.popleft()
-                    yield from zip(paths, answers.result(), strict=True)
+                    yield from _next(*waiting.popleft())
             for paths, answers in waiting:
-                yield from zip(paths, answers.result(), strict=True)
+                yield from _next(paths, answers)
     finally:
         end.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _next(paths: list[bytes], answers: Future[list[_Answer]]) -> Iterator[tuple[bytes, _Answer]]:
+    files = " to ".join(map(os.fsdecode, paths[:1] + paths[-1:]))
+    return zip(paths, awaited(answers, files), strict=True)
 
 
 def _chunk(paths: list[bytes], known: dict[bytes, Known], look: Examine, end: Event) -> list[_Answer]:

@@ -4,16 +4,19 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, sleep
 
+import numpy as np
 import pytest
 import torch
 
 from fastdarts.batch import Batch
-from fastdarts.data import DataError, FolderLoader, ImageIndex, InputStopped, workers
+from fastdarts.data import DataError, FolderLoader, ImageIndex, InputStopped, Layout, verify, workers
 from fastdarts.data import ahead as ahead_module
 from fastdarts.data.ahead import DEPTH, Stage, ahead
 from fastdarts.ops.philox import Stream
@@ -113,6 +116,33 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(
     for thread in threads():
         thread.join(10)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("stage", ["check", "cache"])
+def test_files_that_do_not_answer_before_a_search_are_named(
+    stage: str, tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    index, release = ImageIndex.from_root(tree(a=6)), threading.Event()
+    good, sizes, _ = verify(index, torch.arange(6), 1)
+    layout = Layout.of(index, good, sizes, 24)
+
+    def slow(*args: object) -> object:
+        release.wait(20)
+        return (3, 4) if stage == "check" else np.zeros(3, np.uint8)
+
+    monkeypatch.setattr(ahead_module, "SLOW", 0.1)
+    monkeypatch.setattr(sys.modules[verify.__module__], "examine", slow)
+    monkeypatch.setattr(Layout, "_decode", slow)
+    run = {"check": lambda: verify(index, good, 1), "cache": lambda: layout.fill(torch.zeros(18), 1, lambda *_: None)}[stage]
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        began = monotonic()
+        while "0.2 seconds" not in caplog.text and monotonic() - began < 10:
+            sleep(0.01)
+        release.set()
+        running.exception(20)
+    assert "nothing for 0.2 seconds from" in caplog.text
+    assert f"{index.path(0)} to {index.path(5)}; is the file system alive?" in caplog.text
 
 
 def test_a_killed_worker_is_said_and_the_next_call_goes_on(tree: Callable[..., Path]) -> None:

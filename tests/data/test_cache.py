@@ -294,7 +294,10 @@ def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:900]), r"cannot decode .*a_3\.JPEG: .*truncated.*; it was good when .* put it back"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:900]),
+            r"cannot decode .*a_3\.JPEG: .*truncated.*; it was good when .* put it back",
+        ),
         (lambda path: path.unlink(), r"a_3\.JPEG"),
         (
             lambda path: Image.new("RGB", (90, 80)).save(path),
