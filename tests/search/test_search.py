@@ -206,6 +206,9 @@ def test_validation_batches_go_on_where_the_last_epoch_stopped() -> None:
             taken.append(sorted(b.index.tolist()))
             return b
 
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
     search.val_loader = Noted()
     list(search.epochs())
     fresh = Loader(1, 3)
