@@ -18,7 +18,7 @@ SPLIT = ["--train_fraction", "0.5", "--val_fraction", "0.5"]
 SAME = ("metrics.jsonl", "genotype.json", "train.txt", "val.txt")  # bytes that a run and its repetition share
 
 servers = multiprocessing.get_context("forkserver")
-servers.set_forkserver_preload(["fastdarts.search_imagenet"])
+servers.set_forkserver_preload(["fastdarts.search_imagenet", "torchvision.transforms.v2.functional"])
 
 
 def write_tree(root: Path, classes: int = 2, images: int = 8, side: int = 40) -> Path:
@@ -38,13 +38,17 @@ class Run:
 
     def __init__(self, argv: list[str], output: Path) -> None:
         self.output = output
-        self._process = servers.Process(target=_enter, args=(argv, str(output)), daemon=True)
+        self._process = servers.Process(target=_enter, args=(argv, str(output)))
         self._process.start()
 
     def signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
         if self._process.is_alive():
             os.kill(self._process.pid, number)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -67,8 +71,10 @@ def _enter(argv: list[str], output: str) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
+    from fastdarts import session
     from fastdarts.search_imagenet import main
 
+    session.write_report = lambda folder: folder / "report.html"  # which takes longer than all the rest
     sys.exit(main(argv))
 
 
