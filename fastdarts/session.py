@@ -73,6 +73,7 @@ class Session:
     ) -> None:
         self.search, self.folder, self.settings, self.pictures, self.files = search, folder, settings, pictures, files
         self.stopping, self.ranks = stopping or Stopping(), ranks or Alone()
+        self.writes = self.ranks.rank == 0
         self.recent, self.writer = RecentSteps(), Writer()
         self.best: float | None = None  # lowest validation loss so far
         self.saved = -1  # steps that the last checkpoint knows of
@@ -86,7 +87,7 @@ class Session:
         Raises Stopped when it was asked to end, after a checkpoint; RunFolderError for checkpoints that do not serve;
         DivergedError where numbers went bad, leaving the checkpoint before that; OSError when one cannot be written.
         """
-        state = self.folder.restore()
+        state = self.folder.restore(look_only=not self.writes)
         self._load(state)
         if state is not None:
             inside = f" and {self.search.part.steps} steps" if self.search.part.steps else ""
@@ -150,7 +151,7 @@ class Session:
         """Take a checkpoint: copy the state now, write it beside the next steps."""
         rng = self.ranks.gather(rng_state(self.search.device))
         self.saved, self.saved_at = self._steps(), perf_counter()
-        if self.ranks.rank == 0:
+        if self.writes:
             state = self.search.state_dict() | {"rng": rng, "best": self.best}
             self.writer.write(state, lambda copy: self.folder.save(copy, best))
 
@@ -178,7 +179,8 @@ class Session:
     def _rewind(self, bad: BadStep) -> None:
         """Back to the last checkpoint, and on with the batches after the bad step's."""
         self.writer.wait()
-        state = self.folder.restore()
+        self.ranks.wait()  # for what rank 0 writes
+        state = self.folder.restore(look_only=not self.writes)
         if state is None:
             raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")
         step = steps_of(state)
@@ -224,14 +226,16 @@ class Session:
             log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
         losses = {"train_loss": train, "alpha_loss": alpha}
         finite = {name: v if v is not None and isfinite(v) else None for name, v in losses.items()}
-        self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
+        if self.writes:
+            self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
 
     def _record(self, record: dict[str, Any]) -> None:
         """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
         timing = {name: record.pop(name) for name in TIMING}
-        self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
-        self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
-        write_text(self.folder["genotype.json"], self._genotype())
+        if self.writes:
+            self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
+            self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
+            write_text(self.folder["genotype.json"], self._genotype())
         self._save(best=self._is_best(record["valid"]))
         valid = record["valid"] or {}
         figures = "  ".join(f"valid {name} {value:.4f}" for name, value in valid.items())
@@ -256,6 +260,8 @@ class Session:
 
     def _publish(self) -> Path:
         """Draw the reconstruction and write the report."""
+        if not self.writes:
+            return self.folder["report.html"]
         if isinstance(self.search.objective, MaskedReconstruction):
             self._draw_reconstruction(self.search.objective)
         return write_report(self.folder.path)

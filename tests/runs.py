@@ -74,6 +74,7 @@ def _enter(argv: list[str], output: str) -> None:
     from fastdarts import session
     from fastdarts.search_imagenet import main
 
+    multiprocessing.set_start_method("fork", force=True)  # of its workers: as the command has it, not as this process
     session.write_report = lambda folder: folder / "report.html"  # which takes longer than all the rest
     sys.exit(main(argv))
 

@@ -19,6 +19,10 @@ class Ranks(Protocol):
         """Every rank's `state`, by rank."""
         ...
 
+    def wait(self) -> None:
+        """Until all have come here."""
+        ...
+
 
 class Alone:
     """The only process."""
@@ -30,3 +34,6 @@ class Alone:
 
     def gather(self, state: dict[str, Any]) -> list[dict[str, Any]]:
         return [state]
+
+    def wait(self) -> None:
+        pass

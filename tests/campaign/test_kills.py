@@ -1,7 +1,8 @@
 """Tiny searches that are killed, stopped and damaged again and again: what they end with, counted in a record.
 
 Each trial disturbs one run several times and then lets it end. It must end with the bytes of the run that was left in peace,
-or with a line that says what is wrong, and what was lost between two starts must be less than an epoch.
+or with a line that says what is wrong. Checkpoints are written beside the steps, so what a kill may cost is the one that was
+being written and what came after it: less than two of these epochs, which are shorter than a write.
 """
 
 import json
@@ -52,7 +53,7 @@ class Trial:
     def __init__(self, launcher: type[Started], argv: list[str], folder: Path, chance: random.Random) -> None:
         self.launcher, self.folder, self.chance = launcher, folder, chance
         self.argv = [*argv, "--save", str(folder), "--checkpoint_minutes", "1e-9"]
-        self.kills, self.lost = 0, 0
+        self.kills, self.lost, self.damaged = 0, 0, False
 
     def start(self) -> Started:
         self.output = self.folder.with_suffix(f".{self.kills}.out")
@@ -67,11 +68,13 @@ class Trial:
         if (self.folder / "checkpoint.pt").exists():
             try:
                 at = int(load_checkpoint(self.folder / "checkpoint.pt")["step"])
-            except DamagedCheckpoint as error:  # a kill alone damages none
-                pytest.fail(str(error))
+            except DamagedCheckpoint as error:
+                assert self.damaged, error  # a kill alone damages none
+                return
+            self.damaged = False
             steps = [int(n) for n in re.findall(r'"step": (\d+)', (self.folder / "metrics.jsonl").read_text())]
             self.lost = max(self.lost, max(steps, default=0) - at)
-            assert self.lost <= STEPS
+            assert self.lost < 2 * STEPS
 
     def wait_for(self, run: Started, there: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
@@ -92,6 +95,7 @@ class Trial:
             else:
                 data[self.chance.randrange(len(data))] ^= 1 << self.chance.randrange(8)
             path.write_bytes(data)
+        self.damaged = True
 
 
 def kill(trial: Trial) -> None:
@@ -124,14 +128,14 @@ def stop(trial: Trial) -> None:
 def kill_and_damage(how: str) -> Callable[[Trial], None]:
     def disturb(trial: Trial) -> None:
         kill(trial)
-        if (trial.folder / "checkpoint.1.pt").exists():
+        if (trial.folder / "checkpoint.1.pt").exists() and not trial.damaged:
             trial.damage(how, [trial.folder / "checkpoint.pt"])
 
     return disturb
 
 
 def damage_all(trial: Trial) -> None:
-    """Refused with a line; then the run gets its checkpoints back."""
+    """It is refused with a line; then the run gets its checkpoints back."""
     kill(trial)
     paths = list(trial.folder.glob("checkpoint*.pt"))
     if not paths:
@@ -142,6 +146,7 @@ def damage_all(trial: Trial) -> None:
     assert run.wait() == 2 and "no checkpoint is left" in run.printed()
     for path, data in whole.items():
         path.write_bytes(data)
+    trial.damaged = False
 
 
 def kill_a_worker(trial: Trial) -> None:
@@ -149,16 +154,18 @@ def kill_a_worker(trial: Trial) -> None:
     trial.argv += ["--cache", "off", "--workers", "1"]
     run = trial.start()
     trial.moment(run)
-    for child in children(run.pid)[:1]:
-        os.kill(child, signal.SIGKILL)
+    for worker in workers(run.pid)[:1]:
+        os.kill(worker, signal.SIGKILL)
     trial.ended(run, 0, 1)
     if "has died" not in run.printed():  # none was there any more
         trial.kills -= 1
 
 
-def children(pid: int) -> list[int]:
+def workers(pid: int) -> list[int]:
+    """The process' children but git."""
     try:
-        return [int(n) for task in Path(f"/proc/{pid}/task").iterdir() for n in (task / "children").read_text().split()]
+        children = [int(n) for task in Path(f"/proc/{pid}/task").iterdir() for n in (task / "children").read_text().split()]
+        return [n for n in children if Path(f"/proc/{n}/comm").read_text().strip() != "git"]
     except OSError:  # it has ended
         return []
 
