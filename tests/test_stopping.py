@@ -243,11 +243,8 @@ def test_checkpoints_that_are_kept(argv, tmp_path):
 
 
 def test_a_disk_that_fills_ends_the_run_and_room_lets_it_go_on(argv, finished, tmp_path, monkeypatch, capsys):
-    written = []
-
     def full(file):
-        written.append(file)
-        if len(written) > 30:
+        if (tmp_path / "run" / "timing.jsonl").exists():  # after the first epoch
             raise OSError(errno.ENOSPC, "No space left on device")
         return plain(file)
 
