@@ -203,6 +203,16 @@ class SearchImagenetSettings(SearchSettings):
     cache_size: int = setting(0, "pixels of a kept image's short side; 0 = image_size * 256 / 224", at_least=0, before=0)
     input_timeout: float = setting(300.0, "seconds without a batch after which input counts as stuck", above=0, resumable=True)
     workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between checkpoints inside an epoch; 0 = only at the ends of epochs", at_least=0, resumable=True
+    )
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", at_least=1, resumable=True)
+    on_bad: Literal["skip", "stop", "rewind"] = setting(
+        "skip",
+        "at a loss or gradient that is not finite: skip that update, or also stop, or go back to the last checkpoint and on "
+        "with the batches after it",
+        resumable=True,
+    )
     log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)
 
 

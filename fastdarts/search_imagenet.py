@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ import torch
 from fastdarts import engine, provenance
 from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings
 from fastdarts.data import DataError, EvalLoader, InputStopped
-from fastdarts.engine import CapturedBilevel, CaptureError, RunFolder, RunFolderError
+from fastdarts.engine import CapturedBilevel, CaptureError, RunFolder, RunFolderError, Stopping
 from fastdarts.images import Images
-from fastdarts.input import forecast, open_input, steps_of_an_epoch
+from fastdarts.input import Input, forecast, open_input, steps_of_an_epoch
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.ops.patch_mask import num_masked
@@ -35,16 +35,20 @@ log = logging.getLogger("fastdarts")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 stopped, 2 wrong input, 130 interrupted; a line on stderr says why."""
+    """Run the command; returns its exit status, and where it is not 0 a line on stderr says why.
+
+    1 something went wrong on the way, 2 wrong input, 75 asked to stop by SIGTERM or SIGUSR1, 130 interrupted (SIGINT).
+    After 75 and 130 the same command with --save continues.
+    """
     given = SearchImagenetSettings.given(argv, PROG, __doc__)
     threads = torch.get_num_threads()
     try:
-        with engine.log_to(sys.stdout):
+        with engine.log_to(sys.stdout), engine.Stopping() as stopping:
             if given.get("data") is None:
                 log.info(NOT_IMAGENET)
             settings = resolve(given)
             with tf32(settings.tf32), engine.algorithms(settings.deterministic, settings.device):
-                run(settings)
+                run(settings, stopping)
     except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
@@ -63,9 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk, a folder that went away
         print(f"{PROG}: stopped: {error}; the last checkpoint is kept", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; the same command with --save of this run's folder continues it", file=sys.stderr)
-        return 130
+    except engine.Stopped as stopped:
+        print(f"{PROG}: stopped by {stopped}; the same command with --save of this run's folder continues it", file=sys.stderr)
+        return stopped.status
     finally:
         torch.set_num_threads(threads)  # the caller's
     return 0
@@ -106,7 +110,7 @@ def _check_device(settings: SearchImagenetSettings, device: torch.device) -> Non
         raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
 
 
-def run(settings: SearchImagenetSettings) -> None:
+def run(settings: SearchImagenetSettings, stopping: Stopping) -> None:
     """Search as `settings` say: make or continue the run folder, or, with dry_run, only tell what would be done."""
     name = f"search-imagenet-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
     cores = torch.get_num_threads()
@@ -118,38 +122,49 @@ def run(settings: SearchImagenetSettings) -> None:
     if settings.dry_run:
         log.info(f"{plan}\n{forecast(settings, images, memory)}")
         return
-    if folder.saved is None or settings.strict:
-        images = images.checked(cores, settings.strict)
-        plan = _plan(settings, images, memory) if images.excluded else plan
-    else:
-        images = images.measured(cores)
-    saved = None if folder.saved is None else folder.saved.get("input")
-    workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
-    with closing(open_input(settings, images, workers=workers, threads=cores, saved=saved, reserved=memory)) as given:
-        torch.manual_seed(settings.seed)
-        supernet, objective = build(settings, len(images.index.classes))
-        supernet.to(settings.device, memory_format=torch.channels_last)
-        objective.to(settings.device)
-        search = Search(supernet, objective, given.train, given.val, settings, eval_loader=given.evaluation)
-        search.take_step = CapturedBilevel(search.bilevel, settings.cuda_graph)
+    with ExitStack() as held:
+        if folder.saved is not None:
+            held.enter_context(folder.locked())
+        if folder.saved is None or settings.strict:
+            images = images.checked(cores, settings.strict)
+            plan = _plan(settings, images, memory) if images.excluded else plan
+        else:
+            images = images.measured(cores)
+        saved = None if folder.saved is None else folder.saved.get("input")
+        workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
+        given = open_input(settings, images, workers=workers, threads=cores, saved=saved, reserved=memory)
+        held.enter_context(closing(given))
+        search = _search(settings, images, given)
         if folder.saved is None:
+            held.enter_context(folder.locked())
             images.write(folder)
             folder.create(_facts(settings, images) | {"input": given.facts})
+        held.enter_context(engine.log_to(folder["log.txt"]))
+        log.info(plan)
+        log.info(f"run folder {folder.path}, {provenance.commit()}")
+        log.info("input: {route}, --cache {cache}".format(**given.facts))
         pictures = EvalLoader(
             images.index, images.val[:PICTURES], batch_size=PICTURES, image_size=settings.image_size, workers=0
         )
-        with engine.log_to(folder["log.txt"]):
-            log.info(plan)
-            log.info(f"run folder {folder.path}, {provenance.commit()}")
-            log.info("input: {route}, --cache {cache}".format(**given.facts))
-            try:
-                report = Session(search, folder, settings, pictures).run()
-            except DivergedError as error:
-                log.error(f"stopped: {error}")
-                raise
-            except DataError as error:  # of a file that was good when it was checked
-                raise DataError(f"{error}; put the file back, and the same command continues the run") from error
-            log.info(f"{search.genotype()}\nreport {report}")
+        try:
+            report = Session(search, folder, settings, pictures, files=images.index.files, stopping=stopping).run()
+        except (DivergedError, OSError) as error:
+            log.error(f"stopped: {error}")
+            raise
+        except DataError as error:  # of a file that was good when it was checked
+            raise DataError(f"{error}; put the file back, and the same command continues the run") from error
+        log.info(f"{search.genotype()}\nreport {report}")
+
+
+def _search(settings: SearchImagenetSettings, images: Images, given: Input) -> Search:
+    """The search of `settings` at its beginning."""
+    torch.manual_seed(settings.seed)
+    supernet, objective = build(settings, len(images.index.classes))
+    supernet.to(settings.device, memory_format=torch.channels_last)
+    objective.to(settings.device)
+    search = Search(supernet, objective, given.train, given.val, settings, eval_loader=given.evaluation)
+    search.take_step = CapturedBilevel(search.bilevel, settings.cuda_graph)
+    return search
 
 
 def build(settings: SearchImagenetSettings, num_classes: int) -> tuple[Supernet, Objective]:

@@ -1,6 +1,9 @@
 """A search in its run folder: what the search commands share. Logs, records, checkpoints and reports each epoch."""
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -8,70 +11,232 @@ from typing import Any
 import torch
 
 from fastdarts.config import SearchImagenetSettings
-from fastdarts.data import EvalLoader
-from fastdarts.engine import Progress, RunFolder, duration, write_text
+from fastdarts.data import EvalLoader, InputStopped
+from fastdarts.engine import (
+    Alone,
+    BadStep,
+    Progress,
+    Ranks,
+    RecentSteps,
+    RunFolder,
+    RunFolderError,
+    Stopped,
+    Stopping,
+    Writer,
+    duration,
+    rng_state,
+    set_rng_state,
+    steps_of,
+    write_text,
+)
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.report import picture_grid, write_report
-from fastdarts.search import COLLAPSE_SKIPS, PARTS, Search, StepReport
+from fastdarts.search import COLLAPSE_SKIPS, PARTS, DivergedError, Search, StepReport
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
 PICTURES = 8  # images in the reconstruction picture
+SHOWN = 3  # bad steps that are named at a time
+REWINDS = 3  # to one checkpoint, before it is given up
 TIMING = ("seconds", "input_seconds", "images_per_s")  # what differs between two runs of one seed
 log = logging.getLogger("fastdarts")
 
 
+class Rewind(Exception):
+    """The search is to go on from its last checkpoint, with the batches after those of `bad`."""
+
+    def __init__(self, bad: BadStep) -> None:
+        super().__init__(bad)
+        self.bad = bad
+
+
 class Session:
-    """Runs what is left of `search` and keeps `folder` up to date; a killed session loses the epoch it was in, no more.
+    """Runs what is left of `search` and keeps `folder` up to date.
+
+    A session that is killed loses the steps since its last checkpoint, one that is asked to stop none.
 
     pictures  one batch of images for the reconstruction picture
+    files     names by an image's number, to tell of a bad batch
+    stopping  takes the signals; without it nothing but the end stops the search
+    ranks     the processes that search together
     """
 
-    def __init__(self, search: Search, folder: RunFolder, settings: SearchImagenetSettings, pictures: EvalLoader) -> None:
-        self.search, self.folder, self.settings, self.pictures = search, folder, settings, pictures
-        search.on_step = self._on_step
+    def __init__(
+        self,
+        search: Search,
+        folder: RunFolder,
+        settings: SearchImagenetSettings,
+        pictures: EvalLoader,
+        *,
+        files: Sequence[str],
+        stopping: Stopping | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.search, self.folder, self.settings, self.pictures, self.files = search, folder, settings, pictures, files
+        self.stopping, self.ranks = stopping or Stopping(), ranks or Alone()
+        self.writes = self.ranks.rank == 0
+        self.recent, self.writer = RecentSteps(), Writer()
+        self.best: float | None = None  # lowest validation loss so far
+        self.saved = -1  # steps that the last checkpoint knows of
+        self.rewound: Counter[int] = Counter()  # by the checkpoint's steps
+        folder.checkpoints.keep = settings.keep_checkpoints
+        search.on_step, search.interruptible = self._on_step, self.stopping.at_once
 
     def run(self) -> Path:
-        """Continue from the folder's checkpoint to the last epoch; returns the report's path."""
-        state = self.folder.restore()
+        """Continue from the folder's checkpoint to the last epoch; returns the report's path.
+
+        Raises Stopped when it was asked to end, after a checkpoint; RunFolderError for checkpoints that do not serve;
+        DivergedError where numbers went bad, leaving the checkpoint before that; OSError when one cannot be written.
+        """
+        state = self.folder.restore(look_only=not self.writes)
+        self._load(state)
         if state is not None:
-            self.search.load_state_dict(state)
-            log.info(f"continuing {self.folder.path} after epoch {self.search.epoch} of {self.settings.epochs}")
-        self.progress = self._progress()
-        published = perf_counter()
-        for record in self.search.epochs():
-            self._record(record)
-            if perf_counter() - published > REPORT_SECONDS:
-                self._publish()
-                published = perf_counter()
-        if state is not None and self.search.epoch == state["epoch"]:
+            inside = f" and {self.search.part.steps} steps" if self.search.part.steps else ""
+            log.info(f"continuing {self.folder.path} after epoch {self.search.epoch} of {self.settings.epochs}{inside}")
+        try:
+            with self.stopping.deferred():
+                if state is None and self.settings.on_bad == "rewind":
+                    self._save()  # the beginning, to have something to go back to
+                self._search()
+            self.writer.wait()
+        except Stopped:
+            good = not self._bad_steps() or self.settings.on_bad == "skip"
+            if good and self.saved < self._steps():
+                self._save()
+            self.writer.wait()
+            log.info(f"stopped after step {self._steps()}; the last checkpoint is of step {self.saved}")
+            raise
+        finally:
+            self.writer.close()
+        if state is not None and steps_of(state) == self._steps():
             log.info(f"nothing is left to search in {self.folder.path}")
         return self._publish()
+
+    def _search(self) -> None:
+        """The remaining epochs."""
+        published = perf_counter()
+        while True:
+            try:
+                for record in self.search.epochs():
+                    self._record(record)
+                    if perf_counter() - published > REPORT_SECONDS:
+                        with self.stopping.at_once():
+                            self._publish()
+                        published = perf_counter()
+                return
+            except Rewind as rewind:
+                self._rewind(rewind.bad)
+            except InputStopped:  # a signal to all processes of a job ends those that decode, too
+                self.stopping.check()
+                raise
+
+    def _load(self, state: dict[str, Any] | None) -> None:
+        """Take the search to `state`, and what goes with it."""
+        if state is not None:
+            try:
+                self.search.load_state_dict(state)
+                if self.ranks.rank < len(state.get("rng", ())):
+                    set_rng_state(state["rng"][self.ranks.rank], self.search.device)
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise RunFolderError(f"the checkpoint in {self.folder.path} does not fit this search ({reason})") from error
+            self.saved, self.best = steps_of(state), state.get("best")
+        self.recent.forget(self.search.epoch + 1, self.search.bilevel.skipped.tolist())
+        self.progress, self.saved_at = self._progress(), perf_counter()
+
+    def _steps(self) -> int:
+        """Finished steps of the whole search."""
+        return self.search.epoch * len(self.search.train_loader) + self.search.part.steps
+
+    def _save(self, best: bool = False) -> None:
+        """Take a checkpoint: copy the state now, write it beside the next steps."""
+        rng = self.ranks.gather(rng_state(self.search.device))
+        self.saved, self.saved_at = self._steps(), perf_counter()
+        if self.writes:
+            state = self.search.state_dict() | {"rng": rng, "best": self.best}
+            self.writer.write(state, lambda copy: self.folder.save(copy, best))
+
+    def _bad_steps(self) -> list[BadStep]:
+        """The steps since the last look whose numbers went bad, named in the log. Waits for the device."""
+        bad = self.recent.look(self.search.seeking())
+        if bad:
+            values = torch.cat([p.detach().flatten() for p in self.search.relaxation.parameters()])
+            low, high = values.min().item(), values.max().item()
+            for step in bad[-SHOWN:]:
+                log.warning(step.told(self.files))
+            more = f"{len(bad)} such steps since the last look; " if len(bad) > 1 else ""
+            kept = f"the last checkpoint is of step {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"
+            log.warning(f"{more}alpha and beta lie from {low:.4g} to {high:.4g}; {kept}")
+        return bad
+
+    def _look(self) -> None:
+        """Name bad steps and do what --on_bad says."""
+        bad = self._bad_steps()
+        if bad and self.settings.on_bad == "stop":
+            raise DivergedError(f"{bad[0].told(self.files)}; --on_bad skip or rewind goes on")
+        if bad and self.settings.on_bad == "rewind":
+            raise Rewind(bad[-1])
+
+    def _rewind(self, bad: BadStep) -> None:
+        """Back to the last checkpoint, and on with the batches after the bad step's."""
+        self.writer.wait()
+        self.ranks.wait()  # for what rank 0 writes
+        state = self.folder.restore(look_only=not self.writes)
+        if state is None:
+            raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")
+        step = steps_of(state)
+        self.rewound[step] += 1
+        if self.rewound[step] > REWINDS:
+            raise DivergedError(f"{bad.told(self.files)}; went back to step {step} {REWINDS} times and it came to the same")
+        self._load(state)
+        self.search.move_loaders(bad.positions)
+        log.warning(f"back to step {step}, going on with the images after those of step {bad.step}")
 
     def _progress(self) -> Progress:
         s, steps = self.settings, len(self.search.train_loader)
         moving = max(s.epochs - s.begin, 0)
         done_moving = max(self.search.epoch - s.begin, 0)
         images = s.batch_size * steps
-        return Progress(s.log_every, s.epochs, images * (s.epochs + moving), images * (self.search.epoch + done_moving))
+        done = images * (self.search.epoch + done_moving) + self.search.part.images
+        return Progress(s.log_every, s.epochs, images * (s.epochs + moving), done)
 
     def _on_step(self, report: StepReport) -> None:
-        if self.progress.due(report):
-            train = report.train_loss.item()
-            alpha = None if report.val_loss is None else report.val_loss.item()
-            self.progress.line(report, train, alpha)
-            if any(skipped := report.skipped.tolist()):
-                told = " and ".join(f"{n} of {what}" for n, what in zip(skipped, PARTS, strict=True) if n)
-                log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
-            line = {"epoch": report.epoch, "step": report.step, "train_loss": train, "alpha_loss": alpha}
-            self.folder.append("metrics.jsonl", {"kind": "step"} | line)
+        self.writer.check()
+        self.recent.note(report, self.search.positions)
+        due = self.progress.due(report)
+        if due:
+            self._line(report)
+        minutes = self.settings.checkpoint_minutes
+        late = bool(minutes) and not self.writer.busy and perf_counter() - self.saved_at >= 60 * minutes
+        signal, save = self.ranks.agree(self.stopping.signal, late)
+        last = report.step % len(self.search.train_loader) == 0
+        if due or save or signal or last or self.recent.full:
+            self._look()
+        if signal:
+            raise Stopped(signal)
+        if save:
+            self._save()
+
+    def _line(self, report: StepReport) -> None:
+        """The line of a step, in the log and in metrics.jsonl."""
+        train = report.train_loss.item()
+        alpha = None if report.val_loss is None else report.val_loss.item()
+        self.progress.line(report, train, alpha)
+        if any(skipped := report.skipped.tolist()):
+            told = " and ".join(f"{n} of {what}" for n, what in zip(skipped, PARTS, strict=True) if n)
+            log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
+        losses = {"train_loss": train, "alpha_loss": alpha}
+        finite = {name: v if v is not None and isfinite(v) else None for name, v in losses.items()}
+        if self.writes:
+            self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
 
     def _record(self, record: dict[str, Any]) -> None:
         """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
         timing = {name: record.pop(name) for name in TIMING}
-        self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
-        self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
-        write_text(self.folder["genotype.json"], self._genotype())
-        self.folder.save(self.search.state_dict())
+        if self.writes:
+            self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
+            self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
+            write_text(self.folder["genotype.json"], self._genotype())
+        self._save(best=self._is_best(record["valid"]))
         valid = record["valid"] or {}
         figures = "  ".join(f"valid {name} {value:.4f}" for name, value in valid.items())
         waiting = timing["input_seconds"] / timing["seconds"]
@@ -85,8 +250,18 @@ class Session:
                 total = 2 * self.search.supernet.space.nodes
                 log.warning(f"the {kind} cell is collapsing: {cell['skips']} of {total} operations are skip connections")
 
+    def _is_best(self, valid: dict[str, float] | None) -> bool:
+        """Whether these figures of an evaluation have the lowest loss so far, which is remembered."""
+        loss = (valid or {}).get("loss")
+        if loss is None or not isfinite(loss) or (self.best is not None and loss >= self.best):
+            return False
+        self.best = loss
+        return True
+
     def _publish(self) -> Path:
         """Draw the reconstruction and write the report."""
+        if not self.writes:
+            return self.folder["report.html"]
         if isinstance(self.search.objective, MaskedReconstruction):
             self._draw_reconstruction(self.search.objective)
         return write_report(self.folder.path)

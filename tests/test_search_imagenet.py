@@ -18,36 +18,7 @@ from PIL import Image
 from fastdarts.genotype import Genotype
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import NOT_IMAGENET, main, resolve
-
-TINY = [
-    "--image_size",
-    "32",
-    "--batch_size",
-    "4",
-    "--layers",
-    "3",
-    "--init_channels",
-    "4",
-    "--workers",
-    "0",
-    "--log_every",
-    "2",
-    "--eval_every",
-    "1",
-]
-SPLIT = ["--train_fraction", "0.5", "--val_fraction", "0.5"]
-
-
-def write_tree(root, classes=2, images=8, side=40):
-    """ROOT/train/CLASS/*.JPEG: gradients of a few colours."""
-    for c in range(classes):
-        folder = root / "train" / f"class{c}"
-        folder.mkdir(parents=True)
-        for i in range(images):
-            ramp = np.linspace(0, 255, side, dtype=np.uint8)
-            picture = np.stack([np.broadcast_to(np.roll(ramp, 5 * i + 9 * ch + c), (side, side)) for ch in range(3)], -1)
-            Image.fromarray(np.ascontiguousarray(picture)).save(folder / f"{i}.JPEG")
-    return root
+from tests.runs import SPLIT, TINY, write_tree
 
 
 @pytest.fixture(scope="module")
@@ -410,7 +381,7 @@ def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypat
     def full(*_):
         raise OSError(28, "No space left on device", "checkpoint.pt")
 
-    monkeypatch.setattr("fastdarts.engine.run_folder.save_checkpoint", full)
+    monkeypatch.setattr("fastdarts.engine.checkpoints.written_beside", full)
     assert main(arguments(tree, "--save", str(tmp_path / "run"))) == 1
     err = capsys.readouterr().err
     assert "No space left on device" in err and err.count("\n") == 1

@@ -104,7 +104,8 @@ def fetch(view: View, requests: Iterable[Request], workers: int, stage: Stage, p
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the main process' to answer
+    for number in (signal.SIGINT, signal.SIGUSR1):  # which are the main process' to answer; torch minds SIGTERM
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _same(item: Batch | DataError) -> Batch | DataError:

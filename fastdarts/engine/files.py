@@ -1,22 +1,32 @@
 """Files that are either the old one or the new one, whatever happens meanwhile."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import torch
+from typing import BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call `write` on a temporary file beside `path`, flush it to disk and put it in the place of `path`."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write` on a temporary file beside `path`, flush it to disk and put it in the place of `path`.
+
+    When this returns the new file is on the disk under its name; until then the old one is.
+    """
+    with written_beside(path, write) as temporary:
+        os.replace(temporary, path)
+        flush_folder(path.parent)
+
+
+@contextmanager
+def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """Inside, what `write` wrote lies on the disk in a temporary file beside `path`, to be moved; else it is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -26,11 +36,16 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace `path` by `state` (plain dicts, lists, numbers and tensors), atomically."""
-    write_atomically(path, lambda file: torch.save(state, file))
+def flush(path: Path) -> None:
+    """What was written to the file reaches the disk."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What save_checkpoint wrote, with its tensors on the CPU; nothing in the file is executed."""
-    return torch.load(path, map_location="cpu", weights_only=True)
+def flush_folder(path: Path) -> None:
+    """The names of a folder reach the disk."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

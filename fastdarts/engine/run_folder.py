@@ -5,22 +5,28 @@
     metrics.jsonl    a line for each logged step and each epoch: on a CPU, two runs of one seed write the same bytes
     timing.jsonl     a line for each epoch: seconds, how many of them waiting for input, and images/s
     train.txt val.txt excluded.txt    the images of both splits, and those left out with the reason
-    checkpoint.pt    everything the next epoch depends on, after each epoch
+    checkpoint.pt    everything the next step depends on: after each epoch, and every --checkpoint_minutes
+    checkpoint.1.pt  the one before it, and so on: --keep_checkpoints in all
+    checkpoint-best.pt    of the evaluated epoch with the lowest validation loss; engine/checkpoints.py tells of their format
     genotype.json    the cell, as JSON and as the customary text
+    .lock            held by the process that writes the folder
 and what the report draws: cells, curves, reconstruction, report.html.
 """
 
+import fcntl
 import json
 import os
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastdarts.config import Settings
-from fastdarts.engine.files import load_checkpoint, save_checkpoint, write_text
+from fastdarts.engine.checkpoints import Checkpoints, DamagedCheckpoint, encode, steps_of
+from fastdarts.engine.files import flush, write_text
 
-BEGUN = {"train.txt", "val.txt", "excluded.txt"}  # written before settings.json: a run that was killed there begins anew
+LINES = ("metrics.jsonl", "timing.jsonl")
+BEGUN = {"train.txt", "val.txt", "excluded.txt", ".lock"}  # there before settings.json: a run killed then begins anew
 
 
 class RunFolderError(ValueError):
@@ -32,6 +38,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = Checkpoints(path)
         self.saved: dict[str, Any] | None = None  # settings.json of the run that is continued
 
     @staticmethod
@@ -69,6 +76,24 @@ class RunFolder:
     def __getitem__(self, name: str) -> Path:
         return self.path / name
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does.
+
+        A lock of POSIX: it ends with its process, however that ends, and is not inherited by processes that it forks.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self[".lock"], "w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunFolderError(
+                    f"--save: another process writes {self.path} now: wait for its end, or name another folder"
+                ) from error
+            if self.saved is None and self["settings.json"].exists():
+                raise RunFolderError(f"--save: another process has begun a run in {self.path} meanwhile: start again")
+            yield
+
     def create(self, facts: Mapping[str, Any]) -> None:
         """Write settings.json, after which the folder holds a run that can be continued."""
         write_text(self["settings.json"], json.dumps(facts, indent=2) + "\n")
@@ -78,35 +103,46 @@ class RunFolder:
         with open(self[name], "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Write the checkpoint."""
-        save_checkpoint(self["checkpoint.pt"], state)
+    def save(self, state: dict[str, Any], best: bool = False) -> None:
+        """Write the newest checkpoint, and make it the best one too. The lines logged before it reach the disk before it."""
+        for name in LINES:
+            if self[name].exists():
+                flush(self[name])
+        self.checkpoints.put(encode(state), best)
 
-    def restore(self) -> dict[str, Any] | None:
-        """The checkpoint, or None before the first. Lines logged after it are dropped: they will be written again.
+    def restore(self, look_only: bool = False) -> dict[str, Any] | None:
+        """The newest whole checkpoint, or None before the first. Lines logged after it are dropped: they will be written again.
 
-        Raises RunFolderError when the file is damaged.
+        look_only  change nothing: the folder is another rank's to write
+        Raises RunFolderError, and changes nothing, when all checkpoints are damaged.
         """
-        path, state, finished = self["checkpoint.pt"], None, 0
-        if path.exists():
-            try:
-                state = load_checkpoint(path)
-                finished = state["epoch"]
-            except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise RunFolderError(f"{path} is damaged ({reason}): remove it to begin this run again") from error
-        for name in ("metrics.jsonl", "timing.jsonl"):
-            self._drop_after(name, finished)
-        return state
+        try:
+            found = self.checkpoints.newest()
+        except DamagedCheckpoint as error:
+            raise RunFolderError(f"{error}: no checkpoint is left; remove them to begin this run again") from error
+        state = {"epoch": 0} if found is None else found.state
+        if look_only:
+            return None if found is None else state
+        kept = {name: self._lines(name, state["epoch"], steps_of(state)) for name in LINES}
+        self.checkpoints.clear(found)
+        for name, lines in kept.items():
+            if lines is not None:
+                write_text(self[name], lines)
+        return None if found is None else state
 
-    def _drop_after(self, name: str, epoch: int) -> None:
-        """Keep the lines of epochs up to `epoch`; a half-written last line goes too."""
+    def _lines(self, name: str, epoch: int, step: int) -> str | None:
+        """The lines of epochs up to `epoch` and of steps up to `step`, without a half-written last one; None if all are."""
         if not self[name].exists():
-            return
+            return None
         try:
             lines = self[name].read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
-        except (ValueError, KeyError) as error:
+            whole = [line for line in lines if line.endswith("\n")]
+            records = [json.loads(line) for line in whole]
+            kept = [
+                line
+                for line, record in zip(whole, records, strict=True)
+                if record["epoch"] <= epoch or (record.get("kind") == "step" and record["step"] <= step)
+            ]
+        except (ValueError, KeyError, TypeError) as error:
             raise RunFolderError(f"{self[name]} is damaged ({error}): remove it to go on without the lines so far") from error
-        if kept != lines:
-            write_text(self[name], "".join(kept))
+        return None if kept == lines else "".join(kept)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from math import isfinite
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
+from fastdarts.search.epoch import Epoch
 from fastdarts.search.optimizers import arch_optimizer, load_optimizer, optimizer_state, set_rate, weight_optimizer
 from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
@@ -27,10 +28,11 @@ log = logging.getLogger("fastdarts")
 
 
 class DivergedError(ArithmeticError):
-    """The losses of an epoch are not finite, or none of its updates could be made; the message says which epoch."""
+    """Half the losses of an epoch are not finite, or none of its updates could be made; the message says which epoch."""
 
 
 PARTS = ("the weights", "alpha")  # what Bilevel.skipped counts, in its order
+LOSSES = ("train", "alpha")
 Step = Callable[[Tensor, Batch, Batch | None], tuple[Tensor, Tensor | None]]
 
 
@@ -53,6 +55,8 @@ class StepReport(NamedTuple):
     train_loss: Tensor
     val_loss: Tensor | None
     skipped: Tensor  # int64 (2,): updates of the weights and of alpha skipped so far in this epoch; Bilevel's own counter
+    train_index: Tensor | None = None  # int64 (N,): the step's images
+    val_index: Tensor | None = None
 
 
 class Search:
@@ -65,7 +69,10 @@ class Search:
     on_step                   called after each step
 
     take_step is what makes a step: `bilevel`, or what engine.cuda_graph makes of it, to be set before the first one.
+    interruptible() is entered around what may be broken off by an exception at any point: waiting for input, evaluating.
     The modules are used where they are (device, dtype); batches are moved to them.
+
+    What `state_dict` gives holds at every moment outside take_step: inside an epoch too, also after an exception there.
     """
 
     def __init__(
@@ -113,7 +120,10 @@ class Search:
             precision=self.precision,
         )
         self.take_step: Step = self.bilevel
+        self.interruptible: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.epoch = 0  # finished epochs
+        self.part = Epoch()  # of the one under way
+        self.positions = self._positions()  # of the loaders, after the last finished step
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)  # finished steps: keys their randomness
 
     def run(self) -> Genotype:
@@ -128,78 +138,83 @@ class Search:
             yield self.run_epoch()
 
     def run_epoch(self) -> dict[str, Any]:
-        """One epoch. Returns plain values: losses (means over the epoch), rates, genotype, weights, collapse figures.
+        """One epoch, or what is left of it. Returns plain values: losses (means over the epoch), rates, genotype, weights,
+        collapse figures.
 
-        Raises DivergedError when a loss was not finite, or when all updates of the weights or of alpha had to be skipped.
-        The keys are those of a `metrics.jsonl` line of kind "epoch", and of the steps alone "seconds", of which
-        "input_seconds" were spent waiting for batches, and "images_per_s";
-        "skipped" (of the weights, of alpha) only where updates were.
+        Raises DivergedError when half of its losses are not finite, or when all updates of the weights or of alpha had to be
+        skipped. The keys are those of a `metrics.jsonl` line of kind "epoch", and of the steps alone "seconds", of which
+        "input_seconds" were spent waiting for batches, and "images_per_s". Only where there were any: "skipped" updates (of
+        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out.
         """
-        s = self.settings
+        s, part, steps = self.settings, self.part, len(self.train_loader)
         rate = learning_rate(self.epoch, s.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
         set_rate(self.bilevel.weight_optimizer, rate)
-        self.bilevel.skipped.zero_()
+        if not part.steps:
+            self.bilevel.skipped.zero_()
         self.supernet.train()
         self.objective.train()
-        started, waited, images = perf_counter(), 0.0, 0
-        train_losses, val_losses = [], []
-        first = self.epoch * len(self.train_loader)
-        for number in range(first + 1, first + len(self.train_loader) + 1):
-            asked = perf_counter()
-            train = next(self.train_loader).to(self.device)
-            val = next(self.val_loader).to(self.device) if self.epoch >= s.begin else None
-            waited += perf_counter() - asked
-            train_loss, val_loss = self.take_step(self.step, train, val)
-            self.step += 1
-            count = len(train.index) + (0 if val is None else len(val.index))
-            images += count
-            train_losses.append(train_loss)
-            if val_loss is not None:
-                val_losses.append(val_loss)
-            if self.on_step:
-                steps = s.epochs * len(self.train_loader)
-                skipped = self.bilevel.skipped
-                self.on_step(StepReport(self.epoch + 1, number, steps, count, train_loss, val_loss, skipped))
-        record = {
-            "epoch": self.epoch + 1,
-            "step": first + len(self.train_loader),
-            "lr": rate,
-            "train_loss": torch.stack(train_losses).mean().item(),
-            "alpha_loss": torch.stack(val_losses).mean().item() if val_losses else None,
-        }
-        seconds = perf_counter() - started
-        self._check(record, (len(train_losses), len(val_losses)))
-        self.epoch += 1
-        due = self.epoch % s.eval_every == 0 or self.epoch == s.epochs
-        record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
-        if s.hessian_every and self.epoch % s.hessian_every == 0:
-            record["hessian"] = self.hessian()
-        return (
-            record
-            | self._architecture()
-            | {
-                "seconds": seconds,
-                "input_seconds": waited,
-                "images_per_s": images / seconds,
-            }
-        )
+        began = perf_counter() - part.seconds
+        while part.steps < steps:
+            self._advance(part, began)
+        train, alpha = part.means()
+        epoch = self.epoch + 1
+        record = {"epoch": epoch, "step": epoch * steps, "lr": rate, "train_loss": train.value, "alpha_loss": alpha.value}
+        seconds = perf_counter() - began
+        self._check(record)
+        due = epoch % s.eval_every == 0 or epoch == s.epochs
+        with self.interruptible():
+            record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
+            if s.hessian_every and epoch % s.hessian_every == 0:
+                record["hessian"] = self.hessian()
+        record |= self._architecture()
+        record |= {"seconds": seconds, "input_seconds": part.input_seconds, "images_per_s": part.images / seconds}
+        self.epoch, self.part = epoch, Epoch()
+        return record
 
-    def _check(self, record: dict[str, Any], updates: tuple[int, int]) -> None:
-        """Raise DivergedError if the epoch came to nothing; say, and note in the record, how many updates were skipped."""
-        epoch = f"epoch {record['epoch']}"
-        if not all(isfinite(record[name] or 0.0) for name in ("train_loss", "alpha_loss")):
-            losses = f"train {record['train_loss']}, alpha {record['alpha_loss']}"
+    def _advance(self, part: Epoch, began: float) -> None:
+        """The next step of the epoch."""
+        asked = perf_counter()
+        with self.interruptible():
+            train = next(self.train_loader).to(self.device)
+            val = next(self.val_loader).to(self.device) if self.epoch >= self.settings.begin else None
+        part.input_seconds += perf_counter() - asked
+        train_loss, val_loss = self.take_step(self.step, train, val)
+        self.step += 1
+        count = len(train.index) + (0 if val is None else len(val.index))
+        part.images += count
+        part.train.append(train_loss)
+        if val_loss is not None:
+            part.val.append(val_loss)
+        part.seconds = perf_counter() - began
+        self.positions = self._positions()
+        if self.on_step:
+            steps = len(self.train_loader)
+            number, of = self.epoch * steps + part.steps, self.settings.epochs * steps
+            indices = train.index, None if val is None else val.index
+            self.on_step(StepReport(self.epoch + 1, number, of, count, train_loss, val_loss, self.bilevel.skipped, *indices))
+
+    def _check(self, record: dict[str, Any]) -> None:
+        """Raise DivergedError if the epoch came to nothing; say, and note in the record, what was skipped or not finite."""
+        epoch, means = f"epoch {record['epoch']}", self.part.means()
+        if any(mean.bad and 2 * mean.bad >= mean.of for mean in means):
+            losses = " and ".join(f"{m.bad} of {m.of} {name}" for m, name in zip(means, LOSSES, strict=True) if m.of)
             raise DivergedError(f"{epoch}: the losses are not finite ({losses}); try a smaller learning_rate")
+        if any(mean.bad for mean in means):
+            record["not_finite"] = [mean.bad for mean in means]
         skipped = self.bilevel.skipped.tolist()
         if not any(skipped):
             return
         record["skipped"] = skipped
-        told = " and ".join(f"{n} of {of} updates of {what}" for n, of, what in zip(skipped, updates, PARTS, strict=True) if n)
-        scale = self.precision.scale
-        seeking = scale is not None and float(scale.value) > 1  # a float16 search that still looks for its loss scale
-        if not seeking and any(n == of for n, of in zip(skipped, updates, strict=True) if of):
+        parts = zip(skipped, means, PARTS, strict=True)
+        told = " and ".join(f"{n} of {mean.of} updates of {what}" for n, mean, what in parts if n)
+        if not self.seeking() and any(n == mean.of for n, mean in zip(skipped, means, strict=True) if mean.of):
             raise DivergedError(f"{epoch}: {told} had gradients that are not finite; try a smaller learning_rate")
         log.warning(f"{epoch}: {told} were skipped, their gradients were not finite")
+
+    def seeking(self) -> bool:
+        """Whether this is a float16 search that still looks for its loss scale, skipping updates until it is small enough."""
+        scale = self.precision.scale
+        return scale is not None and float(scale.value) > 1
 
     def genotype(self) -> Genotype:
         """The cell pair that alpha stands for now."""
@@ -239,8 +254,13 @@ class Search:
             return dominant_eigenvalue(gradient, alpha)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next epoch depends on, as plain dicts and tensors (torch.load(..., weights_only=True) reads it)."""
+        """Everything the next step depends on, as plain dicts and tensors (torch.load(..., weights_only=True) reads it).
+
+        Only inside an epoch: "part" (of Epoch) and "skipped". The tensors may be those that the next step changes.
+        """
         scale = self.precision.scale
+        train, val = self.positions
+        part = {"part": self.part.state_dict(), "skipped": self.bilevel.skipped} if self.part.steps else {}
         return {
             "epoch": self.epoch,
             "step": self.step.clone(),
@@ -249,23 +269,35 @@ class Search:
             "relaxation": self.relaxation.state_dict(),
             "weight_optimizer": optimizer_state(self.bilevel.weight_optimizer),
             "arch_optimizer": optimizer_state(self.bilevel.arch_optimizer),
-            "train_loader": self.train_loader.state_dict(),
-            "val_loader": self.val_loader.state_dict(),
+            "train_loader": train,
+            "val_loader": val,
+            **part,
         } | ({} if scale is None else {"loss_scale": scale.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
         self.epoch = state["epoch"]
+        self.part = Epoch.from_state(state["part"], self.device) if "part" in state else Epoch()
         self.step.copy_(state["step"])
         self.supernet.load_state_dict(state["supernet"])
         self.objective.load_state_dict(state["objective"])
         self.relaxation.load_state_dict(state["relaxation"])
         load_optimizer(self.bilevel.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.bilevel.arch_optimizer, state["arch_optimizer"])
+        if "skipped" in state:
+            self.bilevel.skipped.copy_(state["skipped"])
         if self.precision.scale is not None and "loss_scale" in state:
             self.precision.scale.load_state_dict(state["loss_scale"])
-        self.train_loader.load_state_dict(state["train_loader"])
-        self.val_loader.load_state_dict(state["val_loader"])
+        self.move_loaders((state["train_loader"], state["val_loader"]))
+
+    def move_loaders(self, positions: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        """Go on with the batches after those at which `positions` was this attribute."""
+        for loader, position in zip((self.train_loader, self.val_loader), positions, strict=True):
+            loader.load_state_dict(position)
+        self.positions = positions
+
+    def _positions(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self.train_loader.state_dict(), self.val_loader.state_dict()
 
     @torch.no_grad()
     def _weights(self) -> dict:

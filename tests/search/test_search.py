@@ -154,6 +154,82 @@ def test_resumed_after_the_first_epoch_it_ends_as_if_uninterrupted(
     assert second.genotype() == whole.genotype()
 
 
+@pytest.mark.parametrize(("changes", "objective", "sampling"), VARIANTS.values(), ids=VARIANTS)
+def test_resumed_after_any_step_it_ends_as_if_uninterrupted(
+    changes: dict[str, Any], objective: str, sampling: str, tmp_path: Path
+) -> None:
+    s = settings(seed=3, **changes)
+    states: list[Path] = []
+
+    def save(report: StepReport) -> None:
+        states.append(tmp_path / f"{report.step}.pt")
+        torch.save(whole.state_dict(), states[-1])
+
+    whole = make(s, objective, sampling, on_step=save)
+    want = timeless(list(whole.epochs()))
+    assert len(states) == 6
+    for number, path in enumerate(states, 1):
+        second = make(s, objective, sampling, weights_seed=1234)
+        second.load_state_dict(torch.load(path, weights_only=True))
+        assert (second.epoch, second.part.steps, int(second.step)) == ((number - 1) // 2, (number - 1) % 2 + 1, number)
+        assert timeless(list(second.epochs())) == want[(number - 1) // 2 :]
+        assert same(second.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("where", ["train_loader", "val_loader", "eval_loader", "on_step"])
+def test_a_state_taken_after_an_exception_goes_on_as_if_there_had_been_none(where: str) -> None:
+    """Waiting for either batch, in the evaluation, or in what is called after a step: no batch is lost or taken twice."""
+
+    class Broken(Exception):
+        pass
+
+    class Breaking(Loader):
+        def __next__(self) -> Batch:
+            if self.given == 3:
+                raise Broken
+            return super().__next__()
+
+    def evaluation() -> Any:
+        yield finite(1)[0]
+        raise Broken
+
+    class Once:
+        def __iter__(self) -> Any:
+            return evaluation()
+
+    def fail(report: StepReport) -> None:
+        if report.step == 4:
+            raise Broken
+
+    whole = make(settings())
+    want = timeless(list(whole.epochs()))
+    parts = {"train_loader": Breaking(0, 2), "val_loader": Breaking(1, 3), "eval_loader": Once(), "on_step": fail}
+    first, records = make(settings(), **{where: parts[where]}), []
+    with pytest.raises(Broken):
+        for record in first.epochs():
+            records.append(record)
+    second = make(settings(), weights_seed=1234)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    records += list(second.epochs())
+    assert timeless(records) == want
+    assert same(second.state_dict(), whole.state_dict())
+
+
+def test_a_few_losses_that_are_not_finite_are_left_out_of_the_means() -> None:
+    plain = make(settings(epochs=1, begin=1), train_loader=Loader(0, 3))
+    take, losses = plain.bilevel, []
+
+    def poisoned(step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
+        loss, alpha = take(step, train, val)
+        losses.append(float(loss))
+        return (loss * torch.nan if len(losses) == 2 else loss), alpha
+
+    plain.take_step = poisoned
+    record = plain.run_epoch()
+    assert record["not_finite"] == [1, 0]
+    assert record["train_loss"] == pytest.approx((losses[0] + losses[2]) / 2, rel=1e-6)
+
+
 def test_a_loaded_state_keeps_the_parameters_that_others_hold() -> None:
     search = make(settings())
     search.run_epoch()
@@ -205,6 +281,9 @@ def test_validation_batches_go_on_where_the_last_epoch_stopped() -> None:
             b = plain()
             taken.append(sorted(b.index.tolist()))
             return b
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
 
     search.val_loader = Noted()
     list(search.epochs())

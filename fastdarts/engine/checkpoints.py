@@ -1,0 +1,149 @@
+"""The checkpoints of a run: several, each with a digest of its own, so that a damaged one is noticed and another taken.
+
+    checkpoint.pt                     the newest
+    checkpoint.1.pt checkpoint.2.pt   those before it
+    checkpoint-best.pt                of the evaluated epoch with the lowest validation loss
+    *.damaged                         one that could not be read and was passed over
+
+Each is what torch.save writes, a zip archive, with `fastdarts sha256 DIGEST` as the archive's comment: the digest of all bytes
+before the comment. So torch.load reads it too, and a file that was cut off or in which a bit has flipped is told from a
+whole one. Older files have no comment and are taken as they are.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastdarts.engine.files import flush_folder, write_atomically, written_beside
+
+NEWEST, BEST = "checkpoint.pt", "checkpoint-best.pt"
+MARK = b"fastdarts sha256 "
+COMMENT = len(MARK) + 64  # bytes
+END, END_BYTES = b"PK\5\6", 22  # of a zip archive: its signature, and its length up to the comment
+BROKEN = (  # what torch.load raises at a damaged file
+    *(RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError),
+    *(AssertionError, OverflowError, struct.error),
+)
+log = logging.getLogger("fastdarts")
+
+
+class DamagedCheckpoint(ValueError):
+    """A file that is no whole checkpoint; the message names it and says why."""
+
+
+class Found(NamedTuple):
+    """The state of a checkpoint, the file it came from, and the damaged ones that were passed over."""
+
+    path: Path
+    state: dict[str, Any]
+    damaged: tuple[Path, ...] = ()
+
+
+def encode(state: dict[str, Any]) -> bytes:
+    """`state` (plain dicts, lists, tuples, numbers, text and tensors) as the bytes of a checkpoint."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    data = bytearray(file.getbuffer())
+    data[-2:] = COMMENT.to_bytes(2, "little")  # the length of the archive's comment, nothing so far
+    return bytes(data + MARK + hashlib.sha256(data).hexdigest().encode())
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """What `encode` was given, with its tensors on the CPU; nothing in the data is executed.
+
+    Raises ValueError, and what torch.load raises, for anything else.
+    """
+    end = data[-END_BYTES:]
+    if data[-COMMENT:-64] == MARK:
+        if hashlib.sha256(memoryview(data)[:-COMMENT]).hexdigest().encode() != data[-64:]:
+            raise ValueError("its digest is another one")
+    elif not (end.startswith(END) and end.endswith(b"\0\0")):
+        raise ValueError("its end is missing" if data else "it is empty")
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
+        raise ValueError("it holds no state of a search")
+    return state
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a file. Raises DamagedCheckpoint."""
+    try:
+        return decode(path.read_bytes())
+    except BROKEN as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DamagedCheckpoint(f"{path} is damaged ({reason})") from error
+
+
+class Checkpoints:
+    """The checkpoints in a folder, of which the `keep` newest and the best remain."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def put(self, data: bytes, best: bool = False) -> None:
+        """Make `data` (of `encode`) the newest checkpoint, and the best one too. Raises OSError; the others are intact then."""
+        if best:
+            write_atomically(self.folder / BEST, lambda file: file.write(data))
+        with written_beside(self.folder / NEWEST, lambda file: file.write(data)) as incoming:
+            for number in range(self.keep - 1, 0, -1):
+                before = self._path(number - 1)
+                if before.exists():
+                    os.replace(before, self._path(number))
+            os.replace(incoming, self.folder / NEWEST)
+            flush_folder(self.folder)
+        for number in self._numbers():
+            if number >= self.keep:
+                self._path(number).unlink(missing_ok=True)
+
+    def newest(self) -> Found | None:
+        """The newest checkpoint that is whole, or None where there is none at all; the folder stays as it is.
+
+        A damaged one is named in the log and the next is read. Raises DamagedCheckpoint when all are.
+        """
+        paths = [path for path in (*map(self._path, self._numbers()), self.folder / BEST) if path.exists()]
+        whole: list[Found] = []
+        damaged: dict[Path, str] = {}
+        for path in paths:
+            if whole and (not damaged or path.name != BEST):  # the first whole one of a row is its newest
+                continue
+            try:
+                whole.append(Found(path, load_checkpoint(path)))
+            except DamagedCheckpoint as error:
+                damaged[path] = str(error)
+        told = "; ".join(damaged.values())
+        if damaged and not whole:
+            raise DamagedCheckpoint(told)
+        if not whole:
+            return None
+        found = max(whole, key=lambda f: steps_of(f.state))
+        if damaged:
+            log.warning(f"{told}: taking {found.path.name}, which is whole, instead")
+        return found._replace(damaged=tuple(damaged))
+
+    def clear(self, found: Found | None) -> None:
+        """Put the damaged files aside, and remove what a killed process left half written."""
+        for path in self.folder.glob(".checkpoint*.tmp"):
+            path.unlink(missing_ok=True)
+        for path in found.damaged if found is not None else ():
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / (f"checkpoint.{number}.pt" if number else NEWEST)
+
+    def _numbers(self) -> list[int]:
+        """Of the checkpoints that are there, the newest first."""
+        middles = [path.name.split(".")[1] for path in self.folder.glob("checkpoint.*.pt")]
+        numbers = [int(middle) for middle in middles if middle.isdecimal() and int(middle)]
+        return sorted([0] * (self.folder / NEWEST).exists() + numbers)
+
+
+def steps_of(state: dict[str, Any]) -> int:
+    """Finished steps of the whole search."""
+    return int(state.get("step", 0))

@@ -1,0 +1,85 @@
+"""How a run ends when it is asked to: SIGTERM, SIGINT (Ctrl-C), and SIGUSR1, which SLURM sends before a job's time is up.
+
+While a search steps, the signal is only noted and the step is finished, so that a checkpoint can be taken. While it waits
+for input, evaluates, draws, or prepares (files are checked, the cache is filled) it ends at once.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+AGAIN = 75  # exit status of a run that was asked to stop (EX_TEMPFAIL): the same command continues it
+INTERRUPTED = 130  # of one that was interrupted with Ctrl-C, as shells have it
+
+
+class Stopped(BaseException):
+    """The run was asked to end; like KeyboardInterrupt no Exception, so that nobody takes it for a fault."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def status(self) -> int:
+        """The exit status: AGAIN, or INTERRUPTED."""
+        return INTERRUPTED if self.number == signal.SIGINT else AGAIN
+
+
+class Stopping:
+    """Takes the signals inside `with`, where it is the main thread's; the handlers before it are put back.
+
+    A second SIGINT ends the process at once, by the system's own hand.
+
+    alone  False where other ranks take part: then a search ends between steps only, when all have agreed on it
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0  # that has come, or 0
+        self.alone = True
+        self._at_once = True
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Stopping":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._come) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Inside, a signal is only noted."""
+        yield from self._set(False)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, also inside `deferred`, a signal raises Stopped wherever it comes; so does one that was noted before."""
+        if self.alone:
+            self.check()
+        yield from self._set(self._at_once or self.alone)
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.signal:
+            raise Stopped(self.signal)
+
+    def _set(self, at_once: bool) -> Iterator[None]:
+        before, self._at_once = self._at_once, at_once
+        try:
+            yield
+        finally:
+            self._at_once = before
+
+    def _come(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+        if not self.signal:
+            self.signal = number
+            if self._at_once:
+                raise Stopped(number)
