@@ -1,6 +1,8 @@
 """Where a search's batches come from, as a user chooses it: what is said, saved, refused, and the same bits."""
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,9 +11,10 @@ import torch
 
 from fastdarts import input as input_module
 from fastdarts.data import CacheLoader, InputStopped, dali, room
-from fastdarts.engine import RunFolder
 from fastdarts.search_imagenet import main
-from tests.test_search_imagenet import arguments, write_tree
+from fastdarts.session import Session
+from tests.runs import write_tree
+from tests.test_search_imagenet import arguments
 
 Search = Callable[..., Path]
 needs_dali = pytest.mark.skipif(dali.unavailable(torch.device("cpu")) is not None, reason="DALI is not installed")
@@ -76,15 +79,15 @@ def test_a_run_goes_on_with_what_it_began_with_or_says_so(
 ) -> None:
     """Interrupted after two of three epochs; without a flag, the rest is fed as the beginning was."""
     whole = search("whole", "--cache", "off")
-    save = RunFolder.save
+    record = Session._record
 
-    def interrupted(folder: RunFolder, state: dict) -> None:
-        save(folder, state)
-        if state["epoch"] == 2:
-            raise KeyboardInterrupt
+    def interrupted(session: Session, line: dict) -> None:
+        record(session, line)
+        if session.search.epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, "save", interrupted)
+        patch.setattr(Session, "_record", interrupted)
         for name in ("same", "other"):
             search(name, "--cache", "off", status=130)
     capsys.readouterr()
