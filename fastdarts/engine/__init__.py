@@ -3,20 +3,24 @@
 from fastdarts.engine.cuda_graph import CapturedBilevel, CaptureError, no_gpu
 from fastdarts.engine.determinism import NotDeterministicError, algorithms
 from fastdarts.engine.files import write_text
-from fastdarts.engine.memory import meta_batch, step_bytes
+from fastdarts.engine.memory import NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
 from fastdarts.engine.progress import Progress, duration, log_to, now_and_then
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
 
 __all__ = [
     "CaptureError",
     "CapturedBilevel",
+    "NoMemory",
     "NotDeterministicError",
     "Progress",
     "RunFolder",
     "RunFolderError",
     "algorithms",
     "duration",
+    "free_bytes",
+    "largest_batch",
     "log_to",
+    "memory_told",
     "meta_batch",
     "no_gpu",
     "now_and_then",
