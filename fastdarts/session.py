@@ -9,7 +9,7 @@ import torch
 
 from fastdarts.config import SearchImagenetSettings
 from fastdarts.data import EvalLoader
-from fastdarts.engine import Progress, RunFolder, duration, write_text
+from fastdarts.engine import Progress, RunFolder, Watch, duration, write_text
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.report import picture_grid, write_report
 from fastdarts.search import COLLAPSE_SKIPS, PARTS, Search, StepReport
@@ -37,12 +37,13 @@ class Session:
             self.search.load_state_dict(state)
             log.info(f"continuing {self.folder.path} after epoch {self.search.epoch} of {self.settings.epochs}")
         self.progress = self._progress()
-        published = perf_counter()
-        for record in self.search.epochs():
-            self._record(record)
-            if perf_counter() - published > REPORT_SECONDS:
-                self._publish()
-                published = perf_counter()
+        with Watch(self.search, self.folder.path, self.settings) as self.watch:
+            published = perf_counter()
+            for record in self.search.epochs():
+                self._record(record)
+                if perf_counter() - published > REPORT_SECONDS:
+                    self._publish()
+                    published = perf_counter()
         if state is not None and self.search.epoch == state["epoch"]:
             log.info(f"nothing is left to search in {self.folder.path}")
         return self._publish()
@@ -58,18 +59,21 @@ class Session:
         if self.progress.due(report):
             train = report.train_loss.item()
             alpha = None if report.val_loss is None else report.val_loss.item()
-            self.progress.line(report, train, alpha)
+            pace = self.progress.line(report, train, alpha)
+            self.watch.logged(report, train, alpha, pace, self.settings.epochs)
             if any(skipped := report.skipped.tolist()):
                 told = " and ".join(f"{n} of {what}" for n, what in zip(skipped, PARTS, strict=True) if n)
                 log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
             line = {"epoch": report.epoch, "step": report.step, "train_loss": train, "alpha_loss": alpha}
             self.folder.append("metrics.jsonl", {"kind": "step"} | line)
+        self.watch.step(report)
 
     def _record(self, record: dict[str, Any]) -> None:
         """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
-        timing = {name: record.pop(name) for name in TIMING}
+        timing = self.watch.timing({name: record.pop(name) for name in TIMING})
         self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
         self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
+        self.watch.epoch(record, timing)
         write_text(self.folder["genotype.json"], self._genotype())
         self.folder.save(self.search.state_dict())
         valid = record["valid"] or {}

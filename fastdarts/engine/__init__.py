@@ -4,8 +4,11 @@ from fastdarts.engine.cuda_graph import CapturedBilevel, CaptureError, no_gpu
 from fastdarts.engine.determinism import NotDeterministicError, algorithms
 from fastdarts.engine.files import write_text
 from fastdarts.engine.memory import NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
+from fastdarts.engine.profile import Window
 from fastdarts.engine.progress import Progress, duration, log_to, now_and_then
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
+from fastdarts.engine.tensorboard import no_tensorboard
+from fastdarts.engine.watch import Watch
 
 __all__ = [
     "CaptureError",
@@ -15,6 +18,8 @@ __all__ = [
     "Progress",
     "RunFolder",
     "RunFolderError",
+    "Watch",
+    "Window",
     "algorithms",
     "duration",
     "free_bytes",
@@ -23,6 +28,7 @@ __all__ = [
     "memory_told",
     "meta_batch",
     "no_gpu",
+    "no_tensorboard",
     "now_and_then",
     "step_bytes",
     "write_text",

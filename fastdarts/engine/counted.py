@@ -14,8 +14,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-HEAP = 1.18  # bytes that the heap grows by for each that lives in it, measured over steps of the definition
+# Bytes that the heap grows by for each that lives in it, measured over steps of the definition; those of second order leave
+# more gaps: each of their four passes takes tensors of other sizes in another order.
+HEAP, HEAP_UNROLLED = 1.18, 1.5
 MAPPED = 32 << 20  # a tensor of so many bytes is no part of the heap: the C library maps it by itself
+HUGE = 2 << 20  # a block of so many bytes is in huge pages
 HEADER = 64  # bytes before each block of the workspace
 
 
@@ -23,14 +26,15 @@ class Counted(TorchDispatchMode):
     """Inside, what each operator makes is added to `live` until its last tensor ends; `peak` is the most there was.
 
     host  tensors stand for such in this process's own memory
+    heap  HEAP or HEAP_UNROLLED, there
     An operator on the meta device whose arguments look like those of an earlier call gives tensors that look like that
     call's: torch's own way to find their shapes is many times slower.
     """
 
-    def __init__(self, host: bool) -> None:
+    def __init__(self, host: bool, heap: float = HEAP) -> None:
         super().__init__()
         self._known: dict[tuple, Any] = {}
-        self.host = host
+        self.host, self.heap = host, heap
         self.live = self.peak = 0.0
         self._workspace = Workspace()
         self._seen: set[int] = set()
@@ -70,7 +74,7 @@ class Counted(TorchDispatchMode):
             self._grow(grown)
             weakref.finalize(storage, self._give, key, block)
         else:
-            taken = size * HEAP if self.host and size < MAPPED else size
+            taken = size * self.heap if self.host and size < MAPPED else size
             self._grow(taken)
             weakref.finalize(storage, self._free, key, taken)
 
@@ -141,6 +145,8 @@ class Workspace:
         while step * 16 <= used:
             step *= 2
         wanted = -(-used // step) * step
+        if wanted >= HUGE:
+            used = wanted  # in huge pages, which are resident as a whole
         at = bisect_left(self._idle, (wanted, 0))
         if at == len(self._idle) or self._idle[at][0] > 2 * wanted:
             return (wanted, used), used

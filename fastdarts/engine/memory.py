@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdarts.batch import Batch
 from fastdarts.data import room
-from fastdarts.engine.counted import Counted
+from fastdarts.engine.counted import HEAP, HEAP_UNROLLED, Counted
 from fastdarts.objectives import Objective
 from fastdarts.ops.backend import choose
 from fastdarts.ops.philox import Stream
@@ -78,7 +78,7 @@ def step_bytes(
     # of definitions plain meta tensors tell the same, and sooner; autocast does not see those
     mode = FakeTensorMode() if fused or amp != "off" else None
     where = torch.device("meta") if mode is None else device
-    counted = Counted(host=device.type == "cpu")
+    counted = Counted(device.type == "cpu", HEAP_UNROLLED if unrolled else HEAP)
 
     def placed(tensor: Tensor) -> Tensor:
         made = torch.empty_like(tensor) if mode is None else FakeTensor(mode, tensor.detach(), device)
@@ -157,7 +157,7 @@ def largest_batch(peak: Callable[[int], int], space: int, most: int, multiple: i
     while second <= space:
         if high == top * multiple:
             return high
-        each = max(1.0, (second - first) / (high - low))
+        each = max((second - first) / (high - low), 1e-6)
         low, first = high, second
         high = min(top, max(int(high + (space - second) / each) // multiple, high // multiple + 1)) * multiple
         second = peak(high)
