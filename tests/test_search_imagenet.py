@@ -354,7 +354,7 @@ def trees(kind, path):
         ("good", "--profile 5", "--profile 5: give the first and the last step, as in 10:12"),
         ("good", "--profile 5:3", "--profile 5:3: the first step must be at least 1 and not after the last"),
         ("good", "--profile 0:3", "--profile 0:3: the first step must be"),
-        ("good", "--profile 1:3", "--profile 1:3: the search has only 2 steps"),
+        ("good", "--profile 1:3", "--profile 1:3: the search has 2 steps, none is number 3"),
         ("good", "--device meta", "neither auto, cpu, cuda nor cuda:N"),
         ("good", "--train_list nowhere.txt", "belong together"),
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
@@ -426,7 +426,7 @@ def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    monkeypatch.setattr("fastdarts.search.Bilevel.weight_step", small)
+    monkeypatch.setattr("fastdarts.engine.CapturedBilevel.__call__", small)
     tree = write_tree(tmp_path / "images", images=16)
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", batch]) == 1
     err = capsys.readouterr().err
