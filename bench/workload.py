@@ -64,6 +64,7 @@ class Workload:
     device            the present GPU, or the CPU
     backend           of the library's fused ops, on our side
     space             of candidates; S0 unless a test wants a small one
+    unrolled          alpha's step is of second order
     """
 
     supernet: str
@@ -74,6 +75,7 @@ class Workload:
     device: Literal["cpu", "cuda"] = "cpu"
     backend: str = "auto"
     space: Space = S0
+    unrolled: bool = False
 
     def check(self, side: str) -> None:
         """Raise WorkloadError if the sizes do not fit together or the device cannot serve the side."""
@@ -142,15 +144,19 @@ def make_supernet(workload: Workload, backend: str) -> Supernet:
     return Supernet(workload.space, C=CHANNELS, stem=stem, partial_channels=k, backend=backend)
 
 
+def make_objective(workload: Workload, supernet: Supernet, backend: str) -> Objective:
+    """What the workload minimises, on the default device."""
+    classes = SUPERNETS[workload.supernet].classes
+    if classes is None:
+        return MaskedReconstruction(supernet.tap_channels, backend=backend)
+    return Classification(supernet, classes)
+
+
 def _bilevel_step(workload: Workload, side: Side, backend: str, *, ours: bool) -> Run:
     """Alpha's gradient and update, then the weights' gradient, clipping and update, from uint8 on the device."""
     preset, device = SUPERNETS[workload.supernet], workload.device
     supernet = make_supernet(workload, backend)
-    objective: Objective
-    if preset.classes is None:
-        objective = MaskedReconstruction(supernet.tap_channels, backend=backend)
-    else:
-        objective = Classification(supernet, preset.classes)
+    objective = make_objective(workload, supernet, backend)
     arrange(supernet, workload, side)
     objective.to(device, workload.parameter_dtype)
     for cell in supernet.cells if side.compiled else ():
@@ -165,6 +171,7 @@ def _bilevel_step(workload: Workload, side: Side, backend: str, *, ours: bool) -
         relaxation,
         torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4, fused=True),
         torch.optim.Adam(relaxation.parameters(), 3e-4, (0.5, 0.999), weight_decay=1e-3, fused=True, capturable=side.captured),
+        unrolled=workload.unrolled,
         precision=Precision("bf16" if workload.dtype == "bfloat16" else "off", device),
     )
     train, val = (resident_batch(workload, preset.classes or 1, seed) for seed in (1, 2))

@@ -6,7 +6,7 @@ whether a run may be continued with another value.
 
 import argparse
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
@@ -27,11 +27,13 @@ def setting(
     below: float | None = None,
     resumable: bool = False,
     before: Any = None,
+    auto: Any = None,
 ) -> Any:
     """A dataclass field that is also a flag.
 
     resumable  a saved run may be continued with another value
     before     what runs did that were saved before there was this setting
+    auto       the value that the word "auto" gives: the run chooses, and a continued one keeps what was chosen
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(
@@ -41,6 +43,7 @@ def setting(
             "bounds": {name: value for name, value in bounds.items() if value is not None},
             "resumable": resumable,
             "before": before,
+            "auto": auto,
         },
     )
 
@@ -66,8 +69,9 @@ class Settings:
                 parser.add_argument(*spellings, help=text, action=argparse.BooleanOptionalAction)
             else:
                 kind, choices = _kind(hints[f.name])
+                parse = _or_auto(kind, f.metadata["auto"])
                 parser.add_argument(
-                    *spellings, help=text, type=kind, choices=choices, metavar=None if choices else f.name.upper()
+                    *spellings, help=text, type=parse, choices=choices, metavar=None if choices else f.name.upper()
                 )
         return vars(parser.parse_args(argv))
 
@@ -75,7 +79,9 @@ class Settings:
         """Lines that name each setting whose value is not the saved one, resumable ones left out."""
         mine = asdict(self)
         was = {f.name: saved.get(f.name, f.metadata["before"]) for f in fields(self) if not f.metadata["resumable"]}
-        return [f"--{name} is {mine[name]!r} but was {was[name]!r}" for name in was if mine[name] != was[name]]
+        autos = {f.name: f.metadata["auto"] for f in fields(self) if f.metadata["auto"] is not None}
+        others = [name for name in was if mine[name] not in (was[name], autos.get(name, was[name]))]
+        return [f"--{name} is {mine[name]!r} but was {was[name]!r}" for name in others]
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Self:
@@ -98,6 +104,18 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...] | None]:
     if get_origin(hint) is Literal:
         return str, get_args(hint)
     return hint, None
+
+
+def _or_auto(kind: type, auto: Any) -> Callable[[str], Any]:
+    """What parses a value: of that type, or the word auto where it means something."""
+    if auto is None:
+        return kind
+
+    def parse(text: str) -> Any:
+        return auto if text == "auto" else kind(text)
+
+    parse.__name__ = f"{kind.__name__} or auto"  # argparse names it in its message
+    return parse
 
 
 def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
@@ -162,7 +180,12 @@ class SearchImagenetSettings(SearchSettings):
     dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
     objective: Literal["mae", "supervised"] = setting("mae", "masked reconstruction (needs no labels) or classification")
     image_size: int = setting(224, "pixels a side", at_least=1)
-    batch_size: int = setting(1024, "images of a step of the weights, and of one of alpha", at_least=1)
+    batch_size: int = setting(
+        1024,
+        "images of a step of the weights, and of one of alpha; auto (or 0) = the most that fit in 80 % of free memory",
+        at_least=0,
+        auto=0,
+    )
     train_fraction: float = setting(0.1, "share of each class that trains the weights", above=0, below=1)
     val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
     train_list: str | None = setting(None, "text file naming those images instead: train/CLASS/FILE a line")
@@ -214,6 +237,10 @@ class SearchImagenetSettings(SearchSettings):
         resumable=True,
     )
     log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)
+    tensorboard: bool = setting(False, "write losses, rates and alpha for TensorBoard into the run folder", resumable=True)
+    profile: str | None = setting(
+        None, "A:B = trace steps A to B, counted from 1, into trace-A-B.json in the run folder", resumable=True
+    )
 
 
 # What `search_imagenet` takes instead of its defaults when it searches the generated sample: a search of two minutes.

@@ -16,7 +16,8 @@ import torch
 
 from fastdarts import engine, provenance
 from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings
-from fastdarts.data import DataError, EvalLoader, InputStopped
+from fastdarts.data import DataError, EvalLoader, InputStopped, room
+from fastdarts.data.ahead import DEPTH
 from fastdarts.engine import CapturedBilevel, CaptureError, RunFolder, RunFolderError, Stopping
 from fastdarts.images import Images
 from fastdarts.input import Input, forecast, open_input, steps_of_an_epoch
@@ -61,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except engine.NotDeterministicError as error:
         print(f"{PROG}: stopped: {error}; go on without --deterministic, or with another --backend", file=sys.stderr)
         return 1
-    except torch.OutOfMemoryError as error:
-        print(f"{PROG}: stopped: {str(error).splitlines()[0]} Try a smaller --batch_size.", file=sys.stderr)
+    except engine.NoMemory as error:
+        print(f"{PROG}: stopped: {error}", file=sys.stderr)
         return 1
     except OSError as error:  # a full disk, a folder that went away
         print(f"{PROG}: stopped: {error}; the last checkpoint is kept", file=sys.stderr)
@@ -88,6 +89,7 @@ def resolve(given: dict[str, Any]) -> SearchImagenetSettings:
     settings = replace(settings, device=_device(settings.device), threads=settings.threads or torch.get_num_threads())
     device = torch.device(settings.device)
     _check_device(settings, device)
+    _check_watching(settings)
     lower = Precision(settings.amp).dtype or torch.float32
     dtypes = dict.fromkeys(("patch_mask", "masked_loss"), torch.float32) | dict.fromkeys(("relu_conv_bn", "mixed_cell"), lower)
     try:
@@ -110,6 +112,17 @@ def _check_device(settings: SearchImagenetSettings, device: torch.device) -> Non
         raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
 
 
+def _check_watching(settings: SearchImagenetSettings) -> None:
+    """Raise ConfigError where what is to be written cannot be."""
+    if settings.tensorboard and (why := engine.no_tensorboard()):
+        raise ConfigError(f"--tensorboard: {why}")
+    if settings.profile is not None:
+        try:
+            engine.Window.parse(settings.profile)
+        except ValueError as error:
+            raise ConfigError(f"--profile {settings.profile}: {error}") from error
+
+
 def run(settings: SearchImagenetSettings, stopping: Stopping) -> None:
     """Search as `settings` say: make or continue the run folder, or, with dry_run, only tell what would be done."""
     name = f"search-imagenet-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -117,8 +130,10 @@ def run(settings: SearchImagenetSettings, stopping: Stopping) -> None:
     torch.set_num_threads(settings.threads)
     folder = RunFolder.open(Path(settings.save or name), settings)
     images = Images.choose(settings, folder)
+    asked, free = settings, engine.free_bytes(settings.device)
+    settings = _fitting(asked, images, folder, free)
     memory = _memory(settings, images)
-    plan = _plan(settings, images, memory)  # what does not fit is refused before any file is decoded
+    plan = _plan(settings, images, memory, free)  # what does not fit is refused before any file is decoded
     if settings.dry_run:
         log.info(f"{plan}\n{forecast(settings, images, memory)}")
         return
@@ -127,9 +142,13 @@ def run(settings: SearchImagenetSettings, stopping: Stopping) -> None:
             held.enter_context(folder.locked())
         if folder.saved is None or settings.strict:
             images = images.checked(cores, settings.strict)
-            plan = _plan(settings, images, memory) if images.excluded else plan
+            if images.excluded:
+                settings = _fitting(asked, images, folder, free)
+                memory = _memory(settings, images)
+                plan = _plan(settings, images, memory, free)
         else:
             images = images.measured(cores)
+        held.enter_context(engine.memory_told(lambda: _too_little(settings, images, memory, free)))
         saved = None if folder.saved is None else folder.saved.get("input")
         workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
         given = open_input(settings, images, workers=workers, threads=cores, saved=saved, reserved=memory)
@@ -227,14 +246,65 @@ def _on_meta(settings: SearchImagenetSettings, images: Images) -> tuple[Supernet
 
 
 def _memory(settings: SearchImagenetSettings, images: Images) -> int:
-    """Bytes of a step, about."""
+    """Bytes that steps take at most, about, with the batches that wait for them."""
     relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
     batch = engine.meta_batch(settings.batch_size, settings.image_size)
-    return engine.step_bytes(*_on_meta(settings, images), relaxation, batch, settings.device)
+    return engine.step_bytes(
+        *_on_meta(settings, images),
+        relaxation,
+        batch,
+        settings.device,
+        amp=settings.amp,
+        unrolled=settings.unrolled,
+        hessian=bool(settings.hessian_every),
+        ahead=2 * (DEPTH + 1),
+    )
 
 
-def _plan(settings: SearchImagenetSettings, images: Images, memory: int) -> str:
-    """What will be done, in a few lines; `memory` are the bytes of a step."""
+def _fitting(settings: SearchImagenetSettings, images: Images, folder: RunFolder, free: int) -> SearchImagenetSettings:
+    """The settings with the batch size that "auto" stands for: a continued run's own, else the largest that fits.
+
+    Raises ConfigError where none does.
+    """
+    if settings.batch_size:
+        return settings
+    if folder.saved is not None:
+        return replace(settings, batch_size=folder.saved["settings"]["batch_size"])
+    split = min(len(images.train), len(images.val))
+    found = _largest(settings, images, free, split)
+    if not found:
+        raise ConfigError(
+            f"--batch_size auto: no multiple of 8 fits, neither in {room.SHARE:.0%} of the {room.gib(free)} that are free on "
+            f"{settings.device} nor in the smaller split of {split} images; give a number"
+        )
+    log.info(
+        f"--batch_size auto: {found} images, the largest multiple of 8 that fits in {room.SHARE:.0%} of the {room.gib(free)} "
+        f"that are free on {settings.device} and in the smaller split of {split} images"
+    )
+    return replace(settings, batch_size=found)
+
+
+def _largest(settings: SearchImagenetSettings, images: Images, free: int, most: int) -> int:
+    """The largest batch, at most `most`, whose step fits in what is free; 0 where none does."""
+    return engine.largest_batch(lambda n: _memory(replace(settings, batch_size=n), images), int(room.SHARE * free), most)
+
+
+def _too_little(settings: SearchImagenetSettings, images: Images, memory: int, free: int) -> str:
+    """What to do where memory gave out, with figures."""
+    largest = _largest(settings, images, free, settings.batch_size - 1)
+    told = f"steps of {settings.batch_size} images take about {room.gib(memory)}, {room.gib(free)} were free at the start"
+    if not largest:
+        return (
+            f"{told}: no smaller batch fits either, take smaller images, fewer --init_channels or a larger --partial_channels"
+        )
+    return f"{told}: --batch_size {largest} is the largest smaller one that fits"
+
+
+def _plan(settings: SearchImagenetSettings, images: Images, memory: int, free: int) -> str:
+    """What will be done, in a few lines; `memory` are the bytes of a step, of which `free` are to be had.
+
+    Raises ConfigError and DataError for steps that are not there.
+    """
     index, steps = images.index, steps_of_an_epoch(settings, images)
     supernet, _ = _on_meta(settings, images)
     moving = max(settings.epochs - settings.begin, 0)
@@ -247,8 +317,14 @@ def _plan(settings: SearchImagenetSettings, images: Images, memory: int) -> str:
         f"{settings.image_size} px, batch {settings.batch_size}",
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
         f"{moving} (--begin {settings.begin}); {passes} image passes forward and backward",
-        f"memory about {memory / 2**30:.2f} GiB for a step" + ("" if settings.amp == "off" else " in float32"),
+        f"memory about {memory / 2**30:.2f} GiB for a step, {free / 2**30:.2f} GiB are free",
     ]
+    if settings.profile is not None and (last := engine.Window.parse(settings.profile).last) > steps * settings.epochs:
+        raise ConfigError(
+            f"--profile {settings.profile}: the search has {steps * settings.epochs} steps, none is number {last}"
+        )
+    if memory > free:
+        lines.append("note: that is more than is free; --batch_size auto takes what fits")
     if images.excluded:
         lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
     if not moving:

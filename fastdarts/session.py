@@ -22,6 +22,7 @@ from fastdarts.engine import (
     RunFolderError,
     Stopped,
     Stopping,
+    Watch,
     Writer,
     duration,
     rng_state,
@@ -96,7 +97,8 @@ class Session:
             with self.stopping.deferred():
                 if state is None and self.settings.on_bad == "rewind":
                     self._save()  # the beginning, to have something to go back to
-                self._search()
+                with Watch(self.search, self.folder.path, self.settings) as self.watch:
+                    self._search()
             self.writer.wait()
         except Stopped:
             good = not self._bad_steps() or self.settings.on_bad == "skip"
@@ -211,6 +213,7 @@ class Session:
         last = report.step % len(self.search.train_loader) == 0
         if due or save or signal or last or self.recent.full:
             self._look()
+        self.watch.step(report)
         if signal:
             raise Stopped(signal)
         if save:
@@ -220,7 +223,8 @@ class Session:
         """The line of a step, in the log and in metrics.jsonl."""
         train = report.train_loss.item()
         alpha = None if report.val_loss is None else report.val_loss.item()
-        self.progress.line(report, train, alpha)
+        pace = self.progress.line(report, train, alpha)
+        self.watch.logged(report, train, alpha, pace, self.settings.epochs)
         if any(skipped := report.skipped.tolist()):
             told = " and ".join(f"{n} of {what}" for n, what in zip(skipped, PARTS, strict=True) if n)
             log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
@@ -231,10 +235,11 @@ class Session:
 
     def _record(self, record: dict[str, Any]) -> None:
         """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
-        timing = {name: record.pop(name) for name in TIMING}
+        timing = self.watch.timing({name: record.pop(name) for name in TIMING})
         if self.writes:
             self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
             self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
+            self.watch.epoch(record, timing)
             write_text(self.folder["genotype.json"], self._genotype())
         self._save(best=self._is_best(record["valid"]))
         valid = record["valid"] or {}

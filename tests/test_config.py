@@ -76,7 +76,7 @@ def test_help_tells_every_flag_and_default(capsys):
         ("mask_ratio", 0.0, "above 0"),
         ("mask_ratio", 1.0, "below 1"),
         ("mask_ratio", float("nan"), "out of range"),
-        ("batch_size", 0, "at least 1"),
+        ("batch_size", -1, "at least 0"),
         ("epochs", 0, "at least 1"),
         ("layers", 2, "at least 3"),
         ("momentum", 1.0, "below 1"),
@@ -128,6 +128,18 @@ def test_a_run_from_before_a_setting_had_what_runs_did_then():
     assert S().differences(saved) == []
     assert S(optimizer_backend="apex", cuda_graph="off").differences(saved) == []
     assert S(amp="bf16", tf32=True).differences(saved) == ["--amp is 'bf16' but was 'off'", "--tf32 is True but was False"]
+
+
+def test_auto_is_a_word_where_it_means_something(capsys):
+    """A continued run keeps what was chosen then."""
+    assert given("--batch_size", "auto") == {"batch_size": 0} == given("--batch_size", "0")
+    assert S(batch_size=0).differences(asdict(S(batch_size=96))) == []
+    assert S(batch_size=64).differences(asdict(S(batch_size=96))) == ["--batch_size is 64 but was 96"]
+    for flag, value in (("--batch_size", "some"), ("--epochs", "auto")):
+        with pytest.raises(SystemExit):
+            given(flag, value)
+        err = capsys.readouterr().err
+        assert flag in err and value in err and err.count("\n") == 1
 
 
 def test_steps_on_gpus_are_exact_unless_asked_otherwise():

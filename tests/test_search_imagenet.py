@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastdarts import engine
 from fastdarts.genotype import Genotype
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import NOT_IMAGENET, main, resolve
@@ -321,6 +322,10 @@ def trees(kind, path):
         ("good", "--device cpu --amp fp16", "--amp fp16: on a CPU"),
         ("good", "--device cpu --cuda_graph on", "--cuda_graph on: CUDA graphs need a GPU, this runs on cpu"),
         ("good", "--device cpu --optimizer_backend apex", "--optimizer_backend apex: apex"),
+        ("good", "--profile 5", "--profile 5: give the first and the last step, as in 10:12"),
+        ("good", "--profile 5:3", "--profile 5:3: the first step must be at least 1 and not after the last"),
+        ("good", "--profile 0:3", "--profile 0:3: the first step must be"),
+        ("good", "--profile 1:3", "--profile 1:3: the search has 2 steps, none is number 3"),
         ("good", "--device meta", "neither auto, cpu, cuda nor cuda:N"),
         ("good", "--train_list nowhere.txt", "belong together"),
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
@@ -387,14 +392,87 @@ def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypat
     assert "No space left on device" in err and err.count("\n") == 1
 
 
-def test_out_of_memory_says_what_to_do(tree, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("batch, says", [("16", "--batch_size 8 is the largest smaller one that fits"), ("8", "no smaller")])
+def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says):
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    monkeypatch.setattr("fastdarts.search_imagenet.Session.run", small)
-    assert main(arguments(tree, "--save", str(tmp_path / "run"))) == 1
+    monkeypatch.setattr("fastdarts.engine.CapturedBilevel.__call__", small)
+    tree = write_tree(tmp_path / "images", images=16)
+    assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", batch]) == 1
     err = capsys.readouterr().err
-    assert "Tried to allocate 2 GiB. Try a smaller --batch_size." in err and err.count("\n") == 1
+    figures = rf"steps of {batch} images take about [\d.]+ .iB, [\d.]+ GiB were free at the start: {says}"
+    assert "Tried to allocate 2 GiB." in err and re.search(figures, err) and err.count("\n") == 1
+    status = (tmp_path / "run" / "status").read_text()
+    assert status.startswith("stopped: CUDA out of memory. Tried") and status.count("\n") == 1
+
+
+def test_memory_that_really_gives_out(tmp_path):
+    """In a process whose address space ends 600 MiB beyond what it has after its imports."""
+    tree = write_tree(tmp_path / "images", images=16)
+    code = (
+        "import resource, sys; from fastdarts.search_imagenet import main\n"
+        "taken = 1024 * int(next(x for x in open('/proc/self/status') if x.startswith('VmSize')).split()[1])\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (taken + 600 * 2**20,) * 2)\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    sizes = ["--image_size", "224", "--batch_size", "16", "--init_channels", "16", "--layers", "4", "--partial_channels", "1"]
+    argv = [*arguments(tree, "--save", str(tmp_path / "run")), *sizes, "--threads", "1", "--backend", "definition"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"stopped: out of memory \(.+\); steps of 16 images take about [\d.]+ .iB", done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1 and "note: that is more than is free" in done.stdout
+
+
+def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_it(tmp_path, capsys, monkeypatch):
+    """First the split is what bounds it, then memory; then there is less memory, and the run goes on as it began."""
+    tree = write_tree(tmp_path / "images", images=20)
+    argv = [*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", "auto"]
+    assert main([*argv, "--dry_run"]) == 0
+    assert "--batch_size auto: 16 images, the largest multiple of 8 that fits in 80%" in capsys.readouterr().out
+    monkeypatch.setattr("fastdarts.engine.free_bytes", lambda _: 10**9)
+    monkeypatch.setattr("fastdarts.engine.step_bytes", lambda *given, **_: 10**8 * len(given[3].index) - 10**6)
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert (
+        "auto: 8 images" in out and "in 80% of the 0.93 GiB that are free on cpu and in the smaller split of 20 images" in out
+    )
+    assert "note: --learning_rate 0.5 is the published one for batch 1024; in proportion, 8 images would take 0.00391" in out
+    saved = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
+    assert (saved["batch_size"], saved["learning_rate"]) == (8, 0.5)
+    monkeypatch.setattr("fastdarts.engine.free_bytes", lambda _: 10**7)
+    assert main(argv) == 0
+    assert "nothing is left to search" in capsys.readouterr().out
+    assert main([*arguments(tree, "--save", str(tmp_path / "other")), "--batch_size", "auto"]) == 2
+    assert "--batch_size auto: no multiple of 8 fits" in capsys.readouterr().err
+
+
+def test_watching(finished, tree, tmp_path, capsys):
+    """Changes nothing of the search. A continued run says that the traced steps are behind it."""
+    folder = tmp_path / "run"
+    more = ["--profile", "2:3"] + (["--tensorboard"] if engine.no_tensorboard() is None else [])
+    assert main([*arguments(tree, "--save", str(folder)), *more]) == 0
+    assert (folder / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+    trace = json.loads((folder / "trace-2-3.json").read_text())
+    assert any("aten::" in event["name"] for event in trace["traceEvents"])
+    assert "steps 2 to 3 are traced" in (folder / "log.txt").read_text()
+    status = (folder / "status").read_text()
+    assert re.fullmatch(r"finished  epoch 3/3  step 6/6  loss [\d.]+  images/s [\d.]+  left 0:00  updated \S+\n", status)
+    for line in map(json.loads, (folder / "timing.jsonl").read_text().splitlines()):
+        stages = line["stages"]
+        assert set(stages) == {"input", "weights", "optimizer"} | ({"alpha"} if line["epoch"] > 1 else set())
+        assert all(s > 0 for s in stages.values()) and sum(stages.values()) <= line["seconds"]
+    capsys.readouterr()
+    assert main([*arguments(tree, "--save", str(folder)), *more]) == 0
+    assert "steps 2 to 3 are not traced: the run has 6 steps behind it" in capsys.readouterr().out
+
+
+def test_without_the_package_tensorboard_is_refused_at_the_start(tree, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--tensorboard"]) == 2
+    err = capsys.readouterr().err
+    assert "--tensorboard: it needs the package tensorboard" in err and "fastdarts[report]" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_threads_are_set_saved_and_given_back(tree, tmp_path):

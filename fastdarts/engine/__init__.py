@@ -5,12 +5,15 @@ from fastdarts.engine.checkpoints import steps_of
 from fastdarts.engine.cuda_graph import CapturedBilevel, CaptureError, no_gpu
 from fastdarts.engine.determinism import NotDeterministicError, algorithms
 from fastdarts.engine.files import write_text
-from fastdarts.engine.memory import meta_batch, step_bytes
+from fastdarts.engine.memory import NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
+from fastdarts.engine.profile import Window
 from fastdarts.engine.progress import Progress, duration, log_to, now_and_then
 from fastdarts.engine.ranks import Alone, Ranks
 from fastdarts.engine.rng import rng_state, set_rng_state
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
 from fastdarts.engine.stopping import Stopped, Stopping
+from fastdarts.engine.tensorboard import no_tensorboard
+from fastdarts.engine.watch import Watch
 from fastdarts.engine.writer import Writer
 
 __all__ = [
@@ -18,6 +21,7 @@ __all__ = [
     "BadStep",
     "CaptureError",
     "CapturedBilevel",
+    "NoMemory",
     "NotDeterministicError",
     "Progress",
     "Ranks",
@@ -26,12 +30,18 @@ __all__ = [
     "RunFolderError",
     "Stopped",
     "Stopping",
+    "Watch",
+    "Window",
     "Writer",
     "algorithms",
     "duration",
+    "free_bytes",
+    "largest_batch",
     "log_to",
+    "memory_told",
     "meta_batch",
     "no_gpu",
+    "no_tensorboard",
     "now_and_then",
     "rng_state",
     "set_rng_state",

@@ -1,18 +1,39 @@
-"""How much memory a step will take, counted on tensors without storage before anything runs."""
+"""How much memory a bilevel step takes at most, found by taking one on tensors without storage; and what fits.
 
-from contextlib import nullcontext
-from copy import deepcopy
+Letters: N images of a batch, S pixels a side.
+"""
+
+import re
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import copy, deepcopy
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdarts.batch import Batch
+from fastdarts.data import room
+from fastdarts.engine.counted import HEAP, HEAP_UNROLLED, Counted
 from fastdarts.objectives import Objective
 from fastdarts.ops.backend import choose
 from fastdarts.ops.philox import Stream
-from fastdarts.search import SoftmaxRelaxation
-from fastdarts.supernet import CellWeights, Supernet
+from fastdarts.search import Bilevel, Precision, SoftmaxRelaxation
+from fastdarts.search.bilevel import held
+from fastdarts.search.precision import Amp
+from fastdarts.supernet import Supernet
+
+PROCESS = 10 << 20  # what torch and the native module load and compile once operators run
+STEP = 8  # batches that are tried are multiples of it
+STATUS = Path("/proc/self/status")
+EXHAUSTED = re.compile(r"can't allocate memory|bad_alloc|out of memory|Cannot allocate memory", re.IGNORECASE)
+
+
+class NoMemory(RuntimeError):
+    """Memory gave out; the message has the figures and the batch that would fit."""
 
 
 def meta_batch(batch_size: int, image_size: int) -> Batch:
@@ -27,38 +48,144 @@ def meta_batch(batch_size: int, image_size: int) -> Batch:
 
 
 def step_bytes(
-    supernet: Supernet, objective: Objective, relaxation: SoftmaxRelaxation, batch: Batch, device: torch.device | str
+    supernet: Supernet,
+    objective: Objective,
+    relaxation: SoftmaxRelaxation,
+    batch: Batch,
+    device: torch.device | str,
+    *,
+    amp: Amp = "off",
+    unrolled: bool = False,
+    hessian: bool = False,
+    ahead: int = 0,
 ) -> int:
-    """Bytes of one bilevel step on `device`: weights, their gradients and momentum, and what a forward keeps for its backward.
+    """Bytes that bilevel steps on `device` take at most: weights, gradients, optimizers' state, everything in between.
 
-    All modules and tensors are on the meta device, so nothing is computed and nothing allocated; the backends are those
-    that would serve on `device`. Short-lived tensors of the backward pass come on top: as a rule of thumb a tenth.
+    All modules and tensors are given on the meta device, and none is computed or allocated; the backends are those that would
+    serve on `device`. Both halves of a step are taken, alpha's and the weights', with batches like `batch`. An evaluation
+    keeps nothing for a backward, so it is never what takes most.
+
+    amp       precision of the forwards. Needs the device to be there
+    unrolled  second order, with its copies of the weights
+    hessian   an estimate of the Hessian in alpha too: a backward in alpha, in float32 whatever amp is
+    ahead     batches that wait on the device for their steps
+
+    On a GPU these are the bytes of tensors. What is not in them: the rounding of torch's allocator and gaps in its pool,
+    workspaces of cuDNN and scratch of the fused kernels, the context (about half a GiB).
     """
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        alive.append(tensor)  # so that no address is used twice
-        return tensor
-
-    step, mix = torch.empty(1, dtype=torch.int64, device="meta"), relaxation.weights()
     device, dtype = torch.device(device), next(supernet.parameters()).dtype
     fused = choose("mixed_cell", supernet.backend, device, dtype) != "definition"
-    mode = FakeTensorMode() if fused else nullcontext()  # of definitions plain meta tensors tell the same, and sooner
-    if fused:
+    # of definitions plain meta tensors tell the same, and sooner; autocast does not see those
+    mode = FakeTensorMode() if fused or amp != "off" else None
+    where = torch.device("meta") if mode is None else device
+    counted = Counted(device.type == "cpu", HEAP_UNROLLED if unrolled else HEAP)
 
-        def placed(tensor: Tensor) -> Tensor:
-            return FakeTensor(mode, tensor.detach(), device).requires_grad_(tensor.requires_grad)
+    def placed(tensor: Tensor) -> Tensor:
+        made = torch.empty_like(tensor) if mode is None else FakeTensor(mode, tensor.detach(), device)
+        counted.add(made)
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(made)
+        return made.requires_grad_(tensor.requires_grad)
 
-        mine = [t for module in (supernet, objective) for t in (*module.parameters(), *module.buffers())]
-        supernet, objective = deepcopy((supernet, objective), {id(t): placed(t) for t in mine})
-        batch, step = Batch(*map(placed, batch)), placed(step)
-        mix = {kind: CellWeights(*(None if t is None else placed(t) for t in w)) for kind, w in mix.items()}
-    with mode, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        objective(supernet, mix, batch, step, Stream.TRAIN)
-    weights = {id(w): w for m in (supernet, objective) for w in m.parameters()}.values()
-    for w in weights:  # a forward keeps weights too: they are counted once, here
-        kept.pop(w.untyped_storage()._cdata, None)
-    return sum(kept.values()) + 3 * sum(w.numel() * w.element_size() for w in weights)
+    mine = [t for module in (supernet, objective) for t in (*module.parameters(), *module.buffers())]
+    supernet, objective = deepcopy((supernet, objective), {id(t): placed(t) for t in mine})
+    relaxation = copy(relaxation)
+    for name in ("alpha", "beta", "padding"):
+        setattr(relaxation, name, {kind: placed(t.detach()) for kind, t in getattr(relaxation, name).items()})
+    for t in relaxation.parameters():
+        t.requires_grad_()
+    train, val, *waiting = (Batch(*map(placed, batch)) for _ in range(2 + ahead))
+    step = placed(torch.empty(1, dtype=torch.int64, device="meta"))
+    with mode or nullcontext(), counted:
+        bilevel = _Counting(supernet, objective, relaxation, *_optimizers(supernet, objective, relaxation), unrolled=unrolled)
+        bilevel.precision = Precision(amp, where)
+        for _ in range(2 if fused else 1):  # what the first leaves in the workspace may not fit the second
+            bilevel(step, train, val)
+        if hessian:
+            with held(bilevel.weights):
+                loss = objective(supernet, relaxation.weights(), train, step, Stream.EVAL)
+                torch.autograd.grad(loss, list(relaxation.alpha.values()))
+            del loss
+    del waiting
+    return round(counted.peak) + (PROCESS if device.type == "cpu" else 0)
+
+
+def _optimizers(supernet: Supernet, objective: Objective, relaxation: SoftmaxRelaxation) -> list[torch.optim.Optimizer]:
+    """SGD and Adam with the state that they have from their first step on."""
+    weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
+    sgd, adam = torch.optim.SGD(weights, 0.1, momentum=0.9), torch.optim.Adam(relaxation.parameters())
+    for w in weights:
+        sgd.state[w]["momentum_buffer"] = torch.empty_like(w, requires_grad=False)
+    for a in relaxation.parameters():
+        adam.state[a] = {name: torch.empty_like(a, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+    return [sgd, adam]
+
+
+class _Counting(Bilevel):
+    """A Bilevel whose updates take no memory of their own, as those of fused optimizers."""
+
+    def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        optimizer.zero_grad()
+
+
+def free_bytes(device: torch.device | str) -> int:
+    """What is free on a GPU; on a CPU what this process may still take: of memory, its control group, its address space."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = room.available_ram()
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return free
+    taken = next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith("VmSize"))
+    return max(0, min(free, limit - 1024 * taken))
+
+
+def largest_batch(peak: Callable[[int], int], space: int, most: int, multiple: int = STEP) -> int:
+    """The largest multiple of `multiple`, at most `most`, with peak(N) <= space; 0 where none is.
+
+    peak  bytes of a step with N images, growing about in proportion to what N adds
+    """
+    top = most // multiple
+    if not top or peak(multiple) > space:
+        return 0
+    low = multiple
+    high = min(top, 4) * multiple
+    if high == low:
+        return low
+    first, second = peak(low), peak(high)
+    while second <= space:
+        if high == top * multiple:
+            return high
+        each = max((second - first) / (high - low), 1e-6)
+        low, first = high, second
+        high = min(top, max(int(high + (space - second) / each) // multiple, high // multiple + 1)) * multiple
+        second = peak(high)
+    while high - low > multiple:  # low fits, high does not
+        each = (second - first) / (high - low)
+        guess = int(low + (space - first) / each) // multiple * multiple
+        guess = min(max(guess, low + multiple), high - multiple)
+        bytes_ = peak(guess)
+        if bytes_ <= space:
+            low, first = guess, bytes_
+        else:
+            high, second = guess, bytes_
+    return low
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether an error says that memory gave out, on a GPU or in this process."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or (isinstance(error, RuntimeError) and bool(EXHAUSTED.search(str(error))))
+
+
+@contextmanager
+def memory_told(tell: Callable[[], str]) -> Iterator[None]:
+    """Inside, memory that gives out is raised as NoMemory with what `tell` says."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NoMemory(f"out of memory ({reason}); {tell()}") from error

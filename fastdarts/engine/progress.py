@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from fastdarts.search import StepReport
 
@@ -44,6 +44,13 @@ def now_and_then(what: str) -> Callable[[int, int], None]:
     return progress
 
 
+class Pace(NamedTuple):
+    """How fast a search goes."""
+
+    images_per_s: float  # since the last line
+    seconds_left: float
+
+
 class Progress:
     """Logs a line every `log_every` steps: epoch, step, losses, images/s since the last line, time left.
 
@@ -62,17 +69,18 @@ class Progress:
         self.since += report.images
         return report.step % self.log_every == 0
 
-    def line(self, report: StepReport, train_loss: float, val_loss: float | None) -> None:
+    def line(self, report: StepReport, train_loss: float, val_loss: float | None) -> Pace:
         """Log the line."""
         now = perf_counter()
         rate = self.since / (now - self.started)
-        left = duration((self.images - self.done) / rate)
+        pace = Pace(rate, (self.images - self.done) / rate)
         alpha = "not moving yet" if val_loss is None else f"{val_loss:.4f}"
         log.info(
             f"epoch {report.epoch}/{self.epochs}  step {report.step}/{report.steps}  train {train_loss:.4f}  "
-            f"alpha {alpha}  {rate:.1f} images/s  {left} left"
+            f"alpha {alpha}  {rate:.1f} images/s  {duration(pace.seconds_left)} left"
         )
         self.started, self.since = now, 0
+        return pace
 
 
 def duration(seconds: float) -> str:

@@ -3,12 +3,13 @@
     settings.json    settings, data, candidates, commit, versions, machine
     log.txt          what was printed from the plan on
     metrics.jsonl    a line for each logged step and each epoch: on a CPU, two runs of one seed write the same bytes
-    timing.jsonl     a line for each epoch: seconds, how many of them waiting for input, and images/s
+    timing.jsonl     a line for each epoch: seconds, how many of them waiting for input, images/s, and seconds of each stage
     train.txt val.txt excluded.txt    the images of both splits, and those left out with the reason
     checkpoint.pt    everything the next step depends on: after each epoch, and every --checkpoint_minutes
     checkpoint.1.pt  the one before it, and so on: --keep_checkpoints in all
     checkpoint-best.pt    of the evaluated epoch with the lowest validation loss; engine/checkpoints.py tells of their format
     genotype.json    the cell, as JSON and as the customary text
+    status           one line: where the run stands (engine.status)
     .lock            held by the process that writes the folder
 and what the report draws: cells, curves, reconstruction, report.html.
 """

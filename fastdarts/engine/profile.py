@@ -1,0 +1,68 @@
+"""A window of steps under torch.profiler, as a trace that chrome://tracing and Perfetto read."""
+
+import logging
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+log = logging.getLogger("fastdarts")
+
+
+class Window(NamedTuple):
+    """Steps `first` to `last` of the whole search, both in it, counted from 1."""
+
+    first: int
+    last: int
+
+    @staticmethod
+    def parse(text: str) -> "Window":
+        """From A:B. Raises ValueError."""
+        found = re.fullmatch(r"(\d+):(\d+)", text)
+        if not found:
+            raise ValueError("give the first and the last step, as in 10:12")
+        window = Window(*map(int, found.groups()))
+        if not 1 <= window.first <= window.last:
+            raise ValueError("the first step must be at least 1 and not after the last")
+        return window
+
+
+class Profiler:
+    """Traces a window of steps into `folder`/trace-A-B.json.
+
+    done  steps that the run has behind it: a window that begins among them is not traced, which is said
+    """
+
+    def __init__(self, window: Window, folder: Path, device: torch.device, done: int = 0) -> None:
+        self.window, self.device = window, device
+        self.path = folder / f"trace-{window.first}-{window.last}.json"
+        self._profile: profile | None = None
+        if done >= window.first:
+            log.info(f"steps {window.first} to {window.last} are not traced: the run has {done} steps behind it")
+        self.after_step(done)
+
+    def after_step(self, step: int) -> None:
+        """To be called when `step` is done: begins before the window's first step, writes after its last."""
+        if step == self.window.first - 1:
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
+            self._profile = profile(activities=activities)
+            self._profile.start()
+        elif step == self.window.last and self._profile is not None:
+            self._stop().export_chrome_trace(str(self.path))
+            log.info(f"steps {self.window.first} to {self.window.last} are traced in {self.path}")
+
+    def close(self) -> None:
+        """End a window that the run did not come to the end of; nothing is written."""
+        if self._profile is not None:
+            self._stop()
+            log.info(f"no trace: the run ended before step {self.window.last}")
+
+    def _stop(self) -> profile:
+        traced, self._profile = self._profile, None
+        assert traced is not None
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        traced.stop()
+        return traced

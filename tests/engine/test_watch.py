@@ -1,0 +1,148 @@
+"""What a run says of itself: the status file, stages of a step, the traced window, event files."""
+
+import json
+import logging
+import time
+
+import pytest
+import torch
+
+from fastdarts.engine import CapturedBilevel, Window, no_tensorboard
+from fastdarts.engine import status as status_file
+from fastdarts.engine.profile import Profiler
+from fastdarts.engine.stages import Stages
+from fastdarts.engine.status import Status
+from fastdarts.engine.tensorboard import Board
+from fastdarts.spaces import S0
+from tests.bilevels import batch, make, number
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_status_is_one_line_replaced_at_most_once_a_second(tmp_path, monkeypatch):
+    clock = iter([10.0, 10.0, 10.5, 11.0, 11.0])
+    monkeypatch.setattr(status_file, "monotonic", lambda: next(clock))
+    status = Status(tmp_path / "status")
+
+    def line():
+        (text,) = (tmp_path / "status").read_text().splitlines()
+        return text.partition("  updated ")[0]
+
+    status.running("step 1/9")
+    assert line() == "running  step 1/9"
+    status.running("step 2/9")
+    assert line() == "running  step 1/9"
+    status.running("step 3/9")
+    assert line() == "running  step 3/9"
+    status.finished()
+    assert line() == "finished  step 3/9"
+    status.stopped("a disk\nis  full")
+    assert line() == "stopped: a disk is full  step 3/9"
+    assert [p.name for p in tmp_path.iterdir()] == ["status"]
+
+
+@pytest.mark.parametrize("text", ["5", "5:3", "0:3", "a:b", "1:2:3", "-1:3", "", "1:", "1.0:2"])
+def test_windows_that_are_none(text):
+    with pytest.raises(ValueError, match=r"step"):
+        Window.parse(text)
+
+
+def test_the_window_is_traced_and_no_step_outside_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "fastdarts")
+    profiler = Profiler(Window.parse("2:3"), tmp_path, torch.device("cpu"))
+    for step in range(1, 6):
+        with torch.profiler.record_function(f"step {step}"):
+            torch.ones(3).sum()
+        profiler.after_step(step)
+    profiler.close()
+    names = {event["name"] for event in json.loads((tmp_path / "trace-2-3.json").read_text())["traceEvents"]}
+    assert {"step 2", "step 3"} <= names and not {"step 1", "step 4"} & names
+    assert "steps 2 to 3 are traced" in caplog.text
+
+
+def test_a_window_from_the_first_step_on_and_one_that_is_cut_off(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "fastdarts")
+    profiler = Profiler(Window(1, 2), tmp_path, torch.device("cpu"))
+    profiler.after_step(1)
+    profiler.close()
+    assert "no trace: the run ended before step 2" in caplog.text and not list(tmp_path.iterdir())
+
+
+def test_stages_count_themselves_alone(monkeypatch):
+    """The optimizer's part is within the updates of weights and alpha; the sum is the steps' time."""
+    bilevel = make()
+    slow = bilevel._update
+    monkeypatch.setattr(bilevel, "_update", lambda *a: (time.sleep(0.05), slow(*a)))
+    steps = CapturedBilevel(bilevel, "off")
+    stages = Stages(steps)
+    started = time.perf_counter()
+    for step in range(3):
+        steps(number(step), batch(1), batch(2) if step else None)
+    taken = time.perf_counter() - started
+    seconds = stages.drain()
+    assert set(seconds) == {"weights", "alpha", "optimizer"}
+    assert seconds["optimizer"] > 5 * 0.05 and 0.9 * taken < sum(seconds.values()) <= taken
+    assert stages.drain() == {}
+
+
+def test_a_stage_ends_where_its_work_fails():
+    stages = Stages(CapturedBilevel(make(), "off"))
+
+    def fails():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        stages.timed("weights", fails)()
+    stages.timed("reduce", time.sleep)(0.01)
+    assert stages.drain()["reduce"] > 0.009
+
+
+@pytest.mark.gpu
+def test_stages_on_a_gpu_are_those_of_the_device():
+    stages = Stages(CapturedBilevel(make(device="cuda"), "off"))
+    a = torch.randn(4096, 4096, device="cuda")
+    work = stages.timed("reduce", lambda: [a @ a for _ in range(20)])
+    started = time.perf_counter()
+    work()
+    asked = time.perf_counter() - started
+    torch.cuda.synchronize()
+    assert stages.drain()["reduce"] > asked
+
+
+@pytest.mark.skipif(no_tensorboard() is not None, reason="tensorboard is not installed")
+def test_event_files_hold_what_was_measured(tmp_path):
+    """A continued run's events take the place of those after its checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    columns = len(S0.candidates("normal")[0])
+    record = {
+        "step": 4,
+        "lr": 0.1,
+        "train_loss": 0.5,
+        "alpha_loss": None,
+        "valid": {"loss": 0.25},
+        "cells": {kind: {"skips": 2} for kind in ("normal", "reduce")},
+        "ops": {kind: [[1 / columns] * columns] * S0.num_edges for kind in ("normal", "reduce")},
+        "edges": {"normal": [0.5] * S0.num_edges},
+        "hessian": 3.0,
+    }
+    board = Board(tmp_path, S0)
+    board.step(2, 0.75, 0.5, 100.0)
+    board.epoch(record, {"seconds": 2.0, "input_seconds": 0.5, "stages": {"weights": 1.0}})
+    board.step(6, 9.0, None, 100.0)
+    board.close()
+    time.sleep(1.1)  # event files are ordered by the second
+    again = Board(tmp_path, S0, done=4)
+    again.step(6, 0.125, None, 100.0)
+    again.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+
+    def values(tag):
+        return [(e.step, e.value) for e in events.Scalars(tag)]
+
+    assert values("loss/train") == [(2, 0.75), (6, 0.125)] and values("loss/alpha") == [(2, 0.5)]
+    assert values("hessian/largest_eigenvalue") == [(4, 3.0)] and values("skips/normal") == [(4, 2.0)]
+    assert values("speed/waiting_for_input") == [(4, 0.25)] and values("valid/loss") == [(4, 0.25)]
+    name = S0.candidates("reduce")[13][1]
+    assert values(f"alpha_reduce/edge13_{name}") == [(4, pytest.approx(1 / columns))]
+    assert values("beta_normal/edge0") == [(4, 0.5)] and values("seconds/weights") == [(4, 1.0)]
