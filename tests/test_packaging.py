@@ -17,6 +17,7 @@ from fastdarts import native
 # what decodes, and the rest
 BROUGHT_BY_DALI = {f"nvidia-{name}" for name in ("nvimgcodec-cu13", "nvjpeg", "nvjpeg2k-cu13", "nvtiff-cu13", "libnvcomp-cu13")}
 BROUGHT_BY_DALI |= {"nvtx", "astunparse", "gast", "libcst", "makefun", "optree", "packaging", "six"}
+BROUGHT_BY_TENSORBOARD = {"tensorboard-data-server", "absl-py", "grpcio", "markdown", "protobuf", "werkzeug"}
 
 
 def names(requirements):
@@ -47,10 +48,10 @@ def test_every_folder_with_code_is_a_package(root):
 
 def test_constraints_pin_all_that_ci_installs(project, constraints):
     extras = project["project"]["optional-dependencies"]
-    wanted = names(project["project"]["dependencies"]) | names(extras["dev"]) | names(extras["dali"])
+    wanted = names(project["project"]["dependencies"]) | names(extras["dev"]) | names(extras["dali"]) | names(extras["report"])
     assert all("==" in line.partition(";")[0] for line in constraints)
     # torch brings triton, where there is one for the machine
-    assert names(constraints) == wanted | {"triton"} | BROUGHT_BY_DALI
+    assert names(constraints) == wanted | {"triton"} | BROUGHT_BY_DALI | BROUGHT_BY_TENSORBOARD
 
 
 def test_the_build_asks_for_tools_but_not_for_torch(project):
