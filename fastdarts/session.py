@@ -9,7 +9,7 @@ import torch
 
 from fastdarts.config import SearchImagenetSettings
 from fastdarts.data import EvalLoader
-from fastdarts.engine import Progress, RunFolder, duration, write_text
+from fastdarts.engine import Progress, RunFolder, World, duration, write_text
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.report import picture_grid, write_report
 from fastdarts.search import COLLAPSE_SKIPS, PARTS, Search, StepReport
@@ -24,15 +24,24 @@ class Session:
     """Runs what is left of `search` and keeps `folder` up to date; a killed session loses the epoch it was in, no more.
 
     pictures  one batch of images for the reconstruction picture
+    world     the ranks that search together: each has a Session, rank 0's alone reads and writes the folder
     """
 
-    def __init__(self, search: Search, folder: RunFolder, settings: SearchImagenetSettings, pictures: EvalLoader) -> None:
+    def __init__(
+        self,
+        search: Search,
+        folder: RunFolder,
+        settings: SearchImagenetSettings,
+        pictures: EvalLoader,
+        world: World | None = None,
+    ) -> None:
         self.search, self.folder, self.settings, self.pictures = search, folder, settings, pictures
+        self.world = world or World()
         search.on_step = self._on_step
 
     def run(self) -> Path:
         """Continue from the folder's checkpoint to the last epoch; returns the report's path."""
-        state = self.folder.restore()
+        state = self.world.lead(self.folder.restore)
         if state is not None:
             self.search.load_state_dict(state)
             log.info(f"continuing {self.folder.path} after epoch {self.search.epoch} of {self.settings.epochs}")
@@ -55,6 +64,8 @@ class Session:
         return Progress(s.log_every, s.epochs, images * (s.epochs + moving), images * (self.search.epoch + done_moving))
 
     def _on_step(self, report: StepReport) -> None:
+        if not self.world.leads:
+            return
         if self.progress.due(report):
             train = report.train_loss.item()
             alpha = None if report.val_loss is None else report.val_loss.item()
@@ -67,6 +78,8 @@ class Session:
 
     def _record(self, record: dict[str, Any]) -> None:
         """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
+        if not self.world.leads:
+            return
         timing = {name: record.pop(name) for name in TIMING}
         self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
         self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
@@ -86,7 +99,9 @@ class Session:
                 log.warning(f"the {kind} cell is collapsing: {cell['skips']} of {total} operations are skip connections")
 
     def _publish(self) -> Path:
-        """Draw the reconstruction and write the report."""
+        """Draw the reconstruction and write the report, whose path is returned."""
+        if not self.world.leads:
+            return self.folder.path
         if isinstance(self.search.objective, MaskedReconstruction):
             self._draw_reconstruction(self.search.objective)
         return write_report(self.folder.path)
