@@ -218,7 +218,7 @@ def _start(settings: SearchImagenetSettings, images: Images, given: Input, world
     supernet.to(settings.device, memory_format=torch.channels_last)
     objective.to(settings.device)
     if settings.sync_bn and not world.alone:
-        supernet.synchronise(world.sum)
+        supernet.synchronise(world)
     search = Search(
         supernet,
         objective,

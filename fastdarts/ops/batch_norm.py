@@ -4,7 +4,7 @@ Letters: N images, H W pixels of what is normalised, m = N*H*W, B channels of al
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,17 @@ from torch import Tensor
 from fastdarts.logs import say_once
 
 Running = tuple[Tensor, Tensor]  # running mean and running variance, (B,) each
-Sync = Callable[[Tensor], None]  # replaces a tensor by its sum over the ranks that share a batch, in place
 SYNCHRONISED = "its sums are this rank's alone, and BatchNorm is to be synchronised between the ranks"
+
+
+class Sync(Protocol):
+    """The ranks that share a batch (engine.distributed.World)."""
+
+    rank: int
+    size: int
+
+    def sum(self, flat: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over the ranks."""
 
 
 def batch_norm(
@@ -48,19 +57,26 @@ def beyond_fused(*args: Any) -> str | None:
 
 
 def _synchronised(x: Tensor, running: Running | None, momentum: float, eps: float, sync: Sync) -> Tensor:
-    """batch_norm with the statistics of all ranks, without scale and shift; half precision is widened, to float32."""
+    """batch_norm with the statistics of all ranks, without scale and shift; half precision is widened, to float32.
+
+    One sum over the ranks forward, one backward: of a table in which each has a row with its mean and its sum of squares
+    around that. All ranks have as many values.
+    """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    values = wide.new_full((1,), x.numel() // x.shape[1])
-    total = _SumOverRanks.apply(torch.cat([wide.sum((0, 2, 3)), values]), sync)
-    m = total[-1].detach()
-    mean = total[:-1] / m
-    centred = wide - mean[:, None, None]
-    var = _SumOverRanks.apply(centred.square().sum((0, 2, 3)), sync) / m
+    n = x.numel() // x.shape[1]
+    m = n * sync.size
+    means = wide.mean((0, 2, 3))
+    squares = (wide - means[:, None, None]).square().sum((0, 2, 3))
+    row = torch.cat([means, squares])[None]
+    table = F.pad(row, (0, 0, sync.rank, sync.size - 1 - sync.rank))
+    means, squares = _SumOverRanks.apply(table, sync).chunk(2, dim=1)
+    mean = means.mean(0)
+    total = squares.sum(0) + n * (means - mean).square().sum(0)
     if running is not None:
         with torch.no_grad():
             running[0].lerp_(mean.to(running[0].dtype), momentum)
-            running[1].lerp_((var * m / (m - 1)).to(running[1].dtype), momentum)
-    return centred * (var + eps).rsqrt()[:, None, None]
+            running[1].lerp_((total / (m - 1)).to(running[1].dtype), momentum)
+    return (wide - mean[:, None, None]) * (total / m + eps).rsqrt()[:, None, None]
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -69,13 +85,13 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, sync: Sync) -> Tensor:
         ctx.sync = sync
-        total = x.clone()
-        sync(total)
+        total = x.clone(memory_format=torch.contiguous_format)
+        sync.sum(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _SumOverRanks.apply(grad.contiguous(), ctx.sync), None
+        return _SumOverRanks.apply(grad, ctx.sync), None
 
 
 def update_running(running: Running, statistics: Tensor, m: int, momentum: float) -> None:

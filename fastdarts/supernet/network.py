@@ -98,7 +98,7 @@ class Supernet(nn.Module):
         return 4 * STEM_STRIDE[self.stem_kind]
 
     def synchronise(self, sync: Sync | None) -> None:
-        """Take BatchNorm's batch statistics over the images of all ranks, whose sums `sync` makes; None: of this process.
+        """Take BatchNorm's batch statistics over the images of all ranks; None: over those of this process.
 
         Only the definitions of the ops can: a fused backend that was asked for by name raises BackendUnavailable then.
         """
