@@ -12,9 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdarts.batch import Batch
+from fastdarts.config import SearchSettings
 from fastdarts.engine import RankLost, RanksDisagree, Seat, ToldElsewhere, World, WorldError
 from fastdarts.engine.distributed import CheckedStep, checksum
 from fastdarts.ops.backend import BackendUnavailable
+from fastdarts.ops.batch_norm import batch_norm
+from fastdarts.search import Search
 from tests import ranks
 from tests.backends import needs_native
 from tests.bilevels import batch, differing, everything, make, number
@@ -116,6 +120,84 @@ def test_the_gradient_is_the_mean_of_the_shares_gradients(four: Pool) -> None:
         torch.testing.assert_close(buffers, torch.stack(statistics).mean(0), rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(mine, loss, rtol=1e-12, atol=0)
     assert float((grads[0] - grads[1]).abs().max()) > 1e-3  # the shares do differ
+
+
+def normalised(world: World) -> dict[str, Tensor]:
+    """BatchNorm of this rank's images, its gradients, and the gradient of a function of those, running statistics too."""
+    g = torch.Generator().manual_seed(5)
+    x, by, again = (torch.randn(8, 3, 4, 2, generator=g, dtype=torch.float64) for _ in range(3))
+    x, by, again = (t[world.rank :: world.size].contiguous() for t in (3 * x + 7, by, again))
+    scale, shift = (torch.randn(3, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))
+    running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    x.requires_grad_()
+    out = batch_norm(x, running, True, 0.1, 1e-5, None if world.alone else world, scale, shift)
+    first = torch.autograd.grad((out * by).square().sum(), [x, scale, shift], create_graph=True)
+    (second,) = torch.autograd.grad((first[0] * again).square().sum(), x)
+    named = dict(zip(("d x", "d scale", "d shift"), first, strict=True)) | {"out": out, "d d x": second}
+    return {n: t.detach() for n, t in named.items()} | {"mean": running[0], "var": running[1]}
+
+
+def test_synchronised_batch_norm_is_that_of_all_images(four: Pool) -> None:
+    want = normalised(World())
+    for size in (2, 4):
+        results = four(size, normalised)
+        for name in ("out", "d x", "d d x"):
+            got = torch.stack([r[name] for r in results], 1).flatten(0, 1)
+            torch.testing.assert_close(got, want[name], rtol=1e-11, atol=1e-11)
+        for name in ("d scale", "d shift"):
+            torch.testing.assert_close(sum(r[name] for r in results), want[name], rtol=1e-11, atol=1e-11)
+        for result in results:
+            for name in ("mean", "var"):
+                torch.testing.assert_close(result[name], want[name], rtol=1e-13, atol=0)
+
+
+class Shares:
+    """An endless loader of this rank's shares."""
+
+    def __init__(self, first: int, world: World) -> None:
+        self.given, self.world = first, world
+
+    def __len__(self) -> int:
+        return 2
+
+    def __next__(self) -> Batch:
+        self.given += 2
+        return share(batch(self.given, 8), self.world)
+
+
+def searched(world: World) -> tuple[list[dict[str, Any]], int]:
+    """The records of a search of two epochs, and the images that its steps tell of."""
+    made, images = bilevel(world, True, **EXACT), []
+    evaluation = [share(batch(100 + count, count), world) for count in (8, 5)]
+    search = Search(
+        made.supernet,
+        made.objective,
+        Shares(0, world),
+        Shares(1, world),
+        SearchSettings(epochs=2, begin=1, warmup_epochs=0, learning_rate=0.02, hessian_every=1),
+        eval_loader=evaluation,
+        on_step=lambda report: images.append(report.images),
+        ranks=None if world.alone else world,
+    )
+    clock = ("seconds", "input_seconds", "images_per_s")
+    return [{n: v for n, v in record.items() if n not in clock} for record in search.epochs()], sum(images)
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict | list):
+        return [leaf for part in (value.values() if isinstance(value, dict) else value) for leaf in leaves(part)]
+    return [value]
+
+
+def test_an_epochs_record_is_that_of_all_images(four: Pool) -> None:
+    """Losses, evaluation over unequal shares, the Hessian's eigenvalue, alpha: the same on all ranks, and as on one."""
+    want, images = searched(World())
+    results = four(2, searched)
+    assert results[0] == results[1] and results[0][1] == images == 6 * 8
+    for got, record in zip(results[0][0], want, strict=True):
+        assert got.keys() == record.keys() and got["valid"].keys() == {"loss", "baseline"}
+        for mine, theirs in zip(leaves(got), leaves(record), strict=True):
+            assert mine == (pytest.approx(theirs, rel=1e-6, abs=1e-9) if isinstance(theirs, float) else theirs)
 
 
 def nan_on_rank_one(world: World, unrolled: bool) -> tuple[list[str], list[int], bool]:
