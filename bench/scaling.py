@@ -133,7 +133,7 @@ def _rank(rank: int, workload: Workload, settings: ScalingSettings, folder: str)
     times: Times = {"alone": [], "together": [], "averaging": []}
     for number in range(-settings.warm_up, settings.rounds):
         seconds = {"alone": _seconds(whole) if whole is not None else 0.0}
-        world.any(False)  # all are here
+        world.wait()
         average.seconds = 0.0
         seconds["together"] = _seconds(shared)
         seconds["averaging"] = average.seconds
@@ -142,7 +142,7 @@ def _rank(rank: int, workload: Workload, settings: ScalingSettings, folder: str)
                 times[name].append(value)
     if world.leads:
         torch.save(times, Path(folder) / "times")
-    world.any(False)
+    world.wait()
     dist.destroy_process_group()
 
 

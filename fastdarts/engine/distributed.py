@@ -168,11 +168,20 @@ class World:
         if self.backend is not None:
             self._call("adding up over the ranks", partial(dist.all_reduce, flat, group=self._group))
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` holds on any rank."""
-        told = torch.tensor([int(flag)])
-        self.sum(told)
-        return bool(told)
+    def agree(self, signal: int, due: bool) -> tuple[int, bool]:
+        """After a step: the largest signal that any rank has got (0: none), and whether `due` holds on rank 0.
+
+        Does not wait for a GPU.
+        """
+        told = torch.tensor([signal, int(due and self.leads)])
+        if self.backend is not None:
+            self._call("agreeing", partial(dist.all_reduce, told, dist.ReduceOp.MAX, group=self._group))
+        signal, saves = told.tolist()
+        return signal, bool(saves)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        self.agree(0, False)
 
     def copy_from_lead(self, tensors: Iterable[Tensor]) -> None:
         """Make all tensors what they are on rank 0, in place."""
@@ -247,7 +256,7 @@ class World:
             raise error
         raise ToldElsewhere("another rank could not begin")
 
-    def agree(self, facts: Mapping[str, Any]) -> None:
+    def compare(self, facts: Mapping[str, Any]) -> None:
         """Raise WorldError, on all ranks, unless all have the same facts; the first difference is named."""
         first, *others = self.gather(dict(facts))
         for rank, theirs in enumerate(others, 1):

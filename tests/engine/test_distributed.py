@@ -250,15 +250,15 @@ def meetings(world: World) -> list[Any]:
     total = torch.tensor([float(world.rank)])
     world.average(total)
     return [
-        world.any(world.rank == 2),
-        world.any(False),
+        world.agree(15 * (world.rank == 2), world.rank == 0),
+        world.agree(0, world.rank == 2),
         world.gather(10 * world.rank),
         world.lead(lambda: "found", lambda text: text.upper()),
         outcome(lambda: world.lead(lambda: fails(True, "no such folder"))),
         outcome(lambda: world.together(lambda: world.rank)),
         outcome(lambda: world.together(lambda: fails(world.rank in (1, 2), "no GPU"))),
         outcome(lambda: world.together(lambda: fails(world.rank > 0, f"of {world.rank}"))),
-        outcome(lambda: world.agree({"--seed": 3, "--momentum": 0.9 - 0.1 * (world.rank == 2)})),
+        outcome(lambda: world.compare({"--seed": 3, "--momentum": 0.9 - 0.1 * (world.rank == 2)})),
         sum(float(w.sum()) for w in weights),
         float(total),
     ]
@@ -268,7 +268,7 @@ def test_meetings(four: Pool) -> None:
     elsewhere = ("ToldElsewhere", "another rank could not begin")
     differ = ("WorldError", "rank 2 was not started as rank 0 was: --momentum is 0.8 there and 0.9 on rank 0")
     for rank, got in enumerate(four(3, meetings)):
-        assert got[:4] == [True, False, [0, 10, 20], "FOUND" if rank else "found"]
+        assert got[:4] == [(15, True), (0, False), [0, 10, 20], "FOUND" if rank else "found"]
         assert got[4] == (("ToldElsewhere", "rank 0 could not begin") if rank else ("ValueError", "no such folder"))
         assert got[5] == rank
         assert got[6] == (("ValueError", "no GPU") if rank == 1 else elsewhere)  # the same error is said once
@@ -337,8 +337,10 @@ def test_a_process_alone_meets_nobody() -> None:
     world, flat = World(), torch.arange(3.0)
     world.average(flat)
     assert flat.tolist() == [0.0, 1.0, 2.0] and world.alone and world.leads
-    assert world.lead(lambda: 5) == world.together(lambda: 5) == 5 and world.gather(7) == [7] and world.any(True)
-    world.agree({})
+    assert world.lead(lambda: 5) == world.together(lambda: 5) == 5 and world.gather(7) == [7]
+    assert world.agree(15, True) == (15, True)
+    world.wait()
+    world.compare({})
 
 
 def test_the_seat_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
