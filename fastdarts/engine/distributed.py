@@ -327,9 +327,9 @@ class CheckedStep:
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """int64 of one element, on the CPU: of the bits and their places; any one changed word changes it."""
+    """int64 of one element, on the tensor's device: of the bits and their places; any one changed word changes it."""
     words = tensor.detach().reshape(-1).view(WORDS[tensor.element_size()]).long()
-    return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum().cpu()
+    return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
 
 
 def _backend(seat: Seat, device: str, asked: Backend) -> str:
