@@ -26,9 +26,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tree(tmp_path_factory.mktemp("images"))
 
 
-def torchrun(ranks: int, *flags: str) -> list[str]:
+def torchrun(ranks: int, *flags: str, restarts: int = 0) -> list[str]:
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
-    return [*run, "-m", "fastdarts.search_imagenet", *flags]
+    return [*run, "--max-restarts", str(restarts), "-m", "fastdarts.search_imagenet", *flags]
 
 
 def epochs(folder: Path) -> list[dict]:
@@ -61,15 +61,7 @@ def test_two_ranks_write_one_run_folder(tree: Path, tmp_path: Path) -> None:
 def test_a_killed_rank_ends_all_and_another_number_goes_on(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """SIGKILL of one of two ranks after the first checkpoint; one process continues, and says so."""
     folder, flags = tmp_path / "run", arguments(tree, "--epochs", "40", "--threads", "1")
-    command = torchrun(2, *flags, "--save", str(folder))
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + PATIENCE
-    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
-    assert process.wait(PATIENCE) == 1
-    process.stderr.close()
+    assert killed_on_the_way(folder, torchrun(2, *flags, "--save", str(folder))) == 1
     done = len(epochs(folder))
     assert 0 < done < 40
     assert main([*flags, "--save", str(folder)]) == 0
@@ -82,6 +74,29 @@ def test_a_batch_that_ranks_cannot_share_is_refused(tree: Path) -> None:
     settings = resolve({"data": str(tree), "batch_size": 3})
     with pytest.raises(DataError, match="batch_size 3 cannot be shared equally by 2 ranks: take a multiple"):
         steps_of_an_epoch(settings, Images(index, torch.arange(8), torch.arange(8, 16)), 2)
+
+
+@pytest.mark.campaign
+def test_torchruns_restart_goes_on_bit_for_bit(tree: Path, tmp_path: Path) -> None:
+    """SIGKILL of a rank; torchrun starts all again, which continue the run folder: the bytes of a run left in peace."""
+    flags = arguments(tree, "--epochs", "60", "--threads", "1")
+    killed, calm = tmp_path / "killed", tmp_path / "calm"
+    assert killed_on_the_way(killed, torchrun(2, *flags, "--save", str(killed), restarts=1)) == 0
+    assert "continuing" in (killed / "log.txt").read_text()
+    subprocess.run(torchrun(2, *flags, "--save", str(calm)), stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
+    for name in ("metrics.jsonl", "genotype.json"):
+        assert (killed / name).read_bytes() == (calm / name).read_bytes()
+
+
+def killed_on_the_way(folder: Path, command: list[str]) -> int:
+    """SIGKILL of the last rank once there is a checkpoint; the exit status of torchrun."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + PATIENCE
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    return process.wait(PATIENCE)
 
 
 def start(rank: int, port: int, *flags: str) -> subprocess.Popen:

@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
+from time import monotonic, sleep
 from typing import Any, Literal, NamedTuple, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -31,6 +33,7 @@ Backend = Literal["auto", "nccl", "gloo"]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 NAMED = 5  # tensors that a report names
+POLL = 0.05  # seconds between two looks at who has come
 CPU = torch.device("cpu")
 log = logging.getLogger("fastdarts")
 
@@ -145,6 +148,7 @@ class World:
         limit = timedelta(seconds=timeout)
         try:
             store, _, _ = next(dist.rendezvous("env://", seat.rank, seat.size, timeout=limit))
+            store = _of_this_start(store, seat, limit)
             kinds = "cpu:gloo,cuda:nccl" if chosen == "nccl" else "gloo"
             dist.init_process_group(kinds, store=store, rank=seat.rank, world_size=seat.size, timeout=limit)
         except (RuntimeError, ValueError, OSError) as error:
@@ -330,6 +334,31 @@ def checksum(tensor: Tensor) -> Tensor:
     """int64 of one element, on the tensor's device: of the bits and their places; any one changed word changes it."""
     words = tensor.detach().reshape(-1).view(WORDS[tensor.element_size()]).long()
     return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
+
+
+def _of_this_start(store: dist.Store, seat: Seat, limit: timedelta) -> dist.Store:
+    """The part of torchrun's store that only the processes of this start know.
+
+    After a restart it still holds what those before have left, their addresses too. So each rank shows a fresh token, rank 0
+    answers under that token with the name of the part, and goes on until all ranks are there.
+    """
+    token = uuid4().hex
+    if seat.rank:
+        store.set(f"fastdarts/token/{seat.rank}", token)
+        store.wait([f"fastdarts/part/{token}"], limit)
+        name = store.get(f"fastdarts/part/{token}").decode()
+        store.set(f"{name}/{seat.rank}", "here")
+        return dist.PrefixStore(name, store)
+    name, deadline = f"fastdarts/{token}", monotonic() + limit.total_seconds()
+    there = [f"{name}/{rank}" for rank in range(1, seat.size)]
+    while not store.check(there):
+        for key in [f"fastdarts/token/{rank}" for rank in range(1, seat.size)]:
+            if store.check([key]):
+                store.set(f"fastdarts/part/{store.get(key).decode()}", name)
+        if monotonic() > deadline:
+            raise dist.DistStoreError("some did not come")
+        sleep(POLL)
+    return dist.PrefixStore(name, store)
 
 
 def _backend(seat: Seat, device: str, asked: Backend) -> str:

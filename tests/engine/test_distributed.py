@@ -6,16 +6,19 @@ By gloo on the CPU. tests/gpu/test_distributed_gpu.py has NCCL; speed on several
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.config import SearchSettings
 from fastdarts.engine import RankLost, RanksDisagree, Seat, ToldElsewhere, World, WorldError
-from fastdarts.engine.distributed import CheckedStep, checksum
+from fastdarts.engine.distributed import CheckedStep, _of_this_start, checksum
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.batch_norm import batch_norm
 from fastdarts.search import Search
@@ -371,6 +374,21 @@ def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     with pytest.raises(WorldError, match="NCCL is for GPUs"), World.join(Seat(0, 2, 0, 2), "cpu", 1.0, "nccl"):
         pass
+
+
+def test_what_an_earlier_start_left_in_the_store_is_not_taken() -> None:
+    """Two starts over one store, in threads: each has a part of its own, and the second is not met by the first one's rank."""
+    store, limit, names = dist.HashStore(), timedelta(seconds=20), []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as threads:
+            parts = list(threads.map(lambda rank: _of_this_start(store, Seat(rank, 3), limit), range(3)))
+        parts[0].set("address", "mine")
+        assert [part.get("address") for part in parts] == [b"mine"] * 3
+        names.append(parts[0])
+    names[0].set("address", "old")
+    assert names[1].get("address") == b"mine"
+    with pytest.raises(dist.DistStoreError, match="some did not come"):
+        _of_this_start(store, Seat(0, 3), timedelta(seconds=0.2))
 
 
 def test_work_reaches_the_ranks(four: Pool) -> None:
