@@ -18,7 +18,7 @@ from fastdarts.search_imagenet import main, resolve
 from tests.ranks import free_port
 from tests.test_search_imagenet import FILES, arguments, write_tree
 
-PATIENCE = 100.0  # seconds
+PATIENCE = 200.0  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def epochs(folder: Path) -> list[dict]:
 def test_two_ranks_write_one_run_folder(tree: Path, tmp_path: Path) -> None:
     """With a cache that both share, and BatchNorm over both: the losses of one process."""
     folder = tmp_path / "run"
-    flags = arguments(tree, "--sync_bn", "--cache_folder", str(tmp_path / "kept"), "--check_ranks_every", "1")
+    flags = arguments(
+        tree, "--epochs", "1", "--begin", "0", "--sync_bn", "--cache_folder", str(tmp_path / "kept"), "--check_ranks_every", "1"
+    )
     done = subprocess.run(torchrun(2, *flags, "--save", str(folder)), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert set(FILES.split()) <= {p.name for p in folder.iterdir()}
@@ -46,16 +48,15 @@ def test_two_ranks_write_one_run_folder(tree: Path, tmp_path: Path) -> None:
     assert saved["ranks"] == 2 and saved["settings"]["batch_size"] == 4
     log = (folder / "log.txt").read_text()
     assert "ranks 2 by gloo" in log and "of every batch of 4 each takes 2; --learning_rate 0.5 is for the whole batch" in log
-    assert "BatchNorm over all 4, by the ops' definitions" in log and done.stdout.count("epoch 3/3 done") == 1
+    assert "BatchNorm over all 4, by the ops' definitions" in log and done.stdout.count("epoch 1/1 done") == 1
     assert "mixed_cell: backend definition; not cpu: its sums are this rank's alone" in done.stdout
     assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1
-    assert main(arguments(tree, "--save", str(tmp_path / "one"))) == 0
+    assert main(arguments(tree, "--epochs", "1", "--begin", "0", "--save", str(tmp_path / "one"))) == 0
     for name in ("train.txt", "val.txt"):
         assert (folder / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-    first, alone = epochs(folder)[0], epochs(tmp_path / "one")[0]
+    (first,), (alone,) = epochs(folder), epochs(tmp_path / "one")
     assert first["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
     assert first["valid"]["baseline"] == pytest.approx(alone["valid"]["baseline"], rel=1e-5)
-    assert len(epochs(folder)) == 3
 
 
 def test_a_killed_rank_ends_all_and_another_number_goes_on(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
