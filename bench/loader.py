@@ -33,7 +33,7 @@ from fastdarts.data import (
     verify,
 )
 from fastdarts.data.ahead import DEPTH
-from fastdarts.data.crop import short_side
+from fastdarts.data.crop import kept_side
 from fastdarts.data.decode import read_rgb
 from fastdarts.data.room import gib
 from fastdarts.data.view import View
@@ -100,7 +100,7 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     BatchSampler(everything, stream=Stream.TRAIN, seed=0, batch_size=settings.batch)  # refuses what does not fit
     threads = torch.get_num_threads()
     verifying, (good, found, bad) = _timed(lambda: verify(index, everything, threads))
-    layout = Layout.of(index, good, found, short_side(settings.image_size))
+    layout = Layout.of(index, good, found, kept_side(settings.image_size))
     filling, cache = _timed(lambda: Cache.make(layout, settings.device, threads=threads))
     given = Given(settings, index, good, cache)
     routes = _routes(given)

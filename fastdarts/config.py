@@ -223,7 +223,9 @@ class SearchImagenetSettings(SearchSettings):
     cache_folder: str | None = setting(
         None, "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too", resumable=True
     )
-    cache_size: int = setting(0, "pixels of a kept image's short side; 0 = image_size * 256 / 224", at_least=0, before=0)
+    cache_size: int = setting(
+        0, "pixels of a kept image's short side; 0 = image_size * 256 / 224, 256 at least", at_least=0, before=0
+    )
     input_timeout: float = setting(300.0, "seconds without a batch after which input counts as stuck", above=0, resumable=True)
     workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
     checkpoint_minutes: float = setting(

@@ -25,7 +25,7 @@ from fastdarts.data import (
     dali,
     room,
 )
-from fastdarts.data.crop import short_side
+from fastdarts.data.crop import kept_side
 from fastdarts.data.decode import header_size, pillow_warnings
 from fastdarts.engine import now_and_then
 from fastdarts.images import Images
@@ -150,7 +150,7 @@ def _dali_reader(images: Images, split: Tensor, workers: int, order: dict[str, A
 
 
 def _short(settings: SearchImagenetSettings) -> int:
-    return settings.cache_size or short_side(settings.image_size)
+    return settings.cache_size or kept_side(settings.image_size)
 
 
 def _folder(settings: SearchImagenetSettings) -> Path | None:

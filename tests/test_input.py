@@ -48,15 +48,15 @@ def test_the_cache_in_ram_and_in_a_file_are_the_same_to_the_bit(
     search: Search, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     ram = search("ram")
-    assert "cache: 0.1 MiB of decoded images in RAM" in capsys.readouterr().out
-    assert given(ram) == {"route": "cache", "cache": "ram", "bytes": 16 * 3 * 37 * 37, "short_side": 37}
+    assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
+    assert given(ram) == {"route": "cache", "cache": "ram", "bytes": 16 * 3 * 60 * 60, "short_side": 256}
     kept = tmp_path / "kept"
     file = search("file", "--cache_folder", str(kept))
     assert f"in a file in {kept}" in capsys.readouterr().out and len(list(kept.glob("*.pixels"))) == 1
     again = search("again", "--cache", "ram", "--cache_folder", str(kept))
     assert metrics(ram) == metrics(file) == metrics(again)
-    larger = search("larger", "--cache_size", "50")
-    assert given(larger)["short_side"] == 50 and metrics(larger) != metrics(ram)
+    smaller = search("smaller", "--cache_size", "37")
+    assert given(smaller)["short_side"] == 37 and metrics(smaller) != metrics(ram)
 
 
 @pytest.mark.parametrize("loader", ["torchvision", pytest.param("dali", marks=needs_dali)])
@@ -112,11 +112,11 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(
         assert "\n" not in line
         return line
 
-    assert "--cache device: the decoded images take 0.1 MiB: cpu is no GPU; take a smaller --cache_size" in refused(
+    assert "--cache device: the decoded images take 0.2 MiB: cpu is no GPU; take a smaller --cache_size" in refused(
         "--cache", "device"
     )
     monkeypatch.setattr(room, "available_ram", lambda: 1000)
-    assert "--cache ram: the decoded images take 0.1 MiB: RAM has 0.0 MiB free" in refused("--cache", "ram")
+    assert "--cache ram: the decoded images take 0.2 MiB: RAM has 0.0 MiB free" in refused("--cache", "ram")
     monkeypatch.setattr(dali, "unavailable", lambda device: "DALI is not installed: pip install 'fastdarts[dali]'")
     for name in ("dali", "dali-reader"):
         assert f"--loader {name}: DALI is not installed: pip install" in refused("--loader", name)
@@ -133,13 +133,13 @@ def test_no_room_is_said_and_torchvision_decodes(
     monkeypatch.setattr(room, "available_ram", lambda: 1000)
     run = search("run")
     told = capsys.readouterr().out
-    assert "no cache of 0.1 MiB: cpu is no GPU; RAM has 0.0 MiB free, of which the search takes about" in told
+    assert "no cache of 0.2 MiB: cpu is no GPU; RAM has 0.0 MiB free, of which the search takes about" in told
     assert "loader: torchvision" in told and given(run)["route"] == "torchvision"
 
 
 def test_a_plan_states_the_size_beforehand(search: Search, capsys: pytest.CaptureFixture) -> None:
     assert not search("plan", "--dry_run").exists()
-    assert "cache: 0.1 MiB of decoded images in RAM" in capsys.readouterr().out
+    assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
     search("plan", "--dry_run", "--cache", "off")
     assert "no cache: images are decoded anew each time; loader: torchvision" in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def test_a_plan_passes_over_what_a_search_would_leave_out(tmp_path: Path, capsys
     for number in range(3):
         (root / f"train/class0/{number}.JPEG").write_text("no image")
     assert main(arguments(root, "--dry_run")) == 0
-    assert "cache: 0.1 MiB of decoded images in RAM" in capsys.readouterr().out
+    assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
     for path in root.glob("train/*/*"):
         path.write_text("no image")
     assert main(arguments(root, "--dry_run")) == 2
@@ -158,7 +158,7 @@ def test_a_plan_passes_over_what_a_search_would_leave_out(tmp_path: Path, capsys
 
 def test_a_flag_that_decides_nothing_is_said(search: Search, capsys: pytest.CaptureFixture) -> None:
     search("plan", "--dry_run", "--cache", "ram", "--loader", "dali")
-    assert "cache: 0.1 MiB of decoded images in RAM; --loader dali is not used" in capsys.readouterr().out
+    assert "cache: 0.2 MiB of decoded images in RAM; --loader dali is not used" in capsys.readouterr().out
     search("plan", "--dry_run", "--cache_folder", "x", "--loader", "torchvision")
     assert "no cache: --loader torchvision was asked for; --cache_folder is not used" in capsys.readouterr().out
 

@@ -16,10 +16,10 @@ def test_every_route_and_stage_has_a_rate(tmp_path: Path, capsys: pytest.Capture
     (root / "train/class0/0.JPEG").write_bytes(b"")
     assert main(["--data", str(root), *SMALL, "--json", "--record", "--results", str(tmp_path / "results")]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["images"] == 15 and record["left_out"] == 1 and record["cache_bytes"] == 15 * 3 * 37 * 37
+    assert record["images"] == 15 and record["left_out"] == 1 and record["cache_bytes"] == 15 * 3 * 40 * 40
     routes = {"torchvision", "cache"} | (set() if record["missing"] else {"dali", "dali-reader"})
     assert set(record["images_per_s"]) == set(record["waiting"]) == routes
-    assert 0 < record["cache_difference"] < 20
+    assert 0 <= record["cache_difference"] < 0.2  # small images are kept as they are
     assert all(rate["median"] > 0 for rate in record["images_per_s"].values())
     assert all(0 < step["share"] < 1 and step["images_per_s"] > 0 for step in record["waiting"].values())
     assert len(record["stages_images_per_s"]) == 9 and min(record["stages_images_per_s"].values()) > 0
