@@ -17,7 +17,6 @@ ROUTES = {
     "torchvision": ["--loader", "torchvision", "--cache", "off"],
     "dali": ["--loader", "dali", "--cache", "off"],
     "cache": ["--cache", "ram"],
-    "cache of 256 pixels": ["--cache", "ram", "--cache_size", "256"],
 }
 RECIPE = "--image_size 64 --batch_size 32 --learning_rate 0.1 --threads 1"
 EPOCHS = {"tinyimagenet48": 10, "cifar10": 10, "imagenet_sample": 28}  # about 150 steps each
