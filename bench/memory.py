@@ -70,14 +70,7 @@ def compare(workload: Workload, calls: int = 3) -> dict[str, Any]:
     """A case's record: predicted_mb, measured_mb of `calls` steps (None where there is no /proc), and their ratio."""
     plan = predicted(workload) / MEGABYTE
     peak = alone(workload, OURS, calls).peak_mb
-    return {
-        "supernet": workload.supernet,
-        "batch": workload.batch,
-        "image_size": workload.image_size,
-        "partial_channels": workload.partial_channels,
-        "dtype": workload.dtype,
-        "device": torch.cuda.get_device_name() if workload.device == "cuda" else "cpu",
-        "backend": workload.backend,
+    return workload.facts() | {
         "order": 2 if workload.unrolled else 1,
         "predicted_mb": round(plan, 1),
         "measured_mb": peak,

@@ -109,14 +109,7 @@ def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
     first = alones[1].first_s if alones else timed(runs[settings.against], workload.device)[0]
     times = alternate(runs, workload.device, rounds=settings.rounds, warm_up=settings.warm_up)
     ours, theirs = (milliseconds(times[side]) for side in sides)
-    return {
-        "supernet": workload.supernet,
-        "batch": workload.batch,
-        "image_size": workload.image_size,
-        "partial_channels": workload.partial_channels,
-        "dtype": workload.dtype,
-        "device": torch.cuda.get_device_name() if workload.device == "cuda" else "cpu",
-        "backend": workload.backend,
+    return workload.facts() | {
         "against": settings.against,
         "ours_step": getattr(runs[OURS], "how", None),
         "ratio": round(theirs["median"] / ours["median"], 3),

@@ -10,7 +10,7 @@ Letters: N images, S pixels a side, C channels of a node, k the divisor of parti
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,18 @@ class Workload:
                 multiple = make_supernet(self, self.backend).multiple
             if self.image_size % multiple:
                 raise WorkloadError(f"--image_size {self.image_size}: {self.supernet} needs a multiple of {multiple}")
+
+    def facts(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {
+            "supernet": self.supernet,
+            "batch": self.batch,
+            "image_size": self.image_size,
+            "partial_channels": self.partial_channels,
+            "dtype": self.dtype,
+            "device": torch.cuda.get_device_name() if self.device == "cuda" else "cpu",
+            "backend": self.backend,
+        }
 
     @property
     def images(self) -> int:
