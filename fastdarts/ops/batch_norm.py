@@ -4,6 +4,7 @@ Letters: N images, H W pixels of what is normalised, m = N*H*W, B channels of al
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,15 +13,85 @@ from torch import Tensor
 from fastdarts.logs import say_once
 
 Running = tuple[Tensor, Tensor]  # running mean and running variance, (B,) each
+SYNCHRONISED = "its sums are this rank's alone, and BatchNorm is to be synchronised between the ranks"
 
 
-def batch_norm(x: Tensor, running: Running | None, training: bool, momentum: float, eps: float) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over (N, H, W): batch statistics when training or where there are no running ones.
+class Sync(Protocol):
+    """The ranks that share a batch (engine.distributed.World)."""
 
-    x (N, B, H, W); running, moved in place when training: the unbiased variance.
+    rank: int
+    size: int
+
+    def sum(self, flat: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over the ranks."""
+
+
+def batch_norm(
+    x: Tensor,
+    running: Running | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    sync: Sync | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * scale + shift over (N, H, W): batch statistics when training or without running ones.
+
+    x (N, B, H, W); running, moved in place when training: the unbiased variance; scale, shift (B,), both or none. With
+    `sync`, batch statistics are those of the images of all ranks, each of which calls this in the same order, forward and
+    backward.
     """
     mean, var = running or (None, None)
-    return F.batch_norm(x, mean, var, None, None, training or running is None, momentum, eps)
+    if sync is None or not (training or running is None):
+        return F.batch_norm(x, mean, var, scale, shift, training or running is None, momentum, eps)
+    y = _synchronised(x, running, momentum, eps, sync)
+    if scale is not None and shift is not None:
+        y = y * scale[:, None, None] + shift[:, None, None]
+    return y.to(x.dtype)
+
+
+def beyond_fused(*args: Any) -> str | None:
+    """The limit of a fused backend, whose last argument is `sync`: None, or why it cannot serve."""
+    return None if args[-1] is None else SYNCHRONISED
+
+
+def _synchronised(x: Tensor, running: Running | None, momentum: float, eps: float, sync: Sync) -> Tensor:
+    """batch_norm with the statistics of all ranks, without scale and shift; half precision is widened, to float32.
+
+    One sum over the ranks forward, one backward: of a table in which each has a row with its mean and its sum of squares
+    around that. All ranks have as many values.
+    """
+    wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    n = x.numel() // x.shape[1]
+    m = n * sync.size
+    means = wide.mean((0, 2, 3))
+    squares = (wide - means[:, None, None]).square().sum((0, 2, 3))
+    row = torch.cat([means, squares])[None]
+    table = F.pad(row, (0, 0, sync.rank, sync.size - 1 - sync.rank))
+    means, squares = _SumOverRanks.apply(table, sync).chunk(2, dim=1)
+    mean = means.mean(0)
+    total = squares.sum(0) + n * (means - mean).square().sum(0)
+    if running is not None:
+        with torch.no_grad():
+            running[0].lerp_(mean.to(running[0].dtype), momentum)
+            running[1].lerp_((total / (m - 1)).to(running[1].dtype), momentum)
+    return (wide - mean[:, None, None]) * (total / m + eps).rsqrt()[:, None, None]
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over the ranks. The gradient of a rank's term is the sum of all ranks' gradients in the sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sync: Sync) -> Tensor:
+        ctx.sync = sync
+        total = x.clone(memory_format=torch.contiguous_format)
+        sync.sum(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _SumOverRanks.apply(grad, ctx.sync), None
 
 
 def update_running(running: Running, statistics: Tensor, m: int, momentum: float) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm
-from fastdarts.ops.batch_norm import Running
+from fastdarts.ops.batch_norm import Running, Sync, beyond_fused
 
 Norm = tuple[Tensor, Tensor]  # weight and bias of a BatchNorm, (D,) each
 
@@ -43,6 +43,7 @@ def conv_bn_chain(
     momentum: float = 0.1,
     eps: float = 1e-5,
     backend: str = "auto",
+    sync: Sync | None = None,
 ) -> tuple[Tensor, ...]:
     """u_1 = BN(conv(x)), u_i = BN(conv(ReLU(u_(i-1)))); the last `outputs` of u_1 ... u_L, before their ReLU.
 
@@ -56,13 +57,14 @@ def conv_bn_chain(
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     momentum  of the running statistics
     backend   "auto", "cpu" (C++: float32, float64; keeps one tensor a layer for backward) or "definition"
+    sync      sums batch statistics over the ranks that share a batch; then only the definition serves
 
     Returns tensors (N, D_i, H_i, W_i), H_i = ceil(H_(i-1) / stride); channels_last from a native backend, which takes x in
     any layout. Differentiable twice in x, weights and norms. Raises ValueError for arguments that do not fit,
     BackendUnavailable.
     """
     _check(x, weights, norms, running, strides, outputs, training, momentum, eps)
-    args = x, list(weights), list(norms), running, list(strides), outputs, training, momentum, eps
+    args = x, list(weights), list(norms), running, list(strides), outputs, training, momentum, eps, sync
     return backends.run("conv_bn_chain", backend, x.device, backends.arithmetic(x), *args)
 
 
@@ -76,15 +78,16 @@ def definition(
     training: bool,
     momentum: float,
     eps: float,
+    sync: Sync | None = None,
 ) -> tuple[Tensor, ...]:
     """What conv_bn_chain computes, in plain PyTorch at any dtype on any device; arguments as there."""
     outs: list[Tensor] = []
     for i, (weight, (scale, shift), stride) in enumerate(zip(weights, norms, strides, strict=True)):
         if i:  # in place, as customary, where nobody else sees it
             x = F.relu(x, inplace=i - 1 < len(weights) - outputs)
-        mean, var = running[i] if running else (None, None)
+        buffers = running[i] if running else None
         y = F.conv2d(x, weight, stride=stride, padding=1)
-        x = F.batch_norm(y, mean, var, scale, shift, training or running is None, momentum, eps)
+        x = batch_norm.batch_norm(y, buffers, training, momentum, eps, sync, scale, shift)
         outs.append(x)
     return tuple(outs[-outputs:])
 
@@ -213,6 +216,7 @@ def _registered(
     training: bool,
     momentum: float,
     eps: float,
+    sync: None,
 ) -> tuple[Tensor, ...]:
     x = x.contiguous(memory_format=torch.channels_last)
     parameters = [t.contiguous() for t in (*weights, *(n[0] for n in norms), *(n[1] for n in norms))]
@@ -227,7 +231,7 @@ def _registered(
 
 backends.register(
     "conv_bn_chain",
-    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="conv_bn_chain"), _registered),
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="conv_bn_chain"), _registered, beyond_fused),
     backends.Backend("definition", backends.anything, definition),
 )
 

@@ -19,7 +19,7 @@ from fastdarts import native
 from fastdarts.kernels import mixed_cell_plan
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm, relu_conv_bn
-from fastdarts.ops.batch_norm import Running
+from fastdarts.ops.batch_norm import Running, Sync, beyond_fused
 from fastdarts.ops.graph import DENSE, DILATED, KERNEL, Candidate, Edge, Graph
 
 torch.library.define(
@@ -51,6 +51,7 @@ def mixed_cell(
     momentum: float = 0.1,
     eps: float = 1e-5,
     backend: str = "auto",
+    sync: Sync | None = None,
 ) -> Tensor:
     """The nodes of a cell: node j = sum over its edges e from states i of edges_e * sum_k ops_ek * o_ek(state_i).
 
@@ -70,6 +71,7 @@ def mixed_cell(
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; at most 4 inputs, Cq at
               most 128) or "definition"
+    sync      sums batch statistics over the ranks that share a batch; then only the definition serves
 
     All tensors are on one device, all but `channels` of one dtype. Under autocast: of floating-point ones; then a native
     backend takes inputs and weights in autocast's dtype, in which it returns, and ops, edges and running statistics as they
@@ -80,7 +82,7 @@ def mixed_cell(
     """
     _check(inputs, ops, edges, weights, running, channels, graph, partial_channels, training, momentum, eps)
     x = inputs[0]
-    args = list(inputs), ops, edges, weights, running, channels, graph, partial_channels, training, momentum, eps
+    args = list(inputs), ops, edges, weights, running, channels, graph, partial_channels, training, momentum, eps, sync
     return backends.run("mixed_cell", backend, x.device, backends.arithmetic(x), *args)
 
 
@@ -102,9 +104,10 @@ def definition(
     training: bool,
     momentum: float,
     eps: float,
+    sync: Sync | None = None,
 ) -> Tensor:
     """What mixed_cell computes, in plain PyTorch at any dtype on any device; arguments as there."""
-    parts = _Parts(weights, running, graph, inputs[0].shape[1] // partial_channels, (training, momentum, eps))
+    parts = _Parts(weights, running, graph, inputs[0].shape[1] // partial_channels, (training, momentum, eps, sync))
     rows, betas = ops.unbind(), None if edges is None else edges.unbind()
     states = list(inputs)
     for e, edge in enumerate(graph.edges):
@@ -121,12 +124,14 @@ def definition(
 class _Parts:
     """Deals out the packed weights and running statistics, one convolution and one BatchNorm after the other."""
 
-    def __init__(self, weights: Tensor, running: Running | None, graph: Graph, C: int, how: tuple[bool, float, float]) -> None:
+    def __init__(
+        self, weights: Tensor, running: Running | None, graph: Graph, C: int, how: tuple[bool, float, float, Sync | None]
+    ) -> None:
         shapes = graph.convolutions(C)
         pieces = weights.split([prod(shape) for shape in shapes])  # once: its gradient is one concatenation
         self.weights = iter([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
         self.running = repeat(None) if running is None else zip(*(r.split(C) for r in running), strict=True)
-        self.how = how  # training, momentum, eps
+        self.how = how  # training, momentum, eps, sync
 
     def convolve(self, x: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Tensor:
         return F.conv2d(x, next(self.weights), None, stride, padding, dilation, groups)
@@ -324,6 +329,7 @@ def _registered(
     training: bool,
     momentum: float,
     eps: float,
+    sync: None,
 ) -> Tensor:
     dtype = backends.arithmetic(inputs[0])
     laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
@@ -337,6 +343,8 @@ def _registered(
 
 
 def _beyond_triton(inputs: list[Tensor], *args: Any) -> str | None:
+    if why := beyond_fused(*args):
+        return why
     most, widest = mixed_cell_plan.MOST_INPUTS, mixed_cell_plan.WIDEST
     if len(inputs) > most:
         return f"its kernels take cells of at most {most} inputs, this one has {len(inputs)}"
@@ -346,7 +354,7 @@ def _beyond_triton(inputs: list[Tensor], *args: Any) -> str | None:
 
 backends.register(
     "mixed_cell",
-    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="mixed_cell"), _registered),
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="mixed_cell"), _registered, beyond_fused),
     backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, _beyond_triton),
     backends.Backend("definition", backends.anything, definition),
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm
-from fastdarts.ops.batch_norm import Running
+from fastdarts.ops.batch_norm import Running, Sync, beyond_fused
 
 torch.library.define(
     "fastdarts::relu_conv_bn",
@@ -36,6 +36,7 @@ def relu_conv_bn(
     momentum: float = 0.1,
     eps: float = 1e-5,
     backend: str = "auto",
+    sync: Sync | None = None,
 ) -> Tensor:
     """BatchNorm without affine parameters of a 1x1 convolution of ReLU(x).
 
@@ -46,6 +47,7 @@ def relu_conv_bn(
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     momentum  of the running statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
+    sync      sums batch statistics over the ranks that share a batch; then only the definition serves
 
     Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a fused backend, which takes x in any layout. Under
     autocast all is in autocast's dtype but the running statistics; sums are float32 on a GPU whatever the dtype, and
@@ -53,12 +55,18 @@ def relu_conv_bn(
     Differentiable twice in x and in the weights. Raises ValueError for arguments that do not fit, BackendUnavailable.
     """
     _check(x, weights, running, training, momentum, eps)
-    args = x, list(weights), running, training, momentum, eps
+    args = x, list(weights), running, training, momentum, eps, sync
     return backends.run("relu_conv_bn", backend, x.device, backends.arithmetic(x), *args)
 
 
 def definition(
-    x: Tensor, weights: Sequence[Tensor], running: Running | None, training: bool, momentum: float, eps: float
+    x: Tensor,
+    weights: Sequence[Tensor],
+    running: Running | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    sync: Sync | None = None,
 ) -> Tensor:
     """What relu_conv_bn computes, in plain PyTorch at any dtype on any device; arguments as there."""
     x = F.relu(x)
@@ -66,7 +74,7 @@ def definition(
         y = F.conv2d(x, weights[0])
     else:
         y = torch.cat([F.conv2d(x, weights[0], stride=2), F.conv2d(x[:, :, 1:, 1:], weights[1], stride=2)], dim=1)
-    return batch_norm.batch_norm(y, running, training, momentum, eps)
+    return batch_norm.batch_norm(y, running, training, momentum, eps, sync)
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, int, int, int]:
@@ -155,7 +163,7 @@ class _ReLUConvBN(torch.autograd.Function):
 
 
 def _registered(
-    x: Tensor, weights: list[Tensor], running: Running | None, training: bool, momentum: float, eps: float
+    x: Tensor, weights: list[Tensor], running: Running | None, training: bool, momentum: float, eps: float, sync: None
 ) -> Tensor:
     dtype = backends.arithmetic(x)
     x, weights = x.to(dtype).contiguous(memory_format=torch.channels_last), [w.to(dtype).contiguous() for w in weights]
@@ -168,8 +176,8 @@ def _registered(
 
 backends.register(
     "relu_conv_bn",
-    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="relu_conv_bn"), _registered),
-    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="relu_conv_bn"), _registered, beyond_fused),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, beyond_fused),
     backends.Backend("definition", backends.anything, definition),
 )
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdarts.ops.batch_norm import Sync
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.candidates import graph_of, names_of
@@ -31,6 +32,7 @@ class MixedEdges(nn.Module):
     def __init__(self, space: Space, kind: Kind, C: int, partial_channels: int = 1, backend: str = "auto") -> None:
         super().__init__()
         self.graph, self.k, self.backend = graph_of(space, kind), partial_channels, backend
+        self.sync: Sync | None = None  # of ops.mixed_cell
         self._Cq = C // partial_channels
         self._convolutions, self._norms = names_of(space, kind)
         self._shapes = self.graph.convolutions(self._Cq)
@@ -57,6 +59,7 @@ class MixedEdges(nn.Module):
             partial_channels=self.k,
             training=self.training,
             backend=self.backend,
+            sync=self.sync,
         )
 
     def unpacked(self, packed: Tensor) -> dict[str, Tensor]:

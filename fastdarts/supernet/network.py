@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.ops.backend import offered
+from fastdarts.ops.batch_norm import Sync
 from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.cell import Cell, CellWeights
+from fastdarts.supernet.mixed import MixedEdges
+from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN
 
 Stem = Literal["cifar", "imagenet"]
 ChannelSampling = Literal["first", "random"]
@@ -57,6 +60,7 @@ class Supernet(nn.Module):
             raise ValueError(f"init_channels = {C} and partial_channels = {partial_channels}: C/k must be an even whole number")
         self.space, self.stem_kind, self.k = space, stem, partial_channels
         self.channel_sampling, self.seed, self.backend = channel_sampling, seed, backend
+        self.sync: Sync | None = None
         C_prev_prev, C_prev, reduction_prev = self._build_stem(stem, C)
         reductions = (layers // 3, 2 * layers // 3)
         self.cells = nn.ModuleList()
@@ -92,6 +96,16 @@ class Supernet(nn.Module):
     def multiple(self) -> int:
         """The image's side must be a multiple of this, so that each halving is of an even number."""
         return 4 * STEM_STRIDE[self.stem_kind]
+
+    def synchronise(self, sync: Sync | None) -> None:
+        """Take BatchNorm's batch statistics over the images of all ranks; None: over those of this process.
+
+        Only the definitions of the ops can: a fused backend that was asked for by name raises BackendUnavailable then.
+        """
+        self.sync = sync
+        for module in self.modules():
+            if isinstance(module, MixedEdges | ReLUConvBN | FactorizedReduce):
+                module.sync = sync
 
     def forward(
         self,
@@ -142,6 +156,7 @@ class Supernet(nn.Module):
             momentum=norms[0].momentum,
             eps=norms[0].eps,
             backend=offered("conv_bn_chain", self.backend),
+            sync=self.sync,
         )
         return outs[0], outs[-1]
 

@@ -5,6 +5,7 @@ Letters: N images, C channels, H W pixels.
 
 from torch import Tensor, nn
 
+from fastdarts.ops.batch_norm import Sync
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 
 
@@ -15,10 +16,11 @@ class ReLUConvBN(nn.Module):
         super().__init__()
         self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(C_in, C_out, 1, bias=False), nn.BatchNorm2d(C_out, affine=False))
         self.backend = backend
+        self.sync: Sync | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         _, conv, bn = self.op
-        return _run(x, [conv], bn, self.backend)
+        return _run(x, [conv], bn, self.backend, self.sync)
 
 
 class FactorizedReduce(nn.Module):
@@ -35,12 +37,13 @@ class FactorizedReduce(nn.Module):
         self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(C_out, affine=False)
         self.backend = backend
+        self.sync: Sync | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return _run(x, [self.conv_1, self.conv_2], self.bn, self.backend)
+        return _run(x, [self.conv_1, self.conv_2], self.bn, self.backend, self.sync)
 
 
-def _run(x: Tensor, convolutions: list[nn.Conv2d], bn: nn.BatchNorm2d, backend: str) -> Tensor:
+def _run(x: Tensor, convolutions: list[nn.Conv2d], bn: nn.BatchNorm2d, backend: str, sync: Sync | None) -> Tensor:
     if bn.training:
         bn.num_batches_tracked.add_(1)
     return relu_conv_bn(
@@ -51,4 +54,5 @@ def _run(x: Tensor, convolutions: list[nn.Conv2d], bn: nn.BatchNorm2d, backend: 
         momentum=bn.momentum,
         eps=bn.eps,
         backend=backend,
+        sync=sync,
     )
