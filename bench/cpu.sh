@@ -29,6 +29,9 @@ for supernet in cell cifar pc-imagenet mae-imagenet; do
   "$python" -m bench.floor --supernet $supernet --batch 16 --record
 done
 "$python" -m bench.floor --supernet pc-cifar --batch 64 --rounds 3 --record
+for supernet in mae-imagenet pc-cifar; do
+  "$python" -m bench.scaling --supernet $supernet --batch 16 --ranks 2 --record
+done
 for size in 64 224; do
   "$python" -m bench.loader ${DATA:+--data "$DATA"} --image_size $size --record
 done

@@ -182,7 +182,8 @@ class SearchImagenetSettings(SearchSettings):
     image_size: int = setting(224, "pixels a side", at_least=1)
     batch_size: int = setting(
         1024,
-        "images of a step of the weights, and of one of alpha; auto (or 0) = the most that fit in 80 % of free memory",
+        "images of a step of the weights, and of one of alpha, over all ranks; auto (or 0) = the most that fit in 80 % of what "
+        "is free",
         at_least=0,
         auto=0,
     )
@@ -210,7 +211,24 @@ class SearchImagenetSettings(SearchSettings):
     deterministic: bool = setting(
         False, "the same bits in each run on a GPU too; slower, says what it switches off", before=False
     )
-    threads: int = setting(0, "of torch on the CPU; 0 = its own choice, by the cores (the number is saved)", at_least=0)
+    threads: int = setting(
+        0,
+        "of torch on the CPU, of each rank; 0 = by the cores and the ranks of a node (the number is saved)",
+        at_least=0,
+        resumable=True,
+    )
+    sync_bn: bool = setting(
+        False, "BatchNorm over the images of all ranks instead of each one's own; slow, by the ops' definitions", before=False
+    )
+    dist_backend: Literal["auto", "nccl", "gloo"] = setting(
+        "auto", "what carries tensors between ranks: NCCL where each has a GPU, else gloo", resumable=True
+    )
+    dist_timeout: float = setting(
+        600.0, "seconds without an answer after which another rank counts as lost", above=0, resumable=True
+    )
+    check_ranks_every: int = setting(
+        500, "steps between comparisons of weights and alpha over the ranks; 0 = never", at_least=0, resumable=True
+    )
     loader: Literal["auto", "torchvision", "dali", "dali-reader"] = setting(
         "auto",
         "what decodes images where there is no cache: DALI on a GPU where it is installed, else torchvision; dali-reader "

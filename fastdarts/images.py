@@ -4,7 +4,7 @@ import hashlib
 import logging
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,16 @@ from fastdarts.engine import RunFolder, RunFolderError, write_text
 
 CHECK_SECONDS = 10.0  # between two lines about the checking of files
 log = logging.getLogger("fastdarts")
+
+
+class Splits(NamedTuple):
+    """What of Images travels from the rank that looked into the files to the others; sha256 is that of all names."""
+
+    train: Tensor
+    val: Tensor
+    excluded: tuple[tuple[str, str], ...]
+    sizes: Tensor | None
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,22 @@ class Images:
         if common := set(train.tolist()) & set(val.tolist()):
             raise ConfigError(f"--train_list and --val_list share {len(common)} images, {index.files[min(common)]} first")
         return Images(index, train, val)
+
+    @staticmethod
+    def listed(settings: SearchImagenetSettings, splits: Splits) -> "Images":
+        """The images that another rank has chosen, where this one finds them. Raises DataError if they are not the same."""
+        index = ImageIndex.from_root(settings.data or sample_root())
+        if _fingerprint(index) != splits.sha256:
+            raise DataError(f"the files under {index.root} are not those that rank 0 finds there: give all nodes the same")
+        return Images(index, splits.train, splits.val).taking(splits)
+
+    def splits(self) -> Splits:
+        """For `listed` and `taking`."""
+        return Splits(self.train, self.val, self.excluded, self.sizes, _fingerprint(self.index))
+
+    def taking(self, splits: Splits) -> "Images":
+        """With what another rank found in the files."""
+        return replace(self, train=splits.train, val=splits.val, excluded=splits.excluded, sizes=splits.sizes)
 
     def checked(self, threads: int, strict: bool = False) -> "Images":
         """Without the files that cannot be decoded, each of which is logged; what is found good is remembered.

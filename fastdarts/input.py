@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from fastdarts.data import (
 )
 from fastdarts.data.crop import kept_side
 from fastdarts.data.decode import header_size, pillow_warnings
-from fastdarts.engine import now_and_then
+from fastdarts.engine import World, now_and_then
 from fastdarts.images import Images
 from fastdarts.ops.philox import Stream
 
@@ -52,18 +53,19 @@ class Input(NamedTuple):
         self.val.close()
 
 
-def steps_of_an_epoch(settings: SearchImagenetSettings, images: Images) -> int:
-    """Batches of an epoch. Raises DataError where a split is smaller than a batch."""
+def steps_of_an_epoch(settings: SearchImagenetSettings, images: Images, ranks: int = 1) -> int:
+    """Batches of an epoch. Raises DataError where a split is smaller than a batch, or ranks cannot share one equally."""
+    order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
     parts = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
-    train, _ = (BatchSampler(part, stream=s, seed=settings.seed, batch_size=settings.batch_size) for part, s in parts)
+    train, _ = (BatchSampler(part, stream=stream, **order) for part, stream in parts)
     return len(train)
 
 
-def forecast(settings: SearchImagenetSettings, images: Images, reserved: int) -> str:
+def forecast(settings: SearchImagenetSettings, images: Images, reserved: int, world: World) -> str:
     """Where the images will come from, in words, as far as the headers of SAMPLED files tell. Arguments as of open_input.
 
-    Files without a header are passed over: a search leaves them out. Raises ConfigError and DataError for a choice that
-    cannot be had, DataError if none has one.
+    By one rank. Files without a header are passed over: a search leaves them out. Raises ConfigError and DataError for a
+    choice that cannot be had, DataError if none has one.
     """
     chosen = torch.cat([images.train, images.val])
     sizes: dict[int, tuple[int, int]] = {}
@@ -75,7 +77,7 @@ def forecast(settings: SearchImagenetSettings, images: Images, reserved: int) ->
     if not sizes:
         raise DataError(f"of the chosen files under {images.index.root} none that was looked at is an image")
     sampled = _layout(settings, images, torch.tensor(list(sizes)), torch.tensor(list(sizes.values())))
-    place = _place(settings, len(chosen) * sampled.bytes // len(sizes), None, reserved)
+    place = _place(settings, len(chosen) * sampled.bytes // len(sizes), None, reserved, world)
     return place.told if place.where != "off" else f"{place.told}; {_route(settings, None)[1]}"
 
 
@@ -87,46 +89,72 @@ def open_input(
     threads: int,
     saved: Mapping[str, Any] | None,
     reserved: int,
+    world: World | None = None,
 ) -> Input:
     """The loaders of a search; the cache is filled. What was chosen, and why, goes to the log.
+
+    Rank 0 chooses for all. Every rank sees every image in the course of the epochs, so each keeps all of them, in its GPU's
+    memory or in RAM; a file in --cache_folder is written once and shared by the ranks of a node.
 
     images    with sizes
     workers   processes or threads that decode during the search
     threads   that decode into the cache before it
     saved     `facts` of the run that is continued: "auto" keeps its choice where it can, another one is said
     reserved  bytes of the device that the search itself takes
+    world     the ranks that share each batch
     Raises ConfigError and DataError for a choice that cannot be had, DataError for a file that does not decode any more.
     """
     chosen = torch.cat([images.train, images.val])
     layout = _layout(settings, images, chosen, images.sizes[chosen])
-    place = _place(settings, layout.bytes, saved, reserved, layout)
+    world = world or World()
+    place = world.lead(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))
     common = {
+        "rank": world.rank,
+        "world_size": world.size,
         "batch_size": settings.batch_size,
         "image_size": settings.image_size,
         "device": settings.device,
         "timeout": settings.input_timeout,
     }
-    orders = tuple({"stream": stream, "seed": settings.seed} | common for stream in (Stream.TRAIN, Stream.VAL))
-    splits = images.train, images.val
     log.info(place.told)
     if place.where == "off":
-        route, told = _route(settings, saved)
+        own = world.together(lambda: _route(settings, saved))
+        route, told = world.lead(lambda: own)
         log.info(told)
-        make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
-        train, val = (make(images, split, workers, order) for split, order in zip(splits, orders, strict=True))
-        evaluation: Iterable[Batch] = EvalLoader(images.index, images.val, workers=workers, **common)
-        facts = {"route": route, "cache": "off"}
+        make = partial(_decoding, settings, images, route, workers, common)
     else:
-        device = settings.device if place.where == "device" else "cpu"
-        progress = now_and_then("decoding images into the cache")
-        cache = Cache.make(layout, device, folder=_folder(settings), threads=threads, progress=progress)
-        train, val = (CacheLoader(cache, split, **order) for split, order in zip(splits, orders, strict=True))
-        evaluation = CacheEvalLoader(cache, images.val, **common)
-        facts = {"route": "cache", "cache": place.where, "bytes": layout.bytes, "short_side": _short(settings)}
-    if saved and saved["route"] != facts["route"]:
-        same = _same({saved["route"], facts["route"]})
-        log.warning(f"the run's images came from {saved['route']} so far and come from {facts['route']} from now on: {same}")
-    return Input(train, val, evaluation, facts)
+        make = partial(_cached, settings, images, layout, place.where, threads, common)
+    given = world.together(make)
+    if saved and saved["route"] != given.facts["route"]:
+        before, now = saved["route"], given.facts["route"]
+        log.warning(f"the run's images came from {before} so far and come from {now} from now on: {_same({before, now})}")
+    return given
+
+
+def _orders(settings: SearchImagenetSettings, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Of both splits: their images, and what all loaders are told."""
+    splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
+    return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]
+
+
+def _decoding(settings: SearchImagenetSettings, images: Images, route: str, workers: int, common: dict[str, Any]) -> Input:
+    """Loaders that decode files during the search."""
+    make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
+    train, val = (make(images, split, workers, order) for split, order in _orders(settings, images, common))
+    evaluation = EvalLoader(images.index, images.val, workers=workers, **common)
+    return Input(train, val, evaluation, {"route": route, "cache": "off"})
+
+
+def _cached(
+    settings: SearchImagenetSettings, images: Images, layout: Layout, where: str, threads: int, common: dict[str, Any]
+) -> Input:
+    """Fills the cache; loaders that cut batches out of it."""
+    device = settings.device if where == "device" else "cpu"
+    progress = now_and_then("decoding images into the cache")
+    cache = Cache.make(layout, device, folder=_folder(settings), threads=threads, progress=progress)
+    train, val = (CacheLoader(cache, split, **order) for split, order in _orders(settings, images, common))
+    facts = {"route": "cache", "cache": where, "bytes": layout.bytes, "short_side": _short(settings)}
+    return Input(train, val, CacheEvalLoader(cache, images.val, **common), facts)
 
 
 def _same(routes: set[str]) -> str:
@@ -162,7 +190,12 @@ def _layout(settings: SearchImagenetSettings, images: Images, chosen: Tensor, si
 
 
 def _place(
-    settings: SearchImagenetSettings, size: int, saved: Mapping[str, Any] | None, reserved: int, layout: Layout | None = None
+    settings: SearchImagenetSettings,
+    size: int,
+    saved: Mapping[str, Any] | None,
+    reserved: int,
+    world: World,
+    layout: Layout | None = None,
 ) -> room.Place:
     """Where a cache of `size` bytes goes; `layout` tells of a file that is there already."""
     asked = settings.cache
@@ -173,7 +206,8 @@ def _place(
         return room.Place("off", "no cache: the run began without one")
     folder = _folder(settings)
     taken = layout.room_taken(folder) if layout is not None and folder is not None and asked != "off" else 0
-    place = room.choose(asked, size, torch.device(settings.device), folder, taken, reserved)
+    device, copies = torch.device(settings.device), world.seat.local_size
+    place = room.choose(asked, size, device, folder, taken, reserved, copies)
     if place.where != "off" and settings.loader != "auto":
         return place._replace(told=f"{place.told}; --loader {settings.loader} is not used")
     return place

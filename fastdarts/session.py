@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -13,18 +14,19 @@ import torch
 from fastdarts.config import SearchImagenetSettings
 from fastdarts.data import EvalLoader, InputStopped
 from fastdarts.engine import (
-    Alone,
+    Asking,
     BadStep,
     Progress,
-    Ranks,
     RecentSteps,
     RunFolder,
     RunFolderError,
     Stopped,
     Stopping,
     Watch,
+    World,
     Writer,
     duration,
+    over_ranks,
     rng_state,
     set_rng_state,
     steps_of,
@@ -58,7 +60,7 @@ class Session:
     pictures  one batch of images for the reconstruction picture
     files     names by an image's number, to tell of a bad batch
     stopping  takes the signals; without it nothing but the end stops the search
-    ranks     the processes that search together
+    world     the ranks that search together: each has a Session, rank 0's alone reads and writes the folder and reports
     """
 
     def __init__(
@@ -70,26 +72,30 @@ class Session:
         *,
         files: Sequence[str],
         stopping: Stopping | None = None,
-        ranks: Ranks | None = None,
+        world: World | None = None,
     ) -> None:
         self.search, self.folder, self.settings, self.pictures, self.files = search, folder, settings, pictures, files
-        self.stopping, self.ranks = stopping or Stopping(), ranks or Alone()
-        self.writes = self.ranks.rank == 0
+        self.stopping, self.world = stopping or Stopping(), world or World()
+        self.watch: Watch | None = None
         self.recent, self.writer = RecentSteps(), Writer()
         self.best: float | None = None  # lowest validation loss so far
         self.saved = -1  # steps that the last checkpoint knows of
         self.rewound: Counter[int] = Counter()  # by the checkpoint's steps
         folder.checkpoints.keep = settings.keep_checkpoints
         search.on_step, search.interruptible = self._on_step, self.stopping.at_once
+        self.stopping.alone = self.world.alone
+        if not self.world.alone and search.eval_loader is not None:
+            search.eval_loader = Asking(search.eval_loader, self._ask, lambda mine: max(self.world.gather(mine)))
 
     def run(self) -> Path:
         """Continue from the folder's checkpoint to the last epoch; returns the report's path.
 
         Raises Stopped when it was asked to end, after a checkpoint; RunFolderError for checkpoints that do not serve;
-        DivergedError where numbers went bad, leaving the checkpoint before that; OSError when one cannot be written.
+        DivergedError where numbers went bad, leaving the checkpoint before that; OSError when one cannot be written;
+        RankLost and RanksDisagree.
         """
-        state = self.folder.restore(look_only=not self.writes)
-        self._load(state)
+        state = self.world.lead(self.folder.restore)
+        self.world.together(lambda: self._load(state))
         if state is not None:
             inside = f" and {self.search.part.steps} steps" if self.search.part.steps else ""
             log.info(f"continuing {self.folder.path} after epoch {self.search.epoch} of {self.settings.epochs}{inside}")
@@ -97,7 +103,10 @@ class Session:
             with self.stopping.deferred():
                 if state is None and self.settings.on_bad == "rewind":
                     self._save()  # the beginning, to have something to go back to
-                with Watch(self.search, self.folder.path, self.settings) as self.watch:
+                with ExitStack() as watched:
+                    if self.world.leads:
+                        self.watch = watched.enter_context(Watch(self.search, self.folder.path, self.settings))
+                    self._compare("before the first step")
                     self._search()
             self.writer.wait()
         except Stopped:
@@ -105,6 +114,7 @@ class Session:
             if good and self.saved < self._steps():
                 self._save()
             self.writer.wait()
+            self.world.wait()  # or torchrun would end rank 0, which writes, because the others have left
             log.info(f"stopped after step {self._steps()}; the last checkpoint is of step {self.saved}")
             raise
         finally:
@@ -127,8 +137,9 @@ class Session:
                 return
             except Rewind as rewind:
                 self._rewind(rewind.bad)
-            except InputStopped:  # a signal to all processes of a job ends those that decode, too
-                self.stopping.check()
+            except InputStopped:  # a signal to all processes of a job may end those that decode, too
+                if self.world.alone:
+                    self.stopping.check()
                 raise
 
     def _load(self, state: dict[str, Any] | None) -> None:
@@ -136,8 +147,8 @@ class Session:
         if state is not None:
             try:
                 self.search.load_state_dict(state)
-                if self.ranks.rank < len(state.get("rng", ())):
-                    set_rng_state(state["rng"][self.ranks.rank], self.search.device)
+                if self.world.rank < len(state.get("rng", ())):
+                    set_rng_state(state["rng"][self.world.rank], self.search.device)
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise RunFolderError(f"the checkpoint in {self.folder.path} does not fit this search ({reason})") from error
@@ -151,9 +162,9 @@ class Session:
 
     def _save(self, best: bool = False) -> None:
         """Take a checkpoint: copy the state now, write it beside the next steps."""
-        rng = self.ranks.gather(rng_state(self.search.device))
+        rng = self.world.gather(rng_state(self.search.device))
         self.saved, self.saved_at = self._steps(), perf_counter()
-        if self.writes:
+        if self.world.leads:
             state = self.search.state_dict() | {"rng": rng, "best": self.best}
             self.writer.write(state, lambda copy: self.folder.save(copy, best))
 
@@ -161,6 +172,7 @@ class Session:
         """The steps since the last look whose numbers went bad, named in the log. Waits for the device."""
         bad = self.recent.look(self.search.seeking())
         if bad:
+            bad = over_ranks(self.world.gather(bad))
             values = torch.cat([p.detach().flatten() for p in self.search.relaxation.parameters()])
             low, high = values.min().item(), values.max().item()
             for step in bad[-SHOWN:]:
@@ -181,8 +193,7 @@ class Session:
     def _rewind(self, bad: BadStep) -> None:
         """Back to the last checkpoint, and on with the batches after the bad step's."""
         self.writer.wait()
-        self.ranks.wait()  # for what rank 0 writes
-        state = self.folder.restore(look_only=not self.writes)
+        state = self.world.lead(self.folder.restore)
         if state is None:
             raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")
         step = steps_of(state)
@@ -209,18 +220,39 @@ class Session:
             self._line(report)
         minutes = self.settings.checkpoint_minutes
         late = bool(minutes) and not self.writer.busy and perf_counter() - self.saved_at >= 60 * minutes
-        signal, save = self.ranks.agree(self.stopping.signal, late)
+        signal, save = self.world.agree(self.stopping.signal, late)
         last = report.step % len(self.search.train_loader) == 0
         if due or save or signal or last or self.recent.full:
             self._look()
-        self.watch.step(report)
+        every = self.settings.check_ranks_every
+        if every and report.step % every == 0:
+            self._compare(f"after step {report.step}")
+        if self.watch is not None:
+            self.watch.step(report)
         if signal:
-            raise Stopped(signal)
+            self._stop(signal)
         if save:
             self._save()
 
+    def _ask(self) -> None:
+        """Raise Stopped on all ranks if any has got a signal."""
+        signal, _ = self.world.agree(self.stopping.signal, False)
+        if signal:
+            self._stop(signal)
+
+    def _stop(self, signal: int) -> None:
+        self.stopping.signal = signal  # another rank's, perhaps: one that comes while the checkpoint is written changes nothing
+        raise Stopped(signal)
+
+    def _compare(self, when: str) -> None:
+        """Raise RanksDisagree unless all ranks hold the same weights and alpha."""
+        if self.settings.check_ranks_every and not self.world.alone:
+            self.world.check_equal(self.world.named(self.search), when)
+
     def _line(self, report: StepReport) -> None:
         """The line of a step, in the log and in metrics.jsonl."""
+        if self.watch is None:
+            return
         train = report.train_loss.item()
         alpha = None if report.val_loss is None else report.val_loss.item()
         pace = self.progress.line(report, train, alpha)
@@ -230,18 +262,21 @@ class Session:
             log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
         losses = {"train_loss": train, "alpha_loss": alpha}
         finite = {name: v if v is not None and isfinite(v) else None for name, v in losses.items()}
-        if self.writes:
-            self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
+        self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
 
     def _record(self, record: dict[str, Any]) -> None:
         """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
-        timing = self.watch.timing({name: record.pop(name) for name in TIMING})
-        if self.writes:
-            self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
-            self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
-            self.watch.epoch(record, timing)
-            write_text(self.folder["genotype.json"], self._genotype())
+        if self.watch is not None:
+            self._tell(record, self.watch)
         self._save(best=self._is_best(record["valid"]))
+
+    def _tell(self, record: dict[str, Any], watch: Watch) -> None:
+        """The epoch, in the log and in the folder's files."""
+        timing = watch.timing({name: record.pop(name) for name in TIMING})
+        self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
+        self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
+        watch.epoch(record, timing)
+        write_text(self.folder["genotype.json"], self._genotype())
         valid = record["valid"] or {}
         figures = "  ".join(f"valid {name} {value:.4f}" for name, value in valid.items())
         waiting = timing["input_seconds"] / timing["seconds"]
@@ -265,7 +300,7 @@ class Session:
 
     def _publish(self) -> Path:
         """Draw the reconstruction and write the report."""
-        if not self.writes:
+        if not self.world.leads:
             return self.folder["report.html"]
         if isinstance(self.search.objective, MaskedReconstruction):
             self._draw_reconstruction(self.search.objective)

@@ -25,12 +25,13 @@ def make(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
+    space: Space = SPACE,
     **settings: Any,
 ) -> Bilevel:
     """Three cells of 4k channels; learning rates that float32 holds exactly."""
     torch.manual_seed(3)
     supernet = Supernet(
-        SPACE, C=4 * k, layers=3, partial_channels=k, channel_sampling=sampling if k > 1 else "first", backend=backend
+        space, C=4 * k, layers=3, partial_channels=k, channel_sampling=sampling if k > 1 else "first", backend=backend
     )
     objective: Objective = (
         MaskedReconstruction(supernet.tap_channels, patch_size=4, mask_token="learned", backend=backend)
@@ -39,7 +40,7 @@ def make(
     )
     supernet.to(device, dtype, memory_format=torch.channels_last)
     objective.to(device, dtype)
-    relaxation = SoftmaxRelaxation(SPACE, edge_normalization=k > 1, device=device, dtype=dtype)
+    relaxation = SoftmaxRelaxation(space, edge_normalization=k > 1, device=device, dtype=dtype)
     weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
     return Bilevel(
         supernet,

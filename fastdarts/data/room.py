@@ -22,13 +22,20 @@ class Place(NamedTuple):
 
 
 def choose(
-    asked: Asked, size: int, device: torch.device, folder: Path | None = None, taken: int = 0, reserved: int = 0
+    asked: Asked,
+    size: int,
+    device: torch.device,
+    folder: Path | None = None,
+    taken: int = 0,
+    reserved: int = 0,
+    copies: int = 1,
 ) -> Place:
     """Where a cache of `size` bytes goes: the first place of `asked` that has room.
 
     folder    of a memory-mapped file, instead of RAM
     taken     bytes that this file has already
     reserved  bytes of the device's memory (RAM, if that is a CPU) that the search itself takes
+    copies    processes of this machine that each keep one, on a GPU of its own or in RAM; a file they share
     "auto" takes device, RAM (or the file), off. Raises DataError, with figures, where one that was asked for has no room.
     """
     if asked == "off":
@@ -37,10 +44,11 @@ def choose(
     reasons = []
     for place in places:
         own = reserved if device.type == "cpu" else 0
-        why = _lacks_device(size, device, reserved) if place == "device" else _lacks_host(size, folder, taken, own)
+        why = _lacks_device(size, device, reserved) if place == "device" else _lacks_host(size, folder, taken, own, copies)
         if why is None:
             names = {"device": str(device), "ram": f"a file in {folder}" if folder else "RAM"}
-            return Place(place, f"cache: {gib(size)} of decoded images in {names[place]}")
+            each = f", for each of {copies} ranks" if copies > 1 and not (place == "ram" and folder) else ""
+            return Place(place, f"cache: {gib(size)} of decoded images in {names[place]}{each}")
         reasons.append(why)
     if asked != "auto":
         raise DataError(
@@ -61,17 +69,19 @@ def _lacks_device(size: int, device: torch.device, reserved: int) -> str | None:
     )
 
 
-def _lacks_host(size: int, folder: Path | None, taken: int, reserved: int) -> str | None:
+def _lacks_host(size: int, folder: Path | None, taken: int, reserved: int, copies: int) -> str | None:
     if folder is not None:
         reserved = 0  # the system drops a mapped file from RAM when it is wanted for the search
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         free, what = shutil.disk_usage(there).free + taken, f"the disk of {folder}"
     else:
         free, what = available_ram(), "RAM"
+        size, reserved = copies * size, copies * reserved
     if size <= SHARE * (free - reserved):
         return None
     own = f"the search takes about {gib(reserved)}, and of the rest " if reserved else ""
-    return f"{what} has {gib(free)} free, of which {own}{SHARE:.0%} may be taken"
+    each = f", and {copies} ranks would keep one each; --cache_folder lets them share" if copies > 1 and folder is None else ""
+    return f"{what} has {gib(free)} free, of which {own}{SHARE:.0%} may be taken{each}"
 
 
 def available_ram() -> int:

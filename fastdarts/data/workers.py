@@ -1,8 +1,10 @@
 """What happens in a worker process: a request for a batch becomes a Batch, by Pillow and torchvision."""
 
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from itertools import count
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -104,8 +106,18 @@ def fetch(view: View, requests: Iterable[Request], workers: int, stage: Stage, p
 
 
 def _start_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGUSR1):  # which are the main process' to answer; torch minds SIGTERM
+    """Leave signals to the main process, which answers them, also where they are sent to all processes of a job."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    Thread(target=_end_for_the_parent, daemon=True).start()
+
+
+def _end_for_the_parent() -> None:
+    """SIGTERM ends a worker if it comes from the main process, which so ends one that hangs."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _same(item: Batch | DataError) -> Batch | DataError:

@@ -90,6 +90,18 @@ class RecentSteps:
         return bad
 
 
+def over_ranks(found: Sequence[list[BadStep]]) -> list[BadStep]:
+    """What each of several ranks has found, which are the same steps, as one: with the images of all, in the batch's order."""
+    return [
+        first._replace(images=tuple(map(_dealt, zip(*(b.images for b in (first, *others)), strict=True))))
+        for first, *others in zip(*found, strict=True)
+    ]
+
+
+def _dealt(shares: Sequence[list[int]]) -> list[int]:
+    return [number for row in zip(*shares, strict=True) for number in row]
+
+
 def _bad(taken: _Taken, what: str) -> BadStep:
     report = taken.report
     images = tuple([] if index is None else index.tolist() for index in (report.train_index, report.val_index))

@@ -1,10 +1,14 @@
-"""Whole bilevel steps as CUDA graphs: the weights' update is one graph, alpha's another, both in one memory pool.
+"""Whole bilevel steps as CUDA graphs: the weights' update is one graph, alpha's another, all in one memory pool.
 
 A graph replays kernels on fixed addresses. So a step's batches and its number are copied into buffers that stay, learning
 rates are tensors on the device, gradients are clipped and updates skipped there too (search.updates), random masks and
 channels follow from the step's number there, and losses stay there until somebody reads them. Nothing travels from one
 graph to the other through their pool, so alpha's may be captured epochs later, when alpha begins to move; from then on
 both are replayed in the order of a step, on one stream.
+
+Where several ranks search together, an update is cut where its gradients are averaged over them: the graph of the forward
+and backward pass, the average as an ordinary operator, the graph that clips and steps (with the second order two more).
+What one of these leaves for the next stays in the pool as long as the update's pieces do.
 
 Capturing changes nothing of the run: it takes three warm-up steps, after which parameters, optimizer state, buffers and
 random number generators are put back exactly.
@@ -19,9 +23,11 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.search import Bilevel
+from fastdarts.search.bilevel import Pieces
 from fastdarts.search.updates import obeys
 
 Mode = Literal["auto", "on", "off"]
+Part = Literal["alpha", "weights"]
 WARM_UP = 3  # steps; the last one is watched for host synchronisation
 log = logging.getLogger("fastdarts")
 
@@ -31,10 +37,10 @@ class CaptureError(RuntimeError):
 
 
 class Recording(NamedTuple):
-    """What a capture gave: `replay` does the work again and leaves its result in `loss`, a tensor that stays."""
+    """What a capture gave: `replay` does the work again and leaves its result in `result`, a tensor that stays."""
 
     replay: Callable[[], None]
-    loss: Tensor
+    result: Tensor
 
 
 class Recorder:
@@ -70,13 +76,13 @@ class Recorder:
             here = torch.cuda.current_stream()
             try:
                 with torch.cuda.graph(graph, pool=self.pool, **self._how()):
-                    loss = work()
+                    result = work()
             except Exception:
                 self._abandon()
                 raise
             finally:
                 torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
-        return Recording(graph.replay, loss)
+        return Recording(graph.replay, result)
 
     def _abandon(self) -> None:
         """Do what torch leaves undone where a capture could not be ended.
@@ -110,7 +116,7 @@ class CapturedBilevel:
     def __init__(self, bilevel: Bilevel, mode: Mode = "auto") -> None:
         self.bilevel, self.mode = bilevel, mode
         self.reason: str | None = "switched off" if mode == "off" else None  # why steps run uncaptured
-        self._graphs: dict[str, Recording] = {}
+        self._graphs: dict[str, list[Recording]] = {}  # of each update its pieces
         self._optimizers = (bilevel.weight_optimizer, bilevel.arch_optimizer)
         self._rates: list[Tensor] = []
         self._step = self._train = self._val = None
@@ -174,7 +180,7 @@ class CapturedBilevel:
                 rate.fill_(group["lr"])
                 group["lr"] = rate
 
-    def _take(self, part: Literal["alpha", "weights"]) -> Tensor:
+    def _take(self, part: Part) -> Tensor:
         """Replay one of the two updates, captured on its first call; returns its loss."""
         # alpha's second order reads the momentum: a graph has it only if the weights' warm-up made the buffers before
         for one in ("weights", part) if self.bilevel.unrolled else (part,):
@@ -182,35 +188,46 @@ class CapturedBilevel:
                 self._record(one)
         if self.reason is not None:
             return self._work(part)
-        self._graphs[part].replay()
-        return self._graphs[part].loss.clone()
+        *first, last = self._graphs[part]
+        for piece in first:
+            piece.replay()
+            self.bilevel.reduce(piece.result)
+        last.replay()
+        return last.result.clone()
 
-    def _work(self, part: Literal["alpha", "weights"]) -> Tensor:
+    def _work(self, part: Part) -> Tensor:
         if part == "alpha":
             return self.bilevel.arch_step(self._step, self._train, self._val)
         return self.bilevel.weight_step(self._step, self._train)
 
-    def _record(self, part: Literal["alpha", "weights"]) -> None:
+    def _pieces(self, part: Part) -> Pieces[Tensor]:
+        if part == "alpha":
+            return self.bilevel.arch_pieces(self._step, self._train, self._val)
+        return self.bilevel.weight_pieces(self._step, self._train)
+
+    def _record(self, part: Part) -> None:
         state = State(self.bilevel)
         try:
-            why = self._recorder.warm_up(lambda: self._work(part))
+            why = self._recorder.warm_up(lambda: _last(self._pieces(part)))  # for nothing: what is averaged does not matter
         finally:
             state.put_back()
         if why is None:
-            why = self._capture(part)
+            why = self._capture(part, state)
         if why is not None:
             return self._give_up(why)
-        log.info(f"the update of {part} is captured in a CUDA graph")
+        graphs = "a CUDA graph" if len(self._graphs[part]) == 1 else f"{len(self._graphs[part])} CUDA graphs"
+        log.info(f"the update of {part} is captured in {graphs}")
 
-    def _capture(self, part: Literal["alpha", "weights"]) -> str | None:
-        """Returns None, or why it failed."""
+    def _capture(self, part: Part, state: "State") -> str | None:
+        """Returns None, or why it failed; then the update's pieces have ended uncaptured, and `state` is put back."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups if "capturable" in group]
         before = [group["capturable"] for group in groups]
         try:
             for group in groups:  # a fused Adam is; torch wants to be told, and warns where it then runs uncaptured
                 group["capturable"] = True
-            self._graphs[part] = self._recorder.capture(lambda: self._work(part))
+            self._graphs[part] = self._capture_pieces(part)
         except RuntimeError as error:
+            state.put_back()
             while isinstance(error.__context__, RuntimeError):  # what ended the capture comes last, what broke it first
                 error = error.__context__
             return f"capturing the update of {part} failed: {str(error).splitlines()[0]}"
@@ -221,11 +238,42 @@ class CapturedBilevel:
                 optimizer.zero_grad()
         return None
 
+    def _capture_pieces(self, part: Part) -> list[Recording]:
+        if self.bilevel.reduce is None:
+            return [self._recorder.capture(lambda: self._work(part))]
+        pieces, recordings, ended = self._pieces(part), [], False
+
+        def following() -> Tensor:
+            nonlocal ended
+            try:
+                return next(pieces)
+            except StopIteration as end:
+                ended = True
+                return end.value
+
+        try:
+            while not ended:
+                recordings.append(self._recorder.capture(following))
+        finally:
+            pieces.close()  # where a capture failed
+        return recordings
+
+
+def _last(pieces: Pieces[Tensor]) -> Tensor:
+    """Run all pieces, averaging nothing; returns what they end with."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as end:
+            return end.value
+
 
 def refusal(bilevel: Bilevel) -> str | None:
     """None, or the sentence why this Bilevel's steps cannot be captured, as far as that is known beforehand."""
     if why := no_gpu(bilevel.device):
         return why
+    if bilevel.supernet.sync is not None:
+        return "BatchNorm's sums are synchronised between the ranks within the forward pass"
     for what, optimizer in (("the weights", bilevel.weight_optimizer), ("alpha", bilevel.arch_optimizer)):
         if not obeys(optimizer):
             name = f"{type(optimizer).__module__.partition('.')[0]}'s {type(optimizer).__name__}"

@@ -58,6 +58,7 @@ def step_bytes(
     unrolled: bool = False,
     hessian: bool = False,
     ahead: int = 0,
+    averaged: bool = False,
 ) -> int:
     """Bytes that bilevel steps on `device` take at most: weights, gradients, optimizers' state, everything in between.
 
@@ -69,6 +70,7 @@ def step_bytes(
     unrolled  second order, with its copies of the weights
     hessian   an estimate of the Hessian in alpha too: a backward in alpha, in float32 whatever amp is
     ahead     batches that wait on the device for their steps
+    averaged  gradients are averaged over ranks, in one flat tensor
 
     On a GPU these are the bytes of tensors. What is not in them: the rounding of torch's allocator and gaps in its pool,
     workspaces of cuDNN and scratch of the fused kernels, the context (about half a GiB).
@@ -97,7 +99,9 @@ def step_bytes(
     train, val, *waiting = (Batch(*map(placed, batch)) for _ in range(2 + ahead))
     step = placed(torch.empty(1, dtype=torch.int64, device="meta"))
     with mode or nullcontext(), counted:
-        bilevel = _Counting(supernet, objective, relaxation, *_optimizers(supernet, objective, relaxation), unrolled=unrolled)
+        optimizers = _optimizers(supernet, objective, relaxation)
+        reduce = (lambda flat: None) if averaged else None
+        bilevel = _Counting(supernet, objective, relaxation, *optimizers, unrolled=unrolled, reduce=reduce)
         bilevel.precision = Precision(amp, where)
         for _ in range(2 if fused else 1):  # what the first leaves in the workspace may not fit the second
             bilevel(step, train, val)

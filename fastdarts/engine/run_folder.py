@@ -111,10 +111,9 @@ class RunFolder:
                 flush(self[name])
         self.checkpoints.put(encode(state), best)
 
-    def restore(self, look_only: bool = False) -> dict[str, Any] | None:
+    def restore(self) -> dict[str, Any] | None:
         """The newest whole checkpoint, or None before the first. Lines logged after it are dropped: they will be written again.
 
-        look_only  change nothing: the folder is another rank's to write
         Raises RunFolderError, and changes nothing, when all checkpoints are damaged.
         """
         try:
@@ -122,8 +121,6 @@ class RunFolder:
         except DamagedCheckpoint as error:
             raise RunFolderError(f"{error}: no checkpoint is left; remove them to begin this run again") from error
         state = {"epoch": 0} if found is None else found.state
-        if look_only:
-            return None if found is None else state
         kept = {name: self._lines(name, state["epoch"], steps_of(state)) for name in LINES}
         self.checkpoints.clear(found)
         for name, lines in kept.items():

@@ -19,7 +19,7 @@ METHODS = {"weight_step": "weights", "arch_step": "alpha", "_update": "optimizer
 class Stages:
     """Times a CapturedBilevel's parts from now on.
 
-    A part within another counts for itself alone. `timed` takes in further ones, such as a reduction over processes.
+    A part within another counts for itself alone. Where ranks search together, averaging over them is one: "reduce".
     """
 
     def __init__(self, steps: CapturedBilevel) -> None:
@@ -29,6 +29,8 @@ class Stages:
         self._seconds: Counter[str] = Counter()
         for method, stage in METHODS.items():
             setattr(steps.bilevel, method, self.timed(stage, getattr(steps.bilevel, method)))
+        if steps.bilevel.reduce is not None:
+            steps.bilevel.reduce = self.timed("reduce", steps.bilevel.reduce)
         if self.on_gpu:
             take = steps._take
             steps._take = lambda part: self.timed(part, take)(part)

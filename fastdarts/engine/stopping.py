@@ -1,14 +1,18 @@
 """How a run ends when it is asked to: SIGTERM, SIGINT (Ctrl-C), and SIGUSR1, which SLURM sends before a job's time is up.
 
 While a search steps, the signal is only noted and the step is finished, so that a checkpoint can be taken. While it waits
-for input, evaluates, draws, or prepares (files are checked, the cache is filled) it ends at once.
+for input, evaluates, draws, or prepares (files are checked, the cache is filled) it ends at once. Where several ranks search
+together, a signal to any of them ends all, once they have agreed on it: after a step, or after a batch of an evaluation.
 """
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager
 from types import FrameType
+from typing import Generic, Protocol, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 AGAIN = 75  # exit status of a run that was asked to stop (EX_TEMPFAIL): the same command continues it
@@ -33,7 +37,7 @@ class Stopping:
 
     A second SIGINT ends the process at once, by the system's own hand.
 
-    alone  False where other ranks take part: then a search ends between steps only, when all have agreed on it
+    alone  False where other ranks take part: then a search ends only where all have agreed on it
     """
 
     def __init__(self) -> None:
@@ -83,3 +87,29 @@ class Stopping:
             self.signal = number
             if self._at_once:
                 raise Stopped(number)
+
+
+class Batches(Sized, Protocol[T_co]):
+    """A finite loader."""
+
+    def __iter__(self) -> Iterator[T_co]: ...
+
+
+class Asking(Generic[T_co]):
+    """A rank's `batches`, after each of which all ranks ask whether to end.
+
+    ask   called by all ranks as often as by the one with the most batches; may raise
+    most  of all ranks' numbers the largest
+    """
+
+    def __init__(self, batches: Batches[T_co], ask: Callable[[], None], most: Callable[[int], int]) -> None:
+        self.batches, self.ask, self.most = batches, ask, most
+
+    def __iter__(self) -> Iterator[T_co]:
+        mine = len(self.batches)
+        more = self.most(mine) - mine
+        for batch in self.batches:
+            yield batch
+            self.ask()
+        for _ in range(more):
+            self.ask()

@@ -3,8 +3,9 @@
 min_alpha L_val(w*(alpha), alpha)  subject to  w*(alpha) = argmin_w L_train(w, alpha)      (DARTS, Eq. 3 and 4)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,11 @@ from fastdarts.supernet import Supernet
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
 UNUSED = {"allow_unused": True, "materialize_grads": True}
 
+T = TypeVar("T")
+Reduce = Callable[[Tensor], None]  # replaces a flat tensor by its mean over the ranks, in place
+Pieces = Generator[Tensor, None, T]  # work that yields each flat tensor which is to be averaged before it goes on
+Gradient = tuple[Tensor, list[Tensor]]  # a detached scalar loss, and its gradient in each parameter of alpha
+
 
 class Bilevel:
     """Alpha's step and the weights' step of DARTS.
@@ -32,6 +38,10 @@ class Bilevel:
     grad_clip, arch_grad_clip   largest norm of the gradients of the weights and of alpha; 0 = no clipping
     weights_first     weights move before alpha (DARTS moves alpha first)
     precision         of the forward passes; without it they are in the weights' own
+    reduce            where several ranks search together, each on an equal share of every batch: what averages over them. The
+                      losses, gradients and running statistics of an update travel in one flat tensor, so that all ranks
+                      step alike and skip alike; the second order averages its virtual gradient and v before. All ranks
+                      begin with equal weights, alpha and buffers, and end every step with them
 
     Every train-mode forward moves BatchNorm's running statistics, except the one at the virtual weights, which DARTS
     makes on a copy of the network.
@@ -54,6 +64,7 @@ class Bilevel:
         arch_grad_clip: float = 0.0,
         weights_first: bool = False,
         precision: Precision | None = None,
+        reduce: Reduce | None = None,
     ) -> None:
         self.supernet, self.objective, self.relaxation = supernet, objective, relaxation
         self.weight_optimizer, self.arch_optimizer = weight_optimizer, arch_optimizer
@@ -63,6 +74,7 @@ class Bilevel:
         self.weights: list[Tensor] = group["params"]
         self.device = self.weights[0].device
         self.precision = precision or Precision(device=self.device)
+        self.reduce = reduce
         self.skipped = torch.zeros(2, dtype=torch.int64, device=self.device)
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
@@ -80,27 +92,64 @@ class Bilevel:
 
     def weight_step(self, step: Tensor, train: Batch) -> Tensor:
         """Move the weights along the training loss' gradient. A weight that the loss does not reach is left alone."""
+        return self._run(self.weight_pieces(step, train))
+
+    def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
+        """Move alpha (and beta) along the validation loss' gradient."""
+        return self._run(self.arch_pieces(step, train, val))
+
+    def weight_pieces(self, step: Tensor, train: Batch) -> Pieces[Tensor]:
+        """weight_step, in pieces for whoever averages what it yields; without `reduce` it is one piece."""
         before = Buffers(self.supernet, self.objective)
         loss = self._train_loss(step, train)
         self.weight_optimizer.zero_grad()
         # not autograd.grad: it hands one tensor to all terms of a sum (the decoder's biases), though clipping is in place,
         # and keeps the images' memory format, though torch's fused SGD reads a gradient in its weight's
         self.precision.scaled(loss).backward(inputs=self.weights)
-        bad = non_finite(loss, (w.grad for w in self.weights if w.grad is not None), self.precision.inverse())
+        loss, grads = loss.detach(), [w.grad for w in self.weights if w.grad is not None]
+        yield from self._average([loss, *grads, *before.floating])
+        bad = non_finite(loss, grads, self.precision.inverse())
         self._update(bad, self.weight_optimizer, self.weights, self.grad_clip, before, self.skipped[0])
-        return loss.detach()
+        return loss
 
-    def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
-        """Move alpha (and beta) along the validation loss' gradient."""
+    def arch_pieces(self, step: Tensor, train: Batch, val: Batch) -> Pieces[Tensor]:
+        """arch_step in pieces, as weight_pieces."""
         before = Buffers(self.supernet, self.objective)
-        gradient = self.unrolled_gradient if self.unrolled else self.first_order_gradient
-        loss, grads = gradient(step, train, val)
+        if self.unrolled:
+            loss, grads = yield from self._unrolled(step, train, val)
+        else:
+            loss, grads = self.first_order_gradient(step, train, val)
         parameters = self.relaxation.parameters()
         for a, g in zip(parameters, grads, strict=True):
             a.grad = g.contiguous()
+        yield from self._average([loss, *(a.grad for a in parameters), *before.floating])
         bad = non_finite(loss, (a.grad for a in parameters), self.precision.one)
         self._update(bad, self.arch_optimizer, parameters, self.arch_grad_clip, before, self.skipped[1])
         return loss
+
+    def _run(self, pieces: Pieces[T]) -> T:
+        """All pieces one after the other, on their own."""
+        while True:
+            try:
+                flat = next(pieces)
+            except StopIteration as end:
+                return end.value
+            self.reduce(flat)
+
+    def _average(self, tensors: list[Tensor]) -> Pieces[None]:
+        """Replace the tensors by their means over the ranks, in place."""
+        if self.reduce is not None:
+            means = yield from self._means(tensors)
+            torch._foreach_copy_(tensors, means)
+
+    def _means(self, tensors: list[Tensor]) -> Pieces[list[Tensor]]:
+        """The tensors' means over the ranks; without `reduce`, themselves."""
+        if self.reduce is None:
+            return tensors
+        flat = torch.cat([t.reshape(-1) for t in tensors])
+        yield flat
+        pieces = flat.split([t.numel() for t in tensors])
+        return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
 
     def _update(
         self,
@@ -121,28 +170,32 @@ class Bilevel:
         if self.precision.scale is not None:
             self.precision.scale.update(bad)
 
-    def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> tuple[Tensor, list[Tensor]]:
-        """L_val(w, alpha) and its gradient in alpha; no gradient of a weight is computed."""
+    def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
+        """L_val(w, alpha) and its gradient in alpha, of this rank's share; no gradient of a weight is computed."""
         with held(self.weights):
             loss = self._loss(step, val, Stream.VAL)
             return loss.detach(), self._gradients(loss, self.relaxation.parameters())
 
-    def unrolled_gradient(self, step: Tensor, train: Batch, val: Batch) -> tuple[Tensor, list[Tensor]]:
+    def unrolled_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
         """L_val(w', alpha) and d/dalpha of it, w' = w - eta (momentum * buffer + dL_train/dw + decay * w).
 
         d/dalpha L_val(w', alpha) - eta * (dL_train/dalpha at w + R v - the same at w - R v) / 2R, v = dL_val/dw'.
-        The weights are put back exactly.
+        The weights are put back exactly. w' and v are those of all ranks together, loss and gradient of this one's share.
         """
+        return self._run(self._unrolled(step, train, val))
+
+    def _unrolled(self, step: Tensor, train: Batch, val: Batch) -> Pieces[Gradient]:
         (group,) = self.weight_optimizer.param_groups
         eta, alpha = group["lr"], self.relaxation.parameters()
-        virtual, overflow = self._virtual_gradient(self._train_loss(step, train), group)
+        virtual, overflow = yield from self._virtual_gradient(self._train_loss(step, train), group)
         saved = [w.detach().clone() for w in self.weights]
         try:
             self._place(saved, virtual, -eta)
             with frozen_buffers(self.supernet, self.objective):
                 loss = self._loss(step, val, Stream.VAL)
                 grads = self._gradients(loss, [*alpha, *self.weights], **UNUSED)
-            d_alpha, v = grads[: len(alpha)], grads[len(alpha) :]
+            d_alpha = grads[: len(alpha)]
+            v = yield from self._means(grads[len(alpha) :])
             R = FINITE_DIFFERENCE / torch.stack(torch._foreach_norm(v)).norm()
             sides = []
             for sign in (1, -1):
@@ -155,13 +208,14 @@ class Bilevel:
         grads = [d - eta * (plus - minus) / (2 * R) for d, plus, minus in zip(d_alpha, *sides, strict=True)]
         return loss.detach(), grads if overflow is None else [g.masked_fill(overflow, torch.nan) for g in grads]
 
-    def _virtual_gradient(self, loss: Tensor, group: dict) -> tuple[list[Tensor], Tensor | None]:
+    def _virtual_gradient(self, loss: Tensor, group: dict) -> Pieces[tuple[list[Tensor], Tensor | None]]:
         """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of.
 
         And, with a loss scale, whether dL/dw overflowed for it (a bool of one element): it is 0 then, so that the loss at
         the virtual weights is still a loss.
         """
         grads, overflow = self._gradients(loss, self.weights, **UNUSED), None
+        loss, *grads = yield from self._means([loss.detach(), *grads])
         if self.precision.scale is not None:
             overflow = non_finite(loss, grads, self.precision.one).bool()
             grads = [g.masked_fill(overflow, 0.0) for g in grads]

@@ -36,6 +36,15 @@ LOSSES = ("train", "alpha")
 Step = Callable[[Tensor, Batch, Batch | None], tuple[Tensor, Tensor | None]]
 
 
+class Ranks(Protocol):
+    """The processes that search together, each on an equal share of every batch (engine.distributed.World)."""
+
+    size: int
+
+    def average(self, flat: Tensor) -> None:
+        """Replace `flat` by its mean over the ranks."""
+
+
 class Loader(Protocol):
     """An endless iterator of batches that knows the length of an epoch and where it stands."""
 
@@ -67,6 +76,7 @@ class Search:
     settings                  learning rates, schedules, order; settings.seed starts alpha
     eval_loader               a finite iterable of batches for `evaluate`, or None
     on_step                   called after each step
+    ranks                     the ranks that search together; None: this process alone. Losses and figures are those of all
 
     take_step is what makes a step: `bilevel`, or what engine.cuda_graph makes of it, to be set before the first one.
     interruptible() is entered around what may be broken off by an exception at any point: waiting for input, evaluating.
@@ -85,10 +95,11 @@ class Search:
         *,
         eval_loader: Iterable[Batch] | None = None,
         on_step: Callable[[StepReport], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.supernet, self.objective, self.settings = supernet, objective, settings
         self.train_loader, self.val_loader, self.eval_loader = train_loader, val_loader, eval_loader
-        self.on_step = on_step
+        self.on_step, self.ranks = on_step, ranks
         weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
         self.device, dtype = weights[0].device, weights[0].dtype
         self.relaxation = SoftmaxRelaxation(
@@ -118,6 +129,7 @@ class Search:
             arch_grad_clip=s.arch_grad_clip,
             weights_first=s.step_order == "weights-first",
             precision=self.precision,
+            reduce=None if ranks is None else ranks.average,
         )
         self.take_step: Step = self.bilevel
         self.interruptible: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -180,7 +192,7 @@ class Search:
         part.input_seconds += perf_counter() - asked
         train_loss, val_loss = self.take_step(self.step, train, val)
         self.step += 1
-        count = len(train.index) + (0 if val is None else len(val.index))
+        count = (len(train.index) + (0 if val is None else len(val.index))) * (self.ranks.size if self.ranks else 1)
         part.images += count
         part.train.append(train_loss)
         if val_loss is not None:
@@ -235,7 +247,10 @@ class Search:
                 figures = self.objective.evaluate(self.supernet, weights, batch)
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + value.double() * len(batch.index)
-        return {name: (total / images).item() for name, total in sums.items()}
+        totals = torch.stack([*sums.values(), torch.tensor(images, dtype=torch.float64, device=self.device)])
+        if self.ranks is not None:
+            self.ranks.average(totals)
+        return dict(zip(sums, (totals[:-1] / totals[-1]).tolist(), strict=True))
 
     def hessian(self) -> float:
         """Largest eigenvalue of the Hessian in alpha of the loss on the first evaluation batch (R-DARTS); never in autocast."""
@@ -247,7 +262,12 @@ class Search:
 
         def gradient() -> list[Tensor]:
             weights = self.relaxation.weights()
-            return list(torch.autograd.grad(self.objective(self.supernet, weights, batch, step, Stream.EVAL), alpha))
+            grads = torch.autograd.grad(self.objective(self.supernet, weights, batch, step, Stream.EVAL), alpha)
+            if self.ranks is None:
+                return list(grads)
+            flat = torch.cat([g.reshape(-1) for g in grads])
+            self.ranks.average(flat)
+            return [part.view(g.shape) for part, g in zip(flat.split([g.numel() for g in grads]), grads, strict=True)]
 
         self.supernet.train()
         with frozen_buffers(self.supernet, self.objective), held(self.bilevel.weights):

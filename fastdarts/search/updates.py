@@ -81,6 +81,7 @@ class Buffers:
         for b in buffers.values():
             groups.setdefault((b.dtype, b.device), []).append(b)
         self._groups = list(groups.values())
+        self.floating = [b for b in buffers.values() if b.is_floating_point()]  # themselves, not as they were
         self._saved = [_flat(group) for group in self._groups]  # a few large tensors: a handful of kernels for all buffers
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -160,6 +161,23 @@ def test_a_killed_worker_is_said_and_the_next_call_goes_on(tree: Callable[..., P
                 assert next(loader).images.equal(expected.images)
         assert next(loader).images.equal(expected.images)  # the batch that failed
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_leaves_signals_to_the_main_process(tree: Callable[..., Path]) -> None:
+    """A launcher's SIGTERM to all processes of a job: batches go on, until the main process itself ends its workers."""
+    index = ImageIndex.from_root(tree(a=6))
+    order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
+    with FolderLoader(index, torch.arange(6), workers=1, **order) as loader:
+        next(loader)
+        (worker,) = multiprocessing.active_children()
+        for name in ("TERM", "INT", "USR1"):
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+        for _ in range(2 * DEPTH + 10):
+            next(loader)
+        assert worker.is_alive()
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.join(10)
+        assert not worker.is_alive()
 
 
 def test_the_batch_that_was_interrupted_comes_at_the_next_call(tree: Callable[..., Path]) -> None:

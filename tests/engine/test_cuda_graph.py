@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.engine import CapturedBilevel, CaptureError, cuda_graph, no_gpu
+from fastdarts.engine import CapturedBilevel, CaptureError, World, cuda_graph, no_gpu
 from fastdarts.engine.cuda_graph import WARM_UP, Recording, State, refusal
 from fastdarts.search import Bilevel
 from fastdarts.search.optimizers import set_rate
@@ -124,6 +124,67 @@ def test_the_run_on_tape_is_the_run(settings: dict[str, Any], begin: int, tapes:
         assert ours == theirs
         assert differing(everything(captured), everything(plain)) == []
     assert run.captured and captured.skipped.tolist() == [0, 0]
+
+
+class Averages:
+    """Stands in for several ranks: what is averaged becomes something else each time, so a forgotten average shows."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, flat: Tensor) -> None:
+        self.sizes.append(flat.numel())
+        flat.mul_(1 + 2.0 ** -(3 + len(self.sizes) % 3))
+
+
+@pytest.mark.parametrize("begin", [0, 2])
+@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+def test_an_update_is_cut_where_ranks_are_averaged(settings: dict[str, Any], begin: int, tapes: None) -> None:
+    """Graph, average, graph: five steps on tape are the five steps; a graph more for each average of an update."""
+    averages = Averages(), Averages()
+    captured, plain = (tensor_rates(make(reduce=reduce, **settings)) for reduce in averages)
+    run = CapturedBilevel(captured, "on")
+    for step in range(5):
+        val = batch(2 * step + 1) if step >= begin else None
+        ours, theirs = (take(number(step), batch(2 * step), val) for take in (run, plain))
+        assert ours == theirs
+        assert differing(everything(captured), everything(plain)) == []
+    assert averages[0].sizes == averages[1].sizes  # the warm-up and the capture average nothing
+    pieces = {part: len(graphs) for part, graphs in run._graphs.items()}
+    assert pieces == {"weights": 2, "alpha": 4 if settings.get("unrolled") else 2}
+    assert len(averages[0].sizes) == 5 + (5 - begin) * (pieces["alpha"] - 1)
+    weights = sum(w.numel() for w in captured.weights)
+    assert max(averages[0].sizes) > weights  # all gradients of the weights travel at once
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+def test_a_later_piece_that_cannot_be_captured(
+    fails_at: int, tapes: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the weights placed elsewhere for the second order: nothing of the half-captured update remains."""
+    caplog.set_level(logging.INFO, "fastdarts")
+    captured, plain = (tensor_rates(make(reduce=Averages(), unrolled=True)) for _ in range(2))
+    original = Tapes.capture
+
+    def fails(self: Tapes, work: Callable[[], Tensor]) -> Recording:
+        if self.pieces + 1 == 2 + fails_at:  # after the two pieces of the weights
+            work()  # a capture runs nothing; what is left behind is garbage
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return original(self, work)
+
+    monkeypatch.setattr(Tapes, "capture", fails)
+    run = CapturedBilevel(captured)
+    for step in range(3):
+        arguments = number(step), batch(2 * step), batch(2 * step + 1)
+        assert run(*arguments) == plain(*arguments)
+        assert differing(everything(captured), everything(plain)) == []
+    assert "capturing the update of alpha failed" in run.reason and not run.captured
+
+
+def test_synchronised_batch_norm_is_not_captured(repeats: type[Repeats]) -> None:
+    bilevel = make()
+    bilevel.supernet.synchronise(World())
+    assert refusal(bilevel) == "BatchNorm's sums are synchronised between the ranks within the forward pass"
 
 
 def test_an_update_that_is_skipped_on_tape(tapes: None) -> None:

@@ -1,0 +1,358 @@
+"""Several processes that search together, each on an equal share of every batch: torchrun's ranks.
+
+The only file that reads torchrun's environment. No wrapper around the network: what is averaged over the ranks is one flat
+tensor for each update (search.bilevel), and everything random depends on an image's number or on the step alone, so the ranks
+do what one process would do with the whole batch. A lone process is a World, too, and costs nothing.
+
+Start-up may take one rank much longer than the others (files are checked by rank 0 alone): there, ranks wait for each other
+without limit. From the first step on, whoever does not answer within the time-out is lost, and the others end.
+"""
+
+import logging
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from time import monotonic, sleep
+from typing import Any, Literal, NamedTuple, TypeVar
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastdarts.engine.progress import log_to
+from fastdarts.search import Search
+
+T = TypeVar("T")
+Backend = Literal["auto", "nccl", "gloo"]
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+NAMED = 5  # tensors that a report names
+POLL = 0.05  # seconds between two looks at who has come
+CPU = torch.device("cpu")
+log = logging.getLogger("fastdarts")
+
+
+class WorldError(ValueError):
+    """The ranks cannot begin together: they do not find each other, or were not started alike."""
+
+
+class RankLost(RuntimeError):
+    """Another rank ended, or does not answer within the time-out."""
+
+
+class RanksDisagree(RuntimeError):
+    """Ranks hold different values where all must be equal; the message names rank and tensors."""
+
+
+class ToldElsewhere(RuntimeError):
+    """Another rank failed in what all do together, and says so itself."""
+
+
+class Seat(NamedTuple):
+    """Which of the processes this one is: on all nodes, and on its own."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @staticmethod
+    def of_environment() -> "Seat":
+        """As torchrun says; without torchrun, alone. Raises WorldError where only a part of what it sets is there."""
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            return Seat()
+        if missing := [name for name in VARIABLES if name not in os.environ]:
+            raise WorldError(f"WORLD_SIZE is set and {', '.join(missing)} not: start several processes with torchrun")
+        try:
+            return Seat(*(int(os.environ[name]) for name in VARIABLES[:4]))
+        except ValueError as error:
+            raise WorldError(f"of torchrun's variables {', '.join(VARIABLES[:4])} one is no number: {error}") from error
+
+    @property
+    def prefix(self) -> str:
+        """Before what a rank other than 0 says."""
+        return f"[rank {self.rank}] " if self.rank else ""
+
+    @contextmanager
+    def log(self) -> Iterator[None]:
+        """Inside, rank 0's log goes to stdout; the others' warnings go to stderr, with their rank."""
+        if self.rank == 0:
+            with log_to(sys.stdout):
+                yield
+            return
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setLevel(logging.WARNING)
+        handler.setFormatter(logging.Formatter(f"{self.prefix}%(message)s"))
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+
+    def threads(self) -> int:
+        """Of torch on the CPU, for each rank of this node; torchrun's own choice is one."""
+        if self.local_size == 1:
+            return torch.get_num_threads()
+        return max(1, len(os.sched_getaffinity(0)) // self.local_size)
+
+
+class World:
+    """The ranks of a search: `join` finds them; World() is a process alone.
+
+    Methods without further note are called by all ranks, in one order. Raise RankLost.
+    """
+
+    def __init__(
+        self,
+        seat: Seat = Seat(),  # noqa: B008 - a tuple
+        *,
+        backend: str | None = None,
+        timeout: float = 600.0,
+        store: dist.Store | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        """store: where the ranks meet without limit of time; group: None for torch's default one."""
+        self.seat, self.backend, self.timeout = seat, backend, timeout
+        self.rank, self.size = seat.rank, seat.size
+        self._store, self._group, self._meetings = store, group, 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is rank 0, which alone writes files and reports."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+    @staticmethod
+    @contextmanager
+    def join(seat: Seat, device: str, timeout: float, backend: Backend = "auto") -> Iterator["World"]:
+        """Inside, all ranks that torchrun started.
+
+        device   "auto", "cpu", "cuda" or "cuda:N": a GPU takes NCCL, unless `backend` says gloo
+        timeout  seconds within which the others must come, and answer later
+        Raises WorldError.
+        """
+        if seat.size == 1:
+            yield World(seat, timeout=timeout)
+            return
+        chosen = _backend(seat, device, backend)
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        limit = timedelta(seconds=timeout)
+        try:
+            store, _, _ = next(dist.rendezvous("env://", seat.rank, seat.size, timeout=limit))
+            store = _of_this_start(store, seat, limit)
+            kinds = "cpu:gloo,cuda:nccl" if chosen == "nccl" else "gloo"
+            dist.init_process_group(kinds, store=store, rank=seat.rank, world_size=seat.size, timeout=limit)
+        except (RuntimeError, ValueError, OSError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise WorldError(f"{seat.size} ranks did not meet at {address} within {timeout:g} seconds: {why}") from error
+        world, failed = World(seat, backend=chosen, timeout=timeout, store=store), True
+        try:
+            yield world
+            failed = False
+        finally:
+            if chosen == "gloo" or not failed:  # NCCL would wait for ranks that may be gone: the process ends instead
+                dist.destroy_process_group()
+
+    def average(self, flat: Tensor) -> None:
+        """Replace `flat`, contiguous, floating-point, by its mean over the ranks: the same bits on all of them."""
+        self.sum(flat)
+        flat.div_(self.size)
+
+    def sum(self, flat: Tensor) -> None:
+        """Replace `flat`, contiguous, by its sum over the ranks."""
+        if self.backend is not None:
+            self._call("adding up over the ranks", partial(dist.all_reduce, flat, group=self._group))
+
+    def agree(self, signal: int, due: bool) -> tuple[int, bool]:
+        """After a step: the largest signal that any rank has got (0: none), and whether `due` holds on rank 0.
+
+        Does not wait for a GPU.
+        """
+        told = torch.tensor([signal, int(due and self.leads)])
+        if self.backend is not None:
+            self._call("agreeing", partial(dist.all_reduce, told, dist.ReduceOp.MAX, group=self._group))
+        signal, saves = told.tolist()
+        return signal, bool(saves)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        self.agree(0, False)
+
+    def copy_from_lead(self, tensors: Iterable[Tensor]) -> None:
+        """Make all tensors what they are on rank 0, in place."""
+        if self.alone:
+            return
+        kinds: dict[torch.dtype, list[Tensor]] = {}
+        for t in tensors:
+            kinds.setdefault(t.dtype, []).append(t.detach())
+        for group in kinds.values():
+            flat = torch.cat([t.reshape(-1) for t in group])
+            self._call("sending the first weights", partial(dist.broadcast, flat, group_src=0, group=self._group))
+            for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
+                t.copy_(part.view(t.shape))
+
+    @staticmethod
+    def named(search: Search) -> dict[str, Tensor]:
+        """What all ranks must hold alike, by name: alpha, beta and all weights."""
+        named = {f"alpha {kind}": a for kind, a in search.relaxation.alpha.items()}
+        named |= {f"beta {kind}": b for kind, b in search.relaxation.beta.items()}
+        named |= dict(search.supernet.named_parameters())
+        return named | {f"objective {name}": p for name, p in search.objective.named_parameters()}
+
+    def gather(self, value: T) -> list[T]:
+        """Each rank's value, by rank."""
+        if self.alone:
+            return [value]
+        values: list[Any] = [None] * self.size
+        self._call("comparing notes", partial(dist.all_gather_object, values, value, group=self._group))
+        return values
+
+    def lead(self, work: Callable[[], T], send: Callable[[T], Any] = lambda result: result) -> Any:
+        """work() on rank 0, however long it takes: its result there, and `send(result)` on the others.
+
+        What it raises is raised on rank 0, ToldElsewhere on the others.
+        """
+        if self.alone:
+            return work()
+        result: Any = None
+        sent: list[Any] = [None, None]  # whether it failed, what it gave
+        error: Exception | None = None
+        if self.leads:
+            try:
+                result = work()
+                sent = [False, send(result)]
+            except Exception as raised:
+                error, sent = raised, [True, None]
+        self._meet()
+        self._call("waiting for rank 0", partial(dist.broadcast_object_list, sent, group_src=0, group=self._group, device=CPU))
+        if error is not None:
+            raise error
+        if sent[0]:
+            raise ToldElsewhere("rank 0 could not begin")
+        return result if self.leads else sent[1]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """work() on every rank, however long it takes; where one fails, all do.
+
+        Each error is raised where it came up, unless a rank before has the same one; elsewhere ToldElsewhere.
+        """
+        if self.alone:
+            return work()
+        result, error = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        self._meet()
+        errors = self.gather(None if error is None else f"{type(error).__name__}: {error}")
+        if not any(errors):
+            return result  # type: ignore[return-value]
+        if error is not None and errors[self.rank] not in errors[: self.rank]:
+            raise error
+        raise ToldElsewhere("another rank could not begin")
+
+    def compare(self, facts: Mapping[str, Any]) -> None:
+        """Raise WorldError, on all ranks, unless all have the same facts; the first difference is named."""
+        first, *others = self.gather(dict(facts))
+        for rank, theirs in enumerate(others, 1):
+            for name in first.keys() | theirs.keys():
+                if first.get(name) != theirs.get(name):
+                    both = f"{theirs.get(name)!r} there and {first.get(name)!r} on rank 0"
+                    raise WorldError(f"rank {rank} was not started as rank 0 was: {name} is {both}")
+
+    def check_equal(self, tensors: Mapping[str, Tensor], when: str) -> None:
+        """Raise RanksDisagree, on all ranks, unless all hold the same bits. Compares checksums; waits for the device."""
+        sums = torch.stack([checksum(t) for t in tensors.values()]).tolist()
+        every = self.gather(tuple(sums))
+        (usual, _), *_ = Counter(every).most_common(1)
+        told = []
+        for rank, theirs in enumerate(every):
+            if names := [n for n, mine, ours in zip(tensors, theirs, usual, strict=True) if mine != ours]:
+                more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                told.append(f"rank {rank} in {', '.join(names[:NAMED])}{more}")
+        if told:
+            raise RanksDisagree(f"{when}, ranks hold different values: {'; '.join(told)} of {len(tensors)} tensors")
+
+    def _meet(self) -> None:
+        """Wait until all ranks are here, without limit: as long as the store that torchrun keeps is there."""
+        if self._store is None:
+            return
+        self._meetings += 1
+        names = [f"fastdarts/{self._meetings}/{rank}" for rank in range(self.size)]
+        self._call("meeting", partial(self._store.set, names[self.rank], "here"))
+        while True:
+            try:
+                return self._store.wait(names, timedelta(seconds=self.timeout))
+            except dist.DistStoreError:
+                log.info("still waiting for other ranks to begin")
+            except RuntimeError as error:
+                raise self._lost("meeting", error) from error
+
+    def _call(self, what: str, collective: Callable[[], Any]) -> None:
+        try:
+            collective()
+        except RuntimeError as error:
+            raise self._lost(what, error) from error
+
+    def _lost(self, what: str, error: Exception) -> RankLost:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        ended = "one has ended or failed, or the network between them is cut"
+        return RankLost(f"rank {self.rank} of {self.size} lost the others while {what}: {ended} ({why})")
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """int64 of one element, on the tensor's device: of the bits and their places; any one changed word changes it."""
+    words = tensor.detach().reshape(-1).view(WORDS[tensor.element_size()]).long()
+    return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
+
+
+def _of_this_start(store: dist.Store, seat: Seat, limit: timedelta) -> dist.Store:
+    """The part of torchrun's store that only the processes of this start know.
+
+    After a restart it still holds what those before have left, their addresses too. So each rank shows a fresh token, rank 0
+    answers under that token with the name of the part, and goes on until all ranks are there.
+    """
+    token = uuid4().hex
+    if seat.rank:
+        store.set(f"fastdarts/token/{seat.rank}", token)
+        store.wait([f"fastdarts/part/{token}"], limit)
+        name = store.get(f"fastdarts/part/{token}").decode()
+        store.set(f"{name}/{seat.rank}", "here")
+        return dist.PrefixStore(name, store)
+    name, deadline = f"fastdarts/{token}", monotonic() + limit.total_seconds()
+    there = [f"{name}/{rank}" for rank in range(1, seat.size)]
+    while not store.check(there):
+        for key in [f"fastdarts/token/{rank}" for rank in range(1, seat.size)]:
+            if store.check([key]):
+                store.set(f"fastdarts/part/{store.get(key).decode()}", name)
+        if monotonic() > deadline:
+            raise dist.DistStoreError("some did not come")
+        sleep(POLL)
+    return dist.PrefixStore(name, store)
+
+
+def _backend(seat: Seat, device: str, asked: Backend) -> str:
+    """NCCL where every rank has a GPU of its own, else gloo. Raises WorldError for what cannot be."""
+    if device.startswith("cpu") or not torch.cuda.is_available():
+        if asked == "nccl":
+            raise WorldError("--dist_backend nccl: NCCL is for GPUs, this runs on a CPU")
+        return "gloo"
+    if asked == "gloo":
+        return "gloo"
+    gpus = torch.cuda.device_count()
+    if device.startswith("cuda:") and seat.local_size > 1:
+        raise WorldError(
+            f"--device {device}: {seat.local_size} ranks would share it; leave it out, or take --dist_backend gloo"
+        )
+    if seat.local_rank >= gpus:
+        raise WorldError(f"{seat.local_size} ranks on a node with {gpus} GPUs: start as many with --nproc-per-node")
+    torch.cuda.set_device(seat.local_rank)
+    return "nccl"

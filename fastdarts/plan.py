@@ -1,0 +1,188 @@
+"""What a search will do, before it begins: its steps, the memory they take, the batch that fits."""
+
+import logging
+from dataclasses import replace
+from math import lcm
+from typing import NamedTuple
+
+import torch
+
+from fastdarts import engine
+from fastdarts.build import build
+from fastdarts.config import ConfigError, SearchImagenetSettings
+from fastdarts.data import room
+from fastdarts.data.ahead import DEPTH
+from fastdarts.engine import RunFolder, World
+from fastdarts.images import Images
+from fastdarts.input import steps_of_an_epoch
+from fastdarts.objectives import Objective
+from fastdarts.search import SoftmaxRelaxation
+from fastdarts.spaces import S0
+from fastdarts.supernet import Supernet
+
+log = logging.getLogger("fastdarts")
+
+
+class Free(NamedTuple):
+    """Bytes that each rank may take on its device, and the device."""
+
+    bytes: int
+    device: str
+
+    def __str__(self) -> str:
+        return f"{room.gib(self.bytes)} that are free on {self.device}"
+
+
+class Plan(NamedTuple):
+    """The settings with their batch size, bytes of a rank's step, and the plan."""
+
+    settings: SearchImagenetSettings
+    memory: int
+    told: str
+
+
+def free_for(settings: SearchImagenetSettings, world: World) -> Free:
+    """What the rank with the least may take; ranks that share memory share it equally."""
+    device, sharing = torch.device(settings.device), world.seat.local_size
+    if device.type == "cuda":
+        sharing = -(-sharing // torch.cuda.device_count())
+    return Free(min(world.gather(engine.free_bytes(device) // sharing)), settings.device)
+
+
+def prepare(settings: SearchImagenetSettings, images: Images, folder: RunFolder, free: Free, world: World) -> Plan:
+    """By one rank. Raises ConfigError and DataError for what does not fit."""
+    settings = _fitting(settings, images, folder, free, world)
+    steps = steps_of_an_epoch(settings, images, world.size)
+    memory = _memory(settings, images, world)
+    return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
+
+
+def _on_meta(settings: SearchImagenetSettings, images: Images) -> tuple[Supernet, Objective]:
+    with torch.device("meta"):
+        return build(settings, len(images.index.classes))
+
+
+def _memory(settings: SearchImagenetSettings, images: Images, world: World) -> int:
+    """Bytes that a rank's steps take at most, about, with the batches that wait for them."""
+    if settings.sync_bn and not world.alone:  # the definitions serve
+        settings = replace(settings, backend="definition")
+    relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
+    batch = engine.meta_batch(settings.batch_size // world.size, settings.image_size)
+    return engine.step_bytes(
+        *_on_meta(settings, images),
+        relaxation,
+        batch,
+        settings.device,
+        amp=settings.amp,
+        unrolled=settings.unrolled,
+        hessian=bool(settings.hessian_every),
+        ahead=2 * (DEPTH + 1),
+        averaged=not world.alone,
+    )
+
+
+def _fitting(
+    settings: SearchImagenetSettings, images: Images, folder: RunFolder, free: Free, world: World
+) -> SearchImagenetSettings:
+    """The settings with the batch size that "auto" stands for: a continued run's own, else the largest that fits.
+
+    Raises ConfigError where none does.
+    """
+    if settings.batch_size:
+        return settings
+    if folder.saved is not None:
+        return replace(settings, batch_size=folder.saved["settings"]["batch_size"])
+    split = min(len(images.train), len(images.val))
+    found = _largest(settings, images, free, split, world)
+    multiple = f"multiple of {_multiple(world)}"
+    if not found:
+        raise ConfigError(
+            f"--batch_size auto: no {multiple} fits, neither in {room.SHARE:.0%} of the {free} "
+            f"nor in the smaller split of {split} images; give a number"
+        )
+    log.info(
+        f"--batch_size auto: {found} images, the largest {multiple} that fits in {room.SHARE:.0%} of the {free} "
+        f"and in the smaller split of {split} images"
+    )
+    return replace(settings, batch_size=found)
+
+
+def _multiple(world: World) -> int:
+    """Batches that are tried are multiples of it."""
+    return lcm(engine.STEP, world.size)
+
+
+def _largest(settings: SearchImagenetSettings, images: Images, free: Free, most: int, world: World) -> int:
+    """The largest batch over all ranks, at most `most`, whose step fits in what is free; 0 where none does."""
+
+    def peak(batch_size: int) -> int:
+        return _memory(replace(settings, batch_size=batch_size), images, world)
+
+    return engine.largest_batch(peak, int(room.SHARE * free.bytes), most, _multiple(world))
+
+
+def too_little(settings: SearchImagenetSettings, images: Images, memory: int, free: Free, world: World) -> str:
+    """What to do where memory gave out, with figures."""
+    largest = _largest(settings, images, free, settings.batch_size - 1, world)
+    share, were = settings.batch_size // world.size, room.gib(free.bytes)
+    told = f"steps of {share} images take about {room.gib(memory)}, {were} were free at the start"
+    if not largest:
+        return (
+            f"{told}: no smaller batch fits either, take smaller images, fewer --init_channels or a larger --partial_channels"
+        )
+    return f"{told}: --batch_size {largest} is the largest smaller one that fits"
+
+
+def _told(settings: SearchImagenetSettings, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
+    """What will be done, in a few lines; `memory` are the bytes of a rank's step, `steps` those of an epoch.
+
+    Raises ConfigError for steps that are not there.
+    """
+    index = images.index
+    supernet, _ = _on_meta(settings, images)
+    moving = max(settings.epochs - settings.begin, 0)
+    passes = settings.batch_size * steps * (settings.epochs + moving)
+    weights = sum(w.numel() for w in supernet.parameters())
+    lines = [
+        f"objective {settings.objective}, space {S0.name}, {settings.layers} cells, C = {settings.init_channels}, "
+        f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
+        f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
+        f"{settings.image_size} px, batch {settings.batch_size}",
+        f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
+        f"{moving} (--begin {settings.begin}); {passes} image passes forward and backward",
+        f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
+        + ("" if world.alone else ", for each rank"),
+        *_shares(settings, world),
+    ]
+    if settings.profile is not None and (last := engine.Window.parse(settings.profile).last) > steps * settings.epochs:
+        raise ConfigError(
+            f"--profile {settings.profile}: the search has {steps * settings.epochs} steps, none is number {last}"
+        )
+    if memory > free.bytes:
+        lines.append("note: that is more than is free; --batch_size auto takes what fits")
+    if images.excluded:
+        lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
+    if not moving:
+        lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
+    if settings.data is not None and settings.batch_size != 1024 and settings.learning_rate == 0.5:
+        scaled = settings.learning_rate * settings.batch_size / 1024
+        lines.append(
+            f"note: --learning_rate 0.5 is the published one for batch 1024; in proportion, {settings.batch_size} "
+            f"images would take {scaled:.3g}"
+        )
+    return "\n".join(lines)
+
+
+def _shares(settings: SearchImagenetSettings, world: World) -> list[str]:
+    """The plan's lines on ranks."""
+    if world.alone:
+        return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []
+    share = settings.batch_size // world.size
+    norm = f"BatchNorm over each rank's {share}"
+    if settings.sync_bn:
+        norm = f"BatchNorm over all {settings.batch_size}, by the ops' definitions: the fused kernels add up on one rank only"
+    return [
+        f"ranks {world.size} by {world.backend}, {settings.threads} threads each: of every batch of {settings.batch_size} each "
+        f"takes {share}; --learning_rate {settings.learning_rate} is for the whole batch and is not scaled",
+        f"{norm}; running statistics are averaged at every step",
+    ]

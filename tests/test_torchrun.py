@@ -1,0 +1,146 @@
+"""The command under torchrun, as a user meets it: a run folder, other numbers of ranks, wrong starts, a killed rank."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdarts.data import DataError, ImageIndex
+from fastdarts.images import Images
+from fastdarts.input import steps_of_an_epoch
+from fastdarts.search_imagenet import main, resolve
+from tests.ranks import free_port
+from tests.test_search_imagenet import FILES, arguments, write_tree
+
+PATIENCE = 200.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("images"))
+
+
+def torchrun(ranks: int, *flags: str, restarts: int = 0) -> list[str]:
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
+    return [*run, "--max-restarts", str(restarts), "-m", "fastdarts.search_imagenet", *flags]
+
+
+def epochs(folder: Path) -> list[dict]:
+    return [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "epoch"]
+
+
+def test_two_ranks_write_one_run_folder(tree: Path, tmp_path: Path) -> None:
+    """With a cache that both share, and BatchNorm over both: the losses of one process."""
+    folder = tmp_path / "run"
+    flags = arguments(
+        tree, "--epochs", "1", "--begin", "0", "--sync_bn", "--cache_folder", str(tmp_path / "kept"), "--check_ranks_every", "1"
+    )
+    done = subprocess.run(torchrun(2, *flags, "--save", str(folder)), capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert set(FILES.split()) <= {p.name for p in folder.iterdir()}
+    saved = json.loads((folder / "settings.json").read_text())
+    assert saved["ranks"] == 2 and saved["settings"]["batch_size"] == 4
+    log = (folder / "log.txt").read_text()
+    assert "ranks 2 by gloo" in log and "of every batch of 4 each takes 2; --learning_rate 0.5 is for the whole batch" in log
+    assert "BatchNorm over all 4, by the ops' definitions" in log and done.stdout.count("epoch 1/1 done") == 1
+    assert "mixed_cell: backend definition; not cpu: its sums are this rank's alone" in done.stdout
+    assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1
+    assert main(arguments(tree, "--epochs", "1", "--begin", "0", "--save", str(tmp_path / "one"))) == 0
+    for name in ("train.txt", "val.txt"):
+        assert (folder / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    (first,), (alone,) = epochs(folder), epochs(tmp_path / "one")
+    assert first["train_loss"] == pytest.approx(alone["train_loss"], rel=1e-4)
+    assert first["valid"]["baseline"] == pytest.approx(alone["valid"]["baseline"], rel=1e-5)
+
+
+def test_a_killed_rank_ends_all_and_another_number_goes_on(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """SIGKILL of one of two ranks after the first checkpoint; one process continues, and says so."""
+    folder, flags = tmp_path / "run", arguments(tree, "--epochs", "40", "--threads", "1")
+    assert killed_on_the_way(folder, torchrun(2, *flags, "--save", str(folder))) == 1
+    done = len(epochs(folder))
+    assert 0 < done < 40
+    assert main([*flags, "--save", str(folder)]) == 0
+    assert "the run began with 2 ranks and goes on with 1: images stay the same" in capsys.readouterr().out
+    assert [r["epoch"] for r in epochs(folder)] == list(range(1, 41))
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tree: Path) -> None:
+    index = ImageIndex.from_root(tree)
+    settings = resolve({"data": str(tree), "batch_size": 3})
+    with pytest.raises(DataError, match="batch_size 3 cannot be shared equally by 2 ranks: take a multiple"):
+        steps_of_an_epoch(settings, Images(index, torch.arange(8), torch.arange(8, 16)), 2)
+
+
+@pytest.mark.campaign
+def test_torchruns_restart_goes_on_bit_for_bit(tree: Path, tmp_path: Path) -> None:
+    """SIGKILL of a rank; torchrun starts all again, which continue the run folder: the bytes of a run left in peace."""
+    flags = arguments(tree, "--epochs", "60", "--threads", "1")
+    killed, calm = tmp_path / "killed", tmp_path / "calm"
+    assert killed_on_the_way(killed, torchrun(2, *flags, "--save", str(killed), restarts=1)) == 0
+    assert "continuing" in (killed / "log.txt").read_text()
+    subprocess.run(torchrun(2, *flags, "--save", str(calm)), stdout=subprocess.DEVNULL, check=True, timeout=PATIENCE)
+    for name in ("metrics.jsonl", "genotype.json"):
+        assert (killed / name).read_bytes() == (calm / name).read_bytes()
+
+
+def killed_on_the_way(folder: Path, command: list[str]) -> int:
+    """SIGKILL of the last rank once there is a checkpoint; the exit status of torchrun."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + PATIENCE
+    while not (folder / "checkpoint.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    return process.wait(PATIENCE)
+
+
+def start(rank: int, port: int, *flags: str) -> subprocess.Popen:
+    """A rank by hand, as torchrun would on a node of its own."""
+    told = {
+        "RANK": rank,
+        "WORLD_SIZE": 2,
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": 1,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    environment = os.environ | {name: str(value) for name, value in told.items()}
+    command = [sys.executable, "-m", "fastdarts.search_imagenet", *flags]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "told", "by"),
+    [
+        (
+            "--momentum 0.9",
+            "--momentum 0.8",
+            "rank 1 was not started as rank 0 was: --momentum is 0.8 there and 0.9 on rank 0",
+            0,
+        ),
+        ("", "--data {other}", "are not those that rank 0 finds there: give all nodes the same", 1),
+    ],
+    ids=["settings", "images"],
+)
+def test_what_ranks_were_given_wrongly_is_one_line(
+    mine: str, others: str, told: str, by: int, tree: Path, tmp_path: Path
+) -> None:
+    write_tree(tmp_path / "other", images=7)
+    port = free_port()
+    flags = [
+        arguments(tree, "--save", str(tmp_path / "run"), *more.format(other=tmp_path / "other").split())
+        for more in (mine, others)
+    ]
+    ranks = [start(rank, port, *given) for rank, given in enumerate(flags)]
+    errors = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2], errors
+    assert told in errors[by] and errors[by].count("\n") == 1
+    assert errors[1 - by] in ("", f"[rank 1] {errors[0]}")
+    assert errors[1].startswith("[rank 1] ") or not errors[1]
+    assert not (tmp_path / "run").exists()
