@@ -1,6 +1,5 @@
 """Processes that are ranks of a gloo world, started once for many pieces of work, and what they search for the tests."""
 
-import socket
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from fastdarts.search import Bilevel
 from fastdarts.spaces import Space
 from tests import bilevels
 from tests.bilevels import everything, number
+from tests.runs import free_port
 
 SMALL = Space.uniform("small", ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"), nodes=1)
 PATIENCE = 100.0  # seconds for a piece of work
@@ -63,12 +63,6 @@ def pool(size: int, timeout: float = 60.0) -> Iterator[Pool]:
         yield made
     finally:
         made.end()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _serve(pipe: Connection, rank: int, size: int, port: int, timeout: float) -> None:

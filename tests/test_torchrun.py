@@ -15,7 +15,7 @@ from fastdarts.data import DataError, ImageIndex
 from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.search_imagenet import main, resolve
-from tests.ranks import free_port
+from tests.runs import free_port
 from tests.test_search_imagenet import FILES, arguments, write_tree
 
 PATIENCE = 200.0  # seconds

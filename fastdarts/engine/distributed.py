@@ -282,23 +282,25 @@ class World:
             raise RanksDisagree(f"{when}, ranks hold different values: {'; '.join(told)} of {len(tensors)} tensors")
 
     def _meet(self) -> None:
-        """Wait until all ranks are here, without limit: as long as the store that torchrun keeps is there."""
+        """Wait until all ranks are here, without limit: as long as the store that torchrun keeps is there.
+
+        A signal is answered meanwhile, as it is not within a collective.
+        """
         if self._store is None:
             return
         self._meetings += 1
         names = [f"fastdarts/{self._meetings}/{rank}" for rank in range(self.size)]
         self._call("meeting", partial(self._store.set, names[self.rank], "here"))
-        while True:
-            try:
-                return self._store.wait(names, timedelta(seconds=self.timeout))
-            except dist.DistStoreError:
+        said = monotonic()
+        while not self._call("meeting", partial(self._store.check, names)):
+            sleep(POLL)
+            if monotonic() - said > self.timeout:
                 log.info("still waiting for other ranks to begin")
-            except RuntimeError as error:
-                raise self._lost("meeting", error) from error
+                said = monotonic()
 
-    def _call(self, what: str, collective: Callable[[], Any]) -> None:
+    def _call(self, what: str, collective: Callable[[], T]) -> T:
         try:
-            collective()
+            return collective()
         except RuntimeError as error:
             raise self._lost(what, error) from error
 
@@ -320,22 +322,28 @@ def _of_this_start(store: dist.Store, seat: Seat, limit: timedelta) -> dist.Stor
     After a restart it still holds what those before have left, their addresses too. So each rank shows a fresh token, rank 0
     answers under that token with the name of the part, and goes on until all ranks are there.
     """
-    token = uuid4().hex
-    if seat.rank:
-        store.set(f"fastdarts/token/{seat.rank}", token)
-        store.wait([f"fastdarts/part/{token}"], limit)
-        name = store.get(f"fastdarts/part/{token}").decode()
-        store.set(f"{name}/{seat.rank}", "here")
-        return dist.PrefixStore(name, store)
-    name, deadline = f"fastdarts/{token}", monotonic() + limit.total_seconds()
-    there = [f"{name}/{rank}" for rank in range(1, seat.size)]
-    while not store.check(there):
+    token, deadline = uuid4().hex, monotonic() + limit.total_seconds()
+
+    def wait_for(keys: list[str], meanwhile: Callable[[], None] = lambda: None) -> None:
+        while not store.check(keys):
+            meanwhile()
+            if monotonic() > deadline:
+                raise dist.DistStoreError("some did not come")
+            sleep(POLL)
+
+    def answer() -> None:
         for key in [f"fastdarts/token/{rank}" for rank in range(1, seat.size)]:
             if store.check([key]):
                 store.set(f"fastdarts/part/{store.get(key).decode()}", name)
-        if monotonic() > deadline:
-            raise dist.DistStoreError("some did not come")
-        sleep(POLL)
+
+    if seat.rank:
+        store.set(f"fastdarts/token/{seat.rank}", token)
+        wait_for([f"fastdarts/part/{token}"])
+        name = store.get(f"fastdarts/part/{token}").decode()
+        store.set(f"{name}/{seat.rank}", "here")
+    else:
+        name = f"fastdarts/{token}"
+        wait_for([f"{name}/{rank}" for rank in range(1, seat.size)], answer)
     return dist.PrefixStore(name, store)
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from bench.records import RESULTS, append, tagged
 from fastdarts.engine.checkpoints import DamagedCheckpoint, load_checkpoint
-from tests.runs import SPLIT, TINY, Run, contents, write_tree
+from tests.runs import SPLIT, TINY, Ranks, Run, contents, write_tree
 
 pytestmark = pytest.mark.campaign
 STEPS, EPOCHS = 4, 6
@@ -44,7 +44,10 @@ class Started(Protocol):
     def pid(self) -> int: ...
 
 
-LAUNCHERS: dict[str, type[Started]] = {"one process": Run}
+LAUNCHERS: dict[str, tuple[type[Started], list[str]]] = {  # with the flags of its own
+    "one process": (Run, []),
+    "two ranks": (Ranks, ["--image_size", "64", "--dist_timeout", "60"]),
+}
 
 
 class Trial:
@@ -213,10 +216,10 @@ def fill_disk(launcher: type[Started], argv: list[str], folder: Path, chance: ra
 
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_kills(name: str, tmp_path: Path) -> None:
-    launcher, began = LAUNCHERS[name], time.monotonic()
+    (launcher, flags), began = LAUNCHERS[name], time.monotonic()
     tree = write_tree(tmp_path / "images")
     epochs = ["--epochs", str(EPOCHS), "--begin", "1", "--threads", "1"]
-    argv = ["--data", str(tree), *TINY, *SPLIT, "--batch_size", "2", *epochs]
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--batch_size", "2", *epochs, *flags]
     peace = Trial(launcher, argv, tmp_path / "peace", random.Random(0))
     assert peace.start().wait() == 0
     want = {False: contents(peace.folder)}

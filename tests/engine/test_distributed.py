@@ -26,7 +26,8 @@ from tests import ranks
 from tests.backends import needs_native
 from tests.bilevels import batch, differing, everything, make, number
 from tests.ops.exactness import assert_exact
-from tests.ranks import SMALL, Pool, bilevel, free_port, pool, share, steps
+from tests.ranks import SMALL, Pool, bilevel, pool, share, steps
+from tests.runs import free_port
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

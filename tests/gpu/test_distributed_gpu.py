@@ -12,7 +12,8 @@ import torch.distributed as dist
 from fastdarts.engine import CapturedBilevel, Seat, World
 from tests import bilevels
 from tests.bilevels import differing, everything
-from tests.ranks import Pool, bilevel, free_port, pool, share
+from tests.ranks import Pool, bilevel, pool, share
+from tests.runs import free_port
 
 pytestmark = pytest.mark.gpu
 
