@@ -101,8 +101,12 @@ def _search(given: dict[str, Any], seat: Seat, stopping: Stopping) -> None:
     with World.join(seat, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
         settings = world.together(lambda: resolve(given, seat))
         world.compare({f"--{name}": value for name, value in asdict(settings).items() if name not in OF_A_RANK})
-        with tf32(settings.tf32), engine.algorithms(settings.deterministic, settings.device):
-            run(settings, stopping, world)
+        try:
+            with tf32(settings.tf32), engine.algorithms(settings.deterministic, settings.device):
+                run(settings, stopping, world)
+        except RankLost:
+            stopping.check()  # all were asked to end, and the others were sooner
+            raise
 
 
 def resolve(given: dict[str, Any], seat: Seat = Seat()) -> SearchImagenetSettings:  # noqa: B008 - a tuple

@@ -173,6 +173,7 @@ class Session:
         bad = self.recent.look(self.search.seeking())
         if bad:
             bad = over_ranks(self.world.gather(bad))
+        if bad and self.world.leads:
             values = torch.cat([p.detach().flatten() for p in self.search.relaxation.parameters()])
             low, high = values.min().item(), values.max().item()
             for step in bad[-SHOWN:]:
@@ -202,7 +203,8 @@ class Session:
             raise DivergedError(f"{bad.told(self.files)}; went back to step {step} {REWINDS} times and it came to the same")
         self._load(state)
         self.search.move_loaders(bad.positions)
-        log.warning(f"back to step {step}, going on with the images after those of step {bad.step}")
+        if self.world.leads:
+            log.warning(f"back to step {step}, going on with the images after those of step {bad.step}")
 
     def _progress(self) -> Progress:
         s, steps = self.settings, len(self.search.train_loader)

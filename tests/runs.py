@@ -107,7 +107,7 @@ class Ranks:
         return all(run.alive for run in self._runs)
 
     def wait(self, seconds: float = 120.0) -> int:
-        """0 if all ranks end with it, else the status of the first that ended otherwise, of a killed one if it is among them.
+        """0 if all ranks end with it, else the status that says most: of a rank that was killed, not 1 of those that lost it.
 
         Raises TimeoutError.
         """
@@ -126,7 +126,8 @@ class Ranks:
         return failed or self._failed()
 
     def _failed(self) -> int:
-        return min((status for run in self._runs if not run.alive and (status := run.wait())), default=0)
+        statuses = [run.wait() for run in self._runs if not run.alive]
+        return min(statuses, default=0) if min(statuses, default=0) < 0 else max(statuses, default=0)
 
     def printed(self) -> str:
         return self.output.read_text() if self.output.exists() else ""

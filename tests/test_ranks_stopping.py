@@ -138,6 +138,7 @@ def test_what_is_bad_on_one_rank_is_skipped_on_all_and_named(argv: list[str], po
     assert status == 0, printed
     assert [(r["not_finite"], r["skipped"]) for r in epochs(tmp_path / "run")] == [([1, 0], [1, 0])] * EPOCHS
     log = (tmp_path / "run" / "log.txt").read_text()
+    assert "[rank 1]" not in printed
     assert log.count(name) == EPOCHS and log.count("the update of the weights was skipped; images of the weights:") == EPOCHS
 
 

@@ -40,6 +40,7 @@ class Ranks(Protocol):
     """The processes that search together, each on an equal share of every batch (engine.distributed.World)."""
 
     size: int
+    leads: bool  # whether this one tells of what all have in common
 
     def average(self, flat: Tensor) -> None:
         """Replace `flat` by its mean over the ranks."""
@@ -221,7 +222,8 @@ class Search:
         told = " and ".join(f"{n} of {mean.of} updates of {what}" for n, mean, what in parts if n)
         if not self.seeking() and any(n == mean.of for n, mean in zip(skipped, means, strict=True) if mean.of):
             raise DivergedError(f"{epoch}: {told} had gradients that are not finite; try a smaller learning_rate")
-        log.warning(f"{epoch}: {told} were skipped, their gradients were not finite")
+        if self.ranks is None or self.ranks.leads:
+            log.warning(f"{epoch}: {told} were skipped, their gradients were not finite")
 
     def seeking(self) -> bool:
         """Whether this is a float16 search that still looks for its loss scale, skipping updates until it is small enough."""
