@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"stopped: {error}; the last checkpoint is kept")
         return 1
     except engine.Stopped as stopped:
-        tell(f"stopped by {stopped}; {again}", everywhere=False)
+        tell(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
         return stopped.status
     finally:
         torch.set_num_threads(threads)  # the caller's

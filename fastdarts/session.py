@@ -244,7 +244,7 @@ class Session:
 
     def _stop(self, signal: int) -> None:
         self.stopping.signal = signal  # another rank's, perhaps: one that comes while the checkpoint is written changes nothing
-        raise Stopped(signal)
+        raise Stopped(signal, agreed=True)
 
     def _compare(self, when: str) -> None:
         """Raise RanksDisagree unless all ranks hold the same weights and alpha."""

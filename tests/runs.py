@@ -23,6 +23,7 @@ TINY = FLAGS.split()
 SPLIT = ["--train_fraction", "0.5", "--val_fraction", "0.5"]
 SAME = ("metrics.jsonl", "genotype.json", "train.txt", "val.txt")  # bytes that a run and its repetition share
 
+GRACE = 1.0  # seconds, before it looks
 KILLED = 30.0  # seconds after which torchrun kills a rank that does not end
 Hook = Callable[[], None]
 servers = multiprocessing.get_context("forkserver")
@@ -113,8 +114,9 @@ class Ranks:
         """
         deadline, failed, killed = time.monotonic() + seconds, 0, None
         while any(run.alive for run in self._runs):
-            if not failed and (failed := self._failed()):
-                killed = time.monotonic() + KILLED
+            if not failed and self._failed():
+                time.sleep(GRACE)  # the one that is the cause may be slower than those that lost it
+                failed, killed = self._failed(), time.monotonic() + KILLED
                 for run in self._runs:
                     run.signal(signal.SIGTERM)
             if time.monotonic() > min(deadline, killed or deadline):

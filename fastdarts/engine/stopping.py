@@ -20,11 +20,14 @@ INTERRUPTED = 130  # of one that was interrupted with Ctrl-C, as shells have it
 
 
 class Stopped(BaseException):
-    """The run was asked to end; like KeyboardInterrupt no Exception, so that nobody takes it for a fault."""
+    """The run was asked to end; like KeyboardInterrupt no Exception, so that nobody takes it for a fault.
 
-    def __init__(self, number: int) -> None:
+    agreed  all ranks end, not this one alone
+    """
+
+    def __init__(self, number: int, agreed: bool = False) -> None:
         super().__init__(signal.Signals(number).name)
-        self.number = number
+        self.number, self.agreed = number, agreed
 
     @property
     def status(self) -> int:
