@@ -1,0 +1,5 @@
+"""Other people's search networks, made fast: convert, revert, verify. It imports `ops`, and nothing of a search."""
+
+from fastdarts.interop.conversion import ConvertError, Line, Report, convert, revert
+
+__all__ = ["ConvertError", "Line", "Report", "convert", "revert"]

@@ -1,0 +1,185 @@
+"""The customary cell of another codebase as one fused call, and its preprocess layers.
+
+Letters: N images, C channels, E edges, K candidates of the longest list.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.interop.classes import PLAN
+from fastdarts.interop.mixture import MixturePlan, Weights, as_row, fits, partial_channels
+from fastdarts.interop.parts import alike, run
+from fastdarts.interop.recognise import Layout, Path, layer_at
+from fastdarts.ops.graph import Candidate, Edge, Graph
+from fastdarts.ops.relu_conv_bn import relu_conv_bn
+
+
+@dataclass
+class PreprocessPlan:
+    """Where the layers of a ReLU, 1x1 convolution, BatchNorm are."""
+
+    convolutions: tuple[Path, ...]
+    norm: Path
+    backend: str = "auto"
+
+
+class FusedPreprocess:
+    """What a converted preprocess layer does before its own class."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x (N, C, H, W) -> (N, D, H/s, W/s)."""
+        plan: PreprocessPlan = self.__dict__[PLAN]
+        convolutions, norm = [layer_at(self, path) for path in plan.convolutions], layer_at(self, plan.norm)
+        fits = all(isinstance(c, nn.Conv2d) and c.bias is None for c in convolutions) and isinstance(norm, nn.BatchNorm2d)
+        if args or kwargs or not fits or norm.affine or norm.momentum is None:
+            return super().forward(x, *args, **kwargs)
+        tracks = norm.running_mean is not None
+        if norm.training and tracks and norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        return relu_conv_bn(
+            x,
+            [c.weight for c in convolutions],
+            (norm.running_mean, norm.running_var) if tracks else None,
+            training=norm.training,
+            momentum=norm.momentum,
+            eps=norm.eps,
+            backend=plan.backend,
+        )
+
+
+@dataclass
+class CellPlan:
+    """What is known of a cell of two inputs whose node i reads all states before it, in the order of its list.
+
+    before   names of its two preprocess layers
+    name     of its list of mixed operations
+    beta     it takes the edges' weights after the candidates'
+    further  values of its remaining arguments with which it was tried: others go to its own forward
+    """
+
+    before: tuple[str, str]
+    name: str
+    beta: bool = False
+    further: tuple[Any, ...] = ()
+    backend: str = "auto"
+
+    @property
+    def begins(self) -> int:
+        """How many arguments come before the further ones."""
+        return 4 if self.beta else 3
+
+
+class FusedCell:
+    """What a converted cell does before its own class, whose mixed operations are converted, too."""
+
+    def forward(self, s0: Tensor, s1: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """s0, s1 (N, C, H, W), weights (E, K) or E rows, edges' weights (E,) where the class takes them."""
+        plan: CellPlan = self.__dict__[PLAN]
+        arguments = 2 + len(args)
+        usual = not kwargs and arguments >= plan.begins and args[plan.begins - 2 :] == plan.further[: arguments - plan.begins]
+        out = _fused(self, plan, s0, s1, args[0], args[1] if plan.beta else None) if usual else None
+        return super().forward(s0, s1, *args, **kwargs) if out is None else out
+
+
+def _fused(
+    cell: nn.Module, plan: CellPlan, s0: Tensor, s1: Tensor, rows: Tensor | list[Weights], betas: Weights | None
+) -> Tensor | None:
+    """None where the cell's own forward must do it."""
+    edges = list(cell._modules[plan.name]._modules.values()) if plan.name in cell._modules else []
+    nodes = nodes_of(len(edges))
+    plans: list[MixturePlan] = [edge.__dict__.get(PLAN) for edge in edges]
+    if not nodes or not all(isinstance(p, MixturePlan) for p in plans) or len(rows) != len(edges):
+        return None
+    try:
+        for edge, p in zip(edges, plans, strict=True):
+            p.update(edge)
+    except KeyError:
+        return None
+    if not all(_whole(edge, p) for edge, p in zip(edges, plans, strict=True)):
+        return None
+    ops = _table(rows, plans, s0)
+    beta = None if betas is None else as_row(betas, s0)
+    if ops is None or (betas is not None and (beta is None or len(beta) != len(edges))):
+        return None
+    live = tuple(tuple(range(len(p.layouts))) for p in plans)
+    if any(p.skips_zeros for p in plans):
+        values = ops.tolist()
+        live = tuple(tuple(i for i in row if values[e][i] != 0) for e, row in enumerate(live))
+    found = [p.found[i] for p, row in zip(plans, live, strict=True) for i in row]
+    if not alike(found):
+        return None
+    codes = tuple(tuple(p.layouts[i].code for i in row) or (Candidate.NONE,) for p, row in zip(plans, live, strict=True))
+    graph = cell_graph(tuple(p.stride for p in plans), codes)
+    inputs = [cell._modules[name](s) for name, s in zip(plan.before, (s0, s1), strict=True)]
+    k = partial_channels(plans[0], inputs[0])
+    if graph is None or inputs[0].shape != inputs[1].shape or not k:
+        return _edge_by_edge(edges, inputs, rows, betas)
+    return run(found, inputs, _picked(ops, live), beta, graph, k, plan.backend)
+
+
+def _edge_by_edge(edges: list[nn.Module], inputs: list[Tensor], rows: Tensor | list[Weights], betas: Weights | None) -> Tensor:
+    """What the whole cell computes, by its mixed operations."""
+    states = list(inputs)
+    for node in range(nodes_of(len(edges))):
+        first = len(states) * (len(states) - 1) // 2 - 1
+        terms = [edges[first + i](s, rows[first + i]) for i, s in enumerate(states[: node + 2])]
+        if betas is not None:
+            terms = [betas[first + i] * term for i, term in enumerate(terms)]
+        states.append(sum(terms[1:], terms[0]))
+    return torch.cat(states[2:], dim=1)
+
+
+def _whole(edge: nn.Module, plan: MixturePlan) -> bool:
+    """Whether all of an edge's candidates are fused in this call."""
+    if edge._forward_hooks or edge._forward_pre_hooks or edge._backward_hooks or not plan.stride:
+        return False
+    codes = [layout.code for layout in plan.layouts if isinstance(layout, Layout)]
+    every = zip(plan.candidates(edge), plan.layouts, plan.found, strict=True)
+    return len(set(codes)) == len(plan.layouts) and all(fits(*one) for one in every)
+
+
+def _table(rows: Tensor | list[Weights], plans: list[MixturePlan], x: Tensor) -> Tensor | None:
+    """The candidates' weights as one tensor (E, K) beside x; None where they are something else."""
+    if isinstance(rows, Tensor):
+        fits = rows.dim() == 2 and all(p.takes(rows.shape[1]) for p in plans)
+        same = rows.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+        return rows.to(x.device) if fits and same and rows.is_floating_point() else None
+    listed = [as_row(row, x) for row in rows]
+    if any(row is None or not p.takes(len(row)) for row, p in zip(listed, plans, strict=True)):
+        return None
+    rows = [row[: len(p.layouts)] for row, p in zip(listed, plans, strict=True)]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _picked(ops: Tensor, live: tuple[tuple[int, ...], ...]) -> Tensor:
+    """The columns of the live candidates, in front."""
+    if all(row == tuple(range(len(row))) for row in live):
+        return ops
+    return nn.utils.rnn.pad_sequence([ops[e][list(row or (0,))] for e, row in enumerate(live)], batch_first=True)
+
+
+def nodes_of(edges: int) -> int:
+    """Nodes of a cell of two inputs whose node i has i + 2 edges; 0 where no number of nodes has so many."""
+    nodes, total = 0, 0
+    while total < edges:
+        total += nodes + 2
+        nodes += 1
+    return nodes if total == edges else 0
+
+
+@lru_cache(maxsize=1024)
+def cell_graph(strides: tuple[int, ...], codes: tuple[tuple[Candidate, ...], ...]) -> Graph | None:
+    """Node i reads states 0 .. i+1, in order; None for strides that are no cell's."""
+    edges, number = [], 0
+    for node in range(nodes_of(len(codes))):
+        for source in range(node + 2):
+            edges.append(Edge(source, node, strides[number], codes[number]))
+            number += 1
+    try:
+        return Graph(2, nodes_of(len(codes)), tuple(edges))
+    except ValueError:
+        return None

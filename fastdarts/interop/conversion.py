@@ -1,0 +1,329 @@
+"""convert and revert: other people's search networks made fused, in place."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.interop import probe
+from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
+from fastdarts.interop.classes import PLAN, put_before, take_back
+from fastdarts.interop.mixture import FusedMixture, MixturePlan, mixtures, proposed
+from fastdarts.interop.parts import Layers
+from fastdarts.interop.probe import Differs
+from fastdarts.interop.recognise import Layout, Unknown, as_preprocess, recognise
+from fastdarts.ops.backend import choose
+from fastdarts.ops.graph import Candidate
+
+Level = Literal["cell", "op"]
+KS = (1, 2, 3, 4, 5, 6, 8)  # divisors of partial channels that are tried
+FUSED = (FusedMixture, FusedCell, FusedPreprocess)
+
+
+class ConvertError(ValueError):
+    """A network that cannot be converted: the message says why and what to do."""
+
+
+class Line(NamedTuple):
+    """What became of one module: "cell", "op", "partly", "preprocess" or "left alone", and what is to be said of it."""
+
+    name: str
+    became: str
+    why: str = ""
+
+
+class Report(tuple[Line, ...]):
+    """A Line for each module that was looked at; as text a table."""
+
+    def __str__(self) -> str:
+        counts: dict[tuple[str, str], list[str]] = {}
+        for line in self:
+            counts.setdefault((line.became, line.why), []).append(line.name)
+        return "\n".join(f"{became}: {_few(names)}{why and f' ({why})'}" for (became, why), names in counts.items())
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} ... {names[-1]} ({len(names)} modules)"
+
+
+def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -> Report:
+    """Make the mixed operations of a search network fused, in place, and return what became of each module.
+
+    model    of any DARTS codebase. Parameters, buffers, names, signatures and classes (isinstance) stay; what is no mixed
+             operation, or not a known one, is left as it is
+    level    "cell": a cell whose forward is the customary one becomes one fused call, others' mixed operations one each;
+             "op": mixed operations only
+    backend  of ops.mixed_cell and ops.relu_conv_bn
+
+    Each kind of module is tried on a copy before, on random inputs in float64, in train and eval mode; one that does
+    anything else than ops.mixed_cell keeps its own forward. Whatever a call brings that was not tried (other arguments,
+    hooks on candidates, dropout that drops) goes to the class' own forward. Pack, convert, train: an optimizer made before
+    or after holds the same Parameters.
+    Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
+    for a backend that cannot serve it.
+    """
+    if level not in ("cell", "op"):
+        raise ConvertError(f"level {level!r}: it is 'cell' or 'op'")
+    if any(isinstance(m, FUSED) for m in model.modules()):
+        raise ConvertError("this network is converted already; fastdarts.revert(model) undoes it")
+    tensor = next(iter(model.parameters()), None)
+    if tensor is None:
+        raise ConvertError("this network has no parameters")
+    choose("mixed_cell", backend, tensor.device, tensor.dtype)
+    with probe.quietly(tensor.device):
+        lines = list(_Converter(model, level, backend).run())
+    if not any(line.became != "left alone" for line in lines):
+        told = "; ".join(f"{line.name}: {line.why}" for line in lines[:4]) or "it holds no list of candidates"
+        raise ConvertError(f"no mixed operation was recognised ({told})")
+    if callable(getattr(model, "new", None)):
+        put_before(model, Renewed, RENEW, (level, backend))
+    return Report(lines)
+
+
+def revert(model: nn.Module) -> None:
+    """Undo convert: every module is of its own class again. Parameters and buffers stay as they are by now.
+
+    Raises ConvertError for a network that is not converted.
+    """
+    found = [m for m in model.modules() if PLAN in m.__dict__ or RENEW in m.__dict__]
+    if not found:
+        raise ConvertError("this network is not converted")
+    for module in found:
+        while hasattr(type(module), "_own"):
+            module.__class__ = type(module)._own
+        module.__dict__.pop(PLAN, None)
+        module.__dict__.pop(RENEW, None)
+
+
+RENEW = "_fastdarts_new"
+
+
+class Renewed:
+    """A converted network whose class has `new()`: what that gives is converted, too."""
+
+    def new(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """The class' own, converted."""
+        made = super().new(*args, **kwargs)
+        level, backend = self.__dict__[RENEW]
+        if not any(isinstance(m, FUSED) for m in made.modules()):
+            convert(made, level=level, backend=backend)
+        return made
+
+
+class _Converter:
+    """One conversion: what was tried of one kind of module holds for all of that kind."""
+
+    def __init__(self, model: nn.Module, level: Level, backend: str) -> None:
+        self.model, self.level, self.backend = model, level, backend
+        self.tried: dict[Any, Any] = {}
+
+    def run(self) -> Iterator[Line]:
+        """Convert, and tell of each module."""
+        done: dict[str, Line] = {}
+        for name, module in list(mixtures(self.model)):
+            line = self.mixture(name, module)
+            if line is not None:
+                done[name] = line
+        for name, module in list(mixtures(self.model)) if self.level == "cell" else []:
+            edges = _edges_of(module)
+            if edges is None:
+                continue
+            why = self.cell(module)
+            inner = [n for n in done if n.startswith(f"{name}." if name else "")]
+            if why is None:
+                yield Line(name, "cell", "")
+                for n in inner:
+                    done.pop(n)
+                for child in module.__dict__[PLAN].before:
+                    if isinstance(module._modules[child], FusedPreprocess):
+                        inner_name = f"{name}.{child}" if name else child
+                        done[inner_name] = Line(inner_name, "preprocess")
+            else:
+                yield Line(name, "left alone", f"as a cell: {why}; its mixed operations stand for themselves")
+        yield from done.values()
+
+    def mixture(self, name: str, module: nn.Module) -> Line | None:
+        """Convert a mixed operation; None for a module that is none."""
+        listed = next(n for n, child in module._modules.items() if isinstance(child, nn.ModuleList))
+        candidates = list(module._modules[listed])
+        own = {kind: found for kind, found in map(self._without_layers, candidates) if found is not None}
+        layouts = [proposed(c, own) for c in candidates]
+        known = [a for a in layouts if isinstance(a, Layout)]
+        if not any(a.channels for a in known) or len({type(c) for c in candidates} & {nn.ModuleList}):
+            return None
+        found = [Layers.of(c, a) if isinstance(a, Layout) else None for c, a in zip(candidates, layouts, strict=True)]
+        plan = MixturePlan(listed, backend=self.backend, own=own, layouts=layouts, found=found)
+        kind = _kind(module, layouts)
+        if kind not in self.tried:
+            self.tried[kind] = self._try_mixture(module, plan)
+        flags = self.tried[kind]
+        if isinstance(flags, str):
+            return Line(name, "left alone", flags)
+        plan.partial, plan.skips_zeros, plan.longer = flags
+        _mixed(module, plan)
+        unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
+        return Line(name, "partly", "; ".join(unknown)) if unknown else Line(name, "op")
+
+    def _without_layers(self, candidate: nn.Module) -> tuple[type, tuple[Candidate, int] | None]:
+        """The class of a candidate without layers, and what it does to a random image; None for one that is not known."""
+        last = [m for m in candidate.modules() if not m._modules]
+        bare = len(last) == 1 and not last[0]._parameters and not last[0]._buffers
+        if not bare or type(last[0]).__module__.startswith("torch.nn"):
+            return type(candidate), None
+        kind = _kind(candidate, _kind(last[0]))
+        if kind not in self.tried:
+            self.tried[kind] = self._try_without_layers(candidate)
+        return type(last[0]), self.tried[kind]
+
+    def _try_without_layers(self, candidate: nn.Module) -> tuple[Candidate, int] | None:
+        x = torch.randn(probe.N, 4, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
+        try:
+            y = probe.double(candidate).eval()(x)
+        except Exception:
+            return None
+        if isinstance(y, Tensor) and y.shape == x.shape and torch.equal(y, x):
+            return Candidate.SKIP, 1
+        if isinstance(y, Tensor) and not y.any() and y.dim() == 4 and y.shape[-1] * 2 in (2 * probe.SIDE, probe.SIDE):
+            return Candidate.NONE, probe.SIDE // y.shape[-1]
+        return None
+
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[bool, bool, bool] | str:
+        """A MixturePlan's flags, or why the module's forward is not that of a mixed operation."""
+        subject, why = probe.Subject(module), ""
+        layouts = [proposed(c, plan.own) for c in plan.candidates(module)]
+        Cq = next(a.channels for a in layouts if isinstance(a, Layout) and a.channels)
+        for k in KS:
+            x = torch.randn(probe.N, k * Cq, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
+            cases = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
+            cases["a list of weights"] = x, list(cases["weights of a softmax"][1])
+            ones = x.new_ones(len(layouts) + 1)
+            for skips, longer in product((False, True), (True, False)):
+                trial = MixturePlan(plan.name, skips, k > 1, longer, self.backend, plan.own)
+                more = {"a longer row": (x, ones)} if longer else {}
+                differs = _trial(subject, cases | more, lambda m, trial=trial: [_mixed(m, trial)])
+                if differs is None:
+                    return trial.partial, skips, longer
+                why = why or differs
+        return why
+
+    def cell(self, module: nn.Module) -> str | None:
+        """Convert a cell whose mixed operations are converted; returns None, or why it keeps its own forward."""
+        listed = next(n for n, child in module._modules.items() if isinstance(child, nn.ModuleList))
+        before = [n for n, child in module._modules.items() if n != listed and child is not None]
+        edges = list(module._modules[listed])
+        if not all(isinstance(e, FusedMixture) for e in edges):
+            return "not all of its operations are mixed ones that are known"
+        if len(before) != 2 or not nodes_of(len(edges)):
+            return "it has not two preprocess layers and i + 2 operations for node i"
+        plans = [e.__dict__[PLAN] for e in edges]
+        layers = [type(module._modules[n]) for n in before]
+        kind = _kind(module, layers, [_kind(e, p.layouts, p.skips_zeros) for e, p in zip(edges, plans, strict=True)])
+        if kind not in self.tried:
+            self.tried[kind] = self._try_cell(module, (before[0], before[1]), listed)
+        found = self.tried[kind]
+        if isinstance(found, str):
+            return found
+        self._fused_cell(module, CellPlan((before[0], before[1]), listed, *found, self.backend))
+        return None
+
+    def _try_cell(self, module: nn.Module, before: tuple[str, str], listed: str) -> tuple[bool, tuple[Any, ...]] | str:
+        """A CellPlan's beta and further arguments, or why the module's forward is not the customary one."""
+        parameters = list(inspect.signature(module.forward).parameters.values())
+        plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if len(plain) < 3 or len(plain) < len(parameters):
+            return f"its forward takes ({', '.join(map(str, parameters))}), not two states and weights"
+        subject, why = probe.Subject(module), ""
+        for beta in (False, True)[: len(plain) - 2]:
+            further = tuple(0.0 if p.default is p.empty else p.default for p in plain[4 if beta else 3 :])
+            plan = CellPlan(before, listed, beta, further, self.backend)
+            cases = self._cell_cases(subject.module, before, listed, beta, further)
+            differs = _trial(subject, cases, lambda cell, plan=plan: self._fused_cell(cell, plan))
+            if differs is None:
+                return beta, further
+            why = differs
+        return why
+
+    def _fused_cell(self, cell: nn.Module, plan: CellPlan) -> list[nn.Module]:
+        """Convert a cell and its preprocess layers; all that were."""
+        before = [m for m in (cell._modules[name] for name in plan.before) if self._fuse_preprocess(m)]
+        put_before(cell, FusedCell, PLAN, plan)
+        return [cell, *before]
+
+    def _cell_cases(
+        self, own: nn.Module, before: tuple[str, str], listed: str, beta: bool, further: tuple[Any, ...]
+    ) -> dict[str, tuple[Any, ...]]:
+        """Arguments to try a cell with."""
+        states = []
+        for name in before:
+            layer = next(m for m in own._modules[name].modules() if isinstance(m, nn.Conv2d))
+            side = probe.SIDE * layer.stride[0]
+            states.append(torch.randn(probe.N, layer.in_channels, side, side, dtype=torch.float64, device=self._device()))
+        plans = [edge.__dict__[PLAN] for edge in own._modules[listed]]
+        tables = probe.rows(len(plans), [len(p.layouts) for p in plans], states[0])
+        betas = (torch.rand(len(plans), dtype=torch.float64, device=self._device()),) if beta else ()
+        cases = {name: (*states, table, *betas, *further) for name, table in tables.items()}
+        soft = tables["weights of a softmax"]
+        rows = [list(row[: len(p.layouts)]) for row, p in zip(soft, plans, strict=True)]
+        return cases | {"lists of weights": (*states, rows, *betas, *further)}
+
+    def _fuse_preprocess(self, module: nn.Module) -> bool:
+        found = as_preprocess(recognise(module))
+        if found is None or isinstance(module, FusedPreprocess):
+            return False
+        put_before(module, FusedPreprocess, PLAN, PreprocessPlan(found.convolutions, found.norm, self.backend))
+        return True
+
+
+def _edges_of(module: nn.Module) -> list[nn.Module] | None:
+    """The mixed operations of a module that lists some; None for another."""
+    listed = next(child for child in module._modules.values() if isinstance(child, nn.ModuleList))
+    edges = list(listed)
+    return edges if any(isinstance(e, FusedMixture) for e in edges) else None
+
+
+def _kind(module: nn.Module, *more: Any) -> str:
+    """What modules of one kind have in common, whatever their channels: class, plain attributes, candidates."""
+    plain = {n: v for n, v in vars(module).items() if isinstance(v, bool | int | float | str) and not n.startswith("_")}
+    stripped = [
+        [a._replace(channels=0, settings=()) if isinstance(a, Layout) else a for a in m]
+        if isinstance(m, list) and m and isinstance(m[0], Layout | Unknown)
+        else m
+        for m in more
+    ]
+    return repr((type(module), sorted(plain.items()), stripped))
+
+
+def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:
+    put_before(module, FusedMixture, PLAN, plan)
+    return module
+
+
+def _trial(
+    subject: probe.Subject, cases: dict[str, tuple[Any, ...]], convert: Callable[[nn.Module], list[nn.Module]]
+) -> str | None:
+    """None, or how a module does otherwise once convert(module) has converted it and what it returns."""
+    converted: list[nn.Module] = []
+    try:
+        probe.try_out(subject, cases, lambda module: converted.extend(convert(module)))
+    except Exception as error:  # foreign code, on arguments that it may not know: whatever it raises, it keeps its forward
+        return _said(error)
+    finally:
+        for module in converted:
+            take_back(module, PLAN)
+    return None
+
+
+def _said(error: Exception) -> str:
+    return (
+        str(error) if isinstance(error, Differs) else f"tried on (x, weights) it raises {type(error).__name__}: {_line(error)}"
+    )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:120]

@@ -1,0 +1,202 @@
+"""The mixed operation of another codebase: its known candidates as one fused call, the others beside it.
+
+Letters: N images, C channels, Cq = C/k that pass through the candidates, K candidates.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.interop.classes import PLAN
+from fastdarts.interop.parts import Layers, alike, run
+from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
+from fastdarts.ops.graph import Candidate, Edge, Graph
+
+Weights = Tensor | Sequence[Tensor | float]
+
+
+@dataclass
+class MixturePlan:
+    """What is known of a mixed operation.
+
+    name         of its list of candidates
+    skips_zeros  candidates of weight 0 are not computed: their norms stay, their parameters get no gradient
+    partial      only the first C/k channels pass through the candidates; else all do
+    longer       a row may have more weights than there are candidates: the rest is ignored
+    own          what modules without layers are, by class: an Identity or Zero that the codebase wrote itself
+    """
+
+    name: str
+    skips_zeros: bool = False
+    partial: bool = False
+    longer: bool = False
+    backend: str = "auto"
+    own: dict[type, tuple[Candidate, int]] = field(default_factory=dict)
+    layouts: list[Layout | Unknown] = field(default_factory=list)
+    found: list[Layers | None] = field(default_factory=list)
+
+    def candidates(self, module: nn.Module) -> list[nn.Module]:
+        """Raises KeyError where the list has gone."""
+        return list(module._modules[self.name]._modules.values())
+
+    def update(self, module: nn.Module) -> None:
+        """Look where the candidates' layers are now; what has changed is recognised anew. Raises KeyError as `candidates`."""
+        candidates = self.candidates(module)
+        if len(candidates) != len(self.layouts):
+            self.layouts, self.found = self._recognised(candidates), [None] * len(candidates)
+        try:
+            now = [Layers.of(c, a) if isinstance(a, Layout) else None for c, a in zip(candidates, self.layouts, strict=True)]
+        except KeyError:
+            now = [None] * len(candidates)
+        if all(map(_same, now, self.found)):
+            return
+        kept = zip(candidates, self.layouts, now, strict=True)
+        if not all(not isinstance(a, Layout) or (n is not None and n.fit(a)) for _, a, n in kept):
+            self.layouts = self._recognised(candidates)
+            now = [Layers.of(c, a) if isinstance(a, Layout) else None for c, a in zip(candidates, self.layouts, strict=True)]
+        self.found = now
+
+    def takes(self, length: int) -> bool:
+        """Whether a row of so many weights serves."""
+        return length == len(self.layouts) or (self.longer and length > len(self.layouts))
+
+    def _recognised(self, candidates: list[nn.Module]) -> list[Layout | Unknown]:
+        return [proposed(c, self.own) for c in candidates]
+
+    @property
+    def channels(self) -> int:
+        """Cq, or 0 where no candidate says."""
+        return next((a.channels for a in self.layouts if isinstance(a, Layout) and a.channels), 0)
+
+    @property
+    def stride(self) -> int:
+        """1 or 2, or 0 where the candidates do not have one stride."""
+        strides = {a.stride for a in self.layouts if isinstance(a, Layout)}
+        return strides.pop() if len(strides) == 1 else 0
+
+
+def _same(now: Layers | None, before: Layers | None) -> bool:
+    if now is None or before is None:
+        return now is before
+    return all(a is b for mine, theirs in zip(now, before, strict=True) for a, b in zip(mine, theirs, strict=True))
+
+
+def proposed(candidate: nn.Module, own: dict[type, tuple[Candidate, int]]) -> Layout | Unknown:
+    """What a candidate is, by its layers, or, where it has none, by what is known of its class."""
+    last = [m for m in candidate.modules() if not m._modules]
+    if len(last) == 1 and type(last[0]) in own and not last[0]._parameters:
+        return Layout(*own[type(last[0])], 0)
+    found = recognise(candidate)
+    return Unknown("it changes the number of channels") if isinstance(found, Preprocess) else found
+
+
+def alone(candidate: nn.Module) -> bool:
+    """Whether somebody listens to the candidate, which therefore runs on its own."""
+    return bool(candidate._forward_hooks or candidate._forward_pre_hooks or candidate._backward_hooks)
+
+
+class FusedMixture:
+    """What a converted mixed operation does before its own class."""
+
+    def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
+        """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments go to the class' own forward."""
+        out = None if args or kwargs else _fused(self, x, weights)
+        return super().forward(x, weights, *args, **kwargs) if out is None else out
+
+
+def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
+    """None where the module's own forward must do it."""
+    plan: MixturePlan = module.__dict__[PLAN]
+    try:
+        plan.update(module)
+    except KeyError:
+        return None
+    row = as_row(weights, x)
+    if row is None or not plan.takes(len(row)):
+        return None
+    row = row[: len(plan.layouts)]
+    values = row.tolist() if plan.skips_zeros else [1.0] * len(row)
+    candidates = plan.candidates(module)
+    live = [i for i, value in enumerate(values) if value != 0]
+    fused = [i for i in live if fits(candidates[i], plan.layouts[i], plan.found[i])]
+    fused = first_of_each(fused, plan.layouts)
+    k = partial_channels(plan, x)
+    beside = [i for i in live if i not in fused]
+    if not k or (k > 1 and beside) or not any(plan.layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
+        return None
+    if not alike([plan.found[i] for i in fused]):
+        return None
+    graph = edge_graph(plan.stride, tuple(plan.layouts[i].code for i in fused))
+    ops = (row if len(fused) == len(row) else row[fused])[None]
+    out = run([plan.found[i] for i in fused], [x], ops, None, graph, k, plan.backend)
+    for i in beside:
+        out = out + row[i] * candidates[i](x)
+    return out
+
+
+def fits(candidate: nn.Module, layout: Layout | Unknown, found: Layers | None) -> bool:
+    """Whether a candidate is fused in this call."""
+    if not isinstance(layout, Layout) or found is None or alone(candidate):
+        return False
+    return not any(d.training and d.p for d in found.dropouts)
+
+
+def first_of_each(indices: list[int], layouts: Sequence[Layout | Unknown]) -> list[int]:
+    """Of candidates that are the same operation the first: one call computes each once."""
+    seen: dict[Candidate, int] = {}
+    for i in indices:
+        seen.setdefault(layouts[i].code, i)
+    return [i for i in indices if seen[layouts[i].code] == i]
+
+
+def partial_channels(plan: MixturePlan, x: Tensor) -> int:
+    """k, or 0 where x does not fit the candidates."""
+    Cq, C = plan.channels or x.shape[1], x.shape[1]
+    if C % Cq or (Cq != C and not plan.partial):
+        return 0
+    return C // Cq
+
+
+def as_row(weights: Weights, x: Tensor) -> Tensor | None:
+    """The weights as one tensor (K,) beside x; None where they are something else."""
+    if isinstance(weights, Tensor):
+        row = weights if weights.dim() == 1 else None
+    elif isinstance(weights, list | tuple) and weights and all(_number(w) for w in weights):
+        row = torch.stack([torch.as_tensor(w, device=x.device, dtype=_dtype(w, x)).reshape(()) for w in weights])
+    else:
+        return None
+    if row is None or not row.is_floating_point():
+        return None
+    if row.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        return None
+    return row.to(x.device)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, float | int) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _dtype(value: Tensor | float, x: Tensor) -> torch.dtype:
+    return value.dtype if isinstance(value, Tensor) and value.is_floating_point() else x.dtype
+
+
+_graphs: dict[tuple[int, tuple[Candidate, ...]], Graph] = {}
+
+
+def edge_graph(stride: int, codes: tuple[Candidate, ...]) -> Graph:
+    """One edge as a graph; kept, since each call asks for it."""
+    key = stride, codes
+    if key not in _graphs:
+        _graphs[key] = Graph(1, 1, (Edge(0, 0, stride, codes),))
+    return _graphs[key]
+
+
+def mixtures(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules within, by name, that hold one list of at least two modules; a mixed operation is one of them."""
+    for name, inner in module.named_modules():
+        lists = [child for child in inner._modules.values() if isinstance(child, nn.ModuleList)]
+        if len(lists) == 1 and len(lists[0]) > 1:
+            yield name, inner

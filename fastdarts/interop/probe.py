@@ -1,0 +1,119 @@
+"""Whether a converted module does what its own class does: both run on copies, on small random inputs in float64.
+
+Letters: N images, C channels, E edges, K candidates.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+N, SIDE = 2, 8
+CLOSE = {"rtol": 1e-7, "atol": 1e-9}  # of float64; eps of BatchNorm makes the numbers ill-conditioned by 1e3 or so
+Arguments = tuple[Any, ...]
+Outcome = dict[str, Tensor]
+
+
+class Differs(ValueError):
+    """The two do not do the same; the message says where."""
+
+
+@contextmanager
+def quietly(device: torch.device) -> Iterator[None]:
+    """Inside, random numbers are drawn from a seed of their own; the generators outside stay untouched."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.enable_grad():
+        torch.manual_seed(0)
+        yield
+
+
+def double(module: nn.Module) -> nn.Module:
+    """A copy in float64 that drops nothing out."""
+    copied = deepcopy(module).double()
+    for inner in copied.modules():
+        if isinstance(inner, nn.Dropout | nn.Dropout2d):
+            inner.p = 0.0
+    return copied
+
+
+class Subject:
+    """A module on trial, on a copy in float64."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = double(module)
+        self.parameters, self.buffers = list(self.module.named_parameters()), list(self.module.named_buffers())
+
+    def outcome(self, arguments: Arguments, training: bool) -> Outcome:
+        """The output, the gradients of arguments and parameters, and the buffers afterwards, which are put back."""
+        if self.module.training != training:
+            self.module.train(training)
+        given, before = _leaves(arguments), [b.clone() for _, b in self.buffers]
+        out = self.module(*given)
+        if not isinstance(out, Tensor):
+            raise Differs(f"its forward returns {type(out).__name__}, no tensor")
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape).sin()
+        if out.requires_grad:
+            (out * weights).sum().backward()
+        named = {"the output": out.detach()}
+        for name, p in (*_named(given), *self.parameters):
+            if p.grad is not None:
+                named[f"the gradient of {name}"], p.grad = p.grad, None
+        for (name, b), saved in zip(self.buffers, before, strict=True):
+            named[f"buffer {name}"] = b.clone()
+            b.copy_(saved)
+        return named
+
+
+def compare(own: Outcome, converted: Outcome, where: str) -> None:
+    """Raise Differs, naming the first difference. A gradient that one lacks is as good as zeros."""
+    names = list(own.keys() | converted.keys())
+    mine = [own[n] if n in own else torch.zeros_like(converted[n]) for n in names]
+    theirs = [converted[n] if n in converted else torch.zeros_like(own[n]) for n in names]
+    for name, a, b in zip(names, mine, theirs, strict=True):
+        if a.shape != b.shape:
+            raise Differs(f"{name} is {tuple(a.shape)} and comes out as {tuple(b.shape)} {where}")
+    flat = [torch.cat([t.reshape(-1).double() for t in side]) for side in (mine, theirs)]
+    if not torch.allclose(*flat, **CLOSE):
+        name = next(
+            n for n, a, b in zip(names, mine, theirs, strict=True) if not torch.allclose(a.double(), b.double(), **CLOSE)
+        )
+        raise Differs(f"{name} comes out otherwise {where}")
+
+
+def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn.Module], None]) -> None:
+    """Raise Differs unless the module does the same in every case, in train and in eval mode, after convert(module)."""
+    modes = {"train": True, "eval": False}
+    own = {(name, mode): subject.outcome(cases[name], modes[mode]) for mode in modes for name in cases}
+    convert(subject.module)
+    for (name, mode), expected in own.items():
+        compare(expected, subject.outcome(cases[name], modes[mode]), f"with {name} in {mode} mode")
+
+
+def rows(count: int, lengths: list[int], like: Tensor) -> dict[str, Tensor]:
+    """Candidates' weights to try, (E, K) each: on the simplex, one-hot, with zeros and negative ones."""
+    longest = max(lengths)
+    ragged = torch.tensor([[i < n for i in range(longest)] for n in lengths], device=like.device)
+    soft = torch.randn(count, longest, dtype=like.dtype, device=like.device).masked_fill(~ragged, -torch.inf).softmax(-1)
+    hot = torch.zeros_like(soft)
+    for e, n in enumerate(lengths):
+        hot[e, (3 * e + 1) % n] = 1.0
+    mixed = (soft - 0.1).masked_fill(~ragged, 0.0)
+    mixed[:, ::3] = 0.0
+    return {"weights of a softmax": soft, "one-hot weights": hot, "zero and negative weights": mixed}
+
+
+def _leaves(value: Any) -> Any:
+    """Copies that take gradients."""
+    if isinstance(value, Tensor):
+        return value.detach().clone().requires_grad_() if value.is_floating_point() else value
+    return type(value)(map(_leaves, value)) if isinstance(value, list | tuple) else value
+
+
+def _named(value: Any, name: str = "argument") -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    listed = enumerate(value) if isinstance(value, list | tuple) else ()
+    return [pair for i, v in listed for pair in _named(v, f"{name} {i}")]

@@ -1,0 +1,182 @@
+"""What the modules of another DARTS codebase are: told by their layers, whatever their classes and attributes are called.
+
+Letters: C channels that pass through a candidate, D channels that come out.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from fastdarts.ops.graph import Candidate
+
+Path = tuple[str, ...]  # names of children, from a candidate down to a layer
+TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
+_TWICE = {3: Candidate.SEP_CONV_3, 5: Candidate.SEP_CONV_5}
+_ONCE = {3: Candidate.DIL_CONV_3, 5: Candidate.DIL_CONV_5}
+_DENSE = {1: Candidate.CONV_1, 3: Candidate.CONV_3}
+
+
+class Layout(NamedTuple):
+    """A candidate that can be fused, and where its layers are.
+
+    channels  that pass through it; 0: any
+    dropouts  that follow it: while one of them drops, it runs on its own
+    settings  of every layer, which must stay as they are for this to hold
+    """
+
+    code: Candidate
+    stride: int
+    channels: int
+    convolutions: tuple[Path, ...] = ()
+    norms: tuple[Path, ...] = ()
+    dropouts: tuple[Path, ...] = ()
+    settings: tuple[Any, ...] = ()
+
+
+class Preprocess(NamedTuple):
+    """A layer before a cell's edges, as ops.relu_conv_bn computes it: ReLU, one or two 1x1 convolutions, BatchNorm."""
+
+    convolutions: tuple[Path, ...]
+    norm: Path
+    settings: tuple[Any, ...]
+
+
+class Unknown(NamedTuple):
+    """What is not recognised, and why."""
+
+    why: str
+
+
+def layer_at(module: nn.Module, path: Path) -> nn.Module:
+    """Raises KeyError where there is none any more."""
+    for name in path:
+        module = module._modules[name]
+    return module
+
+
+def settings_of(layer: nn.Module) -> Any:
+    """All of a layer that decides what it computes, but its numbers; None for a kind that is not known."""
+    if isinstance(layer, nn.Conv2d):
+        size = layer.in_channels, layer.out_channels, *layer.kernel_size
+        return "conv", size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.bias is None, layer.padding_mode
+    if isinstance(layer, nn.BatchNorm2d):
+        tracks = layer.running_mean is not None
+        return "norm", layer.num_features, layer.eps, layer.momentum, layer.affine, tracks
+    if isinstance(layer, nn.ReLU):
+        return ("relu",)
+    if isinstance(layer, nn.MaxPool2d):
+        return "max", *map(_pair, (layer.kernel_size, layer.stride, layer.padding, layer.dilation)), layer.ceil_mode
+    if isinstance(layer, nn.AvgPool2d):
+        counts = layer.count_include_pad, layer.divisor_override, layer.ceil_mode
+        return "mean", *map(_pair, (layer.kernel_size, layer.stride, layer.padding)), *counts
+    return ("transparent",) if isinstance(layer, TRANSPARENT) else None
+
+
+def layers(module: nn.Module, path: Path = ()) -> Iterator[tuple[Path, nn.Module]]:
+    """The layers of a module in the order in which they were registered, which is customarily that of their use."""
+    if not module._modules:
+        yield path, module
+    for name, child in module._modules.items():
+        yield from layers(child, (*path, name))
+
+
+def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
+    """A candidate, a preprocess layer whose channels change, or why it is neither. Only a proposal: interop.probe tries it.
+
+    A module without layers and parameters (an Identity or Zero of one's own) is none of these; the probe tells.
+    """
+    found = list(layers(module))
+    if module._modules and (module._parameters or module._buffers):
+        return Unknown("it has parameters beside its layers")
+    dropouts = tuple(path for path, layer in found if isinstance(layer, nn.Dropout | nn.Dropout2d))
+    known = [(path, layer, settings_of(layer)) for path, layer in found if not isinstance(layer, TRANSPARENT)]
+    for _, layer, settings in known:
+        if settings is None:
+            return Unknown(f"{type(layer).__name__} is no layer of a known candidate")
+        if why := _unusual(layer):
+            return Unknown(why)
+    paths = {kind: tuple(path for path, _, s in known if s[0] == kind) for kind in ("conv", "norm")}
+    settings = tuple(s for _, _, s in known)
+    order = "".join({"relu": "r", "conv": "c", "norm": "b", "max": "m", "mean": "a"}[s[0]] for s in settings)
+    rest = paths["conv"], paths["norm"], dropouts, settings
+    convolutions = [layer for _, layer, s in known if s[0] == "conv"]
+    if not known:
+        return Layout(Candidate.SKIP, 1, 0, *rest)
+    if order in ("mb", "ab", "a"):
+        return _pool(order, known[0][1], known[-1][1], rest)
+    if order in ("rccb", "rccbrccb"):
+        first = convolutions[0]
+        if order == "rccb" and all(c.kernel_size == (1, 1) and c.stride == (2, 2) for c in convolutions):
+            return _reduction(convolutions, rest)
+        return _separable(convolutions, first.stride[0], rest)
+    if order == "rcb":
+        return _dense(convolutions[0], rest)
+    return Unknown("its layers are in no order that is known")
+
+
+def _pool(order: str, pool: nn.Module, norm: nn.Module, rest: tuple) -> Layout | Unknown:
+    kernel, stride, padding = (_pair(getattr(pool, name)) for name in ("kernel_size", "stride", "padding"))
+    usual = kernel == (3, 3) and padding == (1, 1) and stride in ((1, 1), (2, 2)) and not pool.ceil_mode
+    if order[0] == "m" and not (usual and _pair(pool.dilation) == (1, 1)):
+        return Unknown("its max-pooling is not 3x3 with padding 1")
+    if order[0] == "a" and not (usual and not pool.count_include_pad and pool.divisor_override is None):
+        return Unknown("its mean is not 3x3 with padding 1 that is not counted")
+    code = {"mb": Candidate.MAX_POOL_3, "ab": Candidate.AVG_POOL_3, "a": Candidate.PLAIN_AVG_POOL_3}[order]
+    if order == "a" and stride != (1, 1):
+        return Unknown("a mean without BatchNorm is fused at stride 1 only")
+    return Layout(code, stride[0], 0 if order == "a" else norm.num_features, *rest)
+
+
+def _separable(convolutions: list[nn.Conv2d], stride: int, rest: tuple) -> Layout | Unknown:
+    C, kernel = convolutions[0].in_channels, convolutions[0].kernel_size[0]
+    dilation = 1 if len(convolutions) == 4 else 2
+    for i, (depth, point) in enumerate(zip(convolutions[::2], convolutions[1::2], strict=True)):
+        s, p = stride if i == 0 else 1, dilation * (kernel // 2)
+        expected = (C, C, (kernel, kernel), (s, s), (p, p), (dilation, dilation), C)
+        if _shape(depth) != expected or kernel not in _TWICE:
+            return Unknown("its depthwise convolution is not the customary one")
+        if _shape(point) != (C, C, (1, 1), (1, 1), (0, 0), (1, 1), 1):
+            return Unknown("its 1x1 convolution is not the customary one")
+    return Layout((_TWICE if dilation == 1 else _ONCE)[kernel], stride, C, *rest)
+
+
+def _dense(conv: nn.Conv2d, rest: tuple) -> Layout | Preprocess | Unknown:
+    C, D, kernel = conv.in_channels, conv.out_channels, conv.kernel_size[0]
+    expected = (C, D, (kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), 1)
+    if _shape(conv) != expected or kernel not in _DENSE:
+        return Unknown("its convolution is neither 1x1 nor 3x3 of stride 1")
+    if C == D:
+        return Layout(_DENSE[kernel], 1, C, *rest)
+    return Preprocess(rest[0], rest[1][0], rest[3]) if kernel == 1 else Unknown("it changes the number of channels")
+
+
+def _reduction(convolutions: list[nn.Conv2d], rest: tuple) -> Layout | Preprocess | Unknown:
+    C, half = convolutions[0].in_channels, convolutions[0].out_channels
+    if any(_shape(c) != (C, half, (1, 1), (2, 2), (0, 0), (1, 1), 1) for c in convolutions):
+        return Unknown("its two convolutions do not give half of the channels each")
+    return Layout(Candidate.SKIP, 2, C, *rest) if 2 * half == C else Preprocess(rest[0], rest[1][0], rest[3])
+
+
+def as_preprocess(found: Layout | Preprocess | Unknown) -> Preprocess | None:
+    """A layer before a cell's edges, also one that keeps the number of channels."""
+    if isinstance(found, Layout) and (found.code == Candidate.CONV_1 or (found.code == Candidate.SKIP and found.stride == 2)):
+        return Preprocess(found.convolutions, found.norms[0], found.settings)
+    return found if isinstance(found, Preprocess) else None
+
+
+def _unusual(layer: nn.Module) -> str | None:
+    """Why a layer of a known kind is not as in a search: None, or a sentence."""
+    if isinstance(layer, nn.Conv2d) and (layer.bias is not None or layer.padding_mode != "zeros"):
+        return "its convolution has a bias" if layer.bias is not None else f"its padding is {layer.padding_mode}"
+    if isinstance(layer, nn.BatchNorm2d) and (layer.affine or layer.momentum is None):
+        return "its BatchNorm has affine parameters" if layer.affine else "its BatchNorm averages over all batches"
+    return None
+
+
+def _shape(conv: nn.Conv2d) -> tuple[Any, ...]:
+    return conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
