@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
-from fastdarts.interop.mixture import MixturePlan, Weights, as_row, fits, partial_channels
+from fastdarts.interop.mixture import Attributes, MixturePlan, Weights, as_row, fits, partial_channels, unchanged
 from fastdarts.interop.parts import alike, run
 from fastdarts.interop.recognise import Layout, Path, layer_at
 from fastdarts.ops.graph import Candidate, Edge, Graph
@@ -59,6 +59,7 @@ class CellPlan:
     name     of its list of mixed operations
     beta     it takes the edges' weights after the candidates'
     further  values of its remaining arguments with which it was tried: others go to its own forward
+    attributes, order  as of a MixturePlan
     """
 
     before: tuple[str, str]
@@ -66,6 +67,8 @@ class CellPlan:
     beta: bool = False
     further: tuple[Any, ...] = ()
     backend: str = "auto"
+    attributes: Attributes = ()
+    order: torch.memory_format = torch.contiguous_format
 
     @property
     def begins(self) -> int:
@@ -80,9 +83,17 @@ class FusedCell:
         """s0, s1 (N, C, H, W), weights (E, K) or E rows, edges' weights (E,) where the class takes them."""
         plan: CellPlan = self.__dict__[PLAN]
         arguments = 2 + len(args)
-        usual = not kwargs and arguments >= plan.begins and args[plan.begins - 2 :] == plan.further[: arguments - plan.begins]
+        usual = (
+            not kwargs
+            and unchanged(self, plan.attributes, 0)
+            and arguments >= plan.begins
+            and args[plan.begins - 2 :] == plan.further[: arguments - plan.begins]
+        )
         out = _fused(self, plan, s0, s1, args[0], args[1] if plan.beta else None) if usual else None
-        return super().forward(s0, s1, *args, **kwargs) if out is None else out
+        if out is not None:
+            return out
+        s0, s1 = (s.contiguous(memory_format=plan.order) for s in (s0, s1))
+        return super().forward(s0, s1, *args, **kwargs)
 
 
 def _fused(
@@ -116,7 +127,8 @@ def _fused(
     graph = cell_graph(tuple(p.stride for p in plans), codes)
     inputs = [cell._modules[name](s) for name, s in zip(plan.before, (s0, s1), strict=True)]
     k = partial_channels(plans[0], inputs[0])
-    if graph is None or inputs[0].shape != inputs[1].shape or not k:
+    same = all(unchanged(edge, p.attributes, k) for edge, p in zip(edges, plans, strict=True))
+    if graph is None or not same or inputs[0].shape != inputs[1].shape or not k:
         return _edge_by_edge(edges, inputs, rows, betas)
     return run(found, inputs, _picked(ops, live), beta, graph, k, plan.backend)
 

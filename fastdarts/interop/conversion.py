@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from itertools import product
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, put_before, take_back
-from fastdarts.interop.mixture import FusedMixture, MixturePlan, mixtures, proposed
+from fastdarts.interop.mixture import Attributes, FusedMixture, MixturePlan, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
 from fastdarts.interop.recognise import Layout, Unknown, as_preprocess, recognise
@@ -108,8 +107,8 @@ class Renewed:
         """The class' own, converted."""
         made = super().new(*args, **kwargs)
         level, backend = self.__dict__[RENEW]
-        if not any(isinstance(m, FUSED) for m in made.modules()):
-            convert(made, level=level, backend=backend)
+        take_back(made, RENEW)  # where the class makes type(self)
+        convert(made, level=level, backend=backend)
         return made
 
 
@@ -118,6 +117,9 @@ class _Converter:
 
     def __init__(self, model: nn.Module, level: Level, backend: str) -> None:
         self.model, self.level, self.backend = model, level, backend
+        images = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
+        last = any(p.is_contiguous(memory_format=torch.channels_last) for p in images)
+        self.order = torch.channels_last if last else torch.contiguous_format
         self.tried: dict[Any, Any] = {}
 
     def run(self) -> Iterator[Line]:
@@ -162,7 +164,8 @@ class _Converter:
         flags = self.tried[kind]
         if isinstance(flags, str):
             return Line(name, "left alone", flags)
-        plan.partial, plan.skips_zeros, plan.longer = flags
+        plan.partial, plan.skips_zeros, plan.longer, matter = flags
+        plan.order, plan.attributes = self.order, _values(module, matter)
         _mixed(module, plan)
         unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
         return Line(name, "partly", "; ".join(unknown)) if unknown else Line(name, "op")
@@ -193,8 +196,8 @@ class _Converter:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[bool, bool, bool] | str:
-        """A MixturePlan's flags, or why the module's forward is not that of a mixed operation."""
+    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[bool, bool, bool, list[str]] | str:
+        """A MixturePlan's flags and the attributes that matter, or why the forward is not that of a mixed operation."""
         subject, why = probe.Subject(module), ""
         layouts = [proposed(c, plan.own) for c in plan.candidates(module)]
         Cq = next(a.channels for a in layouts if isinstance(a, Layout) and a.channels)
@@ -202,13 +205,17 @@ class _Converter:
             x = torch.randn(probe.N, k * Cq, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
             cases = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
             cases["a list of weights"] = x, list(cases["weights of a softmax"][1])
-            ones = x.new_ones(len(layouts) + 1)
-            for skips, longer in product((False, True), (True, False)):
-                trial = MixturePlan(plan.name, skips, k > 1, longer, self.backend, plan.own)
-                more = {"a longer row": (x, ones)} if longer else {}
-                differs = _trial(subject, cases | more, lambda m, trial=trial: [_mixed(m, trial)])
+            for skips in (False, True):
+                trial = MixturePlan(plan.name, skips, partial=k > 1, longer=True, backend=self.backend, own=plan.own)
+
+                def converted(module: nn.Module, trial: MixturePlan = trial) -> list[nn.Module]:
+                    return [_mixed(module, trial)]
+
+                differs = _trial(subject, cases, converted)
                 if differs is None:
-                    return trial.partial, skips, longer
+                    longer = {"a longer row": (x, x.new_ones(len(layouts) + 1))}
+                    matter = probe.matter(subject, cases["weights of a softmax"])
+                    return trial.partial, skips, _trial(subject, longer, converted) is None, matter
                 why = why or differs
         return why
 
@@ -217,11 +224,11 @@ class _Converter:
         listed = next(n for n, child in module._modules.items() if isinstance(child, nn.ModuleList))
         before = [n for n, child in module._modules.items() if n != listed and child is not None]
         edges = list(module._modules[listed])
-        if not all(isinstance(e, FusedMixture) for e in edges):
-            return "not all of its operations are mixed ones that are known"
+        plans = [e.__dict__[PLAN] for e in edges if isinstance(e, FusedMixture)]
+        if len(plans) < len(edges) or not all(p.whole for p in plans):
+            return "not all of its operations are mixed ones whose candidates are all fused"
         if len(before) != 2 or not nodes_of(len(edges)):
             return "it has not two preprocess layers and i + 2 operations for node i"
-        plans = [e.__dict__[PLAN] for e in edges]
         layers = [type(module._modules[n]) for n in before]
         kind = _kind(module, layers, [_kind(e, p.layouts, p.skips_zeros) for e, p in zip(edges, plans, strict=True)])
         if kind not in self.tried:
@@ -229,11 +236,15 @@ class _Converter:
         found = self.tried[kind]
         if isinstance(found, str):
             return found
-        self._fused_cell(module, CellPlan((before[0], before[1]), listed, *found, self.backend))
+        beta, further, matter = found
+        plan = CellPlan((before[0], before[1]), listed, beta, further, self.backend, _values(module, matter), self.order)
+        self._fused_cell(module, plan)
         return None
 
-    def _try_cell(self, module: nn.Module, before: tuple[str, str], listed: str) -> tuple[bool, tuple[Any, ...]] | str:
-        """A CellPlan's beta and further arguments, or why the module's forward is not the customary one."""
+    def _try_cell(
+        self, module: nn.Module, before: tuple[str, str], listed: str
+    ) -> tuple[bool, tuple[Any, ...], list[str]] | str:
+        """A CellPlan's beta, further arguments and attributes that matter, or why the forward is not the customary one."""
         parameters = list(inspect.signature(module.forward).parameters.values())
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(plain) < 3 or len(plain) < len(parameters):
@@ -245,7 +256,7 @@ class _Converter:
             cases = self._cell_cases(subject.module, before, listed, beta, further)
             differs = _trial(subject, cases, lambda cell, plan=plan: self._fused_cell(cell, plan))
             if differs is None:
-                return beta, further
+                return beta, further, probe.matter(subject, cases["weights of a softmax"])
             why = differs
         return why
 
@@ -289,19 +300,22 @@ def _edges_of(module: nn.Module) -> list[nn.Module] | None:
 
 def _kind(module: nn.Module, *more: Any) -> str:
     """What modules of one kind have in common, whatever their channels: class, plain attributes, candidates."""
-    plain = {n: v for n, v in vars(module).items() if isinstance(v, bool | int | float | str) and not n.startswith("_")}
     stripped = [
         [a._replace(channels=0, settings=()) if isinstance(a, Layout) else a for a in m]
         if isinstance(m, list) and m and isinstance(m[0], Layout | Unknown)
         else m
         for m in more
     ]
-    return repr((type(module), sorted(plain.items()), stripped))
+    return repr((type(module), probe.attributes_of(module), stripped))
 
 
 def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:
     put_before(module, FusedMixture, PLAN, plan)
     return module
+
+
+def _values(module: nn.Module, names: list[str]) -> Attributes:
+    return tuple((name, vars(module)[name]) for name in names)
 
 
 def _trial(

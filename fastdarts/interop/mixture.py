@@ -15,6 +15,7 @@ from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
 from fastdarts.ops.graph import Candidate, Edge, Graph
 
+Attributes = tuple[tuple[str, bool | int | float | str], ...]
 Weights = Tensor | Sequence[Tensor | float]
 
 
@@ -26,6 +27,8 @@ class MixturePlan:
     skips_zeros  candidates of weight 0 are not computed: their norms stay, their parameters get no gradient
     partial      only the first C/k channels pass through the candidates; else all do
     longer       a row may have more weights than there are candidates: the rest is ignored
+    order        the memory format of images in the network, which whatever runs unconverted sees: it may draw numbers
+    attributes   of the module that matter, when it was tried: with others it goes its own way
     own          what modules without layers are, by class: an Identity or Zero that the codebase wrote itself
     """
 
@@ -34,6 +37,8 @@ class MixturePlan:
     partial: bool = False
     longer: bool = False
     backend: str = "auto"
+    order: torch.memory_format = torch.contiguous_format
+    attributes: Attributes = ()
     own: dict[type, tuple[Candidate, int]] = field(default_factory=dict)
     layouts: list[Layout | Unknown] = field(default_factory=list)
     found: list[Layers | None] = field(default_factory=list)
@@ -65,6 +70,12 @@ class MixturePlan:
 
     def _recognised(self, candidates: list[nn.Module]) -> list[Layout | Unknown]:
         return [proposed(c, self.own) for c in candidates]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all candidates are fused, each another operation, and none drops out."""
+        codes = {a.code for a in self.layouts if isinstance(a, Layout)}
+        return len(codes) == len(self.layouts) and not any(d.p for f in self.found if f is not None for d in f.dropouts)
 
     @property
     def channels(self) -> int:
@@ -104,7 +115,9 @@ class FusedMixture:
     def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments go to the class' own forward."""
         out = None if args or kwargs else _fused(self, x, weights)
-        return super().forward(x, weights, *args, **kwargs) if out is None else out
+        if out is not None:
+            return out
+        return super().forward(x.contiguous(memory_format=self.__dict__[PLAN].order), weights, *args, **kwargs)
 
 
 def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
@@ -124,14 +137,17 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     fused = [i for i in live if fits(candidates[i], plan.layouts[i], plan.found[i])]
     fused = first_of_each(fused, plan.layouts)
     k = partial_channels(plan, x)
+    if not k or not unchanged(module, plan.attributes, k):
+        return None
     beside = [i for i in live if i not in fused]
-    if not k or (k > 1 and beside) or not any(plan.layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
+    if (k > 1 and beside) or not any(plan.layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
         return None
     if not alike([plan.found[i] for i in fused]):
         return None
     graph = edge_graph(plan.stride, tuple(plan.layouts[i].code for i in fused))
     ops = (row if len(fused) == len(row) else row[fused])[None]
     out = run([plan.found[i] for i in fused], [x], ops, None, graph, k, plan.backend)
+    x = x.contiguous(memory_format=plan.order)
     for i in beside:
         out = out + row[i] * candidates[i](x)
     return out
@@ -150,6 +166,12 @@ def first_of_each(indices: list[int], layouts: Sequence[Layout | Unknown]) -> li
     for i in indices:
         seen.setdefault(layouts[i].code, i)
     return [i for i in indices if seen[layouts[i].code] == i]
+
+
+def unchanged(module: nn.Module, before: Attributes, k: int) -> bool:
+    """Whether a module's plain values are as before; one that is k now may have been the k of then."""
+    own = vars(module)
+    return all([own.get(name) == value or (own.get(name) == k and name in ("k", "_k")) for name, value in before])
 
 
 def partial_channels(plan: MixturePlan, x: Tensor) -> int:

@@ -20,6 +20,7 @@ class Layers(NamedTuple):
     convolutions: tuple[nn.Module, ...]
     norms: tuple[nn.Module, ...]
     dropouts: tuple[nn.Module, ...]
+    shapes: tuple[torch.Size, ...]  # of the convolutions' weights
 
     @staticmethod
     def of(candidate: nn.Module, layout: Layout) -> "Layers":
@@ -28,7 +29,9 @@ class Layers(NamedTuple):
         def at(paths: Sequence[Path]) -> tuple[nn.Module, ...]:
             return tuple([layer_at(candidate, path) for path in paths])
 
-        return Layers(at(layout.convolutions), at(layout.norms), at(layout.dropouts))
+        convolutions = at(layout.convolutions)
+        shapes = tuple([c.weight.shape for c in convolutions])
+        return Layers(convolutions, at(layout.norms), at(layout.dropouts), shapes)
 
     def fit(self, layout: Layout) -> bool:
         """Whether the layers are still set as they were when `layout` was recognised."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 N, SIDE = 2, 8
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}  # of float64; eps of BatchNorm makes the numbers ill-conditioned by 1e3 or so
+PLAIN = (bool, int, float, str)
 Arguments = tuple[Any, ...]
 Outcome = dict[str, Tensor]
 
@@ -50,6 +51,7 @@ class Subject:
         """The output, the gradients of arguments and parameters, and the buffers afterwards, which are put back."""
         if self.module.training != training:
             self.module.train(training)
+        torch.manual_seed(0)  # for what draws numbers
         given, before = _leaves(arguments), [b.clone() for _, b in self.buffers]
         out = self.module(*given)
         if not isinstance(out, Tensor):
@@ -90,6 +92,28 @@ def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn
     convert(subject.module)
     for (name, mode), expected in own.items():
         compare(expected, subject.outcome(cases[name], modes[mode]), f"with {name} in {mode} mode")
+
+
+def attributes_of(module: nn.Module) -> list[tuple[str, bool | int | float | str]]:
+    """Plain values that may decide what a module does, by name."""
+    return sorted((n, v) for n, v in vars(module).items() if isinstance(v, PLAIN) and n != "training")
+
+
+def matter(subject: Subject, arguments: Arguments) -> list[str]:
+    """Names of the module's plain attributes without which, changed a little, it does something else."""
+    module, before, found = subject.module, subject.outcome(arguments, True), []
+    for name, value in attributes_of(module):
+        if not isinstance(value, str):
+            vars(module)[name] = not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 0.25)
+            try:
+                compare(before, subject.outcome(arguments, True), "")
+            except Exception:  # foreign code with a value that it may not expect, or Differs
+                found.append(name)
+            finally:
+                vars(module)[name] = value
+        else:
+            found.append(name)
+    return found
 
 
 def rows(count: int, lengths: list[int], like: Tensor) -> dict[str, Tensor]:

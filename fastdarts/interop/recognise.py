@@ -58,11 +58,19 @@ def layer_at(module: nn.Module, path: Path) -> nn.Module:
 def settings_of(layer: nn.Module) -> Any:
     """All of a layer that decides what it computes, but its numbers; None for a kind that is not known."""
     if isinstance(layer, nn.Conv2d):
-        size = layer.in_channels, layer.out_channels, *layer.kernel_size
-        return "conv", size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.bias is None, layer.padding_mode
+        return (
+            "conv",
+            tuple(layer.weight.shape),
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            layer.bias is None,
+            layer.padding_mode,
+        )
     if isinstance(layer, nn.BatchNorm2d):
         tracks = layer.running_mean is not None
-        return "norm", layer.num_features, layer.eps, layer.momentum, layer.affine, tracks
+        return "norm", layer.eps, layer.momentum, layer.affine, tracks
     if isinstance(layer, nn.ReLU):
         return ("relu",)
     if isinstance(layer, nn.MaxPool2d):
@@ -125,11 +133,11 @@ def _pool(order: str, pool: nn.Module, norm: nn.Module, rest: tuple) -> Layout |
     code = {"mb": Candidate.MAX_POOL_3, "ab": Candidate.AVG_POOL_3, "a": Candidate.PLAIN_AVG_POOL_3}[order]
     if order == "a" and stride != (1, 1):
         return Unknown("a mean without BatchNorm is fused at stride 1 only")
-    return Layout(code, stride[0], 0 if order == "a" else norm.num_features, *rest)
+    return Layout(code, stride[0], 0 if order == "a" else _features(norm), *rest)
 
 
 def _separable(convolutions: list[nn.Conv2d], stride: int, rest: tuple) -> Layout | Unknown:
-    C, kernel = convolutions[0].in_channels, convolutions[0].kernel_size[0]
+    C, kernel = convolutions[0].weight.shape[0], convolutions[0].kernel_size[0]
     dilation = 1 if len(convolutions) == 4 else 2
     for i, (depth, point) in enumerate(zip(convolutions[::2], convolutions[1::2], strict=True)):
         s, p = stride if i == 0 else 1, dilation * (kernel // 2)
@@ -142,7 +150,7 @@ def _separable(convolutions: list[nn.Conv2d], stride: int, rest: tuple) -> Layou
 
 
 def _dense(conv: nn.Conv2d, rest: tuple) -> Layout | Preprocess | Unknown:
-    C, D, kernel = conv.in_channels, conv.out_channels, conv.kernel_size[0]
+    (D, C), kernel = conv.weight.shape[:2], conv.kernel_size[0]
     expected = (C, D, (kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), 1)
     if _shape(conv) != expected or kernel not in _DENSE:
         return Unknown("its convolution is neither 1x1 nor 3x3 of stride 1")
@@ -152,7 +160,7 @@ def _dense(conv: nn.Conv2d, rest: tuple) -> Layout | Preprocess | Unknown:
 
 
 def _reduction(convolutions: list[nn.Conv2d], rest: tuple) -> Layout | Preprocess | Unknown:
-    C, half = convolutions[0].in_channels, convolutions[0].out_channels
+    half, C = convolutions[0].weight.shape[:2]
     if any(_shape(c) != (C, half, (1, 1), (2, 2), (0, 0), (1, 1), 1) for c in convolutions):
         return Unknown("its two convolutions do not give half of the channels each")
     return Layout(Candidate.SKIP, 2, C, *rest) if 2 * half == C else Preprocess(rest[0], rest[1][0], rest[3])
@@ -165,6 +173,10 @@ def as_preprocess(found: Layout | Preprocess | Unknown) -> Preprocess | None:
     return found if isinstance(found, Preprocess) else None
 
 
+def _features(norm: nn.BatchNorm2d) -> int:
+    return norm.num_features if norm.running_mean is None else len(norm.running_mean)
+
+
 def _unusual(layer: nn.Module) -> str | None:
     """Why a layer of a known kind is not as in a search: None, or a sentence."""
     if isinstance(layer, nn.Conv2d) and (layer.bias is not None or layer.padding_mode != "zeros"):
@@ -175,7 +187,9 @@ def _unusual(layer: nn.Module) -> str | None:
 
 
 def _shape(conv: nn.Conv2d) -> tuple[Any, ...]:
-    return conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups
+    """By its weight, which may have been replaced by a wider one."""
+    D, C, *kernel = conv.weight.shape
+    return C * conv.groups, D, tuple(kernel), conv.stride, conv.padding, conv.dilation, conv.groups
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
