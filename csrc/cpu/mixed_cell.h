@@ -65,6 +65,7 @@ struct CellPlan {
   int edges_at_once;      // how many edges go through a stage together: few keep the caches, many the threads busy
   bool batch_statistics;
   double eps;
+  int64_t sync;  // of ranks.h: who shares the batch of the statistics
 };
 
 template <typename T>
