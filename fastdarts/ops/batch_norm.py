@@ -85,7 +85,7 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.apply(grad, ctx.sync), None
 
 
-def update_running(running: Running, statistics: Tensor, m: int, momentum: float, sync: Sync | None) -> None:
+def update_running(running: Running, statistics: Tensor, m: int, momentum: float, sync: Sync | None = None) -> None:
     """Move the running statistics in place towards what a native op normalised with.
 
     statistics  float64 (2, B): mean and biased variance over m values of each rank; the running variance takes the unbiased

@@ -1,5 +1,6 @@
 """A whole supernet on two ranks' images with synchronised BatchNorm: what one rank gives for all of them, by how many sums."""
 
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -28,9 +29,9 @@ def mix() -> dict[str, CellWeights]:
     return {"normal": CellWeights(ops, edges), "reduce": CellWeights(ops, edges)}
 
 
-def run(stem: Stem, k: int, backend: str, sync: Rank | None) -> Named:
+def run(made: Supernet, sync: Rank | None) -> Named:
     """Features, running statistics and every gradient, of this rank's images."""
-    net, weights = supernet(stem, k, backend).double(), mix()
+    net, weights = deepcopy(made).double(), mix()  # made by one thread: the generator of its weights is everybody's
     net.synchronise(sync)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     features = net(x if sync is None else x.chunk(2)[sync.rank], weights)
@@ -44,8 +45,8 @@ def run(stem: Stem, k: int, backend: str, sync: Rank | None) -> Named:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("stem", "k"), [("cifar", 1), ("imagenet", 2)])
 def test_two_ranks_are_one_of_twice_the_images(stem: Stem, k: int, backend: str) -> None:
-    first, second = on_ranks(partial(run, stem, k, backend))
-    want = run(stem, k, "definition", None)
+    first, second = on_ranks(partial(run, supernet(stem, k, backend)))
+    want = run(supernet(stem, k, "definition"), None)
 
     def joined(name: str) -> Tensor:
         if name.startswith("out"):
