@@ -36,7 +36,7 @@ struct LayerBackward {
   T* const* grad_weights;  // of each tap, or nullptr: not needed
 };
 
-// plans and calls: of `layers` layers; sync: of ranks.h, who shares the batch of the statistics.
+// plans and calls: of `layers` layers; sync: of ranks.h, who shares the statistics; 0 where they are not the batch's.
 struct LayerKernels {
   void (*forward_float)(const LayerPlan*, const LayerForward<float>*, int layers, int64_t sync);
   void (*forward_double)(const LayerPlan*, const LayerForward<double>*, int layers, int64_t sync);

@@ -365,16 +365,19 @@ class Backward : Layer<T> {
 };
 
 // Each layer's two numbers a channel: all first ones, then all second ones.
-template <typename Layer>
-void run_together(Layer* const* layers, int count, int64_t sync) {
+template <typename Direction>
+void run_together(Direction* const* layers, int count, int64_t sync) {
   int64_t n = 0;
   for (int i = 0; i < count; ++i) n += layers[i]->channels();
   const Scratch<double> numbers(2 * n);
   double *first = numbers, *second = numbers + n;
-  for (int64_t i = 0, at = 0; i < count; at += layers[i++]->channels()) layers[i]->begin(first + at, second + at);
-  const int64_t ranks = sync == 0 ? 1 : Layer::over_ranks(sync, n, layers[0]->values(), first, second);
-  for (int64_t i = 0, at = 0; i < count; at += layers[i++]->channels())
+  for (int64_t i = 0, at = 0; i < count; at += layers[i]->channels(), ++i) {
+    layers[i]->begin(first + at, second + at);
+  }
+  const int64_t ranks = sync == 0 ? 1 : Direction::over_ranks(sync, n, layers[0]->values(), first, second);
+  for (int64_t i = 0, at = 0; i < count; at += layers[i]->channels(), ++i) {
     layers[i]->finish(first + at, second + at, ranks);
+  }
 }
 
 template <typename T, template <typename> class Direction, typename Call>

@@ -284,7 +284,7 @@ def test_what_is_not_wanted_changes_no_gradient() -> None:
         results.append(dict(zip(wanted, grads, strict=True)))
         counts.append(sync.sums)
     assert all(torch.equal(t, results[0][name]) for some in results for name, t in some.items())
-    assert set(counts[1:]) <= {15, 16} and counts[0] == 16
+    assert counts == [16, 15, 16]  # the convolutions on the way from the inputs to the first node are no part of alpha's
 
 
 # ------------------------------------------------------------------------------------------- second derivatives
