@@ -28,7 +28,7 @@ struct Chain {
   int64_t channels = 0;
 
   Chain(const at::Tensor& x, at::TensorList weights, at::TensorList norm_weights, at::TensorList norm_biases,
-        at::IntArrayRef strides, bool batch_statistics, double eps) {
+        at::IntArrayRef strides, bool batch_statistics, double eps, int64_t sync) {
     TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast),
                 "conv_bn_chain: x must be (N, C, H, W) in channels_last memory");
     TORCH_CHECK(!weights.empty() && weights.size() == strides.size() && weights.size() == norm_weights.size() &&
@@ -46,7 +46,7 @@ struct Chain {
       }
       TORCH_CHECK(s == 1 || s == 2, "conv_bn_chain: strides of 1 or 2");
       const int64_t Ho = (H - 1) / s + 1, Wo = (W - 1) / s + 1;
-      links.push_back({x.size(0), H, W, Ho, Wo, C, D, s, batch_statistics, eps});
+      links.push_back({x.size(0), H, W, Ho, Wo, C, D, s, batch_statistics, eps, batch_statistics ? sync : 0});
       channels_before.push_back(channels);
       channels += D;
       C = D, H = Ho, W = Wo;
@@ -71,9 +71,10 @@ struct Affine {
 
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor> conv_bn_chain(
     const at::Tensor& x, at::TensorList weights, at::TensorList norm_weights, at::TensorList norm_biases,
-    at::TensorList running_means, at::TensorList running_vars, at::IntArrayRef strides, int64_t outputs, double eps) {
+    at::TensorList running_means, at::TensorList running_vars, at::IntArrayRef strides, int64_t outputs, double eps,
+    int64_t sync) {
   const bool batch_statistics = running_means.empty();
-  const Chain chain(x, weights, norm_weights, norm_biases, strides, batch_statistics, eps);
+  const Chain chain(x, weights, norm_weights, norm_biases, strides, batch_statistics, eps, sync);
   TORCH_CHECK(
       running_means.size() == running_vars.size() && (batch_statistics || running_means.size() == weights.size()),
       "conv_bn_chain: running statistics of every layer or of none");
@@ -112,8 +113,9 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, at::Tensor> conv_bn
 std::tuple<at::Tensor, std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>
 conv_bn_chain_backward(at::TensorList grads, const at::Tensor& x, at::TensorList weights, at::TensorList norm_weights,
                        at::TensorList norm_biases, at::TensorList ys, const at::Tensor& statistics,
-                       at::IntArrayRef strides, double eps, bool batch_statistics, bool need_x, bool need_weights) {
-  const Chain chain(x, weights, norm_weights, norm_biases, strides, batch_statistics, eps);
+                       at::IntArrayRef strides, double eps, bool batch_statistics, bool need_x, bool need_weights,
+                       int64_t sync) {
+  const Chain chain(x, weights, norm_weights, norm_biases, strides, batch_statistics, eps, sync);
   const std::size_t layers = chain.links.size(), first = layers - grads.size();
   TORCH_CHECK(!grads.empty() && grads.size() <= layers && ys.size() == layers,
               "conv_bn_chain_backward: one gradient for each output, one y for each layer");

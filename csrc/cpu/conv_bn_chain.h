@@ -12,6 +12,7 @@ struct LinkPlan {
   int64_t N, H, W, Ho, Wo, C, D, stride;
   bool batch_statistics;
   double eps;
+  int64_t sync;  // of ranks.h: who shares the statistics; 0 where they are not the batch's
 };
 
 // What a layer reads: relu(scale * data + shift), or, where scale is nullptr, data.

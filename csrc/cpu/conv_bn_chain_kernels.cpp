@@ -8,6 +8,7 @@
 #include "isa.h"
 #include "numbers.h"
 #include "pointwise.h"
+#include "ranks.h"
 #include "scratch.h"
 
 namespace fastdarts::ISA {
@@ -210,6 +211,9 @@ class Forward : Link<T> {
       c.mean[o] = centre + pivot;
       c.variance[o] = variance < 0 ? 0 : variance;
     }
+    if (p.sync == 0) return;
+    merge_over_ranks(p.sync, p.D, p.N * p.Ho * p.Wo, c.mean, c.variance);
+    for (int64_t o = 0; o < p.D; ++o) c.centre[o] = c.mean[o] + static_cast<double>(start[o]);
   }
 };
 
@@ -292,23 +296,28 @@ class Backward : Link<T> {
   }
 
   void use_sums() {
-    const double m = static_cast<double>(p.N * p.Ho * p.Wo);
     const Scratch<T> channel(3 * p.D);
+    const Scratch<double> totals(2 * p.D);  // of grad, of grad * xhat
+    double *s0 = totals, *s1 = totals + p.D;
+    clear<double>(totals, 2 * p.D);
     for (int64_t d = 0; d < p.D; ++d) {
-      double s0 = 0, s1 = 0;
       for (int64_t n = 0; n < p.N; ++n) {
-        s0 += sums[n * 2 * p.D + d];
-        s1 += sums[n * 2 * p.D + p.D + d];
+        s0[d] += sums[n * 2 * p.D + d];
+        s1[d] += sums[n * 2 * p.D + p.D + d];
       }
+      s1[d] = (s1[d] - c.centre[d] * s0[d]) / root(c.variance[d] + p.eps);
+      if (c.grad_weight == nullptr) continue;
+      c.grad_norm_weight[d] = static_cast<T>(s1[d]);
+      c.grad_norm_bias[d] = static_cast<T>(s0[d]);
+    }
+    const int64_t ranks = p.sync == 0 ? 1 : sum_over_ranks(p.sync, 2 * p.D, totals);
+    const double m = static_cast<double>(p.N * p.Ho * p.Wo * ranks);
+    for (int64_t d = 0; d < p.D; ++d) {
       const double r = 1 / root(c.variance[d] + p.eps), a = static_cast<double>(c.norm_weight[d]) * r;
-      s1 = r * (s1 - c.centre[d] * s0);  // now of grad * xhat
-      const double q = p.batch_statistics ? -a * r * s1 / m : 0;
+      const double q = p.batch_statistics ? -a * r * s1[d] / m : 0;
       channel[d] = static_cast<T>(a);
       channel[p.D + d] = static_cast<T>(q);
-      channel[2 * p.D + d] = static_cast<T>(p.batch_statistics ? -a * s0 / m - q * c.centre[d] : 0);
-      if (c.grad_weight == nullptr) continue;
-      c.grad_norm_weight[d] = static_cast<T>(s1);
-      c.grad_norm_bias[d] = static_cast<T>(s0);
+      channel[2 * p.D + d] = static_cast<T>(p.batch_statistics ? -a * s0[d] / m - q * c.centre[d] : 0);
     }
     for (int i = 0; i < 3; ++i) repeat<T>(channel + i * p.D, p.D, p.Wo, factors + i * out_row);
   }

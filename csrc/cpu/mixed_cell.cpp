@@ -43,6 +43,7 @@ struct Plan : CellPlan {
   Plan(const Plan&) = delete;
 
   void set_channels(const std::optional<at::Tensor>& chosen);
+  void set_norms(bool of_batch, double given_eps, int64_t given_sync);
 
  private:
   void add_edge(const int64_t* codes, int64_t count, int source, int node, int stride);
@@ -211,6 +212,13 @@ void Plan::set_channels(const std::optional<at::Tensor>& chosen) {
   }
 }
 
+void Plan::set_norms(bool of_batch, double given_eps, int64_t given_sync) {
+  batch_statistics = of_batch, eps = given_eps;
+  if (given_sync == 0 || !of_batch) return;
+  sync = given_sync;
+  edges_at_once = num_edges;  // one sum over the ranks for all edges that are ready
+}
+
 Sizes sizes_of(at::TensorList inputs) {
   TORCH_CHECK(!inputs.empty() && inputs[0].dim() == 4, "mixed_cell: inputs must be (N, C, H, W)");
   const at::Tensor& x = inputs[0];
@@ -244,12 +252,12 @@ struct Mix {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(
     at::TensorList inputs, const at::Tensor& ops, const std::optional<at::Tensor>& edges, const at::Tensor& weights,
     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
-    const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps) {
+    const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps,
+    int64_t sync) {
   const auto options = inputs[0].options();
   Plan plan(graph, sizes_of(inputs), partial_channels, options.dtype().itemsize());
   plan.set_channels(channels);
-  plan.batch_statistics = !running_mean.has_value();
-  plan.eps = eps;
+  plan.set_norms(!running_mean.has_value(), eps, sync);
   const Mix mix(plan, ops, edges);
   plan.columns = static_cast<int>(mix.ops.size(1));
   auto out = channels_last(plan.N, plan.nodes * plan.C, plan.Ho, plan.Wo, options);
@@ -280,12 +288,11 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_ce
     const at::Tensor& grad, at::TensorList inputs, const at::Tensor& ops, const std::optional<at::Tensor>& edges,
     const at::Tensor& weights, const at::Tensor& statistics, const at::Tensor& saved,
     const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps,
-    bool batch_statistics, bool need_inputs, bool need_ops, bool need_weights) {
+    bool batch_statistics, bool need_inputs, bool need_ops, bool need_weights, int64_t sync) {
   const auto options = inputs[0].options();
   Plan plan(graph, sizes_of(inputs), partial_channels, options.dtype().itemsize());
   plan.set_channels(channels);
-  plan.batch_statistics = batch_statistics;
-  plan.eps = eps;
+  plan.set_norms(batch_statistics, eps, sync);
   TORCH_CHECK(saved.numel() == plan.saved, "mixed_cell_backward: saved was laid out for another instruction set");
   TORCH_CHECK(grad.is_contiguous(at::MemoryFormat::ChannelsLast), "mixed_cell_backward: grad must be in channels_last");
   const Mix mix(plan, ops, edges);

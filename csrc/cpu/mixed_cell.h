@@ -62,9 +62,11 @@ struct CellPlan {
   const int64_t* state;   // (nodes,): where a node's state begins in `saved`, -1 for one that feeds no edge
   int64_t pivots;         // where the pivots (bns, Cq) begin in `saved`
   int64_t saved, packed;  // numbers in `saved` and in all matrices in kernel layout
-  int edges_at_once;      // how many edges go through a stage together: few keep the caches, many the threads busy
+  // How many edges go through a stage together: few keep the caches, many the threads busy, all are one sum over ranks.
+  int edges_at_once;
   bool batch_statistics;
   double eps;
+  int64_t sync;  // of ranks.h: who shares the statistics; 0 where they are not the batch's
 };
 
 template <typename T>

@@ -20,7 +20,8 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
         packed(static_cast<std::size_t>(plan.packed)),
         chunks(smaller(CHUNKS, plan.blocks)),
         first_factors(static_cast<std::size_t>(plan.num_units * 3 * width)),
-        middle_sums(static_cast<std::size_t>(plan.num_units * plan.blocks * 2 * width)) {}
+        middle_sums(static_cast<std::size_t>(plan.num_units * plan.blocks * 2 * width)),
+        middle_totals(static_cast<std::size_t>(plan.num_units * 2 * plan.Cq)) {}
 
   const Scratch<T> packed;  // all units' matrices, transposed
 
@@ -63,9 +64,7 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
       } else {
         for_each(count * chunks, gradients);
       }
-      if (second) {
-        for_each(units, [&](int64_t i) { use_middle_sums(p.units[first + i]); });
-      }
+      if (second) normalise_back(first, units);
     }
     if (learn) {
       const Timed timed(Stage::collect);
@@ -74,9 +73,10 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
   }
 
  private:
-  const int64_t chunks;               // runs of blocks
-  const Scratch<T> first_factors;     // (units, 3, width): `factors` of the first halves
-  const Scratch<double> middle_sums;  // (units, blocks, 2, width): of a first half's dL/dxhat, and times xhat
+  const int64_t chunks;                 // runs of blocks
+  const Scratch<T> first_factors;       // (units, 3, width): `factors` of the first halves
+  const Scratch<double> middle_sums;    // (units, blocks, 2, width): of a first half's dL/dxhat, and times xhat
+  const Scratch<double> middle_totals;  // (units, 2, Cq): likewise, over all blocks and ranks
 
   bool wants_source(const MixedEdge& e) const { return e.source >= p.inputs || c.grad_inputs != nullptr; }
   bool works(const MixedEdge& e) const { return wants_source(e) || c.grad_weights != nullptr; }
@@ -295,23 +295,44 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
     }
   }
 
+  bool is_first_half(const Unit& u) const { return u.after >= 0 && works(p.edges[u.edge]); }
+
+  // From the sums of `units` units to the factors of those among them that are first halves.
+  void normalise_back(int first, int units) {
+    int halves = 0;
+    for (int i = first; i < first + units; ++i) halves += is_first_half(p.units[i]);
+    if (halves == 0) return;
+    for_each(units, [&](int64_t i) { add_up_middle(first + static_cast<int>(i)); });
+    const int64_t ranks = this->over_ranks(units * 2 * p.Cq, middle_totals + first * 2 * p.Cq);
+    for_each(units, [&](int64_t i) { use_middle_sums(first + static_cast<int>(i), ranks); });
+  }
+
+  void add_up_middle(int unit) {
+    double* s0 = middle_totals + unit * 2 * p.Cq;
+    clear(s0, 2 * p.Cq);
+    if (!is_first_half(p.units[unit])) return;
+    for (int64_t ch = 0; ch < p.Cq; ++ch) {
+      for (int64_t block = 0; block < p.blocks; ++block) {
+        const double* from = middle_sums + (unit * p.blocks + block) * 2 * width;
+        s0[ch] += this->channel_sum(from, block, ch);
+        s0[p.Cq + ch] += this->channel_sum(from + width, block, ch);
+      }
+    }
+  }
+
   // The factors of a first half's dL/dy = r (d - S0 / m - xhat S1 / m), d = dL/dxhat.
-  void use_middle_sums(const Unit& u) {
-    if (u.after < 0 || !works(p.edges[u.edge])) return;
-    const double m = static_cast<double>(p.N * pixels);
+  void use_middle_sums(int unit, int64_t ranks) {
+    const Unit& u = p.units[unit];
+    if (!is_first_half(u)) return;
+    const double m = static_cast<double>(p.N * pixels * ranks);
+    const double *s0 = middle_totals + unit * 2 * p.Cq, *s1 = s0 + p.Cq;
     const Scratch<double> a(p.Cq), q(p.Cq), constant(p.Cq);
     for (int64_t ch = 0; ch < p.Cq; ++ch) {
-      double s0 = 0, s1 = 0;
-      for (int64_t block = 0; block < p.blocks; ++block) {
-        const double* from = middle_sums + (p.units[u.after].before * p.blocks + block) * 2 * width;
-        s0 += this->channel_sum(from, block, ch);
-        s1 += this->channel_sum(from + width, block, ch);
-      }
       a[ch] = this->inverse_std(c.variance, u.bn, ch);
-      q[ch] = p.batch_statistics ? -a[ch] * a[ch] * s1 / m : 0;
-      constant[ch] = p.batch_statistics ? -a[ch] * s0 / m - q[ch] * this->mean_of(u.bn, ch) : 0;
+      q[ch] = p.batch_statistics ? -a[ch] * a[ch] * s1[ch] / m : 0;
+      constant[ch] = p.batch_statistics ? -a[ch] * s0[ch] / m - q[ch] * this->mean_of(u.bn, ch) : 0;
     }
-    this->set_factors(first_factors + p.units[u.after].before * 3 * width, a, q, constant);
+    this->set_factors(first_factors + unit * 3 * width, a, q, constant);
   }
 
   template <typename Part, typename Middle>

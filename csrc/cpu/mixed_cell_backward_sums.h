@@ -27,6 +27,7 @@ class BackwardSums : protected Cell<T, G> {
         factors(static_cast<std::size_t>(plan.num_edges * plan.columns * 3 * width)),
         slots(plan.columns + 1),
         sums(static_cast<std::size_t>(plan.num_edges * plan.blocks * slots * width)),
+        totals(static_cast<std::size_t>(plan.num_edges * slots * plan.Cq)),
         bypassed(static_cast<std::size_t>(plan.num_edges * plan.blocks)) {}
 
   const CellBackward<T>& c;
@@ -97,16 +98,35 @@ class BackwardSums : protected Cell<T, G> {
     const Timed timed(Stage::sums);
     const int count = end - begin;
     for_each(count * p.blocks, [&](int64_t i) { take_sums(begin + static_cast<int>(i % count), i / count); });
-    for_each(count, [&](int64_t i) { use_sums(begin + static_cast<int>(i)); });
+    for_each(count, [&](int64_t i) { add_up(begin + static_cast<int>(i)); });
+    int norms = 0;
+    for (int i = begin; i < end; ++i) for_each_norm(p.edges[i], [&](int, int) { ++norms; });
+    const int64_t ranks = norms == 0 ? 1 : over_ranks(count * slots * p.Cq, totals_of(begin, 0));
+    for_each(count, [&](int64_t i) { use_sums(begin + static_cast<int>(i), ranks); });
   }
+
+  // Sums become those of all ranks, where these share the statistics; returns how many ranks do.
+  int64_t over_ranks(int64_t n, double* numbers) const { return p.sync == 0 ? 1 : sum_over_ranks(p.sync, n, numbers); }
 
  private:
   const int64_t slots;             // of `sums`: the gradient's own, then one for each column
   const Scratch<double> sums;      // (E, blocks, slots, width): of g, and of g times each candidate's output
+  const Scratch<double> totals;    // (E, slots, Cq): of g, and of g times each normalised candidate's xhat
   const Scratch<double> bypassed;  // (E, blocks): sum of g times what passes by
 
   double* sums_of(int edge, int64_t block, int slot) const {
     return sums + ((edge * p.blocks + block) * slots + slot) * width;
+  }
+  double* totals_of(int edge, int slot) const { return totals + (edge * slots + slot) * p.Cq; }
+
+  // An edge's candidates that end in a BN: body(column, bn).
+  template <typename Body>
+  void for_each_norm(const MixedEdge& e, Body&& body) const {
+    for (int i = e.begin; i < e.end; ++i) {
+      if (p.units[i].after < 0) body(p.units[i].column, p.units[i].bn);
+    }
+    if (e.max_pool >= 0) body(e.max_pool, e.max_bn);
+    if (e.avg_pool >= 0) body(e.avg_pool, e.avg_bn);
   }
 
   void take_sums(int edge, int64_t block) {
@@ -154,46 +174,55 @@ class BackwardSums : protected Cell<T, G> {
     return total;
   }
 
-  // Gradients of ops and edges, and the factors of each candidate's dL/dy. With S0 = sum g and S1 = sum g * xhat:
-  // dL/dy = beta a r (g - S0 / m - xhat S1 / m), the means only where the statistics are the batch's.
-  void use_sums(int edge) {
+  // An edge's totals, and the gradients of ops and edges: those of this rank's images.
+  void add_up(int edge) {
     const MixedEdge& e = p.edges[edge];
-    const double m = static_cast<double>(p.N * pixels);
     double of_edge = 0;
     for (int64_t block = 0; block < p.blocks; ++block) of_edge += bypassed[edge * p.blocks + block];
     const auto give = [&](int column, double grad) {
       c.grad_ops[edge * p.columns + column] = beta(edge) * grad;
       of_edge += c.ops[edge * p.columns + column] * grad;
     };
-    const auto normalised = [&](int column, int bn) {
-      if (column < 0) return;
-      const Scratch<double> a(p.Cq), q(p.Cq), constant(p.Cq);
+    double* s0 = totals_of(edge, 0);
+    clear(s0, slots * p.Cq);
+    for (int64_t ch = 0; ch < p.Cq; ++ch) s0[ch] = sum(edge, 0, ch);
+    for_each_norm(e, [&](int column, int bn) {
+      double* s1 = totals_of(edge, 1 + column);
       double grad = 0;
       for (int64_t ch = 0; ch < p.Cq; ++ch) {
-        const double r = this->inverse_std(c.variance, bn, ch), mean = mean_of(bn, ch);
-        const double s0 = sum(edge, 0, ch), s1 = r * (sum(edge, 1 + column, ch) - mean * s0);
-        grad += s1;
-        a[ch] = weight(edge, column) * r;
-        q[ch] = p.batch_statistics ? -a[ch] * r * s1 / m : 0;
-        constant[ch] = p.batch_statistics ? -a[ch] * s0 / m - q[ch] * mean : 0;
+        const double r = this->inverse_std(c.variance, bn, ch);
+        s1[ch] = r * (sum(edge, 1 + column, ch) - mean_of(bn, ch) * s0[ch]);
+        grad += s1[ch];
       }
       give(column, grad);
-      set_factors(factors_of(edge, column), a, q, constant);
-    };
+    });
     const auto plain = [&](int column) {
       if (column < 0) return;
       double grad = 0;
       for (int64_t ch = 0; ch < p.Cq; ++ch) grad += sum(edge, 1 + column, ch);
       give(column, grad);
     };
-    for (int i = e.begin; i < e.end; ++i) {
-      if (p.units[i].after < 0) normalised(p.units[i].column, p.units[i].bn);
-    }
-    normalised(e.max_pool, e.max_bn);
-    normalised(e.avg_pool, e.avg_bn);
     plain(e.plain);
     if (e.stride == 1) plain(e.skip);
     c.grad_edges[edge] = c.edges == nullptr ? 0 : of_edge;
+  }
+
+  // The factors of each candidate's dL/dy. With S0 = sum g and S1 = sum g * xhat over the m values of each rank:
+  // dL/dy = beta a r (g - S0 / m - xhat S1 / m), the means only where the statistics are the batch's.
+  void use_sums(int edge, int64_t ranks) const {
+    const double m = static_cast<double>(p.N * pixels * ranks);
+    const double* s0 = totals_of(edge, 0);
+    for_each_norm(p.edges[edge], [&](int column, int bn) {
+      const Scratch<double> a(p.Cq), q(p.Cq), constant(p.Cq);
+      const double* s1 = totals_of(edge, 1 + column);
+      for (int64_t ch = 0; ch < p.Cq; ++ch) {
+        const double r = this->inverse_std(c.variance, bn, ch), mean = mean_of(bn, ch);
+        a[ch] = weight(edge, column) * r;
+        q[ch] = p.batch_statistics ? -a[ch] * r * s1[ch] / m : 0;
+        constant[ch] = p.batch_statistics ? -a[ch] * s0[ch] / m - q[ch] * mean : 0;
+      }
+      set_factors(factors_of(edge, column), a, q, constant);
+    });
   }
 
   double sum(int edge, int slot, int64_t ch) const {

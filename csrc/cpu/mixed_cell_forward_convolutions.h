@@ -66,6 +66,7 @@ class ForwardConvolutions : protected Cell<T, G> {
       }
       if (!p.batch_statistics) continue;
       for_each_bn(begin, end, second, [&](int bn) { merge(bn); });
+      if (p.sync != 0) merge_ranks(begin, end, second);
       for (int i = begin; i < end && !second; ++i) share_pools(by_source[i]);
     }
   }
@@ -262,6 +263,27 @@ class ForwardConvolutions : protected Cell<T, G> {
       c.mean[bn * p.Cq + ch] = mean + static_cast<double>(pivots[bn * p.Cq + ch]);
       c.variance[bn * p.Cq + ch] = variance < 0 ? 0 : variance;
     }
+  }
+
+  // The statistics of the same BNs become those of all ranks; pivots stay this rank's.
+  void merge_ranks(int begin, int end, bool second) {
+    int64_t n = 0;
+    for_each_bn(begin, end, second, [&](int) { n += p.Cq; });
+    if (n == 0) return;
+    const Scratch<double> mean(n), variance(n);
+    int64_t at = 0;
+    for_each_bn(begin, end, second, [&](int bn) {
+      copy(c.mean + bn * p.Cq, p.Cq, mean + at);
+      copy(c.variance + bn * p.Cq, p.Cq, variance + at);
+      at += p.Cq;
+    });
+    merge_over_ranks(p.sync, n, p.N * pixels, mean, variance);
+    at = 0;
+    for_each_bn(begin, end, second, [&](int bn) {
+      copy(mean + at, p.Cq, c.mean + bn * p.Cq);
+      copy(variance + at, p.Cq, c.variance + bn * p.Cq);
+      at += p.Cq;
+    });
   }
 };
 

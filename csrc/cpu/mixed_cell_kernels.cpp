@@ -5,7 +5,8 @@
 // halves of separable convolutions, their middle (BN, ReLU) formed from the stored y; (3) the node: one affine sum over
 // all y. Backward, node by node, last first: (4) per candidate the two sums that BN's gradient needs (alpha's gradient
 // is a by-product); (5) second halves; (6) first halves, into the sources' gradients. When all edges of a state are
-// through: (7) its pools, skips and bypass.
+// through: (7) its pools, skips and bypass. Where several ranks share the statistics (ranks.h), these are summed over
+// the ranks after (1), (2), (4) and (5), for all edges that are ready at once.
 //
 // Each file holds a class that derives from that of the file it includes: mixed_cell_layout.h what both directions
 // share; mixed_cell_forward_convolutions.h (1) and (2), mixed_cell_forward.h (3) and the order of the stages;

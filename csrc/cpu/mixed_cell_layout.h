@@ -8,6 +8,7 @@
 #include "numbers.h"
 #include "pointwise.h"
 #include "pool.h"
+#include "ranks.h"
 #include "scratch.h"
 #include "stages.h"
 

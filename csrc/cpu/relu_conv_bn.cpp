@@ -2,6 +2,7 @@
 // definition that this must equal.
 #include "relu_conv_bn.h"
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -20,71 +21,121 @@ const LayerKernels& layer_kernels() {
   return kernels(tables);
 }
 
-LayerPlan plan_of(const at::Tensor& x, at::TensorList weights, bool batch_statistics, double eps) {
-  TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast),
-              "relu_conv_bn: x must be (N, C, H, W) in channels_last memory");
-  TORCH_CHECK(weights.size() == 1 || weights.size() == 2, "relu_conv_bn: one or two weights");
-  const int taps = static_cast<int>(weights.size());
-  const int64_t H = x.size(2), W = x.size(3), D = taps * weights[0].size(0);
-  TORCH_CHECK(taps == 1 || (H % 2 == 0 && W % 2 == 0), "relu_conv_bn: FactorizedReduce halves even sizes");
-  for (const at::Tensor& w : weights) {
-    TORCH_CHECK(w.is_contiguous() && w.size(0) * taps == D && w.numel() == w.size(0) * x.size(1) &&
-                    w.scalar_type() == x.scalar_type(),
-                "relu_conv_bn: weights must be contiguous (D, C, 1, 1) of x' dtype");
-  }
-  return {x.size(0), H, W, H / taps, W / taps, x.size(1), D, taps, batch_statistics, eps};
-}
+// The plans of one layer or two; those of layer i take `counts[i]` of `weights`.
+struct Layers {
+  std::vector<LayerPlan> plans;
+  std::vector<std::size_t> first_weight;
 
-std::tuple<at::Tensor, at::Tensor> relu_conv_bn(const at::Tensor& x, at::TensorList weights,
-                                                const std::optional<at::Tensor>& running_mean,
-                                                const std::optional<at::Tensor>& running_var, double eps) {
-  const auto plan = plan_of(x, weights, !running_mean.has_value(), eps);
-  auto out = channels_last(plan.N, plan.D, plan.Ho, plan.Wo, x.options());
-  auto statistics = at::empty({2, plan.D}, x.options().dtype(at::kDouble));
-  if (!plan.batch_statistics) {
-    statistics[0].copy_(*running_mean);
-    statistics[1].copy_(running_var.value());
+  Layers(at::TensorList xs, at::TensorList weights, at::IntArrayRef counts, bool batch_statistics, double eps) {
+    TORCH_CHECK((xs.size() == 1 || xs.size() == 2) && xs.size() == counts.size(), "relu_conv_bn: one layer or two");
+    std::size_t at = 0;
+    for (std::size_t i = 0; i < xs.size(); ++i) {
+      TORCH_CHECK((counts[i] == 1 || counts[i] == 2) && at + counts[i] <= weights.size(),
+                  "relu_conv_bn: one or two weights for each layer");
+      first_weight.push_back(at);
+      plans.push_back(plan_of(xs[i], weights.slice(at, counts[i]), batch_statistics, eps));
+      at += counts[i];
+      const LayerPlan &one = plans[0], &other = plans[i];
+      TORCH_CHECK(
+          one.N == other.N && one.Ho == other.Ho && one.Wo == other.Wo && xs[i].scalar_type() == xs[0].scalar_type(),
+          "relu_conv_bn: layers that are ready together have one size and dtype");
+    }
+    TORCH_CHECK(at == weights.size(), "relu_conv_bn: weights of no layer");
   }
-  double* mean = statistics.mutable_data_ptr<double>();
-  const auto call = [&]<typename T>(void (*run)(const LayerPlan&, const LayerForward<T>&)) {
+
+  int count() const { return static_cast<int>(plans.size()); }
+
+ private:
+  static LayerPlan plan_of(const at::Tensor& x, at::TensorList weights, bool batch_statistics, double eps) {
+    TORCH_CHECK(x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast),
+                "relu_conv_bn: x must be (N, C, H, W) in channels_last memory");
+    const int taps = static_cast<int>(weights.size());
+    const int64_t H = x.size(2), W = x.size(3), D = taps * weights[0].size(0);
+    TORCH_CHECK(taps == 1 || (H % 2 == 0 && W % 2 == 0), "relu_conv_bn: FactorizedReduce halves even sizes");
+    for (const at::Tensor& w : weights) {
+      TORCH_CHECK(w.is_contiguous() && w.size(0) * taps == D && w.numel() == w.size(0) * x.size(1) &&
+                      w.scalar_type() == x.scalar_type(),
+                  "relu_conv_bn: weights must be contiguous (D, C, 1, 1) of x' dtype");
+    }
+    return {x.size(0), H, W, H / taps, W / taps, x.size(1), D, taps, batch_statistics, eps};
+  }
+};
+
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn(at::TensorList xs, at::TensorList weights,
+                                                                          at::IntArrayRef counts,
+                                                                          at::TensorList running_means,
+                                                                          at::TensorList running_vars, double eps,
+                                                                          int64_t sync) {
+  const bool batch_statistics = running_means.empty();
+  const Layers layers(xs, weights, counts, batch_statistics, eps);
+  TORCH_CHECK(running_means.size() == running_vars.size() && (batch_statistics || running_means.size() == xs.size()),
+              "relu_conv_bn: running statistics of every layer or of none");
+  std::vector<at::Tensor> outs, statistics;
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    const LayerPlan& p = layers.plans[i];
+    outs.push_back(channels_last(p.N, p.D, p.Ho, p.Wo, xs[i].options()));
+    statistics.push_back(at::empty({2, p.D}, xs[i].options().dtype(at::kDouble)));
+    if (batch_statistics) continue;
+    statistics[i][0].copy_(running_means[i]);
+    statistics[i][1].copy_(running_vars[i]);
+  }
+  const auto call = [&]<typename T>(void (*run)(const LayerPlan*, const LayerForward<T>*, int, int64_t)) {
     const auto matrices = pointers<T>(weights);
-    run(plan, {x.const_data_ptr<T>(), matrices.data(), mean, mean + plan.D, out.mutable_data_ptr<T>()});
+    std::vector<LayerForward<T>> calls;
+    for (std::size_t i = 0; i < xs.size(); ++i) {
+      double* mean = statistics[i].mutable_data_ptr<double>();
+      calls.push_back({xs[i].const_data_ptr<T>(), matrices.data() + layers.first_weight[i], mean,
+                       mean + layers.plans[i].D, outs[i].mutable_data_ptr<T>()});
+    }
+    run(layers.plans.data(), calls.data(), layers.count(), batch_statistics ? sync : 0);
   };
-  if (x.scalar_type() == at::kDouble) {
+  if (xs[0].scalar_type() == at::kDouble) {
     call(layer_kernels().forward_double);
   } else {
     call(layer_kernels().forward_float);
   }
-  return {out, statistics};
+  return {outs, statistics};
 }
 
-std::tuple<at::Tensor, std::vector<at::Tensor>> relu_conv_bn_backward(const at::Tensor& grad, const at::Tensor& x,
-                                                                      at::TensorList weights, const at::Tensor& out,
-                                                                      const at::Tensor& statistics, double eps,
-                                                                      bool batch_statistics, bool need_x,
-                                                                      bool need_weights) {
-  const auto plan = plan_of(x, weights, batch_statistics, eps);
-  TORCH_CHECK(grad.sizes() == out.sizes() && grad.is_contiguous(at::MemoryFormat::ChannelsLast) &&
-                  out.is_contiguous(at::MemoryFormat::ChannelsLast),
-              "relu_conv_bn_backward: grad and out must be of one shape, in channels_last memory");
-  auto grad_x = need_x ? channels_last(plan.N, plan.C, plan.H, plan.W, x.options()) : at::empty({0}, x.options());
-  std::vector<at::Tensor> grad_weights;
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn_backward(
+    at::TensorList grads, at::TensorList xs, at::TensorList weights, at::IntArrayRef counts, at::TensorList outs,
+    at::TensorList statistics, double eps, bool batch_statistics, const c10::List<bool>& need_xs, bool need_weights,
+    int64_t sync) {
+  const Layers layers(xs, weights, counts, batch_statistics, eps);
+  TORCH_CHECK(grads.size() == xs.size() && outs.size() == xs.size() && statistics.size() == xs.size() &&
+                  need_xs.size() == xs.size(),
+              "relu_conv_bn_backward: a gradient, an output and statistics of each layer");
+  std::vector<at::Tensor> grad_xs, grad_weights;
+  for (std::size_t i = 0; i < xs.size(); ++i) {
+    const LayerPlan& p = layers.plans[i];
+    TORCH_CHECK(grads[i].sizes() == outs[i].sizes() && grads[i].is_contiguous(at::MemoryFormat::ChannelsLast) &&
+                    outs[i].is_contiguous(at::MemoryFormat::ChannelsLast),
+                "relu_conv_bn_backward: grad and out must be of one shape, in channels_last memory");
+    grad_xs.push_back(need_xs.get(i) ? channels_last(p.N, p.C, p.H, p.W, xs[i].options())
+                                     : at::empty({0}, xs[i].options()));
+  }
   for (const at::Tensor& w : weights) {
     if (need_weights) grad_weights.push_back(at::empty(w.sizes(), w.options()));
   }
-  const auto call = [&]<typename T>(void (*run)(const LayerPlan&, const LayerBackward<T>&)) {
+  const auto call = [&]<typename T>(void (*run)(const LayerPlan*, const LayerBackward<T>*, int, int64_t)) {
     const auto matrices = pointers<T>(weights);
     const auto to = mutable_pointers<T>(grad_weights);
-    run(plan, {grad.const_data_ptr<T>(), x.const_data_ptr<T>(), matrices.data(), out.const_data_ptr<T>(),
-               statistics.const_data_ptr<double>() + plan.D, need_x ? grad_x.mutable_data_ptr<T>() : nullptr,
-               need_weights ? to.data() : nullptr});
+    std::vector<LayerBackward<T>> calls;
+    for (std::size_t i = 0; i < xs.size(); ++i) {
+      const std::size_t first = layers.first_weight[i];
+      calls.push_back({grads[i].const_data_ptr<T>(), xs[i].const_data_ptr<T>(), matrices.data() + first,
+                       outs[i].const_data_ptr<T>(), statistics[i].const_data_ptr<double>() + layers.plans[i].D,
+                       need_xs.get(i) ? grad_xs[i].mutable_data_ptr<T>() : nullptr,
+                       need_weights ? to.data() + first : nullptr});
+    }
+    run(layers.plans.data(), calls.data(), layers.count(), batch_statistics ? sync : 0);
   };
-  if (x.scalar_type() == at::kDouble) {
+  if (xs[0].scalar_type() == at::kDouble) {
     call(layer_kernels().backward_double);
   } else {
     call(layer_kernels().backward_float);
   }
-  return {grad_x, grad_weights};
+  return {grad_xs, grad_weights};
 }
 
 }  // namespace

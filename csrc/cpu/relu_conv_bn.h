@@ -1,6 +1,8 @@
 // What csrc/cpu/relu_conv_bn.cpp asks of its kernels.
 //
 // Letters: N images of H x W input and Ho x Wo output pixels, C input and D output channels; all tensors NHWC.
+//
+// One layer at a time, or two that are ready together (of one N, Ho, Wo): then one sum over the ranks serves both.
 #pragma once
 
 #include <cstdint>
@@ -34,11 +36,12 @@ struct LayerBackward {
   T* const* grad_weights;  // of each tap, or nullptr: not needed
 };
 
+// plans and calls: of `layers` layers; sync: of ranks.h, who shares the statistics; 0 where they are not the batch's.
 struct LayerKernels {
-  void (*forward_float)(const LayerPlan&, const LayerForward<float>&);
-  void (*forward_double)(const LayerPlan&, const LayerForward<double>&);
-  void (*backward_float)(const LayerPlan&, const LayerBackward<float>&);
-  void (*backward_double)(const LayerPlan&, const LayerBackward<double>&);
+  void (*forward_float)(const LayerPlan*, const LayerForward<float>*, int layers, int64_t sync);
+  void (*forward_double)(const LayerPlan*, const LayerForward<double>*, int layers, int64_t sync);
+  void (*backward_float)(const LayerPlan*, const LayerBackward<float>*, int layers, int64_t sync);
+  void (*backward_double)(const LayerPlan*, const LayerBackward<double>*, int layers, int64_t sync);
 };
 
 namespace portable {

@@ -5,6 +5,7 @@
 #include "isa.h"
 #include "numbers.h"
 #include "pointwise.h"
+#include "ranks.h"
 #include "relu_conv_bn.h"
 #include "scratch.h"
 
@@ -27,6 +28,11 @@ class Layer {
         pixels(plan.Ho * plan.Wo),
         tile_rows(TILE / plan.Wo < 1 ? 1 : smaller(TILE / plan.Wo, plan.Ho)) {}
 
+ public:
+  int64_t channels() const { return p.D; }
+  int64_t values() const { return p.N * pixels; }  // of a channel
+
+ protected:
   const LayerPlan& p;
   const int64_t stride, in_vectors, out_vectors, in, out;  // in, out: numbers of a pixel, whole vectors
   const int64_t pixels, tile_rows;
@@ -82,7 +88,10 @@ class Forward : Layer<T> {
         scale(out),
         shift(out) {}
 
-  void run() {
+  using Base::channels, Base::values;
+
+  // The convolution; writes each channel's mean and variance, if they are the batch's.
+  void begin(double* mean, double* variance) {
     for (int t = 0; t < p.taps; ++t) {
       for (int64_t i = 0; i < p.C; ++i) {
         for (int64_t o = 0; o < out; ++o) {
@@ -93,7 +102,20 @@ class Forward : Layer<T> {
     clear<T>(start, out);
     find_start();
     for_each(p.N, [&](int64_t n) { convolve(n); });
-    if (p.batch_statistics) merge();
+    if (p.batch_statistics) merge(mean, variance);
+  }
+
+  static int64_t over_ranks(int64_t sync, int64_t n, int64_t m, double* mean, double* variance) {
+    merge_over_ranks(sync, n, m, mean, variance);
+    return 1;
+  }
+
+  // BN, by what begin() wrote, over all ranks.
+  void finish(const double* mean, const double* variance, int64_t) {
+    if (p.batch_statistics) {
+      copy(mean, p.D, c.mean);
+      copy(variance, p.D, c.variance);
+    }
     for (int64_t o = 0; o < out; ++o) {
       const double r = o < p.D ? 1 / root(c.variance[o] + p.eps) : 0;
       scale[o] = static_cast<T>(r);
@@ -150,8 +172,8 @@ class Forward : Layer<T> {
     }
   }
 
-  void merge() {
-    const double m = static_cast<double>(p.N * pixels);
+  void merge(double* means, double* variances) const {
+    const double m = static_cast<double>(values());
     for (int64_t o = 0; o < p.D; ++o) {
       double sum = 0, squares = 0;
       for (int64_t n = 0; n < p.N; ++n) {
@@ -159,8 +181,8 @@ class Forward : Layer<T> {
         squares += sums[n * 2 * out + out + o];
       }
       const double mean = sum / m, variance = squares / m - mean * mean;
-      c.mean[o] = mean - static_cast<double>(start[o]);
-      c.variance[o] = variance < 0 ? 0 : variance;
+      means[o] = mean - static_cast<double>(start[o]);
+      variances[o] = variance < 0 ? 0 : variance;
     }
   }
 
@@ -191,7 +213,10 @@ class Backward : Layer<T> {
         factor(3 * out),
         parts(call.grad_weights == nullptr ? 0 : chunks * plan.taps * plan.D * in) {}
 
-  void run() {
+  using Base::channels, Base::values;
+
+  // BN's two sums of each channel: of g, of g * xhat.
+  void begin(double* s0, double* s1) {
     for (int t = 0; t < p.taps; ++t) {
       for (int64_t o = 0; o < p.D; ++o) {
         for (int64_t i = 0; i < in; ++i) {
@@ -200,7 +225,23 @@ class Backward : Layer<T> {
       }
     }
     for_each(p.N, [&](int64_t n) { take_sums(n); });
-    use_sums();
+    clear(s0, p.D);
+    clear(s1, p.D);
+    for (int64_t o = 0; o < p.D; ++o) {
+      for (int64_t n = 0; n < p.N; ++n) {
+        s0[o] += sums[n * 2 * out + o];
+        s1[o] += sums[n * 2 * out + out + o];
+      }
+    }
+  }
+
+  static int64_t over_ranks(int64_t sync, int64_t n, int64_t, double* s0, double*) {
+    return sum_over_ranks(sync, 2 * n, s0);
+  }
+
+  // The gradients, from the sums over that many ranks.
+  void finish(const double* s0, const double* s1, int64_t ranks) {
+    use_sums(s0, s1, static_cast<double>(values() * ranks));
     for_each(chunks, [&](int64_t chunk) { gradients(chunk); });
     if (c.grad_weights != nullptr) {
       for_each(p.D, [&](int64_t o) { collect(o); });
@@ -246,19 +287,13 @@ class Backward : Layer<T> {
     }
   }
 
-  void use_sums() {
-    const double m = static_cast<double>(p.N * pixels);
+  void use_sums(const double* s0, const double* s1, double m) {
     clear<T>(factor, 3 * out);
     for (int64_t o = 0; o < p.D; ++o) {
-      double s0 = 0, s1 = 0;
-      for (int64_t n = 0; n < p.N; ++n) {
-        s0 += sums[n * 2 * out + o];
-        s1 += sums[n * 2 * out + out + o];
-      }
       const double r = 1 / root(c.variance[o] + p.eps);
       factor[o] = static_cast<T>(r);
-      factor[out + o] = static_cast<T>(-r * s1 / m);
-      factor[2 * out + o] = static_cast<T>(-r * s0 / m);
+      factor[out + o] = static_cast<T>(-r * s1[o] / m);
+      factor[2 * out + o] = static_cast<T>(-r * s0[o] / m);
     }
   }
 
@@ -329,9 +364,32 @@ class Backward : Layer<T> {
   }
 };
 
+// Each layer's two numbers a channel: all first ones, then all second ones.
+template <typename Direction>
+void run_together(Direction* const* layers, int count, int64_t sync) {
+  int64_t n = 0;
+  for (int i = 0; i < count; ++i) n += layers[i]->channels();
+  const Scratch<double> numbers(2 * n);
+  double *first = numbers, *second = numbers + n;
+  for (int64_t i = 0, at = 0; i < count; at += layers[i]->channels(), ++i) {
+    layers[i]->begin(first + at, second + at);
+  }
+  const int64_t ranks = sync == 0 ? 1 : Direction::over_ranks(sync, n, layers[0]->values(), first, second);
+  for (int64_t i = 0, at = 0; i < count; at += layers[i]->channels(), ++i) {
+    layers[i]->finish(first + at, second + at, ranks);
+  }
+}
+
 template <typename T, template <typename> class Direction, typename Call>
-void run(const LayerPlan& plan, const Call& call) {
-  Direction<T>(plan, call).run();
+void run(const LayerPlan* plans, const Call* calls, int layers, int64_t sync) {
+  Direction<T> first(plans[0], calls[0]);
+  if (layers == 1) {
+    Direction<T>* const alone[] = {&first};
+    return run_together(alone, 1, sync);
+  }
+  Direction<T> second(plans[1], calls[1]);
+  Direction<T>* const both[] = {&first, &second};
+  run_together(both, 2, sync);
 }
 
 }  // namespace

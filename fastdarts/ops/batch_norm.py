@@ -4,26 +4,17 @@ Letters: N images, H W pixels of what is normalised, m = N*H*W, B channels of al
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastdarts.logs import say_once
+from fastdarts.ops.sync import Sync
 
 Running = tuple[Tensor, Tensor]  # running mean and running variance, (B,) each
 SYNCHRONISED = "its sums are this rank's alone, and BatchNorm is to be synchronised between the ranks"
-
-
-class Sync(Protocol):
-    """The ranks that share a batch (engine.distributed.World)."""
-
-    rank: int
-    size: int
-
-    def sum(self, flat: Tensor) -> None:
-        """Replace a contiguous tensor by its sum over the ranks."""
 
 
 def batch_norm(
@@ -94,12 +85,14 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.apply(grad, ctx.sync), None
 
 
-def update_running(running: Running, statistics: Tensor, m: int, momentum: float) -> None:
+def update_running(running: Running, statistics: Tensor, m: int, momentum: float, sync: Sync | None = None) -> None:
     """Move the running statistics in place towards what a native op normalised with.
 
-    statistics  float64 (2, B): mean and biased variance over m values; the running variance takes the unbiased one
+    statistics  float64 (2, B): mean and biased variance over m values of each rank; the running variance takes the unbiased
+                one
     """
     mean, var = statistics
+    m *= 1 if sync is None else sync.size
     with torch.no_grad():
         running[0].lerp_(mean.to(running[0].dtype), momentum)
         running[1].lerp_((var * (m / max(m - 1, 1))).to(running[1].dtype), momentum)  # m = 1: nothing is normalised, B = 0

@@ -12,20 +12,22 @@ from torch import Tensor
 
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm
-from fastdarts.ops.batch_norm import Running, Sync, beyond_fused
+from fastdarts.ops.batch_norm import Running
+from fastdarts.ops.sync import Sync, handle
 
 Norm = tuple[Tensor, Tensor]  # weight and bias of a BatchNorm, (D,) each
 
 torch.library.define(
     "fastdarts::conv_bn_chain",
     "(Tensor x, Tensor[] weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor[] running_means, "
-    "Tensor[] running_vars, int[] strides, int outputs, float eps) -> (Tensor[] outs, Tensor[] ys, Tensor statistics)",
+    "Tensor[] running_vars, int[] strides, int outputs, float eps, int sync) -> "
+    "(Tensor[] outs, Tensor[] ys, Tensor statistics)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(
     "fastdarts::conv_bn_chain_backward",
     "(Tensor[] grads, Tensor x, Tensor[] weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor[] ys, "
-    "Tensor statistics, int[] strides, float eps, bool batch_statistics, bool need_x, bool need_weights) -> "
+    "Tensor statistics, int[] strides, float eps, bool batch_statistics, bool need_x, bool need_weights, int sync) -> "
     "(Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_norm_weights, Tensor[] grad_norm_biases)",
     tags=torch.Tag.pt2_compliant_tag,
 )
@@ -57,7 +59,7 @@ def conv_bn_chain(
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     momentum  of the running statistics
     backend   "auto", "cpu" (C++: float32, float64; keeps one tensor a layer for backward) or "definition"
-    sync      sums batch statistics over the ranks that share a batch; then only the definition serves
+    sync      sums batch statistics over the ranks that share a batch, layer by layer; all ranks have as many images
 
     Returns tensors (N, D_i, H_i, W_i), H_i = ceil(H_(i-1) / stride); channels_last from a native backend, which takes x in
     any layout. Differentiable twice in x, weights and norms. Raises ValueError for arguments that do not fit,
@@ -113,6 +115,7 @@ def _fake(
     strides: list[int],
     outputs: int,
     eps: float,
+    sync: int,
 ) -> tuple[list[Tensor], list[Tensor], Tensor]:
     sizes = _sizes(x, weights, strides)
 
@@ -137,6 +140,7 @@ def _fake_backward(
     batch_statistics: bool,
     need_x: bool,
     need_weights: bool,
+    sync: int,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     grad_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else x.new_empty(0)
     like = (weights, norm_weights, norm_weights)
@@ -148,13 +152,22 @@ class _ConvBNChain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, strides: list[int], outputs: int, eps: float, running: list[list[Tensor]], x: Tensor, *parameters: Tensor
+        ctx: Any,
+        strides: list[int],
+        outputs: int,
+        eps: float,
+        sync: Sync | None,
+        running: list[list[Tensor]],
+        x: Tensor,
+        *parameters: Tensor,
     ) -> tuple[Tensor, ...]:
         layers = len(strides)
         weights, scales, shifts = _parted(parameters, layers)
-        outs, ys, statistics = torch.ops.fastdarts.conv_bn_chain(x, weights, scales, shifts, *running, strides, outputs, eps)
+        outs, ys, statistics = torch.ops.fastdarts.conv_bn_chain(
+            x, weights, scales, shifts, *running, strides, outputs, eps, handle(sync)
+        )
         ctx.save_for_backward(x, statistics, *ys, *parameters)
-        ctx.strides, ctx.outputs, ctx.eps, ctx.batch_statistics = strides, outputs, eps, not running[0]
+        ctx.strides, ctx.outputs, ctx.eps, ctx.sync, ctx.batch_statistics = strides, outputs, eps, sync, not running[0]
         ctx.mark_non_differentiable(statistics)
         return *outs, statistics
 
@@ -163,17 +176,17 @@ class _ConvBNChain(torch.autograd.Function):
         layers = len(ctx.strides)
         x, statistics, *rest = ctx.saved_tensors
         ys, parameters = rest[:layers], rest[layers:]
-        wanted = ctx.needs_input_grad[4:]  # of x and each parameter
+        wanted = ctx.needs_input_grad[5:]  # of x and each parameter
         if torch.is_grad_enabled():
 
             def again(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
                 weights, scales, shifts = _parted(parameters, layers)
                 running = None if ctx.batch_statistics else _layers(statistics.to(x.dtype), weights)
                 norms = list(zip(scales, shifts, strict=True))
-                return definition(x, weights, norms, running, ctx.strides, ctx.outputs, False, 0.0, ctx.eps)
+                return definition(x, weights, norms, running, ctx.strides, ctx.outputs, False, 0.0, ctx.eps, ctx.sync)
 
             through = batch_norm.through_definition("conv_bn_chain", again, [x, *parameters], wanted, grads[:-1])
-            return None, None, None, None, *through
+            return None, None, None, None, None, *through
         weights, scales, shifts = _parted(parameters, layers)
         need_x, need_weights = wanted[0], any(wanted[1:])
         grad_x, *of_parameters = torch.ops.fastdarts.conv_bn_chain_backward(
@@ -189,9 +202,10 @@ class _ConvBNChain(torch.autograd.Function):
             ctx.batch_statistics,
             need_x,
             need_weights,
+            handle(ctx.sync),
         )
         flat = [g for group in of_parameters for g in group] if need_weights else [None] * len(parameters)
-        return None, None, None, None, grad_x if need_x else None, *flat
+        return None, None, None, None, None, grad_x if need_x else None, *flat
 
 
 def _parted(parameters: Sequence[Tensor], layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -216,22 +230,22 @@ def _registered(
     training: bool,
     momentum: float,
     eps: float,
-    sync: None,
+    sync: Sync | None,
 ) -> tuple[Tensor, ...]:
     x = x.contiguous(memory_format=torch.channels_last)
     parameters = [t.contiguous() for t in (*weights, *(n[0] for n in norms), *(n[1] for n in norms))]
     given = [[], []] if training or running is None else [list(buffers) for buffers in zip(*running, strict=True)]
-    *outs, statistics = _ConvBNChain.apply(strides, outputs, eps, given, x, *parameters)
+    *outs, statistics = _ConvBNChain.apply(strides, outputs, eps, sync, given, x, *parameters)
     if training and running is not None:
         sizes = _sizes(x, weights, strides)
         for buffers, (mean, var), (N, _, H, W) in zip(running, _layers(statistics, weights), sizes, strict=True):
-            batch_norm.update_running(buffers, torch.stack([mean, var]), N * H * W, momentum)
+            batch_norm.update_running(buffers, torch.stack([mean, var]), N * H * W, momentum, sync)
     return tuple(outs)
 
 
 backends.register(
     "conv_bn_chain",
-    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="conv_bn_chain"), _registered, beyond_fused),
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="conv_bn_chain"), _registered),
     backends.Backend("definition", backends.anything, definition),
 )
 

@@ -19,20 +19,23 @@ from fastdarts import native
 from fastdarts.kernels import mixed_cell_plan
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm, relu_conv_bn
-from fastdarts.ops.batch_norm import Running, Sync, beyond_fused
+from fastdarts.ops.batch_norm import Running, beyond_fused
 from fastdarts.ops.graph import DENSE, DILATED, KERNEL, Candidate, Edge, Graph
+from fastdarts.ops.sync import Sync, handle, ranks_of
 
 torch.library.define(
     "fastdarts::mixed_cell",
     "(Tensor[] inputs, Tensor ops, Tensor? edges, Tensor weights, Tensor? running_mean, Tensor? running_var, "
-    "Tensor? channels, int[] graph, int partial_channels, float eps) -> (Tensor out, Tensor statistics, Tensor saved)",
+    "Tensor? channels, int[] graph, int partial_channels, float eps, int sync) -> "
+    "(Tensor out, Tensor statistics, Tensor saved)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(
     "fastdarts::mixed_cell_backward",
     "(Tensor grad, Tensor[] inputs, Tensor ops, Tensor? edges, Tensor weights, Tensor statistics, Tensor saved, "
     "Tensor? channels, int[] graph, int partial_channels, float eps, bool batch_statistics, bool need_inputs, "
-    "bool need_ops, bool need_weights) -> (Tensor[] grad_inputs, Tensor grad_ops, Tensor grad_edges, Tensor grad_weights)",
+    "bool need_ops, bool need_weights, int sync) -> "
+    "(Tensor[] grad_inputs, Tensor grad_ops, Tensor grad_edges, Tensor grad_weights)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -71,7 +74,8 @@ def mixed_cell(
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; at most 4 inputs, Cq at
               most 128) or "definition"
-    sync      sums batch statistics over the ranks that share a batch; then only the definition serves
+    sync      sums batch statistics over the ranks that share a batch, for all edges that are ready together at once; all
+              ranks have as many images. "triton" does not serve then
 
     All tensors are on one device, all but `channels` of one dtype. Under autocast: of floating-point ones; then a native
     backend takes inputs and weights in autocast's dtype, in which it returns, and ops, edges and running statistics as they
@@ -206,6 +210,7 @@ def _fake(
     graph: list[int],
     partial_channels: int,
     eps: float,
+    sync: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = inputs[0]
     out = torch.empty(_sizes(x, graph), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -235,6 +240,7 @@ def _fake_backward(
     need_inputs: bool,
     need_ops: bool,
     need_weights: bool,
+    sync: int,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     grad_inputs = [torch.empty_like(x, memory_format=torch.channels_last) for x in inputs] if need_inputs else []
     grad_weights = weights.new_empty(weights.shape if need_weights else 0)
@@ -246,14 +252,16 @@ def _fake_backward(
 def _on_gpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     from fastdarts.kernels import mixed_cell as kernels  # not above: Triton may be missing
 
-    return kernels.forward(*args)
+    *rest, sync = args
+    return kernels.forward(*rest, sync=ranks_of(sync))
 
 
 @torch.library.impl("fastdarts::mixed_cell_backward", "cuda")
 def _backward_on_gpu(*args: Any) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     from fastdarts.kernels import mixed_cell as kernels
 
-    return kernels.backward(*args)
+    *rest, sync = args
+    return kernels.backward(*rest, sync=ranks_of(sync))
 
 
 class _MixedCell(torch.autograd.Function):
@@ -265,6 +273,7 @@ class _MixedCell(torch.autograd.Function):
         graph: Graph,
         partial_channels: int,
         eps: float,
+        sync: Sync | None,
         mean: Tensor | None,
         var: Tensor | None,
         channels: Tensor | None,
@@ -275,21 +284,22 @@ class _MixedCell(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         code = graph.encode()
         out, statistics, saved = torch.ops.fastdarts.mixed_cell(
-            inputs, ops, edges, weights, mean, var, channels, code, partial_channels, eps
+            inputs, ops, edges, weights, mean, var, channels, code, partial_channels, eps, handle(sync)
         )
         ctx.save_for_backward(ops, edges, weights, *inputs, channels, statistics, saved)
-        ctx.graph, ctx.partial_channels, ctx.eps, ctx.batch_statistics = graph, partial_channels, eps, mean is None
+        ctx.graph, ctx.partial_channels, ctx.eps, ctx.sync = graph, partial_channels, eps, sync
+        ctx.batch_statistics = mean is None
         ctx.mark_non_differentiable(statistics)
         return out, statistics
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         ops, edges, weights, *inputs, channels, statistics, saved = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[6:]  # of ops, edges, weights and each input
-        none = (None,) * 6
+        wanted = ctx.needs_input_grad[7:]  # of ops, edges, weights and each input
+        none = (None,) * 7
         if torch.is_grad_enabled():
             running = None if ctx.batch_statistics else tuple(statistics.to(ops.dtype))
-            rest = channels, ctx.graph, ctx.partial_channels, False, 0.0, ctx.eps
+            rest = channels, ctx.graph, ctx.partial_channels, False, 0.0, ctx.eps, ctx.sync
 
             def again(ops: Tensor, edges: Tensor | None, weights: Tensor, *inputs: Tensor) -> Tensor:
                 return definition(inputs, ops, edges, weights, running, *rest)
@@ -312,6 +322,7 @@ class _MixedCell(torch.autograd.Function):
             need_inputs,
             need_ops,
             need_weights,
+            handle(ctx.sync),
         )
         grads = (g if w else None for g, w in zip((grad_ops, grad_edges, grad_weights), wanted, strict=False))
         return *none, *grads, *(grad_inputs or [None] * len(inputs))
@@ -329,16 +340,17 @@ def _registered(
     training: bool,
     momentum: float,
     eps: float,
-    sync: None,
+    sync: Sync | None,
 ) -> Tensor:
     dtype = backends.arithmetic(inputs[0])
     laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
     ops, weights = ops.contiguous(), weights.to(dtype).contiguous()
     edges, channels = (None if t is None else t.contiguous() for t in (edges, channels))
     mean, var = (None, None) if training or running is None else running
-    out, statistics = _MixedCell.apply(graph, partial_channels, eps, mean, var, channels, ops, edges, weights, *laid_out)
+    how = graph, partial_channels, eps, sync
+    out, statistics = _MixedCell.apply(*how, mean, var, channels, ops, edges, weights, *laid_out)
     if training and running is not None:
-        batch_norm.update_running(running, statistics, out.numel() // out.shape[1], momentum)
+        batch_norm.update_running(running, statistics, out.numel() // out.shape[1], momentum, sync)
     return out
 
 
@@ -354,7 +366,7 @@ def _beyond_triton(inputs: list[Tensor], *args: Any) -> str | None:
 
 backends.register(
     "mixed_cell",
-    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="mixed_cell"), _registered, beyond_fused),
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="mixed_cell"), _registered),
     backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, _beyond_triton),
     backends.Backend("definition", backends.anything, definition),
 )

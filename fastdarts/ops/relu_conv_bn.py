@@ -12,17 +12,20 @@ from torch import Tensor
 
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm
-from fastdarts.ops.batch_norm import Running, Sync, beyond_fused
+from fastdarts.ops.batch_norm import Running, beyond_fused
+from fastdarts.ops.sync import Sync, handle, ranks_of
 
+# of one layer, or of two that are ready together: layer i has counts[i] of the weights
 torch.library.define(
     "fastdarts::relu_conv_bn",
-    "(Tensor x, Tensor[] weights, Tensor? running_mean, Tensor? running_var, float eps) -> (Tensor out, Tensor statistics)",
+    "(Tensor[] xs, Tensor[] weights, int[] counts, Tensor[] running_means, Tensor[] running_vars, float eps, int sync) -> "
+    "(Tensor[] outs, Tensor[] statistics)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 torch.library.define(
     "fastdarts::relu_conv_bn_backward",
-    "(Tensor grad, Tensor x, Tensor[] weights, Tensor out, Tensor statistics, float eps, bool batch_statistics, "
-    "bool need_x, bool need_weights) -> (Tensor grad_x, Tensor[] grad_weights)",
+    "(Tensor[] grads, Tensor[] xs, Tensor[] weights, int[] counts, Tensor[] outs, Tensor[] statistics, float eps, "
+    "bool batch_statistics, bool[] need_xs, bool need_weights, int sync) -> (Tensor[] grad_xs, Tensor[] grad_weights)",
     tags=torch.Tag.pt2_compliant_tag,
 )
 
@@ -47,16 +50,36 @@ def relu_conv_bn(
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     momentum  of the running statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
-    sync      sums batch statistics over the ranks that share a batch; then only the definition serves
+    sync      sums batch statistics over the ranks that share a batch; all ranks have as many images. "triton" does not
+              serve then
 
     Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a fused backend, which takes x in any layout. Under
     autocast all is in autocast's dtype but the running statistics; sums are float32 on a GPU whatever the dtype, and
     products of float32 are float32's (never TF32).
     Differentiable twice in x and in the weights. Raises ValueError for arguments that do not fit, BackendUnavailable.
     """
-    _check(x, weights, running, training, momentum, eps)
-    args = x, list(weights), running, training, momentum, eps, sync
-    return backends.run("relu_conv_bn", backend, x.device, backends.arithmetic(x), *args)
+    layer = [x], [weights], None if running is None else [running]
+    return relu_conv_bns(*layer, training=training, momentum=momentum, eps=eps, backend=backend, sync=sync)[0]
+
+
+def relu_conv_bns(
+    xs: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
+    running: Sequence[Running] | None,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+    sync: Sync | None = None,
+) -> tuple[Tensor, ...]:
+    """relu_conv_bn of each of two layers that are ready together, or of one: one sum over the ranks serves both.
+
+    xs, weights and running hold those of each layer. The outputs agree in N, H and W, the xs in dtype and device.
+    """
+    _check(xs, weights, running, training, momentum, eps)
+    args = list(xs), [list(w) for w in weights], running, training, momentum, eps, sync
+    return backends.run("relu_conv_bn", backend, xs[0].device, backends.arithmetic(xs[0]), *args)
 
 
 def definition(
@@ -77,112 +100,214 @@ def definition(
     return batch_norm.batch_norm(y, running, training, momentum, eps, sync)
 
 
+def _definitions(
+    xs: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
+    running: Sequence[Running] | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    sync: Sync | None,
+) -> tuple[Tensor, ...]:
+    """`definition` of each layer."""
+    layers = zip(xs, weights, running or [None] * len(xs), strict=True)
+    return tuple(definition(x, w, buffers, training, momentum, eps, sync) for x, w, buffers in layers)
+
+
 def _sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, int, int, int]:
     """(N, D, H', W') of the output."""
     N, _, H, W = x.shape
     return N, sum(w.shape[0] for w in weights), H // len(weights), W // len(weights)
 
 
+def _apart(weights: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
+    """Each layer's weights."""
+    rest = iter(weights)
+    return [[next(rest) for _ in range(count)] for count in counts]
+
+
 @torch.library.register_fake("fastdarts::relu_conv_bn")
 def _fake(
-    x: Tensor, weights: list[Tensor], running_mean: Tensor | None, running_var: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    sizes = _sizes(x, weights)
-    out = torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return out, x.new_empty(2, sizes[1], dtype=torch.float64)
+    xs: list[Tensor],
+    weights: list[Tensor],
+    counts: list[int],
+    running_means: list[Tensor],
+    running_vars: list[Tensor],
+    eps: float,
+    sync: int,
+) -> tuple[list[Tensor], list[Tensor]]:
+    sizes = [_sizes(x, w) for x, w in zip(xs, _apart(weights, counts), strict=True)]
+    outs = [
+        torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        for x, size in zip(xs, sizes, strict=True)
+    ]
+    return outs, [out.new_empty(2, size[1], dtype=torch.float64) for out, size in zip(outs, sizes, strict=True)]
 
 
 @torch.library.register_fake("fastdarts::relu_conv_bn_backward")
 def _fake_backward(
-    grad: Tensor,
-    x: Tensor,
+    grads: list[Tensor],
+    xs: list[Tensor],
     weights: list[Tensor],
-    out: Tensor,
-    statistics: Tensor,
+    counts: list[int],
+    outs: list[Tensor],
+    statistics: list[Tensor],
     eps: float,
     batch_statistics: bool,
-    need_x: bool,
+    need_xs: list[bool],
     need_weights: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else x.new_empty(0)
-    return grad_x, [w.new_empty(w.shape) for w in weights] if need_weights else []
+    sync: int,
+) -> tuple[list[Tensor], list[Tensor]]:
+    grad_xs = [
+        torch.empty_like(x, memory_format=torch.channels_last) if need else x.new_empty(0)
+        for x, need in zip(xs, need_xs, strict=True)
+    ]
+    return grad_xs, [w.new_empty(w.shape) for w in weights] if need_weights else []
 
 
 @torch.library.impl("fastdarts::relu_conv_bn", "cuda")
-def _on_gpu(*args: Any) -> tuple[Tensor, Tensor]:
+def _on_gpu(
+    xs: list[Tensor],
+    weights: list[Tensor],
+    counts: list[int],
+    running_means: list[Tensor],
+    running_vars: list[Tensor],
+    eps: float,
+    sync: int,
+) -> tuple[list[Tensor], list[Tensor]]:
     from fastdarts.kernels import relu_conv_bn as kernels  # not above: Triton may be missing
 
-    return kernels.forward(*args)
+    none = [None] * len(xs)
+    layers = zip(xs, _apart(weights, counts), running_means or none, running_vars or none, strict=True)
+    outs, statistics = zip(*(kernels.forward(*layer, eps, sync=ranks_of(sync)) for layer in layers), strict=True)
+    return list(outs), list(statistics)
 
 
 @torch.library.impl("fastdarts::relu_conv_bn_backward", "cuda")
-def _backward_on_gpu(*args: Any) -> tuple[Tensor, list[Tensor]]:
+def _backward_on_gpu(
+    grads: list[Tensor],
+    xs: list[Tensor],
+    weights: list[Tensor],
+    counts: list[int],
+    outs: list[Tensor],
+    statistics: list[Tensor],
+    eps: float,
+    batch_statistics: bool,
+    need_xs: list[bool],
+    need_weights: bool,
+    sync: int,
+) -> tuple[list[Tensor], list[Tensor]]:
     from fastdarts.kernels import relu_conv_bn_backward as kernels
 
-    return kernels.backward(*args)
+    grad_xs, grad_weights = [], []
+    layers = zip(grads, xs, _apart(weights, counts), outs, statistics, strict=True)
+    for layer, need_x in zip(layers, need_xs, strict=True):
+        grad_x, of_weights = kernels.backward(*layer, eps, batch_statistics, need_x, need_weights, sync=ranks_of(sync))
+        grad_xs.append(grad_x)
+        grad_weights += of_weights
+    return grad_xs, grad_weights
 
 
 class _ReLUConvBN(torch.autograd.Function):
-    """The registered op and its gradients; x is channels_last-contiguous, the weights are contiguous."""
+    """The registered op and its gradients; xs are channels_last-contiguous, the weights are contiguous."""
 
     @staticmethod
     def forward(
-        ctx: Any, eps: float, mean: Tensor | None, var: Tensor | None, x: Tensor, *weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        out, statistics = torch.ops.fastdarts.relu_conv_bn(x, weights, mean, var, eps)
-        ctx.save_for_backward(x, out, statistics, *weights)
-        ctx.batch_statistics, ctx.eps = mean is None, eps
-        ctx.mark_non_differentiable(statistics)
-        return out, statistics
+        ctx: Any, counts: list[int], eps: float, sync: Sync | None, running: list[list[Tensor]], *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        """tensors: xs, then all weights. Returns the layers' outputs, then their statistics."""
+        layers = len(counts)
+        xs, weights = tensors[:layers], tensors[layers:]
+        outs, statistics = torch.ops.fastdarts.relu_conv_bn(xs, weights, counts, *running, eps, handle(sync))
+        ctx.save_for_backward(*tensors, *outs, *statistics)
+        ctx.counts, ctx.eps, ctx.sync, ctx.batch_statistics = counts, eps, sync, not running[0]
+        ctx.mark_non_differentiable(*statistics)
+        return *outs, *statistics
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, statistics, *weights = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[3:]  # of x and each weight
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        layers, weights_end = len(ctx.counts), len(ctx.counts) + sum(ctx.counts)
+        saved, none = ctx.saved_tensors, (None,) * 4
+        xs, weights = saved[:layers], saved[layers:weights_end]
+        outs, statistics = saved[weights_end : weights_end + layers], saved[weights_end + layers :]
+        wanted = ctx.needs_input_grad[4:]  # of each x and each weight
         if torch.is_grad_enabled():
-            running = None if ctx.batch_statistics else tuple(statistics.to(x.dtype))
+            running = None if ctx.batch_statistics else [tuple(s.to(xs[0].dtype)) for s in statistics]
 
-            def again(x: Tensor, *weights: Tensor) -> Tensor:
-                return definition(x, weights, running, False, 0.0, ctx.eps)
+            def again(*tensors: Tensor) -> tuple[Tensor, ...]:
+                given = tensors[:layers], _apart(tensors[layers:], ctx.counts), running
+                return _definitions(*given, False, 0.0, ctx.eps, ctx.sync)
 
-            grads = batch_norm.through_definition("relu_conv_bn", again, [x, *weights], wanted, grad)
-            return None, None, None, *grads
-        need_x, need_weights = wanted[0], any(wanted[1:])
-        grad_x, grad_weights = torch.ops.fastdarts.relu_conv_bn_backward(
-            grad.contiguous(memory_format=torch.channels_last),
-            x,
+            return *none, *batch_norm.through_definition("relu_conv_bn", again, [*xs, *weights], wanted, grads[:layers])
+        need_xs, need_weights = list(wanted[:layers]), any(wanted[layers:])
+        grad_xs, grad_weights = torch.ops.fastdarts.relu_conv_bn_backward(
+            [g.contiguous(memory_format=torch.channels_last) for g in grads[:layers]],
+            xs,
             weights,
-            out,
+            ctx.counts,
+            outs,
             statistics,
             ctx.eps,
             ctx.batch_statistics,
-            need_x,
+            need_xs,
             need_weights,
+            handle(ctx.sync),
         )
-        return None, None, None, grad_x if need_x else None, *(grad_weights or [None] * len(weights))
+        wanted_xs = (g if need else None for g, need in zip(grad_xs, need_xs, strict=True))
+        return *none, *wanted_xs, *(grad_weights or [None] * len(weights))
 
 
 def _registered(
-    x: Tensor, weights: list[Tensor], running: Running | None, training: bool, momentum: float, eps: float, sync: None
-) -> Tensor:
-    dtype = backends.arithmetic(x)
-    x, weights = x.to(dtype).contiguous(memory_format=torch.channels_last), [w.to(dtype).contiguous() for w in weights]
-    mean, var = (None, None) if training or running is None else running
-    out, statistics = _ReLUConvBN.apply(eps, mean, var, x, *weights)
+    xs: list[Tensor],
+    weights: list[list[Tensor]],
+    running: Sequence[Running] | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    sync: Sync | None,
+) -> tuple[Tensor, ...]:
+    dtype, layers = backends.arithmetic(xs[0]), len(xs)
+    laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in xs]
+    flat = [w.to(dtype).contiguous() for each in weights for w in each]
+    given = [[], []] if training or running is None else [list(buffers) for buffers in zip(*running, strict=True)]
+    results = _ReLUConvBN.apply([len(w) for w in weights], eps, sync, given, *laid_out, *flat)
+    outs, statistics = results[:layers], results[layers:]
     if training and running is not None:
-        batch_norm.update_running(running, statistics, out.numel() // out.shape[1], momentum)
-    return out
+        for buffers, moved, out in zip(running, statistics, outs, strict=True):
+            batch_norm.update_running(buffers, moved, out.numel() // out.shape[1], momentum, sync)
+    return outs
 
 
 backends.register(
     "relu_conv_bn",
-    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="relu_conv_bn"), _registered, beyond_fused),
+    backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="relu_conv_bn"), _registered),
     backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, beyond_fused),
-    backends.Backend("definition", backends.anything, definition),
+    backends.Backend("definition", backends.anything, _definitions),
 )
 
 
-def _check(x: Tensor, weights: Sequence[Tensor], running: Running | None, training: bool, momentum: float, eps: float) -> None:
+def _check(
+    xs: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor]],
+    running: Sequence[Running] | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> None:
+    """Raise ValueError, saying what was given, unless the arguments are as relu_conv_bns documents them."""
+    if len(xs) not in (1, 2) or {len(weights), len(xs if running is None else running)} != {len(xs)}:
+        raise ValueError(f"one layer or two, each with its weights: got {len(xs)} inputs, {len(weights)} lists of weights")
+    for i, (x, each) in enumerate(zip(xs, weights, strict=True)):
+        _check_layer(x, each, None if running is None else running[i], training, momentum, eps)
+        backends.check_alike("the second input", x, xs[0])
+    sizes = {(N, H, W) for N, _, H, W in map(_sizes, xs, weights)}
+    if len(sizes) > 1:
+        raise ValueError(f"layers that run together must agree in images and pixels, got {sorted(sizes)}")
+
+
+def _check_layer(
+    x: Tensor, weights: Sequence[Tensor], running: Running | None, training: bool, momentum: float, eps: float
+) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as relu_conv_bn documents them."""
     if x.dim() != 4 or not x.is_floating_point() or not x.numel():
         raise ValueError(f"x must be floating point (N, C, H, W) and not empty, got {x.dtype} {tuple(x.shape)}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.mixed import MixedEdges
-from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN
+from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN, run_together
 
 
 class CellWeights(NamedTuple):
@@ -51,4 +51,7 @@ class Cell(nn.Module):
 
         Returns (N, nodes * C, H', W'), where H' W' are those of s1, halved in a reduction cell.
         """
-        return self._ops([self.preprocess0(s0), self.preprocess1(s1)], weights.ops, weights.edges, channels)
+        layers = self.preprocess0, self.preprocess1
+        together = self._ops.sync is not None
+        inputs = run_together(layers, (s0, s1)) if together else [layer(s) for layer, s in zip(layers, (s0, s1), strict=True)]
+        return self._ops(list(inputs), weights.ops, weights.edges, channels)

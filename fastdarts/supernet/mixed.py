@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdarts.ops.batch_norm import Sync
 from fastdarts.ops.mixed_cell import mixed_cell
+from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.candidates import graph_of, names_of
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.ops.backend import offered
-from fastdarts.ops.batch_norm import Sync
 from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.philox import Purpose, random_words
+from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.cell import Cell, CellWeights
 from fastdarts.supernet.mixed import MixedEdges
@@ -100,7 +100,9 @@ class Supernet(nn.Module):
     def synchronise(self, sync: Sync | None) -> None:
         """Take BatchNorm's batch statistics over the images of all ranks; None: over those of this process.
 
-        Only the definitions of the ops can: a fused backend that was asked for by name raises BackendUnavailable then.
+        All ranks have as many images. Forward as well as backward, a cell sums over the ranks at most 9 times (the two
+        preprocess layers once, the mixed edges once or twice for the inputs and for each node that is read), the stem once
+        a layer. The definitions sum once for each BatchNorm. Backend "triton" raises BackendUnavailable then.
         """
         self.sync = sync
         for module in self.modules():

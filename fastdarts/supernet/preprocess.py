@@ -3,10 +3,14 @@
 Letters: N images, C channels, H W pixels.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
-from fastdarts.ops.batch_norm import Sync
-from fastdarts.ops.relu_conv_bn import relu_conv_bn
+from fastdarts.ops.relu_conv_bn import relu_conv_bns
+from fastdarts.ops.sync import Sync
+
+Parts = tuple[list[nn.Conv2d], nn.BatchNorm2d]  # of a layer
 
 
 class ReLUConvBN(nn.Module):
@@ -18,9 +22,12 @@ class ReLUConvBN(nn.Module):
         self.backend = backend
         self.sync: Sync | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def parts(self) -> Parts:
         _, conv, bn = self.op
-        return _run(x, [conv], bn, self.backend, self.sync)
+        return [conv], bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return run_together([self], [x])[0]
 
 
 class FactorizedReduce(nn.Module):
@@ -39,20 +46,27 @@ class FactorizedReduce(nn.Module):
         self.backend = backend
         self.sync: Sync | None = None
 
+    def parts(self) -> Parts:
+        return [self.conv_1, self.conv_2], self.bn
+
     def forward(self, x: Tensor) -> Tensor:
-        return _run(x, [self.conv_1, self.conv_2], self.bn, self.backend, self.sync)
+        return run_together([self], [x])[0]
 
 
-def _run(x: Tensor, convolutions: list[nn.Conv2d], bn: nn.BatchNorm2d, backend: str, sync: Sync | None) -> Tensor:
+def run_together(layers: Sequence[ReLUConvBN | FactorizedReduce], xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Each of a cell's two layers on its input, in one call: if they are synchronised, one sum over the ranks serves both."""
+    convolutions, norms = zip(*(layer.parts() for layer in layers), strict=True)
+    bn, one = norms[0], layers[0]
     if bn.training:
-        bn.num_batches_tracked.add_(1)
-    return relu_conv_bn(
-        x,
-        [conv.weight for conv in convolutions],
-        (bn.running_mean, bn.running_var),
+        for each in norms:
+            each.num_batches_tracked.add_(1)
+    return relu_conv_bns(
+        xs,
+        [[conv.weight for conv in each] for each in convolutions],
+        [(each.running_mean, each.running_var) for each in norms],
         training=bn.training,
         momentum=bn.momentum,
         eps=bn.eps,
-        backend=backend,
-        sync=sync,
+        backend=one.backend,
+        sync=one.sync,
     )

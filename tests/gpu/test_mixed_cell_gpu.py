@@ -130,9 +130,9 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
     torch.library.opcheck(OP.default, args)
     out, statistics, saved = OP(*args)
     assert out.is_contiguous(memory_format=torch.channels_last)
-    inputs, ops, edges, weights, *_, channels, code, k, eps = args
+    inputs, ops, edges, weights, *_, channels, code, k, eps, _ = args
     for needs in product((True, False), repeat=3):
-        given = inputs, ops, edges, weights, statistics, saved, channels, code, k, eps, call.training, *needs
+        given = inputs, ops, edges, weights, statistics, saved, channels, code, k, eps, call.training, *needs, 0
         torch.library.opcheck(BACKWARD.default, (out, *given))
 
 

@@ -123,7 +123,7 @@ def test_the_fake_kernels_know_the_sizes_on_a_gpu(dtype: torch.dtype, dynamic: b
         channels = torch.empty(E, call.C // call.k, dtype=torch.int64, device="cuda")
         inputs = [x.contiguous(memory_format=torch.channels_last)] * 2
         assert isinstance(x.shape[0], torch.SymInt) == dynamic
-        given = inputs, *mix, None, None, channels, call.graph.encode(), call.k, 1e-5
+        given = inputs, *mix, None, None, channels, call.graph.encode(), call.k, 1e-5, 0
         out, statistics, saved = torch.ops.fastdarts.mixed_cell(*given)
     assert out.shape == (2, 16, 3, 2) and out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.shape == (2, call.graph.norms * 4) and statistics.dtype == torch.float64
@@ -134,7 +134,7 @@ def test_wide_candidates_are_beyond_the_kernels() -> None:
     graph = one_edge(Candidate.SKIP)
     for C, k, fits in ((WIDEST, 1, True), (2 * WIDEST, 2, True), (2 * WIDEST, 1, False), (3 * WIDEST, 2, False)):
         x = torch.empty(1, C, 2, 2)
-        why = mixed_cell._beyond_triton([x], None, None, None, None, None, graph, k, True, 0.1, 1e-5)
+        why = mixed_cell._beyond_triton([x], None, None, None, None, None, graph, k, True, 0.1, 1e-5, None)
         if fits:
             assert why is None and Plan(Call(graph, (1, C, 2, 2), k)).Cq == WIDEST
         else:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastdarts.ops.graph import STRIDE_ONE, Candidate, Edge, Graph
 from fastdarts.ops.mixed_cell import mixed_cell
+from fastdarts.ops.sync import Sync
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
 
 S0 = tuple(map(Candidate, range(8)))
@@ -112,7 +113,9 @@ class Call:
             result |= {"mean": running[0], "var": running[1]}
         return result | gradients(out, rest["grad"], tensors)
 
-    def forward(self, tensors: Named, running: tuple | None, channels: Tensor | None, backend: str) -> Tensor:
+    def forward(
+        self, tensors: Named, running: tuple | None, channels: Tensor | None, backend: str, sync: Sync | None = None
+    ) -> Tensor:
         return mixed_cell(
             [tensors[f"input {i}"] for i in range(self.graph.inputs)],
             tensors["ops"],
@@ -125,6 +128,7 @@ class Call:
             training=self.training,
             eps=self.eps,
             backend=backend,
+            sync=sync,
         )
 
     def check(self, backend: str, dtype: torch.dtype = torch.float32) -> None:

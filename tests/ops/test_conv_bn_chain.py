@@ -235,14 +235,14 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
     x, layers = named["x"].contiguous(memory_format=torch.channels_last), range(len(call.D))
     parameters = [[named[f"{kind}{i}"] for i in layers] for kind in ("w", "scale", "shift")]
     running = ([], []) if call.training else tuple(map(list, zip(*call.buffers(dtype), strict=True)))
-    args = x, *parameters, *running, list(call.strides), call.outputs, 1e-5
+    args = x, *parameters, *running, list(call.strides), call.outputs, 1e-5, 0
     torch.library.opcheck(OP.default, args)
     outs, ys, statistics = OP(*args)
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in (*outs, *ys))
     assert statistics.dtype == torch.float64
     for needs in ((True, True), (False, True), (True, False)):
         grads = [torch.ones_like(out) for out in outs]
-        given = grads, x, *parameters, ys, statistics, list(call.strides), 1e-5, call.training, *needs
+        given = grads, x, *parameters, ys, statistics, list(call.strides), 1e-5, call.training, *needs, 0
         torch.library.opcheck(torch.ops.fastdarts.conv_bn_chain_backward.default, given)
 
 
@@ -255,15 +255,15 @@ def test_the_registered_ops_read_nothing_that_is_not_there(wrong: str) -> None:
     weights, scales, shifts = ([named[f"{kind}{i}"] for i in range(3)] for kind in ("w", "scale", "shift"))
     x = named["x"].contiguous(memory_format=torch.channels_last)
     means, variances = map(list, zip(*call.buffers(), strict=True))
-    outs, ys, statistics = OP(x, weights, scales, shifts, means, variances, [2, 2, 1], 2, 1e-5)
+    outs, ys, statistics = OP(x, weights, scales, shifts, means, variances, [2, 2, 1], 2, 1e-5, 0)
     short = shifts[:2] if wrong == "norm_biases" else [*shifts[:2], shifts[2][:3]] if wrong == "one norm_bias" else shifts
     with pytest.raises(RuntimeError, match="conv_bn_chain"):
         if wrong == "statistics":
             torch.ops.fastdarts.conv_bn_chain_backward(
-                outs, x, weights, scales, shifts, ys, statistics[:, :5], [2, 2, 1], 1e-5, False, True, True
+                outs, x, weights, scales, shifts, ys, statistics[:, :5], [2, 2, 1], 1e-5, False, True, True, 0
             )
         means, variances = means[: 2 if wrong == "running_means" else 3], variances[: 2 if wrong == "running_vars" else 3]
-        OP(x, weights, scales, short, means, variances, [2, 2, 1], 4 if wrong == "outputs" else 2, 1e-5)
+        OP(x, weights, scales, short, means, variances, [2, 2, 1], 4 if wrong == "outputs" else 2, 1e-5, 0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

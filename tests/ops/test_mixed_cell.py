@@ -230,7 +230,7 @@ class Asked(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         if func.name() == "fastdarts::mixed_cell_backward":
-            self.needs.append(args[-3:])
+            self.needs.append(args[-4:-1])
         return func(*args, **(kwargs or {}))
 
 
@@ -365,7 +365,7 @@ def flat(call: Call, dtype: torch.dtype) -> tuple:
     inputs = [named[f"input {i}"].contiguous(memory_format=torch.channels_last) for i in range(call.graph.inputs)]
     running = (None, None) if call.training else (rest["mean"], rest["var"])
     mix = named["ops"], named.get("edges"), named["weights"]
-    return inputs, *mix, *running, rest["channels"], call.graph.encode(), call.k, 1e-5
+    return inputs, *mix, *running, rest["channels"], call.graph.encode(), call.k, 1e-5, 0
 
 
 @needs_native
@@ -385,9 +385,9 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
     out, statistics, saved = OP(*args)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.dtype == torch.float64
-    inputs, ops, edges, weights, *_, channels, code, k, eps = args
+    inputs, ops, edges, weights, *_, channels, code, k, eps, _ = args
     for needs in product((True, False), repeat=3):
-        rest = inputs, ops, edges, weights, statistics, saved, channels, code, k, eps, call.training, *needs
+        rest = inputs, ops, edges, weights, statistics, saved, channels, code, k, eps, call.training, *needs, 0
         torch.library.opcheck(torch.ops.fastdarts.mixed_cell_backward.default, (out, *rest))
 
 

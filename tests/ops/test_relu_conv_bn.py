@@ -208,13 +208,15 @@ def test_the_same_bits_in_each_run_and_for_any_number_of_threads(halves: bool) -
 def test_opcheck(call: Call, dtype: torch.dtype) -> None:
     x, *weights = (t.detach() for t in call.tensors(dtype).values())
     x = x.contiguous(memory_format=torch.channels_last)
-    running = (None, None) if call.training else call.constants(dtype)[0]
-    torch.library.opcheck(OP.default, (x, weights, *running, 1e-5))
-    out, statistics = OP(x, weights, *running, 1e-5)
+    running = ([], []) if call.training else [[t] for t in call.constants(dtype)[0]]
+    args = [x], weights, [len(weights)], *running, 1e-5, 0
+    torch.library.opcheck(OP.default, args)
+    (out,), (statistics,) = OP(*args)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.dtype == torch.float64
     for needs in ((True, True), (False, True), (True, False), (False, False)):
-        args = torch.ones_like(out), x, weights, out, statistics, 1e-5, call.training, *needs
+        given = [torch.ones_like(out)], [x], weights, [len(weights)], [out], [statistics]
+        args = *given, 1e-5, call.training, [needs[0]], needs[1], 0
         torch.library.opcheck(torch.ops.fastdarts.relu_conv_bn_backward.default, args)
 
 

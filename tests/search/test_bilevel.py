@@ -322,8 +322,8 @@ class Backward(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = func.name()
         if name in FUSED:
-            self.inputs += args[-3] if name == FUSED[0] else args[-2]
-            self.weights += args[-1]
+            self.inputs += args[-4] if name == FUSED[0] else sum(args[-3])
+            self.weights += args[-2]
         elif name == "aten::convolution_backward" or name.endswith("batch_norm_backward"):
             self.inputs += out[0] is not None
             self.weights += out[1] is not None

@@ -1,0 +1,87 @@
+"""A whole supernet on two ranks' images with synchronised BatchNorm: what one rank gives for all of them, by how many sums."""
+
+from copy import deepcopy
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdarts.spaces import S0
+from fastdarts.supernet import CellWeights, MixedEdges, Supernet
+from fastdarts.supernet.network import Stem
+from tests.backends import BACKENDS, needs_native
+from tests.ops.exactness import Named, assert_exact
+from tests.ops.ranks import Rank, Twins, on_ranks
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LAYERS = {"cifar": 1, "imagenet": 3}  # of a stem
+
+
+def supernet(stem: Stem, k: int, backend: str) -> Supernet:
+    torch.manual_seed(0)
+    return Supernet(S0, C=4, layers=3, stem=stem, partial_channels=k, backend=backend)
+
+
+def mix() -> dict[str, CellWeights]:
+    g = torch.Generator().manual_seed(1)
+    ops, edges = (torch.rand(14, *shape, generator=g, dtype=torch.float64).requires_grad_() for shape in ((8,), ()))
+    return {"normal": CellWeights(ops, edges), "reduce": CellWeights(ops, edges)}
+
+
+def run(made: Supernet, sync: Rank | None) -> Named:
+    """Features, running statistics and every gradient, of this rank's images."""
+    net, weights = deepcopy(made).double(), mix()  # made by one thread: the generator of its weights is everybody's
+    net.synchronise(sync)
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    features = net(x if sync is None else x.chunk(2)[sync.rank], weights)
+    of = {"ops": weights["normal"].ops, "edges": weights["normal"].edges} | dict(net.named_parameters())
+    grads = torch.autograd.grad(sum(f.square().sum() for f in features), list(of.values()))
+    buffers = {name: b for name, b in net.named_buffers() if "running" in name}
+    named = {f"out {i}": f.detach() for i, f in enumerate(features)} | buffers
+    return named | {f"d {name}": g for name, g in zip(of, grads, strict=True)}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("stem", "k"), [("cifar", 1), ("imagenet", 2)])
+def test_two_ranks_are_one_of_twice_the_images(stem: Stem, k: int, backend: str) -> None:
+    first, second = on_ranks(partial(run, supernet(stem, k, backend)))
+    want = run(supernet(stem, k, "definition"), None)
+
+    def joined(name: str) -> Tensor:
+        if name.startswith("out"):
+            return torch.cat([first[name], second[name]])
+        if name.startswith("d "):
+            return first[name] + second[name]
+        assert torch.equal(first[name], second[name]), name
+        return first[name]
+
+    assert_exact({name: joined(name) for name in first}, [], want, torch.float64)
+
+
+@needs_native
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_a_cell_waits_for_the_other_ranks_nine_times(stem: Stem) -> None:
+    """In each direction; the stem once a layer. The layer before the first cell's inputs counts for the stem."""
+    net, weights, sync = supernet(stem, 1, "auto"), mix(), Twins()
+    net.synchronise(sync)
+    as_float = {kind: CellWeights(w.ops.float(), w.edges.float()) for kind, w in weights.items()}
+    features = net(torch.randn(2, 3, 32, 32), as_float)
+    assert sync.sums == 9 * 3 + LAYERS[stem]
+    sum(f.sum() for f in features).backward()
+    assert sync.sums == 2 * (9 * 3 + LAYERS[stem])
+    assert all(p.grad is not None for p in net.parameters())
+    net.synchronise(None)
+    net(torch.randn(2, 3, 32, 32), as_float)
+    assert sync.sums == 2 * (9 * 3 + LAYERS[stem])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_call_counts_once(backend: str) -> None:
+    net = supernet("cifar", 1, backend)
+    net.synchronise(Twins())
+    as_float = {kind: CellWeights(w.ops.float(), w.edges.float()) for kind, w in mix().items()}
+    net(torch.randn(2, 3, 16, 16), as_float)
+    counters = [b for name, b in net.named_buffers() if name.endswith("num_batches_tracked")]
+    assert len(counters) == 1 + 3 * (2 + 1) and all(int(b) == 1 for b in counters)
+    assert any(isinstance(m, MixedEdges) and m.sync is not None for m in net.modules())
