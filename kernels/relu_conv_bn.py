@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdarts.kernels import launch
+from fastdarts.kernels import launch, ranks
 from fastdarts.kernels.compile import Specimen, pointer
+from fastdarts.ops.batch_norm import Sync
 
 
 @triton.jit
@@ -172,9 +173,17 @@ def split(m: int, block: int, most: int) -> tuple[int, int]:
 
 
 def forward(
-    x: Tensor, weights: Sequence[Tensor], running_mean: Tensor | None, running_var: Tensor | None, eps: float
+    x: Tensor,
+    weights: Sequence[Tensor],
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    sync: Sync | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """out and statistics of the registered op; three launches, or one where the running statistics are given."""
+    """out and statistics of the registered op; three launches, or one where the running statistics are given.
+
+    sync  batch statistics are those of all its ranks, which have as many images each and sum theirs once
+    """
     x = x.contiguous(memory_format=torch.channels_last)
     w0, w1 = (w.contiguous() for w in (weights[0], weights[-1]))
     m, shape = sizes(x, weights)
@@ -197,6 +206,8 @@ def forward(
             merged, normalised = blocks(merged, BLOCK_D=D, BLOCK_P=programs), blocks(normalised, BLOCK_D=D, BLOCK_M=m)
             rows = tiles * convolved["BLOCK_M"]
             merge[(triton.cdiv(D, merged["BLOCK_D"]),)](parts, statistics, m, rows, programs, D=D, **merged)
+            if sync is not None:
+                statistics = ranks.statistics(statistics, sync)
             grid = (triton.cdiv(m, normalised["BLOCK_M"]), triton.cdiv(D, normalised["BLOCK_D"]))
             normalise[grid](out, statistics, eps, m, D=D, **normalised)
     return out, statistics

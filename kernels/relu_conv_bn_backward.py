@@ -13,9 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdarts.kernels import launch
+from fastdarts.kernels import launch, ranks
 from fastdarts.kernels.compile import Specimen
 from fastdarts.kernels.relu_conv_bn import SHAPES, blocks, input_pixel, load_weight, sizes, specimen, split
+from fastdarts.ops.batch_norm import Sync
 
 
 @triton.jit
@@ -181,8 +182,9 @@ def backward(
     batch_statistics: bool,
     need_x: bool,
     need_weights: bool,
+    sync: Sync | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """grad_x and grad_weights of the registered op; at most five launches."""
+    """grad_x and grad_weights of the registered op; at most five launches. sync: the forward's, summed once."""
     grad, x, out = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x, out))
     w0, w1 = (w.contiguous() for w in (weights[0], weights[-1]))
     m, shape = sizes(x, weights)
@@ -206,6 +208,8 @@ def backward(
             backward_sums[grid](grad, out, parts, m, tiles, D=D, **chosen)
         chosen, _ = given("factors", BLOCK_P=max(programs, 1), BLOCK_D=D)
         factors[(triton.cdiv(D, chosen["BLOCK_D"]),)](parts, statistics, factor, eps, m, programs, D=D, **chosen)
+        if batch_statistics and sync is not None:
+            factor[1:] = ranks.mean(factor[1:], sync)
         if need_x:
             chosen, _ = given("gradient_x", BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
             grid = (triton.cdiv(m, chosen["BLOCK_M"]), taps * triton.cdiv(C, chosen["BLOCK_C"]))
