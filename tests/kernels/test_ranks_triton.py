@@ -15,7 +15,7 @@ from fastdarts.ops.mixed_cell import definition
 from fastdarts.ops.relu_conv_bn import definition as layer
 from tests.kernels.turns import Turns, on_ranks, share, whole
 from tests.ops import cells
-from tests.ops.cells import S0, dense
+from tests.ops.cells import dense
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
 from tests.ops.test_relu_conv_bn import Call as Layer
 
@@ -63,36 +63,37 @@ def cell_by_definition(call: cells.Call, dtype: torch.dtype, rank: Turns, exact:
 
 
 def check_cell(call: cells.Call, dtype: torch.dtype = torch.float32, size: int = 2) -> None:
-    """Against one process with all images; and each rank's own gradients against the definition with as many ranks."""
+    """Against one process with all images, and every rank against the definition with as many ranks.
+
+    Not the latter where means are large: a rank's share of sums that cancel over the batch says how lucky eager was.
+    """
     with uninitialised_memory_is_nan():
-        got, synchronised = on_ranks(size, lambda rank: cell_by_kernels(call, dtype, rank))
-    assert not synchronised[0].sums or (call.training or not call.running)
+        got, _ = on_ranks(size, lambda rank: cell_by_kernels(call, dtype, rank))
     layouts = [call.but(channels_last=flag) for flag in (False, True)]
     eager = [one.run(one.tensors(dtype), "definition", dtype) for one in layouts]
-    reference = call.run(double(call.tensors(dtype)), "definition", torch.float64)
-    assert_exact(whole(got, by_image), eager, reference, dtype)
+    assert_exact(whole(got, by_image), eager, call.run(double(call.tensors(dtype)), "definition", torch.float64), dtype)
+    if call.images == "shifted":
+        return
     want, _ = on_ranks(size, lambda rank: cell_by_definition(call, dtype, rank, True))
     eagers = [on_ranks(size, lambda rank, one=one: cell_by_definition(one, dtype, rank, False))[0] for one in layouts]
     for rank in range(size):
         assert_exact(got[rank], [e[rank] for e in eagers], want[rank], dtype)
 
 
-@pytest.mark.parametrize("k", [1, 2])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_all_candidates(stride: int, k: int) -> None:
-    sizes = (4, 8 * k, 10, 6) if stride == 2 else (4, 8 * k, 5, 4)  # of a rank 30 or 40 pixels
-    check_cell(cells.Call(dense(1, stride, S0, inputs=1), *sizes, k))
+def test_waves_and_parts() -> None:
+    """Two waves; each rank's pixels are two parts, the second nearly empty."""
+    check_cell(cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 5, 7))
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_waves_and_parts(size: int) -> None:
-    """Three waves; a rank's pixels are two parts, the second nearly empty."""
-    check_cell(cells.Call(dense(3, 1, SEPARABLE, inputs=1), 2 * size, 8, 5, 7), size=size)
+def test_a_reduction(size: int) -> None:
+    candidates = (*SEPARABLE, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3)
+    check_cell(cells.Call(dense(1, 2, candidates), 2 * size, 16, 6, 8, 2), size=size)
 
 
 def test_half_precision_and_dense_convolutions() -> None:
-    graph = dense(2, 1, (Candidate.CONV_3, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3), inputs=1)
-    check_cell(cells.Call(graph, 4, 8, 5, 7, 1), torch.float16)
+    graph = dense(2, 1, (Candidate.CONV_1, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3), inputs=1)
+    check_cell(cells.Call(graph, 4, 8, 5, 4), torch.float16)
 
 
 @pytest.mark.parametrize("images", ["masked", "shifted"])
@@ -101,40 +102,31 @@ def test_masked_and_shifted_images(images: str) -> None:
     check_cell(call.but(chosen=True))
 
 
-@pytest.mark.parametrize(("training", "running", "edges"), [(True, False, False), (False, False, True), (False, True, True)])
-def test_settings(training: bool, running: bool, edges: bool) -> None:
-    call = cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 3, 4, training=training, running=running, edges=edges)
+@pytest.mark.parametrize(("training", "running", "edges"), [(True, False, False), (False, False, True)])
+def test_without_running_statistics(training: bool, running: bool, edges: bool) -> None:
+    call = cells.Call(dense(1, 1, SEPARABLE), 4, 8, 3, 4, training=training, running=running, edges=edges)
     check_cell(call)
 
 
 def test_running_statistics_are_not_summed() -> None:
-    call = cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 3, 4, training=False)
-    _, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
+    call = cells.Call(dense(1, 1, SEPARABLE, inputs=1), 4, 8, 3, 4, training=False)
+    got, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
     assert synchronised[0].sums == []
+    alone, _ = on_ranks(1, lambda rank: cell_by_kernels(call, torch.float32, rank))
+    assert torch.equal(whole(got, by_image)["out"], alone[0]["out"])
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_sums_of_a_cell(stride: int) -> None:
-    """S0's cell sums eight times in each direction; a table has a row for each rank, float64."""
-    call = cells.Call(dense(4, stride, S0), 2, 4, 2, 2)
-    _, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
-    norms = 14 * 8 + (8 if stride == 2 else 0)
-    forward, backward = synchronised[0].sums[:8], synchronised[0].sums[8:]
-    assert len(backward) == 8
-    assert [shape[:2] for shape in forward] == [(2, 2)] * 8 and sum(shape[2] for shape in forward) == norms
-    assert sum(shape[0] for shape in backward) == norms
-
-
-def test_only_the_sums_and_gradients_that_are_asked_for() -> None:
-    """Weights of candidates alone need nothing of the convolutions that read an input; the bits are the same."""
+def test_only_what_is_asked_for() -> None:
+    """Two sums in each direction for a wave, one row a rank and BN forward; none for convolutions that nobody asks about."""
     call = cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 3, 4)
-    everything, _ = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
-    for needs, sums in (((False, True, False), 4 + 2), ((True, False, False), 4 + 4), ((False, False, True), 4 + 4)):
-        got, synchronised = on_ranks(2, lambda rank, needs=needs: cell_by_kernels(call, torch.float32, rank, needs))
-        assert len(synchronised[0].sums) == sums
-        for mine, all_of_it in zip(got, everything, strict=True):
-            asked = [name for name in mine if mine[name].numel()]
-            assert all(torch.equal(mine[name], all_of_it[name]) for name in asked)
+    everything, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
+    forward = [(2, 2, norms, 8) for norms in (4, 2, 2, 1)]  # first halves and pools, second halves; of two edges, of one
+    assert synchronised[0].sums == forward + [(norms, 2, 8) for norms in (4, 2, 2, 1)]
+    needs, backward = (False, True, False), [(2, 2, 8), (1, 2, 8)]  # only the second node's edge from the first
+    got, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank, needs))
+    assert synchronised[0].sums == forward + backward
+    for mine, all_of_it in zip(got, everything, strict=True):
+        assert all(torch.equal(mine[name], all_of_it[name]) for name in mine if mine[name].numel())
 
 
 def test_a_graph_without_batchnorm_sums_nothing() -> None:
@@ -142,7 +134,6 @@ def test_a_graph_without_batchnorm_sums_nothing() -> None:
     call = cells.Call(graph, 4, 8, 3, 4)
     _, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
     assert synchronised[0].sums == []
-    check_cell(call)
 
 
 # ------------------------------------------------------------------------------------------------- relu_conv_bn
@@ -181,6 +172,8 @@ def test_relu_conv_bn(training: bool, shift: float, size: int, halves: bool, dty
     layouts = [replace(call, channels_last=flag) for flag in (False, True)]
     eager = [one.run(one.tensors(dtype), "definition", dtype) for one in layouts]
     assert_exact(whole(got, by_image), eager, call.run(double(call.tensors(dtype)), "definition", torch.float64), dtype)
+    if call.shift:
+        return
     want, _ = on_ranks(size, lambda rank: layer_by_definition(call, dtype, rank, True))
     eagers = [on_ranks(size, lambda rank, one=one: layer_by_definition(one, dtype, rank, False))[0] for one in layouts]
     for rank in range(size):
