@@ -180,6 +180,32 @@ def test_relu_conv_bn(training: bool, shift: float, size: int, halves: bool, dty
         assert_exact(got[rank], [e[rank] for e in eagers], want[rank], dtype)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_that_are_ready_together_sum_once(training: bool) -> None:
+    """Of a cell after a reduction: one layer that halves its input, one that does not. What each has alone, to the bit."""
+    calls = Layer(4, 12, 8, 8, 8, True, training), Layer(4, 20, 10, 4, 4, False, training)
+
+    def together(rank: Turns) -> Named:
+        named = [call.tensors() for call in calls]
+        constants = [call.constants() for call in calls]
+        xs, weights = [share(n["x"], rank) for n in named], [[w.detach() for w in list(n.values())[1:]] for n in named]
+        given = [(None, None) if training else running for running, _ in constants]
+        done = relu_conv_bn.forwards([(x, w, *g) for x, w, g in zip(xs, weights, given, strict=True)], EPS, rank)
+        grads = [share(grad, rank) for _, grad in constants]
+        layers = [(g, x, w, *two) for g, x, w, two in zip(grads, xs, weights, done, strict=True)]
+        back = relu_conv_bn_backward.backwards(layers, EPS, training, [False, True], True, rank)
+        assert [grad_x.numel() > 0 for grad_x, _ in back] == [False, True]
+        result = {f"out {i}": out for i, (out, _) in enumerate(done)} | {"d x 1": back[1][0]}
+        return result | {f"d w{j} {i}": w for i, (_, grads) in enumerate(back) for j, w in enumerate(grads)}
+
+    got, synchronised = on_ranks(2, together)
+    assert synchronised[0].sums == ([(2, 2, 18), (2, 18)] if training else [])
+    for i, call in enumerate(calls):
+        alone, _ = on_ranks(2, lambda rank, call=call: layer_by_kernels(call, torch.float32, rank))
+        for mine, want in zip(got, alone, strict=True):
+            assert all(torch.equal(t, want[n[:-2]]) for n, t in mine.items() if n.endswith(str(i)))
+
+
 # ------------------------------------------------------------------------------------------------------ the sums
 
 
