@@ -122,9 +122,9 @@ def test_only_what_is_asked_for() -> None:
     """Two sums in each direction for a wave, one row a rank and BN forward; none for convolutions that nobody asks about."""
     call = cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 3, 4)
     everything, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
-    forward = [(2, 2, norms, 8) for norms in (4, 2, 2, 1)]  # first halves and pools, second halves; of two edges, of one
-    assert synchronised[0].sums == forward + [(norms, 2, 8) for norms in (4, 2, 2, 1)]
-    needs, backward = (False, True, False), [(2, 2, 8), (1, 2, 8)]  # only the second node's edge from the first
+    forward = [(2, 2 * norms * 8) for norms in (4, 2, 2, 1)]  # first halves and pools, second halves; of two edges, of one
+    assert synchronised[0].sums == forward + [(2 * norms * 8,) for norms in (4, 2, 2, 1)]
+    needs, backward = (False, True, False), [(2 * 2 * 8,), (2 * 8,)]  # only the second node's edge from the first
     got, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank, needs))
     assert synchronised[0].sums == forward + backward
     for mine, all_of_it in zip(got, everything, strict=True):
@@ -201,7 +201,7 @@ def test_layers_that_are_ready_together_sum_once(training: bool) -> None:
         return result | {f"d w{j} {i}": w for i, (_, grads) in enumerate(back) for j, w in enumerate(grads)}
 
     got, synchronised = on_ranks(2, together)
-    assert synchronised[0].sums == ([(2, 2, 18), (2, 18)] if training else [])
+    assert synchronised[0].sums == ([(2, 2 * 18), (2 * 18,)] if training else [])
     for i, call in enumerate(calls):
         alone, _ = on_ranks(2, lambda rank, call=call: layer_by_kernels(call, torch.float32, rank))
         for mine, want in zip(got, alone, strict=True):
