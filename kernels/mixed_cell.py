@@ -4,7 +4,8 @@ What is computed is said in fastdarts/ops/mixed_cell.py, how, in mixed_cell_plan
 mixed_cell_sums.py, mixed_cell_backward.py and mixed_cell_weights.py (kernels). Memory is NHWC in the tensors' own dtype,
 arithmetic float32, a BN's statistics are merged in float64. Nothing waits for the device and all sizes come from shapes, so
 that a call can be captured in a CUDA graph once it ran outside of one (which compiles the kernels and puts the table on the
-device).
+device). With a Sync, ranks exchange the sums of BNs between launches (`_exchange`), and the launches, those of CUDA's kernels
+too, are the same but for one more of `factors` after each exchange of statistics.
 """
 
 from collections.abc import Sequence
@@ -22,10 +23,12 @@ from fastdarts.kernels import (
     mixed_cell_forward,
     mixed_cell_sums,
     mixed_cell_weights,
+    ranks,
 )
 from fastdarts.kernels.mixed_cell_plan import Plan
-from fastdarts.kernels.mixed_cell_table import MOST_INPUTS, Call, Needs, padded
+from fastdarts.kernels.mixed_cell_table import MOST_INPUTS, Call, Launch, Needs, padded
 from fastdarts.logs import say_once
+from fastdarts.ops.batch_norm import Sync
 from fastdarts.ops.graph import Graph
 
 KERNELS = {
@@ -46,17 +49,17 @@ def _planned(
     code: tuple[int, ...],
     shape: Shape,
     partial_channels: int,
-    flags: tuple[bool, bool, bool],
+    flags: tuple[bool, bool, bool, bool],
     needs: tuple[bool, bool, bool] | None,
     device: torch.device,
 ) -> tuple[Plan, Tensor]:
-    """A plan, and its table on the device; flags are chosen, batch, weighted."""
+    """A plan, and its table on the device; flags are chosen, batch, weighted, shared."""
     plan = Plan(Call(Graph.decode(code), shape, partial_channels, *flags), None if needs is None else Needs(*needs))
     return plan, torch.tensor(plan.table or [0], dtype=torch.int64, device=device)
 
 
-def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any]) -> None:
-    """Each launch of the plan, its arguments found by name."""
+def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any], sync: Sync | None) -> None:
+    """Each launch of the plan, its arguments found by name, and what ranks exchange after it."""
     call, target = plan.call, launch.target_of(x.device)
     sizes = {"H": plan.H, "W": plan.W, "Ho": plan.Ho, "Wo": plan.Wo, "m": plan.m, "numbers": plan.numbers}
     constants = {
@@ -73,17 +76,39 @@ def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any]) -> Non
     common = {"p_table": table} | sizes | constants | names
     with launch.on(x.device):
         for one in plan.launches:
-            kernel = KERNELS[one.kernel]
-            settings = launch.settings(f"mixed_cell.{one.kernel}", x.dtype, target)
-            given = common | one.values
-            programs = -(-plan.numbers // settings["TILE"]) if one.programs < 0 else one.programs
-            if launch.backend(f"mixed_cell.{one.kernel}", x.dtype, target) == "cuda":
-                why_not = mixed_cell_cuda.refusal(one.kernel, x.dtype, given)
-                if why_not is None:
-                    mixed_cell_cuda.launch(one.kernel, x.dtype, programs, x.device, given)
-                    continue
-                say_once(f"mixed_cell.{one.kernel}: Triton's kernel runs, not CUDA's: {why_not}")
-            kernel[(programs,)](**{name: given[name] for name in kernel.arg_names if name in given}, **settings)
+            _start(one, plan.numbers, x.dtype, x.device, target, common | one.values)
+            if sync is not None and one.exchanged:
+                _exchange(one, plan, table, names, sync)
+
+
+def _start(one: Launch, numbers: int, dtype: torch.dtype, device: torch.device, target: str, given: dict[str, Any]) -> None:
+    """One launch, of Triton's kernel or CUDA's."""
+    kernel = KERNELS[one.kernel]
+    settings = launch.settings(f"mixed_cell.{one.kernel}", dtype, target)
+    programs = -(-numbers // settings["TILE"]) if one.programs < 0 else one.programs
+    if launch.backend(f"mixed_cell.{one.kernel}", dtype, target) == "cuda":
+        why_not = mixed_cell_cuda.refusal(one.kernel, dtype, given)
+        if why_not is None:
+            mixed_cell_cuda.launch(one.kernel, dtype, programs, device, given)
+            return
+        say_once(f"mixed_cell.{one.kernel}: Triton's kernel runs, not CUDA's: {why_not}")
+    kernel[(programs,)](**{name: given[name] for name in kernel.arg_names if name in given}, **settings)
+
+
+def _exchange(one: Launch, plan: Plan, table: Tensor, names: dict[str, Any], sync: Sync) -> None:
+    """Put what holds for the images of all ranks in the place of what a launch left behind for this rank's."""
+    listed = table[one.exchanged.start : one.exchanged.stop]
+    if one.kernel == "factors":  # mean and variance
+        rows = names["p_result"].view(2, -1, plan.Cq)
+        rows.index_copy_(1, listed, ranks.statistics(rows.index_select(1, listed), sync))
+    elif one.kernel == "mix":  # c0 and c1 of dL/dy; the gradients of ops and edges are the rank's own already
+        rows = names["p_coefficients"].view(-1, 3, plan.Cq)[:, 1:]
+        rows.index_copy_(0, listed, ranks.mean(rows.index_select(0, listed), sync))
+    else:  # the sums of `middle`: all in the first part
+        parts = names["p_middles"].view(-1, plan.parts, 2, plan.Cq)
+        sums = ranks.mean(parts.index_select(0, listed).double().sum(1), sync)
+        parts.index_fill_(0, listed, 0.0)
+        parts[:, 0].index_copy_(0, listed, sums.float())
 
 
 def _inputs(name: str, tensors: Sequence[Tensor], spare: Tensor) -> dict[str, Tensor]:
@@ -130,25 +155,30 @@ def forward(
     graph: Sequence[int],
     partial_channels: int,
     eps: float,
+    sync: Sync | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The registered op: inputs are channels_last-contiguous, the other tensors contiguous but for running statistics."""
-    x = inputs[0]
-    flags = channels is not None, running_mean is None, edges is not None
+    """The registered op: inputs are channels_last-contiguous, the other tensors contiguous but for running statistics.
+
+    sync  where there are no running statistics, the batch's are those of all its ranks, which have as many images each
+    """
+    x, batch = inputs[0], running_mean is None
+    flags = channels is not None, batch, edges is not None, batch and sync is not None
     plan, table = _planned(tuple(graph), tuple(x.shape), partial_channels, flags, None, x.device)
     size = plan.N, plan.graph.nodes * plan.C, plan.Ho, plan.Wo
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     saved = x.new_empty(plan.saved)
     numbers = plan.graph.norms * plan.Cq
     statistics = x.new_empty((2, numbers), dtype=torch.float64)
+    mean, var = statistics if running_mean is None or running_var is None else (running_mean, running_var)
     names = _common(plan, table, inputs, ops, edges, weights, saved, channels) | {
         "p_out": out,
         "p_statistics": x.new_empty(numbers * plan.parts * 3 if plan.call.batch else 0, dtype=torch.float32),
-        "p_mean": statistics if running_mean is None else running_mean.contiguous(),
-        "p_var": statistics if running_var is None else running_var.contiguous(),
+        "p_mean": mean.contiguous(),
+        "p_var": var.contiguous(),
         "p_result": statistics,
         "eps": eps,
     }
-    _execute(plan, table, x, names)
+    _execute(plan, table, x, names, sync)
     return out, statistics, saved
 
 
@@ -168,10 +198,11 @@ def backward(
     need_inputs: bool,
     need_ops: bool,
     need_weights: bool,
+    sync: Sync | None = None,
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    """The registered backward; grad is channels_last-contiguous."""
-    x = inputs[0]
-    flags, needs = (channels is not None, batch_statistics, edges is not None), (need_inputs, need_ops, need_weights)
+    """The registered backward; grad is channels_last-contiguous, sync is the forward's."""
+    x, needs = inputs[0], (need_inputs, need_ops, need_weights)
+    flags = channels is not None, batch_statistics, edges is not None, batch_statistics and sync is not None
     plan, table = _planned(tuple(graph), tuple(x.shape), partial_channels, flags, needs, x.device)
     grad_inputs = [torch.empty_like(one, memory_format=torch.channels_last) for one in inputs] if need_inputs else []
     grad_ops, grad_edges = (ops.new_empty(size if need_ops else 0) for size in (ops.shape, ops.shape[:1]))
@@ -193,5 +224,5 @@ def backward(
         "p_grad_edges": grad_edges,
         "p_grad_weights": grad_weights,
     }
-    _execute(plan, table, x, names)
+    _execute(plan, table, x, names, sync)
     return grad_inputs, grad_ops, grad_edges, grad_weights

@@ -8,7 +8,8 @@ stage of a wave, for all edges and candidates at once: which ones it finds in th
 graph and the shape only and lie on the device. Forward, wave by wave: first halves (with the dilated and dense
 convolutions) and pools' sums, factors of their BNs, second halves, factors, nodes. Backward, from the last level down: the
 pools' gradients and the gradient of a level's nodes, sums over the edges into them, second halves, middles, first halves;
-then the inputs, and, if they are wanted, all weights.
+then the inputs, and, if they are wanted, all weights. Where ranks share batch statistics, they exchange sums twice in a wave,
+once after a launch for all BNs that are ready.
 """
 
 from collections.abc import Iterable, Sequence
@@ -207,12 +208,19 @@ class Plan:
         return self._add(number for row in rows for number in row)
 
     def _launch(
-        self, kernel: str, listed: Sequence[int], programs: int, values: dict[str, int | bool], cost: tuple[int, int]
+        self,
+        kernel: str,
+        listed: Sequence[int],
+        programs: int,
+        values: dict[str, int | bool],
+        cost: tuple[int, int],
+        exchanged: Sequence[int] = (),
     ) -> None:
         """Append a launch for the listed rows, if there are any: `programs` of them each. cost: numbers and operations."""
         if listed:
             given = {"listed": self._add(listed), **values}
-            self.launches.append(Launch(kernel, programs * len(listed), given, *cost))
+            begin = self._add(exchanged if self.call.shared else ())
+            self.launches.append(Launch(kernel, programs * len(listed), given, *cost, range(begin, len(self.table))))
 
     def _pool_rows(self) -> list[Pool]:
         rows = []
@@ -339,8 +347,11 @@ class Plan:
     def _pixels(self, source: int) -> int:
         return self.N * self.H * self.W if source >= 0 else self.m
 
-    def _factors(self, listed: Iterable[int], values: dict[str, int | bool]) -> None:
-        self._launch("factors", list(listed), 1, values, (0, 0))
+    def _factors(self, listed: Sequence[int], values: dict[str, int | bool]) -> None:
+        """Of the listed BNs; with statistics of all ranks from the rank's own, and, when they were exchanged, from those."""
+        self._launch("factors", listed, 1, values, (0, 0), listed)
+        if self.call.shared:
+            self._launch("factors", listed, 1, values | {"BATCH": False}, (0, 0))
 
     def _nodes(self, nodes: Sequence[Node], level: int, values: dict[str, int | bool]) -> None:
         listed = [j for j in range(len(nodes)) if self.level[self.graph.inputs + j] == level]
@@ -440,7 +451,8 @@ class Plan:
                 "sums", listed, split.parts, at | split.values(), ((len(listed) + len(edges)) * size, 6 * len(listed) * size)
             )
         mixed = {"SUMMED": self.summed, "NEED_OPS": bool(self.needs and self.needs.ops)}
-        self._launch("mix", edges, 1, at | mixed, (0, 0))
+        norms = [row.norm for i in edges if self._works(i) for row in self.sums[i] if row.norm >= 0]
+        self._launch("mix", edges, 1, at | mixed, (0, 0), norms)
         units = [i for i, u in enumerate(self.units) if u.edge in edges and u.kernel and self._works(u.edge)]
         first, second = ([i for i in units if (i >= self.seconds) == wanted] for wanted in (False, True))
         free = Split.of(self.m, *FREE)
@@ -449,7 +461,8 @@ class Plan:
             self._launch("product", some, free.parts, at | free.values(), cost)
             if some is second:
                 cost = 3 * len(some) * size, sum(2 * size * self.units[i].kernel ** 2 for i in some)
-                self._launch("middle", some, split.parts, at | split.values(), cost)
+                slots = [self.units[i].slot for i in some]
+                self._launch("middle", some, split.parts, at | split.values(), cost, slots)
 
     def _learn(self, values: dict[str, int | bool], parts: int) -> None:
         """The gradients of all weights."""

@@ -9,7 +9,8 @@ import torch
 from fastdarts.kernels.compile import Specimen, pointer
 from fastdarts.kernels.mixed_cell_table import padded
 
-FLAGS = ("CHOSEN", "SECOND", "DENSE")  # each value of these makes another kernel; of the other flags the dearer one counts
+# each value of these makes another kernel; of the other flags the dearer one counts, but `factors` has two ways to statistics
+FLAGS = ("CHOSEN", "SECOND", "DENSE")
 ALWAYS = {"BATCH": True, "WEIGHTED": True, "SUMMED": True, "NEED_OPS": True, "NODES": 4, "NORMS": 84, "COLUMNS": 16}
 Width = tuple[int, int, bool]  # Cq, the divisor of partial channels, whether channels are drawn at random
 # the narrowest and the widest of the usual networks; ALL_WIDTHS also what lies between
@@ -20,7 +21,7 @@ INTEGER64, FLOAT32, FLOAT64, INTEGER32 = (
     for names in (
         "p_table p_channels",
         "p_norms p_statistics p_coefficients p_sums p_middles p_parts",
-        "p_result",
+        "p_result p_mean p_var",
         "p_places",
     )
 )
@@ -47,14 +48,15 @@ def specimens(kernels: Mapping[str, Any], dtype: torch.dtype, widths: tuple[Widt
         signature = {a: _type(a, dtype) for a in arguments if a not in constexprs}
         integers = frozenset(a for a, kind in signature.items() if kind == "i32")
         seen = set()
-        for (Cq, k, chosen), second, dense in product(widths, (False, True), (False, True)):
+        batches = (True, False) if name == "factors" else (True,)
+        for (Cq, k, chosen), second, dense, batch in product(widths, (False, True), (False, True), batches):
             sizes = {"C": Cq * k, "CQ": Cq, "BC": padded(Cq), "BALL": padded(Cq * k)}
-            values = ALWAYS | sizes | {"TILES": k, "CHOSEN": chosen, "SECOND": second, "DENSE": dense}
+            values = ALWAYS | sizes | {"TILES": k, "CHOSEN": chosen, "SECOND": second, "DENSE": dense, "BATCH": batch}
             constants = {a: values[a] for a in arguments if a in values}
             if tuple(constants.items()) in seen:
                 continue
             seen.add(tuple(constants.items()))
-            flags = "".join(f" {flag.lower()}" for flag in FLAGS if constants.get(flag))
+            flags = "".join(f" {flag.lower()}" for flag in FLAGS if constants.get(flag)) + ("" if batch else " given")
             label = (f"Cq={Cq} k={k}" if "CQ" in constants else "any") + flags
             found.append(Specimen(kernel, signature, constants, f"mixed_cell.{name}", dtype, label, integers))
     return found

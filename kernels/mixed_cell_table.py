@@ -140,6 +140,7 @@ class Call:
     chosen    random channels
     batch     batch statistics
     weighted  edges have weights
+    shared    batch statistics are those of all ranks
     """
 
     graph: Graph
@@ -148,6 +149,7 @@ class Call:
     chosen: bool = False
     batch: bool = True
     weighted: bool = True
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class Launch:
     values      its arguments beside tensors and sizes of the cell
     numbers     how many numbers of the op's dtype it reads and writes, each counted once
     operations  floating-point ones
+    exchanged   where in the table the BNs (of `middle`: the slots) are whose sums are then exchanged between ranks, if any
     """
 
     kernel: str
@@ -166,6 +169,7 @@ class Launch:
     values: dict[str, int | bool] = field(default_factory=dict)
     numbers: int = 0
     operations: int = 0
+    exchanged: range = range(0)
 
     def bytes(self, itemsize: int) -> int:
         """Moved at least, for numbers of this size."""

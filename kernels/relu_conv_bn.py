@@ -16,8 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdarts.kernels import launch
+from fastdarts.kernels import launch, ranks
 from fastdarts.kernels.compile import Specimen, pointer
+from fastdarts.ops.batch_norm import Sync
+
+# x, weights, running mean and variance (both or none)
+Layer = tuple[Tensor, Sequence[Tensor], Tensor | None, Tensor | None]
 
 
 @triton.jit
@@ -172,9 +176,38 @@ def split(m: int, block: int, most: int) -> tuple[int, int]:
 
 
 def forward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    sync: Sync | None = None,
+) -> tuple[Tensor, Tensor]:
+    """out and statistics of the registered op; three launches, or one where the running statistics are given.
+
+    sync  batch statistics are those of all its ranks, which have as many images each
+    """
+    return forwards([(x, weights, running_mean, running_var)], eps, sync)[0]
+
+
+def forwards(layers: Sequence[Layer], eps: float, sync: Sync | None = None) -> list[tuple[Tensor, Tensor]]:
+    """`forward` of layers that are ready together: the ranks sum once for all. All or none have running statistics."""
+    done = [_convolved(*layer, eps) for layer in layers]
+    if layers[0][2] is not None:
+        return done
+    if sync is not None:
+        shared = ranks.statistics(torch.cat([statistics for _, statistics in done], 1), sync)
+        parts = shared.split([statistics.shape[1] for _, statistics in done], 1)
+        done = [(out, part.contiguous()) for (out, _), part in zip(done, parts, strict=True)]
+    for out, statistics in done:
+        _normalise(out, statistics, eps)
+    return done
+
+
+def _convolved(
     x: Tensor, weights: Sequence[Tensor], running_mean: Tensor | None, running_var: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """out and statistics of the registered op; three launches, or one where the running statistics are given."""
+    """The convolution and its own statistics, or, normalised with them, the running ones."""
     x = x.contiguous(memory_format=torch.channels_last)
     w0, w1 = (w.contiguous() for w in (weights[0], weights[-1]))
     m, shape = sizes(x, weights)
@@ -183,9 +216,7 @@ def forward(
     constant = running_mean is not None
     statistics = torch.stack((running_mean, running_var)).double() if constant else x.new_empty(2, D, dtype=torch.float64)
     target = launch.target_of(x.device)
-    convolved, merged, normalised = (
-        launch.settings(f"relu_conv_bn.{kernel}", x.dtype, target) for kernel in ("convolve", "merge", "normalise")
-    )
+    convolved, merged = (launch.settings(f"relu_conv_bn.{kernel}", x.dtype, target) for kernel in ("convolve", "merge"))
     most = convolved["PROGRAMS"]
     convolved = blocks(convolved, BLOCK_M=m, BLOCK_D=shape["HALF"], BLOCK_C=shape["C"])
     programs, tiles = split(m, convolved["BLOCK_M"], most)
@@ -194,12 +225,19 @@ def forward(
         grid = (programs, taps * triton.cdiv(shape["HALF"], convolved["BLOCK_D"]))
         convolve[grid](x, w0, w1, statistics, out, parts, eps, m, tiles, NORMALISE=constant, **shape, **convolved)
         if not constant:
-            merged, normalised = blocks(merged, BLOCK_D=D, BLOCK_P=programs), blocks(normalised, BLOCK_D=D, BLOCK_M=m)
-            rows = tiles * convolved["BLOCK_M"]
+            merged, rows = blocks(merged, BLOCK_D=D, BLOCK_P=programs), tiles * convolved["BLOCK_M"]
             merge[(triton.cdiv(D, merged["BLOCK_D"]),)](parts, statistics, m, rows, programs, D=D, **merged)
-            grid = (triton.cdiv(m, normalised["BLOCK_M"]), triton.cdiv(D, normalised["BLOCK_D"]))
-            normalise[grid](out, statistics, eps, m, D=D, **normalised)
     return out, statistics
+
+
+def _normalise(out: Tensor, statistics: Tensor, eps: float) -> None:
+    """In place."""
+    D = out.shape[1]
+    m = out.numel() // D
+    given = blocks(launch.settings("relu_conv_bn.normalise", out.dtype, launch.target_of(out.device)), BLOCK_D=D, BLOCK_M=m)
+    with launch.on(out.device):
+        grid = (triton.cdiv(m, given["BLOCK_M"]), triton.cdiv(D, given["BLOCK_D"]))
+        normalise[grid](out, statistics, eps, m, D=D, **given)
 
 
 SHAPES = {  # C, HALF, TAPS, W

@@ -7,15 +7,19 @@ Letters as in relu_conv_bn.py.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdarts.kernels import launch
+from fastdarts.kernels import launch, ranks
 from fastdarts.kernels.compile import Specimen
 from fastdarts.kernels.relu_conv_bn import SHAPES, blocks, input_pixel, load_weight, sizes, specimen, split
+from fastdarts.ops.batch_norm import Sync
+
+Layer = tuple[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor]  # grad, x, weights, out, statistics
 
 
 @triton.jit
@@ -181,42 +185,80 @@ def backward(
     batch_statistics: bool,
     need_x: bool,
     need_weights: bool,
+    sync: Sync | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """grad_x and grad_weights of the registered op; at most five launches."""
-    grad, x, out = (t.contiguous(memory_format=torch.channels_last) for t in (grad, x, out))
+    """grad_x and grad_weights of the registered op; at most five launches. sync: the forward's."""
+    layer = grad, x, weights, out, statistics
+    return backwards([layer], eps, batch_statistics, [need_x], need_weights, sync)[0]
+
+
+def backwards(
+    layers: Sequence[Layer],
+    eps: float,
+    batch_statistics: bool,
+    need_xs: Sequence[bool],
+    need_weights: bool,
+    sync: Sync | None = None,
+) -> list[tuple[Tensor, list[Tensor]]]:
+    """`backward` of layers that the forward had together: the ranks sum once for all."""
+    laid_out = [[t.contiguous(memory_format=torch.channels_last) for t in (grad, x, out)] for grad, x, _, out, _ in layers]
+    factors_of = [
+        _factors(grad, out, layer[4], eps, batch_statistics) for (grad, _, out), layer in zip(laid_out, layers, strict=True)
+    ]
+    if batch_statistics and sync is not None:
+        shared = ranks.mean(torch.cat([factor[1:] for factor in factors_of], 1), sync)
+        for factor, part in zip(factors_of, shared.split([factor.shape[1] for factor in factors_of], 1), strict=True):
+            factor[1:] = part
+    return [
+        _gradients(*tensors, layer[2], factor, need_x, need_weights)
+        for tensors, layer, factor, need_x in zip(laid_out, layers, factors_of, need_xs, strict=True)
+    ]
+
+
+def _given(kernel: str, like: Tensor, **extents: int) -> tuple[dict[str, Any], int]:
+    """Launch settings, and into how many programs at most pixels are cut."""
+    row = launch.settings(f"relu_conv_bn.{kernel}", like.dtype, launch.target_of(like.device))
+    return blocks(row, **extents), row.get("PROGRAMS", 1)
+
+
+def _factors(grad: Tensor, out: Tensor, statistics: Tensor, eps: float, batch_statistics: bool) -> Tensor:
+    """factor (3, D) of dL/dy = a g + q xhat + c; q and c of this rank's pixels."""
+    D = out.shape[1]
+    m = out.numel() // D
+    factor = out.new_empty(3, D, dtype=torch.float32)
+    with launch.on(out.device):
+        chosen, most = _given("backward_sums", out, BLOCK_M=m, BLOCK_D=D)
+        programs, tiles = split(m, chosen["BLOCK_M"], most) if batch_statistics else (0, 0)
+        parts = out.new_empty(programs, 2, D, dtype=torch.float32)
+        if batch_statistics:
+            grid = (programs, triton.cdiv(D, chosen["BLOCK_D"]))
+            backward_sums[grid](grad, out, parts, m, tiles, D=D, **chosen)
+        chosen, _ = _given("factors", out, BLOCK_P=max(programs, 1), BLOCK_D=D)
+        factors[(triton.cdiv(D, chosen["BLOCK_D"]),)](parts, statistics, factor, eps, m, programs, D=D, **chosen)
+    return factor
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, out: Tensor, weights: Sequence[Tensor], factor: Tensor, need_x: bool, need_weights: bool
+) -> tuple[Tensor, list[Tensor]]:
     w0, w1 = (w.contiguous() for w in (weights[0], weights[-1]))
     m, shape = sizes(x, weights)
     C, half, taps = shape["C"], shape["HALF"], shape["TAPS"]
     D = half * taps
     grad_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else x.new_empty(0)
     grad_weights = [w.new_empty(w.shape) for w in weights] if need_weights else []
-    factor = x.new_empty(3, D, dtype=torch.float32)
-    target = launch.target_of(x.device)
-
-    def given(kernel: str, **extents: int) -> tuple[dict, int]:
-        row = launch.settings(f"relu_conv_bn.{kernel}", x.dtype, target)
-        return blocks(row, **extents), row.get("PROGRAMS", 1)
-
     with launch.on(x.device):
-        chosen, most = given("backward_sums", BLOCK_M=m, BLOCK_D=D)
-        programs, tiles = split(m, chosen["BLOCK_M"], most) if batch_statistics else (0, 0)
-        parts = x.new_empty(programs, 2, D, dtype=torch.float32)
-        if batch_statistics:
-            grid = (programs, triton.cdiv(D, chosen["BLOCK_D"]))
-            backward_sums[grid](grad, out, parts, m, tiles, D=D, **chosen)
-        chosen, _ = given("factors", BLOCK_P=max(programs, 1), BLOCK_D=D)
-        factors[(triton.cdiv(D, chosen["BLOCK_D"]),)](parts, statistics, factor, eps, m, programs, D=D, **chosen)
         if need_x:
-            chosen, _ = given("gradient_x", BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
+            chosen, _ = _given("gradient_x", x, BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
             grid = (triton.cdiv(m, chosen["BLOCK_M"]), taps * triton.cdiv(C, chosen["BLOCK_C"]))
             gradient_x[grid](grad, out, x, w0, w1, factor, grad_x, m, **shape, **chosen)
         if need_weights:
-            chosen, most = given("gradient_weights", BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
+            chosen, most = _given("gradient_weights", x, BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
             programs, tiles = split(m, chosen["BLOCK_M"], most)
             parts = x.new_empty(programs, D, C, dtype=torch.float32)
             grid = (programs, taps * triton.cdiv(half, chosen["BLOCK_D"]), triton.cdiv(C, chosen["BLOCK_C"]))
             gradient_weights[grid](grad, out, x, factor, parts, m, tiles, **shape, **chosen)
-            chosen, _ = given("collect", BLOCK=D * C)
+            chosen, _ = _given("collect", x, BLOCK=D * C)
             grid = (triton.cdiv(D * C, chosen["BLOCK"]),)
             collect[grid](parts, grad_weights[0], grad_weights[-1], programs, NUMBERS=D * C, TAPS=taps, **chosen)
     return grad_x, grad_weights

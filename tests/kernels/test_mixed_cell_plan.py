@@ -52,6 +52,37 @@ def test_running_statistics_and_random_channels(graph: Graph) -> None:
     assert counts(Call(graph, CIFAR, 4, chosen=True), Needs()) == counts(Call(graph, CIFAR), Needs()) + Counter(places=1)
 
 
+@pytest.mark.parametrize("graph", [NORMAL, REDUCTION])
+def test_ranks_exchange_eight_times_in_each_direction(graph: Graph) -> None:
+    """Each BN once forward; backward each that ends at a node once, and each middle. Else the launches are the same."""
+    alone, shared = Call(graph, CIFAR), Call(graph, CIFAR, shared=True)
+    assert counts(shared) == counts(alone) + Counter(factors=8) and counts(shared, Needs()) == counts(alone, Needs())
+    middles = 14 * 2
+    for needs, wanted in (
+        (None, range(graph.norms)),
+        (Needs(), range(graph.norms - middles)),
+        (ALPHA, range(graph.norms - middles)),
+    ):
+        plan = Plan(shared, needs)
+        exchanged = {
+            kernel: [one.exchanged for one in plan.launches if one.kernel == kernel and one.exchanged]
+            for kernel in counts(shared, needs)
+        }
+        ends = [plan.table[i] for kernel in ("factors", "mix") for place in exchanged.get(kernel, []) for i in place]
+        assert sum(map(len, exchanged.values())) == 8 and len(ends) == len(set(ends)) == len(wanted)
+        slots = [plan.table[i] for place in exchanged.get("middle", []) for i in place]
+        assert sorted(slots) == list(range(middles if needs else 0))
+    assert not any(one.exchanged for needs in (None, Needs()) for one in launch_plan(alone, needs))
+
+
+def test_ranks_exchange_nothing_that_nobody_needs() -> None:
+    """Weights of candidates alone: nothing of what reads an input, so one wave less."""
+    only_mix = launch_plan(Call(NORMAL, CIFAR, shared=True), Needs(inputs=False, weights=False))
+    assert [len(one.exchanged) for one in only_mix if one.exchanged] == [18, 6, 12, 4, 6, 2]
+    nothing = Call(one_edge(Candidate.NONE, Candidate.SKIP), CIFAR, shared=True)
+    assert not any(one.exchanged for needs in (None, Needs()) for one in launch_plan(nothing, needs))
+
+
 @pytest.mark.parametrize("nodes", range(1, 7))
 def test_launches_grow_with_nodes_and_not_with_edges(nodes: int) -> None:
     assert sum(counts(Call(dense(nodes), CIFAR)).values()) == 6 * nodes

@@ -1,0 +1,229 @@
+"""mixed_cell and relu_conv_bn over several ranks in the interpreter: what one rank has with the images of all.
+
+test_mixed_cell_triton.py and test_relu_conv_bn_triton.py have the same kernels on one rank.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastdarts.kernels import mixed_cell, ranks, relu_conv_bn, relu_conv_bn_backward
+from fastdarts.ops import batch_norm
+from fastdarts.ops.graph import Candidate, Edge, Graph
+from fastdarts.ops.mixed_cell import definition
+from fastdarts.ops.relu_conv_bn import definition as layer
+from tests.kernels.turns import Turns, on_ranks, share, whole
+from tests.ops import cells
+from tests.ops.cells import dense
+from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
+from tests.ops.test_relu_conv_bn import Call as Layer
+
+pytestmark = pytest.mark.usefixtures("one_thread")  # seeds: those for which no edge has the weight 0
+SEPARABLE = (Candidate.SEP_CONV_3, Candidate.MAX_POOL_3, Candidate.SKIP)
+EPS = 1e-4
+
+
+def by_image(name: str) -> bool:
+    return name == "out" or name.startswith(("d input", "d x"))
+
+
+def cell_by_kernels(call: cells.Call, dtype: torch.dtype, rank: Turns, needs: tuple[bool, bool, bool] = (True,) * 3) -> Named:
+    """A rank's output, running statistics and gradients for its images of the call's."""
+    named, rest = call.tensors(dtype), call.constants(dtype)
+    inputs = [share(named[f"input {i}"], rank).contiguous(memory_format=torch.channels_last) for i in range(call.graph.inputs)]
+    ops, edges, weights = (named[name].detach() if name in named else None for name in ("ops", "edges", "weights"))
+    running = (rest["mean"], rest["var"]) if call.running else None
+    mean, var = (None, None) if call.training or running is None else running
+    constant = rest["channels"], call.graph.encode(), call.k, call.eps
+    out, statistics, saved = mixed_cell.forward(inputs, ops, edges, weights, mean, var, *constant, rank)
+    grad = share(rest["grad"], rank).contiguous(memory_format=torch.channels_last)
+    given = grad, inputs, ops, edges, weights, statistics, saved, *constant, mean is None, *needs, rank
+    grad_inputs, grad_ops, grad_edges, grad_weights = mixed_cell.backward(*given)
+    result = {"out": out}
+    if running:
+        if call.training:
+            batch_norm.update_running(running, statistics, rank.size * out.numel() // out.shape[1], 0.1)
+        result |= {"mean": running[0], "var": running[1]}
+    result |= {f"d input {i}": g for i, g in enumerate(grad_inputs)} | {"d ops": grad_ops}
+    return result | ({} if edges is None else {"d edges": grad_edges}) | {"d weights": grad_weights}
+
+
+def cell_by_definition(call: cells.Call, dtype: torch.dtype, rank: Turns, exact: bool) -> Named:
+    """The same by the definition with the same ranks, on what the tensors are in `dtype`, in float64 where `exact`."""
+    named = {n: share(t, rank) if n.startswith("input") else t.detach() for n, t in call.tensors(dtype).items()}
+    named = {n: (t.double() if exact else t).requires_grad_() for n, t in named.items()}
+    rest = call.constants(torch.float64 if exact else dtype)
+    running = (rest["mean"], rest["var"]) if call.running else None
+    inputs = [named[f"input {i}"] for i in range(call.graph.inputs)]
+    mixed = named["ops"], named.get("edges"), named["weights"], running, rest["channels"], call.graph, call.k
+    out = definition(inputs, *mixed, call.training, 0.1, call.eps, rank)
+    moved = {"mean": running[0], "var": running[1]} if running else {}
+    return {"out": out.detach()} | moved | gradients(out, share(rest["grad"], rank), named)
+
+
+def check_cell(call: cells.Call, dtype: torch.dtype = torch.float32, size: int = 2) -> None:
+    """Against one process with all images, and every rank against the definition with as many ranks.
+
+    Not the latter where means are large: a rank's share of sums that cancel over the batch says how lucky eager was.
+    """
+    with uninitialised_memory_is_nan():
+        got, _ = on_ranks(size, lambda rank: cell_by_kernels(call, dtype, rank))
+    layouts = [call.but(channels_last=flag) for flag in (False, True)]
+    eager = [one.run(one.tensors(dtype), "definition", dtype) for one in layouts]
+    assert_exact(whole(got, by_image), eager, call.run(double(call.tensors(dtype)), "definition", torch.float64), dtype)
+    if call.images == "shifted":
+        return
+    want, _ = on_ranks(size, lambda rank: cell_by_definition(call, dtype, rank, True))
+    eagers = [on_ranks(size, lambda rank, one=one: cell_by_definition(one, dtype, rank, False))[0] for one in layouts]
+    for rank in range(size):
+        assert_exact(got[rank], [e[rank] for e in eagers], want[rank], dtype)
+
+
+def test_waves_and_parts() -> None:
+    """Two waves; each rank's pixels are two parts, the second nearly empty."""
+    check_cell(cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 5, 7))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_reduction(size: int) -> None:
+    candidates = (*SEPARABLE, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3)
+    check_cell(cells.Call(dense(1, 2, candidates), 2 * size, 16, 6, 8, 2, seed=5), size=size)
+
+
+def test_half_precision_and_dense_convolutions() -> None:
+    graph = dense(2, 1, (Candidate.CONV_1, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3), inputs=1)
+    check_cell(cells.Call(graph, 4, 8, 5, 4, seed=5), torch.float16)
+
+
+@pytest.mark.parametrize("images", ["masked", "shifted"])
+def test_masked_and_shifted_images(images: str) -> None:
+    call = cells.Call(
+        dense(1, 2, (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.DIL_CONV_3)), 2, 16, 12, 16, 4, images, seed=5
+    )
+    check_cell(call.but(chosen=True))
+
+
+@pytest.mark.parametrize(("training", "running", "edges"), [(True, False, False), (False, False, True)])
+def test_without_running_statistics(training: bool, running: bool, edges: bool) -> None:
+    settings = {"training": training, "running": running, "edges": edges, "seed": 2}
+    check_cell(cells.Call(dense(1, 1, SEPARABLE), 4, 8, 3, 4, **settings))
+
+
+def test_running_statistics_are_not_summed() -> None:
+    call = cells.Call(dense(1, 1, SEPARABLE, inputs=1), 4, 8, 3, 4, training=False)
+    got, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
+    assert synchronised[0].sums == []
+    alone, _ = on_ranks(1, lambda rank: cell_by_kernels(call, torch.float32, rank))
+    assert torch.equal(whole(got, by_image)["out"], alone[0]["out"])
+
+
+def test_only_what_is_asked_for() -> None:
+    """Two sums in each direction for a wave, one row a rank and BN forward; none for convolutions that nobody asks about."""
+    call = cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 3, 4)
+    everything, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
+    forward = [(2, 2 * norms * 8) for norms in (4, 2, 2, 1)]  # first halves and pools, second halves; of two edges, of one
+    assert synchronised[0].sums == forward + [(2 * norms * 8,) for norms in (4, 2, 2, 1)]
+    needs, backward = (False, True, False), [(2 * 2 * 8,), (2 * 8,)]  # only the second node's edge from the first
+    got, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank, needs))
+    assert synchronised[0].sums == forward + backward
+    for mine, all_of_it in zip(got, everything, strict=True):
+        assert all(torch.equal(mine[name], all_of_it[name]) for name in mine if mine[name].numel())
+
+
+def test_a_graph_without_batchnorm_sums_nothing() -> None:
+    graph = Graph(1, 1, (Edge(0, 0, 1, (Candidate.SKIP, Candidate.NONE, Candidate.PLAIN_AVG_POOL_3)),))
+    call = cells.Call(graph, 4, 8, 3, 4)
+    _, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
+    assert synchronised[0].sums == []
+
+
+# ------------------------------------------------------------------------------------------------- relu_conv_bn
+
+
+def layer_by_kernels(call: Layer, dtype: torch.dtype, rank: Turns) -> Named:
+    x, *weights = (t.detach() for t in call.tensors(dtype).values())
+    x, (running, grad) = share(x, rank), call.constants(dtype)
+    mean, var = (None, None) if call.training else running
+    out, statistics = relu_conv_bn.forward(x, weights, mean, var, EPS, rank)
+    given = share(grad, rank), x, weights, out, statistics, EPS, call.training, True, True
+    grad_x, grad_weights = relu_conv_bn_backward.backward(*given, rank)
+    if call.training:
+        batch_norm.update_running(running, statistics, rank.size * out.numel() // out.shape[1], 0.2)
+    moved = {"out": out, "mean": running[0], "var": running[1], "d x": grad_x}
+    return moved | {f"d w{i}": g for i, g in enumerate(grad_weights)}
+
+
+def layer_by_definition(call: Layer, dtype: torch.dtype, rank: Turns, exact: bool) -> Named:
+    named = {n: share(t, rank) if n == "x" else t.detach() for n, t in call.tensors(dtype).items()}
+    named = {n: (t.double() if exact else t).requires_grad_() for n, t in named.items()}
+    x, *weights = named.values()
+    running, grad = call.constants(torch.float64 if exact else dtype)
+    out = layer(x, weights, running, call.training, 0.2, EPS, rank)
+    return {"out": out.detach(), "mean": running[0], "var": running[1]} | gradients(out, share(grad, rank), named)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize(("training", "shift", "size"), [(True, 0.0, 2), (True, 1e3, 3), (False, 0.0, 2)])
+def test_relu_conv_bn(training: bool, shift: float, size: int, halves: bool, dtype: torch.dtype) -> None:
+    call = Layer(2 * size, 12, 8, 6, 8, halves, training, shift=shift)
+    with uninitialised_memory_is_nan():
+        got, synchronised = on_ranks(size, lambda rank: layer_by_kernels(call, dtype, rank))
+    assert len(synchronised[0].sums) == (2 if training else 0)
+    layouts = [replace(call, channels_last=flag) for flag in (False, True)]
+    eager = [one.run(one.tensors(dtype), "definition", dtype) for one in layouts]
+    assert_exact(whole(got, by_image), eager, call.run(double(call.tensors(dtype)), "definition", torch.float64), dtype)
+    if call.shift:
+        return
+    want, _ = on_ranks(size, lambda rank: layer_by_definition(call, dtype, rank, True))
+    eagers = [on_ranks(size, lambda rank, one=one: layer_by_definition(one, dtype, rank, False))[0] for one in layouts]
+    for rank in range(size):
+        assert_exact(got[rank], [e[rank] for e in eagers], want[rank], dtype)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_that_are_ready_together_sum_once(training: bool) -> None:
+    """Of a cell after a reduction: one layer that halves its input, one that does not. What each has alone, to the bit."""
+    calls = Layer(4, 12, 8, 8, 8, True, training), Layer(4, 20, 10, 4, 4, False, training)
+
+    def together(rank: Turns) -> Named:
+        named = [call.tensors() for call in calls]
+        constants = [call.constants() for call in calls]
+        xs, weights = [share(n["x"], rank) for n in named], [[w.detach() for w in list(n.values())[1:]] for n in named]
+        given = [(None, None) if training else running for running, _ in constants]
+        done = relu_conv_bn.forwards([(x, w, *g) for x, w, g in zip(xs, weights, given, strict=True)], EPS, rank)
+        grads = [share(grad, rank) for _, grad in constants]
+        layers = [(g, x, w, *two) for g, x, w, two in zip(grads, xs, weights, done, strict=True)]
+        back = relu_conv_bn_backward.backwards(layers, EPS, training, [False, True], True, rank)
+        assert [grad_x.numel() > 0 for grad_x, _ in back] == [False, True]
+        result = {f"out {i}": out for i, (out, _) in enumerate(done)} | {"d x 1": back[1][0]}
+        return result | {f"d w{j} {i}": w for i, (_, grads) in enumerate(back) for j, w in enumerate(grads)}
+
+    got, synchronised = on_ranks(2, together)
+    assert synchronised[0].sums == ([(2, 2 * 18), (2 * 18,)] if training else [])
+    for i, call in enumerate(calls):
+        alone, _ = on_ranks(2, lambda rank, call=call: layer_by_kernels(call, torch.float32, rank))
+        for mine, want in zip(got, alone, strict=True):
+            assert all(torch.equal(t, want[n[:-2]]) for n, t in mine.items() if n.endswith(str(i)))
+
+
+# ------------------------------------------------------------------------------------------------------ the sums
+
+
+def test_statistics_by_hand() -> None:
+    """Of ranks whose means are far apart, as of all their values at once; the same bits everywhere."""
+    x = (
+        torch.randn(3, 50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        + torch.tensor([0, 5, -1e3])[:, None, None]
+    )
+
+    def own(rank: Turns) -> Named:
+        var, mean = torch.var_mean(x[rank.rank], 0, correction=0)
+        return {"mean": ranks.statistics(torch.stack((mean, var)), rank), "var": ranks.mean(mean.float(), rank)}
+
+    got, _ = on_ranks(3, own)
+    joined = whole(got, by_image)
+    var, mean = torch.var_mean(x.flatten(0, 1), 0, correction=0)
+    torch.testing.assert_close(joined["mean"], torch.stack((mean, var)), rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(joined["var"], mean.float())
