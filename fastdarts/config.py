@@ -217,9 +217,7 @@ class SearchImagenetSettings(SearchSettings):
         at_least=0,
         resumable=True,
     )
-    sync_bn: bool = setting(
-        False, "BatchNorm over the images of all ranks instead of each one's own; slow, by the ops' definitions", before=False
-    )
+    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each one's own", before=False)
     dist_backend: Literal["auto", "nccl", "gloo"] = setting(
         "auto", "what carries tensors between ranks: NCCL where each has a GPU, else gloo", resumable=True
     )

@@ -64,8 +64,6 @@ def _on_meta(settings: SearchImagenetSettings, images: Images) -> tuple[Supernet
 
 def _memory(settings: SearchImagenetSettings, images: Images, world: World) -> int:
     """Bytes that a rank's steps take at most, about, with the batches that wait for them."""
-    if settings.sync_bn and not world.alone:  # the definitions serve
-        settings = replace(settings, backend="definition")
     relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
     batch = engine.meta_batch(settings.batch_size // world.size, settings.image_size)
     return engine.step_bytes(
@@ -178,9 +176,7 @@ def _shares(settings: SearchImagenetSettings, world: World) -> list[str]:
     if world.alone:
         return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []
     share = settings.batch_size // world.size
-    norm = f"BatchNorm over each rank's {share}"
-    if settings.sync_bn:
-        norm = f"BatchNorm over all {settings.batch_size}, by the ops' definitions: the fused kernels add up on one rank only"
+    norm = f"BatchNorm over all {settings.batch_size}" if settings.sync_bn else f"BatchNorm over each rank's {share}"
     return [
         f"ranks {world.size} by {world.backend}, {settings.threads} threads each: of every batch of {settings.batch_size} each "
         f"takes {share}; --learning_rate {settings.learning_rate} is for the whole batch and is not scaled",

@@ -130,8 +130,6 @@ def resolve(given: dict[str, Any], seat: Seat = Seat()) -> SearchImagenetSetting
             choose(op, settings.backend, device, dtype)
     except ValueError as error:
         raise ConfigError(f"--backend: {error}") from error
-    if settings.sync_bn and seat.size > 1 and settings.backend not in ("auto", "definition"):
-        raise ConfigError(f"--sync_bn with --backend {settings.backend}: only the ops' definitions add up over the ranks yet")
     return settings
 
 

@@ -14,7 +14,6 @@ from fastdarts.logs import say_once
 from fastdarts.ops.sync import Sync
 
 Running = tuple[Tensor, Tensor]  # running mean and running variance, (B,) each
-SYNCHRONISED = "its sums are this rank's alone, and BatchNorm is to be synchronised between the ranks"
 
 
 def batch_norm(
@@ -40,11 +39,6 @@ def batch_norm(
     if scale is not None and shift is not None:
         y = y * scale[:, None, None] + shift[:, None, None]
     return y.to(x.dtype)
-
-
-def beyond_fused(*args: Any) -> str | None:
-    """The limit of a fused backend, whose last argument is `sync`: None, or why it cannot serve."""
-    return None if args[-1] is None else SYNCHRONISED
 
 
 def _synchronised(x: Tensor, running: Running | None, momentum: float, eps: float, sync: Sync) -> Tensor:

@@ -19,7 +19,7 @@ from fastdarts import native
 from fastdarts.kernels import mixed_cell_plan
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm, relu_conv_bn
-from fastdarts.ops.batch_norm import Running, beyond_fused
+from fastdarts.ops.batch_norm import Running
 from fastdarts.ops.graph import DENSE, DILATED, KERNEL, Candidate, Edge, Graph
 from fastdarts.ops.sync import Sync, handle, ranks_of
 
@@ -75,7 +75,7 @@ def mixed_cell(
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; at most 4 inputs, Cq at
               most 128) or "definition"
     sync      sums batch statistics over the ranks that share a batch, for all edges that are ready together at once; all
-              ranks have as many images. "triton" does not serve then
+              ranks have as many images
 
     All tensors are on one device, all but `channels` of one dtype. Under autocast: of floating-point ones; then a native
     backend takes inputs and weights in autocast's dtype, in which it returns, and ops, edges and running statistics as they
@@ -355,8 +355,6 @@ def _registered(
 
 
 def _beyond_triton(inputs: list[Tensor], *args: Any) -> str | None:
-    if why := beyond_fused(*args):
-        return why
     most, widest = mixed_cell_plan.MOST_INPUTS, mixed_cell_plan.WIDEST
     if len(inputs) > most:
         return f"its kernels take cells of at most {most} inputs, this one has {len(inputs)}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm
-from fastdarts.ops.batch_norm import Running, beyond_fused
+from fastdarts.ops.batch_norm import Running
 from fastdarts.ops.sync import Sync, handle, ranks_of
 
 # of one layer, or of two that are ready together: layer i has counts[i] of the weights
@@ -50,8 +50,7 @@ def relu_conv_bn(
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     momentum  of the running statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
-    sync      sums batch statistics over the ranks that share a batch; all ranks have as many images. "triton" does not
-              serve then
+    sync      sums batch statistics over the ranks that share a batch; all ranks have as many images
 
     Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a fused backend, which takes x in any layout. Under
     autocast all is in autocast's dtype but the running statistics; sums are float32 on a GPU whatever the dtype, and
@@ -179,7 +178,7 @@ def _on_gpu(
 
     none = [None] * len(xs)
     layers = zip(xs, _apart(weights, counts), running_means or none, running_vars or none, strict=True)
-    outs, statistics = zip(*(kernels.forward(*layer, eps, sync=ranks_of(sync)) for layer in layers), strict=True)
+    outs, statistics = zip(*kernels.forwards(list(layers), eps, ranks_of(sync)), strict=True)
     return list(outs), list(statistics)
 
 
@@ -199,13 +198,9 @@ def _backward_on_gpu(
 ) -> tuple[list[Tensor], list[Tensor]]:
     from fastdarts.kernels import relu_conv_bn_backward as kernels
 
-    grad_xs, grad_weights = [], []
-    layers = zip(grads, xs, _apart(weights, counts), outs, statistics, strict=True)
-    for layer, need_x in zip(layers, need_xs, strict=True):
-        grad_x, of_weights = kernels.backward(*layer, eps, batch_statistics, need_x, need_weights, sync=ranks_of(sync))
-        grad_xs.append(grad_x)
-        grad_weights += of_weights
-    return grad_xs, grad_weights
+    layers = list(zip(grads, xs, _apart(weights, counts), outs, statistics, strict=True))
+    done = kernels.backwards(layers, eps, batch_statistics, need_xs, need_weights, ranks_of(sync))
+    return [grad_x for grad_x, _ in done], [g for _, of_weights in done for g in of_weights]
 
 
 class _ReLUConvBN(torch.autograd.Function):
@@ -281,7 +276,7 @@ def _registered(
 backends.register(
     "relu_conv_bn",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="relu_conv_bn"), _registered),
-    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, beyond_fused),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
     backends.Backend("definition", backends.anything, _definitions),
 )
 

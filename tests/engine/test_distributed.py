@@ -19,7 +19,6 @@ from fastdarts.batch import Batch
 from fastdarts.config import SearchSettings
 from fastdarts.engine import RankLost, RanksDisagree, Seat, ToldElsewhere, World, WorldError
 from fastdarts.engine.distributed import _of_this_start, checksum
-from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.batch_norm import batch_norm
 from fastdarts.search import Search
 from tests import ranks
@@ -41,17 +40,18 @@ def four() -> Iterator[Pool]:
         yield made
 
 
+FUSED = {"dtype": torch.float64, "backend": "cpu"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "masked, random channels": {"sampling": "random", "arch_grad_clip": 5.0},
-    "masked, second order": {"unrolled": True, "weights_first": True},
-    "supervised, second order": {"unrolled": True, "masked": False, "k": 1},
+    "masked, random channels": FUSED | {"sampling": "random", "arch_grad_clip": 5.0},
+    "masked, second order": FUSED | {"unrolled": True, "weights_first": True},
+    "supervised, second order, by the definitions": EXACT | {"unrolled": True, "masked": False, "k": 1},
 }
 
 
+@needs_native
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
 def test_the_same_search_whatever_the_number_of_ranks(settings: dict[str, Any], four: Pool) -> None:
     """float64, BatchNorm over all ranks: weights, alpha, momenta, running statistics and losses after twenty steps."""
-    settings = EXACT | settings
     want, losses = steps(World(), STEPS, 2, True, settings)
     for size in (2, 4):
         results = four(size, steps, STEPS, 2, True, settings)
@@ -221,21 +221,6 @@ def nan_on_rank_one(world: World, unrolled: bool) -> tuple[list[str], list[int],
 @pytest.mark.parametrize("unrolled", [False, True])
 def test_what_is_not_finite_on_one_rank_is_skipped_on_all(unrolled: bool, four: Pool) -> None:
     assert four(2, nan_on_rank_one, unrolled) == [([], [1, 1], False)] * 2
-
-
-def fused_under_sync(world: World) -> str:
-    made = bilevel(world, True, backend="cpu")
-    try:
-        made(number(0), share(batch(0, 8), world), None)
-    except BackendUnavailable as error:
-        return str(error)
-    return ""
-
-
-@needs_native
-def test_a_fused_backend_is_refused_where_batch_norm_is_synchronised(four: Pool) -> None:
-    for told in four(2, fused_under_sync):
-        assert "backend 'cpu' cannot serve this call: its sums are this rank's alone" in told
 
 
 def meetings(world: World) -> list[Any]:
