@@ -1,5 +1,6 @@
 """The candidates as ops.mixed_cell computes them, and the names that DARTS' codebases give their convolutions and norms."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastdarts.ops.graph import Candidate, Edge, Graph
@@ -45,8 +46,14 @@ def names_of(space: Space, kind: Kind) -> tuple[list[str], list[str]]:
     """The names of a cell's convolutions and of its BatchNorms, in packing order: `EDGE._ops.CANDIDATE.NAME`."""
     convolutions, norms = [], []
     for number, (edge, names) in enumerate(zip(graph_of(space, kind).edges, space.candidates(kind), strict=True)):
-        for position, name in enumerate(names):
-            row = (STRIDED if edge.stride == 2 else NAMES)[name]
-            convolutions += [f"{number}._ops.{position}.{part}" for part in row.convolutions]
-            norms += [f"{number}._ops.{position}.{part}" for part in row.norms]
+        of_edge = names_of_edge(names, edge.stride)
+        convolutions += [f"{number}.{name}" for name in of_edge[0]]
+        norms += [f"{number}.{name}" for name in of_edge[1]]
     return convolutions, norms
+
+
+def names_of_edge(candidates: Sequence[str], stride: int) -> tuple[list[str], list[str]]:
+    """The names of an edge's convolutions and of its BatchNorms, in packing order: `_ops.CANDIDATE.NAME`."""
+    rows = [(STRIDED if stride == 2 else NAMES)[name] for name in candidates]
+    convolutions = [f"_ops.{position}.{part}" for position, row in enumerate(rows) for part in row.convolutions]
+    return convolutions, [f"_ops.{position}.{part}" for position, row in enumerate(rows) for part in row.norms]

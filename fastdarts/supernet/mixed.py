@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdarts.ops.graph import Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
@@ -17,24 +18,33 @@ from fastdarts.supernet.candidates import graph_of, names_of
 COUNTER = "num_batches_tracked"  # of forwards; each norm of a customary checkpoint has one
 
 
-class MixedEdges(nn.Module):
-    """Every candidate of every edge of a cell, weighted and summed into its nodes (see ops.mixed_cell).
+class PackedEdges(nn.Module):
+    """Every candidate of every edge of a graph, weighted and summed into its nodes (see ops.mixed_cell).
 
-    C                 channels of a node
-    partial_channels  k: C/k channels pass through the candidates
-    backend           of ops.mixed_cell
+    convolutions, norms  their names in state_dict, in packing order
+    C                    channels of a node
+    partial_channels     k: C/k channels pass through the candidates
+    backend              of ops.mixed_cell
 
     All convolutions are one parameter, `weights`; all BatchNorms (no affine parameters, eps 1e-5, momentum 0.1) have one
     `running_mean`, one `running_var` and one counter. `state_dict` and `load_state_dict` speak the names of DARTS'
     codebases instead, `EDGE._ops.CANDIDATE.op.1.weight` and so on. Initial weights are torch's for Conv2d, drawn in order.
     """
 
-    def __init__(self, space: Space, kind: Kind, C: int, partial_channels: int = 1, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        convolutions: list[str],
+        norms: list[str],
+        C: int,
+        partial_channels: int = 1,
+        backend: str = "auto",
+    ) -> None:
         super().__init__()
-        self.graph, self.k, self.backend = graph_of(space, kind), partial_channels, backend
+        self.graph, self.k, self.backend = graph, partial_channels, backend
         self.sync: Sync | None = None  # of ops.mixed_cell
         self._Cq = C // partial_channels
-        self._convolutions, self._norms = names_of(space, kind)
+        self._convolutions, self._norms = convolutions, norms
         self._shapes = self.graph.convolutions(self._Cq)
         self.weights = nn.Parameter(torch.empty(self.graph.size(self._Cq)))
         self.register_buffer("running_mean", torch.zeros(len(self._norms) * self._Cq))
@@ -106,3 +116,10 @@ class MixedEdges(nn.Module):
             expected = dict.fromkeys(prefix + name for name in carrier._buffers)
             missing_keys += [n for n in expected if n not in state_dict and not n.endswith(COUNTER)]
             unexpected_keys += [n for n in given if n not in expected]
+
+
+class MixedEdges(PackedEdges):
+    """The edges of a cell of a space."""
+
+    def __init__(self, space: Space, kind: Kind, C: int, partial_channels: int = 1, backend: str = "auto") -> None:
+        super().__init__(graph_of(space, kind), *names_of(space, kind), C, partial_channels, backend)
