@@ -5,6 +5,7 @@ Letters: C channels of a node, E edges, K candidates.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -58,18 +59,20 @@ class Cell(nn.Module):
 
 
 class Network(nn.Module):
-    """The CIFAR search network; a codebase overrides `make_cell`, `make_alpha` or `cell_arguments`.
+    """The CIFAR search network; a codebase overrides `candidates`, `make_cell`, `make_alpha` or `cell_arguments`.
 
     alphas_normal, alphas_reduce: plain tensors (E, K), shared by all cells of a kind.
     """
 
-    def __init__(self, C: int = 4, layers: int = 4, steps: int = 2, candidates: int = len(PRIMITIVES)) -> None:
+    candidates = len(PRIMITIVES)
+
+    def __init__(self, C: int = 4, layers: int = 3, steps: int = 2) -> None:
         super().__init__()
-        self._arguments = (C, layers, steps, candidates)
+        self._arguments: tuple[Any, ...] = (C, layers, steps)
         self._steps = steps
         self.make_stem(3 * C)
         self.make_cells(C, layers)
-        self.alphas_normal, self.alphas_reduce = (self.make_alpha(self.edges, candidates) for _ in range(2))
+        self.alphas_normal, self.alphas_reduce = (self.make_alpha(self.edges, self.candidates) for _ in range(2))
         self._arch_parameters = [self.alphas_normal, self.alphas_reduce]
 
     @property
@@ -81,7 +84,7 @@ class Network(nn.Module):
 
     def make_cells(self, C: int, layers: int, reduction_prev: bool = False) -> None:
         self.cells = nn.ModuleList()
-        C_prev_prev = C_prev = self.stem_channels(C)
+        C_prev_prev = C_prev = 3 * C
         for i in range(layers):
             reduction = i in (layers // 3, 2 * layers // 3)
             C *= 1 + reduction
@@ -90,9 +93,6 @@ class Network(nn.Module):
             C_prev_prev, C_prev = C_prev, self._steps * C
         self.global_pooling = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(C_prev, CLASSES)
-
-    def stem_channels(self, C: int) -> int:
-        return 3 * C
 
     def make_cell(self, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool) -> nn.Module:
         return Cell(self._steps, C_prev_prev, C_prev, C, reduction, reduction_prev)
@@ -128,24 +128,13 @@ class Network(nn.Module):
         return self.classifier(out.view(out.size(0), -1))
 
 
-class Mixing(Network):
-    """A network whose mixed ops are `mixed(C, stride)` in DARTS' own cells; seven candidates where none is missing."""
+class FairDarts(Network):
+    """Independent sigmoids of an alpha that starts at zero; no none."""
 
-    primitives: Sequence[str] = PRIMITIVES[1:]
-
-    def __init__(self, C: int = 4, layers: int = 4, steps: int = 2) -> None:
-        super().__init__(C, layers, steps, len(self.primitives))
-        self._arguments = (C, layers, steps)
-
-    def mixed(self, C: int, stride: int) -> nn.Module:
-        return MixedOp(C, stride, self.primitives)
+    candidates = len(PRIMITIVES) - 1
 
     def make_cell(self, *arguments: Any) -> nn.Module:
-        return Cell(self._steps, *arguments, mixed=self.mixed)
-
-
-class FairDarts(Mixing):
-    """Independent sigmoids of an alpha that starts at zero."""
+        return Cell(self._steps, *arguments, mixed=partial(MixedOp, primitives=PRIMITIVES[1:]))
 
     def make_alpha(self, edges: int, candidates: int) -> Tensor:
         return torch.zeros(edges, candidates, requires_grad=True)
@@ -224,6 +213,21 @@ def eval_gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {f"eval gradient {i}": g for i, g in enumerate(gradients)}
 
 
+def second_order(model: Network, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """dL/dalpha at theta + R v and at theta - R v, written through `.data`: DARTS' finite differences (v = theta here)."""
+    theta = [p for p in model.parameters() if all(p is not a for a in model.arch_parameters())]
+    v = [p.detach().clone() for p in theta]
+    seen = {}
+    for name, factor in (("plus", 0.01), ("minus", -0.02)):
+        for p, direction in zip(theta, v, strict=True):
+            p.data.add_(direction, alpha=factor)
+        gradients = torch.autograd.grad(loss_of(model, x, y), model.arch_parameters())
+        seen |= {f"{name} {i}": g for i, g in enumerate(gradients)}
+    for p, before in zip(theta, v, strict=True):
+        p.data.copy_(before)
+    return seen
+
+
 def replaced_by_new(model: Network, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """The validation loss of `model.new()` after it has loaded the state_dict."""
     with default_dtype(x.dtype):
@@ -233,8 +237,11 @@ def replaced_by_new(model: Network, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 PROBE = Event(1, "gradients in eval mode", eval_gradients)
+NEW = Event(1, "new()", replaced_by_new)
+SECOND_ORDER = Event(2, "finite differences", second_order)
 ENTRIES = [
-    Entry("darts", lambda: Network(layers=3, steps=4), "cell", "DARTS itself", (PROBE, Event(1, "new()", replaced_by_new))),
+    Entry("darts", partial(Network, steps=4), "cell", "DARTS itself, all 14 edges"),
+    Entry("darts_second_order", Network, "cell", "weights written through .data between forwards", (PROBE, NEW, SECOND_ORDER)),
     Entry("fairdarts", FairDarts, "cell", "only the weights differ", (PROBE,)),
     Entry("gaea", Gaea, "cell", "only the weights differ, lists of scalars", outer=ExponentiatedGradient),
     Entry(

@@ -77,8 +77,8 @@ class Entry:
 
     @property
     def length(self) -> int:
-        """The number of steps that sees every event and one step after."""
-        return 2 + max((event.step for event in self.events), default=0)
+        """The least number of steps that sees every event, at least two."""
+        return 1 + max((event.step for event in self.events), default=1)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def images(seed: int, side: int, dtype: torch.dtype, count: int = 4) -> tuple[Tensor, Tensor]:
+def images(seed: int, side: int, dtype: torch.dtype, count: int = 3) -> tuple[Tensor, Tensor]:
     """(count, 3, side, side) of N(0, 1), and labels."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(count, 3, side, side, generator=g, dtype=torch.float64).to(dtype)

@@ -60,7 +60,7 @@ class NaslibMixedOp(nn.Module):
 class Naslib(Network):
     """Each edge's alpha is a Parameter that the edges of all cells of a kind share through their data."""
 
-    def __init__(self, C: int = 4, layers: int = 4, steps: int = 2) -> None:
+    def __init__(self, C: int = 4, layers: int = 3, steps: int = 2) -> None:
         super().__init__(C, layers, steps)
         self.alphas_normal, self.alphas_reduce = (
             nn.ParameterList(row.detach().clone() for row in alphas) for alphas in self._arch_parameters
@@ -83,10 +83,12 @@ class OwnAlphaCell(nn.Module):
         C_prev_prev: int,
         C_prev: int,
         C: int,
+        reduction: bool,
         reduction_prev: bool,
         reduce: type[nn.Module],
     ) -> None:
         super().__init__()
+        self.reduction = reduction
         self.preprocess0 = reduce(C_prev_prev, C) if reduction_prev else ReLUConvBN(C_prev_prev, C)
         self.preprocess1 = ReLUConvBN(C_prev, C)
         self.dag = nn.ModuleList(nn.ModuleList(edges) for edges in mixtures)
@@ -103,10 +105,9 @@ class OwnAlpha(Network):
 
     mixture: type[nn.Module]
     reduce: type[nn.Module]
-    candidates: int
 
-    def __init__(self, C: int = 4, layers: int = 4, steps: int = 2) -> None:
-        super().__init__(C, layers, steps, self.candidates)
+    def __init__(self, C: int = 4, layers: int = 3, steps: int = 2) -> None:
+        super().__init__(C, layers, steps)
         self._arch_parameters = [alpha for alphas in self.own for alpha in alphas]
         del self.alphas_normal, self.alphas_reduce
 
@@ -119,7 +120,7 @@ class OwnAlpha(Network):
         mixtures = [
             [self.mixture(C, 2 if reduction and j < 2 else 1, next(alphas)) for j in range(2 + i)] for i in range(self._steps)
         ]
-        return OwnAlphaCell(mixtures, C_prev_prev, C_prev, C, reduction_prev, self.reduce)
+        return OwnAlphaCell(mixtures, C_prev_prev, C_prev, C, reduction, reduction_prev, self.reduce)
 
     def cell_arguments(self, cell: nn.Module) -> tuple[Any, ...]:
         return ()
@@ -179,7 +180,7 @@ class PtCell(OwnAlphaCell):
 class PtDarts(Network):
     """alphas_normal, alphas_reduce: ParameterLists, one Parameter (inputs, K) for each node."""
 
-    def __init__(self, C: int = 4, layers: int = 4, steps: int = 2) -> None:
+    def __init__(self, C: int = 4, layers: int = 3, steps: int = 2) -> None:
         super().__init__(C, layers, steps)
         inputs = [2 + i for i in range(steps)]
         self.alphas_normal, self.alphas_reduce = (
@@ -189,9 +190,7 @@ class PtDarts(Network):
 
     def make_cell(self, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool) -> nn.Module:
         mixtures = [[PtMixedOp(C, 2 if reduction and j < 2 else 1) for j in range(2 + i)] for i in range(self._steps)]
-        cell = PtCell(mixtures, C_prev_prev, C_prev, C, reduction_prev, FactorizedReduce)
-        cell.reduction = reduction
-        return cell
+        return PtCell(mixtures, C_prev_prev, C_prev, C, reduction, reduction_prev, FactorizedReduce)
 
     def cell_arguments(self, cell: nn.Module) -> tuple[Any, ...]:
         return ([F.softmax(alpha, dim=-1) for alpha in self.alphas(cell)],)

@@ -116,7 +116,7 @@ class FactorizedReduce(nn.Module):
 
 
 class PaddedFactorizedReduce(nn.Module):
-    """Pads below and to the right before the shift, so that odd images pass as well; the same function on even ones (NNI, AutoDL)."""
+    """Pads below and to the right before the shift: odd images pass too, even ones give the same (NNI, AutoDL)."""
 
     def __init__(self, C_in: int, C_out: int) -> None:
         super().__init__()

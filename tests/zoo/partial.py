@@ -70,7 +70,6 @@ class PcDarts(Network):
 
     def __init__(self, C: int = 8, layers: int = 4, steps: int = 2) -> None:
         super().__init__(C, layers, steps)
-        self._arguments = (C, layers, steps)
         self.betas_normal, self.betas_reduce = ((1e-3 * torch.randn(self.edges)).requires_grad_() for _ in range(2))
         self._arch_parameters += [self.betas_normal, self.betas_reduce]
 
@@ -91,14 +90,10 @@ class PcDartsImageNet(PcDarts):
     def __init__(self, C: int = 4, layers: int = 4, steps: int = 2) -> None:
         super().__init__(C, layers, steps)
 
-    def make_stem(self, C_out: int) -> None:
-        C = C_out // 3
+    def make_stem(self, C: int) -> None:
         first, last = convolution(3, C // 2, 3, 2, 1), convolution(C // 2, C, 3, 2, 1)
         self.stem0 = nn.Sequential(first, nn.BatchNorm2d(C // 2), nn.ReLU(inplace=True), last, nn.BatchNorm2d(C))
         self.stem1 = nn.Sequential(nn.ReLU(inplace=True), convolution(C, C, 3, 2, 1), nn.BatchNorm2d(C))
-
-    def stem_channels(self, C: int) -> int:
-        return C
 
     def make_cells(self, C: int, layers: int, reduction_prev: bool = True) -> None:
         super().make_cells(C, layers, reduction_prev)
@@ -157,9 +152,11 @@ def widen(op: nn.Module, C: int, C_new: int) -> None:
 class Drnas(Network):
     """Each forward draws its weights from Dirichlet(elu(alpha) + 1), then masks and renormalises them."""
 
+    candidates = len(PRIMITIVES) - 1
+
     def __init__(self, C: int = 12, layers: int = 4, steps: int = 2, k: int = 6) -> None:
         self.k = k
-        super().__init__(C, layers, steps, len(PRIMITIVES) - 1)
+        super().__init__(C, layers, steps)
         self._arguments = (C, layers, steps, k)
         self.mask: Tensor | None = None
 
@@ -175,16 +172,16 @@ class Drnas(Network):
 
     def wider(self, k: int) -> None:
         self.k = k
+        self._arguments = (*self._arguments[:-1], k)
         for cell in self.cells:
             for op in cell._ops:
                 op.wider(k)
 
     def prune(self, kept: Sequence[int]) -> None:
         """Keeps `kept` on the first edge, the same rotated by one on the second, and so on."""
-        candidates = self.alphas_normal.shape[1]
-        self.mask = torch.zeros(self.edges, candidates, dtype=self.alphas_normal.dtype)
+        self.mask = torch.zeros_like(self.alphas_normal)
         for e in range(self.edges):
-            self.mask[e, [(i + e) % candidates for i in kept]] = 1
+            self.mask[e, [(i + e) % self.candidates for i in kept]] = 1
 
 
 ENTRIES = [

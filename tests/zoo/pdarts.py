@@ -5,10 +5,8 @@ Letters: C channels of a node, E edges, K candidates that are on.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.darts import Network
@@ -79,10 +77,10 @@ class Cell(nn.Module):
 
 class PDarts(Network):
     def __init__(
-        self, switches: tuple[Switches, Switches], p: float = 0.0, C: int = 4, layers: int = 4, steps: int = 2
+        self, switches: tuple[Switches, Switches], p: float = 0.0, C: int = 4, layers: int = 3, steps: int = 2
     ) -> None:
-        self.switches, self.p = switches, p
-        super().__init__(C, layers, steps, sum(switches[0][0]))
+        self.switches, self.p, self.candidates = switches, p, sum(switches[0][0])
+        super().__init__(C, layers, steps)
         self._arguments = (switches, p, C, layers, steps)
 
     def make_cell(self, C_prev_prev: int, C_prev: int, C: int, reduction: bool, reduction_prev: bool) -> nn.Module:
@@ -91,17 +89,18 @@ class PDarts(Network):
     def make_alpha(self, edges: int, candidates: int) -> Tensor:
         return nn.Parameter(1e-3 * torch.randn(edges, candidates))
 
-    def cell_arguments(self, cell: nn.Module) -> tuple[Any, ...]:
-        return (F.softmax(self.alphas(cell), dim=-1),)
-
-    def update_p(self, p: float) -> None:
+    def update_p(self) -> None:
         for cell in self.cells:
-            cell.p = p
+            cell.p = self.p
             cell.update_p()
 
 
 def dropout(p: float, step: int) -> Event:
-    return Event(step, f"dropout of {p}", lambda model, x, y: model.update_p(p))
+    def change(model: nn.Module, x: Tensor, y: Tensor) -> None:
+        model.p = p
+        model.update_p()
+
+    return Event(step, f"dropout of {p}", change)
 
 
 def switches(*edges: str) -> Switches:
@@ -117,5 +116,5 @@ ENTRIES = [
     Entry(
         "pdarts_5", partial(PDarts, FIVE, 0.4), "op", "dropout draws numbers edge by edge", (dropout(0.2, 1), dropout(0.0, 3))
     ),
-    Entry("pdarts_3", partial(PDarts, THREE, 0.7), "op", "dropout draws numbers edge by edge", (dropout(0.3, 2),)),
+    Entry("pdarts_3", partial(PDarts, THREE, 0.7, layers=4), "op", "dropout draws numbers edge by edge", (dropout(0.3, 2),)),
 ]

@@ -131,8 +131,8 @@ class DartsPt(Network):
     def __init__(
         self, primitives: tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]], C: int = 4, layers: int = 4
     ) -> None:
-        self.primitives = primitives
-        super().__init__(C, layers, 2, len(primitives[0][0]))
+        self.primitives, self.candidates = primitives, len(primitives[0][0])
+        super().__init__(C, layers, steps=2)
         self._arguments = (primitives, C, layers)
         self.projected: dict[tuple[bool, int], int] = {}
         self.masked: tuple[bool, int, int] | None = None
@@ -193,9 +193,8 @@ class SgasCell(Cell):
 class Sgas(Network):
     """Each edge's alpha is a tensor of its own; a decided edge's no longer learns."""
 
-    def __init__(self, C: int = 4, layers: int = 4, steps: int = 2) -> None:
+    def __init__(self, C: int = 4, layers: int = 3, steps: int = 2) -> None:
         super().__init__(C, layers, steps)
-        self._arguments = (C, layers, steps)
         self.alphas_normal, self.alphas_reduce = (
             [row.detach().clone().requires_grad_() for row in alphas] for alphas in self._arch_parameters
         )
