@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tests.zoo.driver import CLASSES, Entry, Event, default_dtype, loss_of
+from tests.zoo.driver import CLASSES, Entry, loss_of
 from tests.zoo.operations import OPS, PRIMITIVES, FactorizedReduce, ReLUConvBN, convolution
+from tests.zoo.probes import EVAL, NEW, SECOND_ORDER
 
 Make = Callable[[int, int], nn.Module]  # (C, stride) -> a mixed op
 
@@ -204,45 +205,10 @@ def pgd_alpha(model: nn.Module, x: Tensor, y: Tensor) -> None:
     model.train()
 
 
-def eval_gradients(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """dL/dalpha and dL/dx through running statistics."""
-    model.eval()
-    x = x.clone().requires_grad_()
-    gradients = torch.autograd.grad(loss_of(model, x, y), [x, *model.arch_parameters()])
-    model.train()
-    return {f"eval gradient {i}": g for i, g in enumerate(gradients)}
-
-
-def second_order(model: Network, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """dL/dalpha at theta + R v and at theta - R v, written through `.data`: DARTS' finite differences (v = theta here)."""
-    theta = [p for p in model.parameters() if all(p is not a for a in model.arch_parameters())]
-    v = [p.detach().clone() for p in theta]
-    seen = {}
-    for name, factor in (("plus", 0.01), ("minus", -0.02)):
-        for p, direction in zip(theta, v, strict=True):
-            p.data.add_(direction, alpha=factor)
-        gradients = torch.autograd.grad(loss_of(model, x, y), model.arch_parameters())
-        seen |= {f"{name} {i}": g for i, g in enumerate(gradients)}
-    for p, before in zip(theta, v, strict=True):
-        p.data.copy_(before)
-    return seen
-
-
-def replaced_by_new(model: Network, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """The validation loss of `model.new()` after it has loaded the state_dict."""
-    with default_dtype(x.dtype):
-        model_new = model.new()
-    model_new.load_state_dict(model.state_dict())
-    return {"loss of new()": loss_of(model_new, x, y)}
-
-
-PROBE = Event(1, "gradients in eval mode", eval_gradients)
-NEW = Event(1, "new()", replaced_by_new)
-SECOND_ORDER = Event(2, "finite differences", second_order)
 ENTRIES = [
     Entry("darts", partial(Network, steps=4), "cell", "DARTS itself, all 14 edges"),
-    Entry("darts_second_order", Network, "cell", "weights written through .data between forwards", (PROBE, NEW, SECOND_ORDER)),
-    Entry("fairdarts", FairDarts, "cell", "only the weights differ", (PROBE,)),
+    Entry("darts_second_order", Network, "cell", "weights written through .data between forwards", (EVAL, NEW, SECOND_ORDER)),
+    Entry("fairdarts", FairDarts, "cell", "only the weights differ", (EVAL,)),
     Entry("gaea", Gaea, "cell", "only the weights differ, lists of scalars", outer=ExponentiatedGradient),
     Entry(
         "sdarts_rs", Sdarts, "cell", "only the weights differ", inner=lambda model, x, y: model.perturbed(random_alpha, x, y)

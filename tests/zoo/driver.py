@@ -7,7 +7,7 @@ and all draws follow from the seed, so that a network and a converted copy of it
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,11 @@ class Event:
     step: int
     what: str
     act: Callable[[nn.Module, Tensor, Tensor], dict[str, Tensor] | None]
+
+
+def event(step: int, what: str, method: str, *arguments: Any) -> Event:
+    """A call of the model's method."""
+    return Event(step, what, lambda model, x, y: getattr(model, method)(*arguments))
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.darts import PROBE, Cell, MixedOp, Network
+from tests.zoo.darts import Cell, MixedOp, Network
 from tests.zoo.driver import CLASSES, Entry
 from tests.zoo.operations import Identity, ReLUConvBN, Zero, convolution, pool
+from tests.zoo.probes import EVAL
 
 NB201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -174,7 +175,7 @@ class GdasArgmax(Network):
 
 
 ENTRIES = [
-    Entry("nasbench201", NB201Network, "op", "a cell without preprocess layers, one input and other nodes", (PROBE,)),
+    Entry("nasbench201", NB201Network, "op", "a cell without preprocess layers, one input and other nodes", (EVAL,)),
     Entry("nasbench201_gdas", NB201Gdas, "left alone", "edges are bare lists: no module has the mixed forward"),
     Entry("gdas", Gdas, "left alone", "the mixed op's forward asks for an index and runs one candidate"),
     Entry("gdas_argmax", GdasArgmax, "left alone", "the mixed op's forward is not the weighted sum"),

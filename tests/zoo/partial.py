@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.darts import PROBE, Cell, Network, Sdarts, random_alpha
+from tests.zoo.darts import Cell, Network, Sdarts, random_alpha
 from tests.zoo.driver import Entry, Event
 from tests.zoo.operations import OPS, POOL_BN, PRIMITIVES, convolution
+from tests.zoo.probes import EVAL
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
@@ -185,7 +186,7 @@ class Drnas(Network):
 
 
 ENTRIES = [
-    Entry("pcdarts", PcDarts, "cell", "the forward takes beta as well", (PROBE,)),
+    Entry("pcdarts", PcDarts, "cell", "the forward takes beta as well", (EVAL,)),
     Entry(
         "pcdarts_imagenet", PcDartsImageNet, "op", "each mixed op runs twice in a forward: its statistics move twice", side=64
     ),
