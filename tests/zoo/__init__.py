@@ -4,9 +4,9 @@ ZOO lists them; `bilevel_steps(entry.make(seed, dtype), entry, count, seed)` mov
 """
 
 from tests.zoo import darts, deciding, frameworks, nasbench201, partial, pdarts, robust
-from tests.zoo.driver import Entry, Event, bilevel_steps, default_dtype, images
+from tests.zoo.driver import Entry, Event, bilevel_steps, default_dtype, furthest, images
 
-__all__ = ["ZOO", "Entry", "Event", "bilevel_steps", "default_dtype", "images"]
+__all__ = ["ZOO", "Entry", "Event", "bilevel_steps", "default_dtype", "furthest", "images"]
 
 ZOO: list[Entry] = [
     entry for part in (darts, partial, pdarts, robust, deciding, nasbench201, frameworks) for entry in part.ENTRIES

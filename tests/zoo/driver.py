@@ -133,6 +133,18 @@ def bilevel_steps(model: nn.Module, entry: Entry, count: int, seed: int) -> dict
     return {name: value.detach().clone() for name, value in seen.items()}
 
 
+def furthest(a: dict[str, Tensor], b: dict[str, Tensor]) -> tuple[float, str]:
+    """The largest |a - b| relative to the tensor's largest entry, and the tensor's name.
+
+    Largest entries below 1e-6 count as that: such a tensor may be nothing but rounding.
+    Raises ValueError where names or shapes differ.
+    """
+    if {name: t.shape for name, t in a.items()} != {name: t.shape for name, t in b.items()}:
+        raise ValueError("the two runs moved tensors of other names or shapes")
+    scales = {name: max(float(t.abs().max()), 1e-6) for name, t in a.items()}
+    return max((float((t - b[name]).abs().max()) / scales[name], name) for name, t in a.items())
+
+
 def sgd(weights: list[nn.Parameter]) -> SGD:
     return SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
 

@@ -188,7 +188,7 @@ class Drnas(Network):
 ENTRIES = [
     Entry("pcdarts", PcDarts, "cell", "the forward takes beta as well", (EVAL,)),
     Entry(
-        "pcdarts_imagenet", PcDartsImageNet, "op", "each mixed op runs twice in a forward: its statistics move twice", side=64
+        "pcdarts_imagenet", PcDartsImageNet, "op", "each mixed op runs twice in a forward: its statistics move twice", side=96
     ),
     Entry(
         "sdarts_pc",

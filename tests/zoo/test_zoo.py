@@ -8,7 +8,7 @@ from torch import nn
 
 from tests import naive
 from tests.naive import assert_all_close, assert_close
-from tests.zoo import ZOO, Entry, bilevel_steps, darts, default_dtype, images, operations
+from tests.zoo import ZOO, Entry, bilevel_steps, darts, default_dtype, furthest, images, operations
 from tests.zoo.moved import BY_NAME, loss, moved, random
 from tests.zoo.partial import PcDarts, PcDartsImageNet
 
@@ -58,6 +58,17 @@ def test_the_seed_decides_every_draw(name: str) -> None:
     assert all(torch.equal(first[key], again[key]) for key in first)
     other = bilevel_steps(entry.make(1), entry, 1, seed=3)
     assert not torch.equal(other["step 0 valid"], first["step 0 valid"])
+
+
+@pytest.mark.parametrize("name", ["pcdarts_imagenet", "drnas", "pdarts_3"])
+def test_rounding_does_not_grow(name: str) -> None:
+    """So that two ways to compute the same can be compared over many steps."""
+    entry = BY_NAME[name]
+    model = entry.make(1)
+    for p in entry.weights(model):
+        p.data.mul_(1 + 2e-15 * random(*p.shape))
+    error, _ = furthest(moved(name)[1], bilevel_steps(model, entry, entry.length, seed=2))
+    assert 0 < error < 1e-11
 
 
 @pytest.mark.parametrize(
