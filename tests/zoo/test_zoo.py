@@ -60,7 +60,7 @@ def test_the_seed_decides_every_draw(name: str) -> None:
     assert not torch.equal(other["step 0 valid"], first["step 0 valid"])
 
 
-@pytest.mark.parametrize("name", ["pcdarts_imagenet", "drnas", "pdarts_3"])
+@pytest.mark.parametrize("name", ["pcdarts_imagenet", "pdarts_3"])
 def test_rounding_does_not_grow(name: str) -> None:
     """So that two ways to compute the same can be compared over many steps."""
     entry = BY_NAME[name]
