@@ -9,12 +9,11 @@ from torch import nn
 from tests import naive
 from tests.naive import assert_all_close, assert_close
 from tests.zoo import ZOO, Entry, bilevel_steps, darts, default_dtype, furthest, images, operations
-from tests.zoo.moved import BY_NAME, loss, moved, random
+from tests.zoo.moved import BY_NAME, moved, random
 from tests.zoo.partial import PcDarts, PcDartsImageNet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLED = ("nasbench201_gdas", "gdas", "gdas_argmax")  # only the sampled candidates run
-EVERY = pytest.mark.parametrize("entry", ZOO, ids=list(BY_NAME))
 
 
 def test_entries_are_told_apart() -> None:
@@ -23,9 +22,10 @@ def test_entries_are_told_apart() -> None:
     assert all(entry.why for entry in ZOO)
 
 
-@EVERY
+@pytest.mark.parametrize("entry", ZOO, ids=list(BY_NAME))
 def test_steps_move_everything(entry: Entry) -> None:
-    _, seen, before = moved(entry.name)
+    """Momentum and decay skip a missing gradient, so what moved has one; alpha's is not zero."""
+    model, seen, before = moved(entry.name)
     assert all(bool(value.isfinite().all()) for value in seen.values())
     assert {value.dtype for value in seen.values()} == {torch.float64, torch.int64}
     idle = [name for name, value in before.items() if name in seen and torch.equal(seen[name], value)]
@@ -34,16 +34,7 @@ def test_steps_move_everything(entry: Entry) -> None:
         assert not [name for name in idle if name.startswith("alpha")]
     else:
         assert idle == []
-
-
-@EVERY
-def test_gradients_reach_every_weight_and_all_of_alpha(entry: Entry) -> None:
-    model = entry.make(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        loss(model, entry).backward()
-    assert any(p.grad is None for p in model.parameters()) == (entry.name in SAMPLED)
-    assert all(a.grad is not None and bool(a.grad.any()) for a in entry.arch(model))
+    assert all(bool(a.grad.any()) for a in entry.arch(model) if a.requires_grad)
     assert not {id(a) for a in entry.arch(model)} & {id(p) for p in entry.weights(model)}
 
 
