@@ -77,20 +77,31 @@ class Buffers:
 
     def __init__(self, *modules: nn.Module) -> None:
         buffers = {id(b): b for module in modules for b in module.buffers() if b.numel()}
-        groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        groups: dict[tuple[torch.dtype, torch.device, bool], list[Tensor]] = {}
         for b in buffers.values():
-            groups.setdefault((b.dtype, b.device), []).append(b)
+            groups.setdefault((b.dtype, b.device, b.dim() == 0), []).append(b)
         self._groups = list(groups.values())
-        self._saved = [_flat(group) for group in self._groups]  # a few large tensors: a handful of kernels for all buffers
+        self._saved = [_joined(group) for group in self._groups]  # a few large tensors: a handful of kernels for all buffers
 
     @torch.no_grad()
     def put_back_where(self, bad: Tensor) -> None:
         """Make the buffers what they were where `bad` is 1; they keep their addresses."""
         for group, saved in zip(self._groups, self._saved, strict=True):
-            kept = torch.where(bad.bool().to(saved.device), saved, _flat(group))
-            pieces = kept.split([b.numel() for b in group])
-            torch._foreach_copy_(group, [piece.view(b.shape) for piece, b in zip(pieces, group, strict=True)])
+            kept = torch.where(bad.bool().to(saved.device), saved, _joined(group))
+            torch._foreach_copy_(group, _pieces(kept, group))
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
+@torch.no_grad()
+def _joined(group: list[Tensor]) -> Tensor:
+    """A copy of all in one tensor. A view of each would take the host longer than the copy: made only where there is need."""
+    if group[0].dim() == 0:
+        return torch.stack(group)
+    return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in group])
+
+
+def _pieces(joined: Tensor, group: list[Tensor]) -> list[Tensor]:
+    """What `joined` has of each, in its shape."""
+    if group[0].dim() == 0:
+        return list(joined.unbind())
+    pieces = joined.split([t.numel() for t in group])
+    return [piece if t.dim() == 1 else piece.view(t.shape) for piece, t in zip(pieces, group, strict=True)]

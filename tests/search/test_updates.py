@@ -113,6 +113,8 @@ def test_nothing_of_the_scaler_stays_on_the_optimizer() -> None:
 
 def test_buffers_are_put_back_only_where_asked() -> None:
     module = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3, affine=False)).double()
+    module.register_buffer("plane", torch.zeros(2, 3).double().t())  # any shape and strides
+    module.register_forward_hook(lambda module, *_: module.plane.copy_(torch.arange(6.0).view(3, 2)))
     for bad in (ONE, ZERO):
         before = {n: b.clone() for n, b in module.named_buffers()}
         addresses = [b.data_ptr() for b in module.buffers()]
