@@ -15,7 +15,7 @@ from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.search.updates import Buffers, non_finite, step_unless
+from fastdarts.search.updates import Buffers, Kept, non_finite, step_unless
 from fastdarts.supernet import Supernet
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
@@ -64,6 +64,7 @@ class Bilevel:
         self.device = self.weights[0].device
         self.precision = precision or Precision(device=self.device)
         self.skipped = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self._buffers = Buffers(supernet, objective)
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
         """One step; `val` None leaves alpha alone. Returns the training and the validation loss, detached scalars.
@@ -80,7 +81,7 @@ class Bilevel:
 
     def weight_step(self, step: Tensor, train: Batch) -> Tensor:
         """Move the weights along the training loss' gradient. A weight that the loss does not reach is left alone."""
-        before = Buffers(self.supernet, self.objective)
+        before = self._buffers.kept()
         loss = self._train_loss(step, train)
         self.weight_optimizer.zero_grad()
         # not autograd.grad: it hands one tensor to all terms of a sum (the decoder's biases), though clipping is in place,
@@ -92,7 +93,7 @@ class Bilevel:
 
     def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
         """Move alpha (and beta) along the validation loss' gradient."""
-        before = Buffers(self.supernet, self.objective)
+        before = self._buffers.kept()
         gradient = self.unrolled_gradient if self.unrolled else self.first_order_gradient
         loss, grads = gradient(step, train, val)
         parameters = self.relaxation.parameters()
@@ -108,7 +109,7 @@ class Bilevel:
         optimizer: torch.optim.Optimizer,
         parameters: list[Tensor],
         clip: float,
-        before: Buffers,
+        before: Kept,
         skipped: Tensor,
     ) -> None:
         """Clip the gradients and step along them, or, where `bad` is 1, put everything back and count."""
