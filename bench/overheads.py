@@ -1,22 +1,22 @@
 """What a search pays for being watched over: `python -m bench.overheads --record`.
 
-One search runs in its Session: run folder, log, metrics, status, stages, recent steps, checkpoints. Between blocks of its
-steps the same network takes steps with nothing around them: "guarded", the library's own, and "bare", whose updates are made
-whatever the numbers are. A block is as long as the interval of progress lines, so that each has one. What is told is in
-percent of a bare block, by row, over rounds in alternating order:
+One search runs in its Session: run folder, log, metrics, status, stages, recent steps, checkpoints. Before each of its steps
+the same network takes two with nothing around them: "guarded", the library's own, and "bare", whose updates are made whatever
+the numbers are. What is told is in percent of the bare steps, by row, over blocks as long as the interval of progress lines:
 
-everything            the sum of the next row and the last two
-session               a block of the session against a bare one: its loop, and all that the next five rows tell
-NaN guard             guarded against bare: looking for NaN and Inf, keeping BatchNorm's buffers, conditional updates
+everything            the sum of the rows below it, up to the epoch's end
+NaN guard             looking for NaN and Inf, keeping and putting back BatchNorm's buffers, conditional updates
 recent steps          keeping what would name a bad step, and looking at it with each line
 progress and metrics  the line in log.txt and in metrics.jsonl
 status                the status file, and whatever else watches a step
+the rest              what else the session does after a step: it asks for signals, and whether a checkpoint is due
 stages                timing the parts of a step
 checkpoint            one every --checkpoint_minutes: copying the state, and what writing it takes from the steps beside
 epoch's end           its records, genotype.json and checkpoint, once an epoch; without an evaluation and a report
+guarded, session      whole steps against bare ones: what the clock may have missed, and the machine's unrest
 
-What runs between the steps is timed there, by itself; stages around nothing; the other rows are differences of blocks. All
-is the host's time, on a CPU.
+The parts of a step are timed where they run, by the host's clock, on a CPU; stages around nothing. A checkpoint and an
+epoch's end are differences of the session's blocks.
 """
 
 import json
@@ -47,11 +47,14 @@ from fastdarts.config import ConfigError, SearchImagenetSettings, Settings, sett
 from fastdarts.engine import CapturedBilevel, Progress, RecentSteps, RunFolder, Stopped, Watch, log_to
 from fastdarts.engine.stages import METHODS, Stages
 from fastdarts.search import Bilevel, Search
+from fastdarts.search import bilevel as bilevels
+from fastdarts.search.updates import Buffers, Kept
 from fastdarts.session import Session
 
 PROG = "python -m bench.overheads"
 SUPERNET = "mae-imagenet"
 EPOCH_IMAGES = 128_000  # that train the weights in an epoch of the main job: a tenth of ImageNet
+GUARD = ((Buffers, "kept"), (Kept, "put_back_where"), (bilevels, "non_finite"), (bilevels, "step_unless"))
 PARTS = {  # what runs between two steps, and the row it counts for
     "recent steps": ((RecentSteps, "note"), (RecentSteps, "look")),
     "progress and metrics": ((Progress, "due"), (Progress, "line"), (RunFolder, "append")),
@@ -104,16 +107,14 @@ def measure(workload: Workload, steps: int, rounds: int) -> dict[str, Any]:
     checkpoint = [t - p for t, p in zip(seen.blocks["checkpoint"], plain, strict=True)]
     end = [t - p for t, p in zip(seen.blocks["epoch"], plain, strict=True)]
     epoch = EPOCH_IMAGES / workload.batch / steps  # blocks
-    shares = {
-        "session": [t / b - 1 for t, b in zip(plain, bare, strict=True)],
-        "NaN guard": [t / b - 1 for t, b in zip(seen.blocks["guarded"], bare, strict=True)],
-        **{row: [t[row] / b for t, b in zip(seen.parts, bare, strict=True)] for row in PARTS},
+    shares = {row: [t[row] / b for t, b in zip(seen.parts, bare, strict=True)] for row in ("NaN guard", *PARTS, "the rest")}
+    shares |= {
         "stages": [steps * seen.stages / b for b in bare],
         "checkpoint": [t / (60 * settings.checkpoint_minutes) for t in checkpoint],
         "epoch's end": [t / (epoch * b) for t, b in zip(end, bare, strict=True)],
     }
-    summed = zip(*(shares[row] for row in ("session", "checkpoint", "epoch's end")), strict=True)
-    shares = {"everything": [sum(each) for each in summed]} | shares
+    shares = {"everything": [sum(each) for each in zip(*shares.values(), strict=True)]} | shares
+    shares |= {name: [t / b - 1 for t, b in zip(seen.blocks[name], bare, strict=True)] for name in ("guarded", "session")}
     return workload.facts() | {
         "percent": {row: {q: round(100 * v, 3) for q, v in quantiles(values).items()} for row, values in shares.items()},
         "bare_ms": milliseconds([t / steps for t in bare]),
@@ -129,10 +130,10 @@ def measure(workload: Workload, steps: int, rounds: int) -> dict[str, Any]:
 
 
 class Seen(NamedTuple):
-    """Seconds: of each block by name, of the PARTS of each block "session", and of timing the stages of a step."""
+    """Seconds: of each block by name, of the parts of each block "session", and of timing the stages of a step."""
 
     blocks: dict[str, list[float]]
-    parts: list[Counter[str]]
+    parts: list[dict[str, float]]
     stages: float
 
 
@@ -151,10 +152,13 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
         folder = RunFolder(Path(place))
         held.enter_context(log_to(folder["log.txt"]))
         held.enter_context(patch.object(sessions, "REPORT_SECONDS", inf))
-        for row, methods in PARTS.items():
+        for row, methods in ({"NaN guard": GUARD} | PARTS).items():
             for owner, name in methods:
                 held.enter_context(patch.object(owner, name, loader.timed(row, getattr(owner, name))))
+        for optimizer in (search.bilevel.weight_optimizer, search.bilevel.arch_optimizer):
+            optimizer.step = loader.timed("update", optimizer.step)
         loader.session = Session(search, folder, settings, [], files=[str(n) for n in numbers.tolist()])
+        search.on_step = loader.timed("between", search.on_step)
         with suppress(Stopped):
             loader.session.run()
     if any(search.bilevel.skipped.tolist()) or not all(p.isfinite().all() for p in search.bilevel.weights):
@@ -188,6 +192,7 @@ class Unconditional(Bilevel):
         optimizer.zero_grad()
 
 
+BLOCKS = ("epoch", "session", "checkpoint"), ("epoch", "checkpoint", "session")  # of every second round
 OTHERS: dict[str, type[Bilevel]] = {"bare": Unconditional, "guarded": Bilevel}
 
 
@@ -219,10 +224,10 @@ class Resident:
 
 
 class Rounds(Resident):
-    """The session's training loader, which knows when a block of its steps is over: then it runs and times the others.
+    """The session's training loader, which times a block of its steps, and those of the others that it takes in between.
 
-    times  seconds of each block by its name: those of `others`, and of the session "session", "epoch" (an epoch ends in it),
-           "checkpoint" (one is taken); writing ends inside the block
+    times  seconds of each block by its name: "session" and before each of its steps one of the `others`; then two blocks of
+           the session alone: in "epoch" an epoch ends, in "checkpoint" one is taken. What they write is written inside
     parts  of each block "session" the seconds of what `timed` was given
     """
 
@@ -232,11 +237,12 @@ class Rounds(Resident):
         self.session: Session | None = None
         self.others: dict[str, Run] = {}
         self.times: dict[str, list[float]] = {}
-        self.parts: list[Counter[str]] = []
+        self.parts: list[dict[str, float]] = []
         self._now: Counter[str] = Counter()
-        self._plan = iter([name for number in range(rounds) for name in self._round(number)])
-        self._block: tuple[str, float] | None = None
-        self._left = len(self) - 1  # to warm up; so the first step of the next block ends an epoch
+        self._plan = iter([block for number in range(rounds) for block in BLOCKS[number % 2]])
+        self._block = "warm-up"
+        self._left = len(self) - 1  # so that the next block's first step ends an epoch
+        self._began: float | None = None
 
     def __len__(self) -> int:
         """The steps of an epoch are the session's in a round."""
@@ -244,8 +250,15 @@ class Rounds(Resident):
 
     def __next__(self) -> Batch:
         if not self._left:
+            self.session.writer.wait()
+        if self._began is not None:
+            self._now[self._block] += perf_counter() - self._began
+        if not self._left:
             self._next_block()
+        if self._block in ("session", "warm-up"):
+            self._take_others()
         self._left -= 1
+        self._began = perf_counter()
         return super().__next__()
 
     def timed(self, part: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -260,34 +273,29 @@ class Rounds(Resident):
 
         return run
 
-    @staticmethod
-    def _round(number: int) -> list[str]:
-        """The blocks of a round. An epoch always ends in the session's first."""
-        if number % 2:
-            return ["epoch", "checkpoint", "session", "guarded", "bare"]
-        return ["bare", "guarded", "epoch", "session", "checkpoint"]
-
     def _next_block(self) -> None:
-        """End the session's block, make those of the others that come next, begin the session's next one."""
-        self.session.writer.wait()
-        if self._block is not None:
-            name, began = self._block
-            self.times.setdefault(name, []).append(perf_counter() - began)
-            if name == "session":
-                self.parts.append(self._now.copy())
-        for name in self._plan:
-            if name in self.others:
-                began = perf_counter()
-                for _ in range(self.steps):
-                    self.others[name]()
-                self.times.setdefault(name, []).append(perf_counter() - began)
-                continue
-            if name == "checkpoint":
-                self.session.saved_at = -inf  # as if its interval were over
-            self._now.clear()
-            self._block, self._left = (name, perf_counter()), self.steps
-            return
-        raise Stopped(signal.SIGTERM)
+        """Note the block that is over and begin the next. Raises Stopped after the last."""
+        now, self._now = self._now, Counter()
+        for name in ("bare", "guarded", "session") if self._block == "session" else (self._block,):
+            self.times.setdefault(name, []).append(now[name])
+        if self._block == "session":
+            known = {row: now[row] for row in PARTS}
+            rest = now["between"] - sum(known.values())
+            self.parts.append({"NaN guard": now["NaN guard"] - now["update"], **known, "the rest": rest})
+        self._block, self._left = next(self._plan, ""), self.steps
+        if not self._block:
+            raise Stopped(signal.SIGTERM)
+        if self._block == "checkpoint":
+            self.session.saved_at = -inf  # as if its interval were over
+
+    def _take_others(self) -> None:
+        """A step of each; what is timed in them does not count."""
+        for name in sorted(self.others, reverse=self._left % 2 == 1):
+            before = self._now.copy()
+            began = perf_counter()
+            self.others[name]()
+            self._now = before
+            self._now[name] += perf_counter() - began
 
 
 def _stages(search: Search) -> float:
