@@ -70,7 +70,7 @@ class OverheadsSettings(Settings):
     batch: int = setting(32, "images of the training and of the validation batch", at_least=1)
     image_size: int = setting(64, "pixels a side", at_least=1)
     steps: int = setting(20, "of a block, and between progress lines", at_least=2)
-    rounds: int = setting(41, "blocks of each side", at_least=1)
+    rounds: int = setting(15, "blocks of each side", at_least=1)
     json: bool = setting(False, "print the record as one line of JSON")
     record: bool = setting(False, "append the record to overheads.jsonl in the --results folder")
     results: str | None = setting(None, "folder of --record; without it bench/results")
