@@ -36,8 +36,9 @@ class MemorySettings(Settings):
 
 
 def cases(which: str, device: Literal["cpu", "cuda"]) -> Iterator[Workload]:
-    """k = 1, 2, 4, batches of 16 and 64, both stems, both orders; the definition's in bfloat16 once."""
+    """k = 1, 2, 4, batches of 16 and 64, both stems, both orders; 4 images, and the definition's in bfloat16, once."""
     for backend in {"all": ("auto", "definition"), "fused": ("auto",)}.get(which, ("definition",)):
+        yield Workload("pc-cifar", 4, 32, 4, device=device, backend=backend)
         for supernet, size in (("cifar", 32), ("pc-cifar", 32), ("pc-imagenet", 224), ("mae-imagenet", 224)):
             for k in {"cifar": (1,), "pc-cifar": (2, 4)}.get(supernet, (1, 2, 4)):
                 for batch in (16, 64):

@@ -26,7 +26,10 @@ from fastdarts.search.bilevel import held
 from fastdarts.search.precision import Amp
 from fastdarts.supernet import Supernet
 
-PROCESS = 10 << 20  # what torch and the native module load and compile once operators run
+# What a process takes once operators run, whatever their sizes: measured with one or two images of 8 to 64 pixels, where the
+# rest is next to nothing. 9 MB of the definition's are oneDNN's, which compiles its convolutions for each shape and keeps
+# them; the others are there without oneDNN, too, and come with its many small operators.
+PROCESS, PROCESS_DEFINITION = 2 << 20, 20 << 20
 STEP = 8  # batches that are tried are multiples of it
 STATUS = Path("/proc/self/status")
 EXHAUSTED = re.compile(r"can't allocate memory|bad_alloc|out of memory|Cannot allocate memory", re.IGNORECASE)
@@ -111,7 +114,9 @@ def step_bytes(
                 torch.autograd.grad(loss, list(relaxation.alpha.values()))
             del loss
     del waiting
-    return round(counted.peak) + (PROCESS if device.type == "cpu" else 0)
+    if device.type != "cpu":
+        return round(counted.peak)
+    return round(counted.peak) + (PROCESS if fused else PROCESS_DEFINITION)
 
 
 def _optimizers(supernet: Supernet, objective: Objective, relaxation: SoftmaxRelaxation) -> list[torch.optim.Optimizer]:

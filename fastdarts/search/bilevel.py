@@ -16,7 +16,7 @@ from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.search.updates import Buffers, non_finite, step_unless
+from fastdarts.search.updates import Buffers, Kept, non_finite, step_unless
 from fastdarts.supernet import Supernet
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
@@ -76,6 +76,7 @@ class Bilevel:
         self.precision = precision or Precision(device=self.device)
         self.reduce = reduce
         self.skipped = torch.zeros(2, dtype=torch.int64, device=self.device)
+        self._buffers = Buffers(supernet, objective)
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
         """One step; `val` None leaves alpha alone. Returns the training and the validation loss, detached scalars.
@@ -100,7 +101,7 @@ class Bilevel:
 
     def weight_pieces(self, step: Tensor, train: Batch) -> Pieces[Tensor]:
         """weight_step, in pieces for whoever averages what it yields; without `reduce` it is one piece."""
-        before = Buffers(self.supernet, self.objective)
+        before = self._buffers.kept()
         loss = self._train_loss(step, train)
         self.weight_optimizer.zero_grad()
         # not autograd.grad: it hands one tensor to all terms of a sum (the decoder's biases), though clipping is in place,
@@ -114,7 +115,7 @@ class Bilevel:
 
     def arch_pieces(self, step: Tensor, train: Batch, val: Batch) -> Pieces[Tensor]:
         """arch_step in pieces, as weight_pieces."""
-        before = Buffers(self.supernet, self.objective)
+        before = self._buffers.kept()
         if self.unrolled:
             loss, grads = yield from self._unrolled(step, train, val)
         else:
@@ -157,7 +158,7 @@ class Bilevel:
         optimizer: torch.optim.Optimizer,
         parameters: list[Tensor],
         clip: float,
-        before: Buffers,
+        before: Kept,
         skipped: Tensor,
     ) -> None:
         """Clip the gradients and step along them, or, where `bad` is 1, put everything back and count."""

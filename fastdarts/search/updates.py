@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -70,28 +71,64 @@ def _step_and_undo(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 class Buffers:
-    """The buffers of modules (BatchNorm's statistics and counters) as they are now, to be put back where a step is skipped.
+    """The buffers of modules (BatchNorm's statistics and counters), to be put back where a step is skipped.
 
-    A forward pass that met NaN has moved the running statistics already, and they would stay NaN for good.
+    A forward pass that met NaN has moved the running statistics already, and they would stay NaN for good. Where the buffers
+    are is found out once, what they are each time: moving modules to another device or dtype makes others.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        buffers = {id(b): b for module in modules for b in module.buffers() if b.numel()}
-        groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
-        for b in buffers.values():
-            groups.setdefault((b.dtype, b.device), []).append(b)
+        owners = dict.fromkeys(owner for module in modules for owner in module.modules())
+        groups: dict[tuple[torch.dtype, torch.device, bool], list[tuple[nn.Module, str]]] = {}
+        for owner in owners:
+            for name, b in owner.named_buffers(recurse=False):
+                if b.numel():
+                    groups.setdefault((b.dtype, b.device, b.dim() == 0), []).append((owner, name))
         self._groups = list(groups.values())
-        self.floating = [b for b in buffers.values() if b.is_floating_point()]  # themselves, not as they were
-        self._saved = [_flat(group) for group in self._groups]  # a few large tensors: a handful of kernels for all buffers
+
+    def kept(self) -> "Kept":
+        """A copy of what they are now."""
+        groups = [[getattr(owner, name) for owner, name in group] for group in self._groups]
+        return Kept(groups, [_joined(group) for group in groups])
+
+
+class Kept(NamedTuple):
+    """Buffers by groups of one dtype and device, and what they were: a few large tensors, a handful of kernels for all."""
+
+    groups: list[list[Tensor]]
+    saved: list[Tensor]
+
+    @property
+    def floating(self) -> list[Tensor]:
+        """The floating-point ones themselves, as they are now."""
+        return [b for group in self.groups for b in group if b.is_floating_point()]
 
     @torch.no_grad()
     def put_back_where(self, bad: Tensor) -> None:
         """Make the buffers what they were where `bad` is 1; they keep their addresses."""
-        for group, saved in zip(self._groups, self._saved, strict=True):
-            kept = torch.where(bad.bool().to(saved.device), saved, _flat(group))
-            pieces = kept.split([b.numel() for b in group])
-            torch._foreach_copy_(group, [piece.view(b.shape) for piece, b in zip(pieces, group, strict=True)])
+        if known(bad) and not bad:
+            return
+        for group, saved in zip(self.groups, self.saved, strict=True):
+            kept = torch.where(bad.bool().to(saved.device), saved, _joined(group))
+            torch._foreach_copy_(group, _pieces(kept, group))
 
 
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.detach().reshape(-1) for t in tensors])
+def known(bad: Tensor) -> bool:
+    """Whether the host may read it without waiting: on a CPU it has been computed when an operator returns."""
+    return bad.device.type == "cpu"
+
+
+@torch.no_grad()
+def _joined(group: list[Tensor]) -> Tensor:
+    """A copy of all in one tensor. A view of each would take the host longer than the copy: made only where there is need."""
+    if group[0].dim() == 0:
+        return torch.stack(group)
+    return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in group])
+
+
+def _pieces(joined: Tensor, group: list[Tensor]) -> list[Tensor]:
+    """What `joined` has of each, in its shape."""
+    if group[0].dim() == 0:
+        return list(joined.unbind())
+    pieces = joined.split([t.numel() for t in group])
+    return [piece if t.dim() == 1 else piece.view(t.shape) for piece, t in zip(pieces, group, strict=True)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdarts.engine import CapturedBilevel, CaptureError, World, cuda_graph, no_gpu
 from fastdarts.engine.cuda_graph import WARM_UP, Recording, State, refusal
-from fastdarts.search import Bilevel
+from fastdarts.search import Bilevel, updates
 from fastdarts.search.optimizers import set_rate
 from tests.bilevels import batch, differing, everything, make, number
 from tests.tape import Tape
@@ -51,6 +51,7 @@ def repeats(monkeypatch: pytest.MonkeyPatch) -> type[Repeats]:
     Repeats.made = []
     monkeypatch.setattr(cuda_graph, "Recorder", Repeats)
     monkeypatch.setattr(cuda_graph, "no_gpu", lambda _: None)
+    monkeypatch.setattr(updates, "known", lambda bad: False)  # to the host
     return Repeats
 
 

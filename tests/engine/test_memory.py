@@ -37,9 +37,10 @@ def of(n, backend="definition", size=64, device="cpu", **how):
 @pytest.mark.parametrize(
     "workload",
     [
+        pytest.param(Workload("pc-cifar", 4, 32, 4), marks=needs_native, id="fused, few images"),
         pytest.param(Workload("pc-cifar", 16, 32, 4), marks=needs_native, id="fused"),
         pytest.param(Workload("pc-imagenet", 16, 224, 2, unrolled=True), marks=needs_native, id="fused, second order"),
-        pytest.param(Workload("pc-cifar", 8, 32, 4, backend="definition"), id="definition"),
+        pytest.param(Workload("pc-cifar", 4, 32, 4, backend="definition"), id="definition"),
     ],
 )
 def test_what_is_predicted_is_what_a_step_takes(workload):

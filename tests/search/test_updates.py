@@ -10,7 +10,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdarts.ops.philox import Stream
-from fastdarts.search import Bilevel
+from fastdarts.search import Bilevel, updates
 from fastdarts.search.updates import Buffers, non_finite, obeys, step_unless
 from tests.bilevels import batch, differing, everything, make, number
 
@@ -111,19 +111,25 @@ def test_nothing_of_the_scaler_stays_on_the_optimizer() -> None:
     assert not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
 
 
-def test_buffers_are_put_back_only_where_asked() -> None:
+@pytest.mark.parametrize("on_host", [True, False], ids=["the host knows", "the device decides"])
+def test_buffers_are_put_back_only_where_asked(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(updates, "known", lambda bad: on_host)
     module = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3, affine=False)).double()
+    module.register_buffer("plane", torch.zeros(2, 3).double().t())  # any shape and strides
+    module.register_forward_hook(lambda module, *_: module.plane.copy_(torch.arange(6.0).view(3, 2)))
+    buffers = Buffers(module.float(), module[0])
+    module.double()  # makes others
     for bad in (ONE, ZERO):
         before = {n: b.clone() for n, b in module.named_buffers()}
         addresses = [b.data_ptr() for b in module.buffers()]
-        saved = Buffers(module, module[0])
+        saved = buffers.kept()
         module(torch.full((2, 3, 4, 4), float("nan"), dtype=torch.float64))
         moved = {n: b.clone() for n, b in module.named_buffers()}
         saved.put_back_where(bad)
         want = before if bad else moved
         assert all(torch.equal(want[n].nan_to_num(7.0), b.nan_to_num(7.0)) for n, b in module.named_buffers())
         assert addresses == [b.data_ptr() for b in module.buffers()]
-    Buffers(torch.nn.Linear(2, 2)).put_back_where(ONE)  # has none
+    Buffers(torch.nn.Linear(2, 2)).kept().put_back_where(ONE)  # has none
 
 
 def by_hand(bilevel: Bilevel, step: int, val_too: bool = True) -> None:
@@ -237,8 +243,11 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("sampling", ["first", "random"])
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("masked", [True, False])
-def test_no_step_reads_a_number_from_the_device(masked: bool, unrolled: bool, sampling: str) -> None:
+def test_no_step_reads_a_number_from_the_device(
+    masked: bool, unrolled: bool, sampling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Seen on the definitions' operators: clipping, conditions, random channels, masks, finite differences."""
+    monkeypatch.setattr(updates, "known", lambda bad: False)  # as for a GPU's
     bilevel = make(masked=masked, unrolled=unrolled, sampling=sampling, backend="definition", arch_grad_clip=5.0)
     take(bilevel, 0)
     arguments = number(1), batch(2), batch(3)
