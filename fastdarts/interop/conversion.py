@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, put_before, take_back
-from fastdarts.interop.mixture import Attributes, FusedMixture, MixturePlan, mixtures, proposed
+from fastdarts.interop.mixture import Attributes, FusedMixture, MixturePlan, list_of, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
 from fastdarts.interop.recognise import Layout, Unknown, as_preprocess, recognise
@@ -149,7 +149,7 @@ class _Converter:
 
     def mixture(self, name: str, module: nn.Module) -> Line | None:
         """Convert a mixed operation; None for a module that is none."""
-        listed = next(n for n, child in module._modules.items() if isinstance(child, nn.ModuleList))
+        listed = list_of(module)
         candidates = list(module._modules[listed])
         own = {kind: found for kind, found in map(self._without_layers, candidates) if found is not None}
         layouts = [proposed(c, own) for c in candidates]
@@ -201,10 +201,11 @@ class _Converter:
         subject, why = probe.Subject(module), ""
         layouts = [proposed(c, plan.own) for c in plan.candidates(module)]
         Cq = next(a.channels for a in layouts if isinstance(a, Layout) and a.channels)
-        for k in KS:
+        told = vars(module).get("k")
+        for k in dict.fromkeys([told, *KS] if isinstance(told, int) and told > 0 else KS):
             x = torch.randn(probe.N, k * Cq, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
             cases = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
-            cases["a list of weights"] = x, list(cases["weights of a softmax"][1])
+            cases[probe.LISTS] = x, list(cases[probe.SOFT][1])
             for skips in (False, True):
                 trial = MixturePlan(plan.name, skips, partial=k > 1, longer=True, backend=self.backend, own=plan.own)
 
@@ -214,23 +215,22 @@ class _Converter:
                 differs = _trial(subject, cases, converted)
                 if differs is None:
                     longer = {"a longer row": (x, x.new_ones(len(layouts) + 1))}
-                    matter = probe.matter(subject, cases["weights of a softmax"])
+                    matter = probe.matter(subject, cases[probe.SOFT])
                     return trial.partial, skips, _trial(subject, longer, converted) is None, matter
                 why = why or differs
         return why
 
     def cell(self, module: nn.Module) -> str | None:
         """Convert a cell whose mixed operations are converted; returns None, or why it keeps its own forward."""
-        listed = next(n for n, child in module._modules.items() if isinstance(child, nn.ModuleList))
-        before = [n for n, child in module._modules.items() if n != listed and child is not None]
+        listed = list_of(module)
+        before = [n for n, child in module._modules.items() if child is not None and not isinstance(child, nn.ModuleList)]
         edges = list(module._modules[listed])
         plans = [e.__dict__[PLAN] for e in edges if isinstance(e, FusedMixture)]
         if len(plans) < len(edges) or not all(p.whole for p in plans):
             return "not all of its operations are mixed ones whose candidates are all fused"
         if len(before) != 2 or not nodes_of(len(edges)):
             return "it has not two preprocess layers and i + 2 operations for node i"
-        layers = [type(module._modules[n]) for n in before]
-        kind = _kind(module, layers, [_kind(e, p.layouts, p.skips_zeros) for e, p in zip(edges, plans, strict=True)])
+        kind = _kind(module, [_kind(e, p.layouts, p.skips_zeros) for e, p in zip(edges, plans, strict=True)])
         if kind not in self.tried:
             self.tried[kind] = self._try_cell(module, (before[0], before[1]), listed)
         found = self.tried[kind]
@@ -238,7 +238,9 @@ class _Converter:
             return found
         beta, further, matter = found
         plan = CellPlan((before[0], before[1]), listed, beta, further, self.backend, _values(module, matter), self.order)
-        self._fused_cell(module, plan)
+        put_before(module, FusedCell, PLAN, plan)
+        for name in before:
+            self._fuse_preprocess(module._modules[name])
         return None
 
     def _try_cell(
@@ -253,48 +255,65 @@ class _Converter:
         for beta in (False, True)[: len(plain) - 2]:
             further = tuple(0.0 if p.default is p.empty else p.default for p in plain[4 if beta else 3 :])
             plan = CellPlan(before, listed, beta, further, self.backend)
+
+            def converted(cell: nn.Module, plan: CellPlan = plan) -> list[nn.Module]:
+                put_before(cell, FusedCell, PLAN, plan)
+                return [cell]
+
             cases = self._cell_cases(subject.module, before, listed, beta, further)
-            differs = _trial(subject, cases, lambda cell, plan=plan: self._fused_cell(cell, plan))
+            differs = _trial(subject, cases, converted)
             if differs is None:
-                return beta, further, probe.matter(subject, cases["weights of a softmax"])
+                return beta, further, probe.matter(subject, cases[probe.SOFT])
             why = differs
         return why
-
-    def _fused_cell(self, cell: nn.Module, plan: CellPlan) -> list[nn.Module]:
-        """Convert a cell and its preprocess layers; all that were."""
-        before = [m for m in (cell._modules[name] for name in plan.before) if self._fuse_preprocess(m)]
-        put_before(cell, FusedCell, PLAN, plan)
-        return [cell, *before]
 
     def _cell_cases(
         self, own: nn.Module, before: tuple[str, str], listed: str, beta: bool, further: tuple[Any, ...]
     ) -> dict[str, tuple[Any, ...]]:
         """Arguments to try a cell with."""
-        states = []
-        for name in before:
-            layer = next(m for m in own._modules[name].modules() if isinstance(m, nn.Conv2d))
-            side = probe.SIDE * layer.stride[0]
-            states.append(torch.randn(probe.N, layer.in_channels, side, side, dtype=torch.float64, device=self._device()))
+        states = [self._image_for(own._modules[name]) for name in before]
         plans = [edge.__dict__[PLAN] for edge in own._modules[listed]]
         tables = probe.rows(len(plans), [len(p.layouts) for p in plans], states[0])
         betas = (torch.rand(len(plans), dtype=torch.float64, device=self._device()),) if beta else ()
         cases = {name: (*states, table, *betas, *further) for name, table in tables.items()}
-        soft = tables["weights of a softmax"]
+        soft = tables[probe.SOFT]
         rows = [list(row[: len(p.layouts)]) for row, p in zip(soft, plans, strict=True)]
-        return cases | {"lists of weights": (*states, rows, *betas, *further)}
+        return cases | {probe.LISTS: (*states, rows, *betas, *further)}
 
     def _fuse_preprocess(self, module: nn.Module) -> bool:
+        """Convert a preprocess layer, if it is one."""
         found = as_preprocess(recognise(module))
-        if found is None or isinstance(module, FusedPreprocess):
+        if found is None:
             return False
-        put_before(module, FusedPreprocess, PLAN, PreprocessPlan(found.convolutions, found.norm, self.backend))
+        plan = PreprocessPlan(found.convolutions, found.norm, self.backend)
+        kind = "preprocess", _kind(module), found._replace(settings=())
+        if kind not in self.tried:
+            self.tried[kind] = self._try_preprocess(module, plan)
+        if self.tried[kind] is not None:
+            return False
+        put_before(module, FusedPreprocess, PLAN, plan)
         return True
+
+    def _try_preprocess(self, module: nn.Module, plan: PreprocessPlan) -> str | None:
+        """None, or what the layer does otherwise."""
+
+        def converted(layer: nn.Module) -> list[nn.Module]:
+            put_before(layer, FusedPreprocess, PLAN, plan)
+            return [layer]
+
+        subject = probe.Subject(module)
+        return _trial(subject, {"a random image": (self._image_for(subject.module),)}, converted)
+
+    def _image_for(self, layer: nn.Module) -> Tensor:
+        """(N, C, S, S), which becomes (N, D, SIDE, SIDE)."""
+        first = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
+        side = probe.SIDE * first.stride[0]
+        return torch.randn(probe.N, first.in_channels, side, side, dtype=torch.float64, device=self._device())
 
 
 def _edges_of(module: nn.Module) -> list[nn.Module] | None:
     """The mixed operations of a module that lists some; None for another."""
-    listed = next(child for child in module._modules.values() if isinstance(child, nn.ModuleList))
-    edges = list(listed)
+    edges = list(module._modules[list_of(module)])
     return edges if any(isinstance(e, FusedMixture) for e in edges) else None
 
 

@@ -219,6 +219,12 @@ def edge_graph(stride: int, codes: tuple[Candidate, ...]) -> Graph:
 def mixtures(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules within, by name, that hold one list of at least two modules; a mixed operation is one of them."""
     for name, inner in module.named_modules():
-        lists = [child for child in inner._modules.values() if isinstance(child, nn.ModuleList)]
-        if len(lists) == 1 and len(lists[0]) > 1:
+        listed = list_of(inner)
+        if listed is not None and len(inner._modules[listed]) > 1:
             yield name, inner
+
+
+def list_of(module: nn.Module) -> str | None:
+    """The name of the only list of modules that is not empty."""
+    lists = [n for n, child in module._modules.items() if isinstance(child, nn.ModuleList) and len(child)]
+    return lists[0] if len(lists) == 1 else None

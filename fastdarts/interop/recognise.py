@@ -33,6 +33,9 @@ class Layout(NamedTuple):
     dropouts: tuple[Path, ...] = ()
     settings: tuple[Any, ...] = ()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Layout":
+        return self  # nothing in it changes
+
 
 class Preprocess(NamedTuple):
     """A layer before a cell's edges, as ops.relu_conv_bn computes it: ReLU, one or two 1x1 convolutions, BatchNorm."""
