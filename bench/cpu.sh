@@ -33,6 +33,7 @@ done
 for supernet in mae-imagenet pc-cifar; do
   "$python" -m bench.scaling --supernet $supernet --batch 16 --ranks 2 --record
 done
+"$python" -m bench.interop --record
 for size in 64 224; do
   "$python" -m bench.loader ${DATA:+--data "$DATA"} --image_size $size --record
 done

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
-from fastdarts.interop.mixture import Attributes, MixturePlan, Weights, as_row, fits, partial_channels, unchanged
+from fastdarts.interop.mixture import Attributes, MixturePlan, Weights, as_row, fits, format_of, partial_channels, unchanged
 from fastdarts.interop.parts import alike, run
 from fastdarts.interop.recognise import Layout, Path, layer_at
 from fastdarts.ops.graph import Candidate, Edge, Graph
@@ -59,7 +59,7 @@ class CellPlan:
     name     of its list of mixed operations
     beta     it takes the edges' weights after the candidates'
     further  values of its remaining arguments with which it was tried: others go to its own forward
-    attributes, order  as of a MixturePlan
+    attributes, channels_last  as of a MixturePlan
     """
 
     before: tuple[str, str]
@@ -68,7 +68,7 @@ class CellPlan:
     further: tuple[Any, ...] = ()
     backend: str = "auto"
     attributes: Attributes = ()
-    order: torch.memory_format = torch.contiguous_format
+    channels_last: bool = False
 
     @property
     def begins(self) -> int:
@@ -92,7 +92,7 @@ class FusedCell:
         out = _fused(self, plan, s0, s1, args[0], args[1] if plan.beta else None) if usual else None
         if out is not None:
             return out
-        s0, s1 = (s.contiguous(memory_format=plan.order) for s in (s0, s1))
+        s0, s1 = (s.contiguous(memory_format=format_of(plan)) for s in (s0, s1))
         return super().forward(s0, s1, *args, **kwargs)
 
 

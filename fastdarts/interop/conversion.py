@@ -119,7 +119,7 @@ class _Converter:
         self.model, self.level, self.backend = model, level, backend
         images = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
         last = any(p.is_contiguous(memory_format=torch.channels_last) for p in images)
-        self.order = torch.channels_last if last else torch.contiguous_format
+        self.channels_last = last
         self.tried: dict[Any, Any] = {}
 
     def run(self) -> Iterator[Line]:
@@ -165,7 +165,7 @@ class _Converter:
         if isinstance(flags, str):
             return Line(name, "left alone", flags)
         plan.partial, plan.skips_zeros, plan.longer, matter = flags
-        plan.order, plan.attributes = self.order, _values(module, matter)
+        plan.channels_last, plan.attributes = self.channels_last, _values(module, matter)
         _mixed(module, plan)
         unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
         return Line(name, "partly", "; ".join(unknown)) if unknown else Line(name, "op")
@@ -237,7 +237,9 @@ class _Converter:
         if isinstance(found, str):
             return found
         beta, further, matter = found
-        plan = CellPlan((before[0], before[1]), listed, beta, further, self.backend, _values(module, matter), self.order)
+        plan = CellPlan(
+            (before[0], before[1]), listed, beta, further, self.backend, _values(module, matter), self.channels_last
+        )
         put_before(module, FusedCell, PLAN, plan)
         for name in before:
             self._fuse_preprocess(module._modules[name])

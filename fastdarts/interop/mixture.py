@@ -27,7 +27,7 @@ class MixturePlan:
     skips_zeros  candidates of weight 0 are not computed: their norms stay, their parameters get no gradient
     partial      only the first C/k channels pass through the candidates; else all do
     longer       a row may have more weights than there are candidates: the rest is ignored
-    order        the memory format of images in the network, which whatever runs unconverted sees: it may draw numbers
+    channels_last  images of the network are in that memory format, which whatever runs unconverted sees: it may draw numbers
     attributes   of the module that matter, when it was tried: with others it goes its own way
     own          what modules without layers are, by class: an Identity or Zero that the codebase wrote itself
     """
@@ -37,7 +37,7 @@ class MixturePlan:
     partial: bool = False
     longer: bool = False
     backend: str = "auto"
-    order: torch.memory_format = torch.contiguous_format
+    channels_last: bool = False
     attributes: Attributes = ()
     own: dict[type, tuple[Candidate, int]] = field(default_factory=dict)
     layouts: list[Layout | Unknown] = field(default_factory=list)
@@ -117,7 +117,7 @@ class FusedMixture:
         out = None if args or kwargs else _fused(self, x, weights)
         if out is not None:
             return out
-        return super().forward(x.contiguous(memory_format=self.__dict__[PLAN].order), weights, *args, **kwargs)
+        return super().forward(x.contiguous(memory_format=format_of(self.__dict__[PLAN])), weights, *args, **kwargs)
 
 
 def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
@@ -147,7 +147,7 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     graph = edge_graph(plan.stride, tuple(plan.layouts[i].code for i in fused))
     ops = (row if len(fused) == len(row) else row[fused])[None]
     out = run([plan.found[i] for i in fused], [x], ops, None, graph, k, plan.backend)
-    x = x.contiguous(memory_format=plan.order)
+    x = x.contiguous(memory_format=format_of(plan))
     for i in beside:
         out = out + row[i] * candidates[i](x)
     return out
@@ -166,6 +166,11 @@ def first_of_each(indices: list[int], layouts: Sequence[Layout | Unknown]) -> li
     for i in indices:
         seen.setdefault(layouts[i].code, i)
     return [i for i in indices if seen[layouts[i].code] == i]
+
+
+def format_of(plan: Any) -> torch.memory_format:
+    """Of the network's images."""
+    return torch.channels_last if plan.channels_last else torch.contiguous_format
 
 
 def unchanged(module: nn.Module, before: Attributes, k: int) -> bool:

@@ -102,7 +102,7 @@ class Supernet(nn.Module):
 
         All ranks have as many images. Forward as well as backward, a cell sums over the ranks at most 9 times (the two
         preprocess layers once, the mixed edges once or twice for the inputs and for each node that is read), the stem once
-        a layer. The definitions sum once for each BatchNorm. Backend "triton" raises BackendUnavailable then.
+        a layer. The definitions sum once for each BatchNorm.
         """
         self.sync = sync
         for module in self.modules():

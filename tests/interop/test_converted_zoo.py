@@ -9,12 +9,11 @@ from torch import Tensor, nn
 from fastdarts.interop import ConvertError, Report, convert
 from tests.backends import needs_native
 from tests.ops.exactness import assert_exact
-from tests.zoo import ZOO, Entry, bilevel_steps, images
-from tests.zoo.driver import loss_of
+from tests.zoo import ZOO, Entry, bilevel_steps
+from tests.zoo.darts import Network
 
 pytestmark = needs_native
 STEPS = 20
-SURE = ("darts", "pcdarts", "pdarts_8", "nasbench201", "shrinking")  # whose float32 gradients are no matter of luck
 entries = pytest.mark.parametrize("entry", ZOO, ids=lambda entry: entry.name)
 
 
@@ -55,19 +54,33 @@ def test_mixed_operations_alone(entry: Entry) -> None:
         torch.testing.assert_close(got[name], value, rtol=1e-9, atol=1e-9)
 
 
-def gradients(model: nn.Module, entry: Entry, dtype: torch.dtype) -> dict[str, Tensor]:
-    x, y = images(3, entry.side, dtype, count=8)
-    loss_of(model, x, y).backward()
-    named = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    named |= {f"alpha {i}": a.grad for i, a in enumerate(entry.arch(model))}
-    return named | {n: b for n, b in model.named_buffers() if b.is_floating_point()}
+def gradients(cell: nn.Module, dtype: torch.dtype, last: bool = False) -> dict[str, Tensor]:
+    """Of a cell's parameters, states and weights, its output and running statistics; last: in channels_last."""
+    g = torch.Generator().manual_seed(0)
+    channels = [next(m for m in layer.modules() if isinstance(m, nn.Conv2d)).in_channels for layer in before(cell)]
+    states = [torch.randn(8, C, 16, 16, generator=g).to(dtype).requires_grad_() for C in channels]
+    rows = torch.randn(len(cell._ops), 8, generator=g).softmax(-1).to(dtype).requires_grad_()
+    laid_out = [s.contiguous(memory_format=torch.channels_last) for s in states] if last else states
+    out = cell(*laid_out, rows)
+    (out * torch.randn(out.shape, generator=g).to(dtype)).sum().backward()
+    named = {n: p.grad for n, p in cell.named_parameters()} | {f"state {i}": s.grad for i, s in enumerate(states)}
+    return (
+        named | {"weights": rows.grad, "out": out.detach()} | {n: b for n, b in cell.named_buffers() if b.is_floating_point()}
+    )
 
 
-@pytest.mark.parametrize("entry", [e for e in ZOO if e.name in SURE], ids=lambda entry: entry.name)
+def before(cell: nn.Module) -> list[nn.Module]:
+    return [cell.preprocess0, cell.preprocess1]
+
+
 @pytest.mark.parametrize("level", ["cell", "op"])
-def test_one_step_in_float32_is_as_exact_as_eager(entry: Entry, level: str) -> None:
-    model = entry.make(0, torch.float32)
-    reference = gradients(deepcopy(model).double(), entry, torch.float64)
-    eager = gradients(deepcopy(model), entry, torch.float32)
-    convert_as_told(model, entry, level)
-    assert_exact(gradients(model, entry, torch.float32), [eager], reference, torch.float32)
+@pytest.mark.parametrize("number", [0, 1], ids=["normal", "reduction"])
+def test_a_cell_in_float32_is_as_exact_as_eager(number: int, level: str) -> None:
+    """Every gradient, the output and the statistics of DARTS' cells of 16 and 32 channels, tensor by tensor."""
+    torch.manual_seed(0)
+    model = Network(C=16, layers=3, steps=4)
+    own = model.cells[number]
+    reference = gradients(deepcopy(own).double(), torch.float64)
+    eager = [gradients(deepcopy(own), torch.float32, last) for last in (False, True)]
+    convert(model, level=level)
+    assert_exact(gradients(model.cells[number], torch.float32), eager, reference, torch.float32)
