@@ -32,9 +32,21 @@ def quietly(device: torch.device) -> Iterator[None]:
         yield
 
 
+def copy_of(module: nn.Module) -> nn.Module:
+    """deepcopy(module), in half of its time: a module's many empty dictionaries of hooks are not copied one by one."""
+    inner = list(module.modules())
+    memo: dict[int, Any] = {id(m): type(m).__new__(type(m)) for m in inner}
+    for m in inner:
+        memo[id(m)].__dict__ = {
+            name: value.copy() if isinstance(value, dict) and not value else deepcopy(value, memo)
+            for name, value in vars(m).items()
+        }
+    return memo[id(module)]
+
+
 def double(module: nn.Module) -> nn.Module:
     """A copy in float64 that drops nothing out."""
-    copied = deepcopy(module).double()
+    copied = copy_of(module).double()
     for inner in copied.modules():
         if isinstance(inner, nn.Dropout | nn.Dropout2d):
             inner.p = 0.0
