@@ -179,7 +179,8 @@ def run(settings: SearchImagenetSettings, stopping: Stopping, world: World | Non
         images = found if world.leads else images.taking(found)
         if images.excluded and (folder.saved is None or settings.strict):
             prepared = world.lead(lambda: prepare(settings, images, folder, free, world))
-        settings, memory, plan = prepared
+        memory, plan = prepared.memory, prepared.told
+        settings = replace(settings, batch_size=prepared.settings.batch_size)  # the rest of rank 0's may be its own: its device
         held.enter_context(engine.memory_told(lambda: too_little(settings, images, memory, free, world)))
         saved = None if folder.saved is None else folder.saved.get("input")
         workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))
