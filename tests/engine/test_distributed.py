@@ -325,6 +325,14 @@ def test_a_rank_that_does_not_answer_is_lost_within_the_time_out() -> None:
     assert 1.0 < seconds < 5.0
 
 
+def test_a_rank_that_leaves_is_not_waited_for() -> None:
+    store = dist.HashStore()
+    one, two = (World(Seat(rank, 2), store=store) for rank in range(2))
+    two._leave()
+    with pytest.raises(RankLost, match=r"rank 0 of 2 lost the others while meeting: .*\(rank 1 has ended\)"):
+        one.together(lambda: 5)
+
+
 def test_a_process_alone_meets_nobody() -> None:
     world, flat = World(), torch.arange(3.0)
     world.average(flat)
