@@ -100,7 +100,8 @@ def _search(given: dict[str, Any], seat: Seat, stopping: Stopping) -> None:
     how = {name: given.get(name, getattr(SearchImagenetSettings, name)) for name in ("device", "dist_timeout", "dist_backend")}
     with World.join(seat, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
         settings = world.together(lambda: resolve(given, seat))
-        world.compare({f"--{name}": value for name, value in asdict(settings).items() if name not in OF_A_RANK})
+        alike = {f"--{name}": value for name, value in asdict(settings).items() if name not in OF_A_RANK}
+        world.compare(alike | {"the kind of device": torch.device(settings.device).type})
         try:
             with tf32(settings.tf32), engine.algorithms(settings.deterministic, settings.device):
                 run(settings, stopping, world)
