@@ -1,6 +1,7 @@
 """What a search will do, before it begins: its steps, the memory they take, the batch that fits."""
 
 import logging
+from collections import Counter
 from dataclasses import replace
 from math import lcm
 from typing import NamedTuple
@@ -42,11 +43,12 @@ class Plan(NamedTuple):
 
 
 def free_for(settings: SearchImagenetSettings, world: World) -> Free:
-    """What the rank with the least may take; ranks that share memory share it equally."""
-    device, sharing = torch.device(settings.device), world.seat.local_size
-    if device.type == "cuda":
-        sharing = -(-sharing // torch.cuda.device_count())
-    return Free(min(world.gather(engine.free_bytes(device) // sharing)), settings.device)
+    """What the rank with the least may take; ranks that share a device share it equally."""
+    seat = world.seat
+    there = (seat.rank - seat.local_rank, settings.device)  # a node's first rank names it
+    every = world.gather((there, engine.free_bytes(settings.device)))
+    sharing = Counter(where for where, _ in every)
+    return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
 def prepare(settings: SearchImagenetSettings, images: Images, folder: RunFolder, free: Free, world: World) -> Plan:

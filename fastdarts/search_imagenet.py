@@ -100,7 +100,8 @@ def _search(given: dict[str, Any], seat: Seat, stopping: Stopping) -> None:
     how = {name: given.get(name, getattr(SearchImagenetSettings, name)) for name in ("device", "dist_timeout", "dist_backend")}
     with World.join(seat, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
         settings = world.together(lambda: resolve(given, seat))
-        world.compare({f"--{name}": value for name, value in asdict(settings).items() if name not in OF_A_RANK})
+        alike = {f"--{name}": value for name, value in asdict(settings).items() if name not in OF_A_RANK}
+        world.compare(alike | {"the kind of device": torch.device(settings.device).type})
         try:
             with tf32(settings.tf32), engine.algorithms(settings.deterministic, settings.device):
                 run(settings, stopping, world)
@@ -179,7 +180,8 @@ def run(settings: SearchImagenetSettings, stopping: Stopping, world: World | Non
         images = found if world.leads else images.taking(found)
         if images.excluded and (folder.saved is None or settings.strict):
             prepared = world.lead(lambda: prepare(settings, images, folder, free, world))
-        settings, memory, plan = prepared
+        memory, plan = prepared.memory, prepared.told
+        settings = replace(settings, batch_size=prepared.settings.batch_size)  # the rest of rank 0's may be its own: its device
         held.enter_context(engine.memory_told(lambda: too_little(settings, images, memory, free, world)))
         saved = None if folder.saved is None else folder.saved.get("input")
         workers = settings.workers if settings.workers >= 0 else max(1, min(8, cores - 1))

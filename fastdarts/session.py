@@ -194,7 +194,7 @@ class Session:
     def _rewind(self, bad: BadStep) -> None:
         """Back to the last checkpoint, and on with the batches after the bad step's."""
         self.writer.wait()
-        state = self.world.lead(self.folder.restore)
+        state = self.world.lead(self.folder.restore, begun=True)
         if state is None:
             raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")
         step = steps_of(state)

@@ -17,7 +17,7 @@ import torch
 
 from fastdarts.data import ImageIndex
 from fastdarts.engine.checkpoints import load_checkpoint
-from tests.runs import SPLIT, TINY, Ranks, contents, write_tree
+from tests.runs import KILLED, SPLIT, TINY, Ranks, contents, write_tree
 
 STEPS, EPOCHS = 4, 3  # an epoch's, of the searches here
 EACH_STEP = ["--checkpoint_minutes", "1e-9"]
@@ -159,3 +159,26 @@ def test_what_is_bad_on_one_rank_sends_all_back(argv: list[str], poisoned: tuple
     assert [r["epoch"] for r in epochs(tmp_path / "run")] == [1, 2, 3]
     assert not any("skipped" in r or "not_finite" in r for r in epochs(tmp_path / "run"))
     assert printed.count("back to step ") >= EPOCHS - 1
+
+
+def killed_before_going_back(number: int) -> None:
+    """A hook: `poison`, and rank 1 is killed as soon as it is to go back."""
+    from fastdarts.session import Session
+
+    poison(number)
+    plain = Session._rewind
+
+    def rewind(self: Session, bad: object) -> None:
+        if of_rank(1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        plain(self, bad)
+
+    Session._rewind = rewind
+
+
+def test_a_rank_that_ends_while_all_go_back_is_lost(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
+    (_, hook), began = poisoned, time.monotonic()
+    dies = partial(killed_before_going_back, *hook.args)
+    status, printed = search([*argv, "--on_bad", "rewind", *EACH_STEP], tmp_path / "run", dies)
+    assert status == -signal.SIGKILL and "rank 0 of 2 lost the others" in printed
+    assert time.monotonic() - began < KILLED

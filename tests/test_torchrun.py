@@ -143,3 +143,14 @@ def test_what_ranks_were_given_wrongly_is_one_line(
     assert errors[1 - by] in ("", f"[rank 1] {errors[0]}")
     assert errors[1].startswith("[rank 1] ") or not errors[1]
     assert not (tmp_path / "run").exists()
+
+
+def test_each_rank_keeps_what_is_its_own(tree: Path, tmp_path: Path) -> None:
+    """Of rank 0's plan the others take the batch size; where they compute and keep images they know themselves."""
+    port, flags = free_port(), arguments(tree, "--epochs", "1", "--save", str(tmp_path / "run"))
+    flags += ["--batch_size", "auto"]
+    ranks = [start(rank, port, *flags, "--cache_folder", str(tmp_path / f"of {rank}")) for rank in range(2)]
+    errors = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    for rank in range(2):
+        assert len(list((tmp_path / f"of {rank}").glob("*.pixels"))) == 1

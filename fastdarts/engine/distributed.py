@@ -5,7 +5,8 @@ tensor for each update (search.bilevel), and everything random depends on an ima
 do what one process would do with the whole batch. A lone process is a World, too, and costs nothing.
 
 Start-up may take one rank much longer than the others (files are checked by rank 0 alone): there, ranks wait for each other
-without limit. From the first step on, whoever does not answer within the time-out is lost, and the others end.
+without limit, unless one says that it ends. From the first step on, whoever does not answer within the time-out is lost, and
+the others end.
 """
 
 import logging
@@ -13,7 +14,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from time import monotonic, sleep
@@ -33,6 +34,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 NAMED = 5  # tensors that a report names
 POLL = 0.05  # seconds between two looks at who has come
+LEFT = "fastdarts/left"  # key of the store: the rank that ended too early
 CPU = torch.device("cpu")
 log = logging.getLogger("fastdarts")
 
@@ -158,6 +160,8 @@ class World:
             yield world
             failed = False
         finally:
+            if failed:
+                world._leave()
             if chosen == "gloo" or not failed:  # NCCL would wait for ranks that may be gone: the process ends instead
                 dist.destroy_process_group()
 
@@ -215,9 +219,10 @@ class World:
         self._call("comparing notes", partial(dist.all_gather_object, values, value, group=self._group))
         return values
 
-    def lead(self, work: Callable[[], T], send: Callable[[T], Any] = lambda result: result) -> Any:
-        """work() on rank 0, however long it takes: its result there, and `send(result)` on the others.
+    def lead(self, work: Callable[[], T], send: Callable[[T], Any] = lambda result: result, *, begun: bool = False) -> Any:
+        """work() on rank 0: its result there, and `send(result)` on the others.
 
+        begun  False: however long it takes. True, once the ranks have begun to step: within the time-out
         What it raises is raised on rank 0, ToldElsewhere on the others.
         """
         if self.alone:
@@ -231,7 +236,8 @@ class World:
                 sent = [False, send(result)]
             except Exception as raised:
                 error, sent = raised, [True, None]
-        self._meet()
+        if not begun:
+            self._meet()
         self._call("waiting for rank 0", partial(dist.broadcast_object_list, sent, group_src=0, group=self._group, device=CPU))
         if error is not None:
             raise error
@@ -281,8 +287,14 @@ class World:
         if told:
             raise RanksDisagree(f"{when}, ranks hold different values: {'; '.join(told)} of {len(tensors)} tensors")
 
+    def _leave(self) -> None:
+        """By one rank that ends too early: those that wait for it in `_meet` need not."""
+        if self._store is not None:
+            with suppress(RuntimeError):  # the store may be gone, which tells the others as well
+                self._store.set(LEFT, str(self.rank))
+
     def _meet(self) -> None:
-        """Wait until all ranks are here, without limit: as long as the store that torchrun keeps is there.
+        """Wait until all ranks are here, without limit: as long as the store is there and none has left.
 
         A signal is answered meanwhile, as it is not within a collective.
         """
@@ -292,7 +304,12 @@ class World:
         names = [f"fastdarts/{self._meetings}/{rank}" for rank in range(self.size)]
         self._call("meeting", partial(self._store.set, names[self.rank], "here"))
         said = monotonic()
-        while not self._call("meeting", partial(self._store.check, names)):
+        while True:
+            left = self._call("meeting", partial(self._store.check, [LEFT]))  # first: one may meet the others, then leave
+            if self._call("meeting", partial(self._store.check, names)):
+                return
+            if left:
+                raise self._lost("meeting", RuntimeError(f"rank {self._store.get(LEFT).decode()} has ended"))
             sleep(POLL)
             if monotonic() - said > self.timeout:
                 log.info("still waiting for other ranks to begin")

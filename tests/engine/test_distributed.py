@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastdarts import engine, plan
 from fastdarts.batch import Batch
-from fastdarts.config import SearchSettings
+from fastdarts.config import SearchImagenetSettings, SearchSettings
 from fastdarts.engine import RankLost, RanksDisagree, Seat, ToldElsewhere, World, WorldError
 from fastdarts.engine.distributed import _of_this_start, checksum
 from fastdarts.ops.batch_norm import batch_norm
@@ -268,6 +270,19 @@ def test_meetings(four: Pool) -> None:
         assert got[8:] == [differ, 0.0, 1.0]
 
 
+def may_take(world: World) -> int:
+    """Of ranks 0 and 1, which share a GPU with 80 bytes, and rank 2, which has one with 60."""
+    plan.engine = SimpleNamespace(free_bytes=lambda _: (80, 80, 60)[world.rank])
+    try:
+        return plan.free_for(SearchImagenetSettings(device=("cuda:0", "cuda:0", "cuda:1")[world.rank]), world).bytes
+    finally:
+        plan.engine = engine
+
+
+def test_ranks_that_share_a_device_share_its_memory(four: Pool) -> None:
+    assert four(3, may_take) == [40, 40, 40]
+
+
 def drift(world: World) -> tuple[int, str]:
     """Rank 1 changes the last bit of one weight and of alpha before the third step; every second one is compared."""
     made = bilevel(world, False)
@@ -323,6 +338,14 @@ def test_a_rank_that_does_not_answer_is_lost_within_the_time_out() -> None:
         "rank 0 of 2 lost the others while adding up over the ranks: one has ended or failed, or the network"
     )
     assert 1.0 < seconds < 5.0
+
+
+def test_a_rank_that_leaves_is_not_waited_for() -> None:
+    store = dist.HashStore()
+    one, two = (World(Seat(rank, 2), store=store) for rank in range(2))
+    two._leave()
+    with pytest.raises(RankLost, match=r"rank 0 of 2 lost the others while meeting: .*\(rank 1 has ended\)"):
+        one.together(lambda: 5)
 
 
 def test_a_process_alone_meets_nobody() -> None:
