@@ -6,7 +6,6 @@ from typing import Any
 from torch import nn
 
 PLAIN = (bool, int, float, str)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _SETTINGS: dict[type, tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
@@ -46,8 +45,9 @@ def customary(module: nn.Module) -> bool:
 
 def heard(module: nn.Module) -> bool:
     """Whether somebody listens to a module or has given it another forward, so that it has to run on its own."""
-    state = module.__dict__
-    return "forward" in state or any([state[name] for name in HOOKS])
+    s = module.__dict__
+    hooks = s["_forward_hooks"] or s["_forward_pre_hooks"] or s["_backward_hooks"] or s["_backward_pre_hooks"]
+    return bool(hooks) or "forward" in s
 
 
 class Tree:
@@ -63,10 +63,14 @@ class Tree:
             return False
         for inner, children, parameters, values in self.parts:
             state = inner.__dict__
-            if tuple(state["_modules"].values()) != children or _parameters(inner) != parameters:
+            held, own = state["_modules"], state["_parameters"]
+            if (held or children) and tuple(held.values()) != children:
                 return False
-            if values and not all([name in state and state[name] == value for name, value in values]):
+            if (own or parameters) and _parameters(inner) != parameters:
                 return False
+            for name, value in values:
+                if name not in state or state[name] != value:
+                    return False
         return True
 
     def heard(self) -> bool:
