@@ -48,10 +48,11 @@ class MixedOp(PackedEdges):
         partial_channels: int = 1,
         backend: str = "auto",
     ) -> None:
+        if not primitives:
+            raise ValueError("primitives: at least one candidate is needed")
         if unknown := [name for name in primitives if name not in CANDIDATES]:
             raise ValueError(f"unknown primitives {', '.join(unknown)}; known are {', '.join(CANDIDATES)}")
-        if C % partial_channels:
-            raise ValueError(f"C = {C} channels cannot be divided by partial_channels = {partial_channels}")
+        _check_channels(C, partial_channels)
         graph = Graph(1, 1, (Edge(0, 0, stride, tuple(NAMES[name].code for name in primitives)),))
         super().__init__(graph, *names_of_edge(primitives, stride), C, partial_channels, backend)
         self.primitives = tuple(primitives)
@@ -87,6 +88,7 @@ class Cell(FusedCell):
     ) -> None:
         if not 1 <= multiplier <= steps:
             raise ValueError(f"multiplier = {multiplier}: of {steps} nodes at least one and at most all are concatenated")
+        _check_channels(C, partial_channels)
         space = Space.uniform("of its own", tuple(primitives), steps)
         kind = "reduce" if reduction else "normal"
         super().__init__(space, kind, C_prev_prev, C_prev, C, reduction_prev, partial_channels, backend)
@@ -102,8 +104,15 @@ class Cell(FusedCell):
         return out[:, out.shape[1] // self._steps * (self._steps - self._multiplier) :]
 
 
+def _check_channels(C: int, k: int) -> None:
+    if C < 1 or k < 1 or C % k:
+        raise ValueError(f"C = {C} channels cannot be divided by partial_channels = {k}")
+
+
 def _row(weights: Weights, like: Tensor) -> Tensor:
     """The weights as one tensor; tensors keep their dtype and their gradients."""
     if isinstance(weights, Tensor):
         return weights
+    if not len(weights):
+        raise ValueError("weights: an empty list")
     return torch.stack([w.reshape(()) if isinstance(w, Tensor) else like.new_tensor(w) for w in weights])

@@ -11,20 +11,41 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
-from fastdarts.interop.mixture import Attributes, MixturePlan, Weights, as_row, fits, format_of, partial_channels, unchanged
-from fastdarts.interop.parts import alike, run
-from fastdarts.interop.recognise import Layout, Path, layer_at
+from fastdarts.interop.mixture import (
+    Attributes,
+    MixturePlan,
+    Weights,
+    as_row,
+    even,
+    fits,
+    format_of,
+    partial_channels,
+    unchanged,
+)
+from fastdarts.interop.parts import Layers, alike, run, usual
+from fastdarts.interop.recognise import Layout, as_preprocess, recognise
+from fastdarts.interop.tree import heard, signature
 from fastdarts.ops.graph import Candidate, Edge, Graph
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 
 
 @dataclass
 class PreprocessPlan:
-    """Where the layers of a ReLU, 1x1 convolution, BatchNorm are."""
+    """Where the layers of a ReLU, 1x1 convolution, BatchNorm are, and what kind of module held them when it was tried."""
 
-    convolutions: tuple[Path, ...]
-    norm: Path
+    kind: tuple[Any, ...]
+    found: Layers
     backend: str = "auto"
+
+    def update(self, module: nn.Module) -> Layers | None:
+        """The layers as they are now; None where it is no such layer any more."""
+        if self.found.same(module):
+            return self.found
+        layer = as_preprocess(recognise(module)) if signature(module) == self.kind else None
+        found = None if layer is None else Layers.of(module, layer.convolutions, [layer.norm])
+        if found is not None and not getattr(module, "_is_replica", False):
+            self.found = found
+        return found
 
 
 class FusedPreprocess:
@@ -33,16 +54,16 @@ class FusedPreprocess:
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W) -> (N, D, H/s, W/s)."""
         plan: PreprocessPlan = self.__dict__[PLAN]
-        convolutions, norm = [layer_at(self, path) for path in plan.convolutions], layer_at(self, plan.norm)
-        fits = all(isinstance(c, nn.Conv2d) and c.bias is None for c in convolutions) and isinstance(norm, nn.BatchNorm2d)
-        if args or kwargs or not fits or norm.affine or norm.momentum is None:
+        found = None if args or kwargs else plan.update(self)
+        if found is None or found.tree.heard() or not usual(found.norms[0], x) or not even(len(found.convolutions), x):
             return super().forward(x, *args, **kwargs)
+        norm = found.norms[0]
         tracks = norm.running_mean is not None
         if norm.training and tracks and norm.num_batches_tracked is not None:
             norm.num_batches_tracked.add_(1)
         return relu_conv_bn(
             x,
-            [c.weight for c in convolutions],
+            [c.weight for c in found.convolutions],
             (norm.running_mean, norm.running_var) if tracks else None,
             training=norm.training,
             momentum=norm.momentum,
@@ -106,11 +127,10 @@ def _fused(
     if not nodes or not all(isinstance(p, MixturePlan) for p in plans) or len(rows) != len(edges):
         return None
     try:
-        for edge, p in zip(edges, plans, strict=True):
-            p.update(edge)
+        layers = [p.update(edge) for edge, p in zip(edges, plans, strict=True)]
     except KeyError:
         return None
-    if not all(_whole(edge, p) for edge, p in zip(edges, plans, strict=True)):
+    if not all(map(_whole, edges, plans, layers)):
         return None
     ops = _table(rows, plans, s0)
     beta = None if betas is None else as_row(betas, s0)
@@ -119,16 +139,16 @@ def _fused(
     live = tuple(tuple(range(len(p.layouts))) for p in plans)
     if any(p.skips_zeros for p in plans):
         values = ops.tolist()
-        live = tuple(tuple(i for i in row if values[e][i] != 0) for e, row in enumerate(live))
-    found = [p.found[i] for p, row in zip(plans, live, strict=True) for i in row]
-    if not alike(found):
+        live = tuple(tuple(i for i in row if values[e][i] != 0 or not plans[e].skips_zeros) for e, row in enumerate(live))
+    found = [of_edge[i] for of_edge, row in zip(layers, live, strict=True) for i in row]
+    if not alike(found, s0):
         return None
     codes = tuple(tuple(p.layouts[i].code for i in row) or (Candidate.NONE,) for p, row in zip(plans, live, strict=True))
     graph = cell_graph(tuple(p.stride for p in plans), codes)
     inputs = [cell._modules[name](s) for name, s in zip(plan.before, (s0, s1), strict=True)]
     k = partial_channels(plans[0], inputs[0])
     same = all(unchanged(edge, p.attributes, k) for edge, p in zip(edges, plans, strict=True))
-    if graph is None or not same or inputs[0].shape != inputs[1].shape or not k:
+    if graph is None or not same or inputs[0].shape != inputs[1].shape or not k or not even(graph.stride, inputs[0]):
         return _edge_by_edge(edges, inputs, rows, betas)
     return run(found, inputs, _picked(ops, live), beta, graph, k, plan.backend)
 
@@ -145,12 +165,12 @@ def _edge_by_edge(edges: list[nn.Module], inputs: list[Tensor], rows: Tensor | l
     return torch.cat(states[2:], dim=1)
 
 
-def _whole(edge: nn.Module, plan: MixturePlan) -> bool:
+def _whole(edge: nn.Module, plan: MixturePlan, found: list[Layers | None]) -> bool:
     """Whether all of an edge's candidates are fused in this call."""
-    if edge._forward_hooks or edge._forward_pre_hooks or edge._backward_hooks or not plan.stride:
+    if heard(edge) or not plan.stride:
         return False
     codes = [layout.code for layout in plan.layouts if isinstance(layout, Layout)]
-    every = zip(plan.candidates(edge), plan.layouts, plan.found, strict=True)
+    every = zip(plan.candidates(edge), plan.layouts, found, strict=True)
     return len(set(codes)) == len(plan.layouts) and all(fits(*one) for one in every)
 
 

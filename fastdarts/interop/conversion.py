@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, put_before, take_back
-from fastdarts.interop.mixture import Attributes, FusedMixture, MixturePlan, list_of, mixtures, proposed
+from fastdarts.interop.mixture import Attributes, FusedMixture, MixturePlan, layers_of, list_of, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
 from fastdarts.interop.recognise import Layout, Unknown, as_preprocess, recognise
+from fastdarts.interop.tree import signature
 from fastdarts.ops.backend import choose
 from fastdarts.ops.graph import Candidate
 
@@ -152,13 +154,15 @@ class _Converter:
         listed = list_of(module)
         candidates = list(module._modules[listed])
         own = {kind: found for kind, found in map(self._without_layers, candidates) if found is not None}
+        signatures = list(map(signature, candidates))
         layouts = [proposed(c, own) for c in candidates]
         known = [a for a in layouts if isinstance(a, Layout)]
         if not any(a.channels for a in known) or len({type(c) for c in candidates} & {nn.ModuleList}):
             return None
-        found = [Layers.of(c, a) if isinstance(a, Layout) else None for c, a in zip(candidates, layouts, strict=True)]
-        plan = MixturePlan(listed, backend=self.backend, own=own, layouts=layouts, found=found)
-        kind = _kind(module, layouts)
+        found = [layers_of(c, a) for c, a in zip(candidates, layouts, strict=True)]
+        tried = frozenset(signatures)
+        plan = MixturePlan(listed, backend=self.backend, own=own, tried=tried, layouts=layouts, found=found)
+        kind = _kind(module, layouts, signatures)
         if kind not in self.tried:
             self.tried[kind] = self._try_mixture(module, plan)
         flags = self.tried[kind]
@@ -170,16 +174,16 @@ class _Converter:
         unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
         return Line(name, "partly", "; ".join(unknown)) if unknown else Line(name, "op")
 
-    def _without_layers(self, candidate: nn.Module) -> tuple[type, tuple[Candidate, int] | None]:
-        """The class of a candidate without layers, and what it does to a random image; None for one that is not known."""
+    def _without_layers(self, candidate: nn.Module) -> tuple[tuple[Any, ...], tuple[Candidate, int] | None]:
+        """The signature of a candidate without layers, and what it does to a random image; None for one that is not known."""
         last = [m for m in candidate.modules() if not m._modules]
         bare = len(last) == 1 and not last[0]._parameters and not last[0]._buffers
         if not bare or type(last[0]).__module__.startswith("torch.nn"):
-            return type(candidate), None
+            return signature(candidate), None
         kind = _kind(candidate, _kind(last[0]))
         if kind not in self.tried:
             self.tried[kind] = self._try_without_layers(candidate)
-        return type(last[0]), self.tried[kind]
+        return signature(last[0]), self.tried[kind]
 
     def _try_without_layers(self, candidate: nn.Module) -> tuple[Candidate, int] | None:
         x = torch.randn(probe.N, 4, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
@@ -207,7 +211,7 @@ class _Converter:
             cases = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
             cases[probe.LISTS] = x, list(cases[probe.SOFT][1])
             for skips in (False, True):
-                trial = MixturePlan(plan.name, skips, partial=k > 1, longer=True, backend=self.backend, own=plan.own)
+                trial = replace(plan, skips_zeros=skips, partial=k > 1, longer=True, layouts=[], found=[])
 
                 def converted(module: nn.Module, trial: MixturePlan = trial) -> list[nn.Module]:
                     return [_mixed(module, trial)]
@@ -215,7 +219,9 @@ class _Converter:
                 differs = _trial(subject, cases, converted)
                 if differs is None:
                     longer = {"a longer row": (x, x.new_ones(len(layouts) + 1))}
-                    matter = probe.matter(subject, cases[probe.SOFT])
+                    matter = _matter(subject, cases)
+                    if isinstance(matter, str):
+                        return matter
                     return trial.partial, skips, _trial(subject, longer, converted) is None, matter
                 why = why or differs
         return why
@@ -265,7 +271,8 @@ class _Converter:
             cases = self._cell_cases(subject.module, before, listed, beta, further)
             differs = _trial(subject, cases, converted)
             if differs is None:
-                return beta, further, probe.matter(subject, cases[probe.SOFT])
+                matter = _matter(subject, cases)
+                return matter if isinstance(matter, str) else (beta, further, matter)
             why = differs
         return why
 
@@ -287,8 +294,8 @@ class _Converter:
         found = as_preprocess(recognise(module))
         if found is None:
             return False
-        plan = PreprocessPlan(found.convolutions, found.norm, self.backend)
-        kind = "preprocess", _kind(module), found._replace(settings=())
+        plan = PreprocessPlan(signature(module), Layers.of(module, found.convolutions, [found.norm]), self.backend)
+        kind = "preprocess", _kind(module), plan.kind, found
         if kind not in self.tried:
             self.tried[kind] = self._try_preprocess(module, plan)
         if self.tried[kind] is not None:
@@ -300,7 +307,7 @@ class _Converter:
         """None, or what the layer does otherwise."""
 
         def converted(layer: nn.Module) -> list[nn.Module]:
-            put_before(layer, FusedPreprocess, PLAN, plan)
+            put_before(layer, FusedPreprocess, PLAN, replace(plan))
             return [layer]
 
         subject = probe.Subject(module)
@@ -322,7 +329,7 @@ def _edges_of(module: nn.Module) -> list[nn.Module] | None:
 def _kind(module: nn.Module, *more: Any) -> str:
     """What modules of one kind have in common, whatever their channels: class, plain attributes, candidates."""
     stripped = [
-        [a._replace(channels=0, settings=()) if isinstance(a, Layout) else a for a in m]
+        [a._replace(channels=0) if isinstance(a, Layout) else a for a in m]
         if isinstance(m, list) and m and isinstance(m[0], Layout | Unknown)
         else m
         for m in more
@@ -336,7 +343,16 @@ def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:
 
 
 def _values(module: nn.Module, names: list[str]) -> Attributes:
-    return tuple((name, vars(module)[name]) for name in names)
+    values = {name: vars(module)[name] for name in names}
+    return tuple((name, list(v) if isinstance(v, list) else v) for name, v in values.items())
+
+
+def _matter(subject: probe.Subject, cases: dict[str, tuple[Any, ...]]) -> list[str] | str:
+    """Names of the attributes that matter, or why the module keeps its forward."""
+    try:
+        return probe.matter(subject, cases[probe.SOFT])
+    except Differs as error:
+        return _said(error)
 
 
 def _trial(

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from fastdarts.interop.classes import PLAN
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
+from fastdarts.interop.tree import customary, heard, signature
 from fastdarts.ops.graph import Candidate, Edge, Graph
 
-Attributes = tuple[tuple[str, bool | int | float | str], ...]
+Attributes = tuple[tuple[str, Any], ...]
 Weights = Tensor | Sequence[Tensor | float]
+Own = dict[tuple[Any, ...], tuple[Candidate, int]]
 
 
 @dataclass
@@ -29,7 +31,8 @@ class MixturePlan:
     longer       a row may have more weights than there are candidates: the rest is ignored
     channels_last  images of the network are in that memory format, which whatever runs unconverted sees: it may draw numbers
     attributes   of the module that matter, when it was tried: with others it goes its own way
-    own          what modules without layers are, by class: an Identity or Zero that the codebase wrote itself
+    own          what modules without layers are, by signature: an Identity or Zero that the codebase wrote itself
+    tried        signatures of the candidates of the network that was converted
     """
 
     name: str
@@ -39,7 +42,8 @@ class MixturePlan:
     backend: str = "auto"
     channels_last: bool = False
     attributes: Attributes = ()
-    own: dict[type, tuple[Candidate, int]] = field(default_factory=dict)
+    own: Own = field(default_factory=dict)
+    tried: frozenset[Any] = frozenset()
     layouts: list[Layout | Unknown] = field(default_factory=list)
     found: list[Layers | None] = field(default_factory=list)
 
@@ -47,29 +51,31 @@ class MixturePlan:
         """Raises KeyError where the list has gone."""
         return list(module._modules[self.name]._modules.values())
 
-    def update(self, module: nn.Module) -> None:
-        """Look where the candidates' layers are now; what has changed is recognised anew. Raises KeyError as `candidates`."""
+    def update(self, module: nn.Module) -> list[Layers | None]:
+        """Where the candidates' layers are now; what has changed is recognised anew. Raises KeyError as `candidates`.
+
+        What is found in a replica of DataParallel, one of several threads, is not kept.
+        """
         candidates = self.candidates(module)
-        if len(candidates) != len(self.layouts):
-            self.layouts, self.found = self._recognised(candidates), [None] * len(candidates)
-        try:
-            now = [Layers.of(c, a) if isinstance(a, Layout) else None for c, a in zip(candidates, self.layouts, strict=True)]
-        except KeyError:
-            now = [None] * len(candidates)
-        if all(map(_same, now, self.found)):
-            return
-        kept = zip(candidates, self.layouts, now, strict=True)
-        if not all(not isinstance(a, Layout) or (n is not None and n.fit(a)) for _, a, n in kept):
-            self.layouts = self._recognised(candidates)
-            now = [Layers.of(c, a) if isinstance(a, Layout) else None for c, a in zip(candidates, self.layouts, strict=True)]
-        self.found = now
+        as_many = len(candidates) == len(self.found)
+        if as_many and all([f is None or f.same(c) for f, c in zip(self.found, candidates, strict=True)]):
+            return self.found
+        layouts, found = self.recognised(candidates)
+        if not getattr(module, "_is_replica", False):
+            self.layouts, self.found = layouts, found
+        return found
+
+    def recognised(self, candidates: list[nn.Module]) -> tuple[list[Layout | Unknown], list[Layers | None]]:
+        """What they are, where they are of the kinds that were tried, and their layers."""
+        layouts = [
+            proposed(c, self.own) if customary(c) or signature(c) in self.tried else Unknown("its kind was not tried")
+            for c in candidates
+        ]
+        return layouts, [layers_of(c, a) for c, a in zip(candidates, layouts, strict=True)]
 
     def takes(self, length: int) -> bool:
         """Whether a row of so many weights serves."""
         return length == len(self.layouts) or (self.longer and length > len(self.layouts))
-
-    def _recognised(self, candidates: list[nn.Module]) -> list[Layout | Unknown]:
-        return [proposed(c, self.own) for c in candidates]
 
     @property
     def whole(self) -> bool:
@@ -89,24 +95,20 @@ class MixturePlan:
         return strides.pop() if len(strides) == 1 else 0
 
 
-def _same(now: Layers | None, before: Layers | None) -> bool:
-    if now is None or before is None:
-        return now is before
-    return all(a is b for mine, theirs in zip(now, before, strict=True) for a, b in zip(mine, theirs, strict=True))
+def layers_of(candidate: nn.Module, layout: Layout | Unknown) -> Layers | None:
+    """The layers of a candidate that can be fused."""
+    if isinstance(layout, Unknown):
+        return None
+    return Layers.of(candidate, layout.convolutions, layout.norms, layout.dropouts)
 
 
-def proposed(candidate: nn.Module, own: dict[type, tuple[Candidate, int]]) -> Layout | Unknown:
-    """What a candidate is, by its layers, or, where it has none, by what is known of its class."""
+def proposed(candidate: nn.Module, own: Own) -> Layout | Unknown:
+    """What a candidate is, by its layers, or, where it has none, by what is known of its kind."""
     last = [m for m in candidate.modules() if not m._modules]
-    if len(last) == 1 and type(last[0]) in own and not last[0]._parameters:
-        return Layout(*own[type(last[0])], 0)
+    if len(last) == 1 and not last[0]._parameters and signature(last[0]) in own:
+        return Layout(*own[signature(last[0])], 0)
     found = recognise(candidate)
     return Unknown("it changes the number of channels") if isinstance(found, Preprocess) else found
-
-
-def alone(candidate: nn.Module) -> bool:
-    """Whether somebody listens to the candidate, which therefore runs on its own."""
-    return bool(candidate._forward_hooks or candidate._forward_pre_hooks or candidate._backward_hooks)
 
 
 class FusedMixture:
@@ -124,7 +126,7 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     """None where the module's own forward must do it."""
     plan: MixturePlan = module.__dict__[PLAN]
     try:
-        plan.update(module)
+        found = plan.update(module)
     except KeyError:
         return None
     row = as_row(weights, x)
@@ -134,7 +136,7 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     values = row.tolist() if plan.skips_zeros else [1.0] * len(row)
     candidates = plan.candidates(module)
     live = [i for i, value in enumerate(values) if value != 0]
-    fused = [i for i in live if fits(candidates[i], plan.layouts[i], plan.found[i])]
+    fused = [i for i in live if fits(candidates[i], plan.layouts[i], found[i])]
     fused = first_of_each(fused, plan.layouts)
     k = partial_channels(plan, x)
     if not k or not unchanged(module, plan.attributes, k):
@@ -142,11 +144,11 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     beside = [i for i in live if i not in fused]
     if (k > 1 and beside) or not any(plan.layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
         return None
-    if not alike([plan.found[i] for i in fused]):
+    if not alike([found[i] for i in fused], x) or not even(plan.stride, x):
         return None
     graph = edge_graph(plan.stride, tuple(plan.layouts[i].code for i in fused))
     ops = (row if len(fused) == len(row) else row[fused])[None]
-    out = run([plan.found[i] for i in fused], [x], ops, None, graph, k, plan.backend)
+    out = run([found[i] for i in fused], [x], ops, None, graph, k, plan.backend)
     x = x.contiguous(memory_format=format_of(plan))
     for i in beside:
         out = out + row[i] * candidates[i](x)
@@ -155,9 +157,14 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
 
 def fits(candidate: nn.Module, layout: Layout | Unknown, found: Layers | None) -> bool:
     """Whether a candidate is fused in this call."""
-    if not isinstance(layout, Layout) or found is None or alone(candidate):
+    if not isinstance(layout, Layout) or found is None or heard(candidate) or found.tree.heard():
         return False
     return not any(d.training and d.p for d in found.dropouts)
+
+
+def even(stride: int, x: Tensor) -> bool:
+    """Whether a stride of 2 halves the images x (N, C, H, W)."""
+    return stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2)
 
 
 def first_of_each(indices: list[int], layouts: Sequence[Layout | Unknown]) -> list[int]:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastdarts.interop.recognise import Layout, Path, layer_at, settings_of
+from fastdarts.interop.recognise import Path, layer_at
+from fastdarts.interop.tree import Tree
 from fastdarts.ops.graph import Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 
@@ -21,31 +22,23 @@ class Layers(NamedTuple):
     norms: tuple[nn.Module, ...]
     dropouts: tuple[nn.Module, ...]
     shapes: tuple[torch.Size, ...]  # of the convolutions' weights
+    tree: Tree
 
     @staticmethod
-    def of(candidate: nn.Module, layout: Layout) -> "Layers":
+    def of(
+        candidate: nn.Module, convolutions: Sequence[Path], norms: Sequence[Path], dropouts: Sequence[Path] = ()
+    ) -> "Layers":
         """Raises KeyError where a layer is missing."""
+        found, *rest = [tuple([layer_at(candidate, p) for p in paths]) for paths in (convolutions, norms, dropouts)]
+        return Layers(found, *rest, _shapes(found), Tree(candidate))
 
-        def at(paths: Sequence[Path]) -> tuple[nn.Module, ...]:
-            return tuple([layer_at(candidate, path) for path in paths])
-
-        convolutions = at(layout.convolutions)
-        shapes = tuple([c.weight.shape for c in convolutions])
-        return Layers(convolutions, at(layout.norms), at(layout.dropouts), shapes)
-
-    def fit(self, layout: Layout) -> bool:
-        """Whether the layers are still set as they were when `layout` was recognised."""
-        expected = [s for s in layout.settings if s[0] in ("conv", "norm")]
-        found = sorted((*layout.convolutions, *layout.norms))
-        by_path = dict(zip((*layout.convolutions, *layout.norms), (*self.convolutions, *self.norms), strict=True))
-        order = [path for path in _in_order(layout) if path in by_path]
-        return len(found) == len(expected) and [settings_of(by_path[path]) for path in order] == expected
+    def same(self, candidate: nn.Module) -> bool:
+        """Whether the candidate is the one that they were found in, and nothing has changed but numbers."""
+        return self.tree.same(candidate) and _shapes(self.convolutions) == self.shapes
 
 
-def _in_order(layout: Layout) -> list[Path]:
-    """Paths of convolutions and norms as `settings` lists them."""
-    convolutions, norms = iter(layout.convolutions), iter(layout.norms)
-    return [next(convolutions if s[0] == "conv" else norms) for s in layout.settings if s[0] in ("conv", "norm")]
+def _shapes(convolutions: Sequence[nn.Module]) -> tuple[torch.Size, ...]:
+    return tuple([c.weight.shape for c in convolutions])
 
 
 def run(
@@ -94,6 +87,23 @@ def run(
     return out
 
 
-def alike(found: Sequence[Layers]) -> bool:
-    """Whether all norms have one mode and one setting, so that one call can serve them."""
-    return len({(n.training, n.momentum, n.eps, n.affine, n.running_mean is None) for f in found for n in f.norms}) <= 1
+def alike(found: Sequence[Layers], x: Tensor) -> bool:
+    """Whether all norms have one mode and one setting, so that one call can serve them and images like x.
+
+    A norm that is at two places moves twice; one without momentum, or that keeps statistics but does not move them, is torch's.
+    """
+    norms = [n for f in found for n in f.norms]
+    if len({(n.training, n.momentum, n.eps, *_kept(n)) for n in norms}) > 1 or len(set(norms)) < len(norms):
+        return False
+    return not norms or usual(norms[0], x)
+
+
+def usual(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+    """Whether a norm does what the fused ops do, in their dtype."""
+    affine, tracks, dtype = _kept(norm)
+    fits = dtype is None or dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
+    return fits and not affine and norm.momentum is not None and tracks == (dtype is not None)
+
+
+def _kept(norm: nn.BatchNorm2d) -> tuple[bool, bool, torch.dtype | None]:
+    return norm.affine, norm.track_running_stats, None if norm.running_mean is None else norm.running_mean.dtype

@@ -22,7 +22,6 @@ class Layout(NamedTuple):
 
     channels  that pass through it; 0: any
     dropouts  that follow it: while one of them drops, it runs on its own
-    settings  of every layer, which must stay as they are for this to hold
     """
 
     code: Candidate
@@ -31,7 +30,6 @@ class Layout(NamedTuple):
     convolutions: tuple[Path, ...] = ()
     norms: tuple[Path, ...] = ()
     dropouts: tuple[Path, ...] = ()
-    settings: tuple[Any, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Layout":
         return self  # nothing in it changes
@@ -42,7 +40,6 @@ class Preprocess(NamedTuple):
 
     convolutions: tuple[Path, ...]
     norm: Path
-    settings: tuple[Any, ...]
 
 
 class Unknown(NamedTuple):
@@ -110,7 +107,7 @@ def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
     paths = {kind: tuple(path for path, _, s in known if s[0] == kind) for kind in ("conv", "norm")}
     settings = tuple(s for _, _, s in known)
     order = "".join({"relu": "r", "conv": "c", "norm": "b", "max": "m", "mean": "a"}[s[0]] for s in settings)
-    rest = paths["conv"], paths["norm"], dropouts, settings
+    rest = paths["conv"], paths["norm"], dropouts
     convolutions = [layer for _, layer, s in known if s[0] == "conv"]
     if not known:
         return Layout(Candidate.SKIP, 1, 0, *rest)
@@ -159,20 +156,20 @@ def _dense(conv: nn.Conv2d, rest: tuple) -> Layout | Preprocess | Unknown:
         return Unknown("its convolution is neither 1x1 nor 3x3 of stride 1")
     if C == D:
         return Layout(_DENSE[kernel], 1, C, *rest)
-    return Preprocess(rest[0], rest[1][0], rest[3]) if kernel == 1 else Unknown("it changes the number of channels")
+    return Preprocess(rest[0], rest[1][0]) if kernel == 1 else Unknown("it changes the number of channels")
 
 
 def _reduction(convolutions: list[nn.Conv2d], rest: tuple) -> Layout | Preprocess | Unknown:
     half, C = convolutions[0].weight.shape[:2]
     if any(_shape(c) != (C, half, (1, 1), (2, 2), (0, 0), (1, 1), 1) for c in convolutions):
         return Unknown("its two convolutions do not give half of the channels each")
-    return Layout(Candidate.SKIP, 2, C, *rest) if 2 * half == C else Preprocess(rest[0], rest[1][0], rest[3])
+    return Layout(Candidate.SKIP, 2, C, *rest) if 2 * half == C else Preprocess(rest[0], rest[1][0])
 
 
 def as_preprocess(found: Layout | Preprocess | Unknown) -> Preprocess | None:
     """A layer before a cell's edges, also one that keeps the number of channels."""
     if isinstance(found, Layout) and (found.code == Candidate.CONV_1 or (found.code == Candidate.SKIP and found.stride == 2)):
-        return Preprocess(found.convolutions, found.norms[0], found.settings)
+        return Preprocess(found.convolutions, found.norms[0])
     return found if isinstance(found, Preprocess) else None
 
 
@@ -184,8 +181,10 @@ def _unusual(layer: nn.Module) -> str | None:
     """Why a layer of a known kind is not as in a search: None, or a sentence."""
     if isinstance(layer, nn.Conv2d) and (layer.bias is not None or layer.padding_mode != "zeros"):
         return "its convolution has a bias" if layer.bias is not None else f"its padding is {layer.padding_mode}"
-    if isinstance(layer, nn.BatchNorm2d) and (layer.affine or layer.momentum is None):
-        return "its BatchNorm has affine parameters" if layer.affine else "its BatchNorm averages over all batches"
+    if isinstance(layer, nn.BatchNorm2d) and (layer.affine or layer.weight is not None or layer.momentum is None):
+        return (
+            "its BatchNorm has affine parameters" if layer.momentum is not None else "its BatchNorm averages over all batches"
+        )
     return None
 
 

@@ -1,0 +1,90 @@
+"""Whether a module of another codebase, and all within it, still is what it was when it was recognised."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+PLAIN = (bool, int, float, str)
+_SETTINGS: dict[type, tuple[str, ...]] = {
+    nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
+    nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+}
+
+
+def own_class(module: nn.Module) -> type:
+    """A module's class, also where something is put before it."""
+    own = type(module)
+    while hasattr(own, "_own"):
+        own = own._own
+    return own
+
+
+def foreign(module: nn.Module) -> bool:
+    """Whether a module is of the codebase's own making: its plain attributes and its forward may be anything."""
+    return not own_class(module).__module__.startswith("torch.nn.modules.")
+
+
+def plain_values(module: nn.Module) -> list[tuple[str, Any]]:
+    """Plain attributes that may decide what a module of the codebase does, by name."""
+    return sorted((n, v) for n, v in vars(module).items() if isinstance(v, PLAIN) and n != "training")
+
+
+def signature(module: nn.Module) -> tuple[Any, ...]:
+    """Classes of a module and all within, and their plain attributes where they are the codebase's own."""
+    return tuple(
+        (own_class(m).__module__, own_class(m).__qualname__, *(plain_values(m) if foreign(m) else ())) for m in module.modules()
+    )
+
+
+def customary(module: nn.Module) -> bool:
+    """Whether nothing but torch's own layers, one after the other, decides what a module does."""
+    return not any(foreign(m) or (m._modules and type(m) is not nn.Sequential) for m in module.modules())
+
+
+def heard(module: nn.Module) -> bool:
+    """Whether somebody listens to a module or has given it another forward, so that it has to run on its own."""
+    s = module.__dict__
+    hooks = s["_forward_hooks"] or s["_forward_pre_hooks"] or s["_backward_hooks"] or s["_backward_pre_hooks"]
+    return bool(hooks) or "forward" in s
+
+
+class Tree:
+    """A module and all within it, with their places, the names of their parameters and the values that decide what they do."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.root = module
+        self.parts = [(m, tuple(m._modules.values()), _parameters(m), tuple(_values(m))) for m in module.modules()]
+
+    def same(self, module: nn.Module) -> bool:
+        """Whether `module` is the one, and nothing in it has changed but numbers."""
+        if module is not self.root:
+            return False
+        for inner, children, parameters, values in self.parts:
+            state = inner.__dict__
+            held, own = state["_modules"], state["_parameters"]
+            if (held or children) and tuple(held.values()) != children:
+                return False
+            if (own or parameters) and _parameters(inner) != parameters:
+                return False
+            for name, value in values:
+                if name not in state or state[name] != value:
+                    return False
+        return True
+
+    def heard(self) -> bool:
+        """Whether somebody listens to a module within."""
+        return any([heard(m) for m, *_ in self.parts if m is not self.root])
+
+
+def _parameters(module: nn.Module) -> list[str]:
+    return [name for name, p in module.__dict__["_parameters"].items() if p is not None]
+
+
+def _values(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    if foreign(module):
+        yield from plain_values(module)
+    for kind, names in _SETTINGS.items():
+        if isinstance(module, kind):
+            yield from ((name, getattr(module, name)) for name in names)
