@@ -100,6 +100,7 @@ def revert(model: nn.Module) -> None:
 
 
 RENEW = "_fastdarts_new"
+PLANS = {PLAN, RENEW}
 
 
 class Renewed:
@@ -202,7 +203,9 @@ class _Converter:
 
     def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[bool, bool, bool, list[str]] | str:
         """A MixturePlan's flags and the attributes that matter, or why the forward is not that of a mixed operation."""
-        subject, why = probe.Subject(module), ""
+        subject, why = _subject(module), ""
+        if isinstance(subject, str):
+            return subject
         layouts = [proposed(c, plan.own) for c in plan.candidates(module)]
         Cq = next(a.channels for a in layouts if isinstance(a, Layout) and a.channels)
         told = vars(module).get("k")
@@ -259,7 +262,9 @@ class _Converter:
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(plain) < 3 or len(plain) < len(parameters):
             return f"its forward takes ({', '.join(map(str, parameters))}), not two states and weights"
-        subject, why = probe.Subject(module), ""
+        subject, why = _subject(module), ""
+        if isinstance(subject, str):
+            return subject
         for beta in (False, True)[: len(plain) - 2]:
             further = tuple(0.0 if p.default is p.empty else p.default for p in plain[4 if beta else 3 :])
             plan = CellPlan(before, listed, beta, further, self.backend)
@@ -310,7 +315,9 @@ class _Converter:
             put_before(layer, FusedPreprocess, PLAN, replace(plan))
             return [layer]
 
-        subject = probe.Subject(module)
+        subject = _subject(module)
+        if isinstance(subject, str):
+            return subject
         return _trial(subject, {"a random image": (self._image_for(subject.module),)}, converted)
 
     def _image_for(self, layer: nn.Module) -> Tensor:
@@ -327,14 +334,15 @@ def _edges_of(module: nn.Module) -> list[nn.Module] | None:
 
 
 def _kind(module: nn.Module, *more: Any) -> str:
-    """What modules of one kind have in common, whatever their channels: class, plain attributes, candidates."""
+    """What modules of one kind have in common, whatever their channels: class, attributes, candidates."""
     stripped = [
         [a._replace(channels=0) if isinstance(a, Layout) else a for a in m]
         if isinstance(m, list) and m and isinstance(m[0], Layout | Unknown)
         else m
         for m in more
     ]
-    return repr((type(module), probe.attributes_of(module), stripped))
+    own = sorted({*vars(module), *module._parameters, *module._buffers} - PLANS)
+    return repr((type(module), probe.attributes_of(module), own, stripped))
 
 
 def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:
@@ -353,6 +361,14 @@ def _matter(subject: probe.Subject, cases: dict[str, tuple[Any, ...]]) -> list[s
         return probe.matter(subject, cases[probe.SOFT])
     except Differs as error:
         return _said(error)
+
+
+def _subject(module: nn.Module) -> probe.Subject | str:
+    """A copy to try out, or why there can be none."""
+    try:
+        return probe.Subject(module)
+    except Exception as error:  # foreign code: tensors that are no leaves, locks, generators
+        return f"no copy of it can be made to try it out: {type(error).__name__}: {_line(error)}"
 
 
 def _trial(

@@ -262,3 +262,14 @@ def test_an_output_may_be_changed_in_place() -> None:
         out.mul_(2.0).add_(1.0)
         grads.append(torch.autograd.grad(out.square().sum(), row)[0])
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
+
+
+def test_an_operation_that_cannot_be_copied_is_left_alone_and_said() -> None:
+    """Old weight_norm keeps a tensor that is no leaf, once it has run: torch cannot copy that."""
+    model = network()
+    edge = next(m for m in model.modules() if hasattr(m, "_ops") and not hasattr(m, "preprocess0"))
+    edge.scale = torch.ones((), dtype=torch.float64, requires_grad=True) * 2
+    report = convert(model)
+    (line,) = [line for line in report if "no copy of it can be made" in line.why]
+    assert line.became == "left alone" and line.name == "cells.0._ops.0"
+    assert outcome(model)["out"].isfinite().all()
