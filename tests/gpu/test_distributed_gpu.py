@@ -70,3 +70,19 @@ def test_two_gloo_ranks_on_one_gpu_are_equal_to_the_bit(settings: dict[str, Any]
     (mine, losses, _), (theirs, others, why) = two(2, run, capture, settings)
     assert differing(mine, theirs) == [] and losses == others
     assert (why is None) == capture
+
+
+def synchronised(world: World) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Two steps in float32 through the Triton kernels, BatchNorm over the images of all ranks."""
+    made, losses = bilevel(world, True, device="cuda", backend="triton"), []
+    for step in range(2):
+        train, val = (share(bilevels.batch(2 * step + i, 8), world).to("cuda") for i in range(2))
+        losses += [float(loss) for loss in made(bilevels.number(step, "cuda"), train, val) if loss is not None]
+    return {n: t.cpu() for n, t in everything(made).items()}, losses
+
+
+def test_synchronised_kernels_of_two_gloo_ranks_on_one_gpu(two: Pool) -> None:
+    (mine, losses), (theirs, others) = two(2, synchronised)
+    assert differing(mine, theirs) == [] and losses == others
+    _, alone = synchronised(World())
+    assert losses == pytest.approx(alone, rel=1e-4)
