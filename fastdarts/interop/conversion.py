@@ -15,7 +15,7 @@ from fastdarts.interop.mixture import Attributes, FusedMixture, MixturePlan, lay
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
 from fastdarts.interop.recognise import Layout, Unknown, as_preprocess, recognise
-from fastdarts.interop.tree import signature
+from fastdarts.interop.tree import bare, signature
 from fastdarts.ops.backend import choose
 from fastdarts.ops.graph import Candidate
 
@@ -154,7 +154,8 @@ class _Converter:
         """Convert a mixed operation; None for a module that is none."""
         listed = list_of(module)
         candidates = list(module._modules[listed])
-        own = {kind: found for kind, found in map(self._without_layers, candidates) if found is not None}
+        layers = dict.fromkeys(filter(None, map(bare, candidates)))
+        own = {signature(layer): found for layer in layers if (found := self._without_layers(layer)) is not None}
         signatures = list(map(signature, candidates))
         layouts = [proposed(c, own) for c in candidates]
         known = [a for a in layouts if isinstance(a, Layout)]
@@ -175,21 +176,17 @@ class _Converter:
         unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
         return Line(name, "partly", "; ".join(unknown)) if unknown else Line(name, "op")
 
-    def _without_layers(self, candidate: nn.Module) -> tuple[tuple[Any, ...], tuple[Candidate, int] | None]:
-        """The signature of a candidate without layers, and what it does to a random image; None for one that is not known."""
-        last = [m for m in candidate.modules() if not m._modules]
-        bare = len(last) == 1 and not last[0]._parameters and not last[0]._buffers
-        if not bare or type(last[0]).__module__.startswith("torch.nn"):
-            return signature(candidate), None
-        kind = _kind(candidate, _kind(last[0]))
+    def _without_layers(self, layer: nn.Module) -> tuple[Candidate, int] | None:
+        """What a layer without parameters does, as far as a random image tells."""
+        kind = _kind(layer)
         if kind not in self.tried:
-            self.tried[kind] = self._try_without_layers(candidate)
-        return signature(last[0]), self.tried[kind]
+            self.tried[kind] = self._try_without_layers(layer)
+        return self.tried[kind]
 
-    def _try_without_layers(self, candidate: nn.Module) -> tuple[Candidate, int] | None:
+    def _try_without_layers(self, layer: nn.Module) -> tuple[Candidate, int] | None:
         x = torch.randn(probe.N, 4, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
         try:
-            y = probe.double(candidate).eval()(x)
+            y = probe.double(layer).eval()(x)
         except Exception:
             return None
         if isinstance(y, Tensor) and y.shape == x.shape and torch.equal(y, x):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastdarts.interop.classes import PLAN
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
-from fastdarts.interop.tree import customary, heard, signature
+from fastdarts.interop.tree import bare, customary, heard, signature
 from fastdarts.ops.graph import Candidate, Edge, Graph
 
 Attributes = tuple[tuple[str, Any], ...]
@@ -104,9 +104,9 @@ def layers_of(candidate: nn.Module, layout: Layout | Unknown) -> Layers | None:
 
 def proposed(candidate: nn.Module, own: Own) -> Layout | Unknown:
     """What a candidate is, by its layers, or, where it has none, by what is known of its kind."""
-    last = [m for m in candidate.modules() if not m._modules]
-    if len(last) == 1 and not last[0]._parameters and signature(last[0]) in own:
-        return Layout(*own[signature(last[0])], 0)
+    layer = bare(candidate)
+    if layer is not None and (known := own.get(signature(layer))) is not None:
+        return Layout(*known, 0)
     found = recognise(candidate)
     return Unknown("it changes the number of channels") if isinstance(found, Preprocess) else found
 

@@ -31,6 +31,13 @@ def plain_values(module: nn.Module) -> list[tuple[str, Any]]:
     return sorted((n, v) for n, v in vars(module).items() if isinstance(v, PLAIN) and n != "training")
 
 
+def bare(module: nn.Module) -> nn.Module | None:
+    """The only layer of a module, if it is of the codebase's own making and has no parameters: an Identity or Zero."""
+    while len(module._modules) == 1:
+        (module,) = module._modules.values()
+    return module if foreign(module) and not (module._modules or module._parameters or module._buffers) else None
+
+
 def signature(module: nn.Module) -> tuple[Any, ...]:
     """Classes of a module and all within, and their plain attributes where they are the codebase's own."""
     return tuple(
