@@ -102,11 +102,11 @@ def compare(own: Outcome, converted: Outcome, where: str) -> None:
 def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn.Module], None]) -> None:
     """Raise Differs unless the module does the same in every case after convert(module).
 
-    In train mode, and in eval mode but for one-hot weights, whose zeros another case has, and for those of a softmax where
-    they come as lists, too.
+    In train and in eval mode; one-hot weights in train mode alone, since another case has their zeros; weights of a softmax
+    once, where they come as lists, too.
     """
-    doubled = {HOT, SOFT} if LISTS in cases else {HOT}
-    tried = [(name, True) for name in cases] + [(name, False) for name in cases if name not in doubled]
+    once = [name for name in cases if not (name == SOFT and LISTS in cases)]
+    tried = [(name, True) for name in once] + [(name, False) for name in once if name != HOT]
     own = [subject.outcome(cases[name], training) for name, training in tried]
     convert(subject.module)
     for (name, training), expected in zip(tried, own, strict=True):

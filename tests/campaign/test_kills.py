@@ -131,7 +131,8 @@ def stop(trial: Trial) -> None:
 def kill_and_damage(how: str) -> Callable[[Trial], None]:
     def disturb(trial: Trial) -> None:
         kill(trial)
-        if (trial.folder / "checkpoint.1.pt").exists() and not trial.damaged:
+        both = all((trial.folder / name).exists() for name in ("checkpoint.pt", "checkpoint.1.pt"))
+        if both and not trial.damaged:  # a kill between two renames leaves the older one alone
             trial.damage(how, [trial.folder / "checkpoint.pt"])
 
     return disturb
