@@ -108,13 +108,19 @@ class FusedCell:
             not kwargs
             and unchanged(self, plan.attributes, 0)
             and arguments >= plan.begins
-            and args[plan.begins - 2 :] == plan.further[: arguments - plan.begins]
+            and _equal(args[plan.begins - 2 :], plan.further)
         )
         out = _fused(self, plan, s0, s1, args[0], args[1] if plan.beta else None) if usual else None
         if out is not None:
             return out
         s0, s1 = (s.contiguous(memory_format=format_of(plan)) for s in (s0, s1))
         return super().forward(s0, s1, *args, **kwargs)
+
+
+def _equal(given: tuple[Any, ...], tried: tuple[Any, ...]) -> bool:
+    """Whether arguments are the first of those that were tried; a tensor is none of them."""
+    pairs = zip(given, tried, strict=False)
+    return len(given) <= len(tried) and not any(isinstance(a, Tensor) or a != b for a, b in pairs)
 
 
 def _fused(

@@ -61,8 +61,8 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
 
     Each kind of module is tried on a copy before, on random inputs in float64, in train and eval mode; one that does
     anything else than ops.mixed_cell keeps its own forward. Whatever a call brings that was not tried (other arguments,
-    hooks on candidates, dropout that drops) goes to the class' own forward. Pack, convert, train: an optimizer made before
-    or after holds the same Parameters.
+    hooks on candidates, dropout that drops) goes to the class' own forward. An optimizer made before or after holds the same
+    Parameters. Where converting is broken off, nothing is converted.
     Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot serve it.
     """
@@ -74,8 +74,13 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     if tensor is None:
         raise ConvertError("this network has no parameters")
     choose("mixed_cell", backend, tensor.device, tensor.dtype)
-    with probe.quietly(tensor.device):
-        lines = list(_Converter(model, level, backend).run())
+    try:
+        with probe.quietly(tensor.device):
+            lines = list(_Converter(model, level, backend).run())
+    except BaseException:
+        for module in model.modules():
+            take_back(module, PLAN)
+        raise
     if not any(line.became != "left alone" for line in lines):
         told = "; ".join(f"{line.name}: {line.why}" for line in lines[:4]) or "it holds no list of candidates"
         raise ConvertError(f"no mixed operation was recognised ({told})")
@@ -93,10 +98,7 @@ def revert(model: nn.Module) -> None:
     if not found:
         raise ConvertError("this network is not converted")
     for module in found:
-        while hasattr(type(module), "_own"):
-            module.__class__ = type(module)._own
-        module.__dict__.pop(PLAN, None)
-        module.__dict__.pop(RENEW, None)
+        take_back(module, PLAN, RENEW)
 
 
 RENEW = "_fastdarts_new"
@@ -121,8 +123,7 @@ class _Converter:
     def __init__(self, model: nn.Module, level: Level, backend: str) -> None:
         self.model, self.level, self.backend = model, level, backend
         images = [p for p in model.parameters() if p.dim() == 4 and not p.is_contiguous()]
-        last = any(p.is_contiguous(memory_format=torch.channels_last) for p in images)
-        self.channels_last = last
+        self.channels_last = any(p.is_contiguous(memory_format=torch.channels_last) for p in images)
         self.tried: dict[Any, Any] = {}
 
     def run(self) -> Iterator[Line]:
@@ -187,7 +188,7 @@ class _Converter:
         x = torch.randn(probe.N, 4, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
         try:
             y = probe.double(layer).eval()(x)
-        except Exception:
+        except Exception:  # foreign code: it is no Identity or Zero, whatever it raises
             return None
         if isinstance(y, Tensor) and y.shape == x.shape and torch.equal(y, x):
             return Candidate.SKIP, 1

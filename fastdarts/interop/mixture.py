@@ -5,6 +5,7 @@ Letters: N images, C channels, Cq = C/k that pass through the candidates, K cand
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -217,15 +218,10 @@ def _dtype(value: Tensor | float, x: Tensor) -> torch.dtype:
     return value.dtype if isinstance(value, Tensor) and value.is_floating_point() else x.dtype
 
 
-_graphs: dict[tuple[int, tuple[Candidate, ...]], Graph] = {}
-
-
+@lru_cache(maxsize=1024)
 def edge_graph(stride: int, codes: tuple[Candidate, ...]) -> Graph:
     """One edge as a graph; kept, since each call asks for it."""
-    key = stride, codes
-    if key not in _graphs:
-        _graphs[key] = Graph(1, 1, (Edge(0, 0, stride, codes),))
-    return _graphs[key]
+    return Graph(1, 1, (Edge(0, 0, stride, codes),))
 
 
 def mixtures(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -12,6 +12,7 @@ from fastdarts.ops.graph import Candidate
 
 Path = tuple[str, ...]  # names of children, from a candidate down to a layer
 TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)
+LETTERS = {nn.Conv2d: "c", nn.BatchNorm2d: "b", nn.ReLU: "r", nn.MaxPool2d: "m", nn.AvgPool2d: "a"}
 _TWICE = {3: Candidate.SEP_CONV_3, 5: Candidate.SEP_CONV_5}
 _ONCE = {3: Candidate.DIL_CONV_3, 5: Candidate.DIL_CONV_5}
 _DENSE = {1: Candidate.CONV_1, 3: Candidate.CONV_3}
@@ -55,30 +56,9 @@ def layer_at(module: nn.Module, path: Path) -> nn.Module:
     return module
 
 
-def settings_of(layer: nn.Module) -> Any:
-    """All of a layer that decides what it computes, but its numbers; None for a kind that is not known."""
-    if isinstance(layer, nn.Conv2d):
-        return (
-            "conv",
-            tuple(layer.weight.shape),
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            layer.bias is None,
-            layer.padding_mode,
-        )
-    if isinstance(layer, nn.BatchNorm2d):
-        tracks = layer.running_mean is not None
-        return "norm", layer.eps, layer.momentum, layer.affine, tracks
-    if isinstance(layer, nn.ReLU):
-        return ("relu",)
-    if isinstance(layer, nn.MaxPool2d):
-        return "max", *map(_pair, (layer.kernel_size, layer.stride, layer.padding, layer.dilation)), layer.ceil_mode
-    if isinstance(layer, nn.AvgPool2d):
-        counts = layer.count_include_pad, layer.divisor_override, layer.ceil_mode
-        return "mean", *map(_pair, (layer.kernel_size, layer.stride, layer.padding)), *counts
-    return ("transparent",) if isinstance(layer, TRANSPARENT) else None
+def letter_of(layer: nn.Module) -> str | None:
+    """The kind of a layer; None for one that no candidate has."""
+    return next((letter for kind, letter in LETTERS.items() if isinstance(layer, kind)), None)
 
 
 def layers(module: nn.Module, path: Path = ()) -> Iterator[tuple[Path, nn.Module]]:
@@ -98,17 +78,15 @@ def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
     if module._modules and (module._parameters or module._buffers):
         return Unknown("it has parameters beside its layers")
     dropouts = tuple(path for path, layer in found if isinstance(layer, nn.Dropout | nn.Dropout2d))
-    known = [(path, layer, settings_of(layer)) for path, layer in found if not isinstance(layer, TRANSPARENT)]
-    for _, layer, settings in known:
-        if settings is None:
+    known = [(path, layer, letter_of(layer)) for path, layer in found if not isinstance(layer, TRANSPARENT)]
+    for _, layer, letter in known:
+        if letter is None:
             return Unknown(f"{type(layer).__name__} is no layer of a known candidate")
         if why := _unusual(layer):
             return Unknown(why)
-    paths = {kind: tuple(path for path, _, s in known if s[0] == kind) for kind in ("conv", "norm")}
-    settings = tuple(s for _, _, s in known)
-    order = "".join({"relu": "r", "conv": "c", "norm": "b", "max": "m", "mean": "a"}[s[0]] for s in settings)
-    rest = paths["conv"], paths["norm"], dropouts
-    convolutions = [layer for _, layer, s in known if s[0] == "conv"]
+    order = "".join(letter for *_, letter in known)
+    rest = *(tuple(path for path, _, letter in known if letter == kind) for kind in "cb"), dropouts
+    convolutions = [layer for _, layer, letter in known if letter == "c"]
     if not known:
         return Layout(Candidate.SKIP, 1, 0, *rest)
     if order in ("mb", "ab", "a"):

@@ -273,3 +273,30 @@ def test_an_operation_that_cannot_be_copied_is_left_alone_and_said() -> None:
     (line,) = [line for line in report if "no copy of it can be made" in line.why]
     assert line.became == "left alone" and line.name == "cells.0._ops.0"
     assert outcome(model)["out"].isfinite().all()
+
+
+def test_a_tensor_as_a_further_argument_goes_to_the_cells_own_forward() -> None:
+    class Scaled(type(network().cells[0])):
+        def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+            return super().forward(s0, s1, weights) * scale
+
+    model = network()
+    for cell in model.cells:
+        cell.__class__ = Scaled
+    own = deepcopy(model)
+    assert {line.became for line in convert(model)} == {"cell", "preprocess"}
+    s, rows = torch.randn(2, 12, 8, 8, dtype=torch.float64), torch.rand(14, 8, dtype=torch.float64)
+    for scale in ((), (1.0,), (2.0,), (torch.rand(1, 16, 1, 1, dtype=torch.float64),)):
+        torch.testing.assert_close(model.cells[0](s, s, rows, *scale), own.cells[0](s, s, rows, *scale), rtol=1e-9, atol=1e-10)
+
+
+def test_a_conversion_that_is_broken_off_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = network()
+    classes = [type(m) for m in model.modules()]
+    monkeypatch.setattr("fastdarts.interop.conversion._Converter.cell", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(model)
+    assert [type(m) for m in model.modules()] == classes and not any("_fastdarts" in vars(m) for m in model.modules())
