@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from fastdarts.genotype import Genotype
-from fastdarts.spaces import CANDIDATES, KINDS, Kind, Space
+from fastdarts.spaces import CANDIDATES, Architecture, Kind, Space
 from fastdarts.supernet import CellWeights
 
 COLLAPSE_SKIPS = 5  # of a cell's eight operations: from here on a search is called collapsed
 
 
-def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: Genotype) -> dict[Kind, dict]:
+def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: Genotype | Architecture) -> dict[Kind, dict]:
     """For each kind of cell: {"skips", "entropy", "skip_minus_conv"}.
 
     skips            skip connections in the derived cell
@@ -21,7 +21,7 @@ def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: G
                      (None if no edge has)
     """
     figures: dict[Kind, dict] = {}
-    for kind in KINDS:
+    for kind in space.kinds:
         p = weights[kind].ops.detach().double()
         differences = []
         for row, names in zip(p.tolist(), space.candidates(kind), strict=True):

@@ -6,7 +6,7 @@ Letters: E edges of a cell, K candidates of its longest list.
 import torch
 from torch import Tensor
 
-from fastdarts.spaces import KINDS, Kind, Space
+from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
 
 
@@ -35,12 +35,12 @@ class SoftmaxRelaxation:
 
         self.padding: dict[Kind, Tensor] = {}
         self.alpha: dict[Kind, Tensor] = {}
-        for kind in KINDS:
+        for kind in space.kinds:
             lengths = torch.tensor([len(names) for names in space.candidates(kind)])
             K = int(lengths.max())
             self.padding[kind] = (torch.arange(K) >= lengths[:, None]).to(device)
             self.alpha[kind] = small(E, K)
-        self.beta: dict[Kind, Tensor] = {kind: small(E) for kind in KINDS} if edge_normalization else {}
+        self.beta: dict[Kind, Tensor] = {kind: small(E) for kind in space.kinds} if edge_normalization else {}
 
     def parameters(self) -> list[Tensor]:
         """The architecture parameters: alpha of the normal and the reduce cells, then beta of both."""
@@ -48,7 +48,7 @@ class SoftmaxRelaxation:
 
     def weights(self) -> dict[Kind, CellWeights]:
         """How the cells mix now; differentiable in `parameters()`."""
-        return {kind: CellWeights(self._ops(kind), self._edges(kind)) for kind in KINDS}
+        return {kind: CellWeights(self._ops(kind), self._edges(kind)) for kind in self.space.kinds}
 
     def _ops(self, kind: Kind) -> Tensor:
         return self.alpha[kind].masked_fill(self.padding[kind], -torch.inf).softmax(-1)

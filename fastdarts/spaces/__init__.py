@@ -1,7 +1,8 @@
 """WHAT may be chosen: candidates and search spaces, as names."""
 
-from fastdarts.spaces.candidates import CANDIDATES
+from fastdarts.spaces.candidates import CANDIDATES, SKELETONS, Skeleton
 from fastdarts.spaces.darts import S0
+from fastdarts.spaces.nasbench201 import NASBENCH201, Architecture
 from fastdarts.spaces.space import KINDS, Kind, Space
 
-__all__ = ["CANDIDATES", "KINDS", "S0", "Kind", "Space"]
+__all__ = ["CANDIDATES", "KINDS", "NASBENCH201", "S0", "SKELETONS", "Architecture", "Kind", "Skeleton", "Space"]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fastdarts.spaces.candidates import CANDIDATES
+from fastdarts.spaces.candidates import Skeleton, known
 
 Kind = Literal["normal", "reduce"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -11,41 +11,57 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Space:
-    """DARTS' cell: `nodes` intermediate nodes, each reading every earlier state; states 0 and 1 are the cell's inputs.
+    """Cells of `inputs` inputs and `nodes` intermediate nodes, each reading every earlier state; the inputs come first.
 
-    Edges are numbered node by node: node i has the edges from states 0 .. i+1, and starts at edge 2 + 3 + ... + (i+1).
-    `normal` and `reduce` hold a tuple of candidate names for each edge; they may differ from edge to edge.
-    Raises ValueError when a list is missing, empty, repeats a name or has an unknown one.
+    normal, reduce  a tuple of candidate names for each edge of that kind of cell; they may differ from edge to edge
+    skeleton        the network around the cells: DARTS', or NAS-Bench-201's, which has no reduction cell
+
+    Edges are numbered node by node: in DARTS' cell (two inputs) node i has the edges from states 0 .. i+1 and starts at edge
+    2 + 3 + ... + (i+1).
+    Raises ValueError when a list is missing, empty, repeats a name or has one that the skeleton does not know.
     """
 
     name: str
     normal: tuple[tuple[str, ...], ...]
-    reduce: tuple[tuple[str, ...], ...]
+    reduce: tuple[tuple[str, ...], ...] = ()
     nodes: int = 4
+    inputs: int = 2
+    skeleton: Skeleton = "darts"
 
     def __post_init__(self) -> None:
-        for kind in KINDS:
+        if self.skeleton == "nasbench201" and self.reduce:
+            raise ValueError(f"space {self.name}: NAS-Bench-201's network has no reduction cell")
+        for kind in self.kinds:
             lists = self.candidates(kind)
             if len(lists) != self.num_edges:
                 raise ValueError(f"space {self.name}: {kind} cell has {self.num_edges} edges, got candidates of {len(lists)}")
             for edge, names in enumerate(lists):
-                unknown = [n for n in names if n not in CANDIDATES]
-                if unknown or not names or len(set(names)) < len(names):
-                    problem = f"unknown {', '.join(unknown)}" if unknown else "an empty list or a repeated name"
-                    raise ValueError(f"space {self.name}: {kind} edge {edge}: {problem}; known are {', '.join(CANDIDATES)}")
-                if names == ("none",):
-                    raise ValueError(f"space {self.name}: {kind} edge {edge} has no candidate besides none")
+                self._check(f"space {self.name}: {kind} edge {edge}", names)
+
+    def _check(self, where: str, names: tuple[str, ...]) -> None:
+        offered = known(self.skeleton)
+        unknown = [n for n in names if n not in offered]
+        if unknown or not names or len(set(names)) < len(names):
+            problem = f"unknown {', '.join(unknown)}" if unknown else "an empty list or a repeated name"
+            raise ValueError(f"{where}: {problem}; known are {', '.join(offered)}")
+        if names == ("none",):
+            raise ValueError(f"{where} has no candidate besides none")
 
     @staticmethod
     def uniform(name: str, candidates: tuple[str, ...], nodes: int = 4) -> "Space":
-        """The space whose every edge has the same candidates."""
+        """The space of DARTS' cells whose every edge has the same candidates."""
         edges = nodes * (nodes + 3) // 2
         return Space(name, (candidates,) * edges, (candidates,) * edges, nodes)
 
     @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Of its cells."""
+        return KINDS if self.skeleton == "darts" else KINDS[:1]
+
+    @property
     def num_edges(self) -> int:
-        """Edges of a cell: 14 for four nodes."""
-        return self.nodes * (self.nodes + 3) // 2
+        """Edges of a cell: 14 for two inputs and four nodes."""
+        return self.nodes * (2 * self.inputs + self.nodes - 1) // 2
 
     def candidates(self, kind: Kind) -> tuple[tuple[str, ...], ...]:
         """The candidate names of each edge of the `normal` or `reduce` cell."""
@@ -53,5 +69,5 @@ class Space:
 
     def edges_of_node(self, node: int) -> range:
         """Numbers of the edges that end in `node` (0-based); the j-th of them comes from state j."""
-        start = node * (node + 3) // 2
-        return range(start, start + node + 2)
+        start = node * (2 * self.inputs + node - 1) // 2
+        return range(start, start + node + self.inputs)

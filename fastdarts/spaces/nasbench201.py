@@ -1,0 +1,88 @@
+"""NAS-Bench-201 (Dong and Yang, ICLR 2020): five candidates on each of six edges, 15,625 cells, as names.
+
+Node 0 is the cell's input, node 3 its output; an edge leads from each node to each later one.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fastdarts.spaces.space import Space
+
+# The order is part of every checkpoint of its codebase.
+PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+NODES = 3  # besides the input
+EDGES = tuple((source, node) for node in range(1, NODES + 1) for source in range(node))  # as the text lists them
+
+NASBENCH201 = Space("nasbench201", (PRIMITIVES,) * len(EDGES), nodes=NODES, inputs=1, skeleton="nasbench201")
+_TEXT = re.compile(r"^\|[^|+]+~0\|\+\|[^|+]+~0\|[^|+]+~1\|\+\|[^|+]+~0\|[^|+]+~1\|[^|+]+~2\|$")
+
+
+class ArchitectureError(ValueError):
+    """Not a cell of NAS-Bench-201; the message says why."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A cell of NAS-Bench-201: the operation of each edge, in the order 1<-0, 2<-0, 2<-1, 3<-0, 3<-1, 3<-2.
+
+    Its text is NAS-Bench-201's, `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`. Raises ArchitectureError.
+    """
+
+    ops: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ops) != len(EDGES):
+            raise ArchitectureError(f"a cell of NAS-Bench-201 has {len(EDGES)} edges, got {len(self.ops)} operations")
+        if unknown := [op for op in self.ops if op not in PRIMITIVES]:
+            raise ArchitectureError(f"unknown {', '.join(unknown)}; NAS-Bench-201 has {', '.join(PRIMITIVES)}")
+
+    def __str__(self) -> str:
+        nodes = [
+            [f"{op}~{source}" for op, (source, into) in zip(self.ops, EDGES, strict=True) if into == node] for node in (1, 2, 3)
+        ]
+        return "+".join(f"|{'|'.join(node)}|" for node in nodes)
+
+    @staticmethod
+    def from_text(text: str) -> "Architecture":
+        """The inverse of str. Raises ArchitectureError."""
+        text = text.strip()
+        if not _TEXT.match(text):
+            raise ArchitectureError(f"not |op~0|+|op~0|op~1|+|op~0|op~1|op~2|: {text[:120]!r}")
+        return Architecture(tuple(part.partition("~")[0] for part in re.split(r"[|+]+", text.strip("|"))))
+
+    @property
+    def number(self) -> int:
+        """0 .. 15624: the operations' places in PRIMITIVES as digits to base 5, the first edge's the highest.
+
+        NAS-Bench-201's own index is another: its files list the cells in an order of their own (lookup.Table.index).
+        """
+        number = 0
+        for op in self.ops:
+            number = number * len(PRIMITIVES) + PRIMITIVES.index(op)
+        return number
+
+    @staticmethod
+    def from_number(number: int) -> "Architecture":
+        """The inverse of `number`. Raises ArchitectureError."""
+        base, cells = len(PRIMITIVES), len(PRIMITIVES) ** len(EDGES)
+        if not 0 <= number < cells:
+            raise ArchitectureError(f"there are {cells} cells, 0 to {cells - 1}, none is number {number}")
+        return Architecture(tuple(PRIMITIVES[number // base**place % base] for place in reversed(range(len(EDGES)))))
+
+    def to_json(self, **extra: Any) -> str:
+        """Machine-readable: the operations, `text`, and whatever else the caller adds."""
+        return json.dumps({"ops": list(self.ops), "text": str(self)} | extra, indent=2) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> "Architecture":
+        """The inverse of to_json; unknown keys are left alone. Raises ArchitectureError."""
+        try:
+            return Architecture(tuple(json.loads(text)["ops"]))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ArchitectureError(f"not the JSON of a cell of NAS-Bench-201: {error}") from error
+
+    def operations(self, kind: str) -> list[str]:
+        """Of the only kind of cell, "normal"."""
+        return list(self.ops) if kind == "normal" else []
