@@ -1,7 +1,20 @@
-"""HOW all choices run at once: mixed edges, cells, the network."""
+"""HOW all choices run at once: mixed edges, cells, the networks."""
 
+from fastdarts.supernet.base import ChannelSampling, Network
+from fastdarts.supernet.beside import register_candidate
 from fastdarts.supernet.cell import Cell, CellWeights
 from fastdarts.supernet.mixed import MixedEdges
+from fastdarts.supernet.nasbench201 import BatchNormMode, NASBench201Supernet
 from fastdarts.supernet.network import Supernet
 
-__all__ = ["Cell", "CellWeights", "MixedEdges", "Supernet"]
+__all__ = [
+    "BatchNormMode",
+    "Cell",
+    "CellWeights",
+    "ChannelSampling",
+    "MixedEdges",
+    "NASBench201Supernet",
+    "Network",
+    "Supernet",
+    "register_candidate",
+]

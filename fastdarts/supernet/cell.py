@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fastdarts.spaces import Kind, Space
-from fastdarts.supernet.mixed import MixedEdges
+from fastdarts.supernet.beside import mixed_edges
 from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN, run_together
 
 
@@ -26,7 +26,8 @@ class CellWeights(NamedTuple):
 class Cell(nn.Module):
     """Two preprocess layers and `nodes` nodes; node i sums its edges from all earlier states; the nodes are concatenated.
 
-    backend: of ops.relu_conv_bn and ops.mixed_cell.
+    backend       of ops.relu_conv_bn and ops.mixed_cell
+    skip_dropout  skips of stride 1 drop numbers (P-DARTS; see supernet.beside.SkipDropout)
     """
 
     def __init__(
@@ -39,12 +40,13 @@ class Cell(nn.Module):
         reduction_prev: bool,
         partial_channels: int = 1,
         backend: str = "auto",
+        skip_dropout: bool = False,
     ) -> None:
         super().__init__()
         self.space, self.kind = space, kind
         self.preprocess0 = (FactorizedReduce if reduction_prev else ReLUConvBN)(C_prev_prev, C, backend)
         self.preprocess1 = ReLUConvBN(C_prev, C, backend)
-        self._ops = MixedEdges(space, kind, C, partial_channels, backend)
+        self._ops = mixed_edges(space, kind, C, partial_channels, backend, skip_dropout=skip_dropout)
 
     def forward(self, s0: Tensor, s1: Tensor, weights: CellWeights, channels: Tensor | None = None) -> Tensor:
         """s0, s1: outputs of the two previous cells; channels int64 (E, C/k) or None (the first C/k on each edge).

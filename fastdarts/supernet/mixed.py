@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdarts.ops.batch_norm import Running
 from fastdarts.ops.graph import Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.ops.sync import Sync
@@ -25,6 +26,7 @@ class PackedEdges(nn.Module):
     C                    channels of a node
     partial_channels     k: C/k channels pass through the candidates
     backend              of ops.mixed_cell
+    track_running_stats  BatchNorms keep running statistics, for eval mode; else theirs are always the batch's
 
     All convolutions are one parameter, `weights`; all BatchNorms (no affine parameters, eps 1e-5, momentum 0.1) have one
     `running_mean`, one `running_var` and one counter. `state_dict` and `load_state_dict` speak the names of DARTS'
@@ -39,31 +41,32 @@ class PackedEdges(nn.Module):
         C: int,
         partial_channels: int = 1,
         backend: str = "auto",
+        track_running_stats: bool = True,
     ) -> None:
         super().__init__()
         self.graph, self.k, self.backend = graph, partial_channels, backend
         self.sync: Sync | None = None  # of ops.mixed_cell
+        self.held: list[str] = []  # paths of modules below, which load their own part of a state_dict
         self._Cq = C // partial_channels
         self._convolutions, self._norms = convolutions, norms
         self._shapes = self.graph.convolutions(self._Cq)
         self.weights = nn.Parameter(torch.empty(self.graph.size(self._Cq)))
-        self.register_buffer("running_mean", torch.zeros(len(self._norms) * self._Cq))
-        self.register_buffer("running_var", torch.ones(len(self._norms) * self._Cq))
-        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.int64))
+        length = len(self._norms) * self._Cq
+        self.register_buffer("running_mean", torch.zeros(length) if track_running_stats else None)
+        self.register_buffer("running_var", torch.ones(length) if track_running_stats else None)
+        self.register_buffer(COUNTER, torch.zeros((), dtype=torch.int64) if track_running_stats else None)
         with torch.no_grad():
             for weight in self.unpacked(self.weights).values():
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
     def forward(self, inputs: list[Tensor], ops: Tensor, edges: Tensor | None, channels: Tensor | None = None) -> Tensor:
         """See ops.mixed_cell: two (N, C, H, W), (E, K), (E,) or None, int64 (E, Cq) or None -> (N, nodes * C, H', W')."""
-        if self.training:
-            self.num_batches_tracked.add_(1)
         return mixed_cell(
             inputs,
             ops,
             edges,
             self.weights,
-            (self.running_mean, self.running_var),
+            self._running(),
             channels,
             graph=self.graph,
             partial_channels=self.k,
@@ -71,6 +74,14 @@ class PackedEdges(nn.Module):
             backend=self.backend,
             sync=self.sync,
         )
+
+    def _running(self) -> Running | None:
+        """The running statistics that a forward moves or reads; a forward in training is counted."""
+        if self.running_mean is None:
+            return None
+        if self.training:
+            self.num_batches_tracked.add_(1)
+        return self.running_mean, self.running_var
 
     def unpacked(self, packed: Tensor) -> dict[str, Tensor]:
         """Views of a tensor that is packed as `weights` is (itself, its gradient), under the customary names."""
@@ -81,6 +92,8 @@ class PackedEdges(nn.Module):
     def _named(self, weights: Tensor) -> dict[str, Tensor]:
         """What state_dict holds: views of the packed tensors, and the one counter under every norm's name."""
         named = self.unpacked(weights)
+        if self.running_mean is None:
+            return named
         means, variances = (b.view(len(self._norms), self._Cq) for b in (self.running_mean, self.running_var))
         for name, mean, var in zip(self._norms, means, variances, strict=True):
             named |= {f"{name}.running_mean": mean, f"{name}.running_var": var, f"{name}.{COUNTER}": self.num_batches_tracked}
@@ -104,7 +117,8 @@ class PackedEdges(nn.Module):
 
         `assign=True` cannot share a checkpoint's memory here: it takes its dtype and device.
         """
-        given = [name for name in state_dict if name.startswith(prefix)]
+        held = tuple(f"{prefix}{path}." for path in self.held)
+        given = [name for name in state_dict if name.startswith(prefix) and not name.startswith(held)]
         numbers = [t for name in given if isinstance(t := state_dict[name], Tensor) and t.is_floating_point()]
         if numbers and local_metadata.get("assign_to_params_buffers"):
             device, dtype = numbers[0].device, numbers[0].dtype
@@ -119,7 +133,16 @@ class PackedEdges(nn.Module):
 
 
 class MixedEdges(PackedEdges):
-    """The edges of a cell of a space."""
+    """The edges of a cell of a space whose candidates are all fused ones."""
 
-    def __init__(self, space: Space, kind: Kind, C: int, partial_channels: int = 1, backend: str = "auto") -> None:
-        super().__init__(graph_of(space, kind), *names_of(space, kind), C, partial_channels, backend)
+    def __init__(
+        self,
+        space: Space,
+        kind: Kind,
+        C: int,
+        partial_channels: int = 1,
+        backend: str = "auto",
+        track_running_stats: bool = True,
+    ) -> None:
+        graph, names = graph_of(space, kind), names_of(space, kind)
+        super().__init__(graph, *names, C, partial_channels, backend, track_running_stats)

@@ -1,0 +1,238 @@
+"""Candidates that no fused op computes: they run eagerly beside those that one does, node by node.
+
+Letters: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, H W pixels, s an edge's stride,
+E edges of a cell, K candidates of the longest list.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.kernels.mixed_cell_plan import MOST_INPUTS
+from fastdarts.ops.graph import Edge, Graph
+from fastdarts.ops.mixed_cell import mixed_cell
+from fastdarts.spaces import CANDIDATES, SKELETONS, Kind, Space
+from fastdarts.spaces.candidates import Candidate, Family
+from fastdarts.supernet.candidates import edge_names, fused, graph_of, names_of
+from fastdarts.supernet.mixed import MixedEdges, PackedEdges
+
+Build = Callable[[int, int], nn.Module]  # channels, stride -> (N, channels, H, W) to (N, channels, H/stride, W/stride)
+
+
+class Noise(nn.Module):
+    """Standard normal noise of the edge's output shape, whatever its input: the candidate of S4 (R-DARTS).
+
+    Drawn from torch's global generator at each forward, in eval mode too.
+    """
+
+    def __init__(self, C: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H/s, W/s); no gradient reaches x."""
+        return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class SkipDropout(nn.Module):
+    """The identity, of which each number is dropped with probability `rate` in training, the others divided by 1 - rate.
+
+    (P-DARTS, Chen et al., ICCV 2019, section 3.3.) `rate` is a buffer, so that a captured graph sees it change.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rate", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same."""
+        if not self.training:
+            return x
+        return x * (torch.rand_like(x) >= self.rate) / (1 - self.rate)
+
+
+BUILDERS: dict[str, Build] = {"noise": Noise}
+
+
+def register_candidate(name: str, build: Build, family: Family = "conv") -> None:
+    """Make a candidate of one's own known by name, to spaces and to supernets made after; it runs eagerly.
+
+    build   (channels, stride) -> a module from (N, channels, H, W) to (N, channels, H/stride, W/stride); its parameters are
+            trained with the weights, under the names `EDGE._ops.POSITION.`
+    family  what the collapse figures and the drawings take it for
+    Raises ValueError for a name that is taken.
+    """
+    if name in CANDIDATES:
+        raise ValueError(f"there is a candidate {name} already")
+    CANDIDATES[name] = Candidate(name, family, SKELETONS)
+    BUILDERS[name] = build
+
+
+def positions_beside(space: Space, kind: Kind, skip_dropout: bool = False) -> list[set[int]]:
+    """For each edge the places of the candidates that run eagerly: unknown to the fused op, or skips with dropout."""
+    known, rows = fused(space.skeleton), []
+    for edge, names in zip(_edges(space, kind), space.candidates(kind), strict=True):
+        dropped = {"skip_connect"} if skip_dropout and edge.stride == 1 else set()
+        rows.append({p for p, name in enumerate(names) if name not in known or name in dropped})
+    return rows
+
+
+class _Step(nn.Module):
+    """A step of a dotted name: nothing of its own to load."""
+
+    def _load_from_state_dict(self, *args: Any) -> None: ...
+
+
+class _Group(NamedTuple):
+    """Edges of one stride into one node: one call of the fused op."""
+
+    node: int
+    numbers: list[int]  # of its edges
+    sources: list[int]
+    graph: Graph
+    columns: Tensor  # int64 (edges, K'): where the op's weights stand in the cell's
+
+
+class MixedEdgesBeside(PackedEdges):
+    """The edges of a cell some of whose candidates run eagerly; the others are fused, node by node and stride by stride.
+
+    skip_dropout  skips of stride 1 drop numbers, as P-DARTS does; the rate is that of the SkipDropout modules
+    Everything else is as in MixedEdges.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        kind: Kind,
+        C: int,
+        partial_channels: int = 1,
+        backend: str = "auto",
+        track_running_stats: bool = True,
+        skip_dropout: bool = False,
+    ) -> None:
+        beside = positions_beside(space, kind, skip_dropout)
+        graph = graph_of(space, kind, beside)
+        super().__init__(graph, *names_of(space, kind), C, partial_channels, backend, track_running_stats)
+        fused_places = [
+            [p for p in range(len(names)) if p not in places]
+            for names, places in zip(space.candidates(kind), beside, strict=True)
+        ]
+        self._groups = [_group(graph, fused_places, numbers) for numbers in _numbers(graph)]
+        self._beside: dict[int, list[tuple[int, nn.Module]]] = {}
+        for number, (edge, places, prefix) in enumerate(zip(graph.edges, beside, edge_names(space), strict=True)):
+            for place in sorted(places):
+                name = space.candidates(kind)[number][place]
+                module = SkipDropout() if name == "skip_connect" else BUILDERS[name](self._Cq, edge.stride)
+                self._hold(f"{prefix}.{place}", module)
+                self._beside.setdefault(number, []).append((place, module))
+
+    def forward(self, inputs: list[Tensor], ops: Tensor, edges: Tensor | None, channels: Tensor | None = None) -> Tensor:
+        """As PackedEdges'."""
+        states, pieces = list(inputs), self._pieces()
+        for node in range(self.graph.nodes):
+            terms = [
+                self._fused(group, piece, states, ops, edges, channels)
+                for group, piece in zip(self._groups, pieces, strict=True)
+                if group.node == node
+            ]
+            total = sum(terms[1:], terms[0])
+            for number in [n for group in self._groups if group.node == node for n in group.numbers]:
+                for place, module in self._beside.get(number, ()):
+                    weight = ops[number, place] if edges is None else ops[number, place] * edges[number]
+                    source = states[self.graph.edges[number].source]
+                    total = self._added(total, weight, module, source, None if channels is None else channels[number])
+            states.append(total)
+        return torch.cat(states[self.graph.inputs :], dim=1)
+
+    def _hold(self, path: str, module: nn.Module) -> None:
+        """Register a module under a dotted name."""
+        *above, name = path.split(".")
+        parent: nn.Module = self
+        for step in above:
+            if step not in parent._modules:
+                parent.add_module(step, _Step())
+            parent = parent._modules[step]
+        parent.add_module(name, module)
+        self.held.append(path)
+
+    def _pieces(self) -> list[tuple[Tensor, tuple[Tensor, Tensor] | None]]:
+        """Each group's weights and running statistics: views."""
+        weights = self.weights.split([group.graph.size(self._Cq) for group in self._groups])
+        running, lengths = self._running(), [group.graph.norms * self._Cq for group in self._groups]
+        if running is None:
+            return [(w, None) for w in weights]
+        return list(zip(weights, zip(*(r.split(lengths) for r in running), strict=True), strict=True))
+
+    def _fused(
+        self,
+        group: _Group,
+        piece: tuple[Tensor, tuple[Tensor, Tensor] | None],
+        states: list[Tensor],
+        ops: Tensor,
+        edges: Tensor | None,
+        channels: Tensor | None,
+    ) -> Tensor:
+        """The sum of a group's edges without what runs beside: (N, C, H/s, W/s)."""
+        first, last = group.numbers[0], group.numbers[-1] + 1
+        return mixed_cell(
+            [states[source] for source in group.sources],
+            ops[first:last].gather(1, group.columns.to(ops.device)),
+            None if edges is None else edges[first:last],
+            piece[0],
+            piece[1],
+            None if channels is None else channels[first:last],
+            graph=group.graph,
+            partial_channels=self.k,
+            training=self.training,
+            backend=self.backend,
+            sync=self.sync,
+        )
+
+    def _added(self, total: Tensor, weight: Tensor, module: nn.Module, x: Tensor, chosen: Tensor | None) -> Tensor:
+        """total (N, C, H/s, W/s) + weight * module(the channels of x that pass through candidates), where those end up."""
+        if self.k == 1:
+            return total + weight * module(x)
+        if chosen is None:  # processed channel p becomes channel p * k
+            out, places = module(x[:, : self._Cq]), torch.arange(0, x.shape[1], self.k, device=x.device)
+        else:
+            out, places = module(x.index_select(1, chosen)), chosen
+        return total.index_add(1, places, weight * out)
+
+
+def _edges(space: Space, kind: Kind) -> Sequence[Edge]:
+    everything = [range(len(names)) for names in space.candidates(kind)]
+    return graph_of(space, kind, everything).edges
+
+
+def _numbers(graph: Graph) -> list[list[int]]:
+    """The numbers of the edges, by node and stride, at most as many together as every backend takes inputs."""
+    keyed = [((edge.node, edge.stride), number) for number, edge in enumerate(graph.edges)]
+    groups = [[number for _, number in group] for _, group in groupby(keyed, key=lambda pair: pair[0])]
+    return [group[i : i + MOST_INPUTS] for group in groups for i in range(0, len(group), MOST_INPUTS)]
+
+
+def _group(graph: Graph, fused_places: Sequence[list[int]], numbers: list[int]) -> _Group:
+    edges = [graph.edges[n] for n in numbers]
+    own = Graph(len(edges), 1, tuple(edge._replace(source=i, node=0) for i, edge in enumerate(edges)))
+    places = [fused_places[n] for n in numbers]  # of an edge with none, whose only candidate is NONE, any weight serves
+    columns = [row + [0] * (own.longest - len(row)) for row in places]
+    return _Group(edges[0].node, numbers, [edge.source for edge in edges], own, torch.tensor(columns))
+
+
+def mixed_edges(
+    space: Space,
+    kind: Kind,
+    C: int,
+    partial_channels: int = 1,
+    backend: str = "auto",
+    track_running_stats: bool = True,
+    skip_dropout: bool = False,
+) -> PackedEdges:
+    """The edges of a cell: one fused call where every candidate is a fused one."""
+    how = space, kind, C, partial_channels, backend, track_running_stats
+    if any(positions_beside(space, kind, skip_dropout)):
+        return MixedEdgesBeside(*how, skip_dropout)
+    return MixedEdges(*how)

@@ -1,0 +1,118 @@
+"""NAS-Bench-201's supernet (Dong and Yang, ICLR 2020): a stem, three stages of cells, residual blocks between them.
+
+Letters: N images, S pixels a side, C channels of a stage.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdarts.ops.batch_norm import batch_norm
+from fastdarts.spaces import Kind, Space
+from fastdarts.supernet.base import Network
+from fastdarts.supernet.beside import mixed_edges
+from fastdarts.supernet.cell import CellWeights
+
+BatchNormMode = Literal["batch", "running"]
+
+
+class NASBench201Supernet(Network):
+    """NAS-Bench-201's search network without its linear head.
+
+    space            a space of its cells
+    C                channels of the first stage; doubled by each of the two residual blocks
+    cells_per_stage  N: three stages of N cells
+    batch_norm       of the cells: "batch" takes each batch's own statistics, in evaluation too (the benchmark's first search
+                     code); "running" keeps running ones. No affine parameters there; the other norms have both
+    backend          as of Supernet
+
+    Parameter names are those of its codebase, whose cells are `cells.0` ..., the residual blocks among them.
+    Raises ValueError for a space of another network.
+    """
+
+    multiple = 4
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        C: int = 16,
+        cells_per_stage: int = 5,
+        batch_norm: BatchNormMode = "batch",
+        seed: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(space, seed=seed, backend=backend)
+        if space.skeleton != "nasbench201":
+            raise ValueError(f"space {space.name} is of another network: take Supernet")
+        if cells_per_stage < 1:
+            raise ValueError(f"cells_per_stage = {cells_per_stage}: a stage has at least one cell")
+        self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
+        self.cells, self.tap_channels = nn.ModuleList(), []
+        for stage in range(3):
+            width = C * 2**stage
+            if stage:
+                self.cells.append(ResidualBlock(width // 2, width))
+            for _ in range(cells_per_stage):
+                self.cells.append(Cell(space, width, backend, batch_norm == "running"))
+            self.tap_channels.append(width)
+        self.taps = tuple((cells_per_stage + 1) * stage + cells_per_stage - 1 for stage in range(3))
+        self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
+
+    def forward(
+        self, x: Tensor, weights: Mapping[Kind, CellWeights], step: Tensor | None = None, stream: int = 0
+    ) -> list[Tensor]:
+        """See Network.forward; the last feature has passed the last BatchNorm and ReLU, as the head reads it."""
+        self._check_size(x, "NAS-Bench-201's network")
+        (x,) = self._chain(x, [self.stem[0]], [self.stem[1]])
+        features = []
+        for i, cell in enumerate(self.cells):
+            x = cell(x, weights["normal"]) if isinstance(cell, Cell) else self._block(x, cell)
+            if i in self.taps:
+                features.append(x)
+        features[-1] = F.relu(self._normalised(x, self.lastact[0]))
+        return features
+
+    def _block(self, x: Tensor, block: "ResidualBlock") -> Tensor:
+        """(N, C, H, W) -> (N, 2C, H/2, W/2)."""
+        (_, conv_a, norm_a), (_, conv_b, norm_b) = block.conv_a.op, block.conv_b.op
+        (body,) = self._chain(F.relu(x), [conv_a, conv_b], [norm_a, norm_b])
+        return block.downsample(x) + body
+
+    def _normalised(self, x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+        if bn.training:
+            bn.num_batches_tracked.add_(1)
+        running = bn.running_mean, bn.running_var
+        return batch_norm(x, running, bn.training, bn.momentum, bn.eps, self.sync, bn.weight, bn.bias)
+
+
+class Cell(nn.Module):
+    """Six mixed edges between four nodes, the first being the input and the last the output."""
+
+    kind: Kind = "normal"
+
+    def __init__(self, space: Space, C: int, backend: str, track_running_stats: bool) -> None:
+        super().__init__()
+        self.edges = mixed_edges(space, self.kind, C, backend=backend, track_running_stats=track_running_stats)
+        self._before = (space.nodes - 1) * C  # channels of the nodes before the last
+
+    def forward(self, x: Tensor, weights: CellWeights) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        return self.edges([x], weights.ops, weights.edges)[:, self._before :]
+
+
+class ResidualBlock(nn.Module):
+    """Halves the image and doubles the channels: the parameters, under their customary names; NASBench201Supernet runs it."""
+
+    def __init__(self, C_in: int, C_out: int) -> None:
+        super().__init__()
+        self.conv_a, self.conv_b = _ReLUConvBN(C_in, C_out, 2), _ReLUConvBN(C_out, C_out, 1)
+        self.downsample = nn.Sequential(nn.AvgPool2d(2, 2), nn.Conv2d(C_in, C_out, 1, bias=False))
+
+
+class _ReLUConvBN(nn.Module):
+    def __init__(self, C_in: int, C_out: int, stride: int) -> None:
+        super().__init__()
+        self.op = nn.Sequential(nn.ReLU(), nn.Conv2d(C_in, C_out, 3, stride, 1, bias=False), nn.BatchNorm2d(C_out))
