@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fastdarts.spaces.space import Space
+from fastdarts.spaces.space import Kind, Space, Wiring
 
 # The order is part of every checkpoint of its codebase.
 PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -86,3 +86,8 @@ class Architecture:
     def operations(self, kind: str) -> list[str]:
         """Of the only kind of cell, "normal"."""
         return list(self.ops) if kind == "normal" else []
+
+    def wirings(self) -> dict[Kind, Wiring]:
+        """How its cell is connected."""
+        genes = tuple((op, source, node - 1) for op, (source, node) in zip(self.ops, EDGES, strict=True))
+        return {"normal": Wiring(("input",), genes, (NODES,))}

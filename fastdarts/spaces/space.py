@@ -1,12 +1,25 @@
 """A cell-based search space: which candidates each edge of each kind of cell may choose from."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from fastdarts.spaces.candidates import Skeleton, known
 
 Kind = Literal["normal", "reduce"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Wiring(NamedTuple):
+    """How a discrete cell is connected.
+
+    inputs  their names; they are the states 0, 1, ...
+    genes   (operation, state that it reads, node that it feeds), by node, counted from 0
+    concat  the states that are concatenated, or the one that is the output
+    """
+
+    inputs: tuple[str, ...]
+    genes: tuple[tuple[str, int, int], ...]
+    concat: tuple[int, ...]
 
 
 @dataclass(frozen=True)
