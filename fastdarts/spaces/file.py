@@ -98,8 +98,12 @@ def _lists(where: str, kind: str, given: Any, edges: int) -> tuple[tuple[str, ..
 
 
 def _json(path: Path, text: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_once(path, [key for key, _ in pairs])
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once)
     except json.JSONDecodeError as error:
         raise SpaceError(f"{path} is not JSON: {error}") from error
 
@@ -110,6 +114,15 @@ def _yaml(path: Path, text: str) -> Any:
     except ImportError as error:
         raise SpaceError(f"{path}: YAML files need the package pyyaml (pip install pyyaml), JSON files nothing") from error
     try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(tree, yaml.MappingNode):
+            _check_once(path, [key.value for key, _ in tree.value])
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SpaceError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_once(path: Path, keys: list[Any]) -> None:
+    """A reader would keep the last of equal keys, unsaid."""
+    if repeated := {str(key) for key in keys if keys.count(key) > 1}:
+        raise SpaceError(f"{path}: {', '.join(sorted(repeated))} given twice")

@@ -121,6 +121,18 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read(path)
 
 
+def test_a_key_that_is_given_twice(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"normal": ["noise"], "normal": ["skip_connect"], "reduce": ["noise"]}')
+    with pytest.raises(SpaceError, match=r"mine.json: normal given twice"):
+        read(path)
+    pytest.importorskip("yaml", reason="pyyaml is not installed")
+    path = tmp_path / "mine.yaml"
+    path.write_text("candidates: [noise]\nnodes: 4\ncandidates: [skip_connect]\n")
+    with pytest.raises(SpaceError, match=r"mine.yaml: candidates given twice"):
+        read(path)
+
+
 def test_names() -> None:
     assert list(SPACES) == ["s0", "s1", "s2", "s3", "s4", "nasbench201"]
     assert named("S0") is named("s0") is S0
