@@ -12,7 +12,7 @@ from fastdarts.data.dali import DaliLoader
 from fastdarts.data.dali_reader import DaliReaderLoader
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
-from fastdarts.data.index import ImageIndex
+from fastdarts.data.index import ImageIndex, Index
 from fastdarts.data.loader import Loader
 from fastdarts.data.remembered import Remembered
 from fastdarts.data.sample import sample_root
@@ -31,6 +31,7 @@ __all__ = [
     "EvalLoader",
     "FolderLoader",
     "ImageIndex",
+    "Index",
     "InputStopped",
     "Layout",
     "Loader",
