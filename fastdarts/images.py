@@ -8,14 +8,17 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from fastdarts.config import ConfigError, RunSettings
+from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings, SearchImagenetSettings
 from fastdarts.data import (
     DataError,
+    ImageArray,
     ImageIndex,
     Index,
     Remembered,
     image_sizes,
+    read_images,
     read_list,
+    sample_images,
     sample_root,
     subsets,
     verify,
@@ -46,7 +49,7 @@ class Images:
     train, val  int64 (N,), numbers of the images that move the weights and alpha
     excluded    (file, reason) of the chosen ones that cannot be decoded, which are in neither split
     sizes       int32 (len(index), 2), height and width by an image's number, zeros where it is in neither split;
-                None as long as nobody looked: `checked` or `measured` do
+                None as long as nobody looked: `ready` does where they are wanted
     """
 
     index: Index
@@ -104,12 +107,8 @@ class Images:
         """The settings with what the images themselves decide. Raises ConfigError for what does not fit them."""
         return settings
 
-    def checked(self, threads: int, strict: bool = False) -> Self:
-        """Without those that cannot be decoded, if any."""
-        return self
-
-    def measured(self, threads: int) -> Self:
-        """With sizes where the input wants them, for a continued run, which is not checked again."""
+    def ready(self, settings: RunSettings, threads: int, begun: bool) -> Self:
+        """As the input wants them; `begun`: the run is continued. Raises DataError for what cannot be decoded."""
         return self
 
     def write(self, folder: RunFolder) -> None:
@@ -141,6 +140,10 @@ class ImageFiles(Images):
     def find(settings: RunSettings) -> ImageIndex:
         """The files under --data, or those of the generated sample. Raises DataError."""
         return ImageIndex.from_root(settings.data or sample_root())
+
+    def ready(self, settings: SearchImagenetSettings, threads: int, begun: bool) -> Self:
+        """With sizes; of a new run, or if it is strict, without those that cannot be decoded."""
+        return self.measured(threads) if begun and not settings.strict else self.checked(threads, settings.strict)
 
     def checked(self, threads: int, strict: bool = False) -> Self:
         """Without the files that cannot be decoded, each of which is logged; what is found good is remembered.
@@ -191,3 +194,24 @@ class ImageFiles(Images):
         whole = torch.zeros(len(self.index), 2, dtype=torch.int32)
         whole[indices] = sizes
         return whole
+
+
+@dataclass(frozen=True)
+class ImageArrays(Images):
+    """Images of one size that are in memory, decoded: nothing is left to be checked."""
+
+    index: ImageArray
+
+    @staticmethod
+    def find(settings: SearchCifarSettings) -> ImageArray:
+        """The training images of --data, or those of the generated sample. Raises DataError."""
+        return sample_images() if settings.data is None else read_images(settings.data, settings.threads)
+
+    def settle(self, settings: SearchCifarSettings) -> SearchCifarSettings:
+        """With the images' own size where none was asked for. Raises ConfigError for one that cannot be cut out of them."""
+        side, size = self.index.side, settings.image_size or self.index.side
+        if size > side:
+            raise ConfigError(f"--image_size {size}: the images of {self.index.root} have {side} pixels a side, take no more")
+        if settings.crop_padding >= size:
+            raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {size} pixels may be all black, take less")
+        return replace(settings, image_size=size)

@@ -47,9 +47,9 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
     with ExitStack() as held:
         if folder.saved is not None:
             world.lead(lambda: held.enter_context(folder.locked()))
-        found = world.lead(lambda: _looked_into(settings, images, folder, cores), Images.splits)
+        found = world.lead(lambda: images.ready(settings, cores, folder.saved is not None), Images.splits)
         images = found if world.leads else images.taking(found)
-        if images.excluded and (folder.saved is None or settings.strict):
+        if images.excluded:
             prepared = world.lead(lambda: prepare(settings, images, folder, free, world))
         memory, plan = prepared.memory, prepared.told
         settings = replace(settings, batch_size=prepared.settings.batch_size)  # the rest of rank 0's may be its own: its device
@@ -88,13 +88,6 @@ def _folder(command: str, settings: RunSettings, world: World) -> RunFolder:
     folder = RunFolder(path)
     folder.saved = found
     return folder
-
-
-def _looked_into(settings: RunSettings, images: Images, folder: RunFolder, cores: int) -> Images:
-    """The images with sizes; of a new run without those that cannot be decoded."""
-    if folder.saved is None or settings.strict:
-        return images.checked(cores, settings.strict)
-    return images.measured(cores)
 
 
 def _start(settings: RunSettings, images: Images, given: Input, world: World) -> Search:

@@ -5,6 +5,8 @@ of workers or ranks, nor on where it was interrupted.
 """
 
 from fastdarts.data import dali, room
+from fastdarts.data.array_loader import ArrayEvalLoader, ArrayLoader, Pixels
+from fastdarts.data.arrays import ImageArray, read_images, sample_images
 from fastdarts.data.cache import Cache, Layout
 from fastdarts.data.cache_loader import CacheEvalLoader, CacheLoader
 from fastdarts.data.crop import crop_box, crop_words, flips
@@ -21,6 +23,8 @@ from fastdarts.data.splits import read_list, subsets, write_list
 from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
+    "ArrayEvalLoader",
+    "ArrayLoader",
     "BatchSampler",
     "Cache",
     "CacheEvalLoader",
@@ -30,11 +34,13 @@ __all__ = [
     "DataError",
     "EvalLoader",
     "FolderLoader",
+    "ImageArray",
     "ImageIndex",
     "Index",
     "InputStopped",
     "Layout",
     "Loader",
+    "Pixels",
     "Remembered",
     "Verified",
     "crop_box",
@@ -42,8 +48,10 @@ __all__ = [
     "dali",
     "flips",
     "image_sizes",
+    "read_images",
     "read_list",
     "room",
+    "sample_images",
     "sample_root",
     "subsets",
     "verify",
