@@ -10,7 +10,7 @@ import torch
 
 from fastdarts import engine
 from fastdarts.build import build
-from fastdarts.config import ConfigError, SearchImagenetSettings
+from fastdarts.config import ConfigError, RunSettings
 from fastdarts.data import room
 from fastdarts.data.ahead import DEPTH
 from fastdarts.engine import RunFolder, World
@@ -37,12 +37,12 @@ class Free(NamedTuple):
 class Plan(NamedTuple):
     """The settings with their batch size, bytes of a rank's step, and the plan."""
 
-    settings: SearchImagenetSettings
+    settings: RunSettings
     memory: int
     told: str
 
 
-def free_for(settings: SearchImagenetSettings, world: World) -> Free:
+def free_for(settings: RunSettings, world: World) -> Free:
     """What the rank with the least may take; ranks that share a device share it equally."""
     seat = world.seat
     there = (seat.rank - seat.local_rank, settings.device)  # a node's first rank names it
@@ -51,7 +51,7 @@ def free_for(settings: SearchImagenetSettings, world: World) -> Free:
     return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
-def prepare(settings: SearchImagenetSettings, images: Images, folder: RunFolder, free: Free, world: World) -> Plan:
+def prepare(settings: RunSettings, images: Images, folder: RunFolder, free: Free, world: World) -> Plan:
     """By one rank. Raises ConfigError and DataError for what does not fit."""
     settings = _fitting(settings, images, folder, free, world)
     steps = steps_of_an_epoch(settings, images, world.size)
@@ -59,12 +59,12 @@ def prepare(settings: SearchImagenetSettings, images: Images, folder: RunFolder,
     return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
 
 
-def _on_meta(settings: SearchImagenetSettings, images: Images) -> tuple[Supernet, Objective]:
+def _on_meta(settings: RunSettings, images: Images) -> tuple[Supernet, Objective]:
     with torch.device("meta"):
         return build(settings, len(images.index.classes))
 
 
-def _memory(settings: SearchImagenetSettings, images: Images, world: World) -> int:
+def _memory(settings: RunSettings, images: Images, world: World) -> int:
     """Bytes that a rank's steps take at most, about, with the batches that wait for them."""
     relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
     batch = engine.meta_batch(settings.batch_size // world.size, settings.image_size)
@@ -81,9 +81,7 @@ def _memory(settings: SearchImagenetSettings, images: Images, world: World) -> i
     )
 
 
-def _fitting(
-    settings: SearchImagenetSettings, images: Images, folder: RunFolder, free: Free, world: World
-) -> SearchImagenetSettings:
+def _fitting(settings: RunSettings, images: Images, folder: RunFolder, free: Free, world: World) -> RunSettings:
     """The settings with the batch size that "auto" stands for: a continued run's own, else the largest that fits.
 
     Raises ConfigError where none does.
@@ -112,7 +110,7 @@ def _multiple(world: World) -> int:
     return lcm(engine.STEP, world.size)
 
 
-def _largest(settings: SearchImagenetSettings, images: Images, free: Free, most: int, world: World) -> int:
+def _largest(settings: RunSettings, images: Images, free: Free, most: int, world: World) -> int:
     """The largest batch over all ranks, at most `most`, whose step fits in what is free; 0 where none does."""
 
     def peak(batch_size: int) -> int:
@@ -121,7 +119,7 @@ def _largest(settings: SearchImagenetSettings, images: Images, free: Free, most:
     return engine.largest_batch(peak, int(room.SHARE * free.bytes), most, _multiple(world))
 
 
-def too_little(settings: SearchImagenetSettings, images: Images, memory: int, free: Free, world: World) -> str:
+def too_little(settings: RunSettings, images: Images, memory: int, free: Free, world: World) -> str:
     """What to do where memory gave out, with figures."""
     largest = _largest(settings, images, free, settings.batch_size - 1, world)
     share, were = settings.batch_size // world.size, room.gib(free.bytes)
@@ -133,7 +131,7 @@ def too_little(settings: SearchImagenetSettings, images: Images, memory: int, fr
     return f"{told}: --batch_size {largest} is the largest smaller one that fits"
 
 
-def _told(settings: SearchImagenetSettings, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
+def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
     """What will be done, in a few lines; `memory` are the bytes of a rank's step, `steps` those of an epoch.
 
     Raises ConfigError for steps that are not there.
@@ -164,16 +162,16 @@ def _told(settings: SearchImagenetSettings, images: Images, memory: int, steps: 
         lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
     if not moving:
         lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
-    if settings.data is not None and settings.batch_size != 1024 and settings.learning_rate == 0.5:
-        scaled = settings.learning_rate * settings.batch_size / 1024
+    batch, published = settings.batch_size, type(settings)
+    if settings.data is not None and batch != published.batch_size and settings.learning_rate == published.learning_rate:
         lines.append(
-            f"note: --learning_rate 0.5 is the published one for batch 1024; in proportion, {settings.batch_size} "
-            f"images would take {scaled:.3g}"
+            f"note: --learning_rate {settings.learning_rate} is the published one for batch {published.batch_size}; in "
+            f"proportion, {batch} images would take {settings.learning_rate * batch / published.batch_size:.3g}"
         )
     return "\n".join(lines)
 
 
-def _shares(settings: SearchImagenetSettings, world: World) -> list[str]:
+def _shares(settings: RunSettings, world: World) -> list[str]:
     """The plan's lines on ranks."""
     if world.alone:
         return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []

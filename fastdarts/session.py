@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fastdarts.config import SearchImagenetSettings
-from fastdarts.data import EvalLoader, InputStopped
+from fastdarts.batch import Batch
+from fastdarts.config import RunSettings
+from fastdarts.data import InputStopped
 from fastdarts.engine import (
     Asking,
     BadStep,
@@ -67,8 +68,8 @@ class Session:
         self,
         search: Search,
         folder: RunFolder,
-        settings: SearchImagenetSettings,
-        pictures: EvalLoader,
+        settings: RunSettings,
+        pictures: Iterable[Batch],
         *,
         files: Sequence[str],
         stopping: Stopping | None = None,
