@@ -3,18 +3,26 @@
 from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Classification, MaskedReconstruction, Objective
 from fastdarts.ops.patch_mask import num_masked
-from fastdarts.spaces import S0
-from fastdarts.supernet import Supernet
+from fastdarts.spaces import Space, SpaceError, named
+from fastdarts.supernet import NASBench201Supernet, Network, Supernet
 
 CIFAR10_MEAN, CIFAR10_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS'
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # P-DARTS'
 Colour = tuple[float, float, float]  # RGB, of pixels in [0, 1]
 
 
-def build(settings: RunSettings, num_classes: int) -> tuple[Supernet, Objective]:
+def space_of(settings: RunSettings) -> Space:
+    """Where the search looks. Raises ConfigError."""
+    try:
+        return named(settings.space)
+    except SpaceError as error:
+        raise ConfigError(f"--space: {error}") from error
+
+
+def build(settings: RunSettings, space: Space, num_classes: int) -> tuple[Network, Objective]:
     """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit."""
     try:
-        supernet = _supernet(settings)
+        supernet = _supernet(settings, space)
         objective = _objective(settings, supernet, num_classes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -25,9 +33,23 @@ def build(settings: RunSettings, num_classes: int) -> tuple[Supernet, Objective]
     return supernet, objective
 
 
-def _supernet(settings: RunSettings) -> Supernet:
+def _supernet(settings: RunSettings, space: Space) -> Network:
+    """Raises ValueError for sizes that do not fit, ConfigError for a setting that the network does not have."""
+    if space.skeleton == "nasbench201":
+        if not isinstance(settings, SearchCifarSettings):
+            raise ConfigError(f"space {space.name}: NAS-Bench-201's network is for small images, take fastdarts.search_cifar")
+        if settings.partial_channels != 1 or settings.edge_normalization:
+            raise ConfigError(f"space {space.name}: partial channels and weights of edges are of DARTS' cells only")
+        return NASBench201Supernet(
+            space,
+            C=settings.init_channels,
+            cells_per_stage=settings.stage_cells,
+            batch_norm=settings.cell_norm,
+            seed=settings.seed,
+            backend=settings.backend,
+        )
     return Supernet(
-        S0,
+        space,
         C=settings.init_channels,
         layers=settings.layers,
         stem="cifar" if isinstance(settings, SearchCifarSettings) else "imagenet",
@@ -38,7 +60,7 @@ def _supernet(settings: RunSettings) -> Supernet:
     )
 
 
-def _objective(settings: RunSettings, supernet: Supernet, num_classes: int) -> Objective:
+def _objective(settings: RunSettings, supernet: Network, num_classes: int) -> Objective:
     """What is minimised. Raises ValueError for sizes that do not fit."""
     mean, std = normalisation(settings, num_classes)
     if settings.objective == "supervised":

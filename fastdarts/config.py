@@ -24,6 +24,7 @@ class SearchSettings(Settings):
     begin: int = setting(35, "epochs before alpha moves; 35 of 50 in proportion if only --epochs is given", at_least=0)
     learning_rate: float = setting(0.5, "of the weights' SGD, for the batch as a whole", above=0)
     learning_rate_min: float = setting(0.0, "where the cosine ends", at_least=0)
+    nesterov: bool = setting(False, "Nesterov's momentum for the weights' SGD", before=False)
     warmup_epochs: int = setting(5, "epochs of linear warm-up; 5 of 50 in proportion if only --epochs is given", at_least=0)
     momentum: float = setting(0.9, "of the weights' SGD", at_least=0, below=1)
     weight_decay: float = setting(3e-4, "of the weights", at_least=0)
@@ -69,8 +70,25 @@ class RunSettings(SearchSettings):
     val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
     train_list: str | None = setting(None, "text file naming those images instead: train/CLASS/FILE a line")
     val_list: str | None = setting(None, "the same for alpha's images")
+    space: str = setting(
+        "s0",
+        "what may be chosen: s0, s1, s2, s3, s4, nasbench201, or a file of candidate lists (.yaml, .yml, .json)",
+        before="s0",
+    )
     init_channels: int = setting(16, "channels of the first stage's nodes", at_least=2)
-    layers: int = setting(8, "cells", at_least=3)
+    layers: int = setting(8, "cells (of DARTS' network)", at_least=3)
+    stage_cells: int = setting(5, "cells of each of the three stages (nasbench201)", at_least=1, before=5)
+    cell_norm: Literal["batch", "running"] = setting(
+        "batch",
+        "BatchNorm of the cells: by each batch's own statistics always, or with running ones (nasbench201)",
+        before="batch",
+    )
+    benchmark: str | None = setting(
+        None,
+        "table of true accuracies to look the found cell up in: a .csv file, or the files of the package nats_bench "
+        "(nasbench201)",
+        resumable=True,
+    )
     partial_channels: int = setting(2, "k: C/k channels pass through the candidates; 1 = all", at_least=1)
     channel_sampling: Literal["first", "random"] = setting("first", "which C/k channels, fixed or drawn at each step")
     mask_ratio: float = setting(0.5, "share of the patches that is hidden (mae)", above=0, below=1)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from fastdarts import engine
-from fastdarts.build import build
+from fastdarts.build import build, space_of
 from fastdarts.config import ConfigError, RunSettings
 from fastdarts.data import room
 from fastdarts.data.ahead import DEPTH
@@ -18,8 +18,7 @@ from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
 from fastdarts.search import SoftmaxRelaxation
-from fastdarts.spaces import S0
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
 
@@ -59,17 +58,19 @@ def prepare(settings: RunSettings, images: Images, folder: RunFolder, free: Free
     return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
 
 
-def _on_meta(settings: RunSettings, images: Images) -> tuple[Supernet, Objective]:
+def _on_meta(settings: RunSettings, images: Images) -> tuple[Network, Objective]:
     with torch.device("meta"):
-        return build(settings, len(images.index.classes))
+        return build(settings, space_of(settings), len(images.index.classes))
 
 
 def _memory(settings: RunSettings, images: Images, world: World) -> int:
     """Bytes that a rank's steps take at most, about, with the batches that wait for them."""
-    relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
+    supernet, objective = _on_meta(settings, images)
+    relaxation = SoftmaxRelaxation(supernet.space, edge_normalization=settings.edge_normalization, device="meta")
     batch = engine.meta_batch(settings.batch_size // world.size, settings.image_size)
     return engine.step_bytes(
-        *_on_meta(settings, images),
+        supernet,
+        objective,
         relaxation,
         batch,
         settings.device,
@@ -142,8 +143,8 @@ def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: 
     passes = settings.batch_size * steps * (settings.epochs + moving)
     weights = sum(w.numel() for w in supernet.parameters())
     lines = [
-        f"objective {settings.objective}, space {S0.name}, {settings.layers} cells, C = {settings.init_channels}, "
-        f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
+        f"objective {settings.objective}, space {supernet.space.name}, {supernet.num_cells} cells, "
+        f"C = {settings.init_channels}, k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
         f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
         f"{settings.image_size} px, batch {settings.batch_size}",
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "

@@ -11,16 +11,17 @@ from typing import Any
 import torch
 
 from fastdarts import engine, provenance
-from fastdarts.build import build
+from fastdarts.build import build, space_of
 from fastdarts.config import RunSettings
 from fastdarts.data import DataError
-from fastdarts.engine import CapturedBilevel, RankLost, RanksDisagree, RunFolder, Stopping, World
+from fastdarts.engine import CapturedBilevel, RankLost, RanksDisagree, RunFolder, RunFolderError, Stopping, World
 from fastdarts.images import Images
 from fastdarts.input import Input, Source
 from fastdarts.plan import free_for, prepare, too_little
 from fastdarts.search import DivergedError, Search
 from fastdarts.session import PICTURES, Session
-from fastdarts.spaces import KINDS, S0
+from fastdarts.spaces import Space
+from fastdarts.spaces.file import to_dict
 
 log = logging.getLogger("fastdarts")
 
@@ -35,7 +36,8 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
     world = world or World()
     cores = world.seat.threads()
     torch.set_num_threads(settings.threads)
-    folder = _folder(name, settings, world)
+    space = world.together(lambda: space_of(settings))
+    folder = _folder(name, settings, space, world)
     found = world.lead(lambda: source.images.choose(settings, folder), Images.splits)
     images = world.together(lambda: found if world.leads else source.images.listed(settings, found))
     settings = world.together(lambda: images.settle(settings))
@@ -57,10 +59,10 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
         saved = None if folder.saved is None else folder.saved.get("input")
         how = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
         given = held.enter_context(closing(source.open_input(settings, images, **how)))
-        search = _start(settings, images, given, world)
+        search = _start(settings, space, images, given, world)
         if folder.saved is None:
             more = {"input": given.facts, "ranks": world.size}
-            world.lead(lambda: _begin(held.enter_context, _facts(name, settings, images) | more, images, folder))
+            world.lead(lambda: _begin(held.enter_context, _facts(name, settings, space, images) | more, images, folder))
         if world.leads:
             held.enter_context(engine.log_to(folder["log.txt"]))
         log.info(plan)
@@ -78,11 +80,21 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
         log.info(f"{search.genotype()}\nreport {report}")
 
 
-def _folder(command: str, settings: RunSettings, world: World) -> RunFolder:
+def _folder(command: str, settings: RunSettings, space: Space, world: World) -> RunFolder:
     """The run folder as rank 0 finds it. Raises RunFolderError."""
+
+    def opened() -> RunFolder:
+        folder = RunFolder.open(path, settings)
+        if (folder.saved or {}).get("space", to_dict(space)) != to_dict(space):
+            raise RunFolderError(
+                f"--space {settings.space}: its candidates are not those that {path} began with: put the file back, or begin "
+                "in another folder"
+            )
+        return folder
+
     name = f"{command.replace('_', '-')}-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path(settings.save or name)
-    found = world.lead(lambda: RunFolder.open(path, settings), lambda folder: folder.saved)
+    found = world.lead(opened, lambda folder: folder.saved)
     if world.leads:
         return found
     folder = RunFolder(path)
@@ -90,10 +102,10 @@ def _folder(command: str, settings: RunSettings, world: World) -> RunFolder:
     return folder
 
 
-def _start(settings: RunSettings, images: Images, given: Input, world: World) -> Search:
+def _start(settings: RunSettings, space: Space, images: Images, given: Input, world: World) -> Search:
     """The search at its beginning, with the same weights on all ranks."""
     torch.manual_seed(settings.seed)
-    supernet, objective = build(settings, len(images.index.classes))
+    supernet, objective = build(settings, space, len(images.index.classes))
     supernet.to(settings.device, memory_format=torch.channels_last)
     objective.to(settings.device)
     if settings.sync_bn and not world.alone:
@@ -128,13 +140,14 @@ def _say_what_changed(folder: RunFolder, settings: RunSettings, world: World) ->
         )
 
 
-def _facts(command: str, settings: RunSettings, images: Images) -> dict[str, Any]:
+def _facts(command: str, settings: RunSettings, space: Space, images: Images) -> dict[str, Any]:
     """The content of settings.json."""
     return {
         "command": command,
         "settings": asdict(settings),
         "data": images.facts() | {"is_sample": settings.data is None},
-        "candidates": {kind: S0.candidates(kind) for kind in KINDS},
+        "space": to_dict(space),
+        "candidates": {kind: space.candidates(kind) for kind in space.kinds},
         "commit": provenance.commit(),
         "versions": provenance.versions(),
         "machine": provenance.machine(),

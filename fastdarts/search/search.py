@@ -117,7 +117,12 @@ class Search:
             objective,
             self.relaxation,
             weight_optimizer(
-                weights, s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay, backend=s.optimizer_backend
+                weights,
+                s.learning_rate,
+                momentum=s.momentum,
+                weight_decay=s.weight_decay,
+                nesterov=s.nesterov,
+                backend=s.optimizer_backend,
             ),
             arch_optimizer(
                 self.relaxation.parameters(),
