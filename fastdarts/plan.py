@@ -75,7 +75,7 @@ def _memory(settings: SearchImagenetSettings, images: Images, world: World) -> i
         settings.device,
         amp=settings.amp,
         unrolled=settings.unrolled,
-        hessian=bool(settings.hessian_every),
+        hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
         ahead=2 * (DEPTH + 1),
         averaged=not world.alone,
     )

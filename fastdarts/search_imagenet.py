@@ -35,7 +35,7 @@ from fastdarts.images import Images
 from fastdarts.input import Input, forecast, open_input
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.plan import free_for, prepare, too_little
-from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, Search, tf32
+from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, Search, check_early_stop, tf32
 from fastdarts.search.optimizers import check_backend
 from fastdarts.session import PICTURES, Session
 from fastdarts.spaces import KINDS, S0
@@ -124,6 +124,7 @@ def resolve(given: dict[str, Any], seat: Seat = Seat()) -> SearchImagenetSetting
     device = torch.device(settings.device)
     _check_device(settings, device)
     _check_watching(settings)
+    check_early_stop(settings, S0)
     lower = Precision(settings.amp).dtype or torch.float32
     dtypes = dict.fromkeys(("patch_mask", "masked_loss"), torch.float32) | dict.fromkeys(("relu_conv_bn", "mixed_cell"), lower)
     try:
@@ -207,7 +208,7 @@ def run(settings: SearchImagenetSettings, stopping: Stopping, world: World | Non
             raise
         except DataError as error:  # of a file that was good when it was checked
             raise DataError(f"{error}; put the file back, and the same command continues the run") from error
-        log.info(f"{search.genotype()}\nreport {report}")
+        log.info(f"{search.result()}\nreport {report}")
 
 
 def _folder(settings: SearchImagenetSettings, world: World) -> RunFolder:

@@ -34,7 +34,7 @@ from fastdarts.engine import (
 )
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.report import picture_grid, write_report
-from fastdarts.search import COLLAPSE_SKIPS, PARTS, DivergedError, Search, StepReport
+from fastdarts.search import PARTS, DivergedError, Search, StepReport, collapse_line
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
 PICTURES = 8  # images in the reconstruction picture
@@ -121,6 +121,8 @@ class Session:
             self.writer.close()
         if state is not None and steps_of(state) == self._steps():
             log.info(f"nothing is left to search in {self.folder.path}")
+        if stop := self.search.stop:
+            log.info(f"early stop after epoch {stop.after}: {stop.why}; the result is the genotype of epoch {stop.epoch}")
         return self._publish()
 
     def _search(self) -> None:
@@ -288,9 +290,9 @@ class Session:
         )
         log.info(record["genotype"])
         for kind, cell in record["cells"].items():
-            if cell["skips"] >= COLLAPSE_SKIPS:
-                total = 2 * self.search.supernet.space.nodes
-                log.warning(f"the {kind} cell is collapsing: {cell['skips']} of {total} operations are skip connections")
+            if cell["skips"] >= collapse_line(cell["operations"]):
+                told = f"{cell['skips']} of {cell['operations']} operations are skip connections"
+                log.warning(f"the {kind} cell is collapsing: {told}")
 
     def _is_best(self, valid: dict[str, float] | None) -> bool:
         """Whether these figures of an evaluation have the lowest loss so far, which is remembered."""
@@ -311,9 +313,10 @@ class Session:
     def _genotype(self) -> str:
         """genotype.json: the cell, and what building a network from it needs to know of the search."""
         s = self.settings
-        facts = {"epoch": self.search.epoch, "space": self.search.supernet.space.name}
+        stop = self.search.stop
+        facts = {"epoch": stop.epoch if stop else self.search.epoch, "space": self.search.supernet.space.name}
         facts |= {"init_channels": s.init_channels, "layers": s.layers, "seed": s.seed}
-        return self.search.genotype().to_json(**facts)
+        return self.search.result().to_json(**facts | ({"stopped": stop.facts()} if stop else {}))
 
     @torch.no_grad()
     def _draw_reconstruction(self, objective: MaskedReconstruction) -> None:

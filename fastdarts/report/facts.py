@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from fastdarts.report.run import KINDS, Run, collapse_line
+from fastdarts.report.run import KINDS, Run
+from fastdarts.search import collapse_line
 
 _OBJECTIVES = {"mae": "Masked-reconstruction search", "supervised": "Supervised search"}
 
@@ -17,7 +18,7 @@ def headline(run: Run) -> str:
 def key_figures(run: Run) -> list[tuple[str, str, str]]:
     """(name, value, remark) of epochs, images, losses, skips and time, as far as they are known."""
     data, last = run.part("data"), run.epochs[-1]
-    figures = [("Epochs", str(last["epoch"]), f"of {run.planned}" if run.planned else "")]
+    figures = [("Epochs", str(last["epoch"]), _of(run))]
     if "train_images" in data:
         figures.append(("Training images", number(data["train_images"]), f"{number(data.get('val_images'))} to validate"))
     figures.append(("Training loss", number(last.get("train_loss")), ""))
@@ -41,6 +42,11 @@ def number(value: Any) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "—" if value is None else str(value)
     return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else f"{value:.4g}"
+
+
+def _of(run: Run) -> str:
+    planned = f"of {run.planned}" if run.planned else ""
+    return ", ".join(filter(None, (planned, "stopped early" if run.stopped else "")))
 
 
 def _against(loss: float | None, baseline: float | None) -> str:
