@@ -49,7 +49,7 @@ def draw_collapse(records: list[Record], path: str | Path) -> None:
     for axes in panels:
         _mark_stop(axes, epochs[-1].get("stopped"))
     told = panels[0].get_legend_handles_labels()
-    figure.legend(*told, loc="outside upper right", ncols=len(told[1]), frameon=False, fontsize=9, labelcolor=INK)
+    figure.legend(*told, loc="outside upper right", ncols=max(1, len(told[1])), frameon=False, fontsize=9, labelcolor=INK)
     save(figure, path)
 
 

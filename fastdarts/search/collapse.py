@@ -49,13 +49,13 @@ def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: G
 
 
 def dominant_eigenvalue(
-    gradient: Callable[[], list[Tensor]], parameters: list[Tensor], iterations: int = 10, radius: float = 3e-4
+    gradient: Callable[[], list[Tensor]], parameters: list[Tensor], iterations: int = 10, radius: float = 1e-3
 ) -> float:
     """The eigenvalue of largest magnitude of the Hessian of a loss in `parameters` (R-DARTS' indicator of collapse).
 
     gradient    returns the loss' gradient at the parameters' present values, each of its parameter's shape
-    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r): short, or kinks of the
-                loss (ReLU, max-pooling) weigh more than its curvature; not too short for float32's rounding
+    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r). A kink of the loss
+                (ReLU, max-pooling) within it counts as curvature, which autograd twice would not see
     Power iteration from a fixed direction; the parameters are put back exactly.
     """
     saved = [p.detach().clone() for p in parameters]
