@@ -3,7 +3,8 @@
 from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Classification, MaskedReconstruction, Objective
 from fastdarts.ops.patch_mask import num_masked
-from fastdarts.spaces import Space, SpaceError, named
+from fastdarts.spaces import Space, SpaceError, named, nats
+from fastdarts.spaces.lookup import Lookup, TableError
 from fastdarts.supernet import NASBench201Supernet, Network, Supernet
 
 CIFAR10_MEAN, CIFAR10_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS'
@@ -17,6 +18,18 @@ def space_of(settings: RunSettings) -> Space:
         return named(settings.space)
     except SpaceError as error:
         raise ConfigError(f"--space: {error}") from error
+
+
+def benchmark_of(settings: RunSettings, space: Space) -> Lookup | None:
+    """The table to look the found cell up in. Raises ConfigError for one that cannot be read, or is of another space."""
+    if settings.benchmark is None:
+        return None
+    if space.skeleton != "nasbench201":
+        raise ConfigError(f"--benchmark: the cells of space {space.name} are in no table, those of nasbench201 are")
+    try:
+        return nats.read(settings.benchmark)
+    except (TableError, OSError) as error:
+        raise ConfigError(f"--benchmark {settings.benchmark}: {error}") from error
 
 
 def build(settings: RunSettings, space: Space, num_classes: int) -> tuple[Network, Objective]:

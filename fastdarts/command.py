@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastdarts import engine
+from fastdarts.build import space_of
 from fastdarts.config import RunSettings
 from fastdarts.data import DataError, InputStopped
 from fastdarts.engine import (
@@ -27,7 +28,7 @@ from fastdarts.flags import ConfigError
 from fastdarts.input import Source
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.run import run
-from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, tf32
+from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, check_early_stop, tf32
 from fastdarts.search.optimizers import check_backend
 
 # what may differ between the ranks of one search: where a node keeps things, and what only rank 0 looks at
@@ -134,6 +135,7 @@ class Command:
         device = torch.device(settings.device)
         _check_device(settings, device)
         _check_watching(settings)
+        check_early_stop(settings, space_of(settings))
         lower = Precision(settings.amp).dtype or torch.float32
         dtypes = dict.fromkeys(("patch_mask", "masked_loss"), torch.float32) | dict.fromkeys(
             ("relu_conv_bn", "mixed_cell"), lower

@@ -39,6 +39,15 @@ class SearchSettings(Settings):
     hessian_every: int = setting(
         0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
     )
+    early_stop: Literal["off", "eigenvalue", "skips"] = setting(
+        "off",
+        "end before cells collapse: when the Hessian's eigenvalue grows (R-DARTS; estimated after every epoch in which alpha "
+        "moves, whatever --hessian_every says), or at skips in the normal cell (DARTS+)",
+        before="off",
+    )
+    early_stop_skips: int = setting(
+        2, "skip connections in the normal cell that end it (--early_stop skips)", at_least=1, before=2
+    )
     amp: Literal["off", "bf16", "fp16"] = setting(
         "off", "autocast of forward passes on a GPU; fp16 scales its losses; weights and alpha stay float32", before="off"
     )

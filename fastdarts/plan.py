@@ -76,7 +76,7 @@ def _memory(settings: RunSettings, images: Images, world: World) -> int:
         settings.device,
         amp=settings.amp,
         unrolled=settings.unrolled,
-        hessian=bool(settings.hessian_every),
+        hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
         ahead=2 * (DEPTH + 1),
         averaged=not world.alone,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastdarts import engine, provenance
-from fastdarts.build import build, space_of
+from fastdarts.build import benchmark_of, build, space_of
 from fastdarts.config import RunSettings
 from fastdarts.data import DataError
 from fastdarts.engine import CapturedBilevel, RankLost, RanksDisagree, RunFolder, RunFolderError, Stopping, World
@@ -37,6 +37,7 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
     cores = world.seat.threads()
     torch.set_num_threads(settings.threads)
     space = world.together(lambda: space_of(settings))
+    benchmark = world.lead(lambda: benchmark_of(settings, space), lambda _: None)
     folder = _folder(name, settings, space, world)
     found = world.lead(lambda: source.images.choose(settings, folder), Images.splits)
     images = world.together(lambda: found if world.leads else source.images.listed(settings, found))
@@ -69,7 +70,16 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
         log.info(f"run folder {folder.path}, {provenance.commit()}")
         log.info(given.told)
         _say_what_changed(folder, settings, world)
-        session = Session(search, folder, settings, given.pictures, files=images.index.files, stopping=stopping, world=world)
+        session = Session(
+            search,
+            folder,
+            settings,
+            given.pictures,
+            files=images.index.files,
+            benchmark=benchmark,
+            stopping=stopping,
+            world=world,
+        )
         try:
             report = session.run()
         except (DivergedError, RanksDisagree, RankLost, OSError) as error:
@@ -77,7 +87,7 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
             raise
         except DataError as error:  # of a file that was good when it was checked
             raise DataError(f"{error}; put the file back, and the same command continues the run") from error
-        log.info(f"{search.genotype()}\nreport {report}")
+        log.info(f"{search.result()}\nreport {report}")
 
 
 def _folder(command: str, settings: RunSettings, space: Space, world: World) -> RunFolder:

@@ -11,17 +11,19 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.config import SearchSettings
-from fastdarts.genotype import Genotype
+from fastdarts.genotype import Genotype, read_architecture
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
+from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
 from fastdarts.search.epoch import Epoch
 from fastdarts.search.optimizers import arch_optimizer, load_optimizer, optimizer_state, set_rate, weight_optimizer
 from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.selection import argmax_genotype
+from fastdarts.spaces import Architecture
 from fastdarts.supernet import Supernet
 
 log = logging.getLogger("fastdarts")
@@ -78,6 +80,7 @@ class Search:
     eval_loader               a finite iterable of batches for `evaluate`, or None
     on_step                   called after each step
     ranks                     the ranks that search together; None: this process alone. Losses and figures are those of all
+    Raises ConfigError where settings.early_stop could never end this search.
 
     take_step is what makes a step: `bilevel`, or what engine.cuda_graph makes of it, to be set before the first one.
     interruptible() is entered around what may be broken off by an exception at any point: waiting for input, evaluating.
@@ -101,6 +104,10 @@ class Search:
         self.supernet, self.objective, self.settings = supernet, objective, settings
         self.train_loader, self.val_loader, self.eval_loader = train_loader, val_loader, eval_loader
         self.on_step, self.ranks = on_step, ranks
+        check_early_stop(settings, supernet.space)
+        if settings.early_stop == "eigenvalue" and eval_loader is None:
+            raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of an eval_loader, give one")
+        self.history: list[Seen] = []  # what early stopping knows of the epochs in which alpha moved
         weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
         self.device, dtype = weights[0].device, weights[0].dtype
         self.relaxation = SoftmaxRelaxation(
@@ -144,15 +151,15 @@ class Search:
         self.positions = self._positions()  # of the loaders, after the last finished step
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)  # finished steps: keys their randomness
 
-    def run(self) -> Genotype:
-        """All remaining epochs; returns the genotype they end with."""
+    def run(self) -> Genotype | Architecture:
+        """All remaining epochs; returns their result."""
         for _ in self.epochs():
             pass
-        return self.genotype()
+        return self.result()
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """The remaining epochs, one record each (see run_epoch)."""
-        while self.epoch < self.settings.epochs:
+        """The remaining epochs, one record each (see run_epoch): up to settings.epochs, or to an early stop."""
+        while not self.over:
             yield self.run_epoch()
 
     def run_epoch(self) -> dict[str, Any]:
@@ -162,7 +169,8 @@ class Search:
         Raises DivergedError when half of its losses are not finite, or when all updates of the weights or of alpha had to be
         skipped. The keys are those of a `metrics.jsonl` line of kind "epoch", and of the steps alone "seconds", of which
         "input_seconds" were spent waiting for batches, and "images_per_s". Only where there were any: "skipped" updates (of
-        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out.
+        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out; and "stopped"
+        where early stopping ends the search with this epoch (early_stop.Stop.facts).
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
         rate = learning_rate(self.epoch, s.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
@@ -182,12 +190,43 @@ class Search:
         due = epoch % s.eval_every == 0 or epoch == s.epochs
         with self.interruptible():
             record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
-            if s.hessian_every and epoch % s.hessian_every == 0:
+            if (s.hessian_every and epoch % s.hessian_every == 0) or needs_hessian(s, epoch):
                 record["hessian"] = self.hessian()
         record |= self._architecture()
+        history = self._history(record)
+        if stop := judge(s, history):
+            record["stopped"] = stop.facts()
+            if not due and self.eval_loader is not None:  # the last epoch is always evaluated
+                with self.interruptible():
+                    record["valid"] = self.evaluate()
         record |= {"seconds": seconds, "input_seconds": part.input_seconds, "images_per_s": part.images / seconds}
-        self.epoch, self.part = epoch, Epoch()
+        self.epoch, self.part, self.history = epoch, Epoch(), history
         return record
+
+    def _history(self, record: dict[str, Any]) -> list[Seen]:
+        """`history` with this epoch, if a rule looks at it; its figures are the ranks' mean, so that all judge alike."""
+        if self.settings.early_stop == "off" or record["epoch"] <= self.settings.begin:
+            return self.history
+        known = seen(record)
+        if self.ranks is not None:
+            figures = torch.tensor([known["skips"], known["hessian"]], dtype=torch.float64, device=self.device)
+            self.ranks.average(figures)
+            known["skips"], known["hessian"] = figures.tolist()
+        return [*self.history, known]
+
+    @property
+    def stop(self) -> Stop | None:
+        """The early stop that has ended this search, or None."""
+        return judge(self.settings, self.history)
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self.settings.epochs or self.stop is not None
+
+    def result(self) -> Genotype | Architecture:
+        """The cell pair that the search has come to: what alpha stands for, or that of the epoch an early stop chose."""
+        return self.genotype() if self.stop is None else read_architecture(self.stop.genotype)
 
     def _advance(self, part: Epoch, began: float) -> None:
         """The next step of the epoch."""
@@ -235,7 +274,7 @@ class Search:
         scale = self.precision.scale
         return scale is not None and float(scale.value) > 1
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> Genotype | Architecture:
         """The cell pair that alpha stands for now."""
         return argmax_genotype(self.supernet.space, self._weights())
 
@@ -283,7 +322,8 @@ class Search:
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on, as plain dicts and tensors (torch.load(..., weights_only=True) reads it).
 
-        Only inside an epoch: "part" (of Epoch) and "skipped". The tensors may be those that the next step changes.
+        Only inside an epoch: "part" (of Epoch) and "skipped". "history" only with early stopping. The tensors may be those that
+        the next step changes.
         """
         scale = self.precision.scale
         train, val = self.positions
@@ -299,12 +339,14 @@ class Search:
             "train_loader": train,
             "val_loader": val,
             **part,
+            **({"history": self.history} if self.history else {}),
         } | ({} if scale is None else {"loss_scale": scale.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state` was taken."""
         self.epoch = state["epoch"]
         self.part = Epoch.from_state(state["part"], self.device) if "part" in state else Epoch()
+        self.history = state.get("history", [])
         self.step.copy_(state["step"])
         self.supernet.load_state_dict(state["supernet"])
         self.objective.load_state_dict(state["objective"])

@@ -4,7 +4,7 @@ from fastdarts.spaces.candidates import CANDIDATES, SKELETONS, Skeleton
 from fastdarts.spaces.darts import S0
 from fastdarts.spaces.file import SpaceError
 from fastdarts.spaces.names import SPACES, named
-from fastdarts.spaces.nasbench201 import NASBENCH201, Architecture
+from fastdarts.spaces.nasbench201 import NASBENCH201, Architecture, ArchitectureError
 from fastdarts.spaces.robust import S1, S2, S3, S4
 from fastdarts.spaces.space import KINDS, Kind, Space, Wiring
 
@@ -20,6 +20,7 @@ __all__ = [
     "SKELETONS",
     "SPACES",
     "Architecture",
+    "ArchitectureError",
     "Kind",
     "Skeleton",
     "Space",

@@ -55,7 +55,9 @@ class Lookup(ABC):
         return self._read(self.index(architecture))
 
     def index(self, architecture: Architecture) -> int:
-        """The benchmark's own index, 0 .. 15624."""
+        """The benchmark's own index, 0 .. 15624. Raises TableError for a cell with a candidate of one's own."""
+        if architecture not in self._index:
+            raise TableError(f"{self.source}: {architecture} is none of NAS-Bench-201's cells")
         return self._index[architecture]
 
     def architecture(self, index: int) -> Architecture:

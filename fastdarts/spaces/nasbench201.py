@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastdarts.spaces.candidates import known
 from fastdarts.spaces.space import Kind, Space, Wiring
 
 # The order is part of every checkpoint of its codebase.
@@ -37,8 +38,9 @@ class Architecture:
     def __post_init__(self) -> None:
         if len(self.ops) != len(EDGES):
             raise ArchitectureError(f"a cell of NAS-Bench-201 has {len(EDGES)} edges, got {len(self.ops)} operations")
-        if unknown := [str(op) for op in self.ops if op not in PRIMITIVES]:
-            raise ArchitectureError(f"unknown {', '.join(unknown)}; NAS-Bench-201 has {', '.join(PRIMITIVES)}")
+        offered = known("nasbench201")
+        if unknown := [str(op) for op in self.ops if op not in offered]:
+            raise ArchitectureError(f"unknown {', '.join(unknown)}; NAS-Bench-201 has {', '.join(offered)}")
 
     def __str__(self) -> str:
         return "+".join(f"|{'|'.join(f'{op}~{source}' for op, source in node)}|" for node in self.nodes)
@@ -75,8 +77,11 @@ class Architecture:
         """0 .. 15624: the operations' places in PRIMITIVES as digits to base 5, the first edge's the highest.
 
         NAS-Bench-201's own index is another: its files list the cells in an order of their own (lookup.Table.index).
+        Raises ArchitectureError for a cell with a candidate of one's own.
         """
         number = 0
+        if own := [op for op in self.ops if op not in PRIMITIVES]:
+            raise ArchitectureError(f"a cell with {own[0]} is none of the benchmark's")
         for op in self.ops:
             number = number * len(PRIMITIVES) + PRIMITIVES.index(op)
         return number

@@ -52,8 +52,8 @@ class Space:
         if self.nodes < 1 or self.inputs != INPUTS[self.skeleton]:
             has = f"{INPUTS[self.skeleton]} inputs and at least one node"
             raise ValueError(f"space {self.name}: a cell of {self.skeleton} has {has}, got {self.inputs} and {self.nodes}")
-        if self.skeleton == "nasbench201" and self.reduce:
-            raise ValueError(f"space {self.name}: NAS-Bench-201's network has no reduction cell")
+        if self.skeleton == "nasbench201" and (self.reduce or self.nodes != 3):
+            raise ValueError(f"space {self.name}: NAS-Bench-201's network has cells of 3 nodes and no reduction cell")
         for kind in self.kinds:
             lists = self.candidates(kind)
             if len(lists) != self.num_edges:

@@ -74,7 +74,7 @@ def test_not_the_text_of_a_cell(text: str) -> None:
 
 
 def test_an_operation_of_another_space() -> None:
-    with pytest.raises(ArchitectureError, match=r"unknown sep_conv_3x3; NAS-Bench-201 has none, skip_connect"):
+    with pytest.raises(ArchitectureError, match=r"unknown sep_conv_3x3; NAS-Bench-201 has none, avg_pool_3x3, skip_connect"):
         Architecture.from_text(TEXT.replace("nor_conv_3x3", "sep_conv_3x3"))
     with pytest.raises(ArchitectureError, match="unknown 7"):
         Architecture((*OPS[:5], 7))  # type: ignore[arg-type]
