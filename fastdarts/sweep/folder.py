@@ -77,7 +77,7 @@ class SweepFolder:
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def finished(self, name: str) -> bool:
-        """Whether the run came to its end: its status says so, and its newest checkpoint, if one is left, knows the last epoch."""
+        """Whether the run came to its end: its status says so, and its newest checkpoint, if there is one, does too."""
         folder = self.path / name
         status = folder / "status"
         last = last_epoch(folder)

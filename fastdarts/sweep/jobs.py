@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 TIMEOUTS = 100  # times that a job is queued again after its time was up; submitit's local executor stops at 6
 LEFT = 75  # exit status of a run that was asked to stop: engine.stopping's AGAIN
+PAUSE, SLURM_PAUSE = 0.1, 5.0  # seconds between two looks at what runs
 
 
 class NoExecutor(RuntimeError):
@@ -74,7 +75,7 @@ class Process:
 class Here:
     """One run after the other, on this machine."""
 
-    jobs, pause = 1, 0.1
+    jobs, pause = 1, PAUSE
 
     def start(self, name: str, command: Sequence[str], log: Path) -> Job:
         return Process(process(command, log))
@@ -99,7 +100,8 @@ class Task:
         from submitit.helpers import DelayedSubmission
 
         self.run.send_signal(signal.SIGTERM)
-        self.run.wait()
+        with suppress(ChildProcessError):  # it had ended
+            os.waitid(os.P_PID, self.run.pid, os.WEXITED | os.WNOWAIT)  # this interrupts run.wait, which holds a lock
         return DelayedSubmission(Task(self.command, self.log, self.gpu))
 
     def _stop(self, number: int, _: FrameType | None) -> None:
@@ -157,7 +159,7 @@ class Submitit:
         import submitit
 
         self.jobs, self.local, self.gpus = jobs, cluster == "local", gpus
-        self.pause = 0.1 if self.local else 5.0
+        self.pause = PAUSE if self.local else SLURM_PAUSE
         self._started: list[Submitted] = []
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=TIMEOUTS)

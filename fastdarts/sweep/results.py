@@ -53,8 +53,8 @@ def last_epoch(folder: Path) -> Row | None:
 def figures(folder: Path, finished: bool) -> Row:
     """What a run folder holds for the row of its run: "settings", and of a finished run "genotype" and flat figures.
 
-    The figures of its last epoch (`valid.loss`, `cells.normal.skips`, ...), the `minutes` of all its epochs, and what genotype.json
-    has looked up (`benchmark.*`). Those that are not finite are left out.
+    The figures of its last epoch (`valid.loss`, `cells.normal.skips`, ...), the `minutes` of all its epochs, and what was
+    looked up (`benchmark.*`, from genotype.json). Those that are not finite are left out.
     """
     row: Row = {"settings": _object(folder / "settings.json").get("settings")}
     record = last_epoch(folder)
