@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from math import isclose, sqrt
+from subprocess import PIPE, Popen
 
 import pytest
 
-from fastdarts.search_imagenet import main as search
 from fastdarts.sweep import jobs
 from fastdarts.sweep.__main__ import main
 from fastdarts.sweep.grid import COMMANDS, Command
@@ -262,22 +262,23 @@ def test_a_signal_is_passed_on_and_the_same_command_continues(number, folder, ca
     assert sweep(folder, *argv, flags=flags) == 0 and starts(folder) == {"seed=0": 1, "seed=1": 2, "seed=2": 1}
 
 
-def test_two_sweeps_do_not_write_one_folder(folder):
-    """The lock is the process', so the second one is another process."""
-    from subprocess import run
+def test_two_sweeps_do_not_write_one_folder(folder, capsys):
+    """The lock is the process', so another process takes it."""
+    folder.mkdir()
+    holds = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    with Popen([sys.executable, "-c", holds, folder / ".lock"], stdin=PIPE, stdout=PIPE) as other:
+        other.stdout.readline()
+        assert sweep(folder, *SEEDS) == 2
+        assert f"another process writes {folder} now" in capsys.readouterr().err
+        other.communicate(b"\n")
+    assert sweep(folder, *SEEDS) == 0
 
-    again = "import tests.test_sweep as t; from fastdarts.sweep.grid import COMMANDS; "
-    again += "COMMANDS['pretend'] = t.Command('tests.pretend_search', t.PretendSettings); "
-    again += f"raise SystemExit(t.sweep({str(folder)!r}, *t.SEEDS, flags=['--trouble', 'wait']))"
-    seen = []
 
-    def second():
-        seen.append(run([sys.executable, "-c", again], capture_output=True, text=True))
-        (folder / "healed").touch()
-
-    when((folder / "seed=1" / "status").exists, second)
-    assert sweep(folder, *SEEDS, flags=["--trouble", "wait"]) == 0
-    assert seen[0].returncode == 2 and "another process writes" in seen[0].stderr
+def test_a_run_that_is_no_longer_asked_for_is_named_and_no_fault(folder, capsys):
+    assert sweep(folder, *SEEDS, flags=["--trouble", "fail"]) == 1
+    capsys.readouterr()
+    assert sweep(folder, "--grid", "seed=0") == 0
+    assert capsys.readouterr().err == "python -m fastdarts.sweep: seed=1, of an earlier --grid, has not finished\n"
 
 
 def test_without_submitit_the_executors_say_what_to_install(folder, capsys, monkeypatch):
@@ -386,18 +387,18 @@ def forked(monkeypatch, tmp_path):
 
 
 def test_a_search_that_is_killed_goes_on_to_the_same_bytes(folder, tmp_path, forked, capsys):
-    flags = ["--data", str(write_tree(tmp_path / "images")), *TINY, *SPLIT, "--epochs", "3", "--begin", "1"]
+    flags = ["--data", str(write_tree(tmp_path / "images")), *TINY, *SPLIT, "--epochs", "2", "--begin", "1"]
     argv = ["search_imagenet", "--save", str(folder), *RATIOS, "--", *flags]
     killed = folder / "mask_ratio=0.2"
     when((killed / "checkpoint.pt").exists, lambda: forked[0].signal(signal.SIGKILL))
     assert main(argv) == 1
     assert "mask_ratio=0.2 was killed by SIGKILL" in capsys.readouterr().err
     assert main(argv) == 0 and main(argv) == 0 and len(forked) == 3
-    assert search([*flags, "--mask_ratio", "0.2", "--save", str(tmp_path / "alone")]) == 0
+    assert Run([*flags, "--mask_ratio", "0.2", "--save", str(tmp_path / "alone")], tmp_path / "alone.txt").wait() == 0
     for name in SAME:
         assert (killed / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     rows = json.loads((folder / "sweep.json").read_text())["runs"]
-    assert [row["epoch"] for row in rows] == [3, 3] and all(row["valid.loss"] > 0 for row in rows)
+    assert [row["epoch"] for row in rows] == [2, 2] and all(row["valid.loss"] > 0 for row in rows)
     assert all(0 <= row[f"cells.{kind}.skips"] <= 8 for row in rows for kind in ("normal", "reduce"))
     assert rows[0]["genotype"].startswith("Genotype(normal=[") and rows[0]["settings"]["mask_ratio"] == 0.2
     with open(killed / "checkpoint.pt", "r+b") as file:  # a finished run whose checkpoint is not whole is looked after again

@@ -9,7 +9,7 @@ import argparse
 import signal
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter, sleep
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with folder.locked(), Stopping() as stopping, stopping.deferred():
             sweep = Sweep(given.command, grid, folder, given.metric)
             sweep.run(combinations, executor, stopping)
-            return sweep.close()
+            return sweep.close({combination.name for combination in combinations})
     except (SweepError, RunFolderError, NoExecutor) as error:
         return _told(f"error: {error}", 2)
     except OSError as error:  # a full disk, a folder that went away
@@ -67,7 +67,9 @@ class Sweep:
     """A sweep at work: starts what is left, and keeps the folder's table."""
 
     def __init__(self, command: str, grid: Grid, folder: SweepFolder, metric: str) -> None:
-        self.command, self.grid, self.folder, self.metric = command, grid, folder, metric
+        self.grid, self.folder, self.metric = grid, folder, metric
+        self.facts = {"command": command, "fixed": grid.fixed, "axes": list(grid.axes)}
+        self.facts |= {"commit": provenance.commit(), "versions": provenance.versions()}
 
     def run(self, combinations: Sequence[Combination], executor: Executor, stopping: Stopping) -> None:
         """Run what has not finished. Raises Stopped after a signal, which is passed on, when all that runs has ended."""
@@ -84,7 +86,7 @@ class Sweep:
                     status = job.poll()
                     if status is not None:
                         del running[name]
-                        self._ended(name, status, perf_counter() - began)
+                        self._ended(name, status, bool(stopping.signal), perf_counter() - began)
                 if stopping.signal and not told:
                     waiting.clear()
                     told = True
@@ -95,18 +97,22 @@ class Sweep:
         finally:  # nothing is left behind by a sweep that fails itself
             for job, _ in running.values():
                 job.stop(signal.SIGTERM)
-            self._record()
-        if stopping.signal:
-            self._publish()
+            self._table()
         stopping.check()
 
-    def close(self) -> int:
-        """Write table and plot, name what failed; returns the exit status. Raises SweepError where no run has the metric."""
+    def close(self, asked: Set[str]) -> int:
+        """Write table and plot, name what has not finished; returns the exit status, 0 if that is none of the runs `asked` for.
+
+        Raises SweepError where no run has the metric.
+        """
         bad = [row for row in self.folder.rows.values() if row["state"] != "finished"]
         for row in bad:
-            _told(_fate(row, self.folder.log(row["run"])), 1)
-        print(self._publish(), flush=True)
-        return 1 if bad else 0
+            _told(_fate(row, row["run"] in asked, self.folder.log(row["run"])), 1)
+        if table := self._table():
+            files = f"table {self.folder.path / 'sweep.md'}, plot {self.folder.path / 'sweep.svg'}"
+            print(f"{table}{files}", flush=True)
+        self._plot()
+        return 1 if any(row["run"] in asked for row in bad) else 0
 
     def _start(self, combination: Combination, executor: Executor) -> Job:
         name = combination.name
@@ -118,33 +124,37 @@ class Sweep:
         self._record()
         return executor.start(name, [*interpreter(self.grid.command.module), *combination.flags, "--save", str(path)], log)
 
-    def _ended(self, name: str, status: int, seconds: float) -> None:
-        row = self.folder.ended(name, status)
+    def _ended(self, name: str, status: int, told: bool, seconds: float) -> None:
+        row = self.folder.ended(name, status, told)
         print(f"{name} {row['state']} after {duration(seconds)}", flush=True)
         self._record()
 
     def _record(self) -> list[Row]:
         """sweep.json and sweep.csv, as things stand."""
         rows = self.folder.results()
-        facts = {"command": self.command, "fixed": self.grid.fixed, "axes": list(self.grid.axes)}
-        facts |= {"commit": provenance.commit(), "versions": provenance.versions(), "runs": rows}
-        self.folder.write(facts | {"table": [asdict(group) for group in aggregate(rows, facts["axes"])]})
+        table = [asdict(group) for group in aggregate(rows, self.facts["axes"])]
+        self.folder.write(self.facts | {"runs": rows, "table": table})
         write_text(self.folder.path / "sweep.csv", comma_separated(rows))
         return rows
 
-    def _publish(self) -> str:
-        """Table and plot of the runs that have finished; returns the table, nothing when there are none."""
-        rows, axes = self._record(), list(self.grid.axes)
-        groups = aggregate(rows, axes)
-        if not groups:
-            return ""
-        table = markdown(groups, self.metric)
-        write_text(self.folder.path / "sweep.md", table)
-        if self.metric not in (names := figure_names(rows)):
+    def _table(self) -> str:
+        """Write sweep.md of the runs that have finished; returns it, nothing when there are none."""
+        groups = aggregate(self._record(), self.facts["axes"])
+        table = markdown(groups, self.metric) if groups else ""
+        if table:
+            write_text(self.folder.path / "sweep.md", table)
+        return table
+
+    def _plot(self) -> None:
+        """Draw what has finished, over the seed where it is the only axis. Raises SweepError where no run has the metric."""
+        rows = self._record()
+        groups = aggregate(rows, self.facts["axes"])
+        names = figure_names(rows)
+        if groups and self.metric not in names:
             raise SweepError(f"--metric {self.metric}: no finished run has it; there are {', '.join(names)}")
-        points = groups if groups[0].values else aggregate(rows, axes, over=None)
-        draw_sweep(points, self.metric, self.folder.path / "sweep")
-        return f"{table}table {self.folder.path / 'sweep.md'}, plot {self.folder.path / 'sweep.svg'}"
+        if groups:
+            points = groups if groups[0].values else aggregate(rows, self.facts["axes"], over=None)
+            draw_sweep(points, self.metric, self.folder.path / "sweep")
 
 
 def _halves(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -207,11 +217,11 @@ def _executor(given: argparse.Namespace, folder: SweepFolder) -> Executor:
     return Submitit(given.executor, files, given.jobs, given.timeout_minutes, dict(given.slurm), gpus)
 
 
-def _fate(row: Row, log: Path) -> str:
+def _fate(row: Row, asked: bool, log: Path) -> str:
     """How a run ended that has not finished."""
     status = row["status"]
-    if row["state"] == "waiting" or status is None:
-        return f"{row['run']} has not finished; name its values in --grid to run it"
+    if not asked:
+        return f"{row['run']}, of an earlier --grid, has not finished"
     how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"{row['state']} with status {status}"
     return f"{row['run']} {how}: {row['why'] or 'it printed nothing'} ({log})"
 

@@ -97,10 +97,11 @@ class SweepFolder:
             elif row["state"] in ("running", "finished"):
                 row |= {"state": "stopped", "status": None, "why": None}
 
-    def ended(self, name: str, status: int) -> Row:
-        """Note how a run ended; returns its row."""
+    def ended(self, name: str, status: int, told: bool) -> Row:
+        """Note how a run ended, which may have been told to; returns its row."""
         row = self.rows[name]
-        state = "finished" if status == 0 and self.finished(name) else "stopped" if status in (AGAIN, INTERRUPTED) else "failed"
+        stopped = told or status in (AGAIN, INTERRUPTED)
+        state = "finished" if status == 0 and self.finished(name) else "stopped" if stopped else "failed"
         row |= {"state": state, "status": status, "why": None if state == "finished" else self.last_line(name)}
         return row
 

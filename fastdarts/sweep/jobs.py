@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
 
 TIMEOUTS = 100  # times that a job is queued again after its time was up; submitit's local executor stops at 6
 LEFT = 75  # exit status of a run that was asked to stop: engine.stopping's AGAIN
 PAUSE, SLURM_PAUSE = 0.1, 5.0  # seconds between two looks at what runs
+REPEAT = 3.0  # seconds after which a local job is asked to stop again: submitit loses signals that come while it starts one
 
 
 class NoExecutor(RuntimeError):
@@ -113,7 +115,7 @@ class Submitted:
 
     def __init__(self, job: Any, local: bool, gpu: str | None) -> None:
         self.job, self.local, self.gpu = job, local, gpu
-        self.asked = False
+        self.asked = 0.0  # when, by the monotonic clock
         self._status: int | None = None
 
     def poll(self) -> int | None:
@@ -125,6 +127,8 @@ class Submitted:
         if self.asked and not self.local:
             return LEFT  # SLURM gives it time for a checkpoint; nobody waits for that
         if not self.job.done():
+            if self.asked and monotonic() - self.asked > REPEAT:
+                self.stop(signal.SIGTERM)
             return None
         if self.job.exception() is not None:  # of the job, not of the run: it was killed, say
             return LEFT if self.asked else 1
@@ -132,7 +136,7 @@ class Submitted:
 
     def stop(self, number: int) -> None:
         """SIGTERM, whatever the signal: submitit passes no other one on."""
-        self.asked = True
+        self.asked = monotonic()
         if self.local:
             os.kill(int(self.job.job_id), signal.SIGTERM)
         else:
