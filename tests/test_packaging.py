@@ -18,6 +18,7 @@ from fastdarts import native
 BROUGHT_BY_DALI = {f"nvidia-{name}" for name in ("nvimgcodec-cu13", "nvjpeg", "nvjpeg2k-cu13", "nvtiff-cu13", "libnvcomp-cu13")}
 BROUGHT_BY_DALI |= {"nvtx", "astunparse", "gast", "libcst", "makefun", "optree", "packaging", "six"}
 BROUGHT_BY_TENSORBOARD = {"tensorboard-data-server", "absl-py", "grpcio", "markdown", "protobuf", "werkzeug"}
+BROUGHT_BY_SUBMITIT = {"cloudpickle"}
 
 
 def names(requirements):
@@ -51,7 +52,9 @@ def test_constraints_pin_all_that_ci_installs(project, constraints):
     wanted = names(project["project"]["dependencies"]) | names(extras["dev"]) | names(extras["dali"]) | names(extras["report"])
     assert all("==" in line.partition(";")[0] for line in constraints)
     # torch brings triton, where there is one for the machine
-    assert names(constraints) == wanted | {"triton"} | BROUGHT_BY_DALI | BROUGHT_BY_TENSORBOARD
+    brought = {"triton"} | BROUGHT_BY_DALI | BROUGHT_BY_TENSORBOARD | BROUGHT_BY_SUBMITIT
+    assert names(constraints) == wanted | brought
+    assert names(extras["sweep"]) <= names(extras["dev"])
 
 
 def test_the_build_asks_for_tools_but_not_for_torch(project):

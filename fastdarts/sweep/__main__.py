@@ -1,0 +1,235 @@
+"""A grid of searches, resumably, into one table and one plot.
+
+`python -m fastdarts.sweep search_imagenet --save runs/ratios --grid mask_ratio=0.2,0.4 --grid seed=0,1,2 -- --epochs 4`
+runs every combination in a folder of its own under --save; the flags behind -- are those of all runs. The same command
+continues what was broken off, runs again what failed, and leaves alone what has finished; more values add runs.
+"""
+
+import argparse
+import signal
+import sys
+from collections import deque
+from collections.abc import Sequence, Set
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import NoReturn
+
+import torch
+
+from fastdarts import provenance
+from fastdarts.engine import RunFolderError, Stopped, Stopping, duration, write_text
+from fastdarts.sweep.folder import Row, SweepFolder
+from fastdarts.sweep.grid import COMMANDS, Combination, Grid, SweepError
+from fastdarts.sweep.jobs import Executor, Here, Job, NoExecutor, Submitit, interpreter
+from fastdarts.sweep.plot import draw_sweep
+from fastdarts.sweep.results import aggregate, comma_separated, figure_names, markdown
+
+PROG = "python -m fastdarts.sweep"
+DAY = 24 * 60
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong arguments are one line, as all other wrong input is."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = "; the search's own flags stand behind --" if message.startswith("unrecognized") else ""
+        self.exit(2, f"{self.prog}: error: {message}{hint} (see --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status.
+
+    0 all runs have finished, 1 some failed (each is named on stderr), 2 wrong input, 75 asked to stop by SIGTERM or
+    SIGUSR1, 130 interrupted (SIGINT). After 1, 75 and 130 the same command continues.
+    """
+    own, flags = _halves(list(sys.argv[1:] if argv is None else argv))
+    given = _parser().parse_args(own)
+    try:
+        grid = Grid.parse(COMMANDS[given.command], given.grid, flags, f"{PROG} {given.command}")
+        elsewhere = given.executor == "slurm"
+        combinations = grid.combinations(elsewhere)
+        folder = SweepFolder.open(given.save, given.command, grid, combinations, elsewhere)
+        executor = _executor(given, folder)
+        with folder.locked(), Stopping() as stopping, stopping.deferred():
+            sweep = Sweep(given.command, grid, folder, given.metric)
+            sweep.run(combinations, executor, stopping)
+            return sweep.close({combination.name for combination in combinations})
+    except (SweepError, RunFolderError, NoExecutor) as error:
+        return _told(f"error: {error}", 2)
+    except OSError as error:  # a full disk, a folder that went away
+        return _told(f"stopped: {error}; the same command continues", 1)
+    except Stopped as stopped:
+        return _told(f"stopped by {stopped}; the same command continues", stopped.status)
+
+
+class Sweep:
+    """A sweep at work: starts what is left, and keeps the folder's table."""
+
+    def __init__(self, command: str, grid: Grid, folder: SweepFolder, metric: str) -> None:
+        self.grid, self.folder, self.metric = grid, folder, metric
+        self.facts = {"command": command, "fixed": grid.fixed, "axes": list(grid.axes)}
+        self.facts |= {"commit": provenance.commit(), "versions": provenance.versions()}
+
+    def run(self, combinations: Sequence[Combination], executor: Executor, stopping: Stopping) -> None:
+        """Run what has not finished. Raises Stopped after a signal, which is passed on, when all that runs has ended."""
+        left = [c for c in combinations if self.folder.rows[c.name]["state"] != "finished"]
+        print(f"{len(combinations)} runs in {self.folder.path}, {len(combinations) - len(left)} of them finished", flush=True)
+        waiting, running, told = deque(left), {}, False
+        self._record()
+        try:
+            while waiting or running:
+                while waiting and len(running) < executor.jobs and not stopping.signal:
+                    combination = waiting.popleft()
+                    running[combination.name] = (self._start(combination, executor), perf_counter())
+                for name, (job, began) in list(running.items()):
+                    status = job.poll()
+                    if status is not None:
+                        del running[name]
+                        self._ended(name, status, bool(stopping.signal), perf_counter() - began)
+                if stopping.signal and not told:
+                    waiting.clear()
+                    told = True
+                    for job, _ in running.values():
+                        job.stop(stopping.signal)
+                elif running:
+                    sleep(executor.pause)
+        finally:  # nothing is left behind by a sweep that fails itself
+            for job, _ in running.values():
+                job.stop(signal.SIGTERM)
+            self._table()
+        stopping.check()
+
+    def close(self, asked: Set[str]) -> int:
+        """Write table and plot, name what has not finished; returns the exit status, 0 if that is none of the runs `asked` for.
+
+        Raises SweepError where no run has the metric.
+        """
+        bad = [row for row in self.folder.rows.values() if row["state"] != "finished"]
+        for row in bad:
+            _told(_fate(row, row["run"] in asked, self.folder.log(row["run"])), 1)
+        if table := self._table():
+            files = f"table {self.folder.path / 'sweep.md'}, plot {self.folder.path / 'sweep.svg'}"
+            print(f"{table}{files}", flush=True)
+        self._plot()
+        return 1 if any(row["run"] in asked for row in bad) else 0
+
+    def _start(self, combination: Combination, executor: Executor) -> Job:
+        name = combination.name
+        path, log = self.folder.path / name, self.folder.log(name)
+        log.parent.mkdir(exist_ok=True)
+        verb = "continues" if (path / "settings.json").is_file() else "begins"
+        print(f"{name} {verb}; it prints into {log}", flush=True)
+        self.folder.rows[name] |= {"state": "running", "status": None, "why": None}
+        self._record()
+        return executor.start(name, [*interpreter(self.grid.command.module), *combination.flags, "--save", str(path)], log)
+
+    def _ended(self, name: str, status: int, told: bool, seconds: float) -> None:
+        row = self.folder.ended(name, status, told)
+        print(f"{name} {row['state']} after {duration(seconds)}", flush=True)
+        self._record()
+
+    def _record(self) -> list[Row]:
+        """sweep.json and sweep.csv, as things stand."""
+        rows = self.folder.results()
+        table = [asdict(group) for group in aggregate(rows, self.facts["axes"])]
+        self.folder.write(self.facts | {"runs": rows, "table": table})
+        write_text(self.folder.path / "sweep.csv", comma_separated(rows))
+        return rows
+
+    def _table(self) -> str:
+        """Write sweep.md of the runs that have finished; returns it, nothing when there are none."""
+        groups = aggregate(self._record(), self.facts["axes"])
+        table = markdown(groups, self.metric) if groups else ""
+        if table:
+            write_text(self.folder.path / "sweep.md", table)
+        return table
+
+    def _plot(self) -> None:
+        """Draw what has finished, over the seed where it is the only axis. Raises SweepError where no run has the metric."""
+        rows = self._record()
+        groups = aggregate(rows, self.facts["axes"])
+        names = figure_names(rows)
+        if groups and self.metric not in names:
+            raise SweepError(f"--metric {self.metric}: no finished run has it; there are {', '.join(names)}")
+        if groups:
+            points = groups if groups[0].values else aggregate(rows, self.facts["axes"], over=None)
+            draw_sweep(points, self.metric, self.folder.path / "sweep")
+
+
+def _halves(argv: list[str]) -> tuple[list[str], list[str]]:
+    """What stands before -- and behind it."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    return argv[:cut], argv[cut + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROG, description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=list(COMMANDS), help="the search that is run")
+    parser.add_argument("--save", type=Path, required=True, metavar="FOLDER", help="the sweep's folder, made or continued")
+    parser.add_argument(
+        "--grid", action="append", required=True, metavar="SETTING=VALUE,...",
+        help="an axis: a setting of the search and its values; the first one is the plot's, over `seed` is averaged",
+    )  # fmt: skip
+    parser.add_argument(
+        "--metric", default="valid.loss", help="figure that is plotted, by its name in sweep.csv (default: valid.loss)"
+    )
+    parser.add_argument(
+        "--executor", choices=("here", "local", "slurm"), default="here",
+        help="one run after the other on this machine (default), or through submitit: --jobs at a time on it, or on SLURM",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default: 1; not with here)")
+    parser.add_argument(
+        "--timeout_minutes", "--timeout-minutes", type=_positive, default=DAY, metavar="N",
+        help=f"a job's time; then it takes a checkpoint and is queued again (default: {DAY}; not with here)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--slurm", action="append", default=[], type=_parameter, metavar="NAME=VALUE",
+        help="a parameter of sbatch, as partition=gpu, gpus_per_node=1, cpus_per_task=8, mem=32GB, account=A",
+    )  # fmt: skip
+    return parser
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is out of range, it must be at least 1")
+    return int(text)
+
+
+def _parameter(text: str) -> tuple[str, str | int]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name.replace("-", "_"), int(value) if value.isdecimal() else value
+
+
+def _executor(given: argparse.Namespace, folder: SweepFolder) -> Executor:
+    """What starts the runs. Raises SweepError, NoExecutor."""
+    if given.slurm and given.executor != "slurm":
+        raise SweepError("--slurm goes with --executor slurm")
+    if given.executor == "here":
+        if given.jobs > 1:
+            raise SweepError("--jobs: --executor here runs one after the other; --executor local runs several at a time")
+        return Here()
+    count = torch.cuda.device_count() if given.executor == "local" else 0
+    gpus = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
+    files = folder.path / "logs" / "submitit"
+    return Submitit(given.executor, files, given.jobs, given.timeout_minutes, dict(given.slurm), gpus)
+
+
+def _fate(row: Row, asked: bool, log: Path) -> str:
+    """How a run ended that has not finished."""
+    status = row["status"]
+    if not asked:
+        return f"{row['run']}, of an earlier --grid, has not finished"
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"{row['state']} with status {status}"
+    return f"{row['run']} {how}: {row['why'] or 'it printed nothing'} ({log})"
+
+
+def _told(what: str, status: int) -> int:
+    print(f"{PROG}: {what}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The folder of a sweep: one run folder for each combination, and what came of all of them.
+
+sweep.json       the command, its flags, the axes, a row for each run (settings, state, figures), the aggregated table
+sweep.csv        the runs' rows
+sweep.md         the table: mean ± standard deviation over the seeds
+sweep.svg .png   the plot
+AXIS=VALUE,...   the run folders
+logs             what each run printed, and submitit's files
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from fastdarts.engine import RunFolder, RunFolderError, write_text
+from fastdarts.engine.checkpoints import DamagedCheckpoint
+from fastdarts.engine.stopping import AGAIN, INTERRUPTED
+from fastdarts.sweep.grid import Combination, Grid, SweepError
+from fastdarts.sweep.results import figures, last_epoch
+
+Row = dict[str, Any]
+OWN = {"sweep.json", ".lock", "logs"}  # there before the first run
+NEVER = {"state": "waiting", "status": None, "why": None}
+
+
+class SweepFolder:
+    """A folder that a sweep writes, or continues.
+
+    rows  by the run's name: "state" (waiting, running, finished, failed, stopped), exit "status", "why" (the last line that
+          it printed), the values on the axes
+    """
+
+    def __init__(self, path: Path, rows: dict[str, Row]) -> None:
+        self.path, self.rows = path, rows
+
+    @classmethod
+    def open(cls, path: Path, command: str, grid: Grid, combinations: Sequence[Combination], elsewhere: bool) -> "SweepFolder":
+        """Look at `path` without changing anything: a new or empty folder, or a sweep of this command, these axes and flags.
+
+        Raises SweepError for anything else, and for a run of other settings, each of which is named.
+
+        elsewhere  what the settings of a run become depends on another machine: each run compares them itself
+        """
+        rows: dict[str, Row] = {}
+        if path.exists() and not path.is_dir():
+            raise SweepError(f"--save: {path} is a file, name a folder")
+        if (path / "sweep.json").is_file():
+            rows = _continued(path / "sweep.json", command, grid)
+        elif path.is_dir() and (others := {entry.name for entry in path.iterdir()} - OWN):
+            kind = "a run" if "settings.json" in others else "other files"
+            raise SweepError(f"--save: {path} holds {kind} and no sweep, name an empty or a new folder")
+        for combination in combinations:
+            if not elsewhere:
+                try:
+                    RunFolder.open(path / combination.name, combination.settings)
+                except RunFolderError as error:
+                    raise SweepError(f"{combination.name}: {error}") from error
+            rows.setdefault(combination.name, {"run": combination.name, **combination.values, **NEVER})
+        folder = cls(path, rows)
+        folder._look()
+        return folder
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does."""
+        return RunFolder(self.path).locked()
+
+    def log(self, name: str) -> Path:
+        """What the run printed."""
+        return self.path / "logs" / f"{name}.txt"
+
+    def last_line(self, name: str) -> str:
+        """The last line that the run printed, or nothing."""
+        log = self.log(name)
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def finished(self, name: str) -> bool:
+        """Whether the run came to its end: its status says so, and its newest checkpoint, if there is one, does too."""
+        folder = self.path / name
+        status = folder / "status"
+        last = last_epoch(folder)
+        if last is None or not status.is_file() or not status.read_text(encoding="utf-8").startswith("finished"):
+            return False
+        try:
+            found = RunFolder(folder).checkpoints.newest()
+        except DamagedCheckpoint:
+            return False  # the run tells
+        return found is None or found.state["epoch"] >= last["epoch"]
+
+    def _look(self) -> None:
+        """See which runs have finished, whatever was noted of them: a sweep that is killed notes nothing."""
+        for name, row in self.rows.items():
+            if self.finished(name):
+                row |= {"state": "finished", "status": 0, "why": None}
+            elif row["state"] in ("running", "finished"):
+                row |= {"state": "stopped", "status": None, "why": None}
+
+    def ended(self, name: str, status: int, told: bool) -> Row:
+        """Note how a run ended, which may have been told to; returns its row."""
+        row = self.rows[name]
+        stopped = told or status in (AGAIN, INTERRUPTED)
+        state = "finished" if status == 0 and self.finished(name) else "stopped" if stopped else "failed"
+        row |= {"state": state, "status": status, "why": None if state == "finished" else self.last_line(name)}
+        return row
+
+    def results(self) -> list[Row]:
+        """The rows with what the run folders hold: the figures of finished runs, and all settings."""
+        return [row | figures(self.path / name, row["state"] == "finished") for name, row in self.rows.items()]
+
+    def write(self, facts: Mapping[str, Any]) -> None:
+        """sweep.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "sweep.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _continued(path: Path, command: str, grid: Grid) -> dict[str, Row]:
+    """The rows of the sweep that sweep.json tells of. Raises SweepError unless it is of this command, these axes and flags."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        was, axes, rows = (
+            saved["command"],
+            list(saved["axes"]),
+            {row["run"]: _without_results(row, saved) for row in saved["runs"]},
+        )
+        differences = grid.differences(dict(saved["fixed"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise SweepError(f"--save: {path} is damaged ({error}), name another folder") from error
+    if was != command:
+        raise SweepError(f"--save: {path.parent} holds a sweep of {was}, name another folder")
+    if axes != list(grid.axes):
+        raise SweepError(
+            f"--save: {path.parent} holds a sweep over {', '.join(axes)}, not over {', '.join(grid.axes)}: "
+            "give the same axes (with more values, if you like), or name another folder"
+        )
+    if differences:
+        raise SweepError(
+            f"--save: {path.parent} holds a sweep of other settings: {'; '.join(differences)}. "
+            "Give the same settings to continue it, or name another folder"
+        )
+    return rows
+
+
+def _without_results(row: Row, saved: Mapping[str, Any]) -> Row:
+    """What is kept of a run's row: its figures are read anew."""
+    return {name: row[name] for name in ("run", *saved["axes"], *NEVER)}

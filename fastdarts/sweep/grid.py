@@ -1,0 +1,149 @@
+"""What a sweep runs: the combinations of its axes' values, each one the settings of a run, all checked beforehand."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from itertools import product
+from typing import Any, get_type_hints
+
+from fastdarts.config import ConfigError, SearchCifarSettings, SearchImagenetSettings, Settings
+
+OF_A_SWEEP = {"save": "the sweep names each run's folder itself", "dry_run": "a sweep runs what it starts"}
+# what only the machine that runs knows whether it can be done: not checked where another one is asked to
+OF_A_MACHINE = {"device": "cpu", "amp": "off", "backend": "auto", "cuda_graph": "auto", "optimizer_backend": "torch"}
+OF_A_MACHINE |= {"tensorboard": False}
+_ODD = re.compile(r"[^\w.+-]+")
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be run as it was asked for; the message says why."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A search command.
+
+    module    has `main(argv)`, which returns the exit status, and `resolve(given)`, which returns the settings
+    settings  what its flags are made from
+    """
+
+    module: str
+    settings: type[Settings]
+
+
+COMMANDS = {
+    "search_imagenet": Command("fastdarts.search_imagenet", SearchImagenetSettings),
+    "search_cifar": Command("fastdarts.search_cifar", SearchCifarSettings),
+}
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One run of a sweep: its name, its value on each axis, its flags without --save, and the settings that they stand for."""
+
+    name: str
+    values: dict[str, Any]
+    flags: tuple[str, ...]
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is asked for: a command, the flags that all its runs share (as given, and by field), and the axes' values."""
+
+    command: Command
+    flags: tuple[str, ...]
+    fixed: dict[str, Any]
+    axes: dict[str, tuple[Any, ...]]
+
+    @classmethod
+    def parse(cls, command: Command, axes: Sequence[str], flags: Sequence[str], prog: str) -> "Grid":
+        """From `AXIS=VALUE,VALUE...` and a command line.
+
+        Raises SweepError; a value of the wrong type and a wrong flag end the process with one line and status 2.
+        """
+        fixed = command.settings.given(flags, prog, "")
+        values: dict[str, tuple[Any, ...]] = {}
+        for text in axes:
+            name, found = _axis(command.settings, text, prog)
+            if name in values:
+                raise SweepError(f"--grid {name} is given twice: name all its values in one")
+            if name in fixed:
+                raise SweepError(f"{name} is swept by --grid and fixed by --{name}: leave one of them out")
+            values[name] = found
+        for name in OF_A_SWEEP.keys() & fixed.keys():
+            raise SweepError(f"--{name} behind --: {OF_A_SWEEP[name]}")
+        return cls(command, tuple(flags), fixed, values)
+
+    def combinations(self, elsewhere: bool = False) -> list[Combination]:
+        """All of them, the last axis fastest. Raises SweepError, which names the first that is not valid.
+
+        elsewhere  they will run on other machines: what depends on the machine is not checked
+        """
+        found: dict[str, Combination] = {}
+        for values in product(*self.axes.values()):
+            combination = self._combination(dict(zip(self.axes, values, strict=True)), elsewhere)
+            if combination.name in found:
+                raise SweepError(f"--grid: two combinations have the name {combination.name}")
+            found[combination.name] = combination
+        return list(found.values())
+
+    def _combination(self, values: dict[str, Any], elsewhere: bool) -> Combination:
+        name = run_name(values)
+        given = self.fixed | values
+        try:
+            self.command.settings.make(given)
+            machine = {n: value for n, value in OF_A_MACHINE.items() if elsewhere and n in given}
+            settings = import_module(self.command.module).resolve(given | machine)
+        except ConfigError as error:
+            raise SweepError(f"{name}: {error}") from error
+        flags = (*self.flags, *(_flag(axis, value) for axis, value in values.items()))
+        return Combination(name, values, flags, settings)
+
+    def differences(self, saved: Mapping[str, Any]) -> list[str]:
+        """Lines that name each shared flag which is not as in `saved` and may not change."""
+        free = {f.name for f in fields(self.command.settings) if f.metadata["resumable"]}
+        names = [n for n in {**saved, **self.fixed} if n not in free and saved.get(n) != self.fixed.get(n)]
+        told = {n: tuple(repr(d[n]) if n in d else "not given" for d in (self.fixed, saved)) for n in names}
+        return [f"--{name} is {now} but was {before}" for name, (now, before) in told.items()]
+
+
+def run_name(values: Mapping[str, Any]) -> str:
+    """`mask_ratio=0.2,seed=1`, without what a file name should not have."""
+    return ",".join(f"{axis}={_ODD.sub('_', _text(value))}" for axis, value in values.items())
+
+
+def _axis(settings: type[Settings], text: str, prog: str) -> tuple[str, tuple[Any, ...]]:
+    """The setting's name and its values. Raises SweepError."""
+    name, equals, listed = text.partition("=")
+    name = name.strip().removeprefix("--").replace("-", "_")
+    texts = [value.strip() for value in listed.split(",")]
+    if not equals or not all(texts):
+        raise SweepError(f"--grid {text}: expected SETTING=VALUE,VALUE,...")
+    hints = get_type_hints(settings)
+    if name not in {f.name for f in fields(settings)}:
+        raise SweepError(f"--grid {text}: there is no setting {name} (the flags behind -- --help are the settings)")
+    if name in OF_A_SWEEP:
+        raise SweepError(f"--grid {text}: {OF_A_SWEEP[name]}")
+    if hints[name] is bool:
+        words = {"true": True, "false": False}
+        if unknown := [word for word in texts if word not in words]:
+            raise SweepError(f"--grid {name}: {unknown[0]!r} is neither true nor false")
+        values = tuple(words[word] for word in texts)
+    else:
+        values = tuple(settings.given([f"--{name}={value}"], f"{prog}: --grid {name}", "")[name] for value in texts)
+    twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
+    if twice is not None:
+        raise SweepError(f"--grid {name}: {_text(twice)} stands there twice")
+    return name, values
+
+
+def _flag(axis: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{axis}" if value else f"--no-{axis}"
+    return f"--{axis}={value}"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
