@@ -24,15 +24,20 @@ PERMUTATIONS = list(permutations(range(4)))  # of a 2 x 2 grid's tiles, row by r
 class Task(nn.Module):
     """What is asked about images without labels, and the head that answers: K = classes.
 
+    channels   C
     mean, std  of pixels in [0, 1]
     """
 
     classes: int
-    head: nn.Linear | nn.Conv2d
 
-    def __init__(self, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD) -> None:
+    def __init__(self, channels: int, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD) -> None:
         super().__init__()
         self.mean, self.std = mean, std
+        self.head = self.make_head(channels)
+
+    def make_head(self, channels: int) -> nn.Linear | nn.Conv2d:
+        """The layer between the feature and the logits: of its average over the pixels."""
+        return nn.Linear(channels, self.classes)
 
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
         """The supernet's input (M, 3, s, s), of the parameters' dtype, and the right answers, int64."""
@@ -58,10 +63,6 @@ class Rotation(Task):
 
     classes = 4
 
-    def __init__(self, channels: int, *colours: Colour) -> None:
-        super().__init__(*colours)
-        self.head = nn.Linear(channels, self.classes)
-
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
         """Image 0 turned 0, 1, 2, 3 times, then image 1, ...: (4N, 3, S, S) and (4N,)."""
         x = self._normalised(batch).permute(0, 2, 3, 1)
@@ -82,10 +83,13 @@ class Colourisation(Task):
 
     classes = len(BINS)
 
-    def __init__(self, channels: int, *colours: Colour) -> None:
-        super().__init__(*colours)
-        self.head = nn.Conv2d(channels, self.classes, 1)
+    def __init__(self, channels: int, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD) -> None:
+        super().__init__(channels, mean, std)
         self.register_buffer("table", bin_table(), persistent=False)
+
+    def make_head(self, channels: int) -> nn.Conv2d:
+        """A 1x1 convolution: the feature is not averaged."""
+        return nn.Conv2d(channels, self.classes, 1)
 
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
         """(N, 3, S, S) of lightness, and (N S S,), pixels row by row."""
@@ -113,10 +117,9 @@ class Jigsaw(Task):
 
     classes = len(PERMUTATIONS)
 
-    def __init__(self, channels: int, *colours: Colour, seed: int = 0) -> None:
-        super().__init__(*colours)
+    def __init__(self, channels: int, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD, *, seed: int = 0) -> None:
+        super().__init__(channels, mean, std)
         self.seed = seed
-        self.head = nn.Linear(4 * channels, self.classes)
         self.register_buffer("permutations", torch.tensor(PERMUTATIONS), persistent=False)
 
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
@@ -130,6 +133,10 @@ class Jigsaw(Task):
         tiles = (tiles - mean) / deviation.clamp(min=1e-5)
         places = torch.take_along_dim(tiles, self.permutations[number][:, :, None, None, None], 1)
         return places.flatten(0, 1).permute(0, 3, 1, 2), number
+
+    def make_head(self, channels: int) -> nn.Linear:
+        """Of the four places' averages, one after the other."""
+        return nn.Linear(4 * channels, self.classes)
 
     def answer(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
         """(4N, C, h, w) -> (N, 24)."""

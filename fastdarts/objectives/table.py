@@ -7,7 +7,7 @@ from fastdarts.objectives.base import IMAGENET_MEAN, IMAGENET_STD, Colour, Objec
 from fastdarts.objectives.joint import Joint
 from fastdarts.objectives.masked import DecoderName, MaskedReconstruction
 from fastdarts.objectives.masking import Masking
-from fastdarts.objectives.pretext import Colourisation, Jigsaw, Pretext, Rotation, Task
+from fastdarts.objectives.pretext import Colourisation, Jigsaw, Pretext, Rotation
 from fastdarts.objectives.supervised import Classification
 from fastdarts.ops.masked_loss import Norm
 from fastdarts.supernet import Supernet
@@ -71,18 +71,18 @@ def _reconstruction(c: Choices) -> Objective:
     return Joint(c.supernet, None, masking=None, mean=c.masking.mean, std=c.masking.std, backend=c.masking.backend)
 
 
-def _pretext(task: Callable[[Choices], Task]) -> Callable[[Choices], Objective]:
-    return lambda c: Pretext(c.supernet, task(c), c.num_classes)
+def _rotation(c: Choices) -> Objective:
+    return Pretext(c.supernet, Rotation(c.supernet.tap_channels[-1], c.masking.mean, c.masking.std), c.num_classes)
 
 
-def _of(task: type[Rotation | Colourisation]) -> Callable[[Choices], Objective]:
-    return _pretext(lambda c: task(c.supernet.tap_channels[-1], c.masking.mean, c.masking.std))
+def _colourisation(c: Choices) -> Objective:
+    return Pretext(c.supernet, Colourisation(c.supernet.tap_channels[-1], c.masking.mean, c.masking.std), c.num_classes)
 
 
-_jigsaw = _pretext(
-    lambda c: Jigsaw(c.supernet.tap_channels[-1], c.masking.mean, c.masking.std, seed=c.masking.seed),
-)
-_rotation, _colourisation = _of(Rotation), _of(Colourisation)
+def _jigsaw(c: Choices) -> Objective:
+    task = Jigsaw(c.supernet.tap_channels[-1], c.masking.mean, c.masking.std, seed=c.masking.seed)
+    return Pretext(c.supernet, task, c.num_classes)
+
 
 OBJECTIVES: dict[str, Row] = {
     "mae": Row("MAE-NAS: reconstruct hidden patches, without labels", _mae, masks=True),
