@@ -33,7 +33,7 @@ from fastdarts.engine import (
     steps_of,
     write_text,
 )
-from fastdarts.objectives import MaskedReconstruction
+from fastdarts.objectives import Reconstructing
 from fastdarts.report import picture_grid, write_report
 from fastdarts.search import PARTS, DivergedError, Search, StepReport, collapse_line
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
@@ -322,7 +322,7 @@ class Session:
         """Draw the reconstruction and write the report."""
         if not self.world.leads:
             return self.folder["report.html"]
-        if isinstance(self.search.objective, MaskedReconstruction):
+        if isinstance(self.search.objective, Reconstructing):
             self._draw_reconstruction(self.search.objective)
         write_text(self.folder["genotype.json"], self._genotype())
         return write_report(self.folder.path)
@@ -352,7 +352,7 @@ class Session:
         return figures
 
     @torch.no_grad()
-    def _draw_reconstruction(self, objective: MaskedReconstruction) -> None:
+    def _draw_reconstruction(self, objective: Reconstructing) -> None:
         self.search.supernet.eval()
         (batch,) = (batch.to(self.search.device) for batch in self.pictures)
         pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from fastdarts.batch import Batch
 from fastdarts.spaces import Kind
 from fastdarts.supernet import CellWeights, Supernet
 
+Colour = tuple[float, float, float]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,7 +30,7 @@ class Objective(nn.Module):
     `needs_labels` tells whether Batch.labels are read.
     """
 
-    needs_labels: ClassVar[bool]
+    needs_labels: bool
 
     def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         """The scalar loss, in the parameters' dtype under autocast too; differentiable in parameters, `weights` and head.
@@ -41,3 +42,19 @@ class Objective(nn.Module):
     def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """Named scalars, each a mean over the batch's images; `loss` is one of them. The same randomness at each call."""
         raise NotImplementedError
+
+
+class Reconstructing(Objective):
+    """An objective that paints images, so that a person can look at what it has learned."""
+
+    def reconstruct(self, supernet: Supernet, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The images as the supernet saw them, as they were reconstructed (what it saw is kept), and as they are.
+
+        Each float (N, 3, S, S) of pixels in [0, 1], not clamped; the same randomness as in `evaluate`.
+        """
+        raise NotImplementedError
+
+
+def first_step(batch: Batch) -> Tensor:
+    """The step that keys an evaluation's randomness: int64 zero of one element on the batch's device."""
+    return torch.zeros(1, dtype=torch.int64, device=batch.index.device)

@@ -1,13 +1,12 @@
 """Supervised classification: DARTS' objective."""
 
-from collections.abc import Sequence
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.objectives.base import IMAGENET_MEAN, IMAGENET_STD, Objective, Weights
+from fastdarts.objectives.base import IMAGENET_MEAN, IMAGENET_STD, Colour, Objective, Weights, first_step
+from fastdarts.objectives.head import attach, class_logits, figures
+from fastdarts.objectives.masking import Masking
 from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Stream
 from fastdarts.supernet import Supernet
@@ -15,6 +14,9 @@ from fastdarts.supernet import Supernet
 
 class Classification(Objective):
     """Cross entropy of a linear classifier on the globally averaged last feature.
+
+    masking  hides patches of the input behind the mean colour (MIM-DARTS, table 7, "Cls." with "mask"); None: whole images,
+             normalised by mean and std
 
     The classifier is made here and lives in the supernet under DARTS' name (`classifier`), so that the supernet's
     state_dict is the customary one. Raises ValueError for fewer than two classes.
@@ -27,14 +29,13 @@ class Classification(Objective):
         supernet: Supernet,
         num_classes: int,
         *,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        mean: Colour = IMAGENET_MEAN,
+        std: Colour = IMAGENET_STD,
+        masking: Masking | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise ValueError(f"classification needs at least two classes, got {num_classes}")
-        supernet.attach_classifier(num_classes)
-        self.mean, self.std = tuple(mean), tuple(std)
+        attach(supernet, num_classes)
+        self.mean, self.std, self.masking = mean, std, masking
 
     def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         """The mean cross entropy (see Objective.forward)."""
@@ -42,16 +43,12 @@ class Classification(Objective):
 
     def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """`loss` (cross entropy), `top1` and `top5` accuracy in [0, 1] (top5 = 1 for five classes or fewer)."""
-        step = torch.zeros(1, dtype=torch.int64, device=batch.index.device)
-        logits = self._logits(supernet, weights, batch, step, Stream.EVAL)
-        hits = logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]
-        return {
-            "loss": F.cross_entropy(logits, batch.labels),
-            "top1": hits[:, 0].float().mean(),
-            "top5": hits.any(1).float().mean(),
-        }
+        return figures(self._logits(supernet, weights, batch, first_step(batch), Stream.EVAL), batch.labels)
 
     def _logits(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        dtype = supernet.classifier.weight.dtype
-        x = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=dtype)
-        return supernet.classifier(supernet(x, weights, step, stream)[-1].mean((2, 3))).to(dtype)
+        parameter = supernet.classifier.weight
+        if self.masking is None:
+            x = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=parameter.dtype)
+        else:
+            x, _ = self.masking(batch, step, stream, parameter.new_zeros(3))
+        return class_logits(supernet, supernet(x, weights, step, stream)[-1].mean((2, 3)))

@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     FLIP = 3  # mirror; time = epoch
     MASK = 4  # masked patches; time = step
     CHANNELS = 5  # partial channels of an edge; time = step, index = edge
+    JIGSAW = 6  # permutation of an image's tiles; time = step
 
 
 def philox4x32(counter: Tensor, seed: int) -> Tensor:

@@ -1,0 +1,141 @@
+"""MIM-DARTS: classification and masked reconstruction from one encoding ("alpha DARTS Once More: Enhancing Differentiable
+Architecture Search by Masked Image Modeling").
+
+Letters: N images, S pixels a side, p pixels a patch's side, C channels of the last feature.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastdarts.batch import Batch
+from fastdarts.objectives.base import IMAGENET_MEAN, IMAGENET_STD, Colour, Reconstructing, Weights, first_step, full_precision
+from fastdarts.objectives.decoders import MimDecoder
+from fastdarts.objectives.head import attach, class_logits, figures
+from fastdarts.objectives.masking import Masking, visible_colour
+from fastdarts.ops.masked_loss import masked_loss, pixel_mask
+from fastdarts.ops.patch_mask import normalise
+from fastdarts.ops.philox import Stream
+from fastdarts.ops.sync import Sync
+from fastdarts.supernet import Supernet
+
+HALF = (0.5, 0.5, 0.5)  # as mean and std: pixels of [0, 1] become targets in [-1, 1], where HardTanh's range is
+
+
+class Encoded(NamedTuple):
+    """What both losses read."""
+
+    feature: Tensor  # (N, C, h, w)
+    prediction: Tensor  # (N, 3, S, S) in [-1, 1], of the parameters' dtype
+    mask: Tensor  # bool (N, S/p, S/p), True where the error counts
+    x: Tensor  # (N, 3, S, S), what the supernet saw
+
+
+class Joint(Reconstructing):
+    """L = L_cls + lambda L_mse (Eq. 7), lambda = L_cls / L_mse: both terms weigh alike, whatever their units.
+
+    num_classes  None: reconstruction alone, L = L_mse, labels are not read
+    masking      which patches of the input are hidden (by zeros, after normalising); the squared error counts there alone.
+                 None: whole images, and it counts everywhere
+    mean, std    of pixels in [0, 1]: whole images are normalised by them
+    backend      of ops.masked_loss
+
+    The classifier lives in the supernet (see Classification). Table 7 with `masking`: "Cls. Rec. mask" with classes, "Rec.
+    mask" without; without either, "Rec.". Raises ValueError for fewer than two classes.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        num_classes: int | None,
+        *,
+        masking: Masking | None,
+        mean: Colour = IMAGENET_MEAN,
+        std: Colour = IMAGENET_STD,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.needs_labels = num_classes is not None
+        if num_classes is not None:
+            attach(supernet, num_classes)
+        self.masking, self.backend = masking, backend
+        self.mean, self.std = (mean, std) if masking is None else (masking.mean, masking.std)
+        self.decoder = MimDecoder(supernet.tap_channels[-1], supernet.multiple)
+
+    def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
+        """L_cls + lambda L_mse, or L_mse (see Objective.forward). Where ranks share a batch, lambda is of all its images."""
+        seen = self._encode(supernet, weights, batch, step, stream)
+        mse = self._mse(seen.prediction, seen.mask, batch)
+        if not self.needs_labels:
+            return mse
+        cls = F.cross_entropy(class_logits(supernet, seen.feature.mean((2, 3))), batch.labels)
+        return cls + balance(cls, mse, supernet.sync) * mse
+
+    def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+        """`loss`; with labels also `cls_loss`, `mse`, `lambda`, `top1` and `top5`.
+
+        Without labels, under a mask, also `baseline`: the loss of predicting each image's mean visible colour.
+        """
+        seen = self._encode(supernet, weights, batch, first_step(batch), Stream.EVAL)
+        mse = self._mse(seen.prediction, seen.mask, batch)
+        if self.needs_labels:
+            found = figures(class_logits(supernet, seen.feature.mean((2, 3))), batch.labels)
+            cls = found.pop("loss")
+            ratio = balance(cls, mse)
+            return {"loss": cls + ratio * mse, "cls_loss": cls, "mse": mse, "lambda": ratio, **found}
+        if self.masking is None:
+            return {"loss": mse}
+        whole = normalise(batch.images, batch.flip, mean=HALF, std=HALF, dtype=seen.prediction.dtype)
+        colour = visible_colour(whole, pixel_mask(seen.mask, self.masking.patch_size))
+        return {"loss": mse, "baseline": self._mse(colour, seen.mask, batch)}
+
+    def reconstruct(self, supernet: Supernet, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Input, reconstructed (visible patches kept) and original images (see Reconstructing.reconstruct)."""
+        seen = self._encode(supernet, weights, batch, first_step(batch), Stream.EVAL)
+        x, S = seen.x, seen.x.shape[2]
+        original = normalise(batch.images, batch.flip, mean=(0, 0, 0), std=(1, 1, 1), dtype=x.dtype)
+        hidden = pixel_mask(seen.mask, S // seen.mask.shape[1])
+        reconstructed = torch.where(hidden, seen.prediction / 2 + 0.5, original)
+        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (self.mean, self.std))
+        return x * std + mean, reconstructed, original
+
+    def _encode(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Encoded:
+        parameter = self.decoder.colours.weight
+        if self.masking is None:
+            x = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=parameter.dtype)
+            mask = torch.ones(len(x), 1, 1, dtype=torch.bool, device=x.device)  # one patch, the whole image
+        else:
+            x, mask = self.masking(batch, step, stream, parameter.new_zeros(3))
+        feature = supernet(x, weights, step, stream)[-1]
+        # BatchNorm's mode is the supernet's: statistics of one batch in both, or of the past in both
+        painted = self.decoder(feature, (x.shape[2], x.shape[3]), training=supernet.training, sync=supernet.sync)
+        return Encoded(feature, painted.to(parameter.dtype), mask, x)
+
+    def _mse(self, prediction: Tensor, mask: Tensor, batch: Batch) -> Tensor:
+        """Eq. 6 as a mean: over the masked pixels' colours."""
+        with full_precision(prediction.device):
+            return masked_loss(
+                [prediction],
+                prediction.new_zeros(3),
+                batch.images,
+                batch.flip,
+                mask,
+                mean=HALF,
+                std=HALF,
+                norm="l2",
+                backend=self.backend,
+            )
+
+
+def balance(cls: Tensor, mse: Tensor, sync: Sync | None = None) -> Tensor:
+    """lambda = L_cls / L_mse as a number, outside the gradient (MIM-DARTS, section 3.2); 0 where it is not finite.
+
+    cls, mse: scalars; with `sync`, of their sums over the ranks.
+    """
+    sums = torch.stack([cls.detach(), mse.detach().to(cls.dtype)])
+    if sync is not None:
+        sync.sum(sums)
+    ratio = sums[0] / sums[1]
+    return torch.where(ratio.isfinite(), ratio, 0)
