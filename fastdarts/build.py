@@ -1,15 +1,14 @@
 """From settings to the supernet and the objective of a search."""
 
 from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
-from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Classification, MaskedReconstruction, Objective
-from fastdarts.ops.patch_mask import num_masked
+from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Objective, make_objective
+from fastdarts.objectives.base import Colour
 from fastdarts.spaces import Space, SpaceError, named, nats
 from fastdarts.spaces.lookup import Lookup, TableError
 from fastdarts.supernet import NASBench201Supernet, Network, Supernet
 
 CIFAR10_MEAN, CIFAR10_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS'
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # P-DARTS'
-Colour = tuple[float, float, float]  # RGB, of pixels in [0, 1]
 
 
 def space_of(settings: RunSettings) -> Space:
@@ -76,15 +75,16 @@ def _supernet(settings: RunSettings, space: Space) -> Network:
 def _objective(settings: RunSettings, supernet: Network, num_classes: int) -> Objective:
     """What is minimised. Raises ValueError for sizes that do not fit."""
     mean, std = normalisation(settings, num_classes)
-    if settings.objective == "supervised":
-        return Classification(supernet, num_classes, mean=mean, std=std)
-    check_patches(settings.image_size, settings.patch_size, settings.mask_ratio)
-    return MaskedReconstruction(
-        supernet.tap_channels,
+    return make_objective(
+        settings.objective,
+        supernet,
+        num_classes=num_classes,
+        image_size=settings.image_size,
         mask_ratio=settings.mask_ratio,
         patch_size=settings.patch_size,
         mask_token=settings.mask_token,
-        norm=settings.loss,
+        loss=settings.loss,
+        decoder=settings.decoder,
         seed=settings.seed,
         mean=mean,
         std=std,
@@ -100,12 +100,3 @@ def normalisation(settings: RunSettings, num_classes: int) -> tuple[Colour, Colo
     if not isinstance(settings, SearchCifarSettings):
         return IMAGENET_MEAN, IMAGENET_STD
     return (CIFAR100_MEAN, CIFAR100_STD) if num_classes == 100 else (CIFAR10_MEAN, CIFAR10_STD)
-
-
-def check_patches(image_size: int, patch_size: int, ratio: float) -> None:
-    """Raise ConfigError unless patches tile the image and some are hidden."""
-    if image_size % patch_size:
-        raise ConfigError(f"--patch_size {patch_size} does not divide --image_size {image_size}")
-    patches = (image_size // patch_size) ** 2
-    if not num_masked(ratio, patches):
-        raise ConfigError(f"--mask_ratio {ratio} hides none of an image's {patches} patches")

@@ -15,6 +15,21 @@ __all__ = [
     "setting",
 ]
 
+ObjectiveName = Literal[
+    "mae",
+    "supervised",
+    "joint",
+    "masked-supervised",
+    "masked-reconstruction",
+    "reconstruction",
+    "rotation",
+    "colourisation",
+    "jigsaw",
+    "supervised+rotation",
+    "supervised+colourisation",
+    "supervised+jigsaw",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings(Settings):
@@ -66,7 +81,11 @@ class RunSettings(SearchSettings):
         None, "run folder, made or continued; without it search-NAME-TIME in the present folder", resumable=True
     )
     dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
-    objective: Literal["mae", "supervised"] = setting("mae", "masked reconstruction (needs no labels) or classification")
+    objective: ObjectiveName = setting(
+        "mae",
+        "what is minimised: masked reconstruction (MAE-NAS), classification (supervised), both (joint: MIM-DARTS), an ablation "
+        "of it, or a pretext task, alone or beside classification",
+    )
     image_size: int = setting(224, "pixels a side", at_least=1)
     batch_size: int = setting(
         1024,
@@ -100,10 +119,13 @@ class RunSettings(SearchSettings):
     )
     partial_channels: int = setting(2, "k: C/k channels pass through the candidates; 1 = all", at_least=1)
     channel_sampling: Literal["first", "random"] = setting("first", "which C/k channels, fixed or drawn at each step")
-    mask_ratio: float = setting(0.5, "share of the patches that is hidden (mae)", above=0, below=1)
-    patch_size: int = setting(8, "pixels a patch's side (mae)", at_least=1)
+    mask_ratio: float = setting(0.5, "share of the patches that is hidden (mae, joint, masked-...)", above=0, below=1)
+    patch_size: int = setting(8, "pixels a patch's side (mae, joint, masked-...)", at_least=1)
     mask_token: Literal["zero", "learned"] = setting("zero", "colour of hidden pixels: the mean, or learned (mae)")
     loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
+    decoder: Literal["multi-scale", "single-scale"] = setting(
+        "multi-scale", "reads the features of all three stages, or of the last (mae)", before="multi-scale"
+    )
     backend: str = setting("auto", "of the fused ops, masks and cells: auto, definition or one that fastdarts.info lists")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     cuda_graph: Literal["auto", "on", "off"] = setting(

@@ -24,7 +24,7 @@ from fastdarts.ops.philox import Stream
 from fastdarts.search import Bilevel, Precision, SoftmaxRelaxation
 from fastdarts.search.bilevel import held
 from fastdarts.search.precision import Amp
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 # What a process takes once operators run, whatever their sizes: measured with one or two images of 8 to 64 pixels, where the
 # rest is next to nothing. 9 MB of the definition's are oneDNN's, which compiles its convolutions for each shape and keeps
@@ -51,7 +51,7 @@ def meta_batch(batch_size: int, image_size: int) -> Batch:
 
 
 def step_bytes(
-    supernet: Supernet,
+    supernet: Network,
     objective: Objective,
     relaxation: SoftmaxRelaxation,
     batch: Batch,
@@ -119,7 +119,7 @@ def step_bytes(
     return round(counted.peak) + (PROCESS if fused else PROCESS_DEFINITION)
 
 
-def _optimizers(supernet: Supernet, objective: Objective, relaxation: SoftmaxRelaxation) -> list[torch.optim.Optimizer]:
+def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation) -> list[torch.optim.Optimizer]:
     """SGD and Adam with the state that they have from their first step on."""
     weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
     sgd, adam = torch.optim.SGD(weights, 0.1, momentum=0.9), torch.optim.Adam(relaxation.parameters())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastdarts.batch import Batch
 from fastdarts.spaces import Kind
-from fastdarts.supernet import CellWeights, Supernet
+from fastdarts.supernet import CellWeights, Network
 
 Colour = tuple[float, float, float]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
@@ -32,14 +32,14 @@ class Objective(nn.Module):
 
     needs_labels: bool
 
-    def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
+    def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         """The scalar loss, in the parameters' dtype under autocast too; differentiable in parameters, `weights` and head.
 
         step: int64 tensor of one element on the batch's device; stream: a philox.Stream. Both key the randomness.
         """
         raise NotImplementedError
 
-    def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """Named scalars, each a mean over the batch's images; `loss` is one of them. The same randomness at each call."""
         raise NotImplementedError
 
@@ -47,7 +47,7 @@ class Objective(nn.Module):
 class Reconstructing(Objective):
     """An objective that paints images, so that a person can look at what it has learned."""
 
-    def reconstruct(self, supernet: Supernet, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def reconstruct(self, supernet: Network, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The images as the supernet saw them, as they were reconstructed (what it saw is kept), and as they are.
 
         Each float (N, 3, S, S) of pixels in [0, 1], not clamped; the same randomness as in `evaluate`.

@@ -3,17 +3,17 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 
-def attach(supernet: Supernet, num_classes: int) -> None:
+def attach(supernet: Network, num_classes: int) -> None:
     """Make the classifier, where DARTS keeps it (`supernet.classifier`). Raises ValueError for fewer than two classes."""
     if num_classes < 2:
         raise ValueError(f"classification needs at least two classes, got {num_classes}")
     supernet.attach_classifier(num_classes)
 
 
-def class_logits(supernet: Supernet, pooled: Tensor) -> Tensor:
+def class_logits(supernet: Network, pooled: Tensor) -> Tensor:
     """Averaged features (M, C) -> (M, classes), of the parameters' dtype."""
     return supernet.classifier(pooled).to(supernet.classifier.weight.dtype)
 

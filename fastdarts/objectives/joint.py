@@ -19,7 +19,7 @@ from fastdarts.ops.masked_loss import masked_loss, pixel_mask
 from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Stream
 from fastdarts.ops.sync import Sync
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 HALF = (0.5, 0.5, 0.5)  # as mean and std: pixels of [0, 1] become targets in [-1, 1], where HardTanh's range is
 
@@ -48,7 +48,7 @@ class Joint(Reconstructing):
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Network,
         num_classes: int | None,
         *,
         masking: Masking | None,
@@ -64,7 +64,7 @@ class Joint(Reconstructing):
         self.mean, self.std = (mean, std) if masking is None else (masking.mean, masking.std)
         self.decoder = MimDecoder(supernet.tap_channels[-1], supernet.multiple)
 
-    def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
+    def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         """L_cls + lambda L_mse, or L_mse (see Objective.forward). Where ranks share a batch, lambda is of all its images."""
         seen = self._encode(supernet, weights, batch, step, stream)
         mse = self._mse(seen.prediction, seen.mask, batch)
@@ -73,7 +73,7 @@ class Joint(Reconstructing):
         cls = F.cross_entropy(class_logits(supernet, seen.feature.mean((2, 3))), batch.labels)
         return cls + balance(cls, mse, supernet.sync) * mse
 
-    def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """`loss`; with labels also `cls_loss`, `mse`, `lambda`, `top1` and `top5`.
 
         Without labels, under a mask, also `baseline`: the loss of predicting each image's mean visible colour.
@@ -91,7 +91,7 @@ class Joint(Reconstructing):
         colour = visible_colour(whole, pixel_mask(seen.mask, self.masking.patch_size))
         return {"loss": mse, "baseline": self._mse(colour, seen.mask, batch)}
 
-    def reconstruct(self, supernet: Supernet, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def reconstruct(self, supernet: Network, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Input, reconstructed (visible patches kept) and original images (see Reconstructing.reconstruct)."""
         seen = self._encode(supernet, weights, batch, first_step(batch), Stream.EVAL)
         x, S = seen.x, seen.x.shape[2]
@@ -101,7 +101,7 @@ class Joint(Reconstructing):
         mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device)[:, None, None] for v in (self.mean, self.std))
         return x * std + mean, reconstructed, original
 
-    def _encode(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Encoded:
+    def _encode(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Encoded:
         parameter = self.decoder.colours.weight
         if self.masking is None:
             x = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=parameter.dtype)

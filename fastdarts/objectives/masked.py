@@ -16,7 +16,7 @@ from fastdarts.objectives.masking import Masking, visible_colour
 from fastdarts.ops.masked_loss import Norm, masked_loss, pixel_mask, upsampled_sum
 from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Stream
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 DecoderName = Literal["multi-scale", "single-scale"]
 DECODERS = {"multi-scale": MultiScaleDecoder, "single-scale": SingleScaleDecoder}
@@ -64,12 +64,12 @@ class MaskedReconstruction(Reconstructing):
         else:
             self.register_buffer("mask_token", torch.zeros(3), persistent=False)
 
-    def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
+    def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         """The mean reconstruction error of the hidden pixels (see Objective.forward)."""
         levels, bias, mask, _ = self._predict(supernet, weights, batch, step, stream)
         return self._loss(levels, bias, batch, mask)
 
-    def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """`loss`, and `baseline`: the loss of predicting each image's mean visible colour (0 where nothing is visible)."""
         levels, bias, mask, x = self._predict(supernet, weights, batch, first_step(batch), Stream.EVAL)
         colour = visible_colour(x, pixel_mask(mask, self.masking.patch_size))
@@ -78,7 +78,7 @@ class MaskedReconstruction(Reconstructing):
             "baseline": self._loss([colour], torch.zeros_like(bias), batch, mask),
         }
 
-    def reconstruct(self, supernet: Supernet, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def reconstruct(self, supernet: Network, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Masked, reconstructed (visible patches kept) and original images (see Reconstructing.reconstruct)."""
         levels, bias, mask, x = self._predict(supernet, weights, batch, first_step(batch), Stream.EVAL)
         original = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=x.dtype)
@@ -88,7 +88,7 @@ class MaskedReconstruction(Reconstructing):
         return x * std + mean, reconstructed * std + mean, original * std + mean
 
     def _predict(
-        self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int
+        self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
         """Returns the decoder's levels and bias, the mask and the masked input."""
         x, mask = self.masking(batch, step, stream, self.mask_token)

@@ -16,7 +16,7 @@ from fastdarts.objectives.colour import BINS, bin_table, lab, nearest_bin
 from fastdarts.objectives.head import attach, class_logits, figures
 from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Purpose, Stream, random_words
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 PERMUTATIONS = list(permutations(range(4)))  # of a 2 x 2 grid's tiles, row by row: which tile stands at each place
 
@@ -155,20 +155,20 @@ class Pretext(Objective):
     The classifier lives in the supernet (see Classification). Raises ValueError for fewer than two classes.
     """
 
-    def __init__(self, supernet: Supernet, task: Task, num_classes: int | None = None) -> None:
+    def __init__(self, supernet: Network, task: Task, num_classes: int | None = None) -> None:
         super().__init__()
         self.needs_labels = num_classes is not None
         if num_classes is not None:
             attach(supernet, num_classes)
         self.task = task
 
-    def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
+    def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         """The loss (see Objective.forward)."""
         logits, target, classified = self._answers(supernet, weights, batch, step, stream)
         loss = F.cross_entropy(logits, target)
         return loss if classified is None else F.cross_entropy(*classified) + loss
 
-    def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """`loss`, and `top1`: of the task alone its accuracy in [0, 1].
 
         Beside classification `top1` and `top5` are of the labels, `task_loss` and `task_top1` of the task.
@@ -181,7 +181,7 @@ class Pretext(Objective):
         return found | {"loss": found["loss"] + loss, "task_loss": loss, "task_top1": top1}
 
     def _answers(
-        self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int
+        self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
         """The task's logits and right answers; with labels, classification's."""
         x, target = self.task.pose(batch, step, stream)

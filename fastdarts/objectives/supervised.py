@@ -9,7 +9,7 @@ from fastdarts.objectives.head import attach, class_logits, figures
 from fastdarts.objectives.masking import Masking
 from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Stream
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 
 class Classification(Objective):
@@ -26,7 +26,7 @@ class Classification(Objective):
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Network,
         num_classes: int,
         *,
         mean: Colour = IMAGENET_MEAN,
@@ -37,15 +37,15 @@ class Classification(Objective):
         attach(supernet, num_classes)
         self.mean, self.std, self.masking = mean, std, masking
 
-    def forward(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
+    def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         """The mean cross entropy (see Objective.forward)."""
         return F.cross_entropy(self._logits(supernet, weights, batch, step, stream), batch.labels)
 
-    def evaluate(self, supernet: Supernet, weights: Weights, batch: Batch) -> dict[str, Tensor]:
+    def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
         """`loss` (cross entropy), `top1` and `top5` accuracy in [0, 1] (top5 = 1 for five classes or fewer)."""
         return figures(self._logits(supernet, weights, batch, first_step(batch), Stream.EVAL), batch.labels)
 
-    def _logits(self, supernet: Supernet, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
+    def _logits(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
         parameter = supernet.classifier.weight
         if self.masking is None:
             x = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=parameter.dtype)

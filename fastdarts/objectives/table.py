@@ -10,13 +10,13 @@ from fastdarts.objectives.masking import Masking
 from fastdarts.objectives.pretext import Colourisation, Jigsaw, Pretext, Rotation
 from fastdarts.objectives.supervised import Classification
 from fastdarts.ops.masked_loss import Norm
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 
 class Choices(NamedTuple):
     """What make_objective was given."""
 
-    supernet: Supernet
+    supernet: Network
     num_classes: int | None  # None for a row that needs no labels
     masking: Masking
     mask_token: Literal["zero", "learned"]
@@ -107,7 +107,7 @@ OBJECTIVES: dict[str, Row] = {
 
 def make_objective(
     name: str,
-    supernet: Supernet,
+    supernet: Network,
     *,
     num_classes: int | None,
     image_size: int,
@@ -147,7 +147,7 @@ def make_objective(
         raise ValueError(f"objective {name}: {error}") from error
 
 
-def _check_size(row: Row, supernet: Supernet, masking: Masking, S: int) -> None:
+def _check_size(row: Row, supernet: Network, masking: Masking, S: int) -> None:
     """Raise ValueError unless images of S pixels a side can be masked or cut into tiles, and be encoded."""
     if row.masks:
         masking.hidden(S, S)
@@ -156,6 +156,5 @@ def _check_size(row: Row, supernet: Supernet, masking: Masking, S: int) -> None:
     side, what = (S // 2, "tiles") if row.tiles else (S, "images")
     if side % supernet.multiple:
         raise ValueError(
-            f"{what} of {side} pixels a side: with the {supernet.stem_kind} stem the sides must be multiples of "
-            f"{supernet.multiple}"
+            f"{what} of {side} pixels a side: this network halves them, they must be multiples of {supernet.multiple}"
         )

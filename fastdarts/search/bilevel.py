@@ -17,7 +17,7 @@ from fastdarts.ops.philox import Stream
 from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.updates import Buffers, Kept, non_finite, step_unless
-from fastdarts.supernet import Supernet
+from fastdarts.supernet import Network
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
 UNUSED = {"allow_unused": True, "materialize_grads": True}
@@ -53,7 +53,7 @@ class Bilevel:
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Network,
         objective: Objective,
         relaxation: SoftmaxRelaxation,
         weight_optimizer: torch.optim.Optimizer,
