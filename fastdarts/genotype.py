@@ -6,10 +6,12 @@ DARTS' descendants print and read; it is parsed as data, never evaluated.
 
 import ast
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 Gene = tuple[str, int]  # (operation, number of the input state)
+COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations: from here on a search is called collapsed
 
 
 class GenotypeError(ValueError):
@@ -102,6 +104,11 @@ class Genotype:
     def operations(self, kind: str) -> list[str]:
         """The operations of the `normal` or `reduce` cell, in the genes' order."""
         return [op for op, _ in getattr(self, kind)]
+
+
+def collapse_line(operations: int) -> int:
+    """The number of skips among a cell's `operations` that counts as a collapse: COLLAPSE_SKIPS of 8, in proportion."""
+    return math.ceil(operations * COLLAPSE_SKIPS / COLLAPSE_OF)
 
 
 _FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")

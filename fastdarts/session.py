@@ -32,9 +32,10 @@ from fastdarts.engine import (
     steps_of,
     write_text,
 )
+from fastdarts.genotype import collapse_line
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.report import picture_grid, write_report
-from fastdarts.search import PARTS, DivergedError, Search, StepReport, collapse_line
+from fastdarts.search import PARTS, DivergedError, Search, StepReport
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
 PICTURES = 8  # images in the reconstruction picture

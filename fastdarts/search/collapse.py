@@ -1,6 +1,5 @@
 """Signs of a collapsing search: the figures of an epoch, and the sharpness of the validation loss in alpha."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -9,13 +8,6 @@ from torch import Tensor
 from fastdarts.genotype import Genotype
 from fastdarts.spaces import CANDIDATES, Kind, Space
 from fastdarts.supernet import CellWeights
-
-COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations: from here on a search is called collapsed
-
-
-def collapse_line(operations: int) -> int:
-    """The number of skips among a cell's `operations` that counts as a collapse: COLLAPSE_SKIPS of 8, in proportion."""
-    return math.ceil(operations * COLLAPSE_SKIPS / COLLAPSE_OF)
 
 
 def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: Genotype) -> dict[Kind, dict]:
