@@ -46,9 +46,12 @@ def dominant_eigenvalue(
     """The eigenvalue of largest magnitude of the Hessian of a loss in `parameters` (R-DARTS' indicator of collapse).
 
     gradient    returns the loss' gradient at the parameters' present values, each of its parameter's shape
-    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r). A kink of the loss
-                (ReLU, max-pooling) within it counts as curvature, which autograd twice would not see
+    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r)
     Power iteration from a fixed direction; the parameters are put back exactly.
+
+    Kinks of the loss (ReLU, max-pooling) within the step count as curvature, which autograd taken twice (R-DARTS) does not
+    see. Their share shrinks with the number of activations; in nets of few channels and small batches it can be most of
+    the value, with either sign, at any radius.
     """
     saved = [p.detach().clone() for p in parameters]
     generator = torch.Generator().manual_seed(0)
