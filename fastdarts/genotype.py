@@ -6,12 +6,14 @@ DARTS' descendants print and read; it is parsed as data, never evaluated.
 
 import ast
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from fastdarts.spaces import Architecture, Kind, Wiring
 
 Gene = tuple[str, int]  # (operation, number of the input state)
+COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations: from here on a search is called collapsed
 
 
 class GenotypeError(ValueError):
@@ -125,6 +127,11 @@ def read_architecture(text: str) -> Genotype | Architecture:
 def read_architecture_json(text: str) -> Genotype | Architecture:
     """The inverse of to_json of either. Raises GenotypeError, ArchitectureError (both ValueError)."""
     return Architecture.from_json(text) if '"ops":' in text else Genotype.from_json(text)
+
+
+def collapse_line(operations: int) -> int:
+    """The number of skips among a cell's `operations` that counts as a collapse: COLLAPSE_SKIPS of 8, in proportion."""
+    return math.ceil(operations * COLLAPSE_SKIPS / COLLAPSE_OF)
 
 
 _FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")

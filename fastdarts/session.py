@@ -33,9 +33,10 @@ from fastdarts.engine import (
     steps_of,
     write_text,
 )
+from fastdarts.genotype import collapse_line
 from fastdarts.objectives import Reconstructing
 from fastdarts.report import picture_grid, write_report
-from fastdarts.search import PARTS, DivergedError, Search, StepReport, collapse_line
+from fastdarts.search import PARTS, DivergedError, Search, StepReport
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end

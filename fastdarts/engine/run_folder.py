@@ -8,7 +8,7 @@
     checkpoint.pt    everything the next step depends on: after each epoch, and every --checkpoint_minutes
     checkpoint.1.pt  the one before it, and so on: --keep_checkpoints in all
     checkpoint-best.pt    of the evaluated epoch with the lowest validation loss; engine/checkpoints.py tells of their format
-    genotype.json    the cell, as JSON and as the customary text
+    genotype.json    the cell, as JSON and as the customary text; with "stopped" (rule, after, epoch, why) after an early stop
     status           one line: where the run stands (engine.status)
     .lock            held by the process that writes the folder
 and what the report draws: cells, curves, reconstruction, report.html.

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from fastdarts.genotype import COLLAPSE_OF, collapse_line
 from fastdarts.report.curves import any_value, curve, epochs_of
 from fastdarts.report.run import Record
 from fastdarts.report.style import INK, KIND_COLOURS, MUTED, new_figure, save, tidy
-from fastdarts.search import COLLAPSE_OF, collapse_line
 
 _WIDTH, _HEIGHT, _HEAD = 12.5, 1.75, 0.9  # inches: of the figure, of a panel, of what stands above and below them
 _WARNING = "#b42318"
@@ -27,7 +27,7 @@ _EIGENVALUE = "largest eigenvalue of the validation Hessian in alpha"
 def draw_collapse(records: list[Record], path: str | Path) -> None:
     """Panels that share the epochs: for each kind of cell skips, entropy, skip minus convolutions; the eigenvalue if recorded.
 
-    The dashed line is where the warning begins (search.collapse_line of a cell's operations), and rings are the epochs with a
+    The dashed line is where the warning begins (genotype.collapse_line of a cell's operations), and rings are the epochs with a
     warning. An early stop is a line through all panels, and another one where an earlier epoch is the result.
     """
     epochs = epochs_of(records)

@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
+from fastdarts.genotype import collapse_line
 from fastdarts.report.run import Run
-from fastdarts.search import collapse_line
 
 _OBJECTIVES = {"mae": "Masked-reconstruction search", "supervised": "Supervised search"}
 

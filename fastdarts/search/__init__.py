@@ -1,7 +1,7 @@
 """HOW alpha moves and is read out: the bilevel step, relaxation, schedules, selection, signs of collapse."""
 
 from fastdarts.search.bilevel import Bilevel
-from fastdarts.search.collapse import COLLAPSE_OF, COLLAPSE_SKIPS, collapse_figures, collapse_line, dominant_eigenvalue
+from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
 from fastdarts.search.early_stop import Stop, check_early_stop
 from fastdarts.search.optimizers import OptimizerUnavailable
 from fastdarts.search.precision import Precision, tf32
@@ -11,8 +11,6 @@ from fastdarts.search.search import PARTS, DivergedError, Search, StepReport
 from fastdarts.search.selection import argmax_genotype
 
 __all__ = [
-    "COLLAPSE_OF",
-    "COLLAPSE_SKIPS",
     "PARTS",
     "Bilevel",
     "DivergedError",
@@ -25,7 +23,6 @@ __all__ = [
     "argmax_genotype",
     "check_early_stop",
     "collapse_figures",
-    "collapse_line",
     "dominant_eigenvalue",
     "learning_rate",
     "tf32",

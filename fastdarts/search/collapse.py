@@ -1,6 +1,5 @@
 """Signs of a collapsing search: the figures of an epoch, and the sharpness of the validation loss in alpha."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -9,13 +8,6 @@ from torch import Tensor
 from fastdarts.genotype import Genotype
 from fastdarts.spaces import CANDIDATES, Architecture, Kind, Space
 from fastdarts.supernet import CellWeights
-
-COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations: from here on a search is called collapsed
-
-
-def collapse_line(operations: int) -> int:
-    """The number of skips among a cell's `operations` that counts as a collapse: COLLAPSE_SKIPS of 8, in proportion."""
-    return math.ceil(operations * COLLAPSE_SKIPS / COLLAPSE_OF)
 
 
 def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: Genotype | Architecture) -> dict[Kind, dict]:
@@ -54,9 +46,12 @@ def dominant_eigenvalue(
     """The eigenvalue of largest magnitude of the Hessian of a loss in `parameters` (R-DARTS' indicator of collapse).
 
     gradient    returns the loss' gradient at the parameters' present values, each of its parameter's shape
-    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r). A kink of the loss
-                (ReLU, max-pooling) within it counts as curvature, which autograd twice would not see
+    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r)
     Power iteration from a fixed direction; the parameters are put back exactly.
+
+    Kinks of the loss (ReLU, max-pooling) within the step count as curvature, which autograd taken twice (R-DARTS) does not
+    see. Their share shrinks with the number of activations; in nets of few channels and small batches it can be most of
+    the value, with either sign, at any radius.
     """
     saved = [p.detach().clone() for p in parameters]
     generator = torch.Generator().manual_seed(0)

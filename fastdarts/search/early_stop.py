@@ -83,7 +83,8 @@ def by_eigenvalue(history: Sequence[Seen]) -> Stop | None:
 
     mean(i) is the mean of the eigenvalues of the k = WINDOW epochs around epoch i: it is known k // 2 epochs after i. The
     result is the architecture of epoch i - k. Of an eigenvalue the magnitude counts. Where one of the 2k values that two means
-    take is missing or not finite, nothing is decided.
+    take is missing or not finite, nothing is decided. The values are as good as collapse.dominant_eigenvalue's: in small nets
+    with small batches their noise may stop a search, too.
     """
     recent = history[-2 * WINDOW :]
     values = [abs(epoch["hessian"]) for epoch in recent]

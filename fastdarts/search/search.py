@@ -169,8 +169,8 @@ class Search:
         Raises DivergedError when half of its losses are not finite, or when all updates of the weights or of alpha had to be
         skipped. The keys are those of a `metrics.jsonl` line of kind "epoch", and of the steps alone "seconds", of which
         "input_seconds" were spent waiting for batches, and "images_per_s". Only where there were any: "skipped" updates (of
-        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out; and "stopped"
-        where early stopping ends the search with this epoch (early_stop.Stop.facts).
+        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out; and "stopped" where
+        early stopping ends the search with this epoch (early_stop.Stop.facts).
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
         rate = learning_rate(self.epoch, s.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)

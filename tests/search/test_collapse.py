@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.genotype import Genotype
-from fastdarts.search import COLLAPSE_SKIPS, collapse_figures, collapse_line, dominant_eigenvalue
+from fastdarts.genotype import COLLAPSE_SKIPS, Genotype, collapse_line
+from fastdarts.search import collapse_figures, dominant_eigenvalue
 from fastdarts.spaces import S0, Space
 from fastdarts.supernet import CellWeights
 
