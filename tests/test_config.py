@@ -5,7 +5,15 @@ from typing import Literal, get_origin, get_type_hints
 
 import pytest
 
-from fastdarts.config import ConfigError, SearchImagenetSettings, SearchSettings, Settings, setting
+from fastdarts.config import (
+    ConfigError,
+    RunSettings,
+    SearchCifarSettings,
+    SearchImagenetSettings,
+    SearchSettings,
+    Settings,
+    setting,
+)
 from fastdarts.search_imagenet import SAMPLE_RECIPE
 
 S = SearchImagenetSettings
@@ -25,6 +33,28 @@ def test_defaults_are_pc_darts_on_imagenet():
     assert (s.init_channels, s.layers, s.partial_channels, s.image_size) == (16, 8, 2, 224)
     assert (s.objective, s.mask_ratio, s.patch_size, s.loss, s.mask_token) == ("mae", 0.5, 8, "l1", "zero")
     assert (s.channel_sampling, s.edge_normalization, s.unrolled) == ("first", True, False)
+
+
+def test_defaults_are_darts_on_cifar():
+    """The published settings (semantics of DARTS' CIFAR search) with MAE-NAS' mask on patches of 4."""
+    s = SearchCifarSettings()
+    assert (s.batch_size, s.epochs, s.begin, s.warmup_epochs) == (64, 50, 0, 0)
+    assert (s.learning_rate, s.learning_rate_min, s.momentum, s.weight_decay, s.grad_clip) == (0.025, 1e-3, 0.9, 3e-4, 5.0)
+    assert (s.arch_learning_rate, s.arch_weight_decay, s.arch_grad_clip) == (3e-4, 1e-3, 0.0)
+    assert (s.train_fraction, s.val_fraction) == (0.5, 0.5)
+    assert (s.init_channels, s.layers, s.partial_channels, s.image_size, s.crop_padding) == (16, 8, 1, 0, 4)
+    assert (s.objective, s.mask_ratio, s.patch_size, s.loss, s.mask_token) == ("mae", 0.5, 4, "l1", "zero")
+    assert (s.channel_sampling, s.edge_normalization, s.unrolled) == ("first", False, False)
+
+
+def test_another_default_keeps_help_and_range(capsys):
+    with pytest.raises(ConfigError, match="learning_rate: 0 is out of range, it must be above 0"):
+        SearchCifarSettings(learning_rate=0)
+    with pytest.raises(SystemExit):
+        SearchCifarSettings.given(["--help"], "prog", "what it does")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "of the weights' SGD, for the batch as a whole (default: 0.025)" in out
+    assert "epochs before alpha moves (default: 0)" in out and "of 50" not in out
 
 
 def test_only_what_is_given_is_returned():
@@ -153,7 +183,8 @@ def test_sample_recipe_holds_settings():
 
 
 def test_search_settings_are_the_shared_part():
-    assert {f.name for f in fields(SearchSettings)} < {f.name for f in fields(S)}
+    assert {f.name for f in fields(SearchSettings)} < {f.name for f in fields(RunSettings)}
+    assert {f.name for f in fields(RunSettings)} == {f.name for f in fields(S)} & {f.name for f in fields(SearchCifarSettings)}
 
 
 def test_percent_signs_in_help_do_not_break_it(capsys):

@@ -72,7 +72,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; a folder of CIFAR's python batches has it") from error
     except Exception as error:  # whatever a pickle makes go wrong is about this file
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is no whole batch of CIFAR ({reason}); unpack the archive again") from error
     raise DataError(f"{path} is no batch of CIFAR: it holds a {type(content).__name__}, not a dict")
 
