@@ -89,11 +89,11 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """An array instead of its stand-in, text instead of bytes."""
+    """An array instead of its stand-in, text instead of bytes; of a list, no deeper."""
     if isinstance(value, _Array):
         return value.array()
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_text(item) if isinstance(item, bytes) else item for item in value]
     return _text(value) if isinstance(value, bytes) else value
 
 

@@ -126,6 +126,7 @@ def test_what_a_pickle_asks_for_is_not_done(how: str, names: str, where: str, ba
         (pickle.dumps({"data": ROWS[:2], "labels": [0, 4]}), "labels are 0 to one less than .* 4 at most; found 0 to 4"),
         (b"c_codecs\nencode\n(V\nVzip\ntR.", "bytes are encoded as zip"),
         (b"cnumpy\nndarray\n.", "holds a type"),
+        (pickle.dumps({"data": [ROWS[:2]], "labels": [0, 1]}), "it is list"),
         (python2(ROWS[:2].tobytes(), b"\0\1").replace(b"M\x00\x0c\x86", b"M\x00\x0d\x86"), "no whole batch"),
     ],
 )
@@ -308,6 +309,12 @@ def test_windows_against_numpy() -> None:
         found = windows(PIXELS, index, top, left, size)
         expected = [cut(IMAGES[i], *place, size) for i, place in zip(index.tolist(), places, strict=True)]
         assert found.dtype == torch.uint8 and np.array_equal(found.numpy(), np.stack(expected))
+
+
+def test_windows_wait_for_no_value() -> None:
+    """On the meta device there are none: nothing here makes a GPU's host wait."""
+    index, place = (torch.zeros(4, dtype=torch.int64, device="meta") for _ in range(2))
+    assert windows(PIXELS.to("meta"), index, place, place, 24).shape == (4, 24, 24, 3)
 
 
 def test_a_crop_is_that_of_its_words() -> None:
