@@ -35,14 +35,13 @@ def build(settings: RunSettings, space: Space, num_classes: int) -> tuple[Networ
     """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit."""
     try:
         supernet = _supernet(settings, space)
-        objective = _objective(settings, supernet, num_classes)
+        size, multiple = settings.image_size, supernet.multiple
+        if size % multiple:
+            fits = f"a multiple of {multiple} is needed, as {max(1, size // multiple) * multiple}"
+            raise ConfigError(f"--image_size {size} does not fit the stem and two reductions: {fits}")
+        return supernet, _objective(settings, supernet, num_classes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    size, multiple = settings.image_size, supernet.multiple
-    if size % multiple:
-        fits = f"a multiple of {multiple} is needed, as {max(1, size // multiple) * multiple}"
-        raise ConfigError(f"--image_size {size} does not fit the stem and two reductions: {fits}")
-    return supernet, objective
 
 
 def _supernet(settings: RunSettings, space: Space) -> Network:

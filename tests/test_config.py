@@ -5,7 +5,15 @@ from typing import Literal, get_origin, get_type_hints
 
 import pytest
 
-from fastdarts.config import ConfigError, SearchImagenetSettings, SearchSettings, Settings, setting
+from fastdarts.config import (
+    ConfigError,
+    RunSettings,
+    SearchCifarSettings,
+    SearchImagenetSettings,
+    SearchSettings,
+    Settings,
+    setting,
+)
 from fastdarts.search_imagenet import SAMPLE_RECIPE
 
 S = SearchImagenetSettings
@@ -27,21 +35,46 @@ def test_defaults_are_pc_darts_on_imagenet():
     assert (s.channel_sampling, s.edge_normalization, s.unrolled) == ("first", True, False)
 
 
+def test_defaults_are_darts_on_cifar():
+    """The published settings (semantics of DARTS' CIFAR search) with MAE-NAS' mask on patches of 4."""
+    s = SearchCifarSettings()
+    assert (s.batch_size, s.epochs, s.begin, s.warmup_epochs) == (64, 50, 0, 0)
+    assert (s.learning_rate, s.learning_rate_min, s.momentum, s.weight_decay, s.grad_clip) == (0.025, 1e-3, 0.9, 3e-4, 5.0)
+    assert (s.arch_learning_rate, s.arch_weight_decay, s.arch_grad_clip) == (3e-4, 1e-3, 0.0)
+    assert (s.train_fraction, s.val_fraction) == (0.5, 0.5)
+    assert (s.init_channels, s.layers, s.partial_channels, s.image_size, s.crop_padding) == (16, 8, 1, 0, 4)
+    assert (s.objective, s.mask_ratio, s.patch_size, s.loss, s.mask_token) == ("mae", 0.5, 4, "l1", "zero")
+    assert (s.channel_sampling, s.edge_normalization, s.unrolled) == ("first", False, False)
+
+
+def test_another_default_keeps_help_and_range(capsys):
+    with pytest.raises(ConfigError, match="learning_rate: 0 is out of range, it must be above 0"):
+        SearchCifarSettings(learning_rate=0)
+    with pytest.raises(SystemExit):
+        SearchCifarSettings.given(["--help"], "prog", "what it does")
+    out = " ".join(capsys.readouterr().out.split())
+    assert "of the weights' SGD, for the batch as a whole (default: 0.025)" in out
+    assert "epochs before alpha moves (default: 0)" in out and "of 50" not in out
+
+
 def test_only_what_is_given_is_returned():
     assert given() == {}
     assert given("--epochs", "3", "--no-edge_normalization") == {"epochs": 3, "edge_normalization": False}
 
 
-@pytest.mark.parametrize("f", fields(S), ids=lambda f: f.name)
-def test_each_flag_with_underscores_and_with_dashes(f):
+OF_CIFAR = [f for f in fields(SearchCifarSettings) if f.name not in {f.name for f in fields(S)} or f.name == "image_size"]
+
+
+@pytest.mark.parametrize("cls, f", [(S, f) for f in fields(S)] + [(SearchCifarSettings, f) for f in OF_CIFAR])
+def test_each_flag_with_underscores_and_with_dashes(cls, f):
     """Every field is a flag in both spellings, and its value survives the way to settings and back."""
     value = {bool: True, str: "x", int: 7, float: 0.25}.get(type(f.default), "x")
-    if get_origin(get_type_hints(S)[f.name]) is Literal:
+    if get_origin(get_type_hints(cls)[f.name]) is Literal:
         value = f.default
     for flag in (f"--{f.name}", f"--{f.name.replace('_', '-')}"):
         argv = (flag,) if value is True else (flag, str(value))
-        assert given(*argv) == {f.name: value}
-    assert S.make(asdict(S(**{f.name: value}))) == S(**{f.name: value})
+        assert cls.given(argv, "prog", "what it does") == {f.name: value}
+    assert cls.make(asdict(cls(**{f.name: value}))) == cls(**{f.name: value})
 
 
 @pytest.mark.parametrize(
@@ -153,7 +186,8 @@ def test_sample_recipe_holds_settings():
 
 
 def test_search_settings_are_the_shared_part():
-    assert {f.name for f in fields(SearchSettings)} < {f.name for f in fields(S)}
+    assert {f.name for f in fields(SearchSettings)} < {f.name for f in fields(RunSettings)}
+    assert {f.name for f in fields(RunSettings)} == {f.name for f in fields(S)} & {f.name for f in fields(SearchCifarSettings)}
 
 
 def test_percent_signs_in_help_do_not_break_it(capsys):

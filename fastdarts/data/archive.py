@@ -24,7 +24,7 @@ def content_bytes(path: Path) -> int:
             return sum(member.file_size for member in archive.infolist())
     except DAMAGE as error:
         wanted = "give a folder of CIFAR's python batches or of images, or a whole .npz"
-        raise DataError(f"{path} is no whole .npz file ({error}): {wanted}") from error
+        raise DataError(f"{path} is no whole .npz file ({_reason(error)}): {wanted}") from error
 
 
 def read_archive(path: Path) -> tuple[np.ndarray | list[bytes], np.ndarray]:
@@ -42,13 +42,17 @@ def read_archive(path: Path) -> tuple[np.ndarray | list[bytes], np.ndarray]:
     except DataError:
         raise
     except DAMAGE as error:
-        raise DataError(f"{path} is no whole .npz file of plain arrays ({error}): write it anew") from error
+        raise DataError(f"{path} is no whole .npz file of plain arrays ({_reason(error)}): write it anew") from error
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{path}: labels must be whole numbers, one for each image; they are {labels.dtype} {labels.shape}")
     labels = labels.astype(np.int64)
     return (_pixels(path, data) if offsets is None else _jpegs(path, data, offsets)), labels
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _name(path: Path, names: list[str], among: tuple[str, ...]) -> str:

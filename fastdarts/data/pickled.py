@@ -72,7 +72,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; a folder of CIFAR's python batches has it") from error
     except Exception as error:  # whatever a pickle makes go wrong is about this file
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is no whole batch of CIFAR ({reason}); unpack the archive again") from error
     raise DataError(f"{path} is no batch of CIFAR: it holds a {type(content).__name__}, not a dict")
 
@@ -89,11 +89,11 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """An array instead of its stand-in, text instead of bytes."""
+    """An array instead of its stand-in, text instead of bytes; of a list, no deeper."""
     if isinstance(value, _Array):
         return value.array()
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_text(item) if isinstance(item, bytes) else item for item in value]
     return _text(value) if isinstance(value, bytes) else value
 
 
