@@ -3,22 +3,30 @@
 from fastdarts.config import ConfigError, SearchImagenetSettings
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.ops.patch_mask import num_masked
-from fastdarts.spaces import S0
+from fastdarts.search import Stage
+from fastdarts.spaces import S0, Space
 from fastdarts.supernet import Supernet
 
 
-def build(settings: SearchImagenetSettings, num_classes: int) -> tuple[Supernet, Objective]:
-    """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit."""
+def build(
+    settings: SearchImagenetSettings, num_classes: int, space: Space = S0, stage: Stage | None = None
+) -> tuple[Supernet, Objective]:
+    """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit.
+
+    stage  of a search in stages, with its `space`; None: settings.layers cells without dropout
+    """
+    layers = settings.layers if stage is None or stage.layers is None else stage.layers
     try:
         supernet = Supernet(
-            S0,
+            space,
             C=settings.init_channels,
-            layers=settings.layers,
+            layers=layers,
             stem="imagenet",
             partial_channels=settings.partial_channels,
             channel_sampling=settings.channel_sampling,
             seed=settings.seed,
             backend=settings.backend,
+            skip_dropout=stage is not None and stage.dropout > 0,
         )
         if settings.objective == "supervised":
             objective: Objective = Classification(supernet, num_classes)

@@ -17,8 +17,9 @@ from fastdarts.engine import RunFolder, World
 from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
-from fastdarts.search import SoftmaxRelaxation
-from fastdarts.spaces import S0
+from fastdarts.search import SoftmaxRelaxation, Stage, stages_of
+from fastdarts.search.progressive import heaviest, moving_epochs
+from fastdarts.spaces import S0, Space
 from fastdarts.supernet import Supernet
 
 log = logging.getLogger("fastdarts")
@@ -59,17 +60,22 @@ def prepare(settings: SearchImagenetSettings, images: Images, folder: RunFolder,
     return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
 
 
-def _on_meta(settings: SearchImagenetSettings, images: Images) -> tuple[Supernet, Objective]:
+def _on_meta(settings: SearchImagenetSettings, images: Images, space: Space, stage: Stage) -> tuple[Supernet, Objective]:
     with torch.device("meta"):
-        return build(settings, len(images.index.classes))
+        return build(settings, len(images.index.classes), space, stage)
 
 
 def _memory(settings: SearchImagenetSettings, images: Images, world: World) -> int:
-    """Bytes that a rank's steps take at most, about, with the batches that wait for them."""
-    relaxation = SoftmaxRelaxation(S0, edge_normalization=settings.edge_normalization, device="meta")
+    """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most."""
+    return max(_stage_memory(settings, images, world, stage) for stage in stages_of(settings, settings.layers, S0))
+
+
+def _stage_memory(settings: SearchImagenetSettings, images: Images, world: World, stage: Stage) -> int:
+    space = heaviest(S0, stage)
+    relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     batch = engine.meta_batch(settings.batch_size // world.size, settings.image_size)
     return engine.step_bytes(
-        *_on_meta(settings, images),
+        *_on_meta(settings, images, space, stage),
         relaxation,
         batch,
         settings.device,
@@ -139,9 +145,11 @@ def _told(settings: SearchImagenetSettings, images: Images, memory: int, steps: 
     Raises ConfigError for steps that are not there.
     """
     index = images.index
-    supernet, _ = _on_meta(settings, images)
-    moving = max(settings.epochs - settings.begin, 0)
+    stages = stages_of(settings, settings.layers, S0)
+    supernet, _ = _on_meta(settings, images, S0, stages[0])
+    moving = moving_epochs(stages, settings.epochs)
     passes = settings.batch_size * steps * (settings.epochs + moving)
+    of_each = " of each stage" if len(stages) > 1 else ""
     weights = sum(w.numel() for w in supernet.parameters())
     lines = [
         f"objective {settings.objective}, space {S0.name}, {settings.layers} cells, C = {settings.init_channels}, "
@@ -149,7 +157,8 @@ def _told(settings: SearchImagenetSettings, images: Images, memory: int, steps: 
         f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
         f"{settings.image_size} px, batch {settings.batch_size}",
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
-        f"{moving} (--begin {settings.begin}); {passes} image passes forward and backward",
+        f"{moving // len(stages)}{of_each} (--begin {settings.begin}); {passes} image passes forward and backward",
+        *_stages(stages),
         f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
         + ("" if world.alone else ", for each rank"),
         *_shares(settings, world),
@@ -171,6 +180,13 @@ def _told(settings: SearchImagenetSettings, images: Images, memory: int, steps: 
             f"images would take {scaled:.3g}"
         )
     return "\n".join(lines)
+
+
+def _stages(stages: tuple[Stage, ...]) -> list[str]:
+    """The plan's line on stages, where there are several."""
+    if len(stages) == 1:
+        return []
+    return [f"stages of {stages[0].epochs} epochs: {'; '.join(map(str, stages))}"]
 
 
 def _shares(settings: SearchImagenetSettings, world: World) -> list[str]:

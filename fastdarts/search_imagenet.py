@@ -33,12 +33,14 @@ from fastdarts.engine import (
 )
 from fastdarts.images import Images
 from fastdarts.input import Input, forecast, open_input
+from fastdarts.objectives import Objective
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.plan import free_for, prepare, too_little
-from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, Search, tf32
+from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, Progressive, Search, Stage, stages_of, tf32
 from fastdarts.search.optimizers import check_backend
 from fastdarts.session import PICTURES, Session
-from fastdarts.spaces import KINDS, S0
+from fastdarts.spaces import KINDS, S0, Space
+from fastdarts.supernet import Supernet
 
 PROG = "python -m fastdarts.search_imagenet"
 NOT_IMAGENET = "No --data: this searches a generated sample of textures and shapes, NOT ImageNet."
@@ -118,6 +120,7 @@ def resolve(given: dict[str, Any], seat: Seat = Seat()) -> SearchImagenetSetting
     if "epochs" in given:  # alpha's start and the warm-up, in PC-DARTS' proportion: 35 and 5 of 50
         values = values | {"begin": given["epochs"] * 35 // 50, "warmup_epochs": given["epochs"] * 5 // 50} | given
     settings = SearchImagenetSettings.make(values)
+    stages_of(settings, settings.layers, S0)
     if settings.objective == "mae":
         check_patches(settings.image_size, settings.patch_size, settings.mask_ratio)
     settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
@@ -231,15 +234,28 @@ def _looked_into(settings: SearchImagenetSettings, images: Images, folder: RunFo
 
 def _start(settings: SearchImagenetSettings, images: Images, given: Input, world: World) -> Search:
     """The search at its beginning, with the same weights on all ranks."""
-    torch.manual_seed(settings.seed)
-    supernet, objective = build(settings, len(images.index.classes))
-    supernet.to(settings.device, memory_format=torch.channels_last)
-    objective.to(settings.device)
-    if settings.sync_bn and not world.alone:
-        supernet.synchronise(world)
-    ranks = None if world.alone else world
-    search = Search(supernet, objective, given.train, given.val, settings, eval_loader=given.evaluation, ranks=ranks)
-    search.take_step = CapturedBilevel(search.bilevel, settings.cuda_graph)
+
+    def make(space: Space, stage: Stage) -> tuple[Supernet, Objective]:
+        supernet, objective = build(settings, len(images.index.classes), space, stage)
+        supernet.to(settings.device, memory_format=torch.channels_last)
+        objective.to(settings.device)
+        if settings.sync_bn and not world.alone:
+            supernet.synchronise(world)
+        return supernet, objective
+
+    stages = Progressive(stages_of(settings, settings.layers, S0), make, settings.seed)
+    supernet, objective = stages.begin(0, S0)
+    search = Search(
+        supernet,
+        objective,
+        given.train,
+        given.val,
+        settings,
+        eval_loader=given.evaluation,
+        ranks=None if world.alone else world,
+        captured=lambda bilevel: CapturedBilevel(bilevel, settings.cuda_graph),
+        progressive=stages if settings.progressive else None,
+    )
     world.copy_from_lead([*world.named(search).values(), *supernet.buffers(), *objective.buffers()])
     return search
 
