@@ -78,9 +78,8 @@ class Sharp(SoftmaxRelaxation):
 
 
 def test_a_method_of_its_own_is_a_row_and_a_class() -> None:
-    fixed = Genotype(
-        (("skip_connect", 0), ("skip_connect", 1)) * 2, (2, 3), (("skip_connect", 0), ("skip_connect", 1)) * 2, (2, 3)
-    )
+    cell = (("skip_connect", 0), ("skip_connect", 1)) * 2
+    fixed = Genotype(cell, (2, 3), cell, (2, 3))
     row = Method("nobody", relaxation=Sharp, selection=lambda space, weights: fixed, edge={"edge_normalization": False})
     torch.manual_seed(0)
     supernet = Supernet(SPACE, C=4, layers=3)
