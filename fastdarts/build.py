@@ -1,51 +1,110 @@
 """From settings to the supernet and the objective of a search."""
 
-from fastdarts.config import ConfigError, SearchImagenetSettings
-from fastdarts.objectives import Classification, MaskedReconstruction, Objective
+from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
+from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Classification, MaskedReconstruction, Objective
 from fastdarts.ops.patch_mask import num_masked
 from fastdarts.search import Stage
-from fastdarts.spaces import S0, Space
-from fastdarts.supernet import Supernet
+from fastdarts.spaces import Space, SpaceError, named, nats
+from fastdarts.spaces.lookup import Lookup, TableError
+from fastdarts.supernet import NASBench201Supernet, Network, Supernet
+
+CIFAR10_MEAN, CIFAR10_STD = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS'
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # P-DARTS'
+Colour = tuple[float, float, float]  # RGB, of pixels in [0, 1]
 
 
-def build(
-    settings: SearchImagenetSettings, num_classes: int, space: Space = S0, stage: Stage | None = None
-) -> tuple[Supernet, Objective]:
+def space_of(settings: RunSettings) -> Space:
+    """Where the search looks. Raises ConfigError."""
+    try:
+        return named(settings.space)
+    except SpaceError as error:
+        raise ConfigError(f"--space: {error}") from error
+
+
+def benchmark_of(settings: RunSettings, space: Space) -> Lookup | None:
+    """The table to look the found cell up in. Raises ConfigError for one that cannot be read, or is of another space."""
+    if settings.benchmark is None:
+        return None
+    if space.skeleton != "nasbench201":
+        raise ConfigError(f"--benchmark: the cells of space {space.name} are in no table, those of nasbench201 are")
+    try:
+        return nats.read(settings.benchmark)
+    except (TableError, OSError) as error:
+        raise ConfigError(f"--benchmark {settings.benchmark}: {error}") from error
+
+
+def build(settings: RunSettings, space: Space, num_classes: int, stage: Stage | None = None) -> tuple[Network, Objective]:
     """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit.
 
     stage  of a search in stages, with its `space`; None: settings.layers cells without dropout
     """
-    layers = settings.layers if stage is None or stage.layers is None else stage.layers
     try:
-        supernet = Supernet(
-            space,
-            C=settings.init_channels,
-            layers=layers,
-            stem="imagenet",
-            partial_channels=settings.partial_channels,
-            channel_sampling=settings.channel_sampling,
-            seed=settings.seed,
-            backend=settings.backend,
-            skip_dropout=stage is not None and stage.dropout > 0,
-        )
-        if settings.objective == "supervised":
-            objective: Objective = Classification(supernet, num_classes)
-        else:
-            objective = MaskedReconstruction(
-                supernet.tap_channels,
-                mask_ratio=settings.mask_ratio,
-                patch_size=settings.patch_size,
-                mask_token=settings.mask_token,
-                norm=settings.loss,
-                seed=settings.seed,
-                backend=settings.backend,
-            )
+        supernet = _supernet(settings, space, stage or Stage(settings.epochs, settings.begin))
+        objective = _objective(settings, supernet, num_classes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if settings.image_size % supernet.multiple:
-        fits = f"a multiple of {supernet.multiple} is needed"
-        raise ConfigError(f"--image_size {settings.image_size} does not fit the stem and two reductions: {fits}")
+    size, multiple = settings.image_size, supernet.multiple
+    if size % multiple:
+        fits = f"a multiple of {multiple} is needed, as {max(1, size // multiple) * multiple}"
+        raise ConfigError(f"--image_size {size} does not fit the stem and two reductions: {fits}")
     return supernet, objective
+
+
+def _supernet(settings: RunSettings, space: Space, stage: Stage) -> Network:
+    """Raises ValueError for sizes that do not fit, ConfigError for a setting that the network does not have."""
+    if space.skeleton == "nasbench201":
+        if not isinstance(settings, SearchCifarSettings):
+            raise ConfigError(f"space {space.name}: NAS-Bench-201's network is for small images, take fastdarts.search_cifar")
+        if settings.partial_channels != 1 or settings.edge_normalization:
+            raise ConfigError(f"space {space.name}: partial channels and weights of edges are of DARTS' cells only")
+        return NASBench201Supernet(
+            space,
+            C=settings.init_channels,
+            cells_per_stage=settings.stage_cells,
+            batch_norm=settings.cell_norm,
+            seed=settings.seed,
+            backend=settings.backend,
+        )
+    return Supernet(
+        space,
+        C=settings.init_channels,
+        layers=stage.layers or settings.layers,
+        stem="cifar" if isinstance(settings, SearchCifarSettings) else "imagenet",
+        partial_channels=settings.partial_channels,
+        channel_sampling=settings.channel_sampling,
+        seed=settings.seed,
+        backend=settings.backend,
+        skip_dropout=stage.dropout > 0,
+    )
+
+
+def _objective(settings: RunSettings, supernet: Network, num_classes: int) -> Objective:
+    """What is minimised. Raises ValueError for sizes that do not fit."""
+    mean, std = normalisation(settings, num_classes)
+    if settings.objective == "supervised":
+        return Classification(supernet, num_classes, mean=mean, std=std)
+    check_patches(settings.image_size, settings.patch_size, settings.mask_ratio)
+    return MaskedReconstruction(
+        supernet.tap_channels,
+        mask_ratio=settings.mask_ratio,
+        patch_size=settings.patch_size,
+        mask_token=settings.mask_token,
+        norm=settings.loss,
+        seed=settings.seed,
+        mean=mean,
+        std=std,
+        backend=settings.backend,
+    )
+
+
+def normalisation(settings: RunSettings, num_classes: int) -> tuple[Colour, Colour]:
+    """Mean and standard deviation that pixels are normalised with: ImageNet's, or those customary for CIFAR.
+
+    CIFAR-100's with 100 classes, else CIFAR-10's, also for images of one's own and for the generated sample.
+    """
+    if not isinstance(settings, SearchCifarSettings):
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (CIFAR100_MEAN, CIFAR100_STD) if num_classes == 100 else (CIFAR10_MEAN, CIFAR10_STD)
 
 
 def check_patches(image_size: int, patch_size: int, ratio: float) -> None:

@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from fastdarts.spaces import Architecture, Kind, Wiring
+
 Gene = tuple[str, int]  # (operation, number of the input state)
 
 
@@ -102,6 +104,27 @@ class Genotype:
     def operations(self, kind: str) -> list[str]:
         """The operations of the `normal` or `reduce` cell, in the genes' order."""
         return [op for op, _ in getattr(self, kind)]
+
+    def wirings(self) -> dict[Kind, Wiring]:
+        """How its cells are connected."""
+        inputs = ("c_{k-2}", "c_{k-1}")
+        return {
+            kind: Wiring(inputs, tuple((op, state, gene // 2) for gene, (op, state) in enumerate(getattr(self, kind))), concat)
+            for kind, concat in (("normal", self.normal_concat), ("reduce", self.reduce_concat))
+        }
+
+
+def read_architecture(text: str) -> Genotype | Architecture:
+    """A discrete architecture from its text: `Genotype(...)`, or NAS-Bench-201's `|op~0|+...`.
+
+    Raises GenotypeError, ArchitectureError (both ValueError).
+    """
+    return Architecture.from_text(text) if text.lstrip().startswith("|") else Genotype.from_text(text)
+
+
+def read_architecture_json(text: str) -> Genotype | Architecture:
+    """The inverse of to_json of either. Raises GenotypeError, ArchitectureError (both ValueError)."""
+    return Architecture.from_json(text) if '"ops":' in text else Genotype.from_json(text)
 
 
 _FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")

@@ -1,7 +1,7 @@
-"""Where the batches of one search come from: the resident cache where it has room, else DALI or torchvision."""
+"""What a search takes its batches from, and where those of image files come from: cache, DALI or torchvision."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.config import ConfigError, SearchImagenetSettings
+from fastdarts.config import ConfigError, RunSettings, SearchImagenetSettings
 from fastdarts.data import (
     BatchSampler,
     Cache,
@@ -29,23 +29,29 @@ from fastdarts.data import (
 from fastdarts.data.crop import kept_side
 from fastdarts.data.decode import header_size, pillow_warnings
 from fastdarts.engine import World, now_and_then
-from fastdarts.images import Images
+from fastdarts.images import ImageFiles, Images
 from fastdarts.ops.philox import Stream
 
 SAMPLED = 200  # files whose headers tell a plan how large the cache will be
 log = logging.getLogger("fastdarts")
 
+Made = tuple[Loader, Loader, Iterable[Batch], dict[str, Any]]  # train, val, evaluation, facts
+
 
 class Input(NamedTuple):
     """Both training loaders and the evaluation pass of a search, on its device.
 
-    facts  what settings.json says of them: what makes the batches, where the cache is, its bytes and short side
+    pictures  one batch of the first images of `evaluation`, on the CPU
+    facts     what settings.json says of them: the route (what makes the batches), and what there is to tell of it
+    told      the same as a line of the log
     """
 
     train: Loader
     val: Loader
     evaluation: Iterable[Batch]
+    pictures: Iterable[Batch]
     facts: dict[str, Any]
+    told: str
 
     def close(self) -> None:
         """End what the loaders have started."""
@@ -53,7 +59,20 @@ class Input(NamedTuple):
         self.val.close()
 
 
-def steps_of_an_epoch(settings: SearchImagenetSettings, images: Images, ranks: int = 1) -> int:
+class Source(NamedTuple):
+    """Where a command's images come from.
+
+    images      chooses them
+    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: makes batches of them
+    forecast    (settings, images, reserved, world) -> what open_input would do, in words
+    """
+
+    images: type[Images]
+    open_input: Callable[..., Input]
+    forecast: Callable[..., str]
+
+
+def steps_of_an_epoch(settings: RunSettings, images: Images, ranks: int = 1) -> int:
     """Batches of an epoch. Raises DataError where a split is smaller than a batch, or ranks cannot share one equally."""
     order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
     parts = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
@@ -61,7 +80,7 @@ def steps_of_an_epoch(settings: SearchImagenetSettings, images: Images, ranks: i
     return len(train)
 
 
-def forecast(settings: SearchImagenetSettings, images: Images, reserved: int, world: World) -> str:
+def forecast(settings: SearchImagenetSettings, images: ImageFiles, reserved: int, world: World) -> str:
     """Where the images will come from, in words, as far as the headers of SAMPLED files tell. Arguments as of open_input.
 
     By one rank. Files without a header are passed over: a search leaves them out. Raises ConfigError and DataError for a
@@ -83,12 +102,12 @@ def forecast(settings: SearchImagenetSettings, images: Images, reserved: int, wo
 
 def open_input(
     settings: SearchImagenetSettings,
-    images: Images,
+    images: ImageFiles,
     *,
-    workers: int,
     threads: int,
     saved: Mapping[str, Any] | None,
     reserved: int,
+    pictures: int,
     world: World | None = None,
 ) -> Input:
     """The loaders of a search; the cache is filled. What was chosen, and why, goes to the log.
@@ -97,10 +116,10 @@ def open_input(
     memory or in RAM; a file in --cache_folder is written once and shared by the ranks of a node.
 
     images    with sizes
-    workers   processes or threads that decode during the search
-    threads   that decode into the cache before it
+    threads   that decode into the cache before the search
     saved     `facts` of the run that is continued: "auto" keeps its choice where it can, another one is said
     reserved  bytes of the device that the search itself takes
+    pictures  images of Input.pictures
     world     the ranks that share each batch
     Raises ConfigError and DataError for a choice that cannot be had, DataError for a file that does not decode any more.
     """
@@ -121,40 +140,43 @@ def open_input(
         own = world.together(lambda: _route(settings, saved))
         route, told = world.lead(lambda: own)
         log.info(told)
+        workers = settings.workers if settings.workers >= 0 else max(1, min(8, threads - 1))
         make = partial(_decoding, settings, images, route, workers, common)
     else:
         make = partial(_cached, settings, images, layout, place.where, threads, common)
-    given = world.together(make)
+    train, val, evaluation, facts = world.together(make)
+    small = EvalLoader(images.index, images.val[:pictures], batch_size=pictures, image_size=settings.image_size, workers=0)
+    given = Input(train, val, evaluation, small, facts, "input: {route}, --cache {cache}".format(**facts))
     if saved and saved["route"] != given.facts["route"]:
         before, now = saved["route"], given.facts["route"]
         log.warning(f"the run's images came from {before} so far and come from {now} from now on: {_same({before, now})}")
     return given
 
 
-def _orders(settings: SearchImagenetSettings, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+def orders(settings: RunSettings, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
     """Of both splits: their images, and what all loaders are told."""
     splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
     return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]
 
 
-def _decoding(settings: SearchImagenetSettings, images: Images, route: str, workers: int, common: dict[str, Any]) -> Input:
+def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, workers: int, common: dict[str, Any]) -> Made:
     """Loaders that decode files during the search."""
     make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
-    train, val = (make(images, split, workers, order) for split, order in _orders(settings, images, common))
+    train, val = (make(images, split, workers, order) for split, order in orders(settings, images, common))
     evaluation = EvalLoader(images.index, images.val, workers=workers, **common)
-    return Input(train, val, evaluation, {"route": route, "cache": "off"})
+    return train, val, evaluation, {"route": route, "cache": "off"}
 
 
 def _cached(
-    settings: SearchImagenetSettings, images: Images, layout: Layout, where: str, threads: int, common: dict[str, Any]
-) -> Input:
+    settings: SearchImagenetSettings, images: ImageFiles, layout: Layout, where: str, threads: int, common: dict[str, Any]
+) -> Made:
     """Fills the cache; loaders that cut batches out of it."""
     device = settings.device if where == "device" else "cpu"
     progress = now_and_then("decoding images into the cache")
     cache = Cache.make(layout, device, folder=_folder(settings), threads=threads, progress=progress)
-    train, val = (CacheLoader(cache, split, **order) for split, order in _orders(settings, images, common))
+    train, val = (CacheLoader(cache, split, **order) for split, order in orders(settings, images, common))
     facts = {"route": "cache", "cache": where, "bytes": layout.bytes, "short_side": _short(settings)}
-    return Input(train, val, CacheEvalLoader(cache, images.val, **common), facts)
+    return train, val, CacheEvalLoader(cache, images.val, **common), facts
 
 
 def _same(routes: set[str]) -> str:
@@ -165,15 +187,15 @@ def _same(routes: set[str]) -> str:
     return f"order, boxes and flips stay the same, {rest}"
 
 
-def _torchvision(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+def _torchvision(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
     return FolderLoader(images.index, split, workers=workers, **order)
 
 
-def _dali(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+def _dali(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
     return DaliLoader(images.index, split, threads=max(1, workers), **order)
 
 
-def _dali_reader(images: Images, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+def _dali_reader(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
     return DaliReaderLoader(images.index, split, threads=max(1, workers), **order)
 
 
@@ -185,7 +207,7 @@ def _folder(settings: SearchImagenetSettings) -> Path | None:
     return Path(settings.cache_folder).expanduser() if settings.cache_folder else None
 
 
-def _layout(settings: SearchImagenetSettings, images: Images, chosen: Tensor, sizes: Tensor) -> Layout:
+def _layout(settings: SearchImagenetSettings, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> Layout:
     return Layout.of(images.index, chosen, sizes, _short(settings))
 
 
@@ -229,3 +251,6 @@ def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) ->
             raise ConfigError(f"--loader {route}: {why_not}")
         return route, f"loader: {route}"
     return ("torchvision", f"loader: torchvision; not DALI: {why_not}") if why_not else ("dali", "loader: DALI")
+
+
+FILES = Source(ImageFiles, open_input, forecast)

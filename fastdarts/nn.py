@@ -13,7 +13,7 @@ from fastdarts.ops.masked_loss import masked_loss
 from fastdarts.ops.mixed_cell import channel_shuffle, mixed_cell
 from fastdarts.ops.patch_mask import patch_mask
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
-from fastdarts.spaces import CANDIDATES, S0, Space
+from fastdarts.spaces import S0, Space
 from fastdarts.supernet import Cell as FusedCell
 from fastdarts.supernet.candidates import NAMES, names_of_edge
 from fastdarts.supernet.cell import CellWeights
@@ -50,8 +50,8 @@ class MixedOp(PackedEdges):
     ) -> None:
         if not primitives:
             raise ValueError("primitives: at least one candidate is needed")
-        if unknown := [name for name in primitives if name not in CANDIDATES]:
-            raise ValueError(f"unknown primitives {', '.join(unknown)}; known are {', '.join(CANDIDATES)}")
+        if unknown := [name for name in primitives if name not in NAMES]:
+            raise ValueError(f"unknown primitives {', '.join(unknown)}; known are {', '.join(NAMES)}")
         _check_channels(C, partial_channels)
         graph = Graph(1, 1, (Edge(0, 0, stride, tuple(NAMES[name].code for name in primitives)),))
         super().__init__(graph, *names_of_edge(primitives, stride), C, partial_channels, backend)

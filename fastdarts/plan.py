@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 
 from fastdarts import engine
-from fastdarts.build import build
-from fastdarts.config import ConfigError, SearchImagenetSettings
+from fastdarts.build import build, space_of
+from fastdarts.config import ConfigError, RunSettings
 from fastdarts.data import room
 from fastdarts.data.ahead import DEPTH
 from fastdarts.engine import RunFolder, World
@@ -19,8 +19,8 @@ from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
 from fastdarts.search import SoftmaxRelaxation, Stage, stages_of
 from fastdarts.search.progressive import heaviest, moving_epochs
-from fastdarts.spaces import S0, Space
-from fastdarts.supernet import Supernet
+from fastdarts.spaces import Space
+from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
 
@@ -38,12 +38,12 @@ class Free(NamedTuple):
 class Plan(NamedTuple):
     """The settings with their batch size, bytes of a rank's step, and the plan."""
 
-    settings: SearchImagenetSettings
+    settings: RunSettings
     memory: int
     told: str
 
 
-def free_for(settings: SearchImagenetSettings, world: World) -> Free:
+def free_for(settings: RunSettings, world: World) -> Free:
     """What the rank with the least may take; ranks that share a device share it equally."""
     seat = world.seat
     there = (seat.rank - seat.local_rank, settings.device)  # a node's first rank names it
@@ -52,7 +52,7 @@ def free_for(settings: SearchImagenetSettings, world: World) -> Free:
     return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
-def prepare(settings: SearchImagenetSettings, images: Images, folder: RunFolder, free: Free, world: World) -> Plan:
+def prepare(settings: RunSettings, images: Images, folder: RunFolder, free: Free, world: World) -> Plan:
     """By one rank. Raises ConfigError and DataError for what does not fit."""
     settings = _fitting(settings, images, folder, free, world)
     steps = steps_of_an_epoch(settings, images, world.size)
@@ -60,36 +60,37 @@ def prepare(settings: SearchImagenetSettings, images: Images, folder: RunFolder,
     return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
 
 
-def _on_meta(settings: SearchImagenetSettings, images: Images, space: Space, stage: Stage) -> tuple[Supernet, Objective]:
+def _on_meta(settings: RunSettings, images: Images, space: Space, stage: Stage) -> tuple[Network, Objective]:
     with torch.device("meta"):
-        return build(settings, len(images.index.classes), space, stage)
+        return build(settings, space, len(images.index.classes), stage)
 
 
-def _memory(settings: SearchImagenetSettings, images: Images, world: World) -> int:
+def _memory(settings: RunSettings, images: Images, world: World) -> int:
     """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most."""
-    return max(_stage_memory(settings, images, world, stage) for stage in stages_of(settings, settings.layers, S0))
+    space = space_of(settings)
+    stages = stages_of(settings, settings.layers, space)
+    return max(_stage_memory(settings, images, world, heaviest(space, stage), stage) for stage in stages)
 
 
-def _stage_memory(settings: SearchImagenetSettings, images: Images, world: World, stage: Stage) -> int:
-    space = heaviest(S0, stage)
+def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:
+    supernet, objective = _on_meta(settings, images, space, stage)
     relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     batch = engine.meta_batch(settings.batch_size // world.size, settings.image_size)
     return engine.step_bytes(
-        *_on_meta(settings, images, space, stage),
+        supernet,
+        objective,
         relaxation,
         batch,
         settings.device,
         amp=settings.amp,
         unrolled=settings.unrolled,
-        hessian=bool(settings.hessian_every),
+        hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
         ahead=2 * (DEPTH + 1),
         averaged=not world.alone,
     )
 
 
-def _fitting(
-    settings: SearchImagenetSettings, images: Images, folder: RunFolder, free: Free, world: World
-) -> SearchImagenetSettings:
+def _fitting(settings: RunSettings, images: Images, folder: RunFolder, free: Free, world: World) -> RunSettings:
     """The settings with the batch size that "auto" stands for: a continued run's own, else the largest that fits.
 
     Raises ConfigError where none does.
@@ -118,7 +119,7 @@ def _multiple(world: World) -> int:
     return lcm(engine.STEP, world.size)
 
 
-def _largest(settings: SearchImagenetSettings, images: Images, free: Free, most: int, world: World) -> int:
+def _largest(settings: RunSettings, images: Images, free: Free, most: int, world: World) -> int:
     """The largest batch over all ranks, at most `most`, whose step fits in what is free; 0 where none does."""
 
     def peak(batch_size: int) -> int:
@@ -127,7 +128,7 @@ def _largest(settings: SearchImagenetSettings, images: Images, free: Free, most:
     return engine.largest_batch(peak, int(room.SHARE * free.bytes), most, _multiple(world))
 
 
-def too_little(settings: SearchImagenetSettings, images: Images, memory: int, free: Free, world: World) -> str:
+def too_little(settings: RunSettings, images: Images, memory: int, free: Free, world: World) -> str:
     """What to do where memory gave out, with figures."""
     largest = _largest(settings, images, free, settings.batch_size - 1, world)
     share, were = settings.batch_size // world.size, room.gib(free.bytes)
@@ -139,21 +140,22 @@ def too_little(settings: SearchImagenetSettings, images: Images, memory: int, fr
     return f"{told}: --batch_size {largest} is the largest smaller one that fits"
 
 
-def _told(settings: SearchImagenetSettings, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
+def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
     """What will be done, in a few lines; `memory` are the bytes of a rank's step, `steps` those of an epoch.
 
     Raises ConfigError for steps that are not there.
     """
     index = images.index
-    stages = stages_of(settings, settings.layers, S0)
-    supernet, _ = _on_meta(settings, images, S0, stages[0])
+    space = space_of(settings)
+    stages = stages_of(settings, settings.layers, space)
+    supernet, _ = _on_meta(settings, images, space, stages[0])
     moving = moving_epochs(stages, settings.epochs)
     passes = settings.batch_size * steps * (settings.epochs + moving)
     of_each = " of each stage" if len(stages) > 1 else ""
     weights = sum(w.numel() for w in supernet.parameters())
     lines = [
-        f"objective {settings.objective}, space {S0.name}, {settings.layers} cells, C = {settings.init_channels}, "
-        f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
+        f"objective {settings.objective}, space {supernet.space.name}, {supernet.num_cells} cells, "
+        f"C = {settings.init_channels}, k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
         f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
         f"{settings.image_size} px, batch {settings.batch_size}",
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
@@ -173,11 +175,11 @@ def _told(settings: SearchImagenetSettings, images: Images, memory: int, steps: 
         lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
     if not moving:
         lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
-    if settings.data is not None and settings.batch_size != 1024 and settings.learning_rate == 0.5:
-        scaled = settings.learning_rate * settings.batch_size / 1024
+    batch, published = settings.batch_size, type(settings)
+    if settings.data is not None and batch != published.batch_size and settings.learning_rate == published.learning_rate:
         lines.append(
-            f"note: --learning_rate 0.5 is the published one for batch 1024; in proportion, {settings.batch_size} "
-            f"images would take {scaled:.3g}"
+            f"note: --learning_rate {settings.learning_rate} is the published one for batch {published.batch_size}; in "
+            f"proportion, {batch} images would take {settings.learning_rate * batch / published.batch_size:.3g}"
         )
     return "\n".join(lines)
 
@@ -189,7 +191,7 @@ def _stages(stages: tuple[Stage, ...]) -> list[str]:
     return [f"stages of {stages[0].epochs} epochs: {'; '.join(map(str, stages))}"]
 
 
-def _shares(settings: SearchImagenetSettings, world: World) -> list[str]:
+def _shares(settings: RunSettings, world: World) -> list[str]:
     """The plan's lines on ranks."""
     if world.alone:
         return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []

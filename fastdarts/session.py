@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from math import isfinite
 from pathlib import Path
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from fastdarts.config import SearchImagenetSettings
-from fastdarts.data import EvalLoader, InputStopped
+from fastdarts.batch import Batch
+from fastdarts.config import RunSettings
+from fastdarts.data import InputStopped
 from fastdarts.engine import (
     Asking,
     BadStep,
@@ -34,7 +35,8 @@ from fastdarts.engine import (
 )
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.report import picture_grid, write_report
-from fastdarts.search import COLLAPSE_SKIPS, PARTS, DivergedError, Search, StepReport
+from fastdarts.search import PARTS, DivergedError, Search, StepReport, collapse_line
+from fastdarts.spaces.lookup import CELLS, Lookup, TableError
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
 PICTURES = 8  # images in the reconstruction picture
@@ -58,7 +60,8 @@ class Session:
     A session that is killed loses the steps since its last checkpoint, one that is asked to stop none.
 
     pictures  one batch of images for the reconstruction picture
-    files     names by an image's number, to tell of a bad batch
+    files      names by an image's number, to tell of a bad batch
+    benchmark  what the genotype is looked up in after each epoch; its rank at the end
     stopping  takes the signals; without it nothing but the end stops the search
     world     the ranks that search together: each has a Session, rank 0's alone reads and writes the folder and reports
     """
@@ -67,15 +70,16 @@ class Session:
         self,
         search: Search,
         folder: RunFolder,
-        settings: SearchImagenetSettings,
-        pictures: EvalLoader,
+        settings: RunSettings,
+        pictures: Iterable[Batch],
         *,
         files: Sequence[str],
+        benchmark: Lookup | None = None,
         stopping: Stopping | None = None,
         world: World | None = None,
     ) -> None:
         self.search, self.folder, self.settings, self.pictures, self.files = search, folder, settings, pictures, files
-        self.stopping, self.world = stopping or Stopping(), world or World()
+        self.benchmark, self.stopping, self.world = benchmark, stopping or Stopping(), world or World()
         self.watch: Watch | None = None
         self.recent, self.writer = RecentSteps(), Writer()
         self.best: float | None = None  # lowest validation loss so far
@@ -121,6 +125,9 @@ class Session:
             self.writer.close()
         if state is not None and steps_of(state) == self._steps():
             log.info(f"nothing is left to search in {self.folder.path}")
+        self._tell_truth()
+        if stop := self.search.stop:
+            log.info(f"early stop after epoch {stop.after}: {stop.why}; the result is the genotype of epoch {stop.epoch}")
         return self._publish()
 
     def _search(self) -> None:
@@ -277,6 +284,8 @@ class Session:
 
     def _tell(self, record: dict[str, Any], watch: Watch) -> None:
         """The epoch, in the log and in the folder's files."""
+        if self.benchmark is not None:
+            record["benchmark"] = self._looked_up(self.benchmark, ranks=False)
         timing = watch.timing({name: record.pop(name) for name in TIMING})
         self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
         self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
@@ -291,9 +300,18 @@ class Session:
         )
         log.info(record["genotype"])
         for kind, cell in record["cells"].items():
-            if cell["skips"] >= COLLAPSE_SKIPS:
-                total = 2 * self.search.supernet.space.nodes
-                log.warning(f"the {kind} cell is collapsing: {cell['skips']} of {total} operations are skip connections")
+            if cell["skips"] >= collapse_line(cell["operations"]):
+                told = f"{cell['skips']} of {cell['operations']} operations are skip connections"
+                log.warning(f"the {kind} cell is collapsing: {told}")
+
+    def _tell_truth(self) -> None:
+        """What the benchmark knows of the result, in the log."""
+        if self.benchmark is None or not self.world.leads:
+            return
+        figures = self._looked_up(self.benchmark, ranks=True)
+        tests = [name for name in figures if f"{name}_rank" in figures]
+        told = [f"{name} {figures[name]:.2f} % (rank {figures[f'{name}_rank']} of {CELLS})" for name in tests]
+        log.info(f"true accuracy by {self.benchmark.source}: {', '.join(told)}")
 
     def _is_best(self, valid: dict[str, float] | None) -> bool:
         """Whether these figures of an evaluation have the lowest loss so far, which is remembered."""
@@ -309,14 +327,32 @@ class Session:
             return self.folder["report.html"]
         if isinstance(self.search.objective, MaskedReconstruction):
             self._draw_reconstruction(self.search.objective)
+        write_text(self.folder["genotype.json"], self._genotype())
         return write_report(self.folder.path)
 
     def _genotype(self) -> str:
         """genotype.json: the cell, and what building a network from it needs to know of the search."""
         s = self.settings
-        facts = {"epoch": self.search.epoch, "space": self.search.supernet.space.name}
-        facts |= {"init_channels": s.init_channels, "layers": s.layers, "seed": s.seed}
-        return self.search.genotype().to_json(**facts)
+        stop = self.search.stop
+        facts = {"epoch": stop.epoch if stop else self.search.epoch, "space": self.search.supernet.space.name}
+        of_skeleton = "layers" if self.search.supernet.space.skeleton == "darts" else "stage_cells"
+        facts |= {"init_channels": s.init_channels, of_skeleton: getattr(s, of_skeleton), "seed": s.seed}
+        if self.benchmark is not None:
+            facts["benchmark"] = self._looked_up(self.benchmark, self.search.over)
+        return self.search.result().to_json(**facts | ({"stopped": stop.facts()} if stop else {}))
+
+    def _looked_up(self, benchmark: Lookup, ranks: bool) -> dict[str, float]:
+        """The true accuracies, in percent, of the cell that the search has come to, and their ranks among all cells."""
+        cell = self.search.result()
+        try:
+            figures: dict[str, float] = benchmark.accuracies(cell)
+            if ranks:
+                tests = [column for column in benchmark.columns if column.endswith("_test")]
+                figures |= {f"{column}_rank": benchmark.rank(cell, column)[0] for column in tests}
+        except TableError as error:
+            log.warning(f"not looked up: {error}")
+            return {}
+        return figures
 
     @torch.no_grad()
     def _draw_reconstruction(self, objective: MaskedReconstruction) -> None:

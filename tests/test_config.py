@@ -5,7 +5,8 @@ from typing import Literal, get_origin, get_type_hints
 
 import pytest
 
-from fastdarts.config import SAMPLE_RECIPE, ConfigError, SearchImagenetSettings, SearchSettings, Settings, setting
+from fastdarts.config import ConfigError, SearchImagenetSettings, SearchSettings, Settings, setting
+from fastdarts.search_imagenet import SAMPLE_RECIPE
 
 S = SearchImagenetSettings
 

@@ -11,7 +11,7 @@ from PIL import Image
 from fastdarts.config import SearchImagenetSettings
 from fastdarts.data import DataError
 from fastdarts.engine import RunFolder
-from fastdarts.images import Images
+from fastdarts.images import ImageFiles
 
 
 @pytest.fixture
@@ -27,16 +27,16 @@ def settings(tmp_path: Path) -> SearchImagenetSettings:
     return SearchImagenetSettings(data=str(tmp_path / "images"), **options)
 
 
-def choose(settings: SearchImagenetSettings, written: Images | None = None) -> Images:
+def choose(settings: SearchImagenetSettings, written: ImageFiles | None = None) -> ImageFiles:
     """The images of a new run, or of the one that began with `written`."""
     folder = RunFolder(Path(settings.save))
     if written is not None:
         written.write(folder)
         folder.saved = {"data": written.facts()}
-    return Images.choose(settings, folder)
+    return ImageFiles.choose(settings, folder)
 
 
-def expected(images: Images) -> torch.Tensor:
+def expected(images: ImageFiles) -> torch.Tensor:
     sizes = torch.zeros(len(images.index), 2, dtype=torch.int32)
     for i in torch.cat([images.train, images.val]).tolist():
         with Image.open(images.index.path(i)) as image:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastdarts.data import DataError, ImageIndex
-from fastdarts.images import Images
+from fastdarts.images import ImageFiles
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.search_imagenet import main, resolve
 from tests.runs import free_port
@@ -73,7 +73,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(tree: Path) -> None:
     index = ImageIndex.from_root(tree)
     settings = resolve({"data": str(tree), "batch_size": 3})
     with pytest.raises(DataError, match="batch_size 3 cannot be shared equally by 2 ranks: take a multiple"):
-        steps_of_an_epoch(settings, Images(index, torch.arange(8), torch.arange(8, 16)), 2)
+        steps_of_an_epoch(settings, ImageFiles(index, torch.arange(8), torch.arange(8, 16)), 2)
 
 
 @pytest.mark.campaign

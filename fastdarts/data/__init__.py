@@ -5,6 +5,8 @@ of workers or ranks, nor on where it was interrupted.
 """
 
 from fastdarts.data import dali, room
+from fastdarts.data.array_loader import ArrayEvalLoader, ArrayLoader, Pixels
+from fastdarts.data.arrays import ImageArray, read_images, sample_images
 from fastdarts.data.cache import Cache, Layout
 from fastdarts.data.cache_loader import CacheEvalLoader, CacheLoader
 from fastdarts.data.crop import crop_box, crop_words, flips
@@ -12,7 +14,7 @@ from fastdarts.data.dali import DaliLoader
 from fastdarts.data.dali_reader import DaliReaderLoader
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
-from fastdarts.data.index import ImageIndex
+from fastdarts.data.index import ImageIndex, Index
 from fastdarts.data.loader import Loader
 from fastdarts.data.remembered import Remembered
 from fastdarts.data.sample import sample_root
@@ -21,6 +23,8 @@ from fastdarts.data.splits import read_list, subsets, write_list
 from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
+    "ArrayEvalLoader",
+    "ArrayLoader",
     "BatchSampler",
     "Cache",
     "CacheEvalLoader",
@@ -30,10 +34,13 @@ __all__ = [
     "DataError",
     "EvalLoader",
     "FolderLoader",
+    "ImageArray",
     "ImageIndex",
+    "Index",
     "InputStopped",
     "Layout",
     "Loader",
+    "Pixels",
     "Remembered",
     "Verified",
     "crop_box",
@@ -41,8 +48,10 @@ __all__ = [
     "dali",
     "flips",
     "image_sizes",
+    "read_images",
     "read_list",
     "room",
+    "sample_images",
     "sample_root",
     "subsets",
     "verify",

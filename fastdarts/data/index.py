@@ -1,9 +1,12 @@
 """The images of a folder in the ImageNet layout, ROOT/SPLIT/CLASS/*, numbered once and for all."""
 
+import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +17,30 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 SHOWN = 5  # names that a message lists
 
 log = logging.getLogger(__name__)
+
+
+class Index(Protocol):
+    """All images that a search may choose from; an image's position is its stable index.
+
+    root     where they come from
+    classes  names
+    files    a name for each image
+    labels   int64 (N,), position of each image's class in `classes`
+    """
+
+    @property
+    def root(self) -> Path: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def files(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Tensor: ...
+    def __len__(self) -> int: ...
+
+    def sha256(self) -> str:
+        """Of all that a continued run must find again."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +91,10 @@ class ImageIndex:
     def path(self, number: int) -> str:
         """Where image `number` lies."""
         return os.path.join(self.root, self.files[number])
+
+    def sha256(self) -> str:
+        """Of the names of all images: an image's number, and with it its randomness, depends on all of them."""
+        return hashlib.sha256("\n".join(self.files).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def listing(folder: Path) -> tuple[list[str], list[str]]:

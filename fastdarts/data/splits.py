@@ -1,4 +1,4 @@
-"""The images that move the weights and those that move alpha: class-balanced, disjoint parts of the train folder."""
+"""The images that move the weights and those that move alpha: class-balanced, disjoint parts of the training images."""
 
 import math
 import os
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fastdarts.data.errors import DataError
-from fastdarts.data.index import ImageIndex, few
+from fastdarts.data.index import Index, few
 from fastdarts.ops.philox import Purpose, Stream, random_words
 
 
-def subsets(index: ImageIndex, train_fraction: float, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def subsets(index: Index, train_fraction: float, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Draw (train, val) of each class: the same fractions of every class, no image in both.
 
     A class' n images are ordered by (random word of `seed`, index). Train takes the first
@@ -29,7 +29,7 @@ def subsets(index: ImageIndex, train_fraction: float, val_fraction: float, seed:
         raise DataError(f"fractions overlap, train_fraction + val_fraction = {total}: make one of them smaller")
     words = random_words(seed, Stream.TRAIN, 0, torch.arange(len(index)), Purpose.SUBSET, 1)[:, 0]
     parts = []
-    for members in torch.arange(len(index)).split(index.labels.bincount().tolist()):
+    for members in index.labels.argsort(stable=True).split(index.labels.bincount().tolist()):
         drawn = members[words[members].sort(stable=True).indices]
         n = len(members)
         n_train = max(1, min(math.floor(train_fraction * n + 0.5), n - 1))
@@ -41,13 +41,13 @@ def subsets(index: ImageIndex, train_fraction: float, val_fraction: float, seed:
     return train, val
 
 
-def write_list(path: str | os.PathLike[str], index: ImageIndex, indices: Tensor) -> None:
+def write_list(path: str | os.PathLike[str], index: Index, indices: Tensor) -> None:
     """Write the names of `indices`, relative to the index' root, one in each line. Raises OSError."""
     text = "".join(f"{index.files[i]}\n" for i in indices.tolist())
     Path(path).write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
-def read_list(path: str | os.PathLike[str], index: ImageIndex) -> Tensor:
+def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
     """The inverse of write_list, for lists of the user's own too: int64 (N,), sorted; blank lines are skipped.
 
     Raises DataError for a list that is unreadable, empty, names an image twice, or names what the index does not hold.

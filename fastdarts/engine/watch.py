@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fastdarts.config import SearchImagenetSettings
+from fastdarts.config import RunSettings
 from fastdarts.engine.cuda_graph import CapturedBilevel
 from fastdarts.engine.profile import Profiler, Window
 from fastdarts.engine.progress import Pace, duration
@@ -26,7 +26,7 @@ class Watch:
     the final status: finished, or stopped and why.
     """
 
-    def __init__(self, search: Search, folder: Path, settings: SearchImagenetSettings) -> None:
+    def __init__(self, search: Search, folder: Path, settings: RunSettings) -> None:
         done = search.epoch * len(search.train_loader) + search.part.steps
         self.status = Status(folder / "status")
         self.stages = Stages(search.take_step) if isinstance(search.take_step, CapturedBilevel) else None

@@ -1,7 +1,8 @@
 """What a person looks at: drawings of cells, curves, reconstructions, and one HTML page about a run."""
 
 from fastdarts.report.cells import draw_cell
-from fastdarts.report.curves import draw_alpha, draw_collapse, draw_losses
+from fastdarts.report.collapse import draw_collapse
+from fastdarts.report.curves import draw_alpha, draw_losses
 from fastdarts.report.page import write_report
 from fastdarts.report.pictures import picture_grid
 from fastdarts.report.run import ReportError

@@ -11,13 +11,14 @@ from matplotlib.path import Path
 from fastdarts.genotype import Genotype
 from fastdarts.report.layout import FONT, Box, Edge, Point, place
 from fastdarts.report.style import FAMILIES, INK, MUTED, family, save
+from fastdarts.spaces import Architecture
 
 _RADIUS, _MARGIN, _HEAD = 0.16, 0.3, 0.5
 _CONCAT = "#9aa5b1"
 
 
-def draw_cell(genotype: Genotype, kind: str, path: str | FilePath) -> None:
-    """Draw the `normal` or `reduce` cell of a genotype into `path`.svg and `path`.png.
+def draw_cell(genotype: Genotype | Architecture, kind: str, path: str | FilePath) -> None:
+    """Draw the `normal` or `reduce` cell of an architecture into `path`.svg and `path`.png.
 
     Edges carry their operations' names and the colour of their family; the grey line is the concatenation. The SVG
     keeps text as text and has the same bytes each time. Raises ValueError for another `kind`, OSError.
@@ -25,11 +26,11 @@ def draw_cell(genotype: Genotype, kind: str, path: str | FilePath) -> None:
     save(cell_figure(genotype, kind), path)
 
 
-def cell_figure(genotype: Genotype, kind: str) -> Figure:
+def cell_figure(genotype: Genotype | Architecture, kind: str) -> Figure:
     """The drawing as a Figure in which one data unit is one inch; its artists have the gids `box-NAME` and `op-GENE`."""
-    if kind not in ("normal", "reduce"):
-        raise ValueError(f"a cell is normal or reduce, not {kind!r}")
-    layout = place(genotype, kind)
+    if (wiring := genotype.wirings().get(kind)) is None:
+        raise ValueError(f"a cell is {' or '.join(genotype.wirings())}, not {kind!r}")
+    layout = place(wiring)
     left, right = -layout.boxes[0].width / 2 - _MARGIN, layout.boxes[-1].x + layout.boxes[-1].width / 2 + _MARGIN
     bottom, top = layout.bottom - _MARGIN - 0.1, layout.top + _MARGIN + _HEAD
     figure = Figure(figsize=(right - left, top - bottom), facecolor="white")
@@ -88,7 +89,7 @@ def _toward(corner: Point, other: Point) -> Point:
 
 
 def _box(axes: Axes, box: Box) -> None:
-    outer = box.name.startswith("c_")
+    outer = not box.name.isdecimal()
     axes.add_patch(
         FancyBboxPatch(
             (box.x - box.width / 2, box.y - box.height / 2),

@@ -1,4 +1,4 @@
-"""The curves of a search: losses, architecture weights, collapse figures.
+"""The curves of a search: losses and architecture weights; what report/collapse.py draws with, too.
 
 `records` are the lines of a run's metrics.jsonl as dicts, of both kinds ("epoch" and "step"), with at least one epoch;
 figures that are None or absent are passed over, NaN leaves a gap. Each function writes `path`.svg and `path`.png;
@@ -13,25 +13,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fastdarts.genotype import Genotype
+from fastdarts.genotype import read_architecture
 from fastdarts.report.heatmap import candidate_columns, draw_heat_map, spread
-from fastdarts.report.run import Record, collapse_line
-from fastdarts.report.style import INK, KIND_COLOURS, MUTED, new_figure, op_styles, save, tidy
+from fastdarts.report.run import Record
+from fastdarts.report.style import INK, MUTED, new_figure, op_styles, save, tidy
 
 _WIDTH = 12.5  # inches
 _MOST_POINTS = 2000  # of one line; a longer one is thinned
 _FEW_EPOCHS = 25  # up to here each one has its marker
 _TRAIN, _ALPHA, _VALID = "#1f6fb4", "#7b4ab5", "#2b8a57"
-_COLLAPSE = {
-    "skips": "skips chosen",
-    "entropy": "entropy of the weights (nats)",
-    "skip_minus_conv": "skip weight minus mean conv",
-}
 
 
 def draw_losses(records: list[Record], path: str | Path) -> None:
     """Training and architecture loss by step and epoch, validation loss with its baseline; beside, other validations."""
-    epochs = _epochs(records)
+    epochs = epochs_of(records)
     valid = [epoch.get("valid") or {} for epoch in epochs]
     others = list(dict.fromkeys(name for figures in valid for name in figures if name not in ("loss", "baseline")))
     panels = new_figure(_WIDTH, 3.9).subplots(1, 1 + len(others), squeeze=False, width_ratios=[2.5] + [1] * len(others))
@@ -42,14 +37,14 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
     steps = steps[:: 1 + len(steps) // _MOST_POINTS]
     for name, label, colour in (("train_loss", "train", _TRAIN), ("alpha_loss", "architecture step", _ALPHA)):
         _line(losses, [r["step"] / per_epoch for r in steps], [r.get(name) for r in steps], color=colour, alpha=0.3)
-        _curve(losses, epochs, [r.get(name) for r in epochs], label=label, color=colour)
-    _curve(losses, epochs, [v.get("loss") for v in valid], label="validation", color=_VALID, linewidth=2.2)
+        curve(losses, epochs, [r.get(name) for r in epochs], label=label, color=colour)
+    curve(losses, epochs, [v.get("loss") for v in valid], label="validation", color=_VALID, linewidth=2.2)
     baseline = [v.get("baseline") for v in valid]
-    _curve(losses, epochs, baseline, label="validation baseline", color=MUTED, linestyle="--")
+    curve(losses, epochs, baseline, label="validation baseline", color=MUTED, linestyle="--")
     losses.legend(frameon=False, fontsize=9, labelcolor=INK)
     for axes, name in zip(panels, others, strict=True):
         tidy(axes, f"validation {name}")
-        _curve(axes, epochs, [v.get(name) for v in valid], color=_VALID, linewidth=2.2)
+        curve(axes, epochs, [v.get(name) for v in valid], color=_VALID, linewidth=2.2)
     save(losses.figure, path)
 
 
@@ -58,12 +53,12 @@ def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path
 
     settings  the content of settings.json; its `candidates` name the operations of each edge, unless an epoch has its own
     """
-    epochs = [epoch for epoch in _epochs(records) if epoch.get("ops")]
+    epochs = [epoch for epoch in epochs_of(records) if epoch.get("ops")]
     if not epochs:
         raise ValueError("no epoch's record holds the operations' weights")
     last = epochs[-1]
     candidates = settings.get("candidates") or {}
-    genotype = Genotype.from_text(last["genotype"]) if last.get("genotype") else None
+    wirings = read_architecture(last["genotype"]).wirings() if last.get("genotype") else {}
     heights = [max(9, len(rows)) for rows in last["ops"].values()]
     figure = new_figure(_WIDTH, 1.6 + 0.27 * sum(heights))
     panels = figure.subplots(len(heights), 2, squeeze=False, width_ratios=[1, 1.5], height_ratios=heights)
@@ -72,12 +67,12 @@ def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path
         tidy(left, f"{kind}: mean weight over the edges")
         means = np.ma.stack([table.mean(axis=0) for table in tables]).filled(np.nan)
         for op, style, line in zip(ops, op_styles(ops), means.T.tolist(), strict=True):
-            _curve(left, epochs, line, label=op, **style)
+            curve(left, epochs, line, label=op, **style)
         place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
         left.legend(frameon=False, fontsize=8, handlelength=3, labelcolor=INK, **place)
         edges = (last.get("edges") or {}).get(kind)
         title = f"{kind}: weights after epoch {last['epoch']}"
-        draw_heat_map(right, tables[-1], ops, edges, getattr(genotype, kind, ()), title)
+        draw_heat_map(right, tables[-1], ops, edges, wirings.get(kind), title)
     save(figure, path)
 
 
@@ -93,42 +88,20 @@ def _tables(
     return ops, [spread(*pair, len(ops)) for pair in zip(rows, columns, strict=True)]
 
 
-def draw_collapse(records: list[Record], path: str | Path) -> None:
-    """What tells a collapse to skips: their number with the line at 5 of 8, entropy, skip minus conv, Hessian."""
-    epochs = _epochs(records)
-    cells = [epoch.get("cells") or {} for epoch in epochs]
-    kinds = list(dict.fromkeys(kind for cell in cells for kind in cell))
-    lines = {name: {k: [cell.get(k, {}).get(name) for cell in cells] for k in kinds} for name in _COLLAPSE}
-    shown = {_COLLAPSE[name]: by_kind for name, by_kind in lines.items() if name == "skips" or _any(by_kind)}
-    hessian = {"hessian": [epoch.get("hessian") for epoch in epochs]}
-    shown |= {"largest eigenvalue of the Hessian": hessian} if _any(hessian) else {}
-    panels = new_figure(_WIDTH, 3.3).subplots(1, len(shown), squeeze=False)[0]
-    for axes, (title, by_kind) in zip(panels, shown.items(), strict=True):
-        tidy(axes, title)
-        for (kind, values), marker in zip(by_kind.items(), "os^D", strict=False):
-            _curve(axes, epochs, values, label=kind, color=KIND_COLOURS.get(kind, MUTED), marker=marker)
-    skips = panels[0]
-    genes = len(Genotype.from_text(epochs[-1]["genotype"]).normal) if epochs[-1].get("genotype") else 8
-    line = collapse_line(genes)
-    skips.axhline(line, color="#b42318", linestyle="--", linewidth=1.2, label=f"collapse: {line} of {genes}")
-    skips.set_ylim(-0.3, genes + 0.3)
-    skips.yaxis.set_major_locator(MaxNLocator(integer=True))
-    skips.legend(frameon=False, fontsize=9, labelcolor=INK)
-    save(skips.figure, path)
-
-
-def _epochs(records: list[Record]) -> list[Record]:
+def epochs_of(records: list[Record]) -> list[Record]:
+    """The records of epochs. Raises ValueError where there is none."""
     epochs = [record for record in records if record["kind"] == "epoch"]
     if not epochs:
         raise ValueError("no epoch is finished yet, so there is nothing to draw")
     return epochs
 
 
-def _any(lines: dict[str, list[float | None]]) -> bool:
+def any_value(lines: dict[str, list[float | None]]) -> bool:
+    """Whether any line has a point."""
     return any(value is not None for line in lines.values() for value in line)
 
 
-def _curve(axes: Axes, epochs: list[Record], values: list[float | None], **style: Any) -> None:
+def curve(axes: Axes, epochs: list[Record], values: list[float | None], **style: Any) -> None:
     """A line over whole epochs, from 0 to a little behind the last, also when there is only one."""
     last = epochs[-1]["epoch"]
     style = {"linewidth": 1.7, "marker": "o", "markersize": 4.5} | style

@@ -3,7 +3,8 @@
 import math
 from typing import Any
 
-from fastdarts.report.run import KINDS, Run, collapse_line
+from fastdarts.report.run import Run
+from fastdarts.search import collapse_line
 
 _OBJECTIVES = {"mae": "Masked-reconstruction search", "supervised": "Supervised search"}
 
@@ -17,7 +18,7 @@ def headline(run: Run) -> str:
 def key_figures(run: Run) -> list[tuple[str, str, str]]:
     """(name, value, remark) of epochs, images, losses, skips and time, as far as they are known."""
     data, last = run.part("data"), run.epochs[-1]
-    figures = [("Epochs", str(last["epoch"]), f"of {run.planned}" if run.planned else "")]
+    figures = [("Epochs", str(last["epoch"]), _of(run))]
     if "train_images" in data:
         figures.append(("Training images", number(data["train_images"]), f"{number(data.get('val_images'))} to validate"))
     figures.append(("Training loss", number(last.get("train_loss")), ""))
@@ -26,9 +27,10 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     figures.append(("Validation loss", number(loss), _against(loss, baseline)))
     figures += [(f"Validation {name}", number(value), "") for name, value in valid.items()]
     if run.genotype:
-        (normal, genes), (reduce, _) = (run.skips(kind) for kind in KINDS)
-        remark = f"normal | reduce, of {genes}; {collapse_line(genes)} is a collapse"
-        figures.append(("Skips", f"{normal} | {reduce}", remark))
+        skips = [run.skips(kind) for kind in run.kinds]
+        genes = skips[0][1]
+        remark = f"{' | '.join(run.kinds)}, of {genes}; {collapse_line(genes)} is a collapse"
+        figures.append(("Skips", " | ".join(str(count) for count, _ in skips), remark))
     seconds = sum(line.get("seconds") or 0 for line in run.timing)
     if seconds:
         images = sum((line.get("seconds") or 0) * (line.get("images_per_s") or 0) for line in run.timing)
@@ -41,6 +43,11 @@ def number(value: Any) -> str:
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "—" if value is None else str(value)
     return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else f"{value:.4g}"
+
+
+def _of(run: Run) -> str:
+    planned = f"of {run.planned}" if run.planned else ""
+    return ", ".join(filter(None, (planned, "stopped early" if run.stopped else "")))
 
 
 def _against(loss: float | None, baseline: float | None) -> str:

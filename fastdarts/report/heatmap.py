@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from fastdarts.genotype import Gene
 from fastdarts.report.style import FAINT, INK, MUTED, printable
+from fastdarts.spaces import Wiring
 
 
 def candidate_columns(rows: list[list[float]], candidates: list[list[str]] | None) -> tuple[list[str], list[list[int]]]:
@@ -31,9 +31,9 @@ def spread(rows: list[list[float]], columns: list[list[int]], width: int) -> np.
     return np.ma.masked_invalid(table)
 
 
-def edge_pairs(count: int) -> list[tuple[int, int]]:
+def edge_pairs(count: int, inputs: int = 2) -> list[tuple[int, int]]:
     """(input state, node) of each of E edges, node by node, as every DARTS codebase numbers them."""
-    pairs = [(state, node) for node in range(count) for state in range(2 + node)]
+    pairs = [(state, node) for node in range(count) for state in range(inputs + node)]
     return pairs[:count]
 
 
@@ -42,14 +42,16 @@ def draw_heat_map(
     weights: np.ma.MaskedArray,
     ops: list[str],
     edges: list[float] | None,
-    genes: tuple[Gene, ...],
+    wiring: Wiring | None,
     title: str,
 ) -> None:
     """The (E, O) weights as a table: rows are edges, framed cells are the genotype's choice, blank ones no candidates.
 
-    edges  the E edge weights (PC-DARTS' edge normalisation), printed with the edges' names, or None
+    edges   the E edge weights (PC-DARTS' edge normalisation), printed with the edges' names, or None
+    wiring  the genotype's cell, or None: then it is one of DARTS' of which nothing is chosen
     """
-    pairs = edge_pairs(len(weights))
+    inputs, genes, _ = wiring or Wiring(("c_{k-2}", "c_{k-1}"), (), ())
+    pairs = edge_pairs(len(weights), len(inputs))
     top = max(float(weights.max()), 1e-12) if weights.count() else 1.0
     axes.pcolormesh(weights, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1.2)
     for (row, column), weight in np.ndenumerate(weights.filled(np.nan)):
@@ -57,11 +59,11 @@ def draw_heat_map(
             colour = "white" if weight > 0.6 * top else INK
             place = {"ha": "center", "va": "center", "in_layout": False}
             axes.text(column + 0.5, row + 0.5, f"{weight:.2f}", fontsize=7.5, color=colour, **place)
-    for number, (op, state) in enumerate(genes):
-        if op in ops and (state, number // 2) in pairs:
-            corner = ops.index(op) + 0.03, pairs.index((state, number // 2)) + 0.04
+    for op, state, node in genes:
+        if op in ops and (state, node) in pairs:
+            corner = ops.index(op) + 0.03, pairs.index((state, node)) + 0.04
             axes.add_patch(Rectangle(corner, 0.94, 0.92, fill=False, edgecolor="#d0661a", linewidth=2))
-    names = [f"{('c_{k-2}', 'c_{k-1}', *map(str, range(node)))[state]} → {node}" for state, node in pairs]
+    names = [f"{(*inputs, *map(str, range(node)))[state]} → {node}" for state, node in pairs]
     if edges:
         names = [f"{name}   β {beta:.2f}" for name, beta in zip(names, edges, strict=False)] + names[len(edges) :]
     axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8, parse_math=False)

@@ -1,20 +1,20 @@
 """Reading a run folder, without trusting it: what is missing is left out, what is broken is named."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdarts.genotype import Genotype, GenotypeError
+from fastdarts.genotype import Genotype, GenotypeError, read_architecture, read_architecture_json
 from fastdarts.report.style import family
+from fastdarts.spaces import Architecture, ArchitectureError
 
 Record = dict[str, Any]
-KINDS = ("normal", "reduce")
 _TYPES = dict.fromkeys(("epoch", "step"), int | None)
 _TYPES |= dict.fromkeys(("train_loss", "alpha_loss", "hessian"), int | float | None)
 _TYPES |= dict.fromkeys(("valid", "cells", "ops", "edges"), dict | None)  # dicts down to numbers
-_TYPES |= {"genotype": str | None}
+_TYPES |= {"genotype": str | None, "stopped": dict | None}
+_STOPPED = {"rule": str, "after": int, "epoch": int, "why": str}  # what "stopped" holds
 
 
 class ReportError(ValueError):
@@ -36,7 +36,7 @@ class Run:
     folder: Path
     settings: dict[str, Any]
     records: list[Record]
-    genotype: Genotype | None
+    genotype: Genotype | Architecture | None
     timing: list[Record]
     excluded: list[str]
 
@@ -55,6 +55,11 @@ class Run:
         return epochs if isinstance(epochs, int) else None
 
     @property
+    def stopped(self) -> Record | None:
+        """What early stopping recorded of the end of the search: rule, after, epoch, why. None without one."""
+        return self.epochs[-1].get("stopped")
+
+    @property
     def is_sample(self) -> bool:
         """Whether the images are the generated sample."""
         return bool(self.part("data").get("is_sample"))
@@ -69,15 +74,15 @@ class Run:
         value = self.settings.get(name)
         return value if isinstance(value, dict) else {}
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Of the genotype's cells, none without one."""
+        return tuple(self.genotype.wirings()) if self.genotype else ()
+
     def skips(self, kind: str) -> tuple[int, int]:
         """Skips among the chosen operations of a kind of cell, and the number of these; (0, 0) without a genotype."""
         operations = self.genotype.operations(kind) if self.genotype else []
         return sum(family(op) == "skip" for op in operations), len(operations)
-
-
-def collapse_line(genes: int) -> int:
-    """The number of skips among `genes` chosen operations that counts as a collapse: 5 of 8."""
-    return math.ceil(genes * 5 / 8)
 
 
 def read_run(folder: str | Path) -> Run:
@@ -131,8 +136,11 @@ def _check(record: Record, place: str) -> None:
         raise ReportError(f"{place}: kind is epoch or step, not {kind!r}")
     for name, wanted in _TYPES.items():
         value = record.get(name)
-        if not isinstance(value, wanted) or (wanted == dict | None and not _numeric(value)):
+        if not isinstance(value, wanted) or (wanted == dict | None and name != "stopped" and not _numeric(value)):
             raise ReportError(f"{place}: {name} is {value!r}")
+    stopped = record.get("stopped")
+    if stopped is not None and {name: type(value) for name, value in stopped.items()} != _STOPPED:
+        raise ReportError(f"{place}: stopped is {stopped!r}")
     if not _names(record.get("candidates", {})):
         raise ReportError(f"{place}: candidates is {record['candidates']!r}")
     if record.get(kind) is None or record[kind] < (kind == "epoch"):  # epochs count from 1
@@ -154,12 +162,14 @@ def _numeric(value: Any) -> bool:
     return value is None or isinstance(value, int | float)
 
 
-def _genotype(folder: Path, records: list[Record]) -> Genotype | None:
-    """What genotype.json says, else the last record that names one."""
+def _genotype(folder: Path, records: list[Record]) -> Genotype | Architecture | None:
+    """What genotype.json says, else the last record that names one, or that of the epoch an early stop chose."""
     path = folder / "genotype.json"
-    last = next((record["genotype"] for record in reversed(records) if record.get("genotype")), None)
+    named = [record for record in records if record.get("genotype")]
+    chosen = (named[-1].get("stopped") or named[-1])["epoch"] if named else None
+    last = next((record["genotype"] for record in named if record["epoch"] == chosen), None)
     try:
-        recorded = Genotype.from_text(last) if last else None
-        return Genotype.from_json(_text(path)) if path.is_file() else recorded
-    except GenotypeError as error:
+        recorded = read_architecture(last) if last else None
+        return read_architecture_json(_text(path)) if path.is_file() else recorded
+    except (GenotypeError, ArchitectureError) as error:
         raise ReportError(f"genotype of {folder}: {error}") from error

@@ -1,7 +1,8 @@
 """HOW alpha moves and is read out: the bilevel step, relaxation, schedules, selection, signs of collapse."""
 
 from fastdarts.search.bilevel import Bilevel
-from fastdarts.search.collapse import COLLAPSE_SKIPS, collapse_figures, dominant_eigenvalue
+from fastdarts.search.collapse import COLLAPSE_OF, COLLAPSE_SKIPS, collapse_figures, collapse_line, dominant_eigenvalue
+from fastdarts.search.early_stop import Stop, check_early_stop
 from fastdarts.search.methods import METHODS, Method, settings_of
 from fastdarts.search.optimizers import OptimizerUnavailable
 from fastdarts.search.precision import Precision, tf32
@@ -12,6 +13,7 @@ from fastdarts.search.search import PARTS, DivergedError, Search, StepReport
 from fastdarts.search.selection import argmax_genotype, limit_skips
 
 __all__ = [
+    "COLLAPSE_OF",
     "COLLAPSE_SKIPS",
     "METHODS",
     "PARTS",
@@ -25,8 +27,11 @@ __all__ = [
     "SoftmaxRelaxation",
     "Stage",
     "StepReport",
+    "Stop",
     "argmax_genotype",
+    "check_early_stop",
     "collapse_figures",
+    "collapse_line",
     "dominant_eigenvalue",
     "learning_rate",
     "limit_skips",

@@ -1,5 +1,6 @@
 """Signs of a collapsing search: the figures of an epoch, and the sharpness of the validation loss in alpha."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,20 +10,26 @@ from fastdarts.genotype import Genotype
 from fastdarts.spaces import CANDIDATES, Architecture, Kind, Space
 from fastdarts.supernet import CellWeights
 
-COLLAPSE_SKIPS = 5  # of a cell's eight operations: from here on a search is called collapsed
+COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations: from here on a search is called collapsed
+
+
+def collapse_line(operations: int) -> int:
+    """The number of skips among a cell's `operations` that counts as a collapse: COLLAPSE_SKIPS of 8, in proportion."""
+    return math.ceil(operations * COLLAPSE_SKIPS / COLLAPSE_OF)
 
 
 def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: Genotype | Architecture) -> dict[Kind, dict]:
-    """For each kind of cell: {"skips", "entropy", "skip_minus_conv"}.
+    """For each kind of cell in `weights`: {"operations", "skips", "entropy", "skip_minus_conv"}.
 
-    skips            skip connections in the derived cell
+    operations       in the derived cell
+    skips            skip connections among them
     entropy          of the candidates' weights, in nats, mean over the edges
     skip_minus_conv  weight of skip minus the mean weight of the edge's convolutions, mean over the edges that have both
                      (None if no edge has)
     """
     figures: dict[Kind, dict] = {}
-    for kind in space.kinds:
-        p = weights[kind].ops.detach().double()
+    for kind, cell in weights.items():
+        p = cell.ops.detach().double()
         differences = []
         for row, names in zip(p.tolist(), space.candidates(kind), strict=True):
             by_family: dict[str, list[float]] = {}
@@ -31,8 +38,10 @@ def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: G
             if "skip" in by_family and "conv" in by_family:
                 conv = by_family["conv"]
                 differences.append(by_family["skip"][0] - sum(conv) / len(conv))
+        operations = genotype.operations(kind)
         figures[kind] = {
-            "skips": genotype.operations(kind).count("skip_connect"),
+            "operations": len(operations),
+            "skips": operations.count("skip_connect"),
             "entropy": torch.special.entr(p).sum(1).mean().item(),
             "skip_minus_conv": sum(differences) / len(differences) if differences else None,
         }
@@ -45,7 +54,8 @@ def dominant_eigenvalue(
     """The eigenvalue of largest magnitude of the Hessian of a loss in `parameters` (R-DARTS' indicator of collapse).
 
     gradient    returns the loss' gradient at the parameters' present values, each of its parameter's shape
-    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r)
+    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r). A kink of the loss
+                (ReLU, max-pooling) within it counts as curvature, which autograd twice would not see
     Power iteration from a fixed direction; the parameters are put back exactly.
     """
     saved = [p.detach().clone() for p in parameters]

@@ -88,10 +88,10 @@ METHODS: dict[str, Method] = {
             "begin": 10,  # of them
             "warmup_epochs": 0,
             "layers": 5,
-            "stage_layers": "0,6,12",
-            "stage_candidates": "5,3",
+            "progressive_layers": "0,6,12",
+            "progressive_candidates": "5,3",
             "skip_dropout": True,
-            "stage_dropout": "0,0.4,0.7",
+            "progressive_dropout": "0,0.4,0.7",
         },
         limits={"skip_limit": 2},
         cifar=WEIGHTS

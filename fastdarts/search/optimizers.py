@@ -21,13 +21,19 @@ class OptimizerUnavailable(RuntimeError):
 
 
 def weight_optimizer(
-    weights: list[Tensor], lr: float, *, momentum: float, weight_decay: float, backend: OptimizerBackend = "torch"
+    weights: list[Tensor],
+    lr: float,
+    *,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
+    backend: OptimizerBackend = "torch",
 ) -> torch.optim.Optimizer:
     """SGD over the weights, one group. On a GPU the learning rate is a float32 tensor there, so that a graph may read it.
 
     Raises OptimizerUnavailable.
     """
-    how = {"momentum": momentum, "weight_decay": weight_decay}
+    how = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
     if backend == "apex":
         return _apex(weights).FusedSGD(weights, lr, **how)
     return torch.optim.SGD(weights, _on_device(lr, weights), fused=True, **how)

@@ -83,29 +83,31 @@ def stages_of(settings: SearchSettings, layers: int, space: Space) -> tuple[Stag
     else:
         stages = (Stage(settings.epochs, settings.begin, layers),)
     try:
-        check_stages(stages, space, settings.skip_limit)
+        check_stages(stages, space, settings)
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
     return stages
 
 
-def check_stages(stages: Sequence[Stage], space: Space, skip_limit: int) -> None:
+def check_stages(stages: Sequence[Stage], space: Space, settings: SearchSettings) -> None:
     """Raise ValueError where a space cannot be searched in these stages, or its skips not be limited."""
     if len(stages) > 1 and space.skeleton != "darts":
         raise ValueError(f"progressive: space {space.name} is of a network whose depth is fixed, it has no stages")
-    if skip_limit:
+    if len(stages) > 1 and settings.early_stop != "off":
+        raise ValueError("early_stop: it looks at one alpha from its beginning, and each stage has another: --early_stop off")
+    if settings.skip_limit:
         check_skip_limit(space, stages[-1].candidates)
 
 
 def _several(s: SearchSettings, layers: int) -> tuple[Stage, ...]:
-    added = _numbers("stage_layers", s.stage_layers, int, at_least=0)
-    kept = _numbers("stage_candidates", s.stage_candidates, int, at_least=FEWEST)
-    rates = _numbers("stage_dropout", s.stage_dropout, float, at_least=0, below=1)
+    added = _numbers("progressive_layers", s.progressive_layers, int, at_least=0)
+    kept = _numbers("progressive_candidates", s.progressive_candidates, int, at_least=FEWEST)
+    rates = _numbers("progressive_dropout", s.progressive_dropout, float, at_least=0, below=1)
     count = len(added)
     if len(kept) != count - 1 or len(rates) != count:
         raise ConfigError(
-            f"--stage_layers has {count} stages: --stage_dropout needs as many numbers, got {len(rates)}, "
-            f"--stage_candidates {count - 1}, for all but the first, got {len(kept)}"
+            f"--progressive_layers has {count} stages: --progressive_dropout needs as many numbers, got {len(rates)}, "
+            f"--progressive_candidates {count - 1}, for all but the first, got {len(kept)}"
         )
     if s.epochs % count:
         raise ConfigError(f"--epochs {s.epochs}: {count} stages of equal length need a multiple of {count}")

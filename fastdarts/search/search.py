@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.config import SearchSettings
-from fastdarts.genotype import Genotype
+from fastdarts.genotype import Genotype, read_architecture
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
+from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
 from fastdarts.search.epoch import Epoch
 from fastdarts.search.methods import METHODS, Method
 from fastdarts.search.optimizers import load_optimizer, optimizer_state, set_rate
@@ -25,7 +26,7 @@ from fastdarts.search.progressive import Progressive, Stage, check_stages, movin
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.selection import limit_skips
 from fastdarts.search.setup import bilevel_of
-from fastdarts.spaces import Space
+from fastdarts.spaces import Architecture, Space
 from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
@@ -97,7 +98,8 @@ class Search:
     The modules are used where they are (device, dtype); batches are moved to them.
 
     What `state_dict` gives holds at every moment outside take_step: inside an epoch too, also after an exception there.
-    Raises ValueError for stages or a limit of skips that do not fit the settings or the space.
+    Raises ValueError for stages or a limit of skips that do not fit the settings or the space, ConfigError where
+    settings.early_stop could never end this search.
     """
 
     def __init__(
@@ -122,7 +124,11 @@ class Search:
         self.stages = (Stage(settings.epochs, settings.begin),) if progressive is None else progressive.stages
         if sum(stage.epochs for stage in self.stages) != settings.epochs:
             raise ValueError(f"the stages have {[stage.epochs for stage in self.stages]} epochs, not {settings.epochs} in all")
-        check_stages(self.stages, supernet.space, settings.skip_limit)
+        check_stages(self.stages, supernet.space, settings)
+        check_early_stop(settings, supernet.space)
+        if settings.early_stop == "eigenvalue" and eval_loader is None:
+            raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of an eval_loader, give one")
+        self.history: list[Seen] = []  # what early stopping knows of the epochs in which alpha moved
         self._install(supernet, objective, 0)
         self.interruptible: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.epoch = 0  # finished epochs
@@ -175,15 +181,15 @@ class Search:
         if self.on_stage:
             self.on_stage()
 
-    def run(self) -> Genotype:
-        """All remaining epochs; returns the genotype they end with."""
+    def run(self) -> Genotype | Architecture:
+        """All remaining epochs; returns their result."""
         for _ in self.epochs():
             pass
-        return self.genotype()
+        return self.result()
 
     def epochs(self) -> Iterator[dict[str, Any]]:
-        """The remaining epochs, one record each (see run_epoch)."""
-        while self.epoch < self.settings.epochs:
+        """The remaining epochs, one record each (see run_epoch): up to settings.epochs, or to an early stop."""
+        while not self.over:
             yield self.run_epoch()
 
     def run_epoch(self) -> dict[str, Any]:
@@ -193,8 +199,9 @@ class Search:
         Raises DivergedError when half of its losses are not finite, or when all updates of the weights or of alpha had to be
         skipped. The keys are those of a `metrics.jsonl` line of kind "epoch", and of the steps alone "seconds", of which
         "input_seconds" were spent waiting for batches, and "images_per_s". Only where there were any: "skipped" updates (of
-        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out. Of a search in stages "stage"
-        and its "candidates". "cells" tells of the cell as it is without settings.skip_limit.
+        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out; "stopped" where early stopping
+        ends the search with this epoch (early_stop.Stop.facts); of a search in stages "stage" and its "candidates". "cells"
+        tells of the cell as it is without settings.skip_limit.
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
         self._next_stage()
@@ -218,12 +225,43 @@ class Search:
         due = epoch % s.eval_every == 0 or epoch == s.epochs
         with self.interruptible():
             record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
-            if s.hessian_every and epoch % s.hessian_every == 0:
+            if (s.hessian_every and epoch % s.hessian_every == 0) or needs_hessian(s, epoch):
                 record["hessian"] = self.hessian()
         record |= self._architecture()
+        history = self._history(record)
+        if stop := judge(s, history):
+            record["stopped"] = stop.facts()
+            if not due and self.eval_loader is not None:  # the last epoch is always evaluated
+                with self.interruptible():
+                    record["valid"] = self.evaluate()
         record |= {"seconds": seconds, "input_seconds": part.input_seconds, "images_per_s": part.images / seconds}
-        self.epoch, self.part = epoch, Epoch()
+        self.epoch, self.part, self.history = epoch, Epoch(), history
         return record
+
+    def _history(self, record: dict[str, Any]) -> list[Seen]:
+        """`history` with this epoch, if a rule looks at it; its figures are the ranks' mean, so that all judge alike."""
+        if self.settings.early_stop == "off" or record["epoch"] <= self.settings.begin:
+            return self.history
+        known = seen(record)
+        if self.ranks is not None:
+            figures = torch.tensor([known["skips"], known["hessian"]], dtype=torch.float64, device=self.device)
+            self.ranks.average(figures)
+            known["skips"], known["hessian"] = figures.tolist()
+        return [*self.history, known]
+
+    @property
+    def stop(self) -> Stop | None:
+        """The early stop that has ended this search, or None."""
+        return judge(self.settings, self.history)
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left."""
+        return self.epoch >= self.settings.epochs or self.stop is not None
+
+    def result(self) -> Genotype | Architecture:
+        """The cell pair that the search has come to: what alpha stands for, or that of the epoch an early stop chose."""
+        return self.genotype() if self.stop is None else read_architecture(self.stop.genotype)
 
     def _advance(self, part: Epoch, began: float, moving: bool) -> None:
         """The next step of the epoch; moving: alpha's too."""
@@ -271,7 +309,7 @@ class Search:
         scale = self.precision.scale
         return scale is not None and float(scale.value) > 1
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> Genotype | Architecture:
         """The cell pair that alpha stands for now, within settings.skip_limit."""
         if self.settings.skip_limit:
             return limit_skips(self.supernet.space, self._weights(), self.settings.skip_limit)
@@ -321,7 +359,8 @@ class Search:
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on, as plain dicts and tensors (torch.load(..., weights_only=True) reads it).
 
-        Only inside an epoch: "part" (of Epoch) and "skipped". The tensors may be those that the next step changes.
+        Only inside an epoch: "part" (of Epoch) and "skipped". "history" only with early stopping. The tensors may be those that
+        the next step changes.
         """
         scale = self.precision.scale
         train, val = self.positions
@@ -338,6 +377,7 @@ class Search:
             "val_loader": val,
             **part,
             **self._stage_facts(),
+            **({"history": self.history} if self.history else {}),
         } | ({} if scale is None else {"loss_scale": scale.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -345,6 +385,7 @@ class Search:
         self._go_to(state)
         self.epoch = state["epoch"]
         self.part = Epoch.from_state(state["part"], self.device) if "part" in state else Epoch()
+        self.history = state.get("history", [])
         self.step.copy_(state["step"])
         self.supernet.load_state_dict(state["supernet"])
         self.objective.load_state_dict(state["objective"])

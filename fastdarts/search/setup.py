@@ -31,7 +31,12 @@ def bilevel_of(
         objective,
         mixing,
         weight_optimizer(
-            weights, s.learning_rate, momentum=s.momentum, weight_decay=s.weight_decay, backend=s.optimizer_backend
+            weights,
+            s.learning_rate,
+            momentum=s.momentum,
+            weight_decay=s.weight_decay,
+            nesterov=s.nesterov,
+            backend=s.optimizer_backend,
         ),
         arch_optimizer(
             mixing.parameters(), s.arch_learning_rate, weight_decay=s.arch_weight_decay, backend=s.optimizer_backend

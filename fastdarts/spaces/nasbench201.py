@@ -5,10 +5,12 @@ Node 0 is the cell's input, node 3 its output; an edge leads from each node to e
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastdarts.spaces.space import Space
+from fastdarts.spaces.candidates import known
+from fastdarts.spaces.space import Kind, Space, Wiring
 
 # The order is part of every checkpoint of its codebase.
 PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -16,6 +18,7 @@ NODES = 3  # besides the input
 EDGES = tuple((source, node) for node in range(1, NODES + 1) for source in range(node))  # as the text lists them
 
 NASBENCH201 = Space("nasbench201", (PRIMITIVES,) * len(EDGES), nodes=NODES, inputs=1, skeleton="nasbench201")
+Nodes = tuple[tuple[tuple[str, int], ...], ...]
 _TEXT = re.compile(r"^\|[^|+]+~0\|\+\|[^|+]+~0\|[^|+]+~1\|\+\|[^|+]+~0\|[^|+]+~1\|[^|+]+~2\|$")
 
 
@@ -35,14 +38,12 @@ class Architecture:
     def __post_init__(self) -> None:
         if len(self.ops) != len(EDGES):
             raise ArchitectureError(f"a cell of NAS-Bench-201 has {len(EDGES)} edges, got {len(self.ops)} operations")
-        if unknown := [op for op in self.ops if op not in PRIMITIVES]:
-            raise ArchitectureError(f"unknown {', '.join(unknown)}; NAS-Bench-201 has {', '.join(PRIMITIVES)}")
+        offered = known("nasbench201")
+        if unknown := [str(op) for op in self.ops if op not in offered]:
+            raise ArchitectureError(f"unknown {', '.join(unknown)}; NAS-Bench-201 has {', '.join(offered)}")
 
     def __str__(self) -> str:
-        nodes = [
-            [f"{op}~{source}" for op, (source, into) in zip(self.ops, EDGES, strict=True) if into == node] for node in (1, 2, 3)
-        ]
-        return "+".join(f"|{'|'.join(node)}|" for node in nodes)
+        return "+".join(f"|{'|'.join(f'{op}~{source}' for op, source in node)}|" for node in self.nodes)
 
     @staticmethod
     def from_text(text: str) -> "Architecture":
@@ -53,12 +54,34 @@ class Architecture:
         return Architecture(tuple(part.partition("~")[0] for part in re.split(r"[|+]+", text.strip("|"))))
 
     @property
+    def nodes(self) -> Nodes:
+        """As NAS-Bench-201's genotypes nest it: for each node after the input, the (operation, source) pairs that it sums."""
+        pairs = zip(self.ops, EDGES, strict=True)
+        inputs = [(into, (op, source)) for op, (source, into) in pairs]
+        return tuple(tuple(pair for into, pair in inputs if into == node) for node in range(1, NODES + 1))
+
+    @staticmethod
+    def from_nodes(nodes: Sequence[Sequence[Sequence[Any]]]) -> "Architecture":
+        """The inverse of `nodes`, of lists or tuples, a node's pairs in any order. Raises ArchitectureError."""
+        try:
+            ops = {(source, node): op for node, pairs in enumerate(nodes, 1) for op, source in pairs}
+            count = sum(len(pairs) for pairs in nodes)
+        except (TypeError, ValueError) as error:
+            raise ArchitectureError(f"a node is a list of (operation, source) pairs, got {nodes!r:.120}") from error
+        if set(ops) != set(EDGES) or count != len(EDGES):
+            raise ArchitectureError(f"three nodes read every earlier one once, got {nodes!r:.120}")
+        return Architecture(tuple(ops[edge] for edge in EDGES))
+
+    @property
     def number(self) -> int:
         """0 .. 15624: the operations' places in PRIMITIVES as digits to base 5, the first edge's the highest.
 
         NAS-Bench-201's own index is another: its files list the cells in an order of their own (lookup.Table.index).
+        Raises ArchitectureError for a cell with a candidate of one's own.
         """
         number = 0
+        if own := [op for op in self.ops if op not in PRIMITIVES]:
+            raise ArchitectureError(f"a cell with {own[0]} is none of the benchmark's")
         for op in self.ops:
             number = number * len(PRIMITIVES) + PRIMITIVES.index(op)
         return number
@@ -86,3 +109,8 @@ class Architecture:
     def operations(self, kind: str) -> list[str]:
         """Of the only kind of cell, "normal"."""
         return list(self.ops) if kind == "normal" else []
+
+    def wirings(self) -> dict[Kind, Wiring]:
+        """How its cell is connected."""
+        genes = tuple((op, source, node - 1) for op, (source, node) in zip(self.ops, EDGES, strict=True))
+        return {"normal": Wiring(("input",), genes, (NODES,))}

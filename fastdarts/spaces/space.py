@@ -1,12 +1,31 @@
 """A cell-based search space: which candidates each edge of each kind of cell may choose from."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from fastdarts.spaces.candidates import Skeleton, known
 
 Kind = Literal["normal", "reduce"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+INPUTS: dict[Skeleton, int] = {"darts": 2, "nasbench201": 1}  # states that a cell begins with
+
+
+def count_edges(inputs: int, nodes: int) -> int:
+    """Edges of a cell whose every node reads every earlier state: 14 for two inputs and four nodes."""
+    return nodes * (2 * inputs + nodes - 1) // 2
+
+
+class Wiring(NamedTuple):
+    """How a discrete cell is connected.
+
+    inputs  their names; they are the states 0, 1, ...
+    genes   (operation, state that it reads, node that it feeds), by node, counted from 0
+    concat  the states that are concatenated, or the one that is the output
+    """
+
+    inputs: tuple[str, ...]
+    genes: tuple[tuple[str, int, int], ...]
+    concat: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -18,7 +37,8 @@ class Space:
 
     Edges are numbered node by node: in DARTS' cell (two inputs) node i has the edges from states 0 .. i+1 and starts at edge
     2 + 3 + ... + (i+1).
-    Raises ValueError when a list is missing, empty, repeats a name or has one that the skeleton does not know.
+    Raises ValueError when a list is missing, empty, repeats a name or has one that the skeleton does not know, and for a
+    number of nodes or inputs that it does not have.
     """
 
     name: str
@@ -29,8 +49,11 @@ class Space:
     skeleton: Skeleton = "darts"
 
     def __post_init__(self) -> None:
-        if self.skeleton == "nasbench201" and self.reduce:
-            raise ValueError(f"space {self.name}: NAS-Bench-201's network has no reduction cell")
+        if self.nodes < 1 or self.inputs != INPUTS[self.skeleton]:
+            has = f"{INPUTS[self.skeleton]} inputs and at least one node"
+            raise ValueError(f"space {self.name}: a cell of {self.skeleton} has {has}, got {self.inputs} and {self.nodes}")
+        if self.skeleton == "nasbench201" and (self.reduce or self.nodes != 3):
+            raise ValueError(f"space {self.name}: NAS-Bench-201's network has cells of 3 nodes and no reduction cell")
         for kind in self.kinds:
             lists = self.candidates(kind)
             if len(lists) != self.num_edges:
@@ -60,8 +83,8 @@ class Space:
 
     @property
     def num_edges(self) -> int:
-        """Edges of a cell: 14 for two inputs and four nodes."""
-        return self.nodes * (2 * self.inputs + self.nodes - 1) // 2
+        """Edges of a cell."""
+        return count_edges(self.inputs, self.nodes)
 
     def candidates(self, kind: Kind) -> tuple[tuple[str, ...], ...]:
         """The candidate names of each edge of the `normal` or `reduce` cell."""
@@ -69,5 +92,5 @@ class Space:
 
     def edges_of_node(self, node: int) -> range:
         """Numbers of the edges that end in `node` (0-based); the j-th of them comes from state j."""
-        start = node * (2 * self.inputs + node - 1) // 2
+        start = count_edges(self.inputs, node)
         return range(start, start + node + self.inputs)

@@ -17,6 +17,7 @@ from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.beside import MixedEdgesBeside, SkipDropout
 from fastdarts.supernet.cell import CellWeights
+from fastdarts.supernet.mixed import PackedEdges
 
 ChannelSampling = Literal["first", "random"]
 
@@ -64,6 +65,11 @@ class Network(nn.Module):
         Raises ValueError for images of another size.
         """
         raise NotImplementedError
+
+    @property
+    def num_cells(self) -> int:
+        """Cells, without what stands between them."""
+        return sum(isinstance(module, PackedEdges) for module in self.modules())
 
     def synchronise(self, sync: Sync | None) -> None:
         """Take BatchNorm's batch statistics over the images of all ranks; None: over those of this process.

@@ -11,6 +11,7 @@ from fastdarts.genotype import Genotype
 from fastdarts.report import draw_cell
 from fastdarts.report.cells import cell_figure
 from fastdarts.report.layout import lanes, place
+from fastdarts.spaces import Architecture
 
 KINDS = ("normal", "reduce")
 
@@ -51,8 +52,8 @@ def test_nothing_lies_over_a_name(random_genotype, seed):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_no_line_runs_through_the_name_of_another_edge(random_genotype, seed):
-    genotype = random_genotype(seed, nodes=1 + seed % 7)
-    layout = place(genotype, "normal")
+    genotype = random_genotype(seed, nodes=1 + seed % 7) if seed % 5 else Architecture.from_number(521 * seed)
+    layout = place(genotype.wirings()["normal"])
     lines = [(number, edge.points) for number, edge in enumerate(layout.edges)] + [(-1, p) for p in layout.concat]
     for number, edge in enumerate(layout.edges):
         (x, y), width, height = edge.label, 0.09 * len(edge.op) / 2, 0.1
@@ -65,9 +66,19 @@ def test_no_line_runs_through_the_name_of_another_edge(random_genotype, seed):
 
 def test_two_edges_between_the_same_states_take_different_lanes():
     genes = (("sep_conv_3x3", 0), ("skip_connect", 0), ("max_pool_3x3", 2), ("skip_connect", 2))
-    chosen = lanes(genes)
+    chosen = lanes(Genotype(genes, (2, 3), genes, (2, 3)).wirings()["normal"])
     assert len(set(chosen[:2])) == len(set(chosen[2:])) == 2
     assert 0 in chosen[2:]  # the first one goes straight
+
+
+def test_a_cell_of_nas_bench_201(tmp_path):
+    architecture = Architecture.from_number(9876)
+    draw_cell(architecture, "normal", tmp_path / "cell")
+    found = Counter(texts(tmp_path / "cell.svg"))
+    wanted = Counter([*architecture.ops, "input", "0", "1", "2", "c_{k}"])
+    assert {name: found[name] for name in wanted} == wanted
+    with pytest.raises(ValueError, match="a cell is normal, not 'reduce'"):
+        draw_cell(architecture, "reduce", tmp_path / "none")
 
 
 def test_same_bytes_each_time(tmp_path, random_genotype):

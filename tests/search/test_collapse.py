@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.genotype import Genotype
-from fastdarts.search import COLLAPSE_SKIPS, collapse_figures, dominant_eigenvalue
+from fastdarts.search import COLLAPSE_SKIPS, collapse_figures, collapse_line, dominant_eigenvalue
 from fastdarts.spaces import S0, Space
 from fastdarts.supernet import CellWeights
 
@@ -27,12 +27,14 @@ def test_figures() -> None:
     reduce[7:, 3], reduce[7:, 4], reduce[7:, 7] = 0.1, 0.6, 0.3
     figures = collapse_figures(S0, both(torch.full((14, 8), 1 / 8), reduce), GENOTYPE)
     assert figures["normal"] == {
+        "operations": 8,
         "skips": 7,
         "entropy": pytest.approx(math.log(8), rel=1e-12),
         "skip_minus_conv": pytest.approx(0, abs=1e-15),
     }
     entropy = -sum(p * math.log(p) for p in (0.1, 0.6, 0.3)) / 2
     assert figures["reduce"] == {
+        "operations": 8,
         "skips": 0,
         "entropy": pytest.approx(entropy, rel=1e-12),
         "skip_minus_conv": pytest.approx((1.0 + (0.1 - 0.9 / 4)) / 2, rel=1e-12),
@@ -58,7 +60,17 @@ def test_edges_without_skip_or_convolution_are_left_out() -> None:
     figures = collapse_figures(space, both(ops, torch.ones(14, 1)), GENOTYPE)
     assert figures["normal"]["skip_minus_conv"] == pytest.approx(0.5, rel=1e-12)
     assert figures["normal"]["entropy"] == pytest.approx(-sum(p * math.log(p) for p in (0.2, 0.7, 0.1)) / 14)
-    assert figures["reduce"] == {"skips": 0, "entropy": 0, "skip_minus_conv": None}
+    assert figures["reduce"] == {"operations": 8, "skips": 0, "entropy": 0, "skip_minus_conv": None}
+
+
+def test_a_space_with_one_kind_of_cell() -> None:
+    figures = collapse_figures(S0, {"normal": CellWeights(torch.full((14, 8), 1 / 8))}, GENOTYPE)
+    assert list(figures) == ["normal"] and figures["normal"]["skips"] == 7
+
+
+def test_the_warning_is_in_proportion() -> None:
+    """5 of 8; of 6 operations 3.75, so 4."""
+    assert [collapse_line(n) for n in (8, 6, 4, 10, 16)] == [5, 4, 3, 7, 10]
 
 
 def rotation(n: int) -> Tensor:

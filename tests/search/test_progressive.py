@@ -120,7 +120,7 @@ def test_skips_that_nothing_can_replace_are_refused() -> None:
     with pytest.raises(ValueError, match="normal edge 1 of space mixed cannot do without its skip"):
         limit_skips(space, {"normal": rows, "reduce": rows}, 1)
     with pytest.raises(ConfigError, match="--skip_limit: normal edge 0 of space few cannot"):
-        stages_of(settings(skip_limit=1, stage_candidates="4,2"), 3, SPACE)
+        stages_of(settings(skip_limit=1, progressive_candidates="4,2"), 3, SPACE)
     with pytest.raises(ConfigError, match="--skip_limit: skips are limited in DARTS' cells only"):
         stages_of(settings(skip_limit=1, progressive=False, skip_dropout=False), 3, NASBENCH201)
 
@@ -130,7 +130,7 @@ def test_skips_that_nothing_can_replace_are_refused() -> None:
 
 def settings(**changes: Any) -> SearchSettings:
     base: dict[str, Any] = {"epochs": 6, "begin": 1, "warmup_epochs": 0, "learning_rate": 0.05, "arch_learning_rate": 0.1}
-    base |= {"progressive": True, "stage_layers": "0,1,2", "stage_candidates": "4,3", "edge_normalization": False}
+    base |= {"progressive": True, "progressive_layers": "0,1,2", "progressive_candidates": "4,3", "edge_normalization": False}
     return SearchSettings(**(base | changes))
 
 
@@ -149,13 +149,21 @@ def test_published_stages() -> None:
     [
         ({"epochs": 7}, "--epochs 7: 3 stages of equal length need a multiple of 3"),
         ({"begin": 2}, "--begin 2: alpha would never move in a stage of 2 epochs"),
-        ({"stage_layers": "0,1"}, "--stage_layers has 2 stages: --stage_dropout needs as many numbers, got 3"),
-        ({"stage_candidates": "4"}, "--stage_candidates 2, for all but the first, got 1"),
-        ({"stage_candidates": "4,x"}, "--stage_candidates 4,x: whole numbers with commas"),
-        ({"stage_candidates": "4,1"}, "--stage_candidates 4,1: 1 is out of range, it must be at least 2"),
-        ({"stage_dropout": "0,0.5,1"}, "--stage_dropout 0,0.5,1: 1.0 is out of range, it must be at least 0 and below 1"),
-        ({"stage_dropout": "0,0.5,nan"}, "nan is out of range"),
+        (
+            {"progressive_layers": "0,1"},
+            "--progressive_layers has 2 stages: --progressive_dropout needs as many numbers, got 3",
+        ),
+        ({"progressive_candidates": "4"}, "--progressive_candidates 2, for all but the first, got 1"),
+        ({"progressive_candidates": "4,x"}, "--progressive_candidates 4,x: whole numbers with commas"),
+        ({"progressive_candidates": "4,1"}, "--progressive_candidates 4,1: 1 is out of range, it must be at least 2"),
+        (
+            {"progressive_dropout": "0,0.5,1"},
+            "--progressive_dropout 0,0.5,1: 1.0 is out of range, it must be at least 0 and below 1",
+        ),
+        ({"progressive_dropout": "0,0.5,nan"}, "nan is out of range"),
         ({"progressive": False, "skip_dropout": True}, "--skip_dropout is a part of P-DARTS' stages"),
+        ({"progressive_layers": ""}, "--progressive_layers has 0 stages"),
+        ({"early_stop": "skips"}, "--early_stop: it looks at one alpha from its beginning, and each stage has another"),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(changes: dict[str, Any], says: str) -> None:

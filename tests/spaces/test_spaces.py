@@ -2,7 +2,8 @@
 
 import pytest
 
-from fastdarts.spaces import CANDIDATES, KINDS, S0, Space
+from fastdarts.spaces import CANDIDATES, KINDS, NASBENCH201, S0, SKELETONS, Space
+from fastdarts.spaces.candidates import known
 
 
 def test_s0_is_darts_list_in_darts_order() -> None:
@@ -43,8 +44,25 @@ def test_families() -> None:
         "sep_conv_5x5": "conv",
         "dil_conv_3x3": "conv",
         "dil_conv_5x5": "conv",
+        "nor_conv_1x1": "conv",
+        "nor_conv_3x3": "conv",
+        "noise": "noise",
     }
     assert all(c.name == name for name, c in CANDIDATES.items())
+
+
+def test_each_network_has_its_own_candidates() -> None:
+    """Average pooling is in both, with a norm after it in DARTS alone."""
+    assert SKELETONS == ("darts", "nasbench201")
+    assert known("darts") == [*S0.normal[0], "noise"]
+    assert sorted(known("nasbench201")) == sorted(NASBENCH201.normal[0])
+
+
+def test_nas_bench_201_has_one_kind_of_cell() -> None:
+    assert (NASBENCH201.kinds, NASBENCH201.num_edges, NASBENCH201.reduce) == (("normal",), 6, ())
+    assert [list(NASBENCH201.edges_of_node(i)) for i in range(3)] == [[0], [1, 2], [3, 4, 5]]
+    names = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+    assert NASBENCH201.normal == (names,) * 6
 
 
 GOOD = ("skip_connect", "none")
@@ -70,3 +88,25 @@ def test_a_list_that_cannot_be_chosen_from(bad: tuple[str, ...], message: str) -
 def test_a_list_for_each_edge(count: int) -> None:
     with pytest.raises(ValueError, match=f"normal cell has 14 edges.*{count}"):
         Space("mine", (GOOD,) * count, (GOOD,) * 14)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"nodes": 0}, "2 inputs and at least one node, got 2 and 0"),
+        ({"inputs": 1}, "cell of darts has 2 inputs.*got 1 and 4"),
+        ({"skeleton": "nasbench201"}, "cell of nasbench201 has 1 inputs.*got 2 and 4"),
+        ({"skeleton": "nasbench201", "inputs": 1, "nodes": 3}, "no reduction cell"),
+    ],
+)
+def test_a_cell_that_its_network_does_not_have(sizes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Space("mine", (GOOD,) * 14, (GOOD,) * 14, **sizes)
+
+
+def test_a_candidate_of_the_other_network() -> None:
+    with pytest.raises(ValueError, match=r"normal edge 0: unknown nor_conv_3x3; known are none.*dil_conv_5x5"):
+        Space.uniform("mine", ("skip_connect", "nor_conv_3x3"))
+    with pytest.raises(ValueError, match=r"normal edge 2: unknown sep_conv_3x3; known are .*nor_conv_3x3"):
+        lists = (GOOD, GOOD, ("sep_conv_3x3",), GOOD, GOOD, GOOD)
+        Space("mine", lists, nodes=3, inputs=1, skeleton="nasbench201")

@@ -1,0 +1,187 @@
+"""What every search command does with its command line: settings that are checked, a seat among ranks, an exit status."""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdarts import engine
+from fastdarts.build import space_of
+from fastdarts.config import RunSettings
+from fastdarts.data import DataError, InputStopped
+from fastdarts.engine import (
+    CaptureError,
+    RankLost,
+    RanksDisagree,
+    RunFolderError,
+    Seat,
+    Stopping,
+    ToldElsewhere,
+    World,
+    WorldError,
+)
+from fastdarts.flags import ConfigError
+from fastdarts.input import Source
+from fastdarts.ops.backend import BackendUnavailable, choose
+from fastdarts.run import run
+from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, check_early_stop, stages_of, tf32
+from fastdarts.search.optimizers import check_backend
+
+# what may differ between the ranks of one search: where a node keeps things, and what only rank 0 looks at
+OF_A_RANK = {"device", "data", "save", "train_list", "val_list", "threads", "workers", "cache_folder"}
+log = logging.getLogger("fastdarts")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One search command, `python -m fastdarts.NAME`.
+
+    name      NAME
+    about     what --help says of it
+    settings  its flags
+    source    where its images come from
+    sample    settings that it takes instead of its defaults when it searches the generated sample
+    notice    the first line of such a search
+    """
+
+    name: str
+    about: str
+    settings: type[RunSettings]
+    source: Source
+    sample: Mapping[str, Any]
+    notice: str
+
+    @property
+    def prog(self) -> str:
+        """How a person calls it."""
+        return f"python -m fastdarts.{self.name}"
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command; returns its exit status, and where it is not 0 a line on stderr says why.
+
+        1 something went wrong on the way, 2 wrong input, 75 asked to stop by SIGTERM or SIGUSR1, 130 interrupted (SIGINT).
+        After 75 and 130 the same command with --save continues. Under torchrun it is one rank of a search.
+        """
+        given = self.settings.given(argv, self.prog, self.about)
+        threads, seat = torch.get_num_threads(), Seat()
+        again = "the same command with --save of this run's folder continues it"
+
+        def tell(what: str, everywhere: bool = True) -> None:
+            if everywhere or seat.rank == 0:  # what all ranks come to alike is said once
+                print(f"{seat.prefix}{self.prog}: {what}", file=sys.stderr)
+
+        try:
+            seat = Seat.of_environment()
+            with seat.log(), engine.Stopping() as stopping:
+                if given.get("data") is None:
+                    log.info(self.notice)
+                self._search(given, seat, stopping)
+        except ToldElsewhere:
+            return 2
+        except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError, WorldError) as error:
+            tell(f"error: {error}")
+            return 2
+        except (DivergedError, RanksDisagree) as error:
+            tell(f"stopped: {error}; the checkpoint before it is kept", everywhere=False)
+            return 1
+        except (InputStopped, RankLost) as error:
+            tell(f"stopped: {error}; {again}")
+            return 1
+        except engine.NotDeterministicError as error:
+            tell(f"stopped: {error}; go on without --deterministic, or with another --backend")
+            return 1
+        except engine.NoMemory as error:
+            tell(f"stopped: {error}")
+            return 1
+        except OSError as error:  # a full disk, a folder that went away
+            tell(f"stopped: {error}; the last checkpoint is kept")
+            return 1
+        except engine.Stopped as stopped:
+            tell(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
+            return stopped.status
+        finally:
+            torch.set_num_threads(threads)  # the caller's
+        return 0
+
+    def _search(self, given: dict[str, Any], seat: Seat, stopping: Stopping) -> None:
+        """Find the other ranks, then run on each what the flags `given` stand for."""
+        how = {name: given.get(name, getattr(self.settings, name)) for name in ("device", "dist_timeout", "dist_backend")}
+        with World.join(seat, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
+            settings = world.together(lambda: self.resolve(given, seat))
+            alike = {f"--{name}": value for name, value in asdict(settings).items() if name not in OF_A_RANK}
+            world.compare(alike | {"the kind of device": torch.device(settings.device).type})
+            try:
+                with tf32(settings.tf32), engine.algorithms(settings.deterministic, settings.device):
+                    run(self.name, settings, self.source, stopping, world)
+            except RankLost:
+                stopping.check()  # all were asked to end, and the others were sooner
+                raise
+
+    def resolve(self, given: dict[str, Any], seat: Seat = Seat()) -> RunSettings:  # noqa: B008 - a tuple
+        """The settings that a command line stands for, on the rank of that seat. Raises ConfigError."""
+        values = {**self.sample, **given}
+        if given.get("data") is not None:
+            values = given | {"data": str(Path(given["data"]).expanduser().absolute())}
+        if "epochs" in given:  # alpha's start and the warm-up, in the proportion of the defaults: ImageNet's 35 and 5 of 50
+            default = self.settings
+            begin, warm_up = (given["epochs"] * part // default.epochs for part in (default.begin, default.warmup_epochs))
+            values = values | {"begin": begin, "warmup_epochs": warm_up} | given
+        settings = self.settings.make(values)
+        settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
+        device = torch.device(settings.device)
+        _check_device(settings, device)
+        _check_watching(settings)
+        space = space_of(settings)
+        stages_of(settings, settings.layers, space)
+        check_early_stop(settings, space)
+        lower = Precision(settings.amp).dtype or torch.float32
+        dtypes = dict.fromkeys(("patch_mask", "masked_loss"), torch.float32) | dict.fromkeys(
+            ("relu_conv_bn", "mixed_cell"), lower
+        )
+        try:
+            for op, dtype in dtypes.items():
+                choose(op, settings.backend, device, dtype)
+        except ValueError as error:
+            raise ConfigError(f"--backend: {error}") from error
+        return settings
+
+
+def _check_device(settings: RunSettings, device: torch.device) -> None:
+    """Raise ConfigError for what the device cannot do, or not well."""
+    if settings.amp != "off" and device.type == "cpu":
+        raise ConfigError(f"--amp {settings.amp}: on a CPU it is many times slower than float32; leave it off, or take a GPU")
+    if settings.cuda_graph == "on" and (why := engine.no_gpu(device)):
+        raise ConfigError(f"--cuda_graph on: {why}")
+    try:
+        check_backend(settings.optimizer_backend, device)
+    except OptimizerUnavailable as error:
+        raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
+
+
+def _check_watching(settings: RunSettings) -> None:
+    """Raise ConfigError where what is to be written cannot be."""
+    if settings.tensorboard and (why := engine.no_tensorboard()):
+        raise ConfigError(f"--tensorboard: {why}")
+    if settings.profile is not None:
+        try:
+            engine.Window.parse(settings.profile)
+        except ValueError as error:
+            raise ConfigError(f"--profile {settings.profile}: {error}") from error
+
+
+def _device(name: str, seat: Seat) -> str:
+    """The device that `name` stands for on the rank of that seat, tried out. Raises ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and seat.size > 1:
+        name = f"cuda:{seat.local_rank % max(1, torch.cuda.device_count())}"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: neither auto, cpu, cuda nor cuda:N")
+    try:
+        return str(torch.empty(0, device=name).device)
+    except (RuntimeError, AssertionError) as error:  # torch's two ways to say: no such device
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error

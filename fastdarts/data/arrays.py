@@ -1,0 +1,177 @@
+"""Small images that are all of one size, kept in memory: CIFAR's python batches, .npz files, folders of image files.
+
+Letters: N images, S pixels a side.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastdarts.data.archive import content_bytes, read_archive
+from fastdarts.data.decode import header_size, pillow_warnings, read_rgb
+from fastdarts.data.errors import DataError
+from fastdarts.data.index import ImageIndex, few
+from fastdarts.data.pickled import LAYOUTS, layout_of, read_batches
+from fastdarts.data.room import SHARE, available_ram, gib
+from fastdarts.data.sample import sample_root
+
+SIDE = 32  # of the sample's images
+CHUNK = 64  # images a thread decodes at a time
+WANTED = "cifar-10-batches-py or cifar-100-python, a .npz file of images and labels, or a folder with train/CLASS/*"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageArray:
+    """The training images of a data set, in the order of their file; an image's position is its stable index.
+
+    root     the file or folder they come from
+    classes  names
+    files    a name for each image: train/NUMBER, or a file's relative to root
+    labels   int64 (N,), position of each image's class in `classes`
+    pixels   uint8 (N, S, S, 3), RGB, contiguous, on the CPU
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    files: Sequence[str]
+    labels: Tensor
+    pixels: Tensor
+
+    @staticmethod
+    def make(
+        root: Path,
+        pixels: np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str] | None = None,
+        files: Sequence[str] | None = None,
+    ) -> "ImageArray":
+        """Checked: pixels uint8 (N, S, S, 3), labels int64 (N,). Classes without names are numbers. Raises DataError."""
+        if not len(pixels) or pixels.shape[1] != pixels.shape[2] or not pixels.shape[1]:
+            raise DataError(f"{root}: images must be square, and one at least; they are {' x '.join(map(str, pixels.shape))}")
+        if len(labels) != len(pixels):
+            raise DataError(f"{root}: {len(pixels)} images, but {len(labels)} labels")
+        most = int(labels.max())
+        names = tuple(str(i) for i in range(min(most + 1, len(labels)))) if classes is None else tuple(classes)
+        if labels.min() < 0 or most >= len(names):
+            raise DataError(
+                f"{root}: labels are 0 to one less than the number of classes, which are {len(names)} at most; "
+                f"found {labels.min()} to {most}"
+            )
+        names_of_images = tuple(f"train/{i}" for i in range(len(labels))) if files is None else files
+        array = torch.from_numpy(np.ascontiguousarray(pixels))
+        return ImageArray(root, names, names_of_images, torch.from_numpy(labels.astype(np.int64)), array)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def side(self) -> int:
+        """S."""
+        return self.pixels.shape[1]
+
+    def sha256(self) -> str:
+        """Of labels and pixels."""
+        digest = hashlib.sha256(f"fastdarts images {tuple(self.pixels.shape)}\n".encode())
+        digest.update(self.labels.numpy())
+        digest.update(self.pixels.numpy())
+        return digest.hexdigest()
+
+
+def read_images(path: str | os.PathLike[str], threads: int = 1) -> ImageArray:
+    """The training images of WANTED; of python batches also the folder that holds theirs, of a .npz the folder of train*.npz.
+
+    threads  that decode files
+    Raises DataError for what is missing, damaged, of several sizes or too large for RAM; the message says what is wrong where.
+    """
+    log.info("reading images from %s", path)
+    try:
+        return _read(Path(path), threads)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or path}: {error.strerror}; give {WANTED}") from error
+
+
+def _read(path: Path, threads: int) -> ImageArray:
+    if not path.exists():
+        raise DataError(f"{path} does not exist: give {WANTED}")
+    if not path.is_dir():
+        return _from_archive(path, threads)
+    inside = [path / name for name in LAYOUTS if (path / name).is_dir()]
+    archives = sorted(path.glob("train*.npz"))
+    if len(inside) + len(archives) > 1:
+        raise DataError(f"{path} holds {few([p.name for p in inside + archives])}: give one of them")
+    folder = inside[0] if inside else path
+    if layout := layout_of(folder):
+        return ImageArray.make(folder, *read_batches(folder, layout))
+    if archives:
+        return _from_archive(archives[0], threads)
+    if (path / "train").is_dir():
+        return _from_files(ImageIndex.from_root(path), threads)
+    found = few(sorted(os.listdir(folder))) or "nothing"
+    raise DataError(f"{folder} has no training images: give {WANTED}; found {found}")
+
+
+def sample_images() -> ImageArray:
+    """The generated sample, each image squeezed to 32 x 32 pixels: 10 classes of 100. Raises DataError."""
+    index = ImageIndex.from_root(sample_root())
+    images = [read_rgb(index.path(i)).resize((SIDE, SIDE), Image.Resampling.BOX) for i in range(len(index))]
+    return ImageArray.make(index.root, np.stack(images), index.labels.numpy(), index.classes, index.files)
+
+
+def _from_archive(path: Path, threads: int) -> ImageArray:
+    _check_room(content_bytes(path), path)
+    images, labels = read_archive(path)
+    if isinstance(images, list):
+        names = [f"image {i} of {path}" for i in range(len(images))]
+        images = _decoded(names, lambda i: read_rgb(names[i], images[i]), threads)
+    return ImageArray.make(path, images, labels)
+
+
+def _from_files(index: ImageIndex, threads: int) -> ImageArray:
+    first = header_size(index.path(0))
+    if isinstance(first, tuple):
+        _check_room(3 * first[0] * first[1] * len(index), index.root)
+    names = [index.path(i) for i in range(len(index))]
+    pixels = _decoded(names, lambda i: read_rgb(names[i]), threads)
+    return ImageArray.make(index.root, pixels, index.labels.numpy(), index.classes, index.files)
+
+
+def _decoded(names: Sequence[str], read: Callable[[int], Image.Image], threads: int) -> np.ndarray:
+    """All images, uint8 (N, H, W, 3). Raises DataError, which names one that is bad or of another size than the first."""
+    with pillow_warnings():
+        first = read(0)
+        pixels = np.empty((len(names), first.height, first.width, 3), np.uint8)
+        fill = partial(_fill, pixels, names, read)
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            futures = [pool.submit(fill, range(len(names))[i : i + CHUNK]) for i in range(0, len(names), CHUNK)]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+    return pixels
+
+
+def _fill(pixels: np.ndarray, names: Sequence[str], read: Callable[[int], Image.Image], numbers: range) -> None:
+    for number in numbers:
+        image = read(number)
+        if (image.height, image.width) != pixels.shape[1:3]:
+            told = f"{names[number]} has {image.width}x{image.height} pixels, {names[0]} {pixels.shape[2]}x{pixels.shape[1]}"
+            raise DataError(f"{told}: all must be of one size; python -m fastdarts.search_imagenet takes images of any")
+        pixels[number] = np.asarray(image)
+
+
+def _check_room(size: int, where: Path) -> None:
+    """Raise DataError where `size` bytes are too much for RAM."""
+    if size > SHARE * (free := available_ram()):
+        raise DataError(f"{where}: its images take {gib(size)}, RAM has {gib(free)} free, of which {SHARE:.0%} may be taken")

@@ -1,0 +1,159 @@
+"""CIFAR's python batches, which are pickles: read without executing anything that a pickle may ask for.
+
+Letters: N images of 32 x 32 pixels.
+"""
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastdarts.data.errors import DataError
+
+SIDE = 32
+INTEGERS = re.compile(r"[|<>=]?([iu][1248])")
+
+
+class Layout(NamedTuple):
+    """The files of one data set and what they call their content."""
+
+    batches: tuple[str, ...]
+    labels: str
+    meta: str
+    names: str
+
+
+LAYOUTS = {
+    "cifar-10-batches-py": Layout(tuple(f"data_batch_{i}" for i in range(1, 6)), "labels", "batches.meta", "label_names"),
+    "cifar-100-python": Layout(("train",), "fine_labels", "meta", "fine_label_names"),
+}
+
+
+def layout_of(folder: Path) -> Layout | None:
+    """Which data set's training batches lie in `folder`, if any do."""
+    return next((layout for layout in LAYOUTS.values() if any((folder / name).is_file() for name in layout.batches)), None)
+
+
+def read_batches(folder: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """The training images, uint8 (N, 32, 32, 3), their labels, int64 (N,), and the classes' names; the test batch is not read.
+
+    Raises DataError, which names the file, for one that is missing, damaged, or asks for more than arrays, text and lists.
+    """
+    images, labels = [], []
+    for name in layout.batches:
+        batch = read_pickle(folder / name)
+        data, own = batch.get("data"), _integers(batch.get(layout.labels))
+        if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:
+            found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+            raise DataError(f"{folder / name}: 'data' must be uint8 (N, {3 * SIDE * SIDE}), it is {found}")
+        if own is None or own.shape != (len(data),):
+            found = "none" if own is None else str(own.size)
+            raise DataError(f"{folder / name}: {len(data)} images need as many numbers in '{layout.labels}', found {found}")
+        images.append(data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+        labels.append(own)
+    names = read_pickle(folder / layout.meta).get(layout.names)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{folder / layout.meta}: '{layout.names}' must be a list of the classes' names")
+    return np.concatenate(images), np.concatenate(labels), tuple(names)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """The dict in `path`, keys as text; of all that a pickle can name, only integer arrays are admitted.
+
+    Raises DataError, which names the file and what it asks for.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = _Restricted(file, encoding="latin1").load()
+        if isinstance(content, dict):
+            return {_text(key): _plain(value) for key, value in content.items()}
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; a folder of CIFAR's python batches has it") from error
+    except Exception as error:  # whatever a pickle makes go wrong is about this file
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} is no whole batch of CIFAR ({reason}); unpack the archive again") from error
+    raise DataError(f"{path} is no batch of CIFAR: it holds a {type(content).__name__}, not a dict")
+
+
+def _integers(value: Any) -> np.ndarray | None:
+    """A list of whole numbers, or an array of them, as int64."""
+    if isinstance(value, list) and not all(type(number) is int and abs(number) < 2**31 for number in value):
+        return None
+    return np.asarray(value, np.int64) if isinstance(value, list | np.ndarray) else None
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """An array instead of its stand-in, text instead of bytes."""
+    if isinstance(value, _Array):
+        return value.array()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return _text(value) if isinstance(value, bytes) else value
+
+
+class _Dtype:
+    """What a pickle says of a dtype."""
+
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code, self.order = _text(code), "|"
+
+    def __setstate__(self, state: Any) -> None:
+        self.order = _text(state[1])
+
+    def dtype(self) -> np.dtype:
+        """Raises UnpicklingError for anything but integers."""
+        found = INTEGERS.fullmatch(self.code)
+        if found is None or self.order not in "|<>=":
+            raise pickle.UnpicklingError(f"an array of {self.code or 'nothing'}, integers are wanted")
+        return np.dtype(found[1]).newbyteorder(self.order)
+
+
+class _Array:
+    """What a pickle says of an array: its state, out of which NumPy itself makes nothing before it has been looked at."""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def array(self) -> np.ndarray:
+        """Raises what a state makes go wrong that does not fit together."""
+        _, shape, dtype, fortran, content = self.state
+        kind = dtype.dtype()
+        content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+        return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
+
+
+class _Restricted(pickle.Unpickler):
+    """Knows the names that a pickled array needs, and stand-ins for them."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            "numpy.core.multiarray._reconstruct": _Array,
+            "numpy.ndarray": _Array,
+            "numpy.dtype": _Dtype,
+            "numpy.core.numeric._frombuffer": self._from_buffer,
+            "_codecs.encode": self._encoded,
+        }
+        if (found := known.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))) is None:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which such a file does not need and which is not run")
+        return found
+
+    def _from_buffer(self, content: Any, dtype: _Dtype, shape: Any, order: Any) -> _Array:
+        """An array of pickle's protocol 5."""
+        array = _Array()
+        array.state = 1, shape, dtype, order == "F", content
+        return array
+
+    def _encoded(self, text: str, encoding: str) -> bytes:
+        """The way in which protocol 2 writes bytes."""
+        if encoding != "latin1":
+            raise pickle.UnpicklingError(f"bytes are encoded as {str(encoding)[:20]}, latin1 is wanted")
+        return text.encode("latin1")

@@ -1,0 +1,118 @@
+"""Early stopping: rules that end a search before its cells collapse. They see what is known after each epoch, nothing else.
+
+Both look only at epochs in which alpha moves: before that, the cell is what chance made of the first alpha.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite, nan
+from typing import Any, NamedTuple, TypedDict
+
+from fastdarts.config import ConfigError, SearchSettings
+from fastdarts.spaces import Space
+
+WINDOW = 5  # k: epochs whose eigenvalues are averaged (R-DARTS, Zela et al., ICLR 2020, section 4.3)
+RATIO = 0.75  # of two averages k epochs apart; below it the eigenvalue has grown too fast (the same)
+NORMAL = "normal"  # the kind of cell whose skips count (DARTS+, Liang et al., 2019)
+
+
+class Seen(TypedDict):
+    """What the rules know of an epoch: plain values, part of a search's state."""
+
+    epoch: int  # from 1
+    genotype: str
+    skips: float  # skip connections of the derived normal cell
+    hessian: float  # largest eigenvalue of the validation Hessian in alpha, NaN where there is none
+
+
+class Stop(NamedTuple):
+    """The end of a search that a rule has found."""
+
+    rule: str  # "eigenvalue" or "skips"
+    after: int  # the last epoch of the search
+    epoch: int  # whose genotype is the search's result
+    genotype: str
+    why: str
+
+    def facts(self) -> dict[str, Any]:
+        """Rule, both epochs and the reason, as metrics.jsonl and genotype.json have them under "stopped"."""
+        return {"rule": self.rule, "after": self.after, "epoch": self.epoch, "why": self.why}
+
+
+def seen(record: Mapping[str, Any]) -> Seen:
+    """What the rules know of the epoch of that record, as metrics.jsonl has it."""
+    value = record.get("hessian")
+    return Seen(
+        epoch=record["epoch"],
+        genotype=record["genotype"],
+        skips=float(record["cells"][NORMAL]["skips"]),
+        hessian=nan if value is None else float(value),
+    )
+
+
+def needs_hessian(settings: SearchSettings, epoch: int) -> bool:
+    """Whether the rule asks for the eigenvalue after this epoch (from 1): each in which alpha moves, and no other."""
+    return settings.early_stop == "eigenvalue" and epoch > settings.begin
+
+
+def judge(settings: SearchSettings, history: Sequence[Seen]) -> Stop | None:
+    """Whether the search ends with the last epoch of `history`, by the rule that `settings` name.
+
+    history  of the epochs in which alpha moved so far, in order
+    """
+    if not history or settings.early_stop == "off":
+        return None
+    if settings.early_stop == "skips":
+        return by_skips(history, settings.early_stop_skips)
+    return by_eigenvalue(history)
+
+
+def by_skips(history: Sequence[Seen], limit: int = 2) -> Stop | None:
+    """DARTS+ (Liang et al., 2019), criterion 1: the normal cell has `limit` or more skip connections.
+
+    The result is the architecture at which the search stops.
+    """
+    last = history[-1]
+    if last["skips"] < limit:
+        return None
+    why = f"the {NORMAL} cell has {last['skips']:g} skip connections, the limit is {limit}"
+    return Stop("skips", last["epoch"], last["epoch"], last["genotype"], why)
+
+
+def by_eigenvalue(history: Sequence[Seen]) -> Stop | None:
+    """R-DARTS (Zela et al., ICLR 2020), section 4.3: stop when mean(i - k) / mean(i) < RATIO.
+
+    mean(i) is the mean of the eigenvalues of the k = WINDOW epochs around epoch i: it is known k // 2 epochs after i. The
+    result is the architecture of epoch i - k. Of an eigenvalue the magnitude counts. Where one of the 2k values that two means
+    take is missing or not finite, nothing is decided.
+    """
+    recent = history[-2 * WINDOW :]
+    values = [abs(epoch["hessian"]) for epoch in recent]
+    consecutive = recent[-1]["epoch"] - recent[0]["epoch"] == 2 * WINDOW - 1 == len(recent) - 1
+    if not consecutive or not all(map(isfinite, values)):
+        return None
+    before, now = (sum(part) / WINDOW for part in (values[:WINDOW], values[WINDOW:]))
+    if not before < RATIO * now:
+        return None
+    chosen, centre = recent[WINDOW // 2], recent[WINDOW + WINDOW // 2]
+    why = (
+        f"the Hessian's largest eigenvalue, averaged over {WINDOW} epochs, grew from {before:.4g} around epoch "
+        f"{chosen['epoch']} to {now:.4g} around epoch {centre['epoch']}: the ratio {before / now:.3f} is below {RATIO}"
+    )
+    return Stop("eigenvalue", recent[-1]["epoch"], chosen["epoch"], chosen["genotype"], why)
+
+
+def check_early_stop(settings: SearchSettings, space: Space) -> None:
+    """Raise ConfigError where the rule could never end a search of that space."""
+    moving = settings.epochs - settings.begin
+    if settings.early_stop == "eigenvalue" and moving < 2 * WINDOW:
+        raise ConfigError(
+            f"--early_stop eigenvalue: it compares the means of two times {WINDOW} epochs in which alpha moves, and here it "
+            f"moves in {max(moving, 0)}: take more --epochs or a smaller --begin"
+        )
+    if settings.early_stop == "skips":
+        if not any("skip_connect" in names for names in space.candidates(NORMAL)):
+            raise ConfigError(f"--early_stop skips: no edge of space {space.name} can be a skip connection")
+        if settings.early_stop_skips > 2 * space.nodes:
+            raise ConfigError(
+                f"--early_stop_skips {settings.early_stop_skips}: a cell of space {space.name} has {2 * space.nodes} operations"
+            )

@@ -1,0 +1,128 @@
+"""Candidate lists as a YAML or JSON file, and as the plain record that a run keeps.
+
+name: mine                             # the file's name where it is left out
+skeleton: darts                        # or nasbench201; darts where it is left out
+nodes: 4                               # intermediate nodes of a cell; 4, for nasbench201 3, where it is left out
+normal: [skip_connect, sep_conv_3x3]   # one list for all edges, or a list of a list for each edge, node by node
+reduce: [skip_connect, sep_conv_3x3]   # nasbench201 has none
+candidates: [...]                      # instead of normal and reduce, for both
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastdarts.spaces.candidates import SKELETONS, Skeleton
+from fastdarts.spaces.space import INPUTS, KINDS, Space, count_edges
+
+SUFFIXES = (".yaml", ".yml", ".json")
+_KEYS = ("name", "skeleton", "nodes", "normal", "reduce", "candidates")
+_NODES: dict[Skeleton, int] = {"darts": 4, "nasbench201": 3}
+
+
+class SpaceError(ValueError):
+    """No space, or a file or a record that describes none; the message says where and why."""
+
+
+def read(path: str | Path) -> Space:
+    """The space of a file. Raises SpaceError, which names the file, and the kind of cell and the edge where one is wrong."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{path} cannot be read: {error}") from error
+    record = _json(path, text) if path.suffix.lower() == ".json" else _yaml(path, text)
+    if isinstance(record, dict):
+        record = {"name": path.stem} | record
+    return from_dict(record, str(path))
+
+
+def to_dict(space: Space) -> dict[str, Any]:
+    """The space as text, numbers and lists: equal records are equal spaces, and from_dict is the inverse."""
+    record: dict[str, Any] = {"name": space.name, "skeleton": space.skeleton, "nodes": space.nodes}
+    for kind in space.kinds:
+        lists = space.candidates(kind)
+        record[kind] = list(lists[0]) if len(set(lists)) == 1 else [list(names) for names in lists]
+    return record
+
+
+def from_dict(record: Any, where: str) -> Space:
+    """The space of a record of to_dict or of a file; `where` begins what SpaceError says."""
+    if not isinstance(record, Mapping):
+        raise SpaceError(f"{where}: expected {', '.join(_KEYS)}, got {type(record).__name__}")
+    if unknown := [str(key) for key in record if key not in _KEYS]:
+        raise SpaceError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(_KEYS)}")
+    name, skeleton = record.get("name"), record.get("skeleton", "darts")
+    if not isinstance(name, str) or not name.strip():
+        raise SpaceError(f"{where}: name is a text, got {name!r}")
+    if skeleton not in SKELETONS:
+        raise SpaceError(f"{where}: skeleton is {' or '.join(SKELETONS)}, got {skeleton!r}")
+    nodes = record.get("nodes", _NODES[skeleton])
+    if type(nodes) is not int or nodes < 1:
+        raise SpaceError(f"{where}: nodes is a whole number above 0, got {nodes!r}")
+    inputs = INPUTS[skeleton]
+    edges = count_edges(inputs, nodes)
+    lists = {kind: _lists(where, kind, given, edges) for kind, given in _cells(where, record, skeleton).items()}
+    try:
+        return Space(name.strip(), lists["normal"], lists.get("reduce", ()), nodes, inputs, skeleton)
+    except ValueError as error:
+        raise SpaceError(f"{where}: {error}") from error
+
+
+def _cells(where: str, record: Mapping[str, Any], skeleton: Skeleton) -> dict[str, Any]:
+    """What is given for each kind of cell."""
+    wanted = KINDS if skeleton == "darts" else KINDS[:1]
+    given = [kind for kind in KINDS if kind in record]
+    if "candidates" in record:
+        if given:
+            raise SpaceError(f"{where}: candidates stands for normal and reduce, leave out {' and '.join(given)}")
+        return dict.fromkeys(wanted, record["candidates"])
+    if missing := [kind for kind in wanted if kind not in given]:
+        raise SpaceError(f"{where}: {' and '.join(missing)} missing, or candidates for all cells")
+    if len(given) > len(wanted):
+        raise SpaceError(f"{where}: {skeleton} has no reduce cell")
+    return {kind: record[kind] for kind in wanted}
+
+
+def _lists(where: str, kind: str, given: Any, edges: int) -> tuple[tuple[str, ...], ...]:
+    """The names of each edge, from one list for all of them or a list for each."""
+    if not isinstance(given, list) or not given:
+        raise SpaceError(f"{where}: {kind} is a list of names or {edges} lists of names, got {given!r}")
+    if all(isinstance(name, str) for name in given):
+        return (tuple(given),) * edges
+    for edge, names in enumerate(given):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise SpaceError(f"{where}: {kind} edge {edge}: expected a list of names, got {names!r}")
+    return tuple(tuple(names) for names in given)
+
+
+def _json(path: Path, text: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_once(path, [key for key, _ in pairs])
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise SpaceError(f"{path} is not JSON: {error}") from error
+
+
+def _yaml(path: Path, text: str) -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise SpaceError(f"{path}: YAML files need the package pyyaml (pip install pyyaml), JSON files nothing") from error
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(tree, yaml.MappingNode):
+            _check_once(path, [key.value for key, _ in tree.value])
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpaceError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_once(path: Path, keys: list[Any]) -> None:
+    """A reader would keep the last of equal keys, unsaid."""
+    if repeated := {str(key) for key in keys if keys.count(key) > 1}:
+        raise SpaceError(f"{path}: {', '.join(sorted(repeated))} given twice")

@@ -1,0 +1,29 @@
+"""The spaces by name, and a space from a name or a file."""
+
+from pathlib import Path
+
+from fastdarts.spaces import file
+from fastdarts.spaces.darts import S0
+from fastdarts.spaces.nasbench201 import NASBENCH201
+from fastdarts.spaces.robust import S1, S2, S3, S4
+from fastdarts.spaces.space import Space
+
+SPACES = {space.name.lower(): space for space in (S0, S1, S2, S3, S4, NASBENCH201)}
+
+
+def named(text: str) -> Space:
+    """The space of a name, in capitals or not, or of a file of candidate lists, which ends in .yaml, .yml or .json.
+
+    Raises SpaceError for neither, for a file that is none or wrong, and for one that calls another space by a name of SPACES.
+    """
+    name = text.strip().lower()
+    if name in SPACES:
+        return SPACES[name]
+    path = Path(text).expanduser()
+    if path.suffix.lower() not in file.SUFFIXES:
+        suffixes = ", ".join(file.SUFFIXES)
+        raise file.SpaceError(f"no space {text!r}: give {', '.join(SPACES)}, or a file of candidate lists ({suffixes})")
+    space = file.read(path)
+    if SPACES.get(space.name.lower(), space) != space:
+        raise file.SpaceError(f"{path}: the name {space.name} is taken by another space, choose one of its own")
+    return space
