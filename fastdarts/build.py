@@ -3,6 +3,7 @@
 from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Objective, make_objective
 from fastdarts.objectives.base import Colour
+from fastdarts.search import Stage
 from fastdarts.spaces import Space, SpaceError, named, nats
 from fastdarts.spaces.lookup import Lookup, TableError
 from fastdarts.supernet import NASBench201Supernet, Network, Supernet
@@ -31,10 +32,13 @@ def benchmark_of(settings: RunSettings, space: Space) -> Lookup | None:
         raise ConfigError(f"--benchmark {settings.benchmark}: {error}") from error
 
 
-def build(settings: RunSettings, space: Space, num_classes: int) -> tuple[Network, Objective]:
-    """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit."""
+def build(settings: RunSettings, space: Space, num_classes: int, stage: Stage | None = None) -> tuple[Network, Objective]:
+    """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit.
+
+    stage  of a search in stages, with its `space`; None: settings.layers cells without dropout
+    """
     try:
-        supernet = _supernet(settings, space)
+        supernet = _supernet(settings, space, stage or Stage(settings.epochs, settings.begin))
         size, multiple = settings.image_size, supernet.multiple
         if size % multiple:
             fits = f"a multiple of {multiple} is needed, as {max(1, size // multiple) * multiple}"
@@ -44,7 +48,7 @@ def build(settings: RunSettings, space: Space, num_classes: int) -> tuple[Networ
         raise ConfigError(str(error)) from error
 
 
-def _supernet(settings: RunSettings, space: Space) -> Network:
+def _supernet(settings: RunSettings, space: Space, stage: Stage) -> Network:
     """Raises ValueError for sizes that do not fit, ConfigError for a setting that the network does not have."""
     if space.skeleton == "nasbench201":
         if not isinstance(settings, SearchCifarSettings):
@@ -62,12 +66,13 @@ def _supernet(settings: RunSettings, space: Space) -> Network:
     return Supernet(
         space,
         C=settings.init_channels,
-        layers=settings.layers,
+        layers=stage.layers or settings.layers,
         stem="cifar" if isinstance(settings, SearchCifarSettings) else "imagenet",
         partial_channels=settings.partial_channels,
         channel_sampling=settings.channel_sampling,
         seed=settings.seed,
         backend=settings.backend,
+        skip_dropout=stage.dropout > 0,
     )
 
 

@@ -28,7 +28,7 @@ from fastdarts.flags import ConfigError
 from fastdarts.input import Source
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.run import run
-from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, check_early_stop, tf32
+from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, check_early_stop, stages_of, tf32
 from fastdarts.search.optimizers import check_backend
 
 # what may differ between the ranks of one search: where a node keeps things, and what only rank 0 looks at
@@ -135,7 +135,9 @@ class Command:
         device = torch.device(settings.device)
         _check_device(settings, device)
         _check_watching(settings)
-        check_early_stop(settings, space_of(settings))
+        space = space_of(settings)
+        stages_of(settings, settings.layers, space)
+        check_early_stop(settings, space)
         lower = Precision(settings.amp).dtype or torch.float32
         dtypes = dict.fromkeys(("patch_mask", "masked_loss"), torch.float32) | dict.fromkeys(
             ("relu_conv_bn", "mixed_cell"), lower

@@ -70,6 +70,17 @@ class SearchSettings(Settings):
         "torch", "torch's fused SGD and Adam, or those of NVIDIA's apex where it is installed", resumable=True
     )
     seed: int = setting(0, "of the initial weights, alpha and every random choice", at_least=0, below=2**63)
+    # P-DARTS
+    progressive: bool = setting(
+        False, "search in stages of ever more cells and fewer candidates; --epochs is of all, --begin of each", before=False
+    )
+    progressive_layers: str = setting("0,6,12", "cells that each stage has more than --layers (progressive)", before="0,6,12")
+    progressive_candidates: str = setting(
+        "5,3", "candidates that an edge keeps in the second and each later stage (progressive)", before="5,3"
+    )
+    skip_dropout: bool = setting(False, "skips of stride 1 drop numbers, each stage less and less (progressive)", before=False)
+    progressive_dropout: str = setting("0,0.4,0.7", "rate each stage begins with (skip_dropout)", before="0,0.4,0.7")
+    skip_limit: int = setting(0, "most skips in the derived normal cell; 0 = any number", at_least=0, before=0)
 
 
 @dataclass(frozen=True, kw_only=True)

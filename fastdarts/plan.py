@@ -17,7 +17,9 @@ from fastdarts.engine import RunFolder, World
 from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
-from fastdarts.search import SoftmaxRelaxation
+from fastdarts.search import SoftmaxRelaxation, Stage, stages_of
+from fastdarts.search.progressive import heaviest, moving_epochs
+from fastdarts.spaces import Space
 from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
@@ -58,15 +60,21 @@ def prepare(settings: RunSettings, images: Images, folder: RunFolder, free: Free
     return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
 
 
-def _on_meta(settings: RunSettings, images: Images) -> tuple[Network, Objective]:
+def _on_meta(settings: RunSettings, images: Images, space: Space, stage: Stage) -> tuple[Network, Objective]:
     with torch.device("meta"):
-        return build(settings, space_of(settings), len(images.index.classes))
+        return build(settings, space, len(images.index.classes), stage)
 
 
 def _memory(settings: RunSettings, images: Images, world: World) -> int:
-    """Bytes that a rank's steps take at most, about, with the batches that wait for them."""
-    supernet, objective = _on_meta(settings, images)
-    relaxation = SoftmaxRelaxation(supernet.space, edge_normalization=settings.edge_normalization, device="meta")
+    """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most."""
+    space = space_of(settings)
+    stages = stages_of(settings, settings.layers, space)
+    return max(_stage_memory(settings, images, world, heaviest(space, stage), stage) for stage in stages)
+
+
+def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:
+    supernet, objective = _on_meta(settings, images, space, stage)
+    relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     batch = engine.meta_batch(settings.batch_size // world.size, settings.image_size)
     return engine.step_bytes(
         supernet,
@@ -138,9 +146,12 @@ def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: 
     Raises ConfigError for steps that are not there.
     """
     index = images.index
-    supernet, _ = _on_meta(settings, images)
-    moving = max(settings.epochs - settings.begin, 0)
+    space = space_of(settings)
+    stages = stages_of(settings, settings.layers, space)
+    supernet, _ = _on_meta(settings, images, space, stages[0])
+    moving = moving_epochs(stages, settings.epochs)
     passes = settings.batch_size * steps * (settings.epochs + moving)
+    of_each = " of each stage" if len(stages) > 1 else ""
     weights = sum(w.numel() for w in supernet.parameters())
     lines = [
         f"objective {settings.objective}, space {supernet.space.name}, {supernet.num_cells} cells, "
@@ -148,7 +159,8 @@ def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: 
         f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
         f"{settings.image_size} px, batch {settings.batch_size}",
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
-        f"{moving} (--begin {settings.begin}); {passes} image passes forward and backward",
+        f"{moving // len(stages)}{of_each} (--begin {settings.begin}); {passes} image passes forward and backward",
+        *_stages(stages),
         f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
         + ("" if world.alone else ", for each rank"),
         *_shares(settings, world),
@@ -170,6 +182,13 @@ def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: 
             f"proportion, {batch} images would take {settings.learning_rate * batch / published.batch_size:.3g}"
         )
     return "\n".join(lines)
+
+
+def _stages(stages: tuple[Stage, ...]) -> list[str]:
+    """The plan's line on stages, where there are several."""
+    if len(stages) == 1:
+        return []
+    return [f"stages of {stages[0].epochs} epochs: {'; '.join(map(str, stages))}"]
 
 
 def _shares(settings: RunSettings, world: World) -> list[str]:

@@ -17,11 +17,13 @@ from fastdarts.data import DataError
 from fastdarts.engine import CapturedBilevel, RankLost, RanksDisagree, RunFolder, RunFolderError, Stopping, World
 from fastdarts.images import Images
 from fastdarts.input import Input, Source
+from fastdarts.objectives import Objective
 from fastdarts.plan import free_for, prepare, too_little
-from fastdarts.search import DivergedError, Search
+from fastdarts.search import DivergedError, Progressive, Search, Stage, stages_of
 from fastdarts.session import PICTURES, Session
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
+from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
 
@@ -114,15 +116,28 @@ def _folder(command: str, settings: RunSettings, space: Space, world: World) -> 
 
 def _start(settings: RunSettings, space: Space, images: Images, given: Input, world: World) -> Search:
     """The search at its beginning, with the same weights on all ranks."""
-    torch.manual_seed(settings.seed)
-    supernet, objective = build(settings, space, len(images.index.classes))
-    supernet.to(settings.device, memory_format=torch.channels_last)
-    objective.to(settings.device)
-    if settings.sync_bn and not world.alone:
-        supernet.synchronise(world)
-    ranks = None if world.alone else world
-    search = Search(supernet, objective, given.train, given.val, settings, eval_loader=given.evaluation, ranks=ranks)
-    search.take_step = CapturedBilevel(search.bilevel, settings.cuda_graph)
+
+    def make(space: Space, stage: Stage) -> tuple[Network, Objective]:
+        supernet, objective = build(settings, space, len(images.index.classes), stage)
+        supernet.to(settings.device, memory_format=torch.channels_last)
+        objective.to(settings.device)
+        if settings.sync_bn and not world.alone:
+            supernet.synchronise(world)
+        return supernet, objective
+
+    stages = Progressive(stages_of(settings, settings.layers, space), make, settings.seed)
+    supernet, objective = stages.begin(0, space)
+    search = Search(
+        supernet,
+        objective,
+        given.train,
+        given.val,
+        settings,
+        eval_loader=given.evaluation,
+        ranks=None if world.alone else world,
+        captured=lambda bilevel: CapturedBilevel(bilevel, settings.cuda_graph),
+        progressive=stages if settings.progressive else None,
+    )
     world.copy_from_lead([*world.named(search).values(), *supernet.buffers(), *objective.buffers()])
     return search
 

@@ -87,7 +87,7 @@ class Session:
         self.saved = -1  # steps that the last checkpoint knows of
         self.rewound: Counter[int] = Counter()  # by the checkpoint's steps
         folder.checkpoints.keep = settings.keep_checkpoints
-        search.on_step, search.interruptible = self._on_step, self.stopping.at_once
+        search.on_step, search.on_stage, search.interruptible = self._on_step, self._on_stage, self.stopping.at_once
         self.stopping.alone = self.world.alone
         if not self.world.alone and search.eval_loader is not None:
             search.eval_loader = Asking(search.eval_loader, self._ask, lambda mine: max(self.world.gather(mine)))
@@ -216,11 +216,14 @@ class Session:
 
     def _progress(self) -> Progress:
         s, steps = self.settings, len(self.search.train_loader)
-        moving = max(s.epochs - s.begin, 0)
-        done_moving = max(self.search.epoch - s.begin, 0)
+        moving, done_moving = (self.search.moving_epochs(epochs) for epochs in (s.epochs, self.search.epoch))
         images = s.batch_size * steps
         done = images * (self.search.epoch + done_moving) + self.search.part.images
         return Progress(s.log_every, s.epochs, images * (s.epochs + moving), done)
+
+    def _on_stage(self) -> None:
+        if self.watch is not None:
+            self.watch.follow(self.search.take_step)
 
     def _on_step(self, report: StepReport) -> None:
         self.writer.check()

@@ -23,10 +23,14 @@ class Stages:
     """
 
     def __init__(self, steps: CapturedBilevel) -> None:
-        self.on_gpu = steps.bilevel.device.type == "cuda"
         self._open: list[str] = []  # stages that have begun, the innermost last
         self._marks: list[tuple[str, str | None, Any, Any]] = []  # stage, the stage around it, begin, end
         self._seconds: Counter[str] = Counter()
+        self.follow(steps)
+
+    def follow(self, steps: CapturedBilevel) -> None:
+        """Time another one's parts too."""
+        self.on_gpu = steps.bilevel.device.type == "cuda"
         for method, stage in METHODS.items():
             setattr(steps.bilevel, method, self.timed(stage, getattr(steps.bilevel, method)))
         if steps.bilevel.reduce is not None:

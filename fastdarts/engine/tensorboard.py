@@ -40,7 +40,8 @@ class Board:
         scalars["speed/waiting_for_input"] = timing["input_seconds"] / timing["seconds"]
         scalars |= {f"seconds/{stage}": s for stage, s in timing.get("stages", {}).items()}
         for kind, rows in record["ops"].items():
-            for e, (names, row) in enumerate(zip(self.space.candidates(kind), rows, strict=True)):
+            lists = record["candidates"][kind] if "candidates" in record else self.space.candidates(kind)
+            for e, (names, row) in enumerate(zip(lists, rows, strict=True)):
                 scalars |= {f"alpha_{kind}/edge{e}_{name}": weight for name, weight in zip(names, row, strict=False)}
         for kind, row in record.get("edges", {}).items():
             scalars |= {f"beta_{kind}/edge{e}": weight for e, weight in enumerate(row)}

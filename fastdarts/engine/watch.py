@@ -14,6 +14,7 @@ from fastdarts.engine.stages import Stages
 from fastdarts.engine.status import Status
 from fastdarts.engine.tensorboard import Board
 from fastdarts.search import Search, StepReport
+from fastdarts.search.search import Step
 
 log = logging.getLogger("fastdarts")
 
@@ -39,6 +40,11 @@ class Watch:
                 opened.callback(self.profiler.close)
             self._opened = opened.pop_all()
         self.status.running(f"epoch {search.epoch}/{settings.epochs}  step {done}")
+
+    def follow(self, steps: Step) -> None:
+        """Steps are taken by another one from now on."""
+        if self.stages is not None and isinstance(steps, CapturedBilevel):
+            self.stages.follow(steps)
 
     def step(self, report: StepReport) -> None:
         """After each step."""

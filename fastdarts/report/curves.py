@@ -51,7 +51,7 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
 def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path) -> None:
     """For each kind of cell: each operation's mean relaxed weight over the epochs, and all weights of the last epoch.
 
-    settings  the content of settings.json; its `candidates` name the operations of each edge
+    settings  the content of settings.json; its `candidates` name the operations of each edge, unless an epoch has its own
     """
     epochs = [epoch for epoch in epochs_of(records) if epoch.get("ops")]
     if not epochs:
@@ -63,8 +63,7 @@ def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path
     figure = new_figure(_WIDTH, 1.6 + 0.27 * sum(heights))
     panels = figure.subplots(len(heights), 2, squeeze=False, width_ratios=[1, 1.5], height_ratios=heights)
     for kind, (left, right) in zip(last["ops"], panels, strict=True):
-        ops, columns = candidate_columns(last["ops"][kind], candidates.get(kind))
-        tables = [spread(epoch["ops"].get(kind, []), columns, len(ops)) for epoch in epochs]
+        ops, tables = _tables(epochs, kind, candidates)
         tidy(left, f"{kind}: mean weight over the edges")
         means = np.ma.stack([table.mean(axis=0) for table in tables]).filled(np.nan)
         for op, style, line in zip(ops, op_styles(ops), means.T.tolist(), strict=True):
@@ -75,6 +74,18 @@ def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path
         title = f"{kind}: weights after epoch {last['epoch']}"
         draw_heat_map(right, tables[-1], ops, edges, wirings.get(kind), title)
     save(figure, path)
+
+
+def _tables(
+    epochs: list[Record], kind: str, candidates: dict[str, list[list[str]]]
+) -> tuple[list[str], list[np.ma.MaskedArray]]:
+    """All operations of the epochs, and each epoch's weights with a column for every one of them."""
+    rows = [epoch["ops"].get(kind, []) for epoch in epochs]
+    lists = [(epoch.get("candidates") or candidates).get(kind) for epoch in epochs]
+    each = [candidate_columns(*pair) for pair in zip(rows, lists, strict=True)]
+    ops = list(dict.fromkeys(op for own, _ in each for op in own))
+    columns = [[[ops.index(own[column]) for column in edge] for edge in edges] for own, edges in each]
+    return ops, [spread(*pair, len(ops)) for pair in zip(rows, columns, strict=True)]
 
 
 def epochs_of(records: list[Record]) -> list[Record]:

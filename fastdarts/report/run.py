@@ -141,8 +141,18 @@ def _check(record: Record, place: str) -> None:
     stopped = record.get("stopped")
     if stopped is not None and {name: type(value) for name, value in stopped.items()} != _STOPPED:
         raise ReportError(f"{place}: stopped is {stopped!r}")
+    if not _names(record.get("candidates", {})):
+        raise ReportError(f"{place}: candidates is {record['candidates']!r}")
     if record.get(kind) is None or record[kind] < (kind == "epoch"):  # epochs count from 1
         raise ReportError(f"{place}: {kind} is {record.get(kind)!r}")
+
+
+def _names(value: Any) -> bool:
+    """True for lists of lists of text by kind of cell."""
+    lists = [edges for edges in value.values() if isinstance(edges, list)] if isinstance(value, dict) else None
+    if lists is None or len(lists) < len(value):
+        return False
+    return all(isinstance(edge, list) and all(isinstance(name, str) for name in edge) for edges in lists for edge in edges)
 
 
 def _numeric(value: Any) -> bool:

@@ -3,21 +3,27 @@
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
 from fastdarts.search.early_stop import Stop, check_early_stop
+from fastdarts.search.methods import METHODS, Method, settings_of
 from fastdarts.search.optimizers import OptimizerUnavailable
 from fastdarts.search.precision import Precision, tf32
+from fastdarts.search.progressive import Progressive, Stage, stages_of
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.search import PARTS, DivergedError, Search, StepReport
-from fastdarts.search.selection import argmax_genotype
+from fastdarts.search.selection import argmax_genotype, limit_skips
 
 __all__ = [
+    "METHODS",
     "PARTS",
     "Bilevel",
     "DivergedError",
+    "Method",
     "OptimizerUnavailable",
     "Precision",
+    "Progressive",
     "Search",
     "SoftmaxRelaxation",
+    "Stage",
     "StepReport",
     "Stop",
     "argmax_genotype",
@@ -25,5 +31,8 @@ __all__ = [
     "collapse_figures",
     "dominant_eigenvalue",
     "learning_rate",
+    "limit_skips",
+    "settings_of",
+    "stages_of",
     "tf32",
 ]

@@ -1,8 +1,10 @@
 """A whole search: epochs of bilevel steps, an evaluation and a genotype after each."""
 
+import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -18,13 +20,14 @@ from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
 from fastdarts.search.epoch import Epoch
-from fastdarts.search.optimizers import arch_optimizer, load_optimizer, optimizer_state, set_rate, weight_optimizer
-from fastdarts.search.precision import Precision
-from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.search.methods import METHODS, Method
+from fastdarts.search.optimizers import load_optimizer, optimizer_state, set_rate
+from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, shrink, skip_dropout_rate
 from fastdarts.search.schedules import learning_rate
-from fastdarts.search.selection import argmax_genotype
-from fastdarts.spaces import Architecture
-from fastdarts.supernet import Supernet
+from fastdarts.search.selection import limit_skips
+from fastdarts.search.setup import bilevel_of
+from fastdarts.spaces import Architecture, Space
+from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
 
@@ -46,6 +49,9 @@ class Ranks(Protocol):
 
     def average(self, flat: Tensor) -> None:
         """Replace `flat` by its mean over the ranks."""
+
+    def copy_from_lead(self, tensors: Iterable[Tensor]) -> None:
+        """Make all tensors what they are on the rank that leads, in place."""
 
 
 class Loader(Protocol):
@@ -80,18 +86,25 @@ class Search:
     eval_loader               a finite iterable of batches for `evaluate`, or None
     on_step                   called after each step
     ranks                     the ranks that search together; None: this process alone. Losses and figures are those of all
-    Raises ConfigError where settings.early_stop could never end this search.
+    captured                  makes of a Bilevel what takes its steps (engine.cuda_graph.CapturedBilevel); None: itself does
+    method                    whose relaxation and selection are taken; the rest of a method is in the settings
+    progressive               a search in stages, of which `supernet` and `objective` are the first; settings.epochs is of all.
+                              Learning rate, alpha's beginning and dropout go by the epoch within the stage. A stage begins
+                              with the next step after the one before it ended: then space, supernet, objective, bilevel and
+                              take_step are others. on_stage is called after that, and after load_state_dict changed the stage
 
-    take_step is what makes a step: `bilevel`, or what engine.cuda_graph makes of it, to be set before the first one.
+    take_step is what makes a step, to be replaced before the first one if at all.
     interruptible() is entered around what may be broken off by an exception at any point: waiting for input, evaluating.
     The modules are used where they are (device, dtype); batches are moved to them.
 
     What `state_dict` gives holds at every moment outside take_step: inside an epoch too, also after an exception there.
+    Raises ValueError for stages or a limit of skips that do not fit the settings or the space, ConfigError where
+    settings.early_stop could never end this search.
     """
 
     def __init__(
         self,
-        supernet: Supernet,
+        supernet: Network,
         objective: Objective,
         train_loader: Loader,
         val_loader: Loader,
@@ -100,56 +113,73 @@ class Search:
         eval_loader: Iterable[Batch] | None = None,
         on_step: Callable[[StepReport], None] | None = None,
         ranks: Ranks | None = None,
+        captured: Callable[[Bilevel], Step] | None = None,
+        method: Method = METHODS["darts-1st"],
+        progressive: Progressive | None = None,
     ) -> None:
-        self.supernet, self.objective, self.settings = supernet, objective, settings
+        self.settings, self.method, self.progressive = settings, method, progressive
         self.train_loader, self.val_loader, self.eval_loader = train_loader, val_loader, eval_loader
-        self.on_step, self.ranks = on_step, ranks
+        self.on_step, self.ranks, self._captured = on_step, ranks, captured
+        self.on_stage: Callable[[], None] | None = None
+        self.stages = (Stage(settings.epochs, settings.begin),) if progressive is None else progressive.stages
+        if sum(stage.epochs for stage in self.stages) != settings.epochs:
+            raise ValueError(f"the stages have {[stage.epochs for stage in self.stages]} epochs, not {settings.epochs} in all")
+        check_stages(self.stages, supernet.space, settings)
         check_early_stop(settings, supernet.space)
         if settings.early_stop == "eigenvalue" and eval_loader is None:
             raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of an eval_loader, give one")
         self.history: list[Seen] = []  # what early stopping knows of the epochs in which alpha moved
-        weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
-        self.device, dtype = weights[0].device, weights[0].dtype
-        self.relaxation = SoftmaxRelaxation(
-            supernet.space,
-            edge_normalization=settings.edge_normalization,
-            seed=settings.seed,
-            device=self.device,
-            dtype=dtype,
-        )
-        s = settings
-        self.precision = Precision(s.amp, self.device)
-        self.bilevel = Bilevel(
-            supernet,
-            objective,
-            self.relaxation,
-            weight_optimizer(
-                weights,
-                s.learning_rate,
-                momentum=s.momentum,
-                weight_decay=s.weight_decay,
-                nesterov=s.nesterov,
-                backend=s.optimizer_backend,
-            ),
-            arch_optimizer(
-                self.relaxation.parameters(),
-                s.arch_learning_rate,
-                weight_decay=s.arch_weight_decay,
-                backend=s.optimizer_backend,
-            ),
-            unrolled=s.unrolled,
-            grad_clip=s.grad_clip,
-            arch_grad_clip=s.arch_grad_clip,
-            weights_first=s.step_order == "weights-first",
-            precision=self.precision,
-            reduce=None if ranks is None else ranks.average,
-        )
-        self.take_step: Step = self.bilevel
+        self._install(supernet, objective, 0)
         self.interruptible: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.epoch = 0  # finished epochs
         self.part = Epoch()  # of the one under way
         self.positions = self._positions()  # of the loaders, after the last finished step
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)  # finished steps: keys their randomness
+
+    def _install(self, supernet: Network, objective: Objective, stage: int) -> None:
+        """Search these from now on, with an alpha of their own."""
+        self.supernet, self.objective, self.stage = supernet, objective, stage
+        self.bilevel = bilevel_of(
+            supernet,
+            objective,
+            self.settings,
+            relaxation=self.method.relaxation,
+            seed=self.settings.seed + stage,
+            reduce=None if self.ranks is None else self.ranks.average,
+        )
+        self.relaxation, self.precision, self.device = self.bilevel.relaxation, self.bilevel.precision, self.bilevel.device
+        self.take_step: Step = self.bilevel if self._captured is None else self._captured(self.bilevel)
+
+    @property
+    def _epoch_of_stage(self) -> int:
+        """Finished epochs of the present stage."""
+        return self.epoch - sum(stage.epochs for stage in self.stages[: self.stage])
+
+    def _next_stage(self) -> None:
+        """Drop the weakest candidates and begin the next stage, if the present one is at its end."""
+        number = self.stage + 1
+        if number == len(self.stages) or self._epoch_of_stage < self.stages[self.stage].epochs:
+            return
+        stage, space = self.stages[number], self.supernet.space
+        if stage.candidates is not None:
+            space = shrink(space, self._weights(), stage.candidates)
+        self._enter(number, space)
+        if self.ranks is not None:
+            modules = self.supernet, self.objective
+            tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+            self.ranks.copy_from_lead([*self.relaxation.parameters(), *tensors])
+        if self.ranks is None or self.ranks.leads:
+            log.info(f"stage {number + 1} of {len(self.stages)} begins: {stage}")
+
+    def _enter(self, number: int, space: Space) -> None:
+        """Be at the beginning of a stage."""
+        if self.progressive is None:
+            raise ValueError(f"the state is of stage {number + 1} of a progressive search, this is a search of one stage")
+        del self.supernet, self.objective, self.relaxation, self.bilevel, self.take_step
+        gc.collect()  # what times and captures steps refers to itself: the next stage needs the memory
+        self._install(*self.progressive.begin(number, space), number)
+        if self.on_stage:
+            self.on_stage()
 
     def run(self) -> Genotype | Architecture:
         """All remaining epochs; returns their result."""
@@ -169,19 +199,24 @@ class Search:
         Raises DivergedError when half of its losses are not finite, or when all updates of the weights or of alpha had to be
         skipped. The keys are those of a `metrics.jsonl` line of kind "epoch", and of the steps alone "seconds", of which
         "input_seconds" were spent waiting for batches, and "images_per_s". Only where there were any: "skipped" updates (of
-        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out; and "stopped" where
-        early stopping ends the search with this epoch (early_stop.Stop.facts).
+        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out; "stopped" where early stopping
+        ends the search with this epoch (early_stop.Stop.facts); of a search in stages "stage" and its "candidates". "cells"
+        tells of the cell as it is without settings.skip_limit.
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
-        rate = learning_rate(self.epoch, s.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
+        self._next_stage()
+        stage, within = self.stages[self.stage], self._epoch_of_stage
+        rate = learning_rate(within, stage.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
         set_rate(self.bilevel.weight_optimizer, rate)
+        if stage.dropout:
+            self.supernet.drop_skips(skip_dropout_rate(stage, within))
         if not part.steps:
             self.bilevel.skipped.zero_()
         self.supernet.train()
         self.objective.train()
         began = perf_counter() - part.seconds
         while part.steps < steps:
-            self._advance(part, began)
+            self._advance(part, began, within >= stage.begin)
         train, alpha = part.means()
         epoch = self.epoch + 1
         record = {"epoch": epoch, "step": epoch * steps, "lr": rate, "train_loss": train.value, "alpha_loss": alpha.value}
@@ -228,12 +263,12 @@ class Search:
         """The cell pair that the search has come to: what alpha stands for, or that of the epoch an early stop chose."""
         return self.genotype() if self.stop is None else read_architecture(self.stop.genotype)
 
-    def _advance(self, part: Epoch, began: float) -> None:
-        """The next step of the epoch."""
+    def _advance(self, part: Epoch, began: float, moving: bool) -> None:
+        """The next step of the epoch; moving: alpha's too."""
         asked = perf_counter()
         with self.interruptible():
             train = next(self.train_loader).to(self.device)
-            val = next(self.val_loader).to(self.device) if self.epoch >= self.settings.begin else None
+            val = next(self.val_loader).to(self.device) if moving else None
         part.input_seconds += perf_counter() - asked
         train_loss, val_loss = self.take_step(self.step, train, val)
         self.step += 1
@@ -275,8 +310,10 @@ class Search:
         return scale is not None and float(scale.value) > 1
 
     def genotype(self) -> Genotype | Architecture:
-        """The cell pair that alpha stands for now."""
-        return argmax_genotype(self.supernet.space, self._weights())
+        """The cell pair that alpha stands for now, within settings.skip_limit."""
+        if self.settings.skip_limit:
+            return limit_skips(self.supernet.space, self._weights(), self.settings.skip_limit)
+        return self.method.selection(self.supernet.space, self._weights())
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
@@ -339,11 +376,13 @@ class Search:
             "train_loader": train,
             "val_loader": val,
             **part,
+            **self._stage_facts(),
             **({"history": self.history} if self.history else {}),
         } | ({} if scale is None else {"loss_scale": scale.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken."""
+        """Continue where `state` was taken. Raises ValueError for a state of a stage that this search does not have."""
+        self._go_to(state)
         self.epoch = state["epoch"]
         self.part = Epoch.from_state(state["part"], self.device) if "part" in state else Epoch()
         self.history = state.get("history", [])
@@ -358,6 +397,30 @@ class Search:
         if self.precision.scale is not None and "loss_scale" in state:
             self.precision.scale.load_state_dict(state["loss_scale"])
         self.move_loaders((state["train_loader"], state["val_loader"]))
+
+    def _go_to(self, state: dict[str, Any]) -> None:
+        """Be in the stage in which `state` was taken, with its candidates."""
+        number = state.get("stage", 1) - 1
+        if number >= len(self.stages):
+            raise ValueError(f"the state is of stage {number + 1}, this search has {len(self.stages)}")
+        lists = {kind: tuple(map(tuple, edges)) for kind, edges in state.get("candidates", {}).items()}
+        space = replace(self.supernet.space, **lists)
+        if (number, space) != (self.stage, self.supernet.space):
+            self._enter(number, space)
+
+    def _stage_facts(self) -> dict[str, Any]:
+        """Of a search in stages: which one this is, from 1, and its candidates by kind of cell and edge."""
+        if self.progressive is None:
+            return {}
+        space = self.supernet.space
+        return {
+            "stage": self.stage + 1,
+            "candidates": {kind: [[*names] for names in space.candidates(kind)] for kind in space.kinds},
+        }
+
+    def moving_epochs(self, epochs: int) -> int:
+        """Of the first `epochs`, those in which alpha moves."""
+        return moving_epochs(self.stages, epochs)
 
     def move_loaders(self, positions: tuple[dict[str, Any], dict[str, Any]]) -> None:
         """Go on with the batches after those at which `positions` was this attribute."""
@@ -376,8 +439,9 @@ class Search:
         weights, genotype = self._weights(), self.genotype()
         record = {
             "genotype": str(genotype),
-            "cells": collapse_figures(self.supernet.space, weights, genotype),
+            "cells": collapse_figures(self.supernet.space, weights, self.method.selection(self.supernet.space, weights)),
             "ops": {kind: w.ops.tolist() for kind, w in weights.items()},
+            **self._stage_facts(),
         }
         if self.settings.edge_normalization:
             record["edges"] = {kind: w.edges.tolist() for kind, w in weights.items()}

@@ -1,8 +1,14 @@
 """How a discrete cell is read out of the mixed one."""
 
+from dataclasses import replace
+
+import torch
+
 from fastdarts.genotype import Gene, Genotype
 from fastdarts.spaces import Architecture, Kind, Space
 from fastdarts.supernet import CellWeights
+
+SKIP = "skip_connect"
 
 
 def argmax_genotype(space: Space, weights: dict[Kind, CellWeights]) -> Genotype | Architecture:
@@ -18,6 +24,52 @@ def argmax_genotype(space: Space, weights: dict[Kind, CellWeights]) -> Genotype 
     cells = {kind: tuple(_genes(space, kind, weights[kind])) for kind in space.kinds}
     concat = tuple(range(2, 2 + space.nodes))
     return Genotype(cells["normal"], concat, cells["reduce"], concat)
+
+
+def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int) -> Genotype:
+    """argmax_genotype with at most `most` skips in the normal cell (P-DARTS, section 3.3).
+
+    While there are more, the weakest of the skips that the cell has is taken from its edge's candidates, and the cell
+    derived again: the edge may stay with another operation, or another edge takes its place. Raises ValueError as
+    check_skip_limit does.
+    """
+    check_skip_limit(space)
+    while True:
+        genotype = argmax_genotype(space, weights)
+        skips = [space.edges_of_node(i // 2)[state] for i, (op, state) in enumerate(genotype.normal) if op == SKIP]
+        if len(skips) <= most:
+            return genotype
+        space, weights = _without_weakest_skip(space, weights, skips)
+
+
+def check_skip_limit(space: Space, candidates: int | None = None) -> None:
+    """Raise ValueError where a normal cell's skips cannot be limited: an edge may be left with nothing else.
+
+    candidates  that an edge has at least of its list; None: all of it
+    """
+    if space.skeleton != "darts":
+        raise ValueError(f"skip_limit: skips are limited in DARTS' cells only, not in those of space {space.name}")
+    for edge, names in enumerate(space.normal):
+        left = len(names) if candidates is None else min(candidates, len(names))
+        if left <= len({"none", SKIP}.intersection(names)):
+            few = f"of its candidates {', '.join(names)} there may be no other left than none and {SKIP}"
+            raise ValueError(f"skip_limit: normal edge {edge} of space {space.name} cannot do without its skip, {few}")
+
+
+def _without_weakest_skip(
+    space: Space, weights: dict[Kind, CellWeights], edges: list[int]
+) -> tuple[Space, dict[Kind, CellWeights]]:
+    """Both without the skip of that normal edge among `edges` where it weighs least."""
+    ops, factors = weights["normal"]
+    strength = ops if factors is None else ops * factors[:, None]
+    edge = min(edges, key=lambda e: strength[e, space.normal[e].index(SKIP)].item())
+    place = space.normal[edge].index(SKIP)
+    row = ops[edge]
+    ops = ops.clone()
+    ops[edge] = torch.cat([row[:place], row[place + 1 :], row.new_zeros(1)])
+    names = tuple(name for name in space.normal[edge] if name != SKIP)
+    normal = (*space.normal[:edge], names, *space.normal[edge + 1 :])
+    return replace(space, normal=normal), weights | {"normal": CellWeights(ops, factors)}
 
 
 def _genes(space: Space, kind: Kind, weights: CellWeights) -> list[Gene]:

@@ -93,7 +93,7 @@ class _Group(NamedTuple):
     numbers: list[int]  # of its edges
     sources: list[int]
     graph: Graph
-    columns: Tensor  # int64 (edges, K'): where the op's weights stand in the cell's
+    columns: list[list[int]]  # (edges, K'): where the op's weights stand in the cell's
 
 
 class MixedEdgesBeside(PackedEdges):
@@ -121,6 +121,7 @@ class MixedEdgesBeside(PackedEdges):
             for names, places in zip(space.candidates(kind), beside, strict=True)
         ]
         self._groups = [_group(graph, fused_places, numbers) for numbers in _numbers(graph)]
+        self._placed: dict[tuple[int, torch.device], Tensor] = {}
         self._beside: dict[int, list[tuple[int, nn.Module]]] = {}
         for number, (edge, places, prefix) in enumerate(zip(graph.edges, beside, edge_names(space), strict=True)):
             for place in sorted(places):
@@ -179,7 +180,7 @@ class MixedEdgesBeside(PackedEdges):
         first, last = group.numbers[0], group.numbers[-1] + 1
         return mixed_cell(
             [states[source] for source in group.sources],
-            ops[first:last].gather(1, group.columns.to(ops.device)),
+            ops[first:last].gather(1, self._columns(group, ops.device)),
             None if edges is None else edges[first:last],
             piece[0],
             piece[1],
@@ -190,6 +191,13 @@ class MixedEdgesBeside(PackedEdges):
             backend=self.backend,
             sync=self.sync,
         )
+
+    def _columns(self, group: _Group, device: torch.device) -> Tensor:
+        """int64 (edges, K') on the device, copied there once: a step that copies cannot be captured."""
+        key = group.numbers[0], device
+        if key not in self._placed:
+            self._placed[key] = torch.tensor(group.columns, device=device)
+        return self._placed[key]
 
     def _added(self, total: Tensor, weight: Tensor, module: nn.Module, x: Tensor, chosen: Tensor | None) -> Tensor:
         """total (N, C, H/s, W/s) + weight * module(the channels of x that pass through candidates), where those end up."""
@@ -219,7 +227,7 @@ def _group(graph: Graph, fused_places: Sequence[list[int]], numbers: list[int]) 
     own = Graph(len(edges), 1, tuple(edge._replace(source=i, node=0) for i, edge in enumerate(edges)))
     places = [fused_places[n] for n in numbers]  # of an edge with none, whose only candidate is NONE, any weight serves
     columns = [row + [0] * (own.longest - len(row)) for row in places]
-    return _Group(edges[0].node, numbers, [edge.source for edge in edges], own, torch.tensor(columns))
+    return _Group(edges[0].node, numbers, [edge.source for edge in edges], own, columns)
 
 
 def mixed_edges(

@@ -1,0 +1,191 @@
+"""P-DARTS (Chen et al., ICCV 2019): a search in stages, each of a deeper supernet with fewer candidates on every edge.
+
+A search of any other method is one of a single stage.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+
+from fastdarts.config import ConfigError, SearchSettings
+from fastdarts.objectives import Objective
+from fastdarts.search.selection import check_skip_limit
+from fastdarts.spaces import CANDIDATES, Kind, Space
+from fastdarts.supernet import CellWeights, Network
+
+DECAY = 0.2  # of the dropout, for each epoch in which alpha moves
+FEWEST = 2  # candidates of an edge, so that there is one besides none
+HEAVY = ("sep_conv_5x5", "sep_conv_3x3", "dil_conv_5x5", "dil_conv_3x3")  # the candidates that take most memory, in order
+
+Number = TypeVar("Number", int, float)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a search that has its own weights, alpha and optimizers.
+
+    epochs, begin  passes over the images, and those before alpha moves
+    layers         cells; None: of the network as it is given
+    candidates     most that an edge has; None: any number
+    dropout        at which skips of stride 1 begin to drop numbers; 0: the network has no dropout
+    """
+
+    epochs: int
+    begin: int
+    layers: int | None = None
+    candidates: int | None = None
+    dropout: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [
+            "" if self.layers is None else f"{self.layers} cells",
+            "" if self.candidates is None else f"{self.candidates} candidates an edge",
+            f"skips with dropout {self.dropout:g}" if self.dropout else "",
+        ]
+        return ", ".join(filter(None, parts))
+
+
+Make = Callable[[Space, Stage], tuple[Network, Objective]]
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """The stages of a search, and what makes the supernet and the objective of one.
+
+    make  (space, stage) -> both, with fresh weights from torch's global generator, on their device and in their dtype;
+          with SkipDropout where stage.dropout is not 0
+    seed  the generator's at the beginning of the first stage; each later one has the next
+    """
+
+    stages: tuple[Stage, ...]
+    make: Make
+    seed: int = 0
+
+    def begin(self, index: int, space: Space) -> tuple[Network, Objective]:
+        """Supernet and objective of a stage at its beginning: the same whenever it is called."""
+        torch.manual_seed(self.seed + index)
+        return self.make(space, self.stages[index])
+
+
+def stages_of(settings: SearchSettings, layers: int, space: Space) -> tuple[Stage, ...]:
+    """The stages that the settings stand for, one unless they are `progressive`. Raises ConfigError.
+
+    layers  cells of the first stage
+    space   of the first stage
+    """
+    if settings.progressive:
+        stages = _several(settings, layers)
+    elif settings.skip_dropout:
+        raise ConfigError("--skip_dropout is a part of P-DARTS' stages: give --progressive too, or leave it out")
+    else:
+        stages = (Stage(settings.epochs, settings.begin, layers),)
+    try:
+        check_stages(stages, space, settings)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+    return stages
+
+
+def check_stages(stages: Sequence[Stage], space: Space, settings: SearchSettings) -> None:
+    """Raise ValueError where a space cannot be searched in these stages, or its skips not be limited."""
+    if len(stages) > 1 and space.skeleton != "darts":
+        raise ValueError(f"progressive: space {space.name} is of a network whose depth is fixed, it has no stages")
+    if len(stages) > 1 and settings.early_stop != "off":
+        raise ValueError("early_stop: it looks at one alpha from its beginning, and each stage has another: --early_stop off")
+    if settings.skip_limit:
+        check_skip_limit(space, stages[-1].candidates)
+
+
+def _several(s: SearchSettings, layers: int) -> tuple[Stage, ...]:
+    added = _numbers("progressive_layers", s.progressive_layers, int, at_least=0)
+    kept = _numbers("progressive_candidates", s.progressive_candidates, int, at_least=FEWEST)
+    rates = _numbers("progressive_dropout", s.progressive_dropout, float, at_least=0, below=1)
+    count = len(added)
+    if len(kept) != count - 1 or len(rates) != count:
+        raise ConfigError(
+            f"--progressive_layers has {count} stages: --progressive_dropout needs as many numbers, got {len(rates)}, "
+            f"--progressive_candidates {count - 1}, for all but the first, got {len(kept)}"
+        )
+    if s.epochs % count:
+        raise ConfigError(f"--epochs {s.epochs}: {count} stages of equal length need a multiple of {count}")
+    epochs = s.epochs // count
+    if s.begin >= epochs:
+        raise ConfigError(f"--begin {s.begin}: alpha would never move in a stage of {epochs} epochs, and it says what to drop")
+    rates = rates if s.skip_dropout else (0.0,) * count
+    parts = zip(added, (None, *kept), rates, strict=True)
+    return tuple(Stage(epochs, s.begin, layers + more, keep, rate) for more, keep, rate in parts)
+
+
+def _numbers(name: str, text: str, kind: type[Number], *, at_least: float, below: float = math.inf) -> tuple[Number, ...]:
+    """The numbers of a flag, which are separated by commas. Raises ConfigError."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ConfigError(f"--{name} {text}: {what} with commas between them are needed") from error
+    if bad := [n for n in numbers if not at_least <= n < below]:
+        most = "" if below == math.inf else f" and below {below:g}"
+        raise ConfigError(f"--{name} {text}: {bad[0]} is out of range, it must be at least {at_least:g}{most}")
+    return numbers
+
+
+def moving_epochs(stages: Sequence[Stage], epochs: int) -> int:
+    """Of the first `epochs` of a search, those in which alpha moves."""
+    moving, done = 0, epochs
+    for stage in stages:
+        moving += max(min(done, stage.epochs) - stage.begin, 0)
+        done = max(done - stage.epochs, 0)
+    return moving
+
+
+def skip_dropout_rate(stage: Stage, epoch: int) -> float:
+    """The rate at which skips drop numbers in an epoch of the stage, counted from 0.
+
+    It falls on a line towards 0 at the stage's end as long as alpha rests; when alpha begins to move it is back where it
+    started, and falls exponentially from there.
+    """
+    if epoch < stage.begin:
+        return stage.dropout * (stage.epochs - epoch - 1) / stage.epochs
+    return stage.dropout * math.exp(-DECAY * (epoch - stage.begin))
+
+
+def shrink(space: Space, weights: dict[Kind, CellWeights], keep: int) -> Space:
+    """The space without the candidates of each edge that weigh least, none among them: `keep` are left, in their order.
+
+    Of two that weigh the same the earlier one goes. An edge that has no more than `keep` is left alone. Raises ValueError
+    where nothing but none would be left.
+    """
+    lists = {
+        kind: tuple(
+            _strongest(row, names, keep) for row, names in zip(weights[kind].ops.tolist(), space.candidates(kind), strict=True)
+        )
+        for kind in space.kinds
+    }
+    return replace(space, **lists)
+
+
+def _strongest(row: list[float], names: tuple[str, ...], keep: int) -> tuple[str, ...]:
+    """A row may be padded."""
+    order = sorted(range(len(names)), key=lambda place: (row[place], place))
+    dropped = set(order[: max(len(names) - keep, 0)])
+    return tuple(name for place, name in enumerate(names) if place not in dropped)
+
+
+def heaviest(space: Space, stage: Stage) -> Space:
+    """Of all that `space` may have become in a stage, about the one whose steps take most memory."""
+    if stage.candidates is None:
+        return space
+    first = ("skip_connect", *HEAVY) if stage.dropout else HEAVY  # dropout keeps its own tensors
+    ranks = {name: len(first) - place for place, name in enumerate(first)}
+
+    def weight(name: str) -> float:
+        return ranks.get(name, 0.5 if CANDIDATES[name].family != "none" else 0.0)
+
+    lists = {
+        kind: tuple(_strongest([weight(n) for n in names], names, stage.candidates) for names in space.candidates(kind))
+        for kind in space.kinds
+    }
+    return replace(space, **lists)

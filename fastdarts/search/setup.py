@@ -1,0 +1,50 @@
+"""A supernet's Bilevel as the settings say: relaxation, optimizers, precision."""
+
+from fastdarts.config import SearchSettings
+from fastdarts.objectives import Objective
+from fastdarts.search.bilevel import Bilevel, Reduce
+from fastdarts.search.optimizers import arch_optimizer, weight_optimizer
+from fastdarts.search.precision import Precision
+from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.supernet import Network
+
+
+def bilevel_of(
+    supernet: Network,
+    objective: Objective,
+    settings: SearchSettings,
+    *,
+    relaxation: type[SoftmaxRelaxation] = SoftmaxRelaxation,
+    seed: int = 0,
+    reduce: Reduce | None = None,
+) -> Bilevel:
+    """The Bilevel of modules where they are (device, dtype); its learning rates are the first ones.
+
+    seed    of alpha's first values
+    reduce  as of Bilevel
+    """
+    s, weights = settings, list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
+    device, dtype = weights[0].device, weights[0].dtype
+    mixing = relaxation(supernet.space, edge_normalization=s.edge_normalization, seed=seed, device=device, dtype=dtype)
+    return Bilevel(
+        supernet,
+        objective,
+        mixing,
+        weight_optimizer(
+            weights,
+            s.learning_rate,
+            momentum=s.momentum,
+            weight_decay=s.weight_decay,
+            nesterov=s.nesterov,
+            backend=s.optimizer_backend,
+        ),
+        arch_optimizer(
+            mixing.parameters(), s.arch_learning_rate, weight_decay=s.arch_weight_decay, backend=s.optimizer_backend
+        ),
+        unrolled=s.unrolled,
+        grad_clip=s.grad_clip,
+        arch_grad_clip=s.arch_grad_clip,
+        weights_first=s.step_order == "weights-first",
+        precision=Precision(s.amp, device),
+        reduce=reduce,
+    )
