@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,10 @@ from fastdarts.engine import (
 from fastdarts.flags import ConfigError
 from fastdarts.input import Source
 from fastdarts.ops.backend import BackendUnavailable, choose
+from fastdarts.recipes import RECIPES
 from fastdarts.run import run
 from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, check_early_stop, stages_of, tf32
+from fastdarts.search.methods import Dataset, in_proportion, settings_of
 from fastdarts.search.optimizers import check_backend
 
 # what may differ between the ranks of one search: where a node keeps things, and what only rank 0 looks at
@@ -44,7 +46,7 @@ class Command:
     about     what --help says of it
     settings  its flags
     source    where its images come from
-    sample    settings that it takes instead of its defaults when it searches the generated sample
+    sample    settings that it takes instead of published ones when it searches the generated sample
     notice    the first line of such a search
     """
 
@@ -54,6 +56,11 @@ class Command:
     source: Source
     sample: Mapping[str, Any]
     notice: str
+
+    @property
+    def dataset(self) -> Dataset:
+        """Whose published numbers a method brings."""
+        return "cifar" if self.name == "search_cifar" else "imagenet"
 
     @property
     def prog(self) -> str:
@@ -123,14 +130,7 @@ class Command:
 
     def resolve(self, given: dict[str, Any], seat: Seat = Seat()) -> RunSettings:  # noqa: B008 - a tuple
         """The settings that a command line stands for, on the rank of that seat. Raises ConfigError."""
-        values = {**self.sample, **given}
-        if given.get("data") is not None:
-            values = given | {"data": str(Path(given["data"]).expanduser().absolute())}
-        if "epochs" in given:  # alpha's start and the warm-up, in the proportion of the defaults: ImageNet's 35 and 5 of 50
-            default = self.settings
-            begin, warm_up = (given["epochs"] * part // default.epochs for part in (default.begin, default.warmup_epochs))
-            values = values | {"begin": begin, "warmup_epochs": warm_up} | given
-        settings = self.settings.make(values)
+        settings = self.settings.make(self._values(given))
         settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
         device = torch.device(settings.device)
         _check_device(settings, device)
@@ -148,6 +148,39 @@ class Command:
         except ValueError as error:
             raise ConfigError(f"--backend: {error}") from error
         return settings
+
+    def _values(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The settings by field: of the defaults, the method, the recipe, and above all the flags. Raises ConfigError."""
+        if given.get("data") is not None:
+            given = given | {"data": str(Path(given["data"]).expanduser().absolute())}
+        recipe = self._recipe(given)
+        row = settings_of(given.get("method") or recipe.get("method") or self.settings.method, self.dataset)
+        published = {f.name: f.default for f in fields(self.settings)} | row | recipe
+        small = {} if given.get("data") is not None else self._of_sample(published)
+        scaled = in_proportion(published, given["epochs"]) if "epochs" in given else {}
+        return published | small | scaled | given
+
+    def _of_sample(self, published: Mapping[str, Any]) -> dict[str, Any]:
+        """`sample`, as far as the method can do with it."""
+        values = in_proportion(published, self.sample["epochs"]) | dict(self.sample)
+        if "init_channels" in values:
+            values["init_channels"] = max(values["init_channels"], 2 * published["partial_channels"])
+        if published["progressive"]:
+            values |= {"epochs": 6, "begin": 1}  # three stages of two
+        return values
+
+    def _recipe(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The settings of --recipe, none without. Raises ConfigError."""
+        name = given.get("recipe")
+        if name is None:
+            return {}
+        mine = {name: recipe for name, recipe in RECIPES.items() if recipe.command == self.name}
+        if name not in mine:
+            other = f" is one of fastdarts.{RECIPES[name].command}" if name in RECIPES else ""
+            raise ConfigError(f"--recipe {name}{other}: fastdarts.{self.name} has {', '.join(mine)}")
+        if "method" in given:
+            raise ConfigError(f"--method {given['method']}: --recipe {name} has its own, leave one of the two out")
+        return dict(mine[name].settings)
 
 
 def _check_device(settings: RunSettings, device: torch.device) -> None:

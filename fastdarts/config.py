@@ -29,6 +29,7 @@ ObjectiveName = Literal[
     "supervised+colourisation",
     "supervised+jigsaw",
 ]
+MethodName = Literal["darts-1st", "darts-2nd", "pc-darts", "p-darts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +93,14 @@ class RunSettings(SearchSettings):
         None, "run folder, made or continued; without it search-NAME-TIME in the present folder", resumable=True
     )
     dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
+    recipe: str | None = setting(
+        None,
+        "a published search by name, whose settings hold where no flag says otherwise: see RECIPES.md",
+        resumable=True,
+    )
+    method: MethodName = setting(
+        "pc-darts", "row of the table of methods, whose settings hold where neither flag nor recipe says otherwise", before=""
+    )
     objective: ObjectiveName = setting(
         "mae",
         "what is minimised: masked reconstruction (MAE-NAS), classification (supervised), both (joint: MIM-DARTS), an ablation "
@@ -209,6 +218,7 @@ class SearchImagenetSettings(RunSettings):
 class SearchCifarSettings(RunSettings):
     """Flags of `python -m fastdarts.search_cifar`; the defaults are DARTS' search on CIFAR-10, with MAE-NAS' objective."""
 
+    method: MethodName = other(RunSettings, "method", "darts-1st")
     begin: int = other(RunSettings, "begin", 0, "epochs before alpha moves")
     learning_rate: float = other(RunSettings, "learning_rate", 0.025)
     learning_rate_min: float = other(RunSettings, "learning_rate_min", 0.001)

@@ -19,7 +19,7 @@ from fastdarts.images import Images
 from fastdarts.input import Input, Source
 from fastdarts.objectives import Objective
 from fastdarts.plan import free_for, prepare, too_little
-from fastdarts.search import DivergedError, Progressive, Search, Stage, stages_of
+from fastdarts.search import METHODS, DivergedError, Progressive, Search, Stage, stages_of
 from fastdarts.session import PICTURES, Session
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
@@ -136,6 +136,7 @@ def _start(settings: RunSettings, space: Space, images: Images, given: Input, wo
         eval_loader=given.evaluation,
         ranks=None if world.alone else world,
         captured=lambda bilevel: CapturedBilevel(bilevel, settings.cuda_graph),
+        method=METHODS[settings.method],
         progressive=stages if settings.progressive else None,
     )
     world.copy_from_lead([*world.named(search).values(), *supernet.buffers(), *objective.buffers()])

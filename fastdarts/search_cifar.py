@@ -16,6 +16,7 @@ NOT_CIFAR = "No --data: this searches a generated sample of textures and shapes,
 SAMPLE_RECIPE = {
     "init_channels": 8,
     "layers": 5,
+    "stage_cells": 1,
     "batch_size": 32,
     "epochs": 4,
     "learning_rate": 0.05,

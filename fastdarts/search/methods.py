@@ -108,19 +108,19 @@ METHODS: dict[str, Method] = {
 }
 
 
-def settings_of(method: str, given: Values, dataset: Dataset = "cifar") -> dict[str, Any]:
-    """The settings that a method and the flags that were `given` stand for: a flag wins over the row.
+def settings_of(method: str, dataset: Dataset = "cifar") -> dict[str, Any]:
+    """The settings that a method stands for.
 
     dataset  "imagenet": without the row's numbers for CIFAR, so that those of search_imagenet remain, PC-DARTS' own
 
-    Where the row has epochs and only --epochs is given, its begin and warm-up follow in proportion. Raises ConfigError for a
-    method that is not in the table.
+    Raises ConfigError for a method that is not in the table.
     """
     if method not in METHODS:
         raise ConfigError(f"--method {method}: known are {', '.join(METHODS)}")
     row = METHODS[method]
-    values = row.settings if dataset == "cifar" else {**row.edge, **row.outer, **row.schedule, **row.limits}
-    if "epochs" in given and "epochs" in values:
-        parts = {name: given["epochs"] * values[name] // values["epochs"] for name in ("begin", "warmup_epochs")}
-        values = values | parts
-    return values | dict(given)
+    return row.settings if dataset == "cifar" else {**row.edge, **row.outer, **row.schedule, **row.limits}
+
+
+def in_proportion(values: Values, epochs: int) -> dict[str, int]:
+    """When alpha begins to move, and the warm-up, in a search of so many epochs instead of those in `values`."""
+    return {name: epochs * values[name] // values["epochs"] for name in ("begin", "warmup_epochs")}

@@ -1,14 +1,16 @@
 """The table of methods: what each row gives, and that what is given explicitly wins."""
 
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.config import ConfigError, SearchImagenetSettings
+from fastdarts.config import ConfigError, MethodName, SearchImagenetSettings
 from fastdarts.genotype import Genotype
 from fastdarts.search import METHODS, Method, Search, SoftmaxRelaxation, settings_of
+from fastdarts.search.methods import in_proportion
 from fastdarts.spaces import Kind
 from fastdarts.supernet import CellWeights, Supernet
 from tests.search.test_progressive import SPACE, Loader, masked, settings
@@ -23,7 +25,7 @@ PUBLISHED = {  # epochs, begin, batch, learning rates, alpha's, clip of alpha's 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_row_gives_the_published_settings(name: str) -> None:
-    s = SearchImagenetSettings.make(settings_of(name, {}))
+    s = SearchImagenetSettings.make(settings_of(name))
     rates = s.learning_rate, s.learning_rate_min, s.arch_learning_rate, s.arch_grad_clip
     method = s.layers, s.partial_channels, s.edge_normalization, s.unrolled
     assert (s.epochs, s.begin, s.batch_size, *rates, *method) == PUBLISHED[name]
@@ -39,32 +41,29 @@ def test_every_value_of_a_row_is_a_setting() -> None:
         assert row.settings.keys() <= known
 
 
-def test_a_given_flag_wins_and_what_is_given_is_left_alone() -> None:
-    given = {"skip_dropout": False, "skip_limit": 0, "batch_size": 7, "seed": 3}
-    values = settings_of("p-darts", given)
-    assert given == {"skip_dropout": False, "skip_limit": 0, "batch_size": 7, "seed": 3}
-    assert (values["skip_dropout"], values["skip_limit"], values["batch_size"], values["seed"]) == (False, 0, 7, 3)
-    assert values["progressive"]
+def test_alpha_begins_in_proportion() -> None:
+    assert in_proportion(settings_of("pc-darts"), 10) == {"begin": 3, "warmup_epochs": 0}
+    assert in_proportion(settings_of("p-darts"), 30)["begin"] == 4  # of 10 in each stage
+    assert in_proportion(settings_of("darts-1st"), 10)["begin"] == 0
+    assert in_proportion({"epochs": 50, "begin": 35, "warmup_epochs": 5}, 20) == {"begin": 14, "warmup_epochs": 2}
+
+
+def test_a_row_is_left_alone() -> None:
+    settings_of("p-darts")["skip_limit"] = 0
     assert METHODS["p-darts"].settings["skip_limit"] == 2
-
-
-def test_alpha_begins_in_proportion_if_only_epochs_are_given() -> None:
-    assert settings_of("pc-darts", {"epochs": 10})["begin"] == 3
-    assert settings_of("p-darts", {"epochs": 30})["begin"] == 4  # of 10 in each stage
-    assert settings_of("p-darts", {"epochs": 30, "begin": 1})["begin"] == 1
-    assert settings_of("darts-1st", {"epochs": 10})["begin"] == 0
+    assert set(get_args(MethodName)) == set(METHODS)  # what --method takes
 
 
 def test_on_imagenet_pc_darts_is_what_the_command_does_anyway() -> None:
-    assert SearchImagenetSettings.make(settings_of("pc-darts", {}, "imagenet")) == SearchImagenetSettings()
-    plain = SearchImagenetSettings.make(settings_of("darts-2nd", {"batch_size": 64}, "imagenet"))
+    assert SearchImagenetSettings.make(settings_of("pc-darts", "imagenet")) == SearchImagenetSettings()
+    plain = SearchImagenetSettings.make(settings_of("darts-2nd", "imagenet") | {"batch_size": 64})
     assert (plain.partial_channels, plain.edge_normalization, plain.unrolled) == (1, False, True)
     assert (plain.epochs, plain.learning_rate, plain.batch_size) == (50, 0.5, 64)
 
 
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(ConfigError, match="--method darts: known are darts-1st, darts-2nd, pc-darts, p-darts"):
-        settings_of("darts", {})
+        settings_of("darts")
 
 
 class Sharp(SoftmaxRelaxation):

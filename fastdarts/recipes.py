@@ -1,0 +1,108 @@
+"""Published searches by name: the settings of each, where they are from, and what the paper reports.
+
+A recipe is what stands in the paper; where it is silent, the choices of the method that it is built on (DARTS' search on
+CIFAR, PC-DARTS' on ImageNet, NAS-Bench-201's own) are taken. RECIPES.md says what came of them here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A search as published.
+
+    command    that runs it
+    source     paper and table
+    published  what the paper reports of it: an accuracy after training the found cell, where nothing else is said
+    settings   beside those of `method`, which is one of them
+    """
+
+    command: Literal["search_imagenet", "search_cifar"]
+    source: str
+    published: str
+    settings: Values = field(default_factory=dict)
+
+
+def _cifar(source: str, published: str, method: str = "darts-1st", **settings: Any) -> Recipe:
+    return Recipe("search_cifar", source, published, {"method": method} | settings)
+
+
+def _imagenet(source: str, published: str, **settings: Any) -> Recipe:
+    return Recipe("search_imagenet", source, published, {"method": "pc-darts"} | settings)
+
+
+MAE = {"objective": "mae", "mask_ratio": 0.5, "patch_size": 4}
+MIM = {"objective": "joint", "mask_ratio": 0.6, "patch_size": 8}  # CIFAR-100's ratio is 0.7
+SUPERVISED = {"objective": "supervised"}
+# the benchmark's own search: its network, SGD with Nesterov's momentum, weights before alpha
+NASBENCH201 = {
+    "space": "nasbench201",
+    "epochs": 100,
+    "batch_size": 64,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "step_order": "weights-first",
+}
+WITHOUT_TRICKS = {"skip_dropout": False, "skip_limit": 0}
+
+_MAE_NAS, _MIM, _DARTS = "MAE-NAS", "MIM-DARTS", "DARTS (Liu et al., ICLR 2019)"
+_R_DARTS = "R-DARTS (Zela et al., ICLR 2020), as table 8 of MAE-NAS has it"
+_BENCH = "NAS-Bench-201 (Dong and Yang, ICLR 2020)"
+_S1_S4 = {"s1": ("2.92", "3.84"), "s2": ("2.66", "4.85"), "s3": ("2.50", "3.34"), "s4": ("2.71", "7.20")}  # test errors
+_PRETEXT = {"rotation": "97.35 ± 0.12", "colourisation": "97.19 ± 0.25", "jigsaw": "96.91 ± 0.43"}
+
+RECIPES: dict[str, Recipe] = {
+    "mae-nas-imagenet": _imagenet(
+        _MAE_NAS, "ImageNet top-1 76.11 %, 4.7 M parameters, 4.5 GPU-days", objective="mae", mask_ratio=0.5, patch_size=8
+    ),
+    "mae-nas-cifar10": _cifar(f"{_MAE_NAS}, table 2", "CIFAR-10 97.43 ± 0.05 %, 0.4 GPU-days", **MAE),
+    **{
+        f"mae-nas-{space}": _cifar(f"{_MAE_NAS}, table 8", f"CIFAR-10 test error {error} %", space=space, **MAE)
+        for space, (error, _) in _S1_S4.items()
+    },
+    "mae-nas-nasbench201": _cifar(
+        f"{_MAE_NAS}, table 5", "true CIFAR-10 test accuracy 93.77 ± 0.53 % (4 runs)", **NASBENCH201, **MAE
+    ),
+    "mae-nas-pc-darts": _cifar(f"{_MAE_NAS}, table 7", "CIFAR-10 97.27 %", "pc-darts", **MAE),
+    "mae-nas-p-darts": _cifar(f"{_MAE_NAS}, table 6", "CIFAR-10 97.16 ± 0.14 %", "p-darts", **WITHOUT_TRICKS, **MAE),
+    "mim-darts-cifar10": _cifar(f"{_MIM}, table 1", "CIFAR-10 97.54 ± 0.15 %, CIFAR-100 83.81 ± 0.44 %", **MIM),
+    "mim-darts-cifar100": _cifar(
+        f"{_MIM}, table 1", "CIFAR-100 83.71 ± 0.66 %, CIFAR-10 97.43 ± 0.11 %", **MIM | {"mask_ratio": 0.7}
+    ),
+    "mim-darts-nasbench201": _cifar(
+        f"{_MIM}, table 2", "true CIFAR-10 test accuracy 94.30 ± 0.13 % (4 runs)", **NASBENCH201, **MIM
+    ),
+    "mim-darts-masked-supervised": _cifar(
+        f"{_MIM}, table 7", "CIFAR-10 97.05 ± 0.26 %", **MIM | {"objective": "masked-supervised"}
+    ),
+    "mim-darts-reconstruction": _cifar(f"{_MIM}, table 7", "CIFAR-10 84.09 %", **MIM | {"objective": "reconstruction"}),
+    "mim-darts-masked-reconstruction": _cifar(
+        f"{_MIM}, table 7", "CIFAR-10 97.18 ± 0.12 %", **MIM | {"objective": "masked-reconstruction"}
+    ),
+    **{
+        f"supervised+{task}": _cifar(f"{_MIM}, table 6", f"CIFAR-10 {accuracy} %", objective=f"supervised+{task}")
+        for task, accuracy in _PRETEXT.items()
+    },
+    "darts-1st": _cifar(_DARTS, "CIFAR-10 97.00 ± 0.14 %", **SUPERVISED),
+    "darts-2nd": _cifar(_DARTS, "CIFAR-10 97.24 ± 0.09 %", "darts-2nd", **SUPERVISED),
+    **{
+        f"darts-{space}": _cifar(
+            _R_DARTS,
+            f"CIFAR-10 test error {error} %",
+            space=space,
+            **SUPERVISED,
+        )
+        for space, (_, error) in _S1_S4.items()
+    },
+    "darts-nasbench201": _cifar(_BENCH, "true CIFAR-10 test accuracy 54.30 %", **NASBENCH201, **SUPERVISED),
+    "pc-darts": _cifar("PC-DARTS (Xu et al., ICLR 2020)", "CIFAR-10 97.43 ± 0.07 %", "pc-darts", **SUPERVISED),
+    "pc-darts-imagenet": _imagenet("PC-DARTS (Xu et al., ICLR 2020)", "ImageNet top-1 75.8 %", **SUPERVISED),
+    "p-darts": _cifar("P-DARTS (Chen et al., ICCV 2019)", "CIFAR-10 97.50 %", "p-darts", **SUPERVISED),
+    "p-darts-without-tricks": _cifar(
+        f"{_MAE_NAS}, table 6", "CIFAR-10 96.48 ± 0.55 %", "p-darts", **WITHOUT_TRICKS, **SUPERVISED
+    ),
+}
