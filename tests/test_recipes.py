@@ -199,3 +199,13 @@ def test_without_tricks_there_is_no_dropout(data: Path) -> None:
         supernet, _ = build(settings, S0, 2, stages_of(settings, settings.layers, S0)[1])
         counts.append(sum(isinstance(m, SkipDropout) for m in supernet.modules()))
     assert counts[0] > 0 and counts[1] == 0
+
+
+def test_every_recipe_is_described(root: Path) -> None:
+    text = (root / "RECIPES.md").read_text(encoding="utf-8")
+    for name, recipe in RECIPES.items():
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+        assert recipe.source in row and recipe.published in row
+        for setting, value in recipe.settings.items():
+            told = (f"--{setting} " if value else f"--no-{setting}") if isinstance(value, bool) else f"--{setting} {value}"
+            assert told in row.replace("`", " ")
