@@ -69,7 +69,7 @@ def _memory(settings: RunSettings, images: Images, world: World) -> int:
     """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most."""
     space = space_of(settings)
     stages = stages_of(settings, settings.layers, space)
-    return max(_stage_memory(settings, images, world, heaviest(space, stage), stage) for stage in stages)
+    return max(_stage_memory(settings, images, world, each, stage) for stage in stages for each in heaviest(space, stage))
 
 
 def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:

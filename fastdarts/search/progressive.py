@@ -13,12 +13,13 @@ import torch
 from fastdarts.config import ConfigError, SearchSettings
 from fastdarts.objectives import Objective
 from fastdarts.search.selection import check_skip_limit
-from fastdarts.spaces import CANDIDATES, Kind, Space
+from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights, Network
 
 DECAY = 0.2  # of the dropout, for each epoch in which alpha moves
 FEWEST = 2  # candidates of an edge, so that there is one besides none
-HEAVY = ("sep_conv_5x5", "sep_conv_3x3", "dil_conv_5x5", "dil_conv_3x3")  # the candidates that take most memory, in order
+# by the memory that they take in the definition, the most first; in the fused op pools and skips take next to none
+HEAVY = ("sep_conv_5x5", "sep_conv_3x3", "dil_conv_5x5", "dil_conv_3x3", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
 
 Number = TypeVar("Number", int, float)
 
@@ -174,18 +175,28 @@ def _strongest(row: list[float], names: tuple[str, ...], keep: int) -> tuple[str
     return tuple(name for place, name in enumerate(names) if place not in dropped)
 
 
-def heaviest(space: Space, stage: Stage) -> Space:
-    """Of all that `space` may have become in a stage, about the one whose steps take most memory."""
+def heaviest(space: Space, stage: Stage) -> list[Space]:
+    """Of all that `space` may have become in a stage, those one of which is about the one whose steps take most memory.
+
+    A skip with dropout keeps tensors of its own: much beside the fused op, little beside the definition's candidates.
+    """
     if stage.candidates is None:
-        return space
-    first = ("skip_connect", *HEAVY) if stage.dropout else HEAVY  # dropout keeps its own tensors
-    ranks = {name: len(first) - place for place, name in enumerate(first)}
+        return [space]
+    orders = [("skip_connect", *HEAVY), HEAVY] if stage.dropout else [HEAVY]
+    return list(dict.fromkeys(_heaviest(space, stage.candidates, order) for order in orders))
 
-    def weight(name: str) -> float:
-        return ranks.get(name, 0.5 if CANDIDATES[name].family != "none" else 0.0)
 
+def _heaviest(space: Space, keep: int, order: tuple[str, ...]) -> Space:
+    """The space with those `keep` candidates of each edge that come first in `order`; those of one's own before them."""
+
+    def rank(name: str) -> float:
+        if name in order:
+            return -float(order.index(name))
+        return -math.inf if name == "none" else 1.0
+
+    ranks = {kind: [[rank(name) for name in names] for names in space.candidates(kind)] for kind in space.kinds}
     lists = {
-        kind: tuple(_strongest([weight(n) for n in names], names, stage.candidates) for names in space.candidates(kind))
-        for kind in space.kinds
+        kind: tuple(_strongest(row, names, keep) for row, names in zip(rows, space.candidates(kind), strict=True))
+        for kind, rows in ranks.items()
     }
     return replace(space, **lists)

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.config import ConfigError, SearchSettings
+from fastdarts.engine import meta_batch, step_bytes
 from fastdarts.genotype import Genotype
 from fastdarts.objectives import MaskedReconstruction, Objective
-from fastdarts.search import Bilevel, Progressive, Search, Stage, limit_skips, stages_of
+from fastdarts.search import Bilevel, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
 from fastdarts.search.progressive import heaviest, moving_epochs, shrink, skip_dropout_rate
 from fastdarts.spaces import NASBENCH201, S0, Space
 from fastdarts.supernet import CellWeights, Network, Supernet
@@ -178,9 +179,28 @@ def test_a_network_of_fixed_depth_has_no_stages() -> None:
 
 
 def test_the_heaviest_candidates_of_a_stage() -> None:
-    assert heaviest(S0, Stage(25, 10, 5)) == S0
-    assert heaviest(S0, Stage(25, 10, 17, 3)).normal[2] == ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5")
-    assert heaviest(S0, Stage(25, 10, 17, 3, 0.7)).reduce[0] == ("skip_connect", "sep_conv_3x3", "sep_conv_5x5")
+    assert heaviest(S0, Stage(25, 10, 5)) == [S0]
+    convolutions, skip = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5"), ("skip_connect", "sep_conv_3x3", "sep_conv_5x5")
+    assert [s.normal[2] for s in heaviest(S0, Stage(25, 10, 17, 3))] == [convolutions]
+    assert [s.reduce[0] for s in heaviest(S0, Stage(25, 10, 17, 3, 0.7))] == [skip, convolutions]
+    five = [s.normal[13] for s in heaviest(S0, Stage(25, 10, 11, 5, 0.4))]
+    assert five == [S0.normal[13][3:], ("max_pool_3x3", *S0.normal[13][4:])]
+
+
+@pytest.mark.parametrize("backend", ["auto", "definition"])
+def test_no_space_of_a_stage_takes_more_memory_than_the_heaviest(backend: str) -> None:
+    def memory(space: Space) -> int:
+        with torch.device("meta"):
+            supernet = Supernet(space, C=8, layers=3, backend=backend, skip_dropout=True)
+            objective = masked(supernet, backend)
+        relaxation = SoftmaxRelaxation(space, edge_normalization=False, device="meta")
+        return step_bytes(supernet, objective, relaxation, meta_batch(8, 16), "cpu")
+
+    space = Space.uniform("few", NAMES, nodes=1)
+    most = max(map(memory, heaviest(space, Stage(25, 10, 3, 3, 0.7))))
+    for row in ([0.1, 0.2, 0.3, 0.4, 0.5], [0.1, 0.3, 0.2, 0.4, 0.5]):
+        kept = shrink(space, {kind: weights([row] * 2) for kind in space.kinds}, 3)
+        assert memory(kept) <= most
 
 
 # a search
