@@ -405,5 +405,5 @@ def test_what_an_earlier_start_left_in_the_store_is_not_taken() -> None:
 
 def test_work_reaches_the_ranks(four: Pool) -> None:
     """The harness: an error on a rank is an error of the test."""
-    with pytest.raises(AssertionError, match="'str' object has no attribute 'nodes'"):
+    with pytest.raises(AssertionError, match="'str' object has no attribute 'skeleton'"):
         four(2, ranks.steps, 1, 0, False, {"space": "no space"})

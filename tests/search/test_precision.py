@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdarts.search import Bilevel, Precision, tf32
 from fastdarts.search.precision import LossScale
-from fastdarts.supernet import network
+from fastdarts.supernet import base
 from tests.bilevels import batch, differing, everything, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,8 +36,8 @@ def test_what_keeps_its_dtype(masked: bool, monkeypatch: pytest.MonkeyPatch) -> 
     bilevel.supernet.register_forward_pre_hook(lambda _, args: mixes.extend(t.dtype for kind in args[1].values() for t in kind))
     seen = features(bilevel)
     pixels: list[torch.dtype] = []
-    of_stem = network.conv_bn_chain
-    monkeypatch.setattr(network, "conv_bn_chain", lambda x, *rest, **how: (pixels.append(x.dtype), of_stem(x, *rest, **how))[1])
+    of_stem = base.conv_bn_chain
+    monkeypatch.setattr(base, "conv_bn_chain", lambda x, *rest, **how: (pixels.append(x.dtype), of_stem(x, *rest, **how))[1])
     stem: list[torch.dtype] = []
     bilevel.supernet.cells[0].register_forward_pre_hook(lambda _, args: stem.append(args[0].dtype))
     losses = bilevel(number(0), batch(0), batch(1))
