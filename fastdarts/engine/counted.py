@@ -1,7 +1,8 @@
 """Counts the bytes that operators would take, where their tensors have no storage (meta or fake tensors).
 
 On a GPU a tensor takes its bytes and gives them back. In a process's own memory two things come on top: torch's tensors lie
-in the C library's heap, between gaps that fit nothing, and the native ops keep what they have taken (csrc/cpu/workspace.cpp).
+in the C library's heap, between holes that fit nothing (heap.py), and the native ops keep what they have taken
+(csrc/cpu/workspace.cpp).
 """
 
 import weakref
@@ -14,12 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Bytes that the heap grows by for each that lives in it, measured over steps of the definition on CIFAR's stem; those of second
-# order leave more gaps: each of their four passes takes tensors of other sizes in another order. Too low for the definition on
-# ImageNet's stem: measured 1.3 at k = 2, 1.5 and 1.6 at k = 4. A heap of best fit would hold the tensors counted here with gaps
-# of 4 % at most: the others come from something not counted, perhaps what operators take inside.
-HEAP, HEAP_UNROLLED = 1.18, 1.5
-MAPPED = 32 << 20  # a tensor of so many bytes is no part of the heap: the C library maps it by itself
+from fastdarts.engine.heap import Block, Heap
+
 HUGE = 2 << 20  # a block of so many bytes is in huge pages
 HEADER = 64  # bytes before each block of the workspace
 
@@ -27,18 +24,17 @@ HEADER = 64  # bytes before each block of the workspace
 class Counted(TorchDispatchMode):
     """Inside, what each operator makes is added to `live` until its last tensor ends; `peak` is the most there was.
 
-    host  tensors stand for such in this process's own memory
-    heap  HEAP or HEAP_UNROLLED, there
+    host  tensors stand for such in this process's own memory: `live` has the heap's holes too
     An operator on the meta device whose arguments look like those of an earlier call gives tensors that look like that
     call's: torch's own way to find their shapes is many times slower.
     """
 
-    def __init__(self, host: bool, heap: float = HEAP) -> None:
+    def __init__(self, host: bool) -> None:
         super().__init__()
         self._known: dict[tuple, Any] = {}
-        self.host, self.heap = host, heap
-        self.live = self.peak = 0.0
-        self._workspace = Workspace()
+        self.host = host
+        self.live = self.peak = 0
+        self._heap, self._workspace = Heap(), Workspace()
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -48,7 +44,8 @@ class Counted(TorchDispatchMode):
             self._scratch(*args)
         for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor):
-                self.add(tensor, native and tensor.dim() in (1, 4))  # states and what is kept; statistics are torch's own
+                # of the native ops, states and what is kept are in the workspace; statistics are torch's own
+                self.add(tensor, native and tensor.dim() in (1, 4), made=True)
         return results
 
     def _results(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -64,8 +61,8 @@ class Counted(TorchDispatchMode):
         self._known[key] = _look(results, on_meta)
         return results
 
-    def add(self, tensor: Tensor, from_workspace: bool = False) -> None:
-        """Count a tensor's storage, if it is not counted yet, until the storage ends."""
+    def add(self, tensor: Tensor, from_workspace: bool = False, made: bool = False) -> None:
+        """Count a tensor's storage, if it is not counted yet, until the storage ends. `made`: by an operator."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
@@ -75,18 +72,37 @@ class Counted(TorchDispatchMode):
             block, grown = self._workspace.take(size)
             self._grow(grown)
             weakref.finalize(storage, self._give, key, block)
+        elif self.host:
+            before = self._heap.taken
+            place = self._heap.take(size, walled=made)
+            self._grow(self._heap.taken - before)
+            weakref.finalize(storage, self._free_heap, [place], key)
         else:
-            taken = size * self.heap if self.host and size < MAPPED else size
-            self._grow(taken)
-            weakref.finalize(storage, self._free, key, taken)
+            self._grow(size)
+            weakref.finalize(storage, self._free, key, size)
 
-    def _grow(self, size: float) -> None:
+    def pass_begins(self, *_: Any) -> None:
+        """A forward begins (a hook of the module that computes the loss): what was beside the graphs has ended."""
+        self._free_heap(self._heap.walls())
+
+    def pass_ends(self, module: Any, args: Any, loss: Tensor) -> None:
+        """A forward ends (a hook of that module): the walls in the heap stay as long as the loss' graph."""
+        weakref.finalize(loss, self._free_heap, self._heap.walls())
+
+    def _grow(self, size: int) -> None:
         self.live += size
         self.peak = max(self.peak, self.live)
 
-    def _free(self, key: int, size: float) -> None:
+    def _free(self, key: int, size: int) -> None:
         self._seen.discard(key)
         self.live -= size
+
+    def _free_heap(self, blocks: list[Block], key: int | None = None) -> None:
+        self._seen.discard(key)
+        before = self._heap.taken
+        for block in blocks:
+            self._heap.give(block)
+        self.live += self._heap.taken - before
 
     def _give(self, key: int, block: tuple[int, int]) -> None:
         self._seen.discard(key)

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from fastdarts.batch import Batch
 from fastdarts.data import room
-from fastdarts.engine.counted import HEAP, HEAP_UNROLLED, Counted
+from fastdarts.engine.counted import Counted
 from fastdarts.objectives import Objective
 from fastdarts.ops.backend import choose
 from fastdarts.ops.philox import Stream
@@ -83,7 +83,7 @@ def step_bytes(
     # of definitions plain meta tensors tell the same, and sooner; autocast does not see those
     mode = FakeTensorMode() if fused or amp != "off" else None
     where = torch.device("meta") if mode is None else device
-    counted = Counted(device.type == "cpu", HEAP_UNROLLED if unrolled else HEAP)
+    counted = Counted(device.type == "cpu")
 
     def placed(tensor: Tensor) -> Tensor:
         made = torch.empty_like(tensor) if mode is None else FakeTensor(mode, tensor.detach(), device)
@@ -94,6 +94,8 @@ def step_bytes(
 
     mine = [t for module in (supernet, objective) for t in (*module.parameters(), *module.buffers())]
     supernet, objective = deepcopy((supernet, objective), {id(t): placed(t) for t in mine})
+    objective.register_forward_pre_hook(counted.pass_begins)
+    objective.register_forward_hook(counted.pass_ends)
     relaxation = copy(relaxation)
     for name in ("alpha", "beta", "padding"):
         setattr(relaxation, name, {kind: placed(t.detach()) for kind, t in getattr(relaxation, name).items()})
@@ -115,8 +117,8 @@ def step_bytes(
             del loss
     del waiting
     if device.type != "cpu":
-        return round(counted.peak)
-    return round(counted.peak) + (PROCESS if fused else PROCESS_DEFINITION)
+        return counted.peak
+    return counted.peak + (PROCESS if fused else PROCESS_DEFINITION)
 
 
 def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation) -> list[torch.optim.Optimizer]:

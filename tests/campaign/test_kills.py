@@ -75,7 +75,8 @@ class Trial:
                 assert self.damaged, error  # a kill alone damages none
                 return
             self.damaged = False
-            steps = [int(n) for n in re.findall(r'"step": (\d+)', (self.folder / "metrics.jsonl").read_text())]
+            metrics = self.folder / "metrics.jsonl"  # its first line may come after the first checkpoint
+            steps = [int(n) for n in re.findall(r'"step": (\d+)', metrics.read_text() if metrics.exists() else "")]
             self.lost = max(self.lost, max(steps, default=0) - at)
             assert self.lost <= 2 * STEPS
 

@@ -12,6 +12,7 @@ from bench.memory import ALLOWED, cases, compare, predicted
 from bench.workload import Workload
 from fastdarts.engine import NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
 from fastdarts.engine.counted import HEADER, Counted, Workspace
+from fastdarts.engine.heap import MAPPED, PADDING, WALLED, Heap
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.search import SoftmaxRelaxation
@@ -41,6 +42,7 @@ def of(n, backend="definition", size=64, device="cpu", **how):
         pytest.param(Workload("pc-cifar", 16, 32, 4), marks=needs_native, id="fused"),
         pytest.param(Workload("pc-imagenet", 16, 224, 2, unrolled=True), marks=needs_native, id="fused, second order"),
         pytest.param(Workload("pc-cifar", 4, 32, 4, backend="definition"), id="definition"),
+        pytest.param(Workload("mae-imagenet", 4, 224, 4, backend="definition"), id="definition, ImageNet's stem"),
     ],
 )
 def test_what_is_predicted_is_what_a_step_takes(workload):
@@ -152,6 +154,68 @@ def test_the_workspace_keeps_what_is_given_back():
     workspace.give(b)
     workspace.give(c)
     assert workspace.take(20_000)[1] == 20_000 + HEADER  # no block of more than twice its size
+
+
+def test_a_hole_of_the_heap_does_not_fit_a_tensor_of_its_size():
+    heap = Heap()
+    a, b, c = (heap.take(1000) for _ in range(3))  # with what is kept with each, 1008
+    assert [a.start, b.start, c.start, heap.taken] == [0, 1008, 2016, 3024]
+    heap.give(a)
+    assert heap.take(1000).start == 3024
+    assert heap.take(1000 - PADDING).start == 0
+    heap.give(b)  # merges with the rest of the hole before it
+    assert heap.take(1000).start == 1008 - PADDING
+    heap.give(c)
+    assert heap.taken == 4 * 1008  # it lies before one that lives
+    assert heap.take(MAPPED).start == -1 and heap.taken == 4 * 1008 + MAPPED
+
+
+def test_the_top_of_the_heap_is_given_back():
+    heap = Heap()
+    blocks = [heap.take(size) for size in (100, 2000, 30_000, MAPPED)]
+    for block in (blocks[i] for i in (1, 3, 0, 2)):
+        heap.give(block)
+    assert heap.taken == 0
+
+
+def test_walls_keep_holes_from_merging():
+    def grown(walled):
+        heap = Heap()
+        blocks = [heap.take(1000, walled) for _ in range(2 * WALLED)]
+        heap.take(8)
+        for block in blocks:
+            heap.give(block)
+        before = heap.taken
+        again = heap.take(WALLED * 1008)
+        return heap.taken - before, again, heap
+
+    assert grown(False)[0] == 0
+    taken, again, heap = grown(True)
+    assert taken > WALLED * 1008
+    heap.give(again)
+    before = heap.taken
+    for wall in heap.walls():
+        heap.give(wall)
+    assert heap.walls() == []
+    assert heap.take(WALLED * 1008).start == 0 and heap.taken == before
+
+
+def test_walls_stay_as_long_as_the_graph_of_their_forward():
+    with Counted(host=True) as counted, torch.device("meta"):
+        x = torch.empty(1000, requires_grad=True)
+        counted.pass_begins()
+        y = x
+        for _ in range(WALLED):
+            y = y.exp()
+        loss = y.sum()
+        counted.pass_ends(None, (), loss)
+        del y
+        kept = counted.live
+        counted.pass_begins()  # another forward: not its walls
+        assert counted.live == kept
+        del loss
+        gc.collect()
+        assert counted.live == pytest.approx(4000, abs=64) and kept > 4 * 4000
 
 
 @pytest.mark.parametrize("each, fixed", [(1.0, 0), (3.7, 100), (0.01, 5)])
