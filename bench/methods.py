@@ -15,9 +15,9 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from unittest.mock import patch
@@ -25,16 +25,15 @@ from unittest.mock import patch
 import torch
 
 from bench.measure import alternate, quantiles
+from bench.method_rows import Row, chosen
 from bench.records import RESULTS, append, milliseconds, tagged
 from bench.workload import Steps, Workload, resident_batch
 from fastdarts import engine, search_cifar
 from fastdarts.build import build, space_of
 from fastdarts.config import ConfigError, RunSettings, Settings, setting
 from fastdarts.engine import CapturedBilevel
-from fastdarts.objectives.table import OBJECTIVES
 from fastdarts.ops import backend
 from fastdarts.ops.backend import Backend
-from fastdarts.recipes import NASBENCH201, SUPERVISED
 from fastdarts.search import METHODS, Stage, stages_of, tf32
 from fastdarts.search.progressive import heaviest, skip_dropout_rate
 from fastdarts.search.setup import bilevel_of
@@ -44,9 +43,6 @@ from fastdarts.supernet.beside import MixedEdgesBeside
 PROG = "python -m bench.methods"
 CIFAR = {"data": "cifar-10-batches-py"}  # settings for it, not for the generated sample; it is not read
 CLASSES = 10
-PLAIN = {"method": "darts-1st"} | SUPERVISED
-ROBUST = ("s1", "s2", "s3", "s4")
-Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +57,7 @@ class MethodsSettings(Settings):
         None, "cells (of P-DARTS' first stage); without it each method's own: 8, P-DARTS 5", at_least=3
     )
     stage_cells: int = setting(5, "cells of each stage of NAS-Bench-201's network", at_least=1)
-    rounds: int = setting(5, "timed steps of each side", at_least=1)
+    rounds: int = setting(7, "timed steps of each side", at_least=1)
     warm_up: int = setting(1, "steps of each side before those, besides the one that is looked into", at_least=0)
     threads: int = setting(0, "of torch on the CPU; 0 = as many as it takes by itself", at_least=0)
     backend: str = setting("auto", "of the fused ops, on both sides")
@@ -69,40 +65,6 @@ class MethodsSettings(Settings):
     json: bool = setting(False, "print each record as one line of JSON")
     record: bool = setting(False, "append the records to methods.jsonl in the --results folder")
     results: str | None = setting(None, "folder of --record; without it bench/results")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    own, plain  settings of the two steps, beside sizes and device
-    stage       of a search in stages, counted from 0
-    """
-
-    group: str
-    name: str
-    own: Values
-    plain: Values = field(default_factory=lambda: PLAIN)
-    stage: int = 0
-
-
-def rows() -> list[Row]:
-    """All comparisons."""
-    stages = range(len(METHODS["p-darts"].schedule["progressive_layers"].split(",")))
-    p_darts = {"method": "p-darts"} | SUPERVISED
-    nasbench201 = PLAIN | {name: value for name, value in NASBENCH201.items() if name != "epochs"}
-    spaces = [PLAIN | {"space": space} for space in ROBUST] + [nasbench201]
-    return [
-        *(Row("methods", method, {"method": method} | SUPERVISED) for method in ("darts-2nd", "pc-darts")),
-        *(Row("methods", f"p-darts stage {i + 1}", p_darts, stage=i) for i in stages),
-        *(Row("methods", f"p-darts stage {i + 1} no dropout", p_darts | {"skip_dropout": False}, stage=i) for i in stages[1:]),
-        *(Row("objectives", objective, PLAIN | {"objective": objective}) for objective in OBJECTIVES),
-        *(
-            Row("spaces", f"{plain['space']} {objective}", plain | {"objective": objective}, plain)
-            for plain in spaces
-            for objective in ("mae", "joint")
-        ),
-    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,18 +88,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         torch.set_num_threads(threads)
     return 0
-
-
-def chosen(only: str | None) -> list[Row]:
-    """The rows that --only names, in the order of rows(). Raises ConfigError."""
-    every = rows()
-    if only is None:
-        return every
-    names = [name.strip() for name in only.split(",")]
-    known = dict.fromkeys([row.group for row in every] + [row.name for row in every])
-    if unknown := [name for name in names if name not in known]:
-        raise ConfigError(f"--only: there is no {unknown[0]!r}; there are {', '.join(known)}")
-    return [row for row in every if row.group in names or row.name in names]
 
 
 class Side(NamedTuple):

@@ -11,9 +11,9 @@ a seed, recipe the summary of a recipe, all that of the whole table; and draws t
 import argparse
 import random
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, pstdev, stdev
+from statistics import fmean, median, pstdev, stdev
 from typing import Any
 
 from bench.nasbench201_picture import draw
@@ -89,9 +89,12 @@ def collect(folders: Iterable[Path], benchmark: Lookup) -> list[Record]:
     everything = [benchmark.accuracies(benchmark.architecture(index)) for index in range(CELLS)]
     values = {column: [row[column] for row in everything] for column in ACCURACIES if column.endswith("_test")}
     whole = {"kind": "all", "cells": CELLS, "benchmark": Path(benchmark.source).name}
-    whole |= {"mean": {c: fmean(v) for c, v in values.items()}, "deviation": {c: pstdev(v) for c, v in values.items()}}
+    figures = {"mean": fmean, "deviation": pstdev, "median": median}
+    whole |= {name: {column: of(v) for column, v in values.items()} for name, of in figures.items()}
     found = [*searches, *chosen]
-    summaries = [summary([r for r in found if r["recipe"] == recipe], values[COLUMN]) for recipe in [*order, RANDOM]]
+    by_seed = {record["seed"]: record["accuracies"][COLUMN] for record in chosen}
+    groups = [[record for record in found if record["recipe"] == recipe] for recipe in [*order, RANDOM]]
+    summaries = [summary(group, by_seed, values[COLUMN]) for group in groups]
     return [*found, *summaries, whole]
 
 
@@ -127,6 +130,8 @@ def search(run: Run, benchmark: Lookup) -> Record:
             "train_images": data["train_images"],
             "val_images": data["val_images"],
             "batch_size": s["batch_size"],
+            "init_channels": s["init_channels"],
+            "stage_cells": s["stage_cells"],
             "data": run.data_name,
             "minutes": round(sum(line.get("seconds") or 0.0 for line in run.timing) / 60, 2),
             "threads": s["threads"],
@@ -136,23 +141,28 @@ def search(run: Run, benchmark: Lookup) -> Record:
     )
 
 
-def summary(records: Sequence[Record], everything: Sequence[float]) -> Record:
+def summary(records: Sequence[Record], chosen: Mapping[int, float], everything: Sequence[float]) -> Record:
     """Of one recipe's searches the mean and sample deviation of the true accuracy, and how random choice stands to it.
 
-    above   points of the mean above that of all cells
-    chance  of random choice: the share of DRAWS draws of as many cells whose mean is at least as high
+    chosen      the accuracies of random choice, by seed
+    everything  those of all cells
+
+    above        points of the mean above that of all cells, which is random choice's in the long run
+    above_seeds  above that of random choice with the same seeds
+    chance       the share of DRAWS draws of as many cells whose mean is at least as high
     """
     values, drawn = [record["accuracies"][COLUMN] for record in records], random.Random(0)
-    n, mean = len(values), fmean(values)
+    seeds, n, mean = [record["seed"] for record in records], len(values), fmean(values)
     least = sum(values) - 1e-9
     reached = sum(sum(drawn.choices(everything, k=n)) >= least for _ in range(DRAWS))
     return {
         "kind": "recipe",
         "recipe": records[0]["recipe"],
-        "seeds": [record["seed"] for record in records],
+        "seeds": seeds,
         "mean": mean,
         "deviation": stdev(values) if n > 1 else None,
         "above": mean - fmean(everything),
+        "above_seeds": mean - fmean(chosen[seed] for seed in seeds),
         "chance": reached / DRAWS,
     }
 
@@ -208,7 +218,14 @@ def markdown(records: Sequence[Record]) -> str:
     """The table: a line for each recipe, random choice with the same seeds, random choice in the mean; then how it was made."""
     found = [record for record in records if record["kind"] in ("search", "random")]
     (whole,) = (record for record in records if record["kind"] == "all")
-    head = ["search", f"{COLUMN}, % (mean ± deviation)", "each seed", "ranks", "skips of 6", f"against {RANDOM}"]
+    head = [
+        "search",
+        "true CIFAR-10 test accuracy, % (mean ± deviation)",
+        "each seed",
+        "ranks",
+        "skips of 6",
+        f"against {RANDOM}",
+    ]
     lines = [head, ["---"] * len(head)]
     for group in (record for record in records if record["kind"] == "recipe"):
         own = [record for record in found if record["recipe"] == group["recipe"]]
@@ -220,23 +237,23 @@ def markdown(records: Sequence[Record]) -> str:
         name = f"{RANDOM}, seeds {', '.join(map(str, group['seeds']))}" if group["recipe"] == RANDOM else f"`{group['recipe']}`"
         against = "—" if group["recipe"] == RANDOM else verdict(group)
         lines.append([name, f"{group['mean']:.2f}{deviation}", ", ".join(each), ranks, skips, against])
-    mean, deviation = whole["mean"][COLUMN], whole["deviation"][COLUMN]
-    lines.append([f"{RANDOM}, all {whole['cells']:,} cells", f"{mean:.2f} ± {deviation:.2f}", *["—"] * 4])
+    mean, deviation, middle = (whole[name][COLUMN] for name in ("mean", "deviation", "median"))
+    lines.append([f"{RANDOM}, all {whole['cells']:,} cells", f"{mean:.2f} ± {deviation:.2f}, median {middle:.2f}", *["—"] * 4])
     searches = [record for record in found if record["kind"] == "search"]
     how = searches[0] | {"most": max(r["minutes"] for r in searches), "table": whole["benchmark"]}
-    told = "{epochs} epochs on {train_images} + {val_images} images of {data}, batch {batch_size}, at most {most} minutes a run"
+    told = "{epochs} epochs on {train_images} + {val_images} images of {data}, batch {batch_size}, C = {init_channels}, "
+    told += "{stage_cells} cells a stage, at most {most} minutes a run"
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{told.format(**how)}; looked up in {how['table']}.\n"
 
 
 def verdict(group: Record) -> str:
     """Plainly: whether a recipe's mean is above random choice's, and how easily that comes by chance."""
-    above, chance, n = group["above"], group["chance"], len(group["seeds"])
-    draws = f"{n} random cells do as well in {100 * chance:.1f} % of draws"
-    if above <= 0:
-        return f"**does not beat it**: {-above:.2f} points below its mean; {draws}"
-    if chance >= SHOWN:
-        return f"**not shown to beat it**: {above:.2f} points above its mean, but {draws}"
-    return f"beats it: {above:.2f} points above its mean; {draws}"
+    above, seeds, chance, n = group["above"], group["above_seeds"], group["chance"], len(group["seeds"])
+    figures = f"{above:+.2f} points to its mean, {seeds:+.2f} to that of the same seeds; {n} random cells do as well in "
+    word = "beats it" if chance < SHOWN else "**not shown to beat it**"
+    if min(above, seeds) <= 0:
+        word = "**does not beat it**"
+    return f"{word}: {figures}{100 * chance:.1f} % of draws"
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.methods import MethodsSettings, _both, chosen, main, noted, rows
-from bench.records import summary
+from bench.method_rows import chosen, rows
+from bench.methods import MethodsSettings, _both, main, noted
+from bench.records import RESULTS, read, summary
 from fastdarts import native
 from fastdarts.objectives.table import OBJECTIVES
 from fastdarts.ops.patch_mask import patch_mask
@@ -124,3 +125,14 @@ def test_no_gpu_is_one_line(capsys: pytest.CaptureFixture) -> None:
 def test_the_order_is_that_of_the_table() -> None:
     assert [row.name for row in chosen("s1 mae, methods")][:2] == ["darts-2nd", "pc-darts"]
     assert chosen(None) == rows()
+
+
+@pytest.mark.skipif(not (RESULTS / "methods.jsonl").is_file(), reason="no record has been made yet")
+def test_the_records_are_whole_and_nothing_fell_back() -> None:
+    records = read(RESULTS / "methods.jsonl")
+    assert {record["row"] for record in records} == {row.name for row in rows()}
+    for record in records:
+        assert record["ratio"] == pytest.approx(record["own_ms"]["median"] / record["plain_ms"]["median"], abs=1e-3)
+        served = [name for side in ("backends", "plain_backends") for by in record[side].values() for name in by]
+        assert served and "definition" not in served
+        assert record["commit"] and "+changes" not in record["commit"]
