@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, median, pstdev, stdev
 from typing import Any
 
-from bench.nasbench201_picture import draw
+from bench.nasbench201_report import COLUMN, RANDOM, draw, markdown
 from bench.records import RESULTS, append, tagged
 from fastdarts.config import ConfigError, SearchCifarSettings
 from fastdarts.genotype import read_architecture
@@ -25,10 +25,7 @@ from fastdarts.spaces import Architecture, nats
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, Lookup, TableError
 
 PROG = "python -m bench.nasbench201"
-COLUMN = "cifar10_test"
-RANDOM = "random choice"
 DRAWS = 20_000  # of as many random cells as a recipe has seeds
-SHOWN = 0.05  # a recipe is called better than random choice if fewer of the draws do as well
 Record = dict[str, Any]
 
 
@@ -45,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record (default: bench/results)")
     given = parser.parse_args(argv)
     try:
-        records = collect(run_folders(given.folders), nats.read(given.benchmark))
+        records = collect(runs_in(given.folders), nats.read(given.benchmark))
         print(markdown(records), end="")
         if given.record:
             tag = tagged({})
@@ -58,29 +55,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run_folders(paths: Iterable[Path]) -> list[Path]:
-    """The run folders among the paths and directly below them. Raises RunsError for a path without any."""
+def runs_in(paths: Iterable[Path]) -> list[Run]:
+    """The runs in the folders given, or in those directly below them.
+
+    Raises RunsError for a path without any, and for runs that have not finished, are of another space, or are not alike but
+    for recipe and seed; ReportError for what cannot be read, ConfigError, OSError.
+    """
     folders: list[Path] = []
     for path in paths:
         below = [path] if _is_run(path) else sorted(folder for folder in path.glob("*/") if _is_run(folder))
         if not below:
             raise RunsError(f"{path} holds no run folder, nor is it one")
         folders += below
-    return folders
+    runs = [read_run(folder) for folder in folders]
+    _check(runs)
+    return runs
 
 
 def _is_run(path: Path) -> bool:
     return (path / "settings.json").is_file()
 
 
-def collect(folders: Iterable[Path], benchmark: Lookup) -> list[Record]:
+def collect(runs: Iterable[Run], benchmark: Lookup) -> list[Record]:
     """All records: of the searches by recipe and seed, of random choice with the same seeds, of the whole table.
 
-    Raises RunsError for runs that have not finished, are of another space, or are not alike but for recipe and seed;
-    ReportError, TableError, OSError.
+    Raises TableError.
     """
-    runs = [read_run(folder) for folder in folders]
-    _check(runs)
     searches = [search(run, benchmark) for run in runs]
     order = list(dict.fromkeys(record["recipe"] for record in searches))
     searches.sort(key=lambda record: (order.index(record["recipe"]), record["seed"]))
@@ -212,48 +212,6 @@ def _length(run: Run) -> dict[str, Any]:
     data = run.part("data")
     images = {name.replace("_", " "): data.get(name) for name in ("train_images", "val_images")}
     return {"epochs": run.epochs[-1]["epoch"]} | images | {"a batch": run.part("settings")["batch_size"]}
-
-
-def markdown(records: Sequence[Record]) -> str:
-    """The table: a line for each recipe, random choice with the same seeds, random choice in the mean; then how it was made."""
-    found = [record for record in records if record["kind"] in ("search", "random")]
-    (whole,) = (record for record in records if record["kind"] == "all")
-    head = [
-        "search",
-        "true CIFAR-10 test accuracy, % (mean ± deviation)",
-        "each seed",
-        "ranks",
-        "skips of 6",
-        f"against {RANDOM}",
-    ]
-    lines = [head, ["---"] * len(head)]
-    for group in (record for record in records if record["kind"] == "recipe"):
-        own = [record for record in found if record["recipe"] == group["recipe"]]
-        each = [f"{r['accuracies'][COLUMN]:.2f}" for r in own]
-        deviation = "" if group["deviation"] is None else f" ± {group['deviation']:.2f}"
-        ranks, skips = (
-            ", ".join(map(str, column)) for column in ([r["ranks"][COLUMN] for r in own], [r["skips"] for r in own])
-        )
-        name = f"{RANDOM}, seeds {', '.join(map(str, group['seeds']))}" if group["recipe"] == RANDOM else f"`{group['recipe']}`"
-        against = "—" if group["recipe"] == RANDOM else verdict(group)
-        lines.append([name, f"{group['mean']:.2f}{deviation}", ", ".join(each), ranks, skips, against])
-    mean, deviation, middle = (whole[name][COLUMN] for name in ("mean", "deviation", "median"))
-    lines.append([f"{RANDOM}, all {whole['cells']:,} cells", f"{mean:.2f} ± {deviation:.2f}, median {middle:.2f}", *["—"] * 4])
-    searches = [record for record in found if record["kind"] == "search"]
-    how = searches[0] | {"most": max(r["minutes"] for r in searches), "table": whole["benchmark"]}
-    told = "{epochs} epochs on {train_images} + {val_images} images of {data}, batch {batch_size}, C = {init_channels}, "
-    told += "{stage_cells} cells a stage, at most {most} minutes a run"
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{told.format(**how)}; looked up in {how['table']}.\n"
-
-
-def verdict(group: Record) -> str:
-    """Plainly: whether a recipe's mean is above random choice's, and how easily that comes by chance."""
-    above, seeds, chance, n = group["above"], group["above_seeds"], group["chance"], len(group["seeds"])
-    figures = f"{above:+.2f} points to its mean, {seeds:+.2f} to that of the same seeds; {n} random cells do as well in "
-    word = "beats it" if chance < SHOWN else "**not shown to beat it**"
-    if min(above, seeds) <= 0:
-        word = "**does not beat it**"
-    return f"{word}: {figures}{100 * chance:.1f} % of draws"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.nasbench201 import RANDOM, collect, main, markdown, random_cell, run_folders, summary, verdict
+from bench.nasbench201 import collect, main, random_cell, runs_in, summary
+from bench.nasbench201_report import RANDOM, markdown, verdict
 from bench.records import RESULTS, read
 from fastdarts import search_cifar
 from fastdarts.recipes import RECIPES
@@ -108,7 +109,7 @@ def test_a_sweep_becomes_records_a_table_and_a_picture(
 
 def test_the_figures_by_hand(sweep: Path, table: Path) -> None:
     """25, 25, 25 for DARTS; 50, 75, 75 for MAE-NAS: mean 200/3, squared deviations 2500/9 + 2 * 625/9 = 1250/3, over n - 1."""
-    records = collect(run_folders([sweep]), Table.read(table))
+    records = collect(runs_in([sweep]), Table.read(table))
     darts, mae, chosen = (record for record in records if record["kind"] == "recipe")
     assert (darts["mean"], darts["deviation"], darts["above"]) == (pytest.approx(25), 0, pytest.approx(-25))
     assert (mae["mean"], mae["deviation"]) == (pytest.approx(200 / 3, abs=1e-3), pytest.approx(sqrt(1250 / 6), abs=1e-3))
@@ -126,7 +127,7 @@ def test_the_figures_by_hand(sweep: Path, table: Path) -> None:
 
 
 def test_the_table_says_plainly_what_does_not_beat_random_choice(sweep: Path, table: Path) -> None:
-    lines = markdown(collect(run_folders([sweep]), Table.read(table))).splitlines()
+    lines = markdown(collect(runs_in([sweep]), Table.read(table))).splitlines()
     # random choice with these seeds: 88.55, 14.09 and 90.51, 64.38 in the mean
     assert lines[2].startswith(f"| `{DARTS}` | 25.00 ± 0.00 | 25.00, 25.00, 25.00 | 11719, 11719, 11719 | 6, 6, 6 | **does not")
     assert lines[3].startswith(f"| `{MAE}` | 66.67 ± 14.43 | 50.00, 75.00, 75.00 | 7813, 3907, 3907 | 0, 0, 0 | **not shown")
@@ -158,7 +159,7 @@ def test_one_seed_has_no_deviation() -> None:
 def test_runs_that_were_made_one_by_one(sweep: Path, table: Path, capsys: pytest.CaptureFixture) -> None:
     runs = sorted(sweep.glob("recipe=*"))
     status, out, _ = told([*runs, "--benchmark", table], capsys)
-    assert status == 0 and out == markdown(collect(run_folders([sweep]), Table.read(table)))
+    assert status == 0 and out == markdown(collect(runs_in([sweep]), Table.read(table)))
     status, out, _ = told([runs[0], "--benchmark", table], capsys)
     assert status == 0 and f"| `{DARTS}` | 25.00 | 25.00 |" in out
 
