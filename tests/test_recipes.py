@@ -137,7 +137,7 @@ def test_wrong_choices_are_refused(given: dict[str, str], reason: str) -> None:
     [
         (
             ["--space", "nasbench201", "--partial_channels", "2"],
-            "partial channels and weights of edges are of DARTS' cells only",
+            "partial channels and weights of edges are of DARTS' cells only: take --method darts-1st",
         ),
         (["--method", "pc-darts", "--partial_channels", "3"], "C/k must be an even whole number"),
         (["--benchmark", "{table}"], "the cells of space S0 are in no table"),
