@@ -54,7 +54,10 @@ def _supernet(settings: RunSettings, space: Space, stage: Stage) -> Network:
         if not isinstance(settings, SearchCifarSettings):
             raise ConfigError(f"space {space.name}: NAS-Bench-201's network is for small images, take fastdarts.search_cifar")
         if settings.partial_channels != 1 or settings.edge_normalization:
-            raise ConfigError(f"space {space.name}: partial channels and weights of edges are of DARTS' cells only")
+            raise ConfigError(
+                f"space {space.name}: partial channels and weights of edges are of DARTS' cells only: take --method darts-1st "
+                "or darts-2nd, without --partial_channels and --edge_normalization"
+            )
         return NASBench201Supernet(
             space,
             C=settings.init_channels,

@@ -32,9 +32,10 @@ from fastdarts.run import run
 from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, check_early_stop, stages_of, tf32
 from fastdarts.search.methods import Dataset, in_proportion, settings_of
 from fastdarts.search.optimizers import check_backend
+from fastdarts.spaces.file import to_dict
 
 # what may differ between the ranks of one search: where a node keeps things, and what only rank 0 looks at
-OF_A_RANK = {"device", "data", "save", "train_list", "val_list", "threads", "workers", "cache_folder"}
+OF_A_RANK = {"device", "data", "save", "train_list", "val_list", "threads", "workers", "cache_folder", "benchmark", "space"}
 log = logging.getLogger("fastdarts")
 
 
@@ -120,7 +121,8 @@ class Command:
         with World.join(seat, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
             settings = world.together(lambda: self.resolve(given, seat))
             alike = {f"--{name}": value for name, value in asdict(settings).items() if name not in OF_A_RANK}
-            world.compare(alike | {"the kind of device": torch.device(settings.device).type})
+            space = world.together(lambda: to_dict(space_of(settings)))  # a file may be another one on each node
+            world.compare(alike | {"--space": space, "the kind of device": torch.device(settings.device).type})
             try:
                 with tf32(settings.tf32), engine.algorithms(settings.deterministic, settings.device):
                     run(self.name, settings, self.source, stopping, world)

@@ -99,7 +99,9 @@ class RunSettings(SearchSettings):
         resumable=True,
     )
     method: MethodName = setting(
-        "pc-darts", "row of the table of methods, whose settings hold where neither flag nor recipe says otherwise", before=""
+        "pc-darts",
+        "row of the table of methods, whose settings hold where neither flag nor recipe says otherwise",
+        before="pc-darts",
     )
     objective: ObjectiveName = setting(
         "mae",

@@ -10,7 +10,7 @@ import torch
 
 from fastdarts import engine
 from fastdarts.build import build, space_of
-from fastdarts.config import ConfigError, RunSettings
+from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
 from fastdarts.data import room
 from fastdarts.data.ahead import DEPTH
 from fastdarts.engine import RunFolder, World
@@ -18,6 +18,7 @@ from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
 from fastdarts.search import SoftmaxRelaxation, Stage, stages_of
+from fastdarts.search.methods import settings_of
 from fastdarts.search.progressive import heaviest, moving_epochs
 from fastdarts.spaces import Space
 from fastdarts.supernet import Network
@@ -175,13 +176,20 @@ def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: 
         lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
     if not moving:
         lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
-    batch, published = settings.batch_size, type(settings)
-    if settings.data is not None and batch != published.batch_size and settings.learning_rate == published.learning_rate:
-        lines.append(
-            f"note: --learning_rate {settings.learning_rate} is the published one for batch {published.batch_size}; in "
-            f"proportion, {batch} images would take {settings.learning_rate * batch / published.batch_size:.3g}"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *_rate(settings)])
+
+
+def _rate(settings: RunSettings) -> list[str]:
+    """The plan's line on a batch that the published learning rate is not for."""
+    dataset = "cifar" if isinstance(settings, SearchCifarSettings) else "imagenet"
+    row = settings_of(settings.method, dataset)
+    published, rate = (row.get(name, getattr(type(settings), name)) for name in ("batch_size", "learning_rate"))
+    if settings.data is None or settings.batch_size == published or settings.learning_rate != rate:
+        return []
+    return [
+        f"note: --learning_rate {rate} is the published one for batch {published}; in proportion, {settings.batch_size} "
+        f"images would take {rate * settings.batch_size / published:.3g}"
+    ]
 
 
 def _stages(stages: tuple[Stage, ...]) -> list[str]:

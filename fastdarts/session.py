@@ -36,7 +36,7 @@ from fastdarts.engine import (
 from fastdarts.genotype import collapse_line
 from fastdarts.objectives import Reconstructing
 from fastdarts.report import picture_grid, write_report
-from fastdarts.search import PARTS, DivergedError, Search, StepReport
+from fastdarts.search import PARTS, DivergedError, Search, StepReport, seeded
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
@@ -359,5 +359,6 @@ class Session:
     def _draw_reconstruction(self, objective: Reconstructing) -> None:
         self.search.supernet.eval()
         (batch,) = (batch.to(self.search.device) for batch in self.pictures)
-        pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)
+        with seeded(self.search.device):  # when a report is drawn depends on the time, and must not change what is searched
+            pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)
         picture_grid(*(p.cpu() for p in pictures), self.folder["reconstruction.png"])

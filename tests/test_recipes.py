@@ -9,6 +9,7 @@ import pytest
 from fastdarts import search_cifar, search_imagenet
 from fastdarts.build import build
 from fastdarts.config import ConfigError
+from fastdarts.plan import _rate
 from fastdarts.recipes import RECIPES
 from fastdarts.search import stages_of
 from fastdarts.spaces import NASBENCH201, S0, Architecture
@@ -66,6 +67,16 @@ def test_a_recipe_gives_its_settings_and_flags_win(name: str, data: Path) -> Non
     other = command.resolve({"recipe": name, "data": str(data), "batch_size": 5, "mask_ratio": 0.25})
     assert (other.batch_size, other.mask_ratio) == (5, 0.25)
     assert recipe.source and recipe.published
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_learning_rate_is_for_its_own_batch(name: str) -> None:
+    resolve = COMMANDS[RECIPES[name].command].resolve
+    whole, half = (resolve({"recipe": name, "data": "x"} | more) for more in ({}, {"batch_size": 48}))
+    assert _rate(whole) == []
+    (line,) = _rate(half)
+    assert f"is the published one for batch {whole.batch_size}; in proportion, 48 images" in line
+    assert line.endswith(f"{whole.learning_rate * 48 / whole.batch_size:.3g}")
 
 
 @pytest.mark.parametrize("name", CIFAR)
@@ -126,7 +137,7 @@ def test_wrong_choices_are_refused(given: dict[str, str], reason: str) -> None:
     [
         (
             ["--space", "nasbench201", "--partial_channels", "2"],
-            "partial channels and weights of edges are of DARTS' cells only",
+            "partial channels and weights of edges are of DARTS' cells only: take --method darts-1st",
         ),
         (["--method", "pc-darts", "--partial_channels", "3"], "C/k must be an even whole number"),
         (["--benchmark", "{table}"], "the cells of space S0 are in no table"),

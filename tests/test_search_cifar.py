@@ -111,6 +111,23 @@ def test_a_run_that_is_stopped_inside_an_epoch_goes_on_bit_for_bit(
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
+NOISE = "--space s4"
+STAGES = "--method p-darts --layers 3 --epochs 2 --begin 0 --progressive_layers 0,0 --progressive_candidates 3 "
+STAGES += "--progressive_dropout 0,0.4 --skip_limit 0 --objective supervised"
+
+
+@pytest.mark.parametrize("more", [NOISE, STAGES], ids=["noise", "dropout"])
+def test_draws_of_torchs_generator_depend_neither_on_a_stop_nor_on_when_a_report_is_made(
+    more: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = ([*arguments(data, "--save", str(tmp_path / name)), *more.split()] for name in ("whole", "parts"))
+    assert main(whole) == 0
+    monkeypatch.setattr("fastdarts.session.REPORT_SECONDS", -1.0)
+    interrupted(monkeypatch, parts, step=4)
+    assert main(parts) == 0
+    assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
 def test_other_images_or_crops_are_another_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     mine = write_npz(tmp_path / "mine.npz")
     argv = arguments(mine, "--save", str(tmp_path / "run"), "--epochs", "1")

@@ -124,13 +124,21 @@ def start(rank: int, port: int, *flags: str) -> subprocess.Popen:
             0,
         ),
         ("", "--data {other}", "are not those that rank 0 finds there: give all nodes the same", 1),
+        (
+            "--space {other}0.json",
+            "--space {other}1.json",
+            "rank 1 was not started as rank 0 was: --space is {'name': 'own'",
+            0,
+        ),
     ],
-    ids=["settings", "images"],
+    ids=["settings", "images", "candidates"],
 )
 def test_what_ranks_were_given_wrongly_is_one_line(
     mine: str, others: str, told: str, by: int, tree: Path, tmp_path: Path
 ) -> None:
     write_tree(tmp_path / "other", images=7)
+    for number, names in enumerate((["skip_connect"], ["sep_conv_3x3"])):
+        (tmp_path / f"other{number}.json").write_text(json.dumps({"name": "own", "candidates": names}))
     port = free_port()
     flags = [
         arguments(tree, "--save", str(tmp_path / "run"), *more.format(other=tmp_path / "other").split())

@@ -65,7 +65,10 @@ class Joint(Reconstructing):
         self.decoder = MimDecoder(supernet.tap_channels[-1], supernet.multiple)
 
     def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        """L_cls + lambda L_mse, or L_mse (see Objective.forward). Where ranks share a batch, lambda is of all its images."""
+        """L_cls + lambda L_mse, or L_mse (see Objective.forward).
+
+        Where ranks share a batch, lambda is of each one's own images, with synchronised BatchNorm of all.
+        """
         seen = self._encode(supernet, weights, batch, step, stream)
         mse = self._mse(seen.prediction, seen.mask, batch)
         if not self.needs_labels:

@@ -153,8 +153,10 @@ def _check_size(row: Row, supernet: Network, masking: Masking, S: int) -> None:
         masking.hidden(S, S)
     if row.tiles and S % 2:
         raise ValueError(f"images of {S} pixels a side cannot be cut into 2 x 2 tiles; an even number is needed")
-    side, what = (S // 2, "tiles") if row.tiles else (S, "images")
-    if side % supernet.multiple:
+    parts, what = (2, "tiles") if row.tiles else (1, "images")
+    side, multiple = S // parts, supernet.multiple
+    if side % multiple:
         raise ValueError(
-            f"{what} of {side} pixels a side: this network halves them, they must be multiples of {supernet.multiple}"
+            f"{what} of {side} pixels a side: this network halves them, they must be multiples of {multiple}, as with images "
+            f"of {max(1, side // multiple) * multiple * parts}"
         )

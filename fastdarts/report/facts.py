@@ -6,7 +6,17 @@ from typing import Any
 from fastdarts.genotype import collapse_line
 from fastdarts.report.run import Run
 
-_OBJECTIVES = {"mae": "Masked-reconstruction search", "supervised": "Supervised search"}
+_OBJECTIVES = {
+    "mae": "Masked-reconstruction search",
+    "supervised": "Supervised search",
+    "joint": "Search by classification and masked reconstruction",
+    "masked-supervised": "Supervised search on masked images",
+    "masked-reconstruction": "Masked-reconstruction search with MIM-DARTS' decoder",
+    "reconstruction": "Search by reconstruction of whole images",
+}
+_TASKS = ("rotation", "colourisation", "jigsaw")
+_OBJECTIVES |= {task: f"Search by {task}" for task in _TASKS}
+_OBJECTIVES |= {f"supervised+{task}": f"Search by classification and {task}" for task in _TASKS}
 
 
 def headline(run: Run) -> str:
@@ -16,7 +26,7 @@ def headline(run: Run) -> str:
 
 
 def key_figures(run: Run) -> list[tuple[str, str, str]]:
-    """(name, value, remark) of epochs, images, losses, skips and time, as far as they are known."""
+    """(name, value, remark) of epochs, images, losses, true accuracy, skips and time, as far as they are known."""
     data, last = run.part("data"), run.epochs[-1]
     figures = [("Epochs", str(last["epoch"]), _of(run))]
     if "train_images" in data:
@@ -26,6 +36,8 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     loss, baseline = valid.pop("loss", None), valid.pop("baseline", None)
     figures.append(("Validation loss", number(loss), _against(loss, baseline)))
     figures += [(f"Validation {name}", number(value), "") for name, value in valid.items()]
+    if (truth := run.truth.get("cifar10_test")) is not None:
+        figures.append(("True accuracy", f"{number(truth)} %", "CIFAR-10 test, as NAS-Bench-201 has it"))
     if run.genotype:
         skips = [run.skips(kind) for kind in run.kinds]
         genes = skips[0][1]

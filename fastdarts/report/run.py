@@ -12,7 +12,7 @@ from fastdarts.spaces import Architecture, ArchitectureError
 Record = dict[str, Any]
 _TYPES = dict.fromkeys(("epoch", "step"), int | None)
 _TYPES |= dict.fromkeys(("train_loss", "alpha_loss", "hessian"), int | float | None)
-_TYPES |= dict.fromkeys(("valid", "cells", "ops", "edges"), dict | None)  # dicts down to numbers
+_TYPES |= dict.fromkeys(("valid", "cells", "ops", "edges", "benchmark"), dict | None)  # dicts down to numbers
 _TYPES |= {"genotype": str | None, "stopped": dict | None}
 _STOPPED = {"rule": str, "after": int, "epoch": int, "why": str}  # what "stopped" holds
 
@@ -58,6 +58,12 @@ class Run:
     def stopped(self) -> Record | None:
         """What early stopping recorded of the end of the search: rule, after, epoch, why. None without one."""
         return self.epochs[-1].get("stopped")
+
+    @property
+    def truth(self) -> Record:
+        """What a benchmark knows of the result, by its names and in percent; {} where nothing was looked up."""
+        chosen = (self.stopped or self.epochs[-1])["epoch"]
+        return next((epoch["benchmark"] for epoch in self.epochs if epoch["epoch"] == chosen and epoch.get("benchmark")), {})
 
     @property
     def is_sample(self) -> bool:

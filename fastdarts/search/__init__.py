@@ -7,6 +7,7 @@ from fastdarts.search.methods import METHODS, Method, settings_of
 from fastdarts.search.optimizers import OptimizerUnavailable
 from fastdarts.search.precision import Precision, tf32
 from fastdarts.search.progressive import Progressive, Stage, stages_of
+from fastdarts.search.randomness import seeded
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.search import PARTS, DivergedError, Search, StepReport
@@ -32,6 +33,7 @@ __all__ = [
     "dominant_eigenvalue",
     "learning_rate",
     "limit_skips",
+    "seeded",
     "settings_of",
     "stages_of",
     "tf32",

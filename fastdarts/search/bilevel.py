@@ -17,7 +17,7 @@ from fastdarts.ops.philox import Stream
 from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.updates import Buffers, Kept, non_finite, step_unless
-from fastdarts.supernet import Network
+from fastdarts.supernet import Network, same_draws
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
 UNUSED = {"allow_unused": True, "materialize_grads": True}
@@ -199,9 +199,10 @@ class Bilevel:
             v = yield from self._means(grads[len(alpha) :])
             R = FINITE_DIFFERENCE / torch.stack(torch._foreach_norm(v)).norm()
             sides = []
-            for sign in (1, -1):
-                self._place(saved, v, sign * R)
-                with held(self.weights):  # never in a lower precision, which would not see so small a difference
+            # never in a lower precision, which would not see so small a difference, nor with other noise on either side
+            with held(self.weights), same_draws(self.supernet):
+                for sign in (1, -1):
+                    self._place(saved, v, sign * R)
                     side = self.objective(self.supernet, self.relaxation.weights(), train, step, Stream.TRAIN)
                     sides.append(torch.autograd.grad(side, alpha))
         finally:

@@ -23,6 +23,7 @@ from fastdarts.search.epoch import Epoch
 from fastdarts.search.methods import METHODS, Method
 from fastdarts.search.optimizers import load_optimizer, optimizer_state, set_rate
 from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, shrink, skip_dropout_rate
+from fastdarts.search.randomness import seeded
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.selection import limit_skips
 from fastdarts.search.setup import bilevel_of
@@ -317,19 +318,23 @@ class Search:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The objective's figures over `eval_loader`, with BatchNorm's running statistics: means over its images."""
+        """The objective's figures over `eval_loader`, with BatchNorm's running statistics: means over its images.
+
+        The same random numbers at each call; the search's own go on as if there had been none.
+        """
         if self.eval_loader is None:
             raise ValueError("this search was made without an eval_loader")
         self.supernet.eval()
         self.objective.eval()
         weights, sums, images = self._weights(), {}, 0
-        for batch in self.eval_loader:
-            batch = batch.to(self.device)
-            images += len(batch.index)
-            with self.precision.autocast():
-                figures = self.objective.evaluate(self.supernet, weights, batch)
-            for name, value in figures.items():
-                sums[name] = sums.get(name, 0.0) + value.double() * len(batch.index)
+        with seeded(self.device):
+            for batch in self.eval_loader:
+                batch = batch.to(self.device)
+                images += len(batch.index)
+                with self.precision.autocast():
+                    figures = self.objective.evaluate(self.supernet, weights, batch)
+                for name, value in figures.items():
+                    sums[name] = sums.get(name, 0.0) + value.double() * len(batch.index)
         totals = torch.stack([*sums.values(), torch.tensor(images, dtype=torch.float64, device=self.device)])
         if self.ranks is not None:
             self.ranks.average(totals)
@@ -345,7 +350,8 @@ class Search:
 
         def gradient() -> list[Tensor]:
             weights = self.relaxation.weights()
-            grads = torch.autograd.grad(self.objective(self.supernet, weights, batch, step, Stream.EVAL), alpha)
+            with seeded(self.device):  # or the noise of two gradients would differ by more than they do
+                grads = torch.autograd.grad(self.objective(self.supernet, weights, batch, step, Stream.EVAL), alpha)
             if self.ranks is None:
                 return list(grads)
             flat = torch.cat([g.reshape(-1) for g in grads])

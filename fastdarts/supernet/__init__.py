@@ -1,7 +1,7 @@
 """HOW all choices run at once: mixed edges, cells, the networks."""
 
 from fastdarts.supernet.base import ChannelSampling, Network
-from fastdarts.supernet.beside import register_candidate
+from fastdarts.supernet.beside import register_candidate, same_draws
 from fastdarts.supernet.cell import Cell, CellWeights
 from fastdarts.supernet.mixed import MixedEdges
 from fastdarts.supernet.nasbench201 import BatchNormMode, NASBench201Supernet
@@ -17,4 +17,5 @@ __all__ = [
     "Network",
     "Supernet",
     "register_candidate",
+    "same_draws",
 ]

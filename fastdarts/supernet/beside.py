@@ -4,7 +4,8 @@ Letters: N images, C channels of a node, k the divisor of partial channels, Cq =
 E edges of a cell, K candidates of the longest list.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -22,10 +23,40 @@ from fastdarts.supernet.mixed import MixedEdges, PackedEdges
 Build = Callable[[int, int], nn.Module]  # channels, stride -> (N, channels, H, W) to (N, channels, H/stride, W/stride)
 
 
-class Noise(nn.Module):
+class Drawing(nn.Module):
+    """A module that draws from torch's global generator at each forward, anew but within `same_draws`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repeats = False
+        self._drawn: Tensor | None = None
+
+    def draw(self, new: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+        """new(like), or the tensor that the first call within `same_draws` gave."""
+        if not self.repeats:
+            return new(like)
+        if self._drawn is None:
+            self._drawn = new(like)
+        return self._drawn
+
+
+@contextmanager
+def same_draws(module: nn.Module) -> Iterator[None]:
+    """Inside, every forward of the Drawing modules below draws what the first one drew: losses differ by weights alone."""
+    drawing = [m for m in module.modules() if isinstance(m, Drawing)]
+    for each in drawing:
+        each.repeats = True
+    try:
+        yield
+    finally:
+        for each in drawing:
+            each.repeats, each._drawn = False, None
+
+
+class Noise(Drawing):
     """Standard normal noise of the edge's output shape, whatever its input: the candidate of S4 (R-DARTS).
 
-    Drawn from torch's global generator at each forward, in eval mode too.
+    Drawn in eval mode too.
     """
 
     def __init__(self, C: int, stride: int) -> None:
@@ -34,10 +65,10 @@ class Noise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C, H/s, W/s); no gradient reaches x."""
-        return torch.randn_like(x[:, :, :: self.stride, :: self.stride])
+        return self.draw(torch.randn_like, x[:, :, :: self.stride, :: self.stride])
 
 
-class SkipDropout(nn.Module):
+class SkipDropout(Drawing):
     """The identity, of which each number is dropped with probability `rate` in training, the others divided by 1 - rate.
 
     (P-DARTS, Chen et al., ICCV 2019, section 3.3.) `rate` is a buffer, so that a captured graph sees it change.
@@ -51,7 +82,7 @@ class SkipDropout(nn.Module):
         """Any shape -> the same."""
         if not self.training:
             return x
-        return x * (torch.rand_like(x) >= self.rate) / (1 - self.rate)
+        return x * (self.draw(torch.rand_like, x) >= self.rate) / (1 - self.rate)
 
 
 BUILDERS: dict[str, Build] = {"noise": Noise}

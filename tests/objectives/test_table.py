@@ -132,7 +132,11 @@ def test_the_imagenet_stem_is_reached_by_larger_strides() -> None:
         ("masked-supervised", {"mask_ratio": 0.01}, "mask_ratio 0.01 hides none of an image's 16 patches"),
         ("masked-reconstruction", {"mask_ratio": 1.5}, "mask ratio must lie between 0 and 1, got 1.5"),
         ("jigsaw", {"image_size": 33}, "objective jigsaw: images of 33 pixels a side cannot be cut into 2 x 2 tiles"),
-        ("jigsaw", {"image_size": 20}, "tiles of 10 pixels a side: this network halves them, they must be multiples of 4"),
+        (
+            "jigsaw",
+            {"image_size": 20},
+            "tiles of 10 pixels a side: this network halves them, they must be multiples of 4, as with images of 16",
+        ),
         ("rotation", {"image_size": 33}, "images of 33 pixels a side: .* multiples of 4"),
         ("mae", {"decoder": "deep"}, "no decoder 'deep'; there are multi-scale, single-scale"),
         *[(name, {"num_classes": None}, "it needs labels, and the images have none") for name in sorted(LABELLED)],

@@ -4,13 +4,18 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from fastdarts.config import ObjectiveName
 from fastdarts.genotype import Genotype
 from fastdarts.report import ReportError, draw_alpha, draw_collapse, draw_losses, write_report
+from fastdarts.report.facts import headline, key_figures
 from fastdarts.report.heatmap import candidate_columns, edge_pairs, spread
+from fastdarts.report.page import _notices
+from fastdarts.report.run import read_run
 
 VOID = {"meta", "img"}
 
@@ -111,6 +116,35 @@ def test_supervised_run_on_real_data(new_run):
         assert text in page.text
     assert "not ImageNet" not in page.text
     assert "Hessian" in (run / "collapse.svg").read_text() and "validation top1" in (run / "losses.svg").read_text()
+
+
+def test_a_search_on_cifars_sample_says_that_it_is_not_cifar(new_run):
+    run = new_run(epochs=1)
+    change(run / "settings.json", command="search_cifar")
+    notice, *_ = _notices(read_run(run))
+    assert "This is not CIFAR" in notice and "ImageNet" not in notice
+
+
+def test_every_objective_has_a_headline_of_its_own(new_run):
+    run, headlines = new_run(epochs=1), set()
+    for objective in get_args(ObjectiveName):
+        change(run / "settings.json", settings={"objective": objective})
+        headlines.add(headline(read_run(run)))
+    assert len(headlines) == len(get_args(ObjectiveName)) and not any(h.startswith("Architecture") for h in headlines)
+
+
+def test_the_true_accuracy_is_that_of_the_result(new_run):
+    run = new_run(epochs=2)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "epoch":
+            record["benchmark"] = {"cifar10_test": 90.25 + record["epoch"]}
+    records[-1]["stopped"] = {"rule": "skips", "after": 2, "epoch": 1, "why": "too many"}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert ("True accuracy", "91.25 %") in [figure[:2] for figure in key_figures(read_run(run))]
+    del records[-1]["stopped"]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert ("True accuracy", "92.25 %") in [figure[:2] for figure in key_figures(read_run(run))]
 
 
 @pytest.mark.parametrize(("skips", "loud"), [(4, False), (5, True)])
