@@ -21,6 +21,7 @@ from fastdarts.engine import steps_of
 from fastdarts.search import StepReport
 from fastdarts.search_cifar import NOT_CIFAR, SAMPLE_RECIPE, main, resolve
 from fastdarts.session import Session
+from fastdarts.spaces import S0
 from tests.runs import free_port
 from tests.test_search_imagenet import FILES
 
@@ -205,7 +206,7 @@ def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monk
         (33, "", "--image_size 33 does not fit the stem and two reductions: a multiple of 4 is needed, as 32"),
         (16, "--image_size 20", "--image_size 20: the images of"),
         (16, "--image_size 16 --crop_padding 16", "--crop_padding 16: crops of 16 pixels may be all black, take less"),
-        (16, "--patch_size 5", "--patch_size 5 does not divide --image_size 16"),
+        (16, "--patch_size 5", "patch_size 5 must divide the images' height 16 and width 16"),
         (16, "--batch_size 13", "batch_size is 13 but the train split has 12 images"),
         (16, "--train_fraction 0.6", "overlap"),
         (16, "--init_channels 6 --partial_channels 4", "C/k"),
@@ -253,10 +254,10 @@ def test_pixels_are_normalised_as_is_customary() -> None:
     settings = SearchCifarSettings(image_size=32, layers=3, init_channels=4)
     ten, hundred = (CIFAR10_MEAN, CIFAR10_STD), (CIFAR100_MEAN, CIFAR100_STD)
     for classes, colours in ((10, ten), (100, hundred), (7, ten)):
-        supernet, objective = build(settings, classes)
+        supernet, objective = build(settings, S0, classes)
         assert (objective.mean, objective.std) == colours and supernet.stem_kind == "cifar"
     with pytest.raises(ConfigError, match=r"--image_size 30 does not fit .* as 28"):
-        build(SearchCifarSettings(image_size=30, objective="supervised"), 10)
+        build(SearchCifarSettings(image_size=30, objective="supervised"), S0, 10)
 
 
 @pytest.mark.campaign

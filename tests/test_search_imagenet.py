@@ -310,7 +310,7 @@ def trees(kind, path):
         ("broken link", "--strict", "cannot be decoded: train/class0/0.JPEG (a broken link), train/class0/1.JPEG"),
         ("good", "--batch_size 100", "batch"),
         ("good", "--image_size 40", "--image_size 40 does not fit"),
-        ("good", "--patch_size 5", "--patch_size 5 does not divide --image_size 32"),
+        ("good", "--patch_size 5", "patch_size 5 must divide the images' height 32 and width 32"),
         ("good", "--mask_ratio 0.01", "hides none of an image's 16 patches"),
         ("good", "--mask_ratio 1.5", "out of range"),
         ("good", "--mask_ratio 0", "out of range"),
