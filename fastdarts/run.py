@@ -123,6 +123,7 @@ def _start(settings: RunSettings, space: Space, images: Images, given: Input, wo
         objective.to(settings.device)
         if settings.sync_bn and not world.alone:
             supernet.synchronise(world)
+        draw_apart(world)
         return supernet, objective
 
     stages = Progressive(stages_of(settings, settings.layers, space), make, settings.seed)
@@ -141,6 +142,15 @@ def _start(settings: RunSettings, space: Space, images: Images, given: Input, wo
     )
     world.copy_from_lead([*world.named(search).values(), *supernet.buffers(), *objective.buffers()])
     return search
+
+
+def draw_apart(world: World) -> None:
+    """Noise and dropout, which come from torch's generators, are to differ from rank to rank, as their images do.
+
+    The generators go on from a seed of each rank's own, which follows from their state; of one process alone they are left.
+    """
+    if not world.alone:
+        torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)
 
 
 def _begin(

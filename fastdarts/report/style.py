@@ -9,6 +9,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastdarts.spaces import CANDIDATES
+
 INK, MUTED, FAINT = "#1f2933", "#5f6b7a", "#d5dbe3"
 KIND_COLOURS = {"normal": "#1f6fb4", "reduce": "#c2571a"}
 
@@ -20,14 +22,17 @@ FAMILIES = {
     "skip": ("#d0661a", "#fdeee2"),
     "other": ("#5f6b7a", "#eef0f3"),
 }
+_REGISTERED = {"conv": "convolution", "pool": "pooling", "skip": "skip", "none": "other", "noise": "other"}
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "fastdarts", "text.usetex": False}
 _LINES = (("-", "o"), ((0, (5, 1.5)), "s"), ((0, (1, 1.2)), "^"), ((0, (5, 1.5, 1, 1.5)), "D"))  # dashes, marker
 
 
 def family(op: str) -> str:
-    """The key of FAMILIES that an operation's name belongs to."""
+    """The key of FAMILIES that an operation belongs to: a registered one as it was registered, any other by its name."""
     if op.startswith("dil_"):
         return "dilated convolution"
+    if op in CANDIDATES:
+        return _REGISTERED[CANDIDATES[op].family]
     for part, name in (("pool", "pooling"), ("conv", "convolution"), ("skip", "skip"), ("identity", "skip")):
         if part in op:
             return name

@@ -211,7 +211,7 @@ class Bilevel:
         return loss.detach(), grads if overflow is None else [g.masked_fill(overflow, torch.nan) for g in grads]
 
     def _virtual_gradient(self, loss: Tensor, group: dict) -> Pieces[tuple[list[Tensor], Tensor | None]]:
-        """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of.
+        """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of; without Nesterov's, as in DARTS.
 
         And, with a loss scale, whether dL/dw overflowed for it (a bool of one element): it is 0 then, so that the loss at
         the virtual weights is still a loss.

@@ -33,7 +33,7 @@ def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: G
         operations = genotype.operations(kind)
         figures[kind] = {
             "operations": len(operations),
-            "skips": operations.count("skip_connect"),
+            "skips": sum(CANDIDATES[op].family == "skip" for op in operations),
             "entropy": torch.special.entr(p).sum(1).mean().item(),
             "skip_minus_conv": sum(differences) / len(differences) if differences else None,
         }

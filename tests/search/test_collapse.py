@@ -1,14 +1,17 @@
 """The figures of a collapsing search, made by hand; the sharpness of losses whose Hessian is known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastdarts.genotype import COLLAPSE_SKIPS, Genotype, collapse_line
+from fastdarts.report.style import family
 from fastdarts.search import collapse_figures, dominant_eigenvalue
-from fastdarts.spaces import S0, Space
+from fastdarts.spaces import CANDIDATES, S0, SKELETONS, Space
+from fastdarts.spaces.candidates import Candidate
 from fastdarts.supernet import CellWeights
 
 NORMAL = [("skip_connect", 0), ("skip_connect", 1)] * 3 + [("sep_conv_3x3", 0), ("skip_connect", 1)]
@@ -40,6 +43,19 @@ def test_figures() -> None:
         "skip_minus_conv": pytest.approx((1.0 + (0.1 - 0.9 / 4)) / 2, rel=1e-12),
     }
     assert figures["normal"]["skips"] >= COLLAPSE_SKIPS == 5 > figures["reduce"]["skips"]
+
+
+def test_a_candidate_of_ones_own_is_what_it_was_registered_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the figures and in the drawings, whatever its name."""
+    monkeypatch.setitem(CANDIDATES, "conv_that_passes", Candidate("conv_that_passes", "skip", SKELETONS))
+    normal = tuple(("conv_that_passes", state) for _, state in NORMAL)
+    genotype = replace(GENOTYPE, normal=normal)
+    figures = collapse_figures(S0, both(torch.full((14, 8), 1 / 8), torch.full((14, 8), 1 / 8)), genotype)
+    assert (figures["normal"]["skips"], figures["reduce"]["skips"]) == (8, 0)
+    assert family("conv_that_passes") == "skip" and family("conv_that_is_not_known") == "convolution"
+    assert [family(name) for name in S0.normal[0]] == [
+        *("other", "pooling", "pooling", "skip", "convolution", "convolution", "dilated convolution", "dilated convolution")
+    ]
 
 
 def test_pools_and_none_are_no_convolutions() -> None:

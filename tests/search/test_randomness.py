@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdarts.engine import Seat, World
 from fastdarts.objectives import Classification
+from fastdarts.run import draw_apart
 from fastdarts.search import Search, seeded
 from fastdarts.spaces import Space
 from fastdarts.supernet import Supernet
@@ -58,6 +60,18 @@ def test_figures_draw_the_same_each_time_and_leave_the_generator(figure: Callabl
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(7)
     assert figure(search) == first
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_ranks_draw_apart_and_each_the_same_again(size: int) -> None:
+    def draws(rank: int) -> list[float]:
+        torch.manual_seed(3)
+        draw_apart(World(Seat(rank, size)))
+        return torch.rand(4).tolist()
+
+    assert draws(0) == draws(0) and (draws(0) == draws(1)) == (size == 1)
+    alone = torch.rand(4, generator=torch.Generator().manual_seed(3)).tolist()
+    assert (draws(0) == alone) == (size == 1)
 
 
 def test_seeded_puts_the_generator_back_after_an_error() -> None:

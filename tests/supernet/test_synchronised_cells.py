@@ -1,5 +1,6 @@
 """A whole supernet on two ranks' images with synchronised BatchNorm: what one rank gives for all of them, by how many sums."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.spaces import S0
-from fastdarts.supernet import CellWeights, MixedEdges, Supernet
+from fastdarts.spaces import NASBENCH201, S0
+from fastdarts.supernet import CellWeights, MixedEdges, NASBench201Supernet, Network, Supernet
+from fastdarts.supernet.nasbench201 import BatchNormMode
 from fastdarts.supernet.network import Stem
 from tests.backends import BACKENDS, needs_native
 from tests.ops.exactness import Named, assert_exact
@@ -18,20 +20,28 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LAYERS = {"cifar": 1, "imagenet": 3}  # of a stem
 
 
-def supernet(stem: Stem, k: int, backend: str) -> Supernet:
+def supernet(stem: Stem, k: int, backend: str, **more: bool) -> Supernet:
     torch.manual_seed(0)
-    return Supernet(S0, C=4, layers=3, stem=stem, partial_channels=k, backend=backend)
+    return Supernet(S0, C=4, layers=3, stem=stem, partial_channels=k, backend=backend, **more)
 
 
-def mix() -> dict[str, CellWeights]:
+def of_the_benchmark(mode: BatchNormMode, backend: str) -> NASBench201Supernet:
+    torch.manual_seed(0)
+    return NASBench201Supernet(NASBENCH201, C=4, cells_per_stage=1, batch_norm=mode, backend=backend)
+
+
+def mix(E: int = 14) -> dict[str, CellWeights]:
     g = torch.Generator().manual_seed(1)
-    ops, edges = (torch.rand(14, *shape, generator=g, dtype=torch.float64).requires_grad_() for shape in ((8,), ()))
+    ops, edges = (torch.rand(E, *shape, generator=g, dtype=torch.float64).requires_grad_() for shape in ((8,), ()))
     return {"normal": CellWeights(ops, edges), "reduce": CellWeights(ops, edges)}
 
 
-def run(made: Supernet, sync: Rank | None) -> Named:
+def run(made: Network, sync: Rank | None) -> Named:
     """Features, running statistics and every gradient, of this rank's images."""
-    net, weights = deepcopy(made).double(), mix()  # made by one thread: the generator of its weights is everybody's
+    net, weights = (
+        deepcopy(made).double(),
+        mix(made.space.num_edges),
+    )  # made by one thread: the generator of its weights is everybody's
     net.synchronise(sync)
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     features = net(x if sync is None else x.chunk(2)[sync.rank], weights)
@@ -42,11 +52,20 @@ def run(made: Supernet, sync: Rank | None) -> Named:
     return named | {f"d {name}": g for name, g in zip(of, grads, strict=True)}
 
 
+NETS = {
+    "cifar": partial(supernet, "cifar", 1),
+    "imagenet": partial(supernet, "imagenet", 2),
+    "skips beside the fused op": partial(supernet, "cifar", 1, skip_dropout=True),
+    "nasbench201": partial(of_the_benchmark, "batch"),
+    "nasbench201, running": partial(of_the_benchmark, "running"),
+}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("stem", "k"), [("cifar", 1), ("imagenet", 2)])
-def test_two_ranks_are_one_of_twice_the_images(stem: Stem, k: int, backend: str) -> None:
-    first, second = on_ranks(partial(run, supernet(stem, k, backend)))
-    want = run(supernet(stem, k, "definition"), None)
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_two_ranks_are_one_of_twice_the_images(make: Callable[[str], Network], backend: str) -> None:
+    first, second = on_ranks(partial(run, make(backend)))
+    want = run(make("definition"), None)
 
     def joined(name: str) -> Tensor:
         if name.startswith("out"):
