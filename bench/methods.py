@@ -105,7 +105,7 @@ def _both(row: Row, given: MethodsSettings) -> tuple[Side, Side]:
     sizes |= {} if given.layers is None else {"layers": given.layers}
     own, plain = (search_cifar.resolve(CIFAR | dict(values) | sizes) for values in (row.own, row.plain))
     stage = stages_of(own, own.layers, space_of(own))[row.stage]
-    space = heaviest(space_of(own), replace(stage, dropout=1.0))  # with the skips, whether they have dropout or not
+    space = heaviest(space_of(own), replace(stage, dropout=1.0))[0]  # with the skips, whether they have dropout or not
     sides = Side(own, space, stage), Side(plain, space, replace(stage, dropout=0.0))
     with torch.device("meta"):
         for side in sides:
