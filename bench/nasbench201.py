@@ -20,6 +20,7 @@ from bench.nasbench201_report import COLUMN, RANDOM, draw, markdown
 from bench.records import RESULTS, append, tagged
 from fastdarts.config import ConfigError, SearchCifarSettings
 from fastdarts.genotype import read_architecture
+from fastdarts.recipes import RECIPES
 from fastdarts.report.run import ReportError, Run, read_run
 from fastdarts.spaces import Architecture, nats
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, Lookup, TableError
@@ -116,7 +117,7 @@ def looked_up(cell: Architecture, benchmark: Lookup) -> Record:
 
 def search(run: Run, benchmark: Lookup) -> Record:
     """What a run found, what it stood at after each epoch (skips and true accuracy), and how it was made."""
-    s, data, cells = run.part("settings"), run.part("data"), [read_architecture(epoch["genotype"]) for epoch in run.epochs]
+    s, data, cells = _settings(run), run.part("data"), [read_architecture(epoch["genotype"]) for epoch in run.epochs]
     by_epoch = {"epoch": [epoch["epoch"] for epoch in run.epochs], "skips": [_skips(cell) for cell in cells]}
     by_epoch[COLUMN] = [benchmark.accuracies(cell)[COLUMN] for cell in cells]
     masks = {"mask_ratio": s["mask_ratio"], "patch_size": s["patch_size"]}
@@ -172,8 +173,20 @@ def _skips(cell: Architecture) -> int:
 
 
 def _recipe(run: Run) -> str:
-    s = run.part("settings")
-    return s.get("recipe") or f"{s['method']} {s['objective']}"
+    """The recipe that was named, or the one in this space whose settings, but for the number of epochs, are the run's."""
+    s = _settings(run)
+    if s.get("recipe"):
+        return s["recipe"]
+    for name, recipe in RECIPES.items():
+        published = {setting: value for setting, value in recipe.settings.items() if setting != "epochs"}
+        if "space" in published and all(s.get(setting) == value for setting, value in published.items()):
+            return name
+    return f"{s['method']} {s['objective']}"
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Of a run; the first ones knew no method but the default."""
+    return {"method": SearchCifarSettings.method} | run.part("settings")
 
 
 def _check(runs: Sequence[Run]) -> None:
@@ -202,9 +215,9 @@ def _check(runs: Sequence[Run]) -> None:
 
 def _check_alike(first: Run, run: Run) -> None:
     """Raise RunsError where two runs of a recipe differ in a setting besides the seed."""
-    settings = SearchCifarSettings.make(first.part("settings"))
+    settings = SearchCifarSettings.make(_settings(first))
     same = {"seed": settings.seed, "data": settings.data}
-    if differences := settings.differences(run.part("settings") | same):
+    if differences := settings.differences(_settings(run) | same):
         raise RunsError(f"{first.folder} and {run.folder} are of one recipe, but {'; '.join(differences)}")
 
 

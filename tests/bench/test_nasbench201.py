@@ -218,3 +218,14 @@ def test_the_records_are_whole() -> None:
             if record["kind"] == "search":
                 assert record["recipe"] in RECIPES and len(record["by_epoch"]["epoch"]) == record["epochs"]
                 assert record["run"]["commit"]
+
+
+def test_a_run_that_names_no_recipe_is_of_the_one_that_it_equals(tmp_path: Path, table: Path) -> None:
+    folder = write_run(tmp_path / "run", MAE, 1, [CONVS])
+    saved = json.loads((folder / "settings.json").read_text())
+    for gone in ("recipe", "method"):  # as in runs from before there were any
+        del saved["settings"][gone]
+    for change, name in (({}, MAE), ({"patch_size": 2}, "darts-1st mae")):
+        (folder / "settings.json").write_text(json.dumps(saved | {"settings": saved["settings"] | change}))
+        (record,) = [r for r in collect(runs_in([folder]), Table.read(table)) if r["kind"] == "search"]
+        assert (record["recipe"], record["method"]) == (name, "darts-1st")
