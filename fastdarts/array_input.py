@@ -9,7 +9,7 @@ from fastdarts.config import SearchCifarSettings
 from fastdarts.data import ArrayEvalLoader, ArrayLoader, Pixels, room
 from fastdarts.engine import World
 from fastdarts.images import ImageArrays
-from fastdarts.input import Input, Source, orders
+from fastdarts.input import Input, Source, common_of, orders
 
 
 def forecast(settings: SearchCifarSettings, images: ImageArrays, reserved: int, world: World) -> str:
@@ -37,14 +37,7 @@ def open_input(
     world = world or World()
     place = world.lead(lambda: _place(settings, images, reserved, world))
     where = settings.device if place == "device" else "cpu"
-    common = {
-        "rank": world.rank,
-        "world_size": world.size,
-        "batch_size": settings.batch_size,
-        "image_size": settings.image_size,
-        "device": settings.device,
-        "timeout": settings.input_timeout,
-    }
+    common = common_of(settings, world)
     array = Pixels(images.index.pixels.to(where), images.index.labels)
     train, val = (
         ArrayLoader(array, split, padding=settings.crop_padding, **how) for split, how in orders(settings, images, common)

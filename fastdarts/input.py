@@ -127,14 +127,7 @@ def open_input(
     layout = _layout(settings, images, chosen, images.sizes[chosen])
     world = world or World()
     place = world.lead(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))
-    common = {
-        "rank": world.rank,
-        "world_size": world.size,
-        "batch_size": settings.batch_size,
-        "image_size": settings.image_size,
-        "device": settings.device,
-        "timeout": settings.input_timeout,
-    }
+    common = common_of(settings, world)
     log.info(place.told)
     if place.where == "off":
         own = world.together(lambda: _route(settings, saved))
@@ -151,6 +144,18 @@ def open_input(
         before, now = saved["route"], given.facts["route"]
         log.warning(f"the run's images came from {before} so far and come from {now} from now on: {_same({before, now})}")
     return given
+
+
+def common_of(settings: RunSettings, world: World) -> dict[str, Any]:
+    """What all loaders of a rank are given alike."""
+    return {
+        "rank": world.rank,
+        "world_size": world.size,
+        "batch_size": settings.batch_size,
+        "image_size": settings.image_size,
+        "device": settings.device,
+        "timeout": settings.input_timeout,
+    }
 
 
 def orders(settings: RunSettings, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
