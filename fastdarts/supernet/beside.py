@@ -224,7 +224,7 @@ class MixedEdgesBeside(PackedEdges):
             partial_channels=self.k,
             training=self.training,
             backend=self.backend,
-            sync=self.sync,
+            sync=self.sync if self.training else None,  # a rank may evaluate alone
         )
 
     def _columns(self, group: _Group, device: torch.device) -> Tensor:

@@ -72,7 +72,7 @@ class PackedEdges(nn.Module):
             partial_channels=self.k,
             training=self.training,
             backend=self.backend,
-            sync=self.sync,
+            sync=self.sync if self.training else None,  # a rank may evaluate alone
         )
 
     def _running(self) -> Running | None:

@@ -104,3 +104,15 @@ def test_a_call_counts_once(backend: str) -> None:
     counters = [b for name, b in net.named_buffers() if name.endswith("num_batches_tracked")]
     assert len(counters) == 1 + 3 * (2 + 1) and all(int(b) == 1 for b in counters)
     assert any(isinstance(m, MixedEdges) and m.sync is not None for m in net.modules())
+
+
+@pytest.mark.parametrize("make", NETS.values(), ids=NETS)
+def test_evaluation_does_not_wait_for_other_ranks(make: Callable[[str], Network]) -> None:
+    """Rank 0 draws pictures alone, and the last batch of an evaluation differs between ranks; by batch statistics, too."""
+    net, x = make("auto").double().eval(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    weights = mix(net.space.num_edges)
+    want = net(x, weights)
+    sync = Twins()
+    net.synchronise(sync)
+    assert all(torch.equal(a, b) for a, b in zip(net(x, weights), want, strict=True))
+    assert sync.sums == 0
