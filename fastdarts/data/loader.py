@@ -13,7 +13,7 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.data.ahead import STALLED, Stage, ahead
 from fastdarts.data.crop import SCALE
-from fastdarts.data.sampler import BatchSampler
+from fastdarts.data.sampler import BatchSampler, shuffled
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Stream
 
@@ -128,10 +128,12 @@ class Loader(ABC):
 
 
 class Evaluation(ABC):
-    """One pass over a split in the order of the indices: short side to S * 256 / 224, centre crop, no flip.
+    """One pass over a split: short side to S * 256 / 224, centre crop, no flip.
 
-    Each `for` starts anew. Batches hold `batch_size` images over all ranks, of which rank r gets r, r + world_size,
-    ...; the last one may be smaller, and is left out on a rank that has no image of it.
+    Each `for` starts anew, in the same random order: an index may have one class after the other, and a batch is to be of all
+    of them, for its BatchNorm statistics and for what looks at the first one alone. Batches hold `batch_size` images over all
+    ranks, of which rank r gets r, r + world_size, ...; the last one may be smaller, and is left out on a rank that has no
+    image of it.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class Evaluation(ABC):
         timeout: float = STALLED,
     ) -> None:
         """Arguments as of Common."""
-        batches = [part[rank::world_size] for part in indices.sort().values.split(batch_size)]
+        batches = [part[rank::world_size] for part in shuffled(indices.sort().values, Stream.EVAL).split(batch_size)]
         self.batches = [part for part in batches if len(part)]
         self.view = View(image_size, 0, Stream.EVAL, False, SCALE)
         self.device, self.timeout = torch.device(device), timeout

@@ -7,6 +7,12 @@ from fastdarts.data.errors import DataError
 from fastdarts.ops.philox import Purpose, Stream, random_words
 
 
+def shuffled(indices: Tensor, stream: Stream, seed: int = 0, epoch: int = 0) -> Tensor:
+    """int64 (N,), ascending, in the order of (random word, index)."""
+    words = random_words(seed, stream, epoch, indices, Purpose.ORDER, 1)[:, 0]
+    return indices[torch.sort(words, stable=True).indices]
+
+
 class BatchSampler:
     """Batch b is the (b % len)-th part of epoch b // len; the images that fill no whole batch are left to other epochs.
 
@@ -39,8 +45,7 @@ class BatchSampler:
     def order(self, epoch: int) -> Tensor:
         """All images in the order of an epoch, int64 (N,)."""
         if epoch != self._epoch:
-            words = random_words(self.seed, self.stream, epoch, self.indices, Purpose.ORDER, 1)[:, 0]
-            self._epoch, self._order = epoch, self.indices[torch.sort(words, stable=True).indices]
+            self._epoch, self._order = epoch, shuffled(self.indices, self.stream, self.seed, epoch)
         return self._order
 
     def batch(self, number: int) -> tuple[int, Tensor]:

@@ -17,6 +17,7 @@ from PIL import Image
 from fastdarts.batch import Batch
 from fastdarts.data import BatchSampler, DataError, EvalLoader, FolderLoader, ImageIndex, crop_box, crop_words, flips, verify
 from fastdarts.data.ahead import DEPTH
+from fastdarts.data.sampler import shuffled
 from fastdarts.ops.philox import Stream, philox4x32
 
 functional = pytest.importorskip("torchvision.transforms.v2.functional")
@@ -120,17 +121,28 @@ def test_scale_and_centre_view(tree: Tree) -> None:
 def test_evaluation(workers: int, tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=7, b=6))
     chosen = torch.tensor([12, 0, 3, 7, 5])
+    order = shuffled(chosen.sort().values, Stream.EVAL).tolist()
     loader = EvalLoader(index, chosen, batch_size=2, image_size=28, workers=workers)
     for _ in range(2):
         batches = list(loader)
-        assert [batch.index.tolist() for batch in batches] == [[0, 3], [5, 7], [12]]
+        assert [batch.index.tolist() for batch in batches] == [order[:2], order[2:4], order[4:]]
         assert len(loader) == 3 and not torch.cat([batch.flip for batch in batches]).any()
-        image = Image.open(index.path(7)).convert("RGB")
+        image = Image.open(index.path(order[3])).convert("RGB")
         theirs = functional.center_crop(functional.resize(image, [32]), [28, 28])
         assert np.array_equal(batches[1].images[1].numpy(), np.asarray(theirs))
-        assert batches[1].labels.tolist() == [0, 1]
+        assert batches[1].labels.tolist() == [number >= 7 for number in order[2:4]]
     ranks = [EvalLoader(index, chosen, batch_size=2, image_size=28, workers=0, rank=r, world_size=2) for r in range(2)]
-    assert [[b.index.tolist() for b in part] for part in ranks] == [[[0], [5], [12]], [[3], [7]]]
+    assert [[b.index.tolist() for b in part] for part in ranks] == [[[i] for i in order[::2]], [[i] for i in order[1::2]]]
+
+
+def test_evaluation_is_of_all_classes_in_each_batch(tree: Tree) -> None:
+    """One order for every pass, whatever the order of what is given."""
+    index = ImageIndex.from_root(tree(a=40, b=40))
+    batches = EvalLoader(index, torch.arange(80), batch_size=20, image_size=28, workers=0).batches
+    assert torch.cat(batches).sort().values.tolist() == list(range(80))
+    assert all(5 <= int((part < 40).sum()) <= 15 for part in batches)
+    again = EvalLoader(index, torch.arange(80).flip(0), batch_size=20, image_size=28, workers=0).batches
+    assert all(map(torch.equal, batches, again))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
