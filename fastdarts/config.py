@@ -64,6 +64,9 @@ class SearchSettings(Settings):
     early_stop_skips: int = setting(
         2, "skip connections in the normal cell that end it (--early_stop skips)", at_least=1, before=2
     )
+    early_stop_from: int = setting(
+        11, "first epoch whose cell the eigenvalue's rule may choose (--early_stop eigenvalue)", at_least=1, before=11
+    )
     amp: Literal["off", "bf16", "fp16"] = setting(
         "off", "autocast of forward passes on a GPU; fp16 scales its losses; weights and alpha stay float32", before="off"
     )
@@ -220,7 +223,7 @@ class SearchImagenetSettings(RunSettings):
 class SearchCifarSettings(RunSettings):
     """Flags of `python -m fastdarts.search_cifar`; the defaults are DARTS' search on CIFAR-10, with MAE-NAS' objective."""
 
-    method: MethodName = other(RunSettings, "method", "darts-1st")
+    method: MethodName = other(RunSettings, "method", "darts-1st", before="darts-1st")
     begin: int = other(RunSettings, "begin", 0, "epochs before alpha moves")
     learning_rate: float = other(RunSettings, "learning_rate", 0.025)
     learning_rate_min: float = other(RunSettings, "learning_rate_min", 0.001)

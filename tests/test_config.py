@@ -161,7 +161,8 @@ def test_a_run_from_before_a_setting_had_what_runs_did_then():
         del saved[name]
     assert S().differences(saved) == []
     assert S(optimizer_backend="apex", cuda_graph="off").differences(saved) == []
-    for name in ("method", "space", "decoder", "early_stop", "nesterov", "progressive", "skip_dropout", "skip_limit"):
+    later = "method", "space", "decoder", "early_stop", "early_stop_from", "nesterov", "progressive"
+    for name in (*later, "skip_dropout", "skip_limit"):
         del saved[name]
     assert S().differences(saved) == []
     assert S(amp="bf16", tf32=True).differences(saved) == ["--amp is 'bf16' but was 'off'", "--tf32 is True but was False"]

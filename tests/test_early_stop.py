@@ -32,7 +32,7 @@ def argv(tmp_path_factory, no_report) -> list[str]:
 
 @pytest.fixture(scope="module")
 def eigenvalue(argv) -> list[str]:
-    return [*argv, "--epochs", "13", "--early_stop", "eigenvalue"]
+    return [*argv, "--epochs", "13", "--early_stop", "eigenvalue", "--early_stop_from", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -114,5 +114,5 @@ def test_what_could_never_end_it_is_refused_at_the_start(flags, message, argv, t
 
 
 def test_another_rule_is_another_run(eigenvalue, finished, capsys):
-    assert main([*eigenvalue[:-1], "skips", "--save", str(finished)]) == 2
+    assert main([*eigenvalue, "--early_stop", "skips", "--save", str(finished)]) == 2
     assert "--early_stop is 'skips' but was 'eigenvalue'" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def judge(settings: SearchSettings, history: Sequence[Seen]) -> Stop | None:
         return None
     if settings.early_stop == "skips":
         return by_skips(history, settings.early_stop_skips)
-    return by_eigenvalue(history)
+    return by_eigenvalue(history, settings.early_stop_from)
 
 
 def by_skips(history: Sequence[Seen], limit: int = 2) -> Stop | None:
@@ -78,23 +78,24 @@ def by_skips(history: Sequence[Seen], limit: int = 2) -> Stop | None:
     return Stop("skips", last["epoch"], last["epoch"], last["genotype"], why)
 
 
-def by_eigenvalue(history: Sequence[Seen]) -> Stop | None:
+def by_eigenvalue(history: Sequence[Seen], first: int = 1) -> Stop | None:
     """R-DARTS (Zela et al., ICLR 2020), section 4.3: stop when mean(i - k) / mean(i) < RATIO.
 
     mean(i) is the mean of the eigenvalues of the k = WINDOW epochs around epoch i: it is known k // 2 epochs after i. The
-    result is the architecture of epoch i - k. Of an eigenvalue the magnitude counts. Where one of the 2k values that two means
-    take is missing or not finite, nothing is decided. The values are as good as collapse.dominant_eigenvalue's: in small nets
-    with small batches their noise may stop a search, too.
+    result is the architecture of epoch i - k, which is not before `first`: eigenvalues also grow while fresh weights find
+    their place, and R-DARTS' code waits for the eleventh epoch. Of an eigenvalue the magnitude counts. Where one of the 2k
+    values that two means take is missing or not finite, nothing is decided. The values are as good as
+    collapse.dominant_eigenvalue's: in small nets with small batches their noise may stop a search, too.
     """
     recent = history[-2 * WINDOW :]
     values = [abs(epoch["hessian"]) for epoch in recent]
     consecutive = recent[-1]["epoch"] - recent[0]["epoch"] == 2 * WINDOW - 1 == len(recent) - 1
     if not consecutive or not all(map(isfinite, values)):
         return None
-    before, now = (sum(part) / WINDOW for part in (values[:WINDOW], values[WINDOW:]))
-    if not before < RATIO * now:
-        return None
     chosen, centre = recent[WINDOW // 2], recent[WINDOW + WINDOW // 2]
+    before, now = (sum(part) / WINDOW for part in (values[:WINDOW], values[WINDOW:]))
+    if chosen["epoch"] < first or not before < RATIO * now:
+        return None
     why = (
         f"the Hessian's largest eigenvalue, averaged over {WINDOW} epochs, grew from {before:.4g} around epoch "
         f"{chosen['epoch']} to {now:.4g} around epoch {centre['epoch']}: the ratio {before / now:.3f} is below {RATIO}"
@@ -109,6 +110,12 @@ def check_early_stop(settings: SearchSettings, space: Space) -> None:
         raise ConfigError(
             f"--early_stop eigenvalue: it compares the means of two times {WINDOW} epochs in which alpha moves, and here it "
             f"moves in {max(moving, 0)}: take more --epochs or a smaller --begin"
+        )
+    last = settings.epochs - WINDOW - WINDOW // 2  # whose cell the last epoch may bring back
+    if settings.early_stop == "eigenvalue" and last < settings.early_stop_from:
+        raise ConfigError(
+            f"--early_stop_from {settings.early_stop_from}: in {settings.epochs} epochs the eigenvalue can choose the cell of "
+            f"epoch {last} at the latest: take more --epochs or a smaller --early_stop_from"
         )
     if settings.early_stop == "skips":
         if not any("skip_connect" in names for names in space.candidates(NORMAL)):

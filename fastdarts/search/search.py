@@ -318,9 +318,10 @@ class Search:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The objective's figures over `eval_loader`, with BatchNorm's running statistics: means over its images.
+        """The objective's figures over `eval_loader`: means over its images.
 
-        The same random numbers at each call; the search's own go on as if there had been none.
+        BatchNorm takes running statistics where it has them. The same random numbers at each call; the search's own go on as
+        if there had been none.
         """
         if self.eval_loader is None:
             raise ValueError("this search was made without an eval_loader")
@@ -341,7 +342,11 @@ class Search:
         return dict(zip(sums, (totals[:-1] / totals[-1]).tolist(), strict=True))
 
     def hessian(self) -> float:
-        """Largest eigenvalue of the Hessian in alpha of the loss on the first evaluation batch (R-DARTS); never in autocast."""
+        """Largest eigenvalue of the Hessian in alpha of the loss on the first evaluation batch (R-DARTS); never in autocast.
+
+        The factor of objective joint is outside its gradient and yet moves with alpha: there it is the eigenvalue of the
+        gradient's derivative, which is not quite symmetric.
+        """
         if self.eval_loader is None:
             raise ValueError("this search was made without an eval_loader")
         batch = next(iter(self.eval_loader)).to(self.device)

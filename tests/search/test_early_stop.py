@@ -77,6 +77,14 @@ def test_epochs_are_counted_from_where_alpha_began_to_move() -> None:
     assert stops([1] * 12 + [100], first=36) == (48, 41)
 
 
+def test_no_cell_from_before_the_first_epoch_is_chosen() -> None:
+    """Each ten epochs in a row have grown; the first to choose epoch 11 ends after epoch 18."""
+    whole = history([2.0**n for n in range(30)])
+    for first, after in ((1, 10), (3, 10), (4, 11), (11, 18), (20, 27)):
+        ends = [stop for n in range(1, 31) if (stop := by_eigenvalue(whole[:n], first))]
+        assert (ends[0].after, ends[0].epoch) == (after, after - 7)
+
+
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
 def test_what_is_missing_or_not_finite_decides_nothing(bad: float) -> None:
     """Not as long as one of the two means takes it: ten epochs, the bad one among them, do not stop; ten after it do."""
@@ -105,7 +113,8 @@ def test_the_rule_that_settings_name() -> None:
     assert judge(settings(), both) is None
     assert judge(settings(early_stop="skips"), both)[0] == "skips"
     assert judge(settings(early_stop="skips", early_stop_skips=3), both) is None
-    assert judge(settings(early_stop="eigenvalue"), both)[0] == "eigenvalue"
+    assert judge(settings(early_stop="eigenvalue", early_stop_from=3), both)[0] == "eigenvalue"
+    assert judge(settings(early_stop="eigenvalue", early_stop_from=4), both) is None
     assert judge(settings(early_stop="eigenvalue"), []) is None
 
 
@@ -130,6 +139,7 @@ SEP = ("sep_conv_3x3",)
     [
         ({"early_stop": "eigenvalue", "epochs": 12, "begin": 3}, S0, "moves in 9: take more --epochs or a smaller --begin"),
         ({"early_stop": "eigenvalue", "epochs": 2, "begin": 3}, S0, "moves in 0"),
+        ({"early_stop": "eigenvalue", "epochs": 17}, S0, "choose the cell of epoch 10 at the latest"),
         ({"early_stop": "skips"}, Space("s", (SEP,) * 14, (("skip_connect",),) * 14), "no edge of space s can be a skip"),
         ({"early_stop": "skips", "early_stop_skips": 9}, S0, "--early_stop_skips 9: a cell of space S0 has 8 operations"),
     ],
@@ -141,14 +151,15 @@ def test_a_rule_that_could_never_end_the_search_is_refused(changes: dict[str, An
 
 
 def test_the_shortest_search_that_the_eigenvalue_can_end() -> None:
-    check_early_stop(settings(early_stop="eigenvalue", epochs=12, begin=2), S0)
+    check_early_stop(settings(early_stop="eigenvalue", epochs=18), S0)
+    check_early_stop(settings(early_stop="eigenvalue", epochs=12, begin=2, early_stop_from=5), S0)
 
 
 def test_a_search_checks_its_rule_at_once() -> None:
     with pytest.raises(ConfigError, match="moves in 3"):
         make(settings(early_stop="eigenvalue"))
     with pytest.raises(ValueError, match="eval_loader"):
-        make(settings(early_stop="eigenvalue", epochs=10), eval_loader=None)
+        make(settings(early_stop="eigenvalue", epochs=18), eval_loader=None)
 
 
 # --------------------------------------------------------------------------------------------------- tiny searches
@@ -169,7 +180,7 @@ def growing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     return asked
 
 
-EIGENVALUE = {"epochs": 13, "begin": 1, "early_stop": "eigenvalue", "eval_every": 5, "hessian_every": 4}
+EIGENVALUE = {"epochs": 13, "begin": 1, "early_stop": "eigenvalue", "early_stop_from": 4, "eval_every": 5, "hessian_every": 4}
 
 
 def test_ended_by_the_eigenvalue(growing: list[int]) -> None:
