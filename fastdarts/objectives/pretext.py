@@ -78,7 +78,8 @@ class Colourisation(Task):
     """Which of 313 bins of the ab plane each pixel's colour is in, told from its lightness (Zhang et al., ECCV 2016).
 
     As in UnNAS the head is a 1x1 convolution, its logits upsampled to the image, the nearest bin the answer, and lightness
-    is scaled by the means of `mean` and `std`; here it stands in all three channels, for the stem takes three.
+    is scaled by the means of `mean` and `std`. Unlike there it stands in all three channels, for the stem takes three, and
+    the corners are not aligned when logits are upsampled.
     """
 
     classes = len(BINS)
@@ -110,7 +111,8 @@ class Jigsaw(Task):
     """In which of 24 orders the four tiles of an image stand (Noroozi and Favaro, ECCV 2016; 2 x 2 as in MIM-DARTS).
 
     As in UnNAS each tile, normalised by its own mean and deviation, goes through the supernet alone, M = 4N, and the head
-    reads the averaged features of the four places one after the other. Tiles are whole quarters, S/2 pixels a side.
+    reads the averaged features of the four places one after the other. Tiles are whole quarters, S/2 pixels a side; UnNAS
+    takes three quarters of that side, at a random place.
 
     seed  of the permutations: fresh for each image, step and stream
     """
