@@ -1,9 +1,13 @@
 """From settings to the supernet and the objective of a search."""
 
+from dataclasses import replace
+
+import torch
+
 from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Objective, make_objective
 from fastdarts.objectives.base import Colour
-from fastdarts.search import Stage
+from fastdarts.search import Stage, stages_of
 from fastdarts.spaces import Space, SpaceError, named, nats
 from fastdarts.spaces.lookup import Lookup, TableError
 from fastdarts.supernet import NASBench201Supernet, Network, Supernet
@@ -46,6 +50,14 @@ def build(settings: RunSettings, space: Space, num_classes: int, stage: Stage | 
         return supernet, _objective(settings, supernet, num_classes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def check_buildable(settings: RunSettings, space: Space) -> None:
+    """Raise ConfigError where `build` would in any stage of the search. Without images: there are labels, 32 px for 0."""
+    settings = replace(settings, image_size=settings.image_size or 32)
+    with torch.device("meta"):
+        for stage in stages_of(settings, settings.layers, space):
+            build(settings, space, 10, stage)
 
 
 def _supernet(settings: RunSettings, space: Space, stage: Stage) -> Network:

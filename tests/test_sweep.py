@@ -21,7 +21,7 @@ from fastdarts.sweep import jobs
 from fastdarts.sweep.__main__ import main
 from fastdarts.sweep.grid import COMMANDS, Command
 from fastdarts.sweep.plot import draw_sweep, lines
-from fastdarts.sweep.results import Spread, aggregate, markdown
+from fastdarts.sweep.results import Spread, aggregate, figures, markdown
 from tests.pretend_search import PretendSettings
 from tests.runs import SAME, SPLIT, TINY, Run, write_tree
 
@@ -30,7 +30,7 @@ RATIOS, SEEDS = ["--grid", "mask_ratio=0.2,0.6"], ["--grid", "seed=0,1"]
 
 @pytest.fixture(autouse=True)
 def pretend(monkeypatch, root):
-    monkeypatch.setitem(COMMANDS, "pretend", Command("tests.pretend_search", PretendSettings))
+    monkeypatch.setitem(COMMANDS, "pretend", Command("tests.pretend_search", PretendSettings, lambda *_: None))
     monkeypatch.chdir(root)  # where `python -m tests.pretend_search` is found
 
 
@@ -160,6 +160,39 @@ def test_flags_that_may_not_change_are_refused_and_nothing_is_written(folder, ca
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "sweep.json").write_text("{")
     assert sweep(folder, *SEEDS, flags=["--epochs", "3"]) == 2 and "sweep.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("axes", "flags", "says"),
+    [
+        (["partial_channels=1,3"], [], "partial_channels=3: "),
+        (["patch_size=4,5"], [], "patch_size=5: "),
+        (["space=s0,nasbench201", "partial_channels=2"], [], "space=nasbench201,partial_channels=2: "),
+        (["seed=0,1"], ["--data", "/nowhere"], "seed=0: --data /nowhere: there is no such file or folder"),
+        (["seed=0,1"], ["--space", "nasbench201", "--benchmark", "/nowhere.csv"], "/nowhere.csv"),
+        (["space=S1,s1"], [], "--grid: space=S1 and space=s1 are the same search"),
+    ],
+)
+def test_a_search_that_could_not_begin_is_refused_before_any_does(axes, flags, says, folder, capsys):
+    argv = [part for axis in axes for part in ("--grid", axis)]
+    assert main(["search_cifar", "--save", str(folder), *argv, "--", *flags]) == 2
+    assert says in (err := capsys.readouterr().err) and err.count("\n") == 1 and not folder.exists()
+
+
+def test_a_metric_that_no_run_can_have_is_refused_at_once(folder, capsys):
+    argv = ["search_cifar", "--save", str(folder), *SEEDS, "--metric", "benchmark.cifar10_test"]
+    assert main([*argv, "--", "--space", "nasbench201"]) == 2
+    assert "no run looks its cell up, give --benchmark behind --" in capsys.readouterr().err and not folder.exists()
+
+
+def test_an_early_stops_row_is_of_the_epoch_that_it_chose(tmp_path):
+    stopped = {"rule": "eigenvalue", "after": 3, "epoch": 2, "why": "it grew"}
+    lines = [{"kind": "epoch", "epoch": n, "genotype": f"g{n}", "train_loss": float(n)} for n in (1, 2, 3)]
+    lines[2]["stopped"] = stopped
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "genotype.json").write_text(json.dumps({"text": "g2", "stopped": stopped}))
+    row = figures(tmp_path, True)
+    assert (row["genotype"], row["epoch"], row["train_loss"]) == ("g2", 2, 2.0)
 
 
 def test_a_run_of_other_settings_is_named(folder, capsys):

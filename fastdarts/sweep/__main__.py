@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         grid = Grid.parse(COMMANDS[given.command], given.grid, flags, f"{PROG} {given.command}")
         elsewhere = given.executor == "slurm"
         combinations = grid.combinations(elsewhere)
+        _check_metric(given.metric, combinations)
         folder = SweepFolder.open(given.save, given.command, grid, combinations, elsewhere)
         executor = _executor(given, folder)
         with folder.locked(), Stopping() as stopping, stopping.deferred():
@@ -180,7 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default: 1; not with here)")
     parser.add_argument(
-        "--timeout_minutes", "--timeout-minutes", type=_positive, default=DAY, metavar="N",
+        "--timeout_minutes", "--timeout-minutes", type=_positive, metavar="N",
         help=f"a job's time; then it takes a checkpoint and is queued again (default: {DAY}; not with here)",
     )  # fmt: skip
     parser.add_argument(
@@ -203,6 +204,12 @@ def _parameter(text: str) -> tuple[str, str | int]:
     return name.replace("-", "_"), int(value) if value.isdecimal() else value
 
 
+def _check_metric(metric: str, combinations: Sequence[Combination]) -> None:
+    """Raise SweepError for a figure that none of the runs can have."""
+    if metric.startswith("benchmark.") and not any(getattr(c.settings, "benchmark", None) for c in combinations):
+        raise SweepError(f"--metric {metric}: no run looks its cell up, give --benchmark behind --")
+
+
 def _executor(given: argparse.Namespace, folder: SweepFolder) -> Executor:
     """What starts the runs. Raises SweepError, NoExecutor."""
     if given.slurm and given.executor != "slurm":
@@ -210,11 +217,13 @@ def _executor(given: argparse.Namespace, folder: SweepFolder) -> Executor:
     if given.executor == "here":
         if given.jobs > 1:
             raise SweepError("--jobs: --executor here runs one after the other; --executor local runs several at a time")
+        if given.timeout_minutes:
+            raise SweepError("--timeout_minutes: --executor here lets a run take its time; it goes with local and slurm")
         return Here()
     count = torch.cuda.device_count() if given.executor == "local" else 0
     gpus = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
     files = folder.path / "logs" / "submitit"
-    return Submitit(given.executor, files, given.jobs, given.timeout_minutes, dict(given.slurm), gpus)
+    return Submitit(given.executor, files, given.jobs, given.timeout_minutes or DAY, dict(given.slurm), gpus)
 
 
 def _fate(row: Row, asked: bool, log: Path) -> str:

@@ -18,7 +18,7 @@ from fastdarts.engine import RunFolder, RunFolderError, write_text
 from fastdarts.engine.checkpoints import DamagedCheckpoint
 from fastdarts.engine.stopping import AGAIN, INTERRUPTED
 from fastdarts.sweep.grid import Combination, Grid, SweepError
-from fastdarts.sweep.results import figures, last_epoch
+from fastdarts.sweep.results import epochs_of, figures
 
 Row = dict[str, Any]
 OWN = {"sweep.json", ".lock", "logs"}  # there before the first run
@@ -80,14 +80,14 @@ class SweepFolder:
         """Whether the run came to its end: its status says so, and its newest checkpoint, if there is one, does too."""
         folder = self.path / name
         status = folder / "status"
-        last = last_epoch(folder)
-        if last is None or not status.is_file() or not status.read_text(encoding="utf-8").startswith("finished"):
+        epochs = epochs_of(folder)
+        if not epochs or not status.is_file() or not status.read_text(encoding="utf-8").startswith("finished"):
             return False
         try:
             found = RunFolder(folder).checkpoints.newest()
         except DamagedCheckpoint:
             return False  # the run tells
-        return found is None or found.state["epoch"] >= last["epoch"]
+        return found is None or found.state["epoch"] >= epochs[-1]["epoch"]
 
     def _look(self) -> None:
         """See which runs have finished, whatever was noted of them: a sweep that is killed notes nothing."""

@@ -1,13 +1,15 @@
 """What a sweep runs: the combinations of its axes' values, each one the settings of a run, all checked beforehand."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from itertools import product
+from pathlib import Path
 from typing import Any, get_type_hints
 
-from fastdarts.config import ConfigError, SearchCifarSettings, SearchImagenetSettings, Settings
+from fastdarts.build import benchmark_of, check_buildable, space_of
+from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings, SearchImagenetSettings, Settings
 
 OF_A_SWEEP = {"save": "the sweep names each run's folder itself", "dry_run": "a sweep runs what it starts"}
 # what only the machine that runs knows whether it can be done: not checked where another one is asked to
@@ -20,16 +22,30 @@ class SweepError(ValueError):
     """A sweep that cannot be run as it was asked for; the message says why."""
 
 
+def check_search(settings: RunSettings, elsewhere: bool) -> None:
+    """Raise ConfigError where the search could not begin; elsewhere: files are not looked for."""
+    space = space_of(settings)
+    check_buildable(settings, space)
+    if elsewhere:
+        return
+    benchmark_of(settings, space)
+    paths = {name: getattr(settings, name) for name in ("data", "train_list", "val_list")}
+    if missing := [f"--{name} {path}" for name, path in paths.items() if path is not None and not Path(path).exists()]:
+        raise ConfigError(f"{missing[0]}: there is no such file or folder")
+
+
 @dataclass(frozen=True)
 class Command:
     """A search command.
 
     module    has `main(argv)`, which returns the exit status, and `resolve(given)`, which returns the settings
     settings  what its flags are made from
+    check     (settings, elsewhere) -> None: raises ConfigError for a search that could not begin
     """
 
     module: str
     settings: type[Settings]
+    check: Callable[[Any, bool], None] = check_search
 
 
 COMMANDS = {
@@ -82,20 +98,28 @@ class Grid:
         elsewhere  they will run on other machines: what depends on the machine is not checked
         """
         found: dict[str, Combination] = {}
+        checked: set[Settings] = set()
         for values in product(*self.axes.values()):
-            combination = self._combination(dict(zip(self.axes, values, strict=True)), elsewhere)
+            combination = self._combination(dict(zip(self.axes, values, strict=True)), elsewhere, checked)
             if combination.name in found:
                 raise SweepError(f"--grid: two combinations have the name {combination.name}")
+            same = next((c.name for c in found.values() if c.settings == combination.settings), None)
+            if same is not None and not elsewhere:
+                raise SweepError(f"--grid: {same} and {combination.name} are the same search")
             found[combination.name] = combination
         return list(found.values())
 
-    def _combination(self, values: dict[str, Any], elsewhere: bool) -> Combination:
+    def _combination(self, values: dict[str, Any], elsewhere: bool, checked: set[Settings]) -> Combination:
+        """Checked, but for what is in `checked` but for its seed; that takes a moment."""
         name = run_name(values)
         given = self.fixed | values
         try:
             self.command.settings.make(given)
             machine = {n: value for n, value in OF_A_MACHINE.items() if elsewhere and n in given}
             settings = import_module(self.command.module).resolve(given | machine)
+            if (like := replace(settings, seed=0)) not in checked:
+                self.command.check(settings, elsewhere)
+                checked.add(like)
         except ConfigError as error:
             raise SweepError(f"{name}: {error}") from error
         flags = (*self.flags, *(_flag(axis, value) for axis, value in values.items()))

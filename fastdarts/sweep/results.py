@@ -11,10 +11,11 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fastdarts.report.facts import number
+from fastdarts.report.run import chosen_of
 
 Row = dict[str, Any]
 REPEATS = "seed"  # the axis that is not a setting of interest: runs that differ in it alone are repetitions
-LOSSES = ("train_loss", "alpha_loss", "valid", "cells", "hessian")  # of an epoch's record
+OF_EPOCH = ("train_loss", "alpha_loss", "valid", "cells", "hessian")  # of an epoch's record
 SHOWN = ("valid.", "cells.", "benchmark.", "minutes")  # what the table shows, by how its name begins
 LEFT_OUT = ("valid.baseline", ".skip_minus_conv")  # and by how it ends
 
@@ -44,24 +45,24 @@ class Group:
     figures: dict[str, Spread]
 
 
-def last_epoch(folder: Path) -> Row | None:
-    """The record of a run's last finished epoch, None before the first or where metrics.jsonl cannot be read."""
-    records = _lines(folder / "metrics.jsonl")
-    return next((record for record in reversed(records) if record.get("kind") == "epoch"), None)
+def epochs_of(folder: Path) -> list[Row]:
+    """The records of a run's finished epochs, as far as metrics.jsonl can be read."""
+    return [record for record in _lines(folder / "metrics.jsonl") if record.get("kind") == "epoch"]
 
 
 def figures(folder: Path, finished: bool) -> Row:
     """What a run folder holds for the row of its run: "settings", and of a finished run "genotype" and flat figures.
 
-    The figures of its last epoch (`valid.loss`, `cells.normal.skips`, ...), the `minutes` of all its epochs, and what was
-    looked up (`benchmark.*`, from genotype.json). Those that are not finite are left out.
+    The figures of the epoch whose genotype it is, the last one but for an early stop (`valid.loss`, `cells.normal.skips`,
+    ...; skips as alpha has them, before P-DARTS' limit), the `minutes` of all its epochs, and what was looked up
+    (`benchmark.*`, from genotype.json). Those that are not finite are left out.
     """
     row: Row = {"settings": _object(folder / "settings.json").get("settings")}
-    record = last_epoch(folder)
-    if not finished or record is None:
+    epochs = epochs_of(folder)
+    if not finished or not epochs:
         return row
-    genotype = _object(folder / "genotype.json")
-    found = {name: record.get(name) for name in LOSSES} | {"benchmark": genotype.get("benchmark")}
+    record, genotype = chosen_of(epochs), _object(folder / "genotype.json")
+    found = {name: record.get(name) for name in OF_EPOCH} | {"benchmark": genotype.get("benchmark")}
     seconds = sum(line.get("seconds") or 0.0 for line in _lines(folder / "timing.jsonl"))
     row |= {"genotype": genotype.get("text") or record.get("genotype"), "epoch": record.get("epoch")}
     return row | dict(_flat("", found)) | {"minutes": seconds / 60}
@@ -120,7 +121,7 @@ def _spreads(rows: Sequence[Row]) -> dict[str, Spread]:
 
 
 def _is_figure(name: str) -> bool:
-    return name.partition(".")[0] in {*LOSSES, "benchmark", "minutes"}
+    return name.partition(".")[0] in {*OF_EPOCH, "benchmark", "minutes"}
 
 
 def _shown(name: str) -> bool:
