@@ -173,13 +173,16 @@ def _skips(cell: Architecture) -> int:
 
 
 def _recipe(run: Run) -> str:
-    """The recipe that was named, or the one in this space whose settings, but for the number of epochs, are the run's."""
+    """The recipe in this space whose settings, but for the number of epochs, are the run's: the one that was named first."""
     s = _settings(run)
-    if s.get("recipe"):
-        return s["recipe"]
-    for name, recipe in RECIPES.items():
-        published = {setting: value for setting, value in recipe.settings.items() if setting != "epochs"}
-        if "space" in published and all(s.get(setting) == value for setting, value in published.items()):
+
+    def is_of(name: str) -> bool:
+        published = {setting: value for setting, value in RECIPES[name].settings.items() if setting != "epochs"}
+        return "space" in published and all(s.get(setting) == value for setting, value in published.items())
+
+    named = [s["recipe"]] if s.get("recipe") in RECIPES else []
+    for name in [*named, *RECIPES]:
+        if is_of(name):
             return name
     return f"{s['method']} {s['objective']}"
 
@@ -224,7 +227,9 @@ def _check_alike(first: Run, run: Run) -> None:
 def _length(run: Run) -> dict[str, Any]:
     data = run.part("data")
     images = {name.replace("_", " "): data.get(name) for name in ("train_images", "val_images")}
-    return {"epochs": run.epochs[-1]["epoch"]} | images | {"a batch": run.part("settings")["batch_size"]}
+    names = {"a batch": "batch_size", "channels": "init_channels", "cells a stage": "stage_cells"}
+    sizes = {told: run.part("settings")[name] for told, name in names.items()}
+    return {"epochs": run.epochs[-1]["epoch"]} | images | sizes
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,19 @@ from fastdarts.engine import (
 )
 from fastdarts.flags import ConfigError
 from fastdarts.input import Source
+from fastdarts.objectives import OBJECTIVES
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.recipes import RECIPES
 from fastdarts.run import run
 from fastdarts.search import DivergedError, OptimizerUnavailable, Precision, check_early_stop, stages_of, tf32
 from fastdarts.search.methods import Dataset, in_proportion, settings_of
 from fastdarts.search.optimizers import check_backend
-from fastdarts.spaces.file import to_dict
+from fastdarts.spaces import SPACES
+from fastdarts.spaces.file import SUFFIXES, to_dict
 
 # what may differ between the ranks of one search: where a node keeps things, and what only rank 0 looks at
 OF_A_RANK = {"device", "data", "save", "train_list", "val_list", "threads", "workers", "cache_folder", "benchmark", "space"}
+PATHS = "data", "train_list", "val_list"
 log = logging.getLogger("fastdarts")
 
 
@@ -120,6 +123,8 @@ class Command:
         how = {name: given.get(name, getattr(self.settings, name)) for name in ("device", "dist_timeout", "dist_backend")}
         with World.join(seat, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
             settings = world.together(lambda: self.resolve(given, seat))
+            for line in without_effect(settings, given) if world.leads else ():
+                log.warning(line)
             alike = {f"--{name}": value for name, value in asdict(settings).items() if name not in OF_A_RANK}
             space = world.together(lambda: to_dict(space_of(settings)))  # a file may be another one on each node
             world.compare(alike | {"--space": space, "the kind of device": torch.device(settings.device).type})
@@ -153,8 +158,9 @@ class Command:
 
     def _values(self, given: dict[str, Any]) -> dict[str, Any]:
         """The settings by field: of the defaults, the method, the recipe, and above all the flags. Raises ConfigError."""
-        if given.get("data") is not None:
-            given = given | {"data": str(Path(given["data"]).expanduser().absolute())}
+        given = given | {name: _absolute(given[name]) for name in PATHS if given.get(name) is not None}
+        if "space" in given:
+            given = given | {"space": _space(given["space"])}
         recipe = self._recipe(given)
         row = settings_of(given.get("method") or recipe.get("method") or self.settings.method, self.dataset)
         published = {f.name: f.default for f in fields(self.settings)} | row | recipe
@@ -183,6 +189,35 @@ class Command:
         if "method" in given:
             raise ConfigError(f"--method {given['method']}: --recipe {name} has its own, leave one of the two out")
         return dict(mine[name].settings)
+
+
+def without_effect(settings: RunSettings, given: Iterable[str]) -> list[str]:
+    """A line for each choice that leaves some of the flags `given` (by field) without a meaning."""
+    s, row = settings, OBJECTIVES[settings.objective]
+    benchmark = space_of(s).skeleton == "nasbench201"
+    unread = [
+        (f"--objective {s.objective} hides nothing", not row.masks, "mask_ratio patch_size"),
+        ("of --objective mae", s.objective != "mae", "mask_token loss decoder"),
+        ("of NAS-Bench-201's network", not benchmark, "stage_cells cell_norm"),
+        ("of DARTS' network", benchmark, "layers"),
+        ("of --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
+        ("of --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
+        ("of --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),
+    ]
+    found = [(why, [f"--{name}" for name in names.split() if name in given]) for why, holds, names in unread if holds]
+    return [f"without effect: {', '.join(flags)} ({why})" for why, flags in found if flags]
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _space(text: str) -> str:
+    """The same text for the same space: a run is continued by any way to write it."""
+    name = text.strip().lower()
+    if name in SPACES:
+        return name
+    return _absolute(text) if Path(name).suffix in SUFFIXES else text
 
 
 def _check_device(settings: RunSettings, device: torch.device) -> None:

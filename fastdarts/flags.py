@@ -7,7 +7,7 @@ whether a run may be continued with another value.
 import argparse
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, field, fields
+from dataclasses import asdict, field, fields, replace
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -48,10 +48,13 @@ def setting(
     )
 
 
-def other(base: type, name: str, default: Any, help: str | None = None) -> Any:
-    """The field `name` of the dataclass `base` again, with another default, and another help line where one is given."""
+def other(base: type, name: str, default: Any, help: str | None = None, **more: Any) -> Any:
+    """The field `name` of the dataclass `base` again, with another default, and another help line where one is given.
+
+    more  what else is other about it, as arguments of `setting`
+    """
     metadata = base.__dataclass_fields__[name].metadata
-    return field(default=default, metadata=metadata if help is None else {**metadata, "help": help})
+    return field(default=default, metadata={**metadata, **more} | ({} if help is None else {"help": help}))
 
 
 class Settings:
@@ -88,6 +91,12 @@ class Settings:
         autos = {f.name: f.metadata["auto"] for f in fields(self) if f.metadata["auto"] is not None}
         others = [name for name in was if mine[name] not in (was[name], autos.get(name, was[name]))]
         return [f"--{name} is {mine[name]!r} but was {was[name]!r}" for name in others]
+
+    def kept(self, saved: Mapping[str, Any]) -> Self:
+        """With what a saved run has chosen where these settings leave it to the run."""
+        autos = {f.name: f.metadata["auto"] for f in fields(self) if f.metadata["auto"] is not None}
+        chosen = {name: saved[name] for name, auto in autos.items() if name in saved and getattr(self, name) == auto}
+        return replace(self, **chosen)
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Self:

@@ -13,7 +13,7 @@ from fastdarts.build import build, space_of
 from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
 from fastdarts.data import room
 from fastdarts.data.ahead import DEPTH
-from fastdarts.engine import RunFolder, World
+from fastdarts.engine import World
 from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
@@ -53,9 +53,9 @@ def free_for(settings: RunSettings, world: World) -> Free:
     return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
-def prepare(settings: RunSettings, images: Images, folder: RunFolder, free: Free, world: World) -> Plan:
+def prepare(settings: RunSettings, images: Images, free: Free, world: World) -> Plan:
     """By one rank. Raises ConfigError and DataError for what does not fit."""
-    settings = _fitting(settings, images, folder, free, world)
+    settings = _fitting(settings, images, free, world)
     steps = steps_of_an_epoch(settings, images, world.size)
     memory = _memory(settings, images, world)
     return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
@@ -91,15 +91,10 @@ def _stage_memory(settings: RunSettings, images: Images, world: World, space: Sp
     )
 
 
-def _fitting(settings: RunSettings, images: Images, folder: RunFolder, free: Free, world: World) -> RunSettings:
-    """The settings with the batch size that "auto" stands for: a continued run's own, else the largest that fits.
-
-    Raises ConfigError where none does.
-    """
+def _fitting(settings: RunSettings, images: Images, free: Free, world: World) -> RunSettings:
+    """The settings with the batch size that "auto" stands for: the largest that fits. Raises ConfigError where none does."""
     if settings.batch_size:
         return settings
-    if folder.saved is not None:
-        return replace(settings, batch_size=folder.saved["settings"]["batch_size"])
     split = min(len(images.train), len(images.val))
     found = _largest(settings, images, free, split, world)
     multiple = f"multiple of {_multiple(world)}"

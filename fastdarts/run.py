@@ -41,11 +41,13 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
     space = world.together(lambda: space_of(settings))
     benchmark = world.lead(lambda: benchmark_of(settings, space), lambda _: None)
     folder = _folder(name, settings, space, world)
+    if folder.saved is not None:
+        settings = settings.kept(folder.saved["settings"])
     found = world.lead(lambda: source.images.choose(settings, folder), Images.splits)
     images = world.together(lambda: found if world.leads else source.images.listed(settings, found))
     settings = world.together(lambda: images.settle(settings))
     free = free_for(settings, world)
-    prepared = world.lead(lambda: prepare(settings, images, folder, free, world))  # before any file is decoded
+    prepared = world.lead(lambda: prepare(settings, images, free, world))  # before any file is decoded
     if settings.dry_run:
         log.info(f"{prepared.told}\n{world.lead(lambda: source.forecast(prepared.settings, images, prepared.memory, world))}")
         return
@@ -55,7 +57,7 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
         found = world.lead(lambda: images.ready(settings, cores, folder.saved is not None), Images.splits)
         images = found if world.leads else images.taking(found)
         if images.excluded:
-            prepared = world.lead(lambda: prepare(settings, images, folder, free, world))
+            prepared = world.lead(lambda: prepare(settings, images, free, world))
         memory, plan = prepared.memory, prepared.told
         settings = replace(settings, batch_size=prepared.settings.batch_size)  # the rest of rank 0's may be its own: its device
         held.enter_context(engine.memory_told(lambda: too_little(settings, images, memory, free, world)))

@@ -33,10 +33,11 @@ from fastdarts.engine import (
     steps_of,
     write_text,
 )
-from fastdarts.genotype import collapse_line
+from fastdarts.genotype import Genotype, collapse_line, read_architecture
 from fastdarts.objectives import Reconstructing
 from fastdarts.report import picture_grid, write_report
 from fastdarts.search import PARTS, DivergedError, Search, StepReport, seeded
+from fastdarts.spaces import Architecture
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
@@ -286,12 +287,12 @@ class Session:
     def _tell(self, record: dict[str, Any], watch: Watch) -> None:
         """The epoch, in the log and in the folder's files."""
         if self.benchmark is not None:
-            record["benchmark"] = self._looked_up(self.benchmark, ranks=False)
+            record["benchmark"] = self._looked_up(self.benchmark, read_architecture(record["genotype"]))
         timing = watch.timing({name: record.pop(name) for name in TIMING})
         self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
         self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
         watch.epoch(record, timing)
-        write_text(self.folder["genotype.json"], self._genotype())
+        write_text(self.folder["genotype.json"], self._genotype(ranks=False))
         valid = record["valid"] or {}
         figures = "  ".join(f"valid {name} {value:.4f}" for name, value in valid.items())
         waiting = timing["input_seconds"] / timing["seconds"]
@@ -309,7 +310,7 @@ class Session:
         """What the benchmark knows of the result, in the log."""
         if self.benchmark is None or not self.world.leads:
             return
-        figures = self._looked_up(self.benchmark, ranks=True)
+        figures = self._looked_up(self.benchmark, self.search.result(), ranks=True)
         tests = [name for name in figures if f"{name}_rank" in figures]
         told = [f"{name} {figures[name]:.2f} % (rank {figures[f'{name}_rank']} of {CELLS})" for name in tests]
         log.info(f"true accuracy by {self.benchmark.source}: {', '.join(told)}")
@@ -328,23 +329,26 @@ class Session:
             return self.folder["report.html"]
         if isinstance(self.search.objective, Reconstructing):
             self._draw_reconstruction(self.search.objective)
-        write_text(self.folder["genotype.json"], self._genotype())
+        write_text(self.folder["genotype.json"], self._genotype(ranks=self.search.over))
         return write_report(self.folder.path)
 
-    def _genotype(self) -> str:
-        """genotype.json: the cell, and what building a network from it needs to know of the search."""
+    def _genotype(self, ranks: bool) -> str:
+        """genotype.json: the cell, and what building a network from it needs to know of the search.
+
+        ranks  with the true accuracies' ranks, for which all cells are looked up once
+        """
         s = self.settings
         stop = self.search.stop
         facts = {"epoch": stop.epoch if stop else self.search.epoch, "space": self.search.supernet.space.name}
-        of_skeleton = "layers" if self.search.supernet.space.skeleton == "darts" else "stage_cells"
-        facts |= {"init_channels": s.init_channels, of_skeleton: getattr(s, of_skeleton), "seed": s.seed}
+        layers = self.search.stages[self.search.stage].layers or s.layers
+        size = {"layers": layers} if self.search.supernet.space.skeleton == "darts" else {"stage_cells": s.stage_cells}
+        facts |= {"init_channels": s.init_channels, **size, "seed": s.seed}
         if self.benchmark is not None:
-            facts["benchmark"] = self._looked_up(self.benchmark, self.search.over)
+            facts["benchmark"] = self._looked_up(self.benchmark, self.search.result(), ranks)
         return self.search.result().to_json(**facts | ({"stopped": stop.facts()} if stop else {}))
 
-    def _looked_up(self, benchmark: Lookup, ranks: bool) -> dict[str, float]:
-        """The true accuracies, in percent, of the cell that the search has come to, and their ranks among all cells."""
-        cell = self.search.result()
+    def _looked_up(self, benchmark: Lookup, cell: Genotype | Architecture, ranks: bool = False) -> dict[str, float]:
+        """The true accuracies of a cell in percent, and, with `ranks`, their ranks among all cells."""
         try:
             figures: dict[str, float] = benchmark.accuracies(cell)
             if ranks:

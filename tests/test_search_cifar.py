@@ -146,6 +146,44 @@ def test_other_images_or_crops_are_another_run(data: Path, tmp_path: Path, capsy
     assert "mine.npz are not those that" in err and "(24 then, 24 now)" in err and err.count("\n") == 1
 
 
+def test_a_continued_run_keeps_the_size_that_it_began_with(data: Path, tmp_path: Path) -> None:
+    """--image_size is the images' own only where nothing else was asked for before."""
+    argv = arguments(data, "--save", str(tmp_path / "run"))
+    assert main([*argv, "--image_size", "12", "--dry_run"]) == 0
+    assert main([*argv, "--image_size", "12", "--epochs", "1"]) == 0
+    (tmp_path / "run" / "log.txt").write_text("")
+    assert main([*argv, "--epochs", "1", "--batch_size", "auto"]) == 0
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "12 px, batch 4" in log and "crops of 12 of 16 px" in log and "nothing is left to search" in log
+
+
+def test_a_space_is_the_same_however_it_is_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.json").write_text(
+        json.dumps({"name": "mine", "normal": ["skip_connect"], "reduce": ["skip_connect"]})
+    )
+    for first, second in (("S2", "s2"), ("mine.json", str(tmp_path / "mine.json"))):
+        argv = arguments(data, "--epochs", "1", "--save", f"run of {second.count('/')}")
+        assert main([*argv, "--space", first]) == 0 and main([*argv, "--space", second]) == 0
+
+
+def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:
+    flags = "--objective supervised --decoder single-scale --mask_ratio 0.4 --cell_norm running --early_stop_skips 3"
+    assert main([*arguments(data, "--dry_run"), *flags.split(), "--progressive_layers", "x"]) == 0
+    told = "".join(capsys.readouterr())
+    for line in (
+        "without effect: --mask_ratio (--objective supervised hides nothing)",
+        "without effect: --decoder (of --objective mae)",
+        "without effect: --cell_norm (of NAS-Bench-201's network)",
+        "without effect: --early_stop_skips (of --early_stop skips)",
+        "without effect: --progressive_layers (of --progressive)",
+    ):
+        assert line in told
+    assert told.count("without effect") == 5
+    assert main([*arguments(data, "--dry_run"), "--mask_ratio", "0.4", "--early_stop", "skips", "--early_stop_skips", "3"]) == 0
+    assert "without effect" not in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize(
     "more",
     ["--objective supervised", "--unrolled --partial_channels 2 --edge_normalization", "--image_size 8 --crop_padding 0"],
@@ -261,9 +299,11 @@ def test_pixels_are_normalised_as_is_customary() -> None:
 
 
 @pytest.mark.campaign
-def test_two_ranks_take_the_step_of_one(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("space", ["s0", "nasbench201"])
+def test_two_ranks_take_the_step_of_one(space: str, data: Path, tmp_path: Path) -> None:
     """With BatchNorm over both: the losses of one process."""
-    flags = arguments(data, "--epochs", "1", "--sync_bn", "--check_ranks_every", "1", "--save")
+    flags = arguments(data, "--space", space, "--stage_cells", "1", "--epochs", "1", "--sync_bn", "--check_ranks_every", "1")
+    flags = [*flags, "--save"]
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     command = [*run, "-m", "fastdarts.search_cifar", *flags, str(tmp_path / "two")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)

@@ -3,6 +3,7 @@
 Letters: N images, H, W their sides.
 """
 
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -14,7 +15,8 @@ from fastdarts.data.index import few
 
 IMAGES = ("images", "data", "x_train", "X_train", "train_images", "x", "X")
 LABELS = ("labels", "y_train", "Y_train", "train_labels", "fine_labels", "targets", "y", "Y")
-DAMAGE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+DAMAGE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+DAMAGE += (RuntimeError,)  # of zipfile: encrypted, or packed in a way that it does not know
 
 
 def content_bytes(path: Path) -> int:

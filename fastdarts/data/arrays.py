@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdarts.data.archive import content_bytes, read_archive
-from fastdarts.data.decode import header_size, pillow_warnings, read_rgb
+from fastdarts.data.decode import pillow_warnings, read_rgb
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex, few
 from fastdarts.data.pickled import LAYOUTS, layout_of, read_batches
@@ -133,23 +133,21 @@ def _from_archive(path: Path, threads: int) -> ImageArray:
     images, labels = read_archive(path)
     if isinstance(images, list):
         names = [f"image {i} of {path}" for i in range(len(images))]
-        images = _decoded(names, lambda i: read_rgb(names[i], images[i]), threads)
+        images = _decoded(names, lambda i: read_rgb(names[i], images[i]), threads, path)
     return ImageArray.make(path, images, labels)
 
 
 def _from_files(index: ImageIndex, threads: int) -> ImageArray:
-    first = header_size(index.path(0))
-    if isinstance(first, tuple):
-        _check_room(3 * first[0] * first[1] * len(index), index.root)
     names = [index.path(i) for i in range(len(index))]
-    pixels = _decoded(names, lambda i: read_rgb(names[i]), threads)
+    pixels = _decoded(names, lambda i: read_rgb(names[i]), threads, index.root)
     return ImageArray.make(index.root, pixels, index.labels.numpy(), index.classes, index.files)
 
 
-def _decoded(names: Sequence[str], read: Callable[[int], Image.Image], threads: int) -> np.ndarray:
+def _decoded(names: Sequence[str], read: Callable[[int], Image.Image], threads: int, where: Path) -> np.ndarray:
     """All images, uint8 (N, H, W, 3). Raises DataError, which names one that is bad or of another size than the first."""
     with pillow_warnings():
         first = read(0)
+        _check_room(3 * first.height * first.width * len(names), where)
         pixels = np.empty((len(names), first.height, first.width, 3), np.uint8)
         fill = partial(_fill, pixels, names, read)
         with ThreadPoolExecutor(max(1, threads)) as pool:

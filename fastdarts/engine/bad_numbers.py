@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdarts.search import PARTS, StepReport
 
-OnBad = Literal["skip", "stop", "rewind"]
 NAMED = 4  # images of a bad batch that are named
 ROOM = 1024  # steps that are kept before they must be looked at
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fastdarts.genotype import read_architecture
 from fastdarts.report.heatmap import candidate_columns, draw_heat_map, spread
-from fastdarts.report.run import Record
+from fastdarts.report.run import Record, chosen_of
 from fastdarts.report.style import INK, MUTED, new_figure, op_styles, save, tidy
 
 _WIDTH = 12.5  # inches
@@ -49,20 +49,22 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
 
 
 def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path) -> None:
-    """For each kind of cell: each operation's mean relaxed weight over the epochs, and all weights of the last epoch.
+    """For each kind of cell: each operation's mean relaxed weight over the epochs, and all weights of the epoch whose
+    genotype is the result, the last one but for an early stop.
 
     settings  the content of settings.json; its `candidates` name the operations of each edge, unless an epoch has its own
     """
     epochs = [epoch for epoch in epochs_of(records) if epoch.get("ops")]
     if not epochs:
         raise ValueError("no epoch's record holds the operations' weights")
-    last = epochs[-1]
+    shown = chosen_of(epochs)
+    number = epochs.index(shown)
     candidates = settings.get("candidates") or {}
-    wirings = read_architecture(last["genotype"]).wirings() if last.get("genotype") else {}
-    heights = [max(9, len(rows)) for rows in last["ops"].values()]
+    wirings = read_architecture(shown["genotype"]).wirings() if shown.get("genotype") else {}
+    heights = [max(9, len(rows)) for rows in shown["ops"].values()]
     figure = new_figure(_WIDTH, 1.6 + 0.27 * sum(heights))
     panels = figure.subplots(len(heights), 2, squeeze=False, width_ratios=[1, 1.5], height_ratios=heights)
-    for kind, (left, right) in zip(last["ops"], panels, strict=True):
+    for kind, (left, right) in zip(shown["ops"], panels, strict=True):
         ops, tables = _tables(epochs, kind, candidates)
         tidy(left, f"{kind}: mean weight over the edges")
         means = np.ma.stack([table.mean(axis=0) for table in tables]).filled(np.nan)
@@ -70,9 +72,9 @@ def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path
             curve(left, epochs, line, label=op, **style)
         place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
         left.legend(frameon=False, fontsize=8, handlelength=3, labelcolor=INK, **place)
-        edges = (last.get("edges") or {}).get(kind)
-        title = f"{kind}: weights after epoch {last['epoch']}"
-        draw_heat_map(right, tables[-1], ops, edges, wirings.get(kind), title)
+        edges = (shown.get("edges") or {}).get(kind)
+        title = f"{kind}: weights after epoch {shown['epoch']}"
+        draw_heat_map(right, tables[number], ops, edges, wirings.get(kind), title)
     save(figure, path)
 
 

@@ -26,13 +26,17 @@ def headline(run: Run) -> str:
 
 
 def key_figures(run: Run) -> list[tuple[str, str, str]]:
-    """(name, value, remark) of epochs, images, losses, true accuracy, skips and time, as far as they are known."""
-    data, last = run.part("data"), run.epochs[-1]
+    """(name, value, remark) of epochs, images, losses, true accuracy, skips and time, as far as they are known.
+
+    Losses are of the epoch whose genotype is the result; one that was not evaluated shows the evaluation before it.
+    """
+    data, last, chosen = run.part("data"), run.epochs[-1], run.chosen
     figures = [("Epochs", str(last["epoch"]), _of(run))]
     if "train_images" in data:
         figures.append(("Training images", number(data["train_images"]), f"{number(data.get('val_images'))} to validate"))
-    figures.append(("Training loss", number(last.get("train_loss")), ""))
-    valid = dict(next((epoch["valid"] for epoch in reversed(run.epochs) if epoch.get("valid")), {}))
+    figures.append(("Training loss", number(chosen.get("train_loss")), "" if chosen is last else f"of epoch {chosen['epoch']}"))
+    until = [epoch for epoch in run.epochs if epoch["epoch"] <= chosen["epoch"]]
+    valid = dict(next((epoch["valid"] for epoch in reversed(until) if epoch.get("valid")), {}))
     loss, baseline = valid.pop("loss", None), valid.pop("baseline", None)
     figures.append(("Validation loss", number(loss), _against(loss, baseline)))
     figures += [(f"Validation {name}", number(value), "") for name, value in valid.items()]

@@ -1,6 +1,7 @@
 """Reading a run folder, without trusting it: what is missing is left out, what is broken is named."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Run:
     records   metrics.jsonl, at least one of kind "epoch"
     epochs    those of kind "epoch"
     genotype  genotype.json, else that of the last epoch, else None
+    result    what else genotype.json holds, {} without the file
     timing    timing.jsonl
     excluded  lines of excluded.txt
     """
@@ -37,6 +39,7 @@ class Run:
     settings: dict[str, Any]
     records: list[Record]
     genotype: Genotype | Architecture | None
+    result: Record
     timing: list[Record]
     excluded: list[str]
 
@@ -60,10 +63,15 @@ class Run:
         return self.epochs[-1].get("stopped")
 
     @property
+    def chosen(self) -> Record:
+        """The epoch whose genotype is the result: the last one, or the one that an early stop chose."""
+        return chosen_of(self.epochs)
+
+    @property
     def truth(self) -> Record:
         """What a benchmark knows of the result, by its names and in percent; {} where nothing was looked up."""
-        chosen = (self.stopped or self.epochs[-1])["epoch"]
-        return next((epoch["benchmark"] for epoch in self.epochs if epoch["epoch"] == chosen and epoch.get("benchmark")), {})
+        known = self.result.get("benchmark")
+        return known if isinstance(known, dict) and _numeric(known) else self.chosen.get("benchmark") or {}
 
     @property
     def is_sample(self) -> bool:
@@ -91,6 +99,12 @@ class Run:
         return sum(family(op) == "skip" for op in operations), len(operations)
 
 
+def chosen_of(epochs: Sequence[Record]) -> Record:
+    """Of a run's epochs that whose genotype is the result so far."""
+    number = (epochs[-1].get("stopped") or epochs[-1])["epoch"]
+    return next((epoch for epoch in epochs if epoch["epoch"] == number), epochs[-1])
+
+
 def read_run(folder: str | Path) -> Run:
     """Read the run folder of a search, finished or not. Raises ReportError, OSError."""
     folder = Path(folder)
@@ -104,11 +118,13 @@ def read_run(folder: str | Path) -> Run:
         _check(record, f"{metrics} line {number}")
     if not any(record["kind"] == "epoch" for record in records):
         raise ReportError(f"no epoch is finished yet in {metrics}")
+    path = folder / "genotype.json"
     return Run(
         folder=folder,
         settings=_object(_text(settings), str(settings)) if settings.is_file() else {},
         records=records,
         genotype=_genotype(folder, records),
+        result=_object(_text(path), str(path)) if path.is_file() else {},
         timing=_lines(timing),
         excluded=[line for line in _text(folder / "excluded.txt").splitlines() if line.strip()],
     )
@@ -120,8 +136,8 @@ def _text(path: Path) -> str:
 
 
 def _lines(path: Path) -> list[Record]:
-    """The objects of a file of JSON lines."""
-    lines = enumerate(_text(path).splitlines(), start=1)
+    """The objects of a file of JSON lines; a last one that a killed process left half written is passed over."""
+    lines = enumerate(_text(path).split("\n")[:-1], start=1)
     return [_object(line, f"{path} line {number}") for number, line in lines]
 
 
@@ -172,8 +188,7 @@ def _genotype(folder: Path, records: list[Record]) -> Genotype | Architecture | 
     """What genotype.json says, else the last record that names one, or that of the epoch an early stop chose."""
     path = folder / "genotype.json"
     named = [record for record in records if record.get("genotype")]
-    chosen = (named[-1].get("stopped") or named[-1])["epoch"] if named else None
-    last = next((record["genotype"] for record in named if record["epoch"] == chosen), None)
+    last = chosen_of(named)["genotype"] if named else None
     try:
         recorded = read_architecture(last) if last else None
         return read_architecture_json(_text(path)) if path.is_file() else recorded

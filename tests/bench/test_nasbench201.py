@@ -172,7 +172,8 @@ def test_runs_that_were_made_one_by_one(sweep: Path, table: Path, capsys: pytest
         (lambda s: write_run(s / "b", MAE, 0, [CONVS]), "are both mae-nas-nasbench201 with seed 0"),
         (lambda s: write_run(s / "b", DARTS, 0, [CONVS, CONVS]), "different lengths cannot be compared: a 1 epochs, 10 train"),
         (lambda s: write_run(s / "b", DARTS, 0, [CONVS], images=9), "b 1 epochs, 9 train images"),
-        (lambda s: write_run(s / "b", MAE, 1, [CONVS], patch_size=8), "are of one recipe, but --patch_size is 4 but was 8"),
+        (lambda s: write_run(s / "b", MAE, 1, [CONVS], momentum=0.8), "are of one recipe, but --momentum is 0.9 but was 0.8"),
+        (lambda s: write_run(s / "b", DARTS, 0, [CONVS], init_channels=8), "64 a batch, 8 channels, 5 cells a stage"),
         (lambda s: (s / "a/settings.json").write_text("{}"), "does not say how the run was made"),
         (lambda s: (s / "a/metrics.jsonl").unlink(), "not the folder of a search"),
         (lambda s: (s / "a").rename(s.parent / "a"), "holds no run folder, nor is it one"),
@@ -218,6 +219,12 @@ def test_the_records_are_whole() -> None:
             if record["kind"] == "search":
                 assert record["recipe"] in RECIPES and len(record["by_epoch"]["epoch"]) == record["epochs"]
                 assert record["run"]["commit"]
+
+
+def test_a_run_that_other_flags_made_of_a_recipe_is_not_of_it(tmp_path: Path, table: Path) -> None:
+    folder = write_run(tmp_path / "run", MAE, 1, [CONVS], objective="supervised")
+    (record,) = [r for r in collect(runs_in([folder]), Table.read(table)) if r["kind"] == "search"]
+    assert record["recipe"] == DARTS
 
 
 def test_a_run_that_names_no_recipe_is_of_the_one_that_it_equals(tmp_path: Path, table: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from fastdarts.data import ArrayEvalLoader, ArrayLoader, DataError, ImageArray, Pixels, read_images, sample_images, subsets
 from fastdarts.data.array_loader import corners, windows
 from fastdarts.data.pickled import read_pickle
+from fastdarts.data.sampler import shuffled
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Purpose, Stream, random_words
 from tests.data.encodings import encoded
@@ -211,6 +213,50 @@ def test_damaged_npz_files(tmp_path: Path) -> None:
             read_images(tmp_path / "a.npz")
 
 
+def test_an_encrypted_npz_file(tmp_path: Path) -> None:
+    """Its members' flags say so."""
+    np.savez(tmp_path / "a.npz", **GOOD)
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    for mark, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        at = -1
+        while (at := content.find(mark, at + 1)) >= 0:
+            content[at + flags] |= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"no whole .npz file .*encrypted"):
+        read_images(tmp_path / "a.npz")
+
+
+def test_a_damaged_npz_file_of_lzma(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
+        for name, array in GOOD.items():
+            with archive.open(f"{name}.npy", "w") as member:
+                np.save(member, array)
+    assert len(read_images(tmp_path / "a.npz"))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[60:200] = bytes(140)
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"no whole .npz file"):
+        read_images(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("form", ["archive", "folder"])
+def test_jpegs_that_are_too_large_when_they_are_decoded(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten black images of 512 pixels: 7.5 MiB of pixels in a few kB."""
+    files = [encoded(Image.new("RGB", (512, 512)))] * 10
+    if form == "archive":
+        offsets = np.cumsum([0, *map(len, files)])
+        blob = np.frombuffer(b"".join(files), np.uint8)
+        np.savez(tmp_path / "a.npz", data=blob, offsets=offsets, labels=np.arange(10) % 2)
+    else:
+        for number, content in enumerate(files):
+            path = tmp_path / "a.npz" / "train" / str(number % 2) / f"{number}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    monkeypatch.setattr("fastdarts.data.arrays.available_ram", lambda: 5 << 20)
+    with pytest.raises(DataError, match=r"its images take 7.5 MiB, RAM has 5.0 MiB free"):
+        read_images(tmp_path / "a.npz")
+
+
 def test_what_is_too_large_for_ram_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", **GOOD)
     monkeypatch.setattr("fastdarts.data.arrays.available_ram", lambda: 30000)
@@ -370,15 +416,16 @@ def test_two_ranks_see_the_images_of_one() -> None:
                 assert mine.equal(all_of_it[rank::2])
 
 
-def test_evaluation_is_of_whole_images_in_order() -> None:
+def test_evaluation_is_of_whole_images() -> None:
     chosen = torch.tensor([8, 1, 5, 0, 3])
+    order = shuffled(chosen.sort().values, Stream.EVAL)
     batches = list(ArrayEvalLoader(ARRAY, chosen, batch_size=2, image_size=32))
-    assert torch.cat([b.index for b in batches]).tolist() == [0, 1, 3, 5, 8] and not any(b.flip.any() for b in batches)
-    assert torch.cat([b.images for b in batches]).equal(PIXELS[[0, 1, 3, 5, 8]])
+    assert torch.cat([b.index for b in batches]).equal(order) and not any(b.flip.any() for b in batches)
+    assert torch.cat([b.images for b in batches]).equal(PIXELS[order])
     (middle,) = ArrayEvalLoader(ARRAY, chosen, batch_size=9, image_size=8)
-    assert middle.images.equal(PIXELS[[0, 1, 3, 5, 8], 12:20, 12:20])
+    assert middle.images.equal(PIXELS[order, 12:20, 12:20])
     other = list(ArrayEvalLoader(ARRAY, chosen, batch_size=2, image_size=32, rank=1, world_size=2))
-    assert [b.index.tolist() for b in other] == [[1], [5]]
+    assert [b.index.tolist() for b in other] == [[order[1]], [order[3]]]
 
 
 def test_cifar10_as_it_lies_beside_the_checkout(shared_data: Path) -> None:
