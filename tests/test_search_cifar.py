@@ -159,9 +159,7 @@ def test_a_continued_run_keeps_the_size_that_it_began_with(data: Path, tmp_path:
 
 def test_a_space_is_the_same_however_it_is_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("mine.json").write_text(
-        json.dumps({"name": "mine", "normal": ["skip_connect"], "reduce": ["skip_connect"]})
-    )
+    Path("mine.json").write_text(json.dumps({"name": "mine", "normal": ["skip_connect"], "reduce": ["skip_connect"]}))
     for first, second in (("S2", "s2"), ("mine.json", str(tmp_path / "mine.json"))):
         argv = arguments(data, "--epochs", "1", "--save", f"run of {second.count('/')}")
         assert main([*argv, "--space", first]) == 0 and main([*argv, "--space", second]) == 0

@@ -13,8 +13,7 @@ from fastdarts.engine.progress import Pace, duration
 from fastdarts.engine.stages import Stages
 from fastdarts.engine.status import Status
 from fastdarts.engine.tensorboard import Board
-from fastdarts.search import Search, StepReport
-from fastdarts.search.search import Step
+from fastdarts.search import Search, Step, StepReport
 
 log = logging.getLogger("fastdarts")
 

@@ -7,10 +7,11 @@ from fastdarts.search.methods import METHODS, Method, settings_of
 from fastdarts.search.optimizers import OptimizerUnavailable
 from fastdarts.search.precision import Precision, tf32
 from fastdarts.search.progressive import Progressive, Stage, stages_of
+from fastdarts.search.protocols import Step, StepReport
 from fastdarts.search.randomness import seeded
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
-from fastdarts.search.search import PARTS, DivergedError, Search, StepReport
+from fastdarts.search.search import PARTS, DivergedError, Search
 from fastdarts.search.selection import argmax_genotype, limit_skips
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Search",
     "SoftmaxRelaxation",
     "Stage",
+    "Step",
     "StepReport",
     "Stop",
     "argmax_genotype",

@@ -6,24 +6,23 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.config import SearchSettings
 from fastdarts.genotype import Genotype, read_architecture
 from fastdarts.objectives import Objective
-from fastdarts.ops.philox import Stream
-from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
-from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
+from fastdarts.search.bilevel import Bilevel
+from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
 from fastdarts.search.epoch import Epoch
+from fastdarts.search.evaluation import evaluate, hessian
 from fastdarts.search.methods import METHODS, Method
 from fastdarts.search.optimizers import load_optimizer, optimizer_state, set_rate
 from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, shrink, skip_dropout_rate
-from fastdarts.search.randomness import seeded
+from fastdarts.search.protocols import Loader, Ranks, Step, StepReport
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.selection import limit_skips
 from fastdarts.search.setup import bilevel_of
@@ -39,43 +38,6 @@ class DivergedError(ArithmeticError):
 
 PARTS = ("the weights", "alpha")  # what Bilevel.skipped counts, in its order
 LOSSES = ("train", "alpha")
-Step = Callable[[Tensor, Batch, Batch | None], tuple[Tensor, Tensor | None]]
-
-
-class Ranks(Protocol):
-    """The processes that search together, each on an equal share of every batch (engine.distributed.World)."""
-
-    size: int
-    leads: bool  # whether this one tells of what all have in common
-
-    def average(self, flat: Tensor) -> None:
-        """Replace `flat` by its mean over the ranks."""
-
-    def copy_from_lead(self, tensors: Iterable[Tensor]) -> None:
-        """Make all tensors what they are on the rank that leads, in place."""
-
-
-class Loader(Protocol):
-    """An endless iterator of batches that knows the length of an epoch and where it stands."""
-
-    def __len__(self) -> int: ...
-    def __next__(self) -> Batch: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-class StepReport(NamedTuple):
-    """What `on_step` is told after each step; the losses are tensors, so that reading them is the caller's choice."""
-
-    epoch: int  # 1-based
-    step: int  # of the whole search, 1-based
-    steps: int  # of the whole search
-    images: int  # that this step passed forward and backward
-    train_loss: Tensor
-    val_loss: Tensor | None
-    skipped: Tensor  # int64 (2,): updates of the weights and of alpha skipped so far in this epoch; Bilevel's own counter
-    train_index: Tensor | None = None  # int64 (N,): the step's images
-    val_index: Tensor | None = None
 
 
 class Search:
@@ -316,56 +278,19 @@ class Search:
             return limit_skips(self.supernet.space, self._weights(), self.settings.skip_limit)
         return self.method.selection(self.supernet.space, self._weights())
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The objective's figures over `eval_loader`: means over its images.
-
-        BatchNorm takes running statistics where it has them. The same random numbers at each call; the search's own go on as
-        if there had been none.
-        """
-        if self.eval_loader is None:
-            raise ValueError("this search was made without an eval_loader")
-        self.supernet.eval()
-        self.objective.eval()
-        weights, sums, images = self._weights(), {}, 0
-        with seeded(self.device):
-            for batch in self.eval_loader:
-                batch = batch.to(self.device)
-                images += len(batch.index)
-                with self.precision.autocast():
-                    figures = self.objective.evaluate(self.supernet, weights, batch)
-                for name, value in figures.items():
-                    sums[name] = sums.get(name, 0.0) + value.double() * len(batch.index)
-        totals = torch.stack([*sums.values(), torch.tensor(images, dtype=torch.float64, device=self.device)])
-        if self.ranks is not None:
-            self.ranks.average(totals)
-        return dict(zip(sums, (totals[:-1] / totals[-1]).tolist(), strict=True))
+        """The objective's figures over `eval_loader` (see evaluation.evaluate)."""
+        how = {"ranks": self.ranks, "precision": self.precision}
+        return evaluate(self.supernet, self.objective, self._weights(), self._evaluated(), **how)
 
     def hessian(self) -> float:
-        """Largest eigenvalue of the Hessian in alpha of the loss on the first evaluation batch (R-DARTS); never in autocast.
+        """Largest eigenvalue of the validation Hessian in alpha (see evaluation.hessian), on the first evaluation batch."""
+        return hessian(self.bilevel, next(iter(self._evaluated())).to(self.device), self.ranks)
 
-        The factor of objective joint is outside its gradient and yet moves with alpha: there it is the eigenvalue of the
-        gradient's derivative, which is not quite symmetric.
-        """
+    def _evaluated(self) -> Iterable[Batch]:
         if self.eval_loader is None:
             raise ValueError("this search was made without an eval_loader")
-        batch = next(iter(self.eval_loader)).to(self.device)
-        alpha = list(self.relaxation.alpha.values())
-        step = torch.zeros_like(self.step)
-
-        def gradient() -> list[Tensor]:
-            weights = self.relaxation.weights()
-            with seeded(self.device):  # or the noise of two gradients would differ by more than they do
-                grads = torch.autograd.grad(self.objective(self.supernet, weights, batch, step, Stream.EVAL), alpha)
-            if self.ranks is None:
-                return list(grads)
-            flat = torch.cat([g.reshape(-1) for g in grads])
-            self.ranks.average(flat)
-            return [part.view(g.shape) for part, g in zip(flat.split([g.numel() for g in grads]), grads, strict=True)]
-
-        self.supernet.train()
-        with frozen_buffers(self.supernet, self.objective), held(self.bilevel.weights):
-            return dominant_eigenvalue(gradient, alpha)
+        return self.eval_loader
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next step depends on, as plain dicts and tensors (torch.load(..., weights_only=True) reads it).

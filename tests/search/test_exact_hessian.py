@@ -69,7 +69,7 @@ def test_against_the_exact_hessian(objective: str, monkeypatch: pytest.MonkeyPat
     largest = float(exact[exact.abs().argmax()])
     assert make(0, objective, torch.float32)[0].hessian() == pytest.approx(largest, rel=1e-2)
     patient = partial(dominant_eigenvalue, radius=1e-5, iterations=60)
-    monkeypatch.setattr("fastdarts.search.search.dominant_eigenvalue", patient)
+    monkeypatch.setattr("fastdarts.search.evaluation.dominant_eigenvalue", patient)
     search, _ = make(0, objective, torch.float64)
     before = [p.detach().clone() for p in search.relaxation.parameters()]
     assert search.hessian() == pytest.approx(largest, rel=1e-5)

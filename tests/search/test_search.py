@@ -382,7 +382,7 @@ def test_hessian_against_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Both with differences of 1e-5: with the default 1e-2 the kinks of a net this small weigh more than its curvature.
     """
-    monkeypatch.setattr("fastdarts.search.search.dominant_eigenvalue", partial(dominant_eigenvalue, radius=1e-5))
+    monkeypatch.setattr("fastdarts.search.evaluation.dominant_eigenvalue", partial(dominant_eigenvalue, radius=1e-5))
     batches = [next(Loader(2, 1, 3))]
     search = make(settings(seed=2), "supervised", dtype=torch.float64, eval_loader=batches)
     theta, stats = naive.split(search.supernet.state_dict())
