@@ -98,32 +98,41 @@ class Backward : BackwardConvolutions<T, G> {
         g_buffer(this->buffer_size(p.inputs));
     const Scratch<double> of_pools(4 * width);  // of the maximum and the average: q and c (see use_sums), over edges
     T* dx = mine ? static_cast<T*>(buffer) : this->dstate_of(s, block);
-    bool begun = false;
+    bool begun = false, maxima = false, averages = false;
     int stride = 1;
+    const auto pooled = [&](bool& used, T* to) {
+      if (!used) clear(to, image);
+      used = true;
+      return to;
+    };
     for (int i = 0; i < p.num_edges; ++i) {
       const MixedEdge& e = p.edges[i];
       if (e.source != s) continue;
       if (!begun) {
-        clear<T>(dmax, image);
-        clear<T>(davg, image);
         if (mine) clear(dx, numbers);
         clear<double>(of_pools, 4 * width);
         begun = true;
         stride = e.stride;
       }
       const T* g = this->gradient_of(e.node, block, i, g_buffer);
-      if (e.max_pool >= 0) pool_gradient(this->factors_of(i, e.max_pool), g, of_pools, dmax);
-      if (e.avg_pool >= 0) pool_gradient(this->factors_of(i, e.avg_pool), g, of_pools + 2 * width, davg);
-      if (e.plain >= 0) scaled_sum(g, this->weight(i, e.plain), davg);
+      if (e.max_pool >= 0) pool_gradient(this->factors_of(i, e.max_pool), g, of_pools, pooled(maxima, dmax));
+      if (e.avg_pool >= 0) {
+        pool_gradient(this->factors_of(i, e.avg_pool), g, of_pools + 2 * width, pooled(averages, davg));
+      }
+      if (e.plain >= 0) scaled_sum(g, this->weight(i, e.plain), pooled(averages, davg));
       if (e.skip >= 0 && e.stride == 1) scaled_sum(g, this->weight(i, e.skip), dx);
       if (p.shared && !last_of(s, i)) continue;  // pools of the same channels are differentiated at once
       const T* x = this->block_of(s, block, i, x_buffer);
-      finish_pool(true, s, stride, block, x, of_pools, pool_bn(s, i, true), dmax);
-      finish_pool(false, s, stride, block, x, of_pools + 2 * width, pool_bn(s, i, false), davg);
-      max_pool_transposed(x, static_cast<const T*>(dmax), p.Ho, p.Wo, h, w, width, stride, 3, 1, dx);
-      avg_pool_transposed(static_cast<const T*>(davg), p.Ho, p.Wo, h, w, width, stride, dx);
+      if (maxima) {
+        finish_pool(true, s, stride, block, x, of_pools, pool_bn(s, i, true), dmax);
+        max_pool_transposed(x, static_cast<const T*>(dmax), p.Ho, p.Wo, h, w, width, stride, 3, 1, dx);
+      }
+      if (averages) {
+        finish_pool(false, s, stride, block, x, of_pools + 2 * width, pool_bn(s, i, false), davg);
+        avg_pool_transposed(static_cast<const T*>(davg), p.Ho, p.Wo, h, w, width, stride, dx);
+      }
       if (!p.direct) this->scatter_add(dx, h * w, block, this->channels(i), this->grad_state(s));
-      begun = false;
+      begun = maxima = averages = false;
     }
     if (p.k > 1) {
       for (int64_t n = block * G; n < block * G + this->images_in(block); ++n) pass_back(s, n);
