@@ -73,13 +73,14 @@ part() { # part NAME LIMIT COMMAND...: what it prints goes to a log; lines of JS
     failed=1
     return
   fi
-  timeout -k 5 $((left < limit ? left : limit)) "$@" >"$work/log" 2>&1 || status=$?
+  timeout -s INT -k 10 $((left < limit ? left : limit)) "$@" >"$work/log" 2>&1 || status=$?
   grep '^{' "$work/log" >>"$work/records.jsonl"
   if ((status == 0)); then
     printf 'ok       %s (%d s)\n' "$name" $((SECONDS - began))
   else
     printf 'FAILED   %s (%d s, status %d%s)\n' "$name" $((SECONDS - began)) $status "$( ((status == 124)) && echo ', time limit')"
     tail -n 30 "$work/log" | sed 's/^/         /'
+    cp "$work/log" "$out/failed-${name//[^A-Za-z0-9]/-}.log"
     failed=1
   fi
 }

@@ -494,3 +494,15 @@ def launch_plan(call: Call, needs: Needs | None = None) -> list[Launch]:
 def saved_numbers(code: tuple[int, ...], shape: tuple[int, int, int, int], partial_channels: int) -> int:
     """How many numbers a forward keeps for its backward; `code` is an encoded graph."""
     return Plan(Call(Graph.decode(code), shape, partial_channels)).saved
+
+
+@lru_cache(maxsize=1024)
+def work_numbers(
+    code: tuple[int, ...],
+    shape: tuple[int, int, int, int],
+    partial_channels: int,
+    flags: tuple[bool, bool, bool, bool],
+    needs: tuple[bool, bool, bool],
+) -> int:
+    """How many numbers a backward works on; flags and needs as of Call and Needs."""
+    return Plan(Call(Graph.decode(code), shape, partial_channels, *flags), Needs(*needs)).work

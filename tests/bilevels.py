@@ -6,14 +6,23 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.objectives import Classification, MaskedReconstruction, Objective
+from fastdarts.objectives import Classification, MaskedReconstruction, Objective, make_objective
 from fastdarts.search import Bilevel, Precision, SoftmaxRelaxation
 from fastdarts.search.optimizers import arch_optimizer, weight_optimizer
-from fastdarts.spaces import Space
-from fastdarts.supernet import Supernet
+from fastdarts.spaces import NASBENCH201, S4, Space
+from fastdarts.supernet import NASBench201Supernet, Network, Supernet
 
 SPACE = Space.uniform("few", ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"))
 CLASSES = 4
+SIDE = 16  # pixels of an image
+# what a step may be made of besides: by name the arguments of `make`
+MADE_OF: dict[str, dict[str, Any]] = {
+    "S4's noise": {"space": S4, "masked": False, "k": 1},
+    "S4's noise, second order": {"space": S4, "masked": False, "k": 1, "unrolled": True},
+    "skips with dropout": {"skip_dropout": 0.5, "masked": False, "k": 1},
+    "NAS-Bench-201": {"space": NASBENCH201, "k": 1},
+    **{name: {"objective": name, "k": 1} for name in ("joint", "rotation", "colourisation", "supervised+jigsaw")},
+}
 
 
 def make(
@@ -26,15 +35,21 @@ def make(
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
     space: Space = SPACE,
+    objective: str = "",
+    skip_dropout: float = 0.0,
     **settings: Any,
 ) -> Bilevel:
-    """Three cells of 4k channels; learning rates that float32 holds exactly."""
+    """Three cells of 4k channels; learning rates that float32 holds exactly.
+
+    objective     of OBJECTIVES, in place of `masked`
+    skip_dropout  rate
+    """
     torch.manual_seed(3)
-    supernet = Supernet(
-        space, C=4 * k, layers=3, partial_channels=k, channel_sampling=sampling if k > 1 else "first", backend=backend
-    )
+    supernet = _supernet(space, k, sampling, backend, skip_dropout)
     objective: Objective = (
-        MaskedReconstruction(supernet.tap_channels, patch_size=4, mask_token="learned", backend=backend)
+        make_objective(objective, supernet, num_classes=CLASSES, image_size=SIDE, patch_size=4, backend=backend)
+        if objective
+        else MaskedReconstruction(supernet.tap_channels, patch_size=4, mask_token="learned", backend=backend)
         if masked
         else Classification(supernet, CLASSES)
     )
@@ -53,7 +68,24 @@ def make(
     )
 
 
-def batch(seed: int, count: int = 6, side: int = 16, device: str = "cpu") -> Batch:
+def _supernet(space: Space, k: int, sampling: str, backend: str, skip_dropout: float) -> Network:
+    if space.skeleton == "nasbench201":
+        return NASBench201Supernet(space, C=4 * k, cells_per_stage=1, backend=backend)
+    supernet = Supernet(
+        space,
+        C=4 * k,
+        layers=3,
+        partial_channels=k,
+        channel_sampling=sampling if k > 1 else "first",
+        backend=backend,
+        skip_dropout=skip_dropout > 0,
+    )
+    if skip_dropout:
+        supernet.drop_skips(skip_dropout)
+    return supernet
+
+
+def batch(seed: int, count: int = 6, side: int = SIDE, device: str = "cpu") -> Batch:
     g = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count, side, side, 3), generator=g, dtype=torch.uint8)
     labels, index = (torch.randint(0, high, (count,), generator=g) for high in (CLASSES, 10**6))

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastdarts.engine.heap import Block, Heap
+from fastdarts.ops import mixed_cell
 
 HUGE = 2 << 20  # a block of so many bytes is in huge pages
 HEADER = 64  # bytes before each block of the workspace
@@ -40,8 +41,13 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = self._results(func, args, kwargs or {})
         native = self.host and func.namespace == "fastdarts"
-        if native and func is torch.ops.fastdarts.mixed_cell_backward.default:
-            self._scratch(*args)
+        if func is torch.ops.fastdarts.mixed_cell_backward.default:
+            if self.host:
+                self._scratch(*args)
+            else:
+                work = mixed_cell.backward_scratch(*args)
+                self._grow(work)
+                self.live -= work
         for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor):
                 # of the native ops, states and what is kept are in the workspace; statistics are torch's own

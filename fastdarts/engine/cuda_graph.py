@@ -47,7 +47,8 @@ class Recorder:
     """Captures work on a GPU: side stream, one memory pool for all it records."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream, self.pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device, priority=-1)  # of another set than the loaders' streams, which torch reuses
 
     def warm_up(self, work: Callable[[], Tensor]) -> str | None:
         """Run `work` WARM_UP times. Returns None, or the sentence why it cannot be captured: it waits for the device."""
@@ -209,6 +210,10 @@ class CapturedBilevel:
         state = State(self.bilevel)
         try:
             why = self._recorder.warm_up(lambda: _last(self._pieces(part)))  # for nothing: what is averaged does not matter
+        except torch.OutOfMemoryError:
+            if not self._graphs:
+                raise  # the step itself does not fit
+            why = f"there is no memory for the update of {part} beside what the other one's graph keeps"
         finally:
             state.put_back()
         if why is None:

@@ -76,7 +76,7 @@ def step_bytes(
     averaged  gradients are averaged over ranks, in one flat tensor
 
     On a GPU these are the bytes of tensors. What is not in them: the rounding of torch's allocator and gaps in its pool,
-    workspaces of cuDNN and scratch of the fused kernels, the context (about half a GiB).
+    workspaces of cuDNN, small sums of the fused kernels, the context (about half a GiB), and what captured steps keep.
     """
     device, dtype = torch.device(device), next(supernet.parameters()).dtype
     fused = choose("mixed_cell", supernet.backend, device, dtype) != "definition"

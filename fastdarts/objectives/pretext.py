@@ -4,6 +4,7 @@ Neural Architecture Search?", ECCV 2020, as MIM-DARTS, section 4.3, compares its
 Letters: N images, S pixels a side, M inputs of the supernet, C channels of its last feature, K classes of the task.
 """
 
+import math
 from itertools import permutations
 
 import torch
@@ -18,6 +19,7 @@ from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Purpose, Stream, random_words
 from fastdarts.supernet import Network
 
+MOST_NUMBERS = 2**31 - 1  # that torch's bilinear interpolation of channels_last tensors gives on a GPU
 PERMUTATIONS = list(permutations(range(4)))  # of a 2 x 2 grid's tiles, row by row: which tile stands at each place
 
 
@@ -104,7 +106,9 @@ class Colourisation(Task):
     def answer(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, C, h, w) -> (N S S, 313); bilinear, align_corners=False."""
         logits = self.head(feature).to(self.head.weight.dtype)
-        return F.interpolate(logits, size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1).flatten(0, 2)
+        most = max(1, MOST_NUMBERS // (self.classes * math.prod(size)))
+        parts = [F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in logits.split(most)]
+        return torch.cat(parts).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class Jigsaw(Task):

@@ -264,6 +264,14 @@ def _backward_on_gpu(*args: Any) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
     return kernels.backward(*rest, sync=ranks_of(sync))
 
 
+def backward_scratch(*args: Any) -> int:
+    """Bytes that a GPU's backward works on beside what it gives, by the registered op's arguments; nothing is computed."""
+    _, inputs, _, edges, _, _, _, channels, graph, partial_channels, _, batch, *needs, sync = args
+    flags = channels is not None, batch, edges is not None, batch and sync != 0
+    of = tuple(graph), tuple(inputs[0].shape), partial_channels, flags, tuple(needs)
+    return mixed_cell_plan.work_numbers(*of) * inputs[0].element_size()
+
+
 class _MixedCell(torch.autograd.Function):
     """The registered op and its gradients; inputs are channels_last-contiguous, the other tensors contiguous."""
 

@@ -215,7 +215,7 @@ class MixedEdgesBeside(PackedEdges):
         first, last = group.numbers[0], group.numbers[-1] + 1
         return mixed_cell(
             [states[source] for source in group.sources],
-            ops[first:last].gather(1, self._columns(group, ops.device)),
+            self._weights_of(group, ops[first:last]),
             None if edges is None else edges[first:last],
             piece[0],
             piece[1],
@@ -227,12 +227,16 @@ class MixedEdgesBeside(PackedEdges):
             sync=self.sync if self.training else None,  # a rank may evaluate alone
         )
 
-    def _columns(self, group: _Group, device: torch.device) -> Tensor:
-        """int64 (edges, K') on the device, copied there once: a step that copies cannot be captured."""
-        key = group.numbers[0], device
-        if key not in self._placed:
-            self._placed[key] = torch.tensor(group.columns, device=device)
-        return self._placed[key]
+    def _weights_of(self, group: _Group, ops: Tensor) -> Tensor:
+        """Of the group's rows of the cell's weights, (edges, K), those of its fused candidates, (edges, K').
+
+        Not by gather: its backward waits for the device where algorithms are to be deterministic.
+        """
+        key = group.numbers[0], ops.device
+        if key not in self._placed:  # once: a step that copies to the device cannot be captured
+            places = [row * ops.shape[1] + column for row, columns in enumerate(group.columns) for column in columns]
+            self._placed[key] = torch.tensor(places, device=ops.device)
+        return ops.reshape(-1).index_select(0, self._placed[key]).view(len(group.columns), -1)
 
     def _added(self, total: Tensor, weight: Tensor, module: nn.Module, x: Tensor, chosen: Tensor | None) -> Tensor:
         """total (N, C, H/s, W/s) + weight * module(the channels of x that pass through candidates), where those end up."""
@@ -242,7 +246,7 @@ class MixedEdgesBeside(PackedEdges):
             out, places = module(x[:, : self._Cq]), torch.arange(0, x.shape[1], self.k, device=x.device)
         else:
             out, places = module(x.index_select(1, chosen)), chosen
-        return total.index_add(1, places, weight * out)
+        return total.index_add(1, places, (weight * out).to(total.dtype))  # autocast may have left it in another
 
 
 def _edges(space: Space, kind: Kind) -> Sequence[Edge]:

@@ -18,7 +18,7 @@ from fastdarts.engine import CapturedBilevel, CaptureError, World, cuda_graph, n
 from fastdarts.engine.cuda_graph import WARM_UP, Recording, State, refusal
 from fastdarts.search import Bilevel, updates
 from fastdarts.search.optimizers import set_rate
-from tests.bilevels import batch, differing, everything, make, number
+from tests.bilevels import MADE_OF, batch, differing, everything, make, number
 from tests.tape import Tape
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,10 +59,11 @@ class Tapes(Repeats):
     """Stands in for Recorder: replays the operators that ran while capturing."""
 
     def capture(self, work: Callable[[], Tensor]) -> Recording:
-        tape, self.pieces = Tape(), self.pieces + 1
+        tape, self.pieces, rng = Tape(), self.pieces + 1, torch.get_rng_state()
         with tape:
             loss = work()
         tape.put_back()
+        torch.set_rng_state(rng)  # a capture draws nothing
         return Recording(tape.replay, loss)
 
 
@@ -112,7 +113,7 @@ def test_the_captured_run_is_the_run(settings: dict[str, Any], rates: str, repea
 
 
 @pytest.mark.parametrize("begin", [0, 2])
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("settings", (VARIANTS | MADE_OF).values(), ids=VARIANTS | MADE_OF)
 def test_the_run_on_tape_is_the_run(settings: dict[str, Any], begin: int, tapes: None) -> None:
     """Five steps, alpha from the first or the third on, a rate that changes in place: the same bits, losses included."""
     captured, plain = (tensor_rates(make(**settings)) for _ in range(2))
@@ -121,8 +122,12 @@ def test_the_run_on_tape_is_the_run(settings: dict[str, Any], begin: int, tapes:
         for bilevel in (captured, plain):
             set_rate(bilevel.weight_optimizer, 2.0 ** -(5 + step // 2))
         val = batch(2 * step + 1) if step >= begin else None
-        ours, theirs = (take(number(step), batch(2 * step), val) for take in (run, plain))
-        assert ours == theirs
+        rng = torch.get_rng_state()
+        ours = run(number(step), batch(2 * step), val)
+        drawn = torch.get_rng_state()
+        torch.set_rng_state(rng)  # what either draws, noise or dropout, is the same
+        theirs = plain(number(step), batch(2 * step), val)
+        assert ours == theirs and torch.equal(torch.get_rng_state(), drawn)
         assert differing(everything(captured), everything(plain)) == []
     assert run.captured and captured.skipped.tolist() == [0, 0]
 
@@ -374,6 +379,30 @@ def test_a_warm_up_that_fails_leaves_no_trace(repeats: type[Repeats]) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         run(number(1), batch(2), batch(3))
     assert differing(everything(bilevel), before) == [] and run.reason is None
+
+
+def test_without_memory_for_both_graphs_steps_go_on_uncaptured(
+    tapes: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first update's graph keeps what a step takes: the second one's warm-up may not find as much."""
+    captured, plain = (tensor_rates(make()) for _ in range(2))
+    run = CapturedBilevel(captured)
+    for take in (run, plain):
+        take(number(0), batch(0), None)
+    assert run.captured
+    monkeypatch.setattr(Tapes, "warm_up", lambda self, work: _out_of_memory())
+    with caplog.at_level(logging.INFO, "fastdarts"):
+        for step in (1, 2):
+            ours, theirs = (take(number(step), batch(2 * step), batch(2 * step + 1)) for take in (run, plain))
+            assert ours == theirs and differing(everything(captured), everything(plain)) == []
+    assert not run.captured
+    assert caplog.text.count("there is no memory for the update of alpha beside what the other one's graph keeps") == 1
+    with pytest.raises(torch.OutOfMemoryError):  # the step itself does not fit
+        CapturedBilevel(make())(number(0), batch(0), None)
+
+
+def _out_of_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_state_is_put_back_exactly() -> None:

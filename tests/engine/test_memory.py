@@ -7,17 +7,21 @@ import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.memory import ALLOWED, cases, compare, predicted
 from bench.workload import Workload
 from fastdarts.engine import NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
 from fastdarts.engine.counted import HEADER, Counted, Workspace
 from fastdarts.engine.heap import MAPPED, PADDING, WALLED, Heap
+from fastdarts.kernels.mixed_cell_plan import Plan
+from fastdarts.kernels.mixed_cell_table import Call, Needs
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import S0
 from fastdarts.supernet import Supernet
+from fastdarts.supernet.candidates import graph_of
 from tests.backends import BACKENDS, needs_native
 
 
@@ -274,3 +278,22 @@ def test_free_memory_knows_the_address_space():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     before, after = map(int, re.findall(r"\d+", out))
     assert 2**27 < after <= 2**28 < before
+
+
+def test_a_gpus_backward_works_beside_what_it_gives() -> None:
+    """Its blocks for gradients of nodes and convolutions, at the peak alone; tensors are fake, there is no GPU."""
+    graph = graph_of(S0, "normal")
+    with FakeTensorMode(), torch.device("cuda"):
+        inputs = [torch.empty(4, 16, 8, 8).to(memory_format=torch.channels_last) for _ in range(2)]
+        ops, weights = torch.empty(14, 8), torch.empty(graph.size(16))
+        how = graph.encode(), 1, 1e-5
+        out, statistics, saved = torch.ops.fastdarts.mixed_cell(inputs, ops, None, weights, None, None, None, *how, 0)
+        with Counted(host=False) as counted:
+            needs = True, True, True, True
+            given = torch.ops.fastdarts.mixed_cell_backward(
+                out, inputs, ops, None, weights, statistics, saved, None, *how, *needs, 0
+            )
+    plan = Plan(Call(graph, (4, 16, 8, 8), 1, False, True, False, False), Needs(True, True, True))
+    kept = sum(t.untyped_storage().nbytes() for t in (*given[0], *given[1:]))
+    assert counted.live == kept
+    assert counted.peak == max(kept, 4 * plan.work) and plan.work > 14 * 8 * inputs[0].numel()

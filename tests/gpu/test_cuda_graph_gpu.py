@@ -25,7 +25,7 @@ from fastdarts.search.optimizers import arch_optimizer, set_rate, weight_optimiz
 from fastdarts.search.updates import non_finite, step_unless
 from fastdarts.search_imagenet import main
 from tests import bilevels
-from tests.bilevels import differing, everything
+from tests.bilevels import MADE_OF, differing, everything
 from tests.test_search_imagenet import SPLIT, TINY, write_tree
 
 pytestmark = pytest.mark.gpu
@@ -79,7 +79,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("begin", [0, 3])
-@pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("settings", (VARIANTS | MADE_OF).values(), ids=VARIANTS | MADE_OF)
 def test_twenty_captured_steps_are_twenty_steps(settings: dict[str, Any], begin: int) -> None:
     """Alpha begins in the first or fourth step, the rate changes in the tenth, another size of batch comes in the fifteenth."""
     captured, plain = (make(**settings) for _ in range(2))
@@ -91,7 +91,12 @@ def test_twenty_captured_steps_are_twenty_steps(settings: dict[str, Any], begin:
         arguments = step_of(number, number >= begin)
         if number == 15:
             arguments = arguments[0], *(type(b)(*(t[:4] for t in b)) for b in arguments[1:])
-        ours, theirs = run(*arguments), plain(*arguments)
+        rng = torch.cuda.get_rng_state()
+        ours = run(*arguments)
+        drawn = torch.cuda.get_rng_state()
+        torch.cuda.set_rng_state(rng)  # what either draws, noise or dropout, is the same
+        theirs = plain(*arguments)
+        assert torch.equal(torch.cuda.get_rng_state(), drawn)
         for mine, other in zip(ours, theirs, strict=True):
             assert (mine is None) == (other is None)
             assert mine is None or float(mine) == pytest.approx(float(other), rel=1e-9)
@@ -106,7 +111,10 @@ def differing_when_deterministic(settings: dict[str, Any]) -> list[str]:
         captured, plain = (make(dtype=torch.float32, **settings) for _ in range(2))
         run = CapturedBilevel(captured, "on")
         for number in range(8):
-            ours, theirs = run(*step_of(number, number >= 2)), plain(*step_of(number, number >= 2))
+            rng = torch.cuda.get_rng_state()
+            ours = run(*step_of(number, number >= 2))
+            torch.cuda.set_rng_state(rng)
+            theirs = plain(*step_of(number, number >= 2))
             assert [x if x is None else float(x) for x in ours] == [x if x is None else float(x) for x in theirs]
         return differing(everything(captured), everything(plain))
 
@@ -115,6 +123,12 @@ def differing_when_deterministic(settings: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize("name", ["masked", "masked, second order", "supervised, random channels, second order"])
 def test_fused_captured_steps_have_the_bits_of_uncaptured_ones(name: str, amp: str) -> None:
     assert in_a_process(differing_when_deterministic, VARIANTS[name] | {"amp": amp}) == []
+
+
+@pytest.mark.parametrize("name", [name for name in MADE_OF if name != "colourisation"])
+def test_other_steps_have_the_bits_of_uncaptured_ones_too(name: str) -> None:
+    """Not colourisation's: upsampling its logits backward adds up in any order."""
+    assert in_a_process(differing_when_deterministic, MADE_OF[name]) == []
 
 
 def test_capturing_leaves_no_trace() -> None:
