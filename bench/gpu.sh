@@ -143,6 +143,8 @@ else
   step 120 --supernet cell --against compile
   step 60 --supernet mae-imagenet --batch 1024 --against channels-last --dtype bfloat16 --rounds 5
   input 60 --image_size 224 --batch 256 --workers 8 --seconds 1 --rounds 2
+  # not for the record, which is of all rows: to see that each step runs, and that it is captured
+  part "methods" 90 "$python" -m bench.methods --only "p-darts stage 2,spaces,objectives" --device cuda --rounds 2 --json
 fi
 
 echo

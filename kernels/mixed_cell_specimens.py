@@ -9,8 +9,10 @@ import torch
 from fastdarts.kernels.compile import Specimen, pointer
 from fastdarts.kernels.mixed_cell_table import padded
 
-# each value of these makes another kernel; of the other flags the dearer one counts, but `factors` has two ways to statistics
+# each value of these makes another kernel; of the other flags the dearer one counts, but `factors` has two ways to statistics,
+# and a step of the weights alone, of edges without weights (plain DARTS'), is compiled too
 FLAGS = ("CHOSEN", "SECOND", "DENSE")
+PLAIN = {"WEIGHTED": False, "NEED_OPS": False}
 ALWAYS = {"BATCH": True, "WEIGHTED": True, "SUMMED": True, "NEED_OPS": True, "NODES": 4, "NORMS": 84, "COLUMNS": 16}
 Width = tuple[int, int, bool]  # Cq, the divisor of partial channels, whether channels are drawn at random
 # the narrowest and the widest of the usual networks; ALL_WIDTHS also what lies between
@@ -49,14 +51,17 @@ def specimens(kernels: Mapping[str, Any], dtype: torch.dtype, widths: tuple[Widt
         integers = frozenset(a for a, kind in signature.items() if kind == "i32")
         seen = set()
         batches = (True, False) if name == "factors" else (True,)
-        for (Cq, k, chosen), second, dense, batch in product(widths, (False, True), (False, True), batches):
+        flags_of = widths, (False, True), (False, True), batches, ({}, PLAIN)
+        for (Cq, k, chosen), second, dense, batch, plain in product(*flags_of):
             sizes = {"C": Cq * k, "CQ": Cq, "BC": padded(Cq), "BALL": padded(Cq * k)}
             values = ALWAYS | sizes | {"TILES": k, "CHOSEN": chosen, "SECOND": second, "DENSE": dense, "BATCH": batch}
+            values |= plain
             constants = {a: values[a] for a in arguments if a in values}
             if tuple(constants.items()) in seen:
                 continue
             seen.add(tuple(constants.items()))
             flags = "".join(f" {flag.lower()}" for flag in FLAGS if constants.get(flag)) + ("" if batch else " given")
+            flags += " plain" if plain else ""
             label = (f"Cq={Cq} k={k}" if "CQ" in constants else "any") + flags
             found.append(Specimen(kernel, signature, constants, f"mixed_cell.{name}", dtype, label, integers))
     return found
