@@ -13,11 +13,11 @@ from fastdarts.build import build, space_of
 from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
 from fastdarts.data import room
 from fastdarts.data.ahead import DEPTH
-from fastdarts.engine import World
+from fastdarts.engine import Stopping, World
 from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
-from fastdarts.search import SoftmaxRelaxation, Stage, stages_of
+from fastdarts.search import METHODS, SoftmaxRelaxation, Stage, stages_of
 from fastdarts.search.methods import settings_of
 from fastdarts.search.progressive import heaviest, moving_epochs
 from fastdarts.spaces import Space
@@ -53,11 +53,11 @@ def free_for(settings: RunSettings, world: World) -> Free:
     return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
-def prepare(settings: RunSettings, images: Images, free: Free, world: World) -> Plan:
-    """By one rank. Raises ConfigError and DataError for what does not fit."""
-    settings = _fitting(settings, images, free, world)
+def prepare(settings: RunSettings, images: Images, free: Free, world: World, stopping: Stopping) -> Plan:
+    """By one rank. Raises ConfigError and DataError for what does not fit, Stopped between two steps that it counts."""
+    settings = _fitting(settings, images, free, world, stopping)
     steps = steps_of_an_epoch(settings, images, world.size)
-    memory = _memory(settings, images, world)
+    memory = _memory(settings, images, world, stopping)
     return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
 
 
@@ -66,11 +66,22 @@ def _on_meta(settings: RunSettings, images: Images, space: Space, stage: Stage) 
         return build(settings, space, len(images.index.classes), stage)
 
 
-def _memory(settings: RunSettings, images: Images, world: World) -> int:
-    """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most."""
+def _memory(settings: RunSettings, images: Images, world: World, stopping: Stopping) -> int:
+    """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most.
+
+    Raises Stopped, but not while a step is counted: torch's C++ calls what counts, and an exception there ends the process.
+    """
+
+    def counted(space: Space, stage: Stage) -> int:
+        stopping.check()
+        with stopping.deferred():
+            return _stage_memory(settings, images, world, space, stage)
+
     space = space_of(settings)
     stages = stages_of(settings, settings.layers, space)
-    return max(_stage_memory(settings, images, world, each, stage) for stage in stages for each in heaviest(space, stage))
+    most = max(counted(each, stage) for stage in stages for each in heaviest(space, stage))
+    stopping.check()
+    return most
 
 
 def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:
@@ -91,12 +102,12 @@ def _stage_memory(settings: RunSettings, images: Images, world: World, space: Sp
     )
 
 
-def _fitting(settings: RunSettings, images: Images, free: Free, world: World) -> RunSettings:
+def _fitting(settings: RunSettings, images: Images, free: Free, world: World, stopping: Stopping) -> RunSettings:
     """The settings with the batch size that "auto" stands for: the largest that fits. Raises ConfigError where none does."""
     if settings.batch_size:
         return settings
     split = min(len(images.train), len(images.val))
-    found = _largest(settings, images, free, split, world)
+    found = _largest(settings, images, free, split, world, stopping)
     multiple = f"multiple of {_multiple(world)}"
     if not found:
         raise ConfigError(
@@ -115,18 +126,18 @@ def _multiple(world: World) -> int:
     return lcm(engine.STEP, world.size)
 
 
-def _largest(settings: RunSettings, images: Images, free: Free, most: int, world: World) -> int:
+def _largest(settings: RunSettings, images: Images, free: Free, most: int, world: World, stopping: Stopping) -> int:
     """The largest batch over all ranks, at most `most`, whose step fits in what is free; 0 where none does."""
 
     def peak(batch_size: int) -> int:
-        return _memory(replace(settings, batch_size=batch_size), images, world)
+        return _memory(replace(settings, batch_size=batch_size), images, world, stopping)
 
     return engine.largest_batch(peak, int(room.SHARE * free.bytes), most, _multiple(world))
 
 
-def too_little(settings: RunSettings, images: Images, memory: int, free: Free, world: World) -> str:
+def too_little(settings: RunSettings, images: Images, memory: int, free: Free, world: World, stopping: Stopping) -> str:
     """What to do where memory gave out, with figures."""
-    largest = _largest(settings, images, free, settings.batch_size - 1, world)
+    largest = _largest(settings, images, free, settings.batch_size - 1, world, stopping)
     share, were = settings.batch_size // world.size, room.gib(free.bytes)
     told = f"steps of {share} images take about {room.gib(memory)}, {were} were free at the start"
     if not largest:
@@ -150,8 +161,9 @@ def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: 
     of_each = " of each stage" if len(stages) > 1 else ""
     weights = sum(w.numel() for w in supernet.parameters())
     lines = [
-        f"objective {settings.objective}, space {supernet.space.name}, {supernet.num_cells} cells, "
-        f"C = {settings.init_channels}, k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
+        f"method {settings.method} ({METHODS[settings.method].paper}), objective {settings.objective}, "
+        f"space {supernet.space.name}, {supernet.num_cells} cells, C = {settings.init_channels}, "
+        f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
         f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
         f"{settings.image_size} px, batch {settings.batch_size}",
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "

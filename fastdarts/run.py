@@ -47,7 +47,7 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
     images = world.together(lambda: found if world.leads else source.images.listed(settings, found))
     settings = world.together(lambda: images.settle(settings))
     free = free_for(settings, world)
-    prepared = world.lead(lambda: prepare(settings, images, free, world))  # before any file is decoded
+    prepared = world.lead(lambda: prepare(settings, images, free, world, stopping))  # before any file is decoded
     if settings.dry_run:
         log.info(f"{prepared.told}\n{world.lead(lambda: source.forecast(prepared.settings, images, prepared.memory, world))}")
         return
@@ -57,10 +57,10 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
         found = world.lead(lambda: images.ready(settings, cores, folder.saved is not None), Images.splits)
         images = found if world.leads else images.taking(found)
         if images.excluded:
-            prepared = world.lead(lambda: prepare(settings, images, free, world))
+            prepared = world.lead(lambda: prepare(settings, images, free, world, stopping))
         memory, plan = prepared.memory, prepared.told
         settings = replace(settings, batch_size=prepared.settings.batch_size)  # the rest of rank 0's may be its own: its device
-        held.enter_context(engine.memory_told(lambda: too_little(settings, images, memory, free, world)))
+        held.enter_context(engine.memory_told(lambda: too_little(settings, images, memory, free, world, stopping)))
         saved = None if folder.saved is None else folder.saved.get("input")
         how = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
         given = held.enter_context(closing(source.open_input(settings, images, **how)))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastdarts import engine
 from fastdarts.data import ImageIndex
 from fastdarts.engine import CapturedBilevel
 from fastdarts.engine.checkpoints import load_checkpoint
@@ -90,6 +91,21 @@ def test_a_stopped_run_loses_nothing(number, step, status, argv, finished, tmp_p
     assert contents(tmp_path / "run") == contents(finished)
     inside = f" and {(step - 1) % STEPS + 1} steps"
     assert f"after epoch {(step - 1) // STEPS} of {EPOCHS}{inside}" in capsys.readouterr().out
+
+
+def test_the_planner_is_broken_off_between_two_steps_that_it_counts(argv, tmp_path, monkeypatch, capsys):
+    """Not inside one: it counts in callbacks of torch's C++, where an exception ends the process."""
+    plain, counted = engine.step_bytes, []
+
+    def step_bytes(*args, **how):
+        send(signal.SIGTERM)()
+        counted.append(plain(*args, **how))
+        return counted[-1]
+
+    monkeypatch.setattr(engine, "step_bytes", step_bytes)
+    assert main([*argv[:-4], "--epochs", "6", "--begin", "1", "--method", "p-darts", "--save", str(tmp_path / "run")]) == 75
+    assert len(counted) == 1 and "stopped by SIGTERM" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluation_is_broken_off_and_made_again(argv, finished, tmp_path, monkeypatch):

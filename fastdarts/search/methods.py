@@ -24,6 +24,7 @@ Dataset = Literal["cifar", "imagenet"]
 class Method:
     """A row. What is in its mappings are settings; an explicit flag wins over each.
 
+    paper       where it is from; a run's plan says so
     relaxation  how alpha becomes weights
     edge        all channels of an edge pass through its candidates, or a share of them, with weights of the edges
     outer       alpha's gradient: of first or second order
