@@ -78,7 +78,7 @@ part() { # part NAME LIMIT COMMAND...: what it prints goes to a log; lines of JS
   if ((status == 0)); then
     printf 'ok       %s (%d s)\n' "$name" $((SECONDS - began))
   else
-    printf 'FAILED   %s (%d s, status %d%s)\n' "$name" $((SECONDS - began)) $status "$( ((status == 124)) && echo ', time limit')"
+    printf 'FAILED   %s (%d s, status %d%s)\n' "$name" $((SECONDS - began)) $status "$( ((status == 124 || status == 137)) && echo ', time limit')"
     tail -n 30 "$work/log" | sed 's/^/         /'
     cp "$work/log" "$out/failed-${name//[^A-Za-z0-9]/-}.log"
     failed=1

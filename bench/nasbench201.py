@@ -12,6 +12,7 @@ import argparse
 import random
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, median, pstdev, stdev
 from typing import Any
@@ -20,8 +21,10 @@ from bench.nasbench201_report import COLUMN, RANDOM, draw, markdown
 from bench.records import RESULTS, append, tagged
 from fastdarts.config import ConfigError, SearchCifarSettings
 from fastdarts.genotype import read_architecture
+from fastdarts.objectives import OBJECTIVES
 from fastdarts.recipes import RECIPES
 from fastdarts.report.run import ReportError, Run, read_run
+from fastdarts.search import settings_of
 from fastdarts.spaces import Architecture, nats
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, Lookup, TableError
 
@@ -175,13 +178,16 @@ def _skips(cell: Architecture) -> int:
 def _recipe(run: Run) -> str:
     """The recipe in this space whose settings, but for the number of epochs, are the run's: the one that was named first."""
     s = _settings(run)
+    here = {name: recipe.settings for name, recipe in RECIPES.items() if recipe.settings.get("space") == s["space"]}
+    told = {setting for settings in here.values() for setting in settings} - {"epochs"}  # by any of them
 
     def is_of(name: str) -> bool:
-        published = {setting: value for setting, value in RECIPES[name].settings.items() if setting != "epochs"}
-        return "space" in published and all(s.get(setting) == value for setting, value in published.items())
+        published = asdict(SearchCifarSettings()) | settings_of(here[name]["method"]) | here[name]
+        read = told if OBJECTIVES[here[name]["objective"]].masks else told - {"mask_ratio", "patch_size"}
+        return all(s.get(setting) == published[setting] for setting in read)
 
-    named = [s["recipe"]] if s.get("recipe") in RECIPES else []
-    for name in [*named, *RECIPES]:
+    named = [s["recipe"]] if s.get("recipe") in here else []
+    for name in [*named, *here]:
         if is_of(name):
             return name
     return f"{s['method']} {s['objective']}"

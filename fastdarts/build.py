@@ -1,10 +1,12 @@
 """From settings to the supernet and the objective of a search."""
 
 from dataclasses import replace
+from math import lcm
 
 import torch
 
 from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings
+from fastdarts.data.arrays import SIDE as SAMPLE_SIDE
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Objective, make_objective
 from fastdarts.objectives.base import Colour
 from fastdarts.search import Stage, stages_of
@@ -53,8 +55,10 @@ def build(settings: RunSettings, space: Space, num_classes: int, stage: Stage | 
 
 
 def check_buildable(settings: RunSettings, space: Space) -> None:
-    """Raise ConfigError where `build` would in any stage of the search. Without images: there are labels, 32 px for 0."""
-    settings = replace(settings, image_size=settings.image_size or 32)
+    """Raise ConfigError where `build` would in any stage of the search, whatever the images are: what depends on them fits."""
+    sample = isinstance(settings, SearchCifarSettings) and settings.data is None
+    side = SAMPLE_SIDE if sample else 16 * lcm(SAMPLE_SIDE, settings.patch_size or 1)  # of images of whatever size
+    settings = replace(settings, image_size=settings.image_size or side)
     with torch.device("meta"):
         for stage in stages_of(settings, settings.layers, space):
             build(settings, space, 10, stage)

@@ -41,7 +41,7 @@ Made = tuple[Loader, Loader, Iterable[Batch], dict[str, Any]]  # train, val, eva
 class Input(NamedTuple):
     """Both training loaders and the evaluation pass of a search, on its device.
 
-    pictures  one batch of the first images of `evaluation`, on the CPU
+    pictures  one batch of a few images of the validation split, as `evaluation` has them, on the CPU
     facts     what settings.json says of them: the route (what makes the batches), and what there is to tell of it
     told      the same as a line of the log
     """

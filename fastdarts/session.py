@@ -114,6 +114,7 @@ class Session:
                         self.watch = watched.enter_context(Watch(self.search, self.folder.path, self.settings))
                     self._compare("before the first step")
                     self._search()
+                    self._conclude()
             self.writer.wait()
         except Stopped:
             good = not self._bad_steps() or self.settings.on_bad == "skip"
@@ -305,6 +306,12 @@ class Session:
             if cell["skips"] >= collapse_line(cell["operations"]):
                 told = f"{cell['skips']} of {cell['operations']} operations are skip connections"
                 log.warning(f"the {kind} cell is collapsing: {told}")
+
+    def _conclude(self) -> None:
+        """genotype.json with the ranks, for which a benchmark may take minutes; then the run has finished."""
+        if self.benchmark is not None and self.world.leads:
+            with self.stopping.at_once():
+                write_text(self.folder["genotype.json"], self._genotype(ranks=True))
 
     def _tell_truth(self) -> None:
         """What the benchmark knows of the result, in the log."""

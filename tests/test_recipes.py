@@ -1,6 +1,8 @@
 """Published searches by name, and the spaces, methods and objectives of the commands: each runs, bad ones are refused."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from fastdarts.plan import _rate
 from fastdarts.recipes import RECIPES
 from fastdarts.search import stages_of
 from fastdarts.spaces import NASBENCH201, S0, Architecture
+from fastdarts.spaces.lookup import Table
 from fastdarts.supernet.beside import SkipDropout
 
 COMMANDS = {"search_cifar": search_cifar, "search_imagenet": search_imagenet}
@@ -201,6 +204,22 @@ def test_the_found_cell_is_looked_up(data: Path, tmp_path: Path, capsys: pytest.
     assert 10 <= truth["cifar10_test"] <= 94.37 and 1 <= truth["cifar10_test_rank"] <= 15625
     assert search(data, tmp_path / "run", *given, epochs=2) == 0  # nothing left: the same is said again
     assert json.loads((tmp_path / "run" / "genotype.json").read_text())["benchmark"] == truth
+
+
+@pytest.mark.skipif(not TABLE.is_file(), reason="no table of NAS-Bench-201 beside the project")
+def test_a_run_has_finished_only_with_its_ranks(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Of nats_bench's files all cells are read for them, which takes minutes."""
+    given, folder = ["--space", "nasbench201", "--benchmark", str(TABLE)], tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Table, "rank", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert search(data, folder, *given, epochs=1) == 75
+    assert not (folder / "status").read_text().startswith("finished")
+    assert "cifar10_test_rank" not in json.loads((folder / "genotype.json").read_text())["benchmark"]
+    assert search(data, folder, *given, epochs=1) == 0
+    assert (folder / "status").read_text().startswith("finished")
+    assert json.loads((folder / "genotype.json").read_text())["benchmark"]["cifar10_test_rank"] > 0
 
 
 def test_without_tricks_there_is_no_dropout(data: Path) -> None:

@@ -15,11 +15,12 @@ import time
 from math import isclose, sqrt
 from subprocess import PIPE, Popen
 
+import numpy as np
 import pytest
 
 from fastdarts.sweep import jobs
 from fastdarts.sweep.__main__ import main
-from fastdarts.sweep.grid import COMMANDS, Command
+from fastdarts.sweep.grid import COMMANDS, Command, Grid
 from fastdarts.sweep.plot import draw_sweep, lines
 from fastdarts.sweep.results import Spread, aggregate, figures, markdown
 from tests.pretend_search import PretendSettings
@@ -160,6 +161,21 @@ def test_flags_that_may_not_change_are_refused_and_nothing_is_written(folder, ca
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "sweep.json").write_text("{")
     assert sweep(folder, *SEEDS, flags=["--epochs", "3"]) == 2 and "sweep.json is damaged" in capsys.readouterr().err
+
+
+def test_sizes_that_the_images_decide_are_not_refused(tmp_path):
+    """12 divides no image of 32 pixels, but one of 96: what --image_size auto comes to is not known yet."""
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 96, 96, 3), np.uint8), labels=np.arange(4) % 2)
+    flags = ["--data", str(tmp_path / "a.npz"), "--patch_size", "12", "--mask_ratio", "0.02"]
+    assert len(Grid.parse(COMMANDS["search_cifar"], ["seed=0,1"], flags, "test").combinations()) == 2
+
+
+def test_a_table_is_read_once(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("fastdarts.sweep.grid.benchmark_of", lambda settings, space: read.append(settings.benchmark))
+    flags = ["--space", "nasbench201", "--benchmark", "a.csv", "--stage_cells", "1"]
+    axes = ["mask_ratio=0.2,0.5", "patch_size=4,8", "seed=0,1"]
+    assert len(Grid.parse(COMMANDS["search_cifar"], axes, flags, "test").combinations()) == 8 and read == ["a.csv"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 Letters: N images, H, W their sides.
 """
 
-import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,9 +12,14 @@ import numpy as np
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import few
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python without it reads no such member: zipfile says so
+    LZMAError = OSError
+
 IMAGES = ("images", "data", "x_train", "X_train", "train_images", "x", "X")
 LABELS = ("labels", "y_train", "Y_train", "train_labels", "fine_labels", "targets", "y", "Y")
-DAMAGE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+DAMAGE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, LZMAError)
 DAMAGE += (RuntimeError,)  # of zipfile: encrypted, or packed in a way that it does not know
 
 

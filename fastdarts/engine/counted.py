@@ -41,17 +41,15 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         results = self._results(func, args, kwargs or {})
         native = self.host and func.namespace == "fastdarts"
-        if func is torch.ops.fastdarts.mixed_cell_backward.default:
-            if self.host:
-                self._scratch(*args)
-            else:
-                work = mixed_cell.backward_scratch(*args)
-                self._grow(work)
-                self.live -= work
+        backward = func is torch.ops.fastdarts.mixed_cell_backward.default
+        if backward and self.host:
+            self._scratch(*args)
         for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor):
                 # of the native ops, states and what is kept are in the workspace; statistics are torch's own
                 self.add(tensor, native and tensor.dim() in (1, 4), made=True)
+        if backward and not self.host:  # on a GPU beside what it gives
+            self.peak = max(self.peak, self.live + mixed_cell.backward_scratch(*args))
         return results
 
     def _results(self, func: Any, args: Any, kwargs: Any) -> Any:

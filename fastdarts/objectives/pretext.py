@@ -108,7 +108,7 @@ class Colourisation(Task):
         logits = self.head(feature).to(self.head.weight.dtype)
         most = max(1, MOST_NUMBERS // (self.classes * math.prod(size)))
         parts = [F.interpolate(part, size=size, mode="bilinear", align_corners=False) for part in logits.split(most)]
-        return torch.cat(parts).permute(0, 2, 3, 1).flatten(0, 2)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).permute(0, 2, 3, 1).flatten(0, 2)
 
 
 class Jigsaw(Task):

@@ -16,7 +16,7 @@ This is not {data_set}: do not compare the cells or the losses with published on
 _COLLAPSED = """{skips} of {genes} operations are skip connections. Such cells usually train badly:
 stop earlier, warm up longer, or use a method that resists collapse."""
 _LOSSES = "Training and architecture step (pale: single steps), and validation with its baseline."
-_ALPHA = "The relaxed weight of each operation: mean over the edges by epoch, and edge by edge at the end."
+_ALPHA = "The relaxed weight of each operation: mean over the edges by epoch, and edge by edge where the result was read."
 _COLLAPSE = """Signs of collapse after each epoch: skips of the derived cell (dashed: where the warning begins, ringed: warned),
 how decided the weights are, how far skip outweighs convolutions, and, where it was asked for, the Hessian's eigenvalue."""
 _STOPPED = "{why}. The search ended after epoch {after}{of}; its result is the genotype of epoch {epoch}."

@@ -101,8 +101,9 @@ class Run:
 
 def chosen_of(epochs: Sequence[Record]) -> Record:
     """Of a run's epochs that whose genotype is the result so far."""
-    number = (epochs[-1].get("stopped") or epochs[-1])["epoch"]
-    return next((epoch for epoch in epochs if epoch["epoch"] == number), epochs[-1])
+    stopped = epochs[-1].get("stopped")
+    number = stopped.get("epoch") if isinstance(stopped, dict) else None
+    return next((epoch for epoch in epochs if number is not None and epoch.get("epoch") == number), epochs[-1])
 
 
 def read_run(folder: str | Path) -> Run:
@@ -137,8 +138,9 @@ def _text(path: Path) -> str:
 
 def _lines(path: Path) -> list[Record]:
     """The objects of a file of JSON lines; a last one that a killed process left half written is passed over."""
-    lines = enumerate(_text(path).split("\n")[:-1], start=1)
-    return [_object(line, f"{path} line {number}") for number, line in lines]
+    *lines, rest = _text(path).split("\n")
+    lines += [rest] if rest.endswith("}") else []
+    return [_object(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
 
 
 def _object(text: str, place: str) -> Record:

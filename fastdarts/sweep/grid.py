@@ -1,7 +1,7 @@
 """What a sweep runs: the combinations of its axes' values, each one the settings of a run, all checked beforehand."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from itertools import product
@@ -22,13 +22,22 @@ class SweepError(ValueError):
     """A sweep that cannot be run as it was asked for; the message says why."""
 
 
-def check_search(settings: RunSettings, elsewhere: bool) -> None:
-    """Raise ConfigError where the search could not begin; elsewhere: files are not looked for."""
+def check_search(settings: RunSettings, elsewhere: bool, checked: set[Hashable]) -> None:
+    """Raise ConfigError where the search could not begin.
+
+    elsewhere  files are not looked for
+    checked    what is known to be good, which grows: searches but for their seed, tables of true accuracies
+    """
+    if (like := replace(settings, seed=0)) in checked:
+        return
     space = space_of(settings)
     check_buildable(settings, space)
+    checked.add(like)
     if elsewhere:
         return
-    benchmark_of(settings, space)
+    if (table := (settings.benchmark, space.skeleton)) not in checked:
+        benchmark_of(settings, space)
+        checked.add(table)
     paths = {name: getattr(settings, name) for name in ("data", "train_list", "val_list")}
     if missing := [f"--{name} {path}" for name, path in paths.items() if path is not None and not Path(path).exists()]:
         raise ConfigError(f"{missing[0]}: there is no such file or folder")
@@ -40,12 +49,12 @@ class Command:
 
     module    has `main(argv)`, which returns the exit status, and `resolve(given)`, which returns the settings
     settings  what its flags are made from
-    check     (settings, elsewhere) -> None: raises ConfigError for a search that could not begin
+    check     as check_search
     """
 
     module: str
     settings: type[Settings]
-    check: Callable[[Any, bool], None] = check_search
+    check: Callable[[Any, bool, set[Hashable]], None] = check_search
 
 
 COMMANDS = {
@@ -98,7 +107,7 @@ class Grid:
         elsewhere  they will run on other machines: what depends on the machine is not checked
         """
         found: dict[str, Combination] = {}
-        checked: set[Settings] = set()
+        checked: set[Hashable] = set()
         for values in product(*self.axes.values()):
             combination = self._combination(dict(zip(self.axes, values, strict=True)), elsewhere, checked)
             if combination.name in found:
@@ -109,17 +118,14 @@ class Grid:
             found[combination.name] = combination
         return list(found.values())
 
-    def _combination(self, values: dict[str, Any], elsewhere: bool, checked: set[Settings]) -> Combination:
-        """Checked, but for what is in `checked` but for its seed; that takes a moment."""
+    def _combination(self, values: dict[str, Any], elsewhere: bool, checked: set[Hashable]) -> Combination:
         name = run_name(values)
         given = self.fixed | values
         try:
             self.command.settings.make(given)
             machine = {n: value for n, value in OF_A_MACHINE.items() if elsewhere and n in given}
             settings = import_module(self.command.module).resolve(given | machine)
-            if (like := replace(settings, seed=0)) not in checked:
-                self.command.check(settings, elsewhere)
-                checked.add(like)
+            self.command.check(settings, elsewhere, checked)
         except ConfigError as error:
             raise SweepError(f"{name}: {error}") from error
         flags = (*self.flags, *(_flag(axis, value) for axis, value in values.items()))

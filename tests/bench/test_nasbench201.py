@@ -18,7 +18,7 @@ from fastdarts.recipes import RECIPES
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, Table
 
-DARTS, MAE = "darts-nasbench201", "mae-nas-nasbench201"
+DARTS, MAE, MIM = "darts-nasbench201", "mae-nas-nasbench201", "mim-darts-nasbench201"
 SKIPS = Architecture(("skip_connect",) * 6)
 CONVS = Architecture(("nor_conv_3x3",) * 6)
 
@@ -222,9 +222,12 @@ def test_the_records_are_whole() -> None:
 
 
 def test_a_run_that_other_flags_made_of_a_recipe_is_not_of_it(tmp_path: Path, table: Path) -> None:
-    folder = write_run(tmp_path / "run", MAE, 1, [CONVS], objective="supervised")
-    (record,) = [r for r in collect(runs_in([folder]), Table.read(table)) if r["kind"] == "search"]
-    assert record["recipe"] == DARTS
+    changed = {"a": (MAE, {"objective": "supervised"}), "b": (MIM, {"nesterov": True}), "c": (MIM, {})}
+    names = []
+    for folder, (recipe, more) in changed.items():
+        run = write_run(tmp_path / folder, recipe, 1, [CONVS], **more)
+        names += [r["recipe"] for r in collect(runs_in([run]), Table.read(table)) if r["kind"] == "search"]
+    assert names == [DARTS, "darts-1st joint", MIM]
 
 
 def test_a_run_that_names_no_recipe_is_of_the_one_that_it_equals(tmp_path: Path, table: Path) -> None:
