@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from math import isfinite
 from pathlib import Path
 from time import perf_counter
@@ -308,9 +308,9 @@ class Session:
                 log.warning(f"the {kind} cell is collapsing: {told}")
 
     def _conclude(self) -> None:
-        """genotype.json with the ranks, for which a benchmark may take minutes; then the run has finished."""
-        if self.benchmark is not None and self.world.leads:
-            with self.stopping.at_once():
+        """genotype.json of the result, with the ranks, for which a benchmark may take minutes; then the run has finished."""
+        if self.world.leads:
+            with nullcontext() if self.benchmark is None else self.stopping.at_once():
                 write_text(self.folder["genotype.json"], self._genotype(ranks=True))
 
     def _tell_truth(self) -> None:
@@ -336,7 +336,6 @@ class Session:
             return self.folder["report.html"]
         if isinstance(self.search.objective, Reconstructing):
             self._draw_reconstruction(self.search.objective)
-        write_text(self.folder["genotype.json"], self._genotype(ranks=self.search.over))
         return write_report(self.folder.path)
 
     def _genotype(self, ranks: bool) -> str:

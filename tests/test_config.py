@@ -166,6 +166,9 @@ def test_a_run_from_before_a_setting_had_what_runs_did_then():
         del saved[name]
     assert S().differences(saved) == []
     assert S(amp="bf16", tf32=True).differences(saved) == ["--amp is 'bf16' but was 'off'", "--tf32 is True but was False"]
+    small = asdict(SearchCifarSettings())
+    del small["method"]
+    assert SearchCifarSettings().differences(small) == []
 
 
 def test_auto_is_a_word_where_it_means_something(capsys):

@@ -45,7 +45,7 @@ def test_all_stages_are_one_run(finished: Path) -> None:
     assert [r["alpha_loss"] is None for r in epochs] == [True, False] * 3
     assert [r["lr"] for r in epochs] == pytest.approx([0.02, 0.01] * 3)
     genotype = json.loads((finished / "genotype.json").read_text())
-    assert genotype["text"] == epochs[-1]["genotype"]
+    assert genotype["text"] == epochs[-1]["genotype"] and genotype["layers"] == 5  # the last stage's
     assert sum(op == "skip_connect" for op, _ in genotype["normal"]) <= 1
     log = (finished / "log.txt").read_text()
     assert "stages of 2 epochs: 3 cells; 4 cells, 5 candidates an edge, skips with dropout 0.4; 5 cells, 3" in log

@@ -121,6 +121,20 @@ def test_colourisation_answers_for_each_pixel() -> None:
     assert_close(got.view(2, 12, 12, 313).permute(0, 3, 1, 2), want, "logits")
 
 
+def test_colourisation_of_more_numbers_than_one_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images at a time: the same answers and gradients."""
+    asked, feature = task("colourisation", 2), torch.randn(5, 2, 3, 3, dtype=torch.float64)
+    whole = asked.answer(feature, (12, 12))
+    want = torch.autograd.grad(whole.square().sum(), list(asked.parameters()))
+    calls, plain = [], torch.nn.functional.interpolate
+    monkeypatch.setattr("fastdarts.objectives.pretext.MOST_NUMBERS", 2 * 313 * 144 + 1)
+    monkeypatch.setattr("torch.nn.functional.interpolate", lambda x, **how: calls.append(len(x)) or plain(x, **how))
+    parts = asked.answer(feature, (12, 12))
+    assert torch.equal(parts, whole) and calls == [2, 2, 1]
+    for got, grad in zip(torch.autograd.grad(parts.square().sum(), list(asked.parameters())), want, strict=True):
+        assert_close(got, grad, "gradient")
+
+
 # ------------------------------------------------------------------------------------------------------- jigsaw
 
 

@@ -147,6 +147,40 @@ def test_the_true_accuracy_is_that_of_the_result(new_run):
     assert ("True accuracy", "92.25 %") in [figure[:2] for figure in key_figures(read_run(run))]
 
 
+def test_losses_are_those_of_the_result(new_run):
+    """Of the epoch that an early stop chose, and the evaluation that was known then."""
+    run = new_run(epochs=3)
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for record in records:
+        if record["kind"] == "epoch":
+            number = record["epoch"]
+            record |= {"train_loss": 10.0 + number, "valid": None if number == 2 else {"loss": 20.0 + number}}
+    records[-1]["stopped"] = {"rule": "eigenvalue", "after": 3, "epoch": 2, "why": "it grew"}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    figures = key_figures(read_run(run))
+    assert ("Training loss", "12", "of epoch 2") in figures and ("Validation loss", "21") in [f[:2] for f in figures]
+    write_report(run)
+    assert "weights after epoch 2" in (run / "alpha.svg").read_text()
+
+
+def test_what_was_looked_up_later_stands_in_genotype_json(new_run):
+    run = new_run(epochs=2)
+    found = json.loads((run / "genotype.json").read_text()) | {"benchmark": {"cifar10_test": 93.5, "cifar10_test_rank": 7}}
+    (run / "genotype.json").write_text(json.dumps(found))
+    assert ("True accuracy", "93.5 %") in [figure[:2] for figure in key_figures(read_run(run))]
+
+
+def test_a_line_that_a_killed_process_left_half_written(new_run):
+    run = new_run(epochs=2)
+    whole = (run / "metrics.jsonl").read_text()
+    records = read_run(run).records
+    for ending in ('{"kind": "step", "epo', '{"kind"'):
+        (run / "metrics.jsonl").write_text(whole + ending)
+        assert read_run(run).records == records
+    (run / "metrics.jsonl").write_text(whole.rstrip("\n"))  # by hand, say
+    assert read_run(run).records == records
+
+
 @pytest.mark.parametrize(("skips", "loud"), [(4, False), (5, True)])
 def test_collapse_is_loud(new_run, skips, loud):
     run = new_run(epochs=1)
