@@ -135,12 +135,20 @@ def test_own_batch_norm_is_not_synchronised(registered):
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_candidate_that_autocast_leaves_in_float32(k: int, registered) -> None:
-    """A norm of one's own, say: what it gives joins the cell's bfloat16, whichever channels pass through it."""
-    registered("own", lambda C, stride: nn.Sequential(nn.AvgPool2d(stride, stride), nn.GroupNorm(1, C)))
+    """As a softmax does: what it gives joins the cell's bfloat16, whichever channels pass through it."""
+    dtypes: set[torch.dtype] = set()
+
+    class Own(nn.AvgPool2d):
+        def forward(self, x: Tensor) -> Tensor:
+            dtypes.add(x.dtype)
+            return super().forward(x.float())
+
+    registered("own", lambda C, stride: Own(stride, stride))
     space = Space.uniform("mine", ("none", "sep_conv_3x3", "own"))
     torch.manual_seed(0)
     net, relaxation = Supernet(space, C=4 * k, layers=3, partial_channels=k), SoftmaxRelaxation(space, edge_normalization=k > 1)
     with torch.autocast("cpu", torch.bfloat16):
         features = net(torch.randn(2, 3, 16, 16), relaxation.weights(), torch.zeros(1, dtype=torch.int64))
         sum(f.float().square().sum() for f in features).backward()
-    assert all(f.isfinite().all() for f in features) and all(p.grad.isfinite().all() for p in relaxation.parameters())
+    assert torch.bfloat16 in dtypes and all(f.isfinite().all() for f in features)
+    assert all(p.grad.isfinite().all() for p in relaxation.parameters())
