@@ -65,8 +65,10 @@ if [[ $device == cuda ]] && "$python" -c 'import xdist' 2>/dev/null; then
 fi
 
 part() { # part NAME LIMIT COMMAND...: what it prints goes to a log; lines of JSON are records
-  local name=$1 limit=$((patience * $2)) began=$SECONDS status=0
+  local name=$1 limit=$((patience * $2)) began=$SECONDS status=0 why='' kept
   shift 2
+  kept=$out/failed-${name//[^A-Za-z0-9]/-}.log
+  rm -f "$kept"  # an earlier run's
   local left=$((deadline - SECONDS))
   if ((left < 5)); then
     echo "no time  $name"
@@ -78,9 +80,11 @@ part() { # part NAME LIMIT COMMAND...: what it prints goes to a log; lines of JS
   if ((status == 0)); then
     printf 'ok       %s (%d s)\n' "$name" $((SECONDS - began))
   else
-    printf 'FAILED   %s (%d s, status %d%s)\n' "$name" $((SECONDS - began)) $status "$( ((status == 124 || status == 137)) && echo ', time limit')"
+    ((status != 124)) || why=', time limit'
+    ((status != 137)) || why=', killed: at its time limit, or by the kernel where memory gave out'
+    printf 'FAILED   %s (%d s, status %d%s)\n' "$name" $((SECONDS - began)) $status "$why"
     tail -n 30 "$work/log" | sed 's/^/         /'
-    cp "$work/log" "$out/failed-${name//[^A-Za-z0-9]/-}.log"
+    cp "$work/log" "$kept"
     failed=1
   fi
 }

@@ -5,7 +5,8 @@ that they stood at after each epoch, are looked up in the table, a .csv file or 
 one cell a seed, each as likely as the other; what it comes to in the mean is known, since all cells are.
 
 It prints a table in Markdown. --record appends to nasbench201.jsonl, of `kind` search a record a recipe and seed, random one
-a seed, recipe the summary of a recipe, all that of the whole table; and draws the searches into nasbench201.svg and .png.
+a seed, recipe the summary of a recipe, all that of the whole table; it draws the searches into nasbench201.svg and .png, and of
+each recipe's first one what the collapse monitor shows into nasbench201-RECIPE.svg and .png.
 """
 
 import argparse
@@ -23,8 +24,9 @@ from fastdarts.config import ConfigError, SearchCifarSettings
 from fastdarts.genotype import read_architecture
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.recipes import RECIPES
+from fastdarts.report import draw_collapse
 from fastdarts.report.run import ReportError, Run, read_run
-from fastdarts.search import settings_of
+from fastdarts.search_cifar import resolve
 from fastdarts.spaces import Architecture, nats
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, Lookup, TableError
 
@@ -46,13 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record (default: bench/results)")
     given = parser.parse_args(argv)
     try:
-        records = collect(runs_in(given.folders), nats.read(given.benchmark))
+        runs = runs_in(given.folders)
+        records = collect(runs, nats.read(given.benchmark))
         print(markdown(records), end="")
         if given.record:
             tag = tagged({})
             for record in records:
                 append(given.results / "nasbench201.jsonl", record | tag)
             draw(records, given.results / "nasbench201")
+            for name, run in first_of_each(runs).items():
+                draw_collapse(run.records, given.results / f"nasbench201-{name}")
     except (RunsError, ReportError, TableError, ConfigError, OSError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
@@ -100,6 +105,12 @@ def collect(runs: Iterable[Run], benchmark: Lookup) -> list[Record]:
     groups = [[record for record in found if record["recipe"] == recipe] for recipe in [*order, RANDOM]]
     summaries = [summary(group, by_seed, values[COLUMN]) for group in groups]
     return [*found, *summaries, whole]
+
+
+def first_of_each(runs: Iterable[Run]) -> dict[str, Run]:
+    """Of each recipe the run of the smallest seed."""
+    ordered = sorted(runs, key=lambda run: _settings(run)["seed"], reverse=True)
+    return {_recipe(run): run for run in ordered}
 
 
 def random_cell(seed: int) -> Architecture:
@@ -182,7 +193,7 @@ def _recipe(run: Run) -> str:
     told = {setting for settings in here.values() for setting in settings} - {"epochs"}  # by any of them
 
     def is_of(name: str) -> bool:
-        published = asdict(SearchCifarSettings()) | settings_of(here[name]["method"]) | here[name]
+        published = asdict(resolve({"recipe": name, "data": "images", "device": "cpu"}))
         read = told if OBJECTIVES[here[name]["objective"]].masks else told - {"mask_ratio", "patch_size"}
         return all(s.get(setting) == published[setting] for setting in read)
 
@@ -194,8 +205,9 @@ def _recipe(run: Run) -> str:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """Of a run; the first ones knew no method but the default."""
-    return {"method": SearchCifarSettings.method} | run.part("settings")
+    """Of a run; the first ones knew no method but the default, and have the space's name as it was typed."""
+    s = run.part("settings")
+    return {"method": SearchCifarSettings.method} | s | {"space": str(s.get("space")).lower()}
 
 
 def _check(runs: Sequence[Run]) -> None:

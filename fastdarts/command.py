@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,7 @@ class Command:
     def resolve(self, given: dict[str, Any], seat: Seat = Seat()) -> RunSettings:  # noqa: B008 - a tuple
         """The settings that a command line stands for, on the rank of that seat. Raises ConfigError."""
         settings = self.settings.make(self._values(given))
+        _import(settings.modules)
         settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
         device = torch.device(settings.device)
         _check_device(settings, device)
@@ -200,16 +202,21 @@ def without_effect(settings: RunSettings, given: Iterable[str]) -> list[str]:
         ("of --objective mae", s.objective != "mae", "mask_token loss decoder"),
         ("of NAS-Bench-201's network", not benchmark, "stage_cells cell_norm"),
         ("of DARTS' network", benchmark, "layers"),
+        ("of --partial_channels above 1", s.partial_channels == 1, "channel_sampling"),
+        ("--train_list and --val_list name the images", s.train_list is not None, "train_fraction val_fraction"),
         ("of --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
         ("of --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
         ("of --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),
+        ("of --skip_dropout", s.progressive and not s.skip_dropout, "progressive_dropout"),
     ]
     found = [(why, [f"--{name}" for name in names.split() if name in given]) for why, holds, names in unread if holds]
     return [f"without effect: {', '.join(flags)} ({why})" for why, flags in found if flags]
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+def _absolute(text: str) -> str:
+    """The same text for the same path: links stay as they are, unless .. has to be followed behind one."""
+    path = Path(text).expanduser().absolute()
+    return str(path.resolve() if ".." in path.parts else path)
 
 
 def _space(text: str) -> str:
@@ -218,6 +225,16 @@ def _space(text: str) -> str:
     if name in SPACES:
         return name
     return _absolute(text) if Path(name).suffix in SUFFIXES else text
+
+
+def _import(modules: str | None) -> None:
+    """Import the modules, which have commas between their names. Raises ConfigError where one cannot be found."""
+    for name in modules.split(",") if modules is not None else ():
+        try:
+            import_module(name.strip())
+        except (ImportError, ValueError) as error:  # ValueError: no name
+            looked = "modules are looked for in the present folder and on PYTHONPATH"
+            raise ConfigError(f"--modules {modules}: {name.strip()!r} cannot be imported: {error}; {looked}") from error
 
 
 def _check_device(settings: RunSettings, device: torch.device) -> None:

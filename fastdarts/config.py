@@ -86,6 +86,11 @@ class SearchSettings(Settings):
     progressive_dropout: str = setting("0,0.4,0.7", "rate each stage begins with (skip_dropout)", before="0,0.4,0.7")
     skip_limit: int = setting(0, "most skips in the derived normal cell; 0 = any number", at_least=0, before=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ConfigError("--nesterov: Nesterov's momentum needs a --momentum above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings(SearchSettings):
@@ -127,6 +132,11 @@ class RunSettings(SearchSettings):
         "s0",
         "what may be chosen: s0, s1, s2, s3, s4, nasbench201, or a file of candidate lists (.yaml, .yml, .json)",
         before="s0",
+    )
+    modules: str | None = setting(
+        None,
+        "Python modules to import first, with commas between them: those that register candidates of your own",
+        resumable=True,
     )
     init_channels: int = setting(16, "channels of the first stage's nodes", at_least=2)
     layers: int = setting(8, "cells (of DARTS' network)", at_least=3)

@@ -32,7 +32,7 @@ def setting(
     """A dataclass field that is also a flag.
 
     resumable  a saved run may be continued with another value
-    before     what runs did that were saved before there was this setting
+    before     assumed of runs that were saved before there was this setting
     auto       the value that the word "auto" gives: the run chooses, and a continued one keeps what was chosen
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}

@@ -17,7 +17,7 @@ from fastdarts.engine import Stopping, World
 from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
-from fastdarts.search import METHODS, SoftmaxRelaxation, Stage, stages_of
+from fastdarts.search import METHODS, Stage, stages_of
 from fastdarts.search.methods import settings_of
 from fastdarts.search.progressive import heaviest, moving_epochs
 from fastdarts.spaces import Space
@@ -86,20 +86,23 @@ def _memory(settings: RunSettings, images: Images, world: World, stopping: Stopp
 
 def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:
     supernet, objective = _on_meta(settings, images, space, stage)
-    relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
-    batch = engine.meta_batch(settings.batch_size // world.size, settings.image_size)
-    return engine.step_bytes(
-        supernet,
-        objective,
-        relaxation,
-        batch,
-        settings.device,
-        amp=settings.amp,
-        unrolled=settings.unrolled,
-        hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
-        ahead=2 * (DEPTH + 1),
-        averaged=not world.alone,
-    )
+    relaxation = METHODS[settings.method].relaxation(space, edge_normalization=settings.edge_normalization, device="meta")
+    share, size = settings.batch_size // world.size, settings.image_size
+    try:
+        return engine.step_bytes(
+            supernet,
+            objective,
+            relaxation,
+            engine.meta_batch(share, size),
+            settings.device,
+            amp=settings.amp,
+            unrolled=settings.unrolled,
+            hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
+            ahead=2 * (DEPTH + 1),
+            averaged=not world.alone,
+        )
+    except ValueError as error:  # of BatchNorm, with one value for each channel
+        raise ConfigError(f"--batch_size {settings.batch_size}, --image_size {size}: {error}") from error
 
 
 def _fitting(settings: RunSettings, images: Images, free: Free, world: World, stopping: Stopping) -> RunSettings:
@@ -136,8 +139,10 @@ def _largest(settings: RunSettings, images: Images, free: Free, most: int, world
 
 
 def too_little(settings: RunSettings, images: Images, memory: int, free: Free, world: World, stopping: Stopping) -> str:
-    """What to do where memory gave out, with figures."""
-    largest = _largest(settings, images, free, settings.batch_size - 1, world, stopping)
+    """What to do where memory gave out, with figures. A signal changes nothing: the same command would not get further."""
+    with stopping.deferred():
+        undisturbed = Stopping()  # takes no signals
+        largest = _largest(settings, images, free, settings.batch_size - 1, world, undisturbed)
     share, were = settings.batch_size // world.size, room.gib(free.bytes)
     told = f"steps of {share} images take about {room.gib(memory)}, {were} were free at the start"
     if not largest:

@@ -1,5 +1,6 @@
 """A search in its run folder: what the search commands share. Logs, records, checkpoints and reports each epoch."""
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -308,8 +309,12 @@ class Session:
                 log.warning(f"the {kind} cell is collapsing: {told}")
 
     def _conclude(self) -> None:
-        """genotype.json of the result, with the ranks, for which a benchmark may take minutes; then the run has finished."""
+        """genotype.json of the result, with the ranks, for which a benchmark may take minutes; then the run has finished.
+
+        The other ranks have nothing left to do and leave. From here on this one is alone, so a signal breaks it off.
+        """
         if self.world.leads:
+            self.world, self.stopping.alone = World(), True
             with nullcontext() if self.benchmark is None else self.stopping.at_once():
                 write_text(self.folder["genotype.json"], self._genotype(ranks=True))
 
@@ -320,7 +325,8 @@ class Session:
         figures = self._looked_up(self.benchmark, self.search.result(), ranks=True)
         tests = [name for name in figures if f"{name}_rank" in figures]
         told = [f"{name} {figures[name]:.2f} % (rank {figures[f'{name}_rank']} of {CELLS})" for name in tests]
-        log.info(f"true accuracy by {self.benchmark.source}: {', '.join(told)}")
+        if told:
+            log.info(f"true accuracy by {self.benchmark.source}: {', '.join(told)}")
 
     def _is_best(self, valid: dict[str, float] | None) -> bool:
         """Whether these figures of an evaluation have the lowest loss so far, which is remembered."""
@@ -342,16 +348,27 @@ class Session:
         """genotype.json: the cell, and what building a network from it needs to know of the search.
 
         ranks  with the true accuracies' ranks, for which all cells are looked up once
+        Without a benchmark, what the file knows of the same cell is kept.
         """
-        s = self.settings
+        s, cell = self.settings, self.search.result()
         stop = self.search.stop
         facts = {"epoch": stop.epoch if stop else self.search.epoch, "space": self.search.supernet.space.name}
         layers = self.search.stages[self.search.stage].layers or s.layers
         size = {"layers": layers} if self.search.supernet.space.skeleton == "darts" else {"stage_cells": s.stage_cells}
         facts |= {"init_channels": s.init_channels, **size, "seed": s.seed}
         if self.benchmark is not None:
-            facts["benchmark"] = self._looked_up(self.benchmark, self.search.result(), ranks)
-        return self.search.result().to_json(**facts | ({"stopped": stop.facts()} if stop else {}))
+            facts["benchmark"] = self._looked_up(self.benchmark, cell, ranks)
+        elif (stored := self._stored()).get("text") == str(cell) and "benchmark" in stored:
+            facts["benchmark"] = stored["benchmark"]
+        return cell.to_json(**facts | ({"stopped": stop.facts()} if stop else {}))
+
+    def _stored(self) -> dict[str, Any]:
+        """What genotype.json holds, {} where it cannot be read."""
+        try:
+            stored = json.loads(self.folder["genotype.json"].read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return stored if isinstance(stored, dict) else {}
 
     def _looked_up(self, benchmark: Lookup, cell: Genotype | Architecture, ranks: bool = False) -> dict[str, float]:
         """The true accuracies of a cell in percent, and, with `ranks`, their ranks among all cells."""

@@ -1,5 +1,6 @@
-"""Shared by all tests: fair threads under xdist, GPU tests skipped without a GPU, the shared data where it is."""
+"""Shared by all tests: fair threads under xdist, GPU tests skipped without a GPU, the shared data where it is, a table."""
 
+import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +48,22 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no shared data beside the checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table as NAS-Bench-201's: its cell number n has 100 * n / 15,624 % in every column."""
+    from fastdarts.spaces import Architecture
+    from fastdarts.spaces.lookup import ACCURACIES, CELLS
+
+    path = tmp_path_factory.mktemp("table") / "made_up.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["index", "arch_str", *ACCURACIES])
+        for number in range(CELLS):
+            accuracy = f"{100 * number / (CELLS - 1):.6f}"
+            lines.writerow([number, Architecture.from_number(number), *[accuracy] * len(ACCURACIES)])
+    return path
 
 
 @pytest.fixture(scope="module")

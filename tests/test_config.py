@@ -140,6 +140,12 @@ def test_a_whole_number_is_a_number_and_none_is_allowed_where_it_is_the_default(
         S(epochs=None)
 
 
+def test_nesterov_needs_momentum():
+    with pytest.raises(ConfigError, match="--nesterov: Nesterov's momentum needs a --momentum above 0"):
+        S(nesterov=True, momentum=0)
+    assert not S(momentum=0).nesterov
+
+
 def test_make_refuses_unknown_settings():
     with pytest.raises(ConfigError, match="unknown settings: speed"):
         S.make({"speed": 11})

@@ -100,6 +100,7 @@ def test_ended_by_skips(argv, tmp_path):
     [
         ("--early_stop eigenvalue --epochs 10", "--early_stop eigenvalue: it compares the means of two times 5 epochs"),
         ("--early_stop skips --early_stop_skips 9 --epochs 2", "--early_stop_skips 9: a cell of space S0 has 8 operations"),
+        ("--early_stop skips --epochs 2 --begin 2", "--early_stop skips: it looks at epochs in which alpha moves"),
         ("--early_stop_skips 0", "--early_stop_skips: 0 is out of range"),
         ("--early_stop sometimes", "invalid choice: 'sometimes'"),
     ],

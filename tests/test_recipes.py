@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
+import shlex
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from fastdarts import search_cifar, search_imagenet
 from fastdarts.build import build
+from fastdarts.command import without_effect
 from fastdarts.config import ConfigError
 from fastdarts.plan import _rate
 from fastdarts.recipes import RECIPES
@@ -17,9 +21,13 @@ from fastdarts.search import stages_of
 from fastdarts.spaces import NASBENCH201, S0, Architecture
 from fastdarts.spaces.lookup import Table
 from fastdarts.supernet.beside import SkipDropout
+from fastdarts.sweep.grid import COMMANDS as SWEPT
+from fastdarts.sweep.grid import Combination, Grid
+from tests import runs
 
 COMMANDS = {"search_cifar": search_cifar, "search_imagenet": search_imagenet}
 CIFAR = [name for name, recipe in RECIPES.items() if recipe.command == "search_cifar"]
+IMAGENET = [name for name, recipe in RECIPES.items() if recipe.command == "search_imagenet"]
 TINY = {
     "batch_size": 4,
     "layers": 3,
@@ -94,6 +102,19 @@ def test_every_recipe_runs(name: str, data: Path, tmp_path: Path) -> None:
     last = epochs(tmp_path / "run")[-1]
     assert last["alpha_loss"] is not None and last["valid"]["loss"] > 0
     assert last["genotype"].startswith("|" if space == "nasbench201" else "Genotype(")
+
+
+@pytest.mark.parametrize("name", IMAGENET)
+def test_every_recipe_for_imagenet_runs(name: str, tmp_path: Path) -> None:
+    tree, folder = runs.write_tree(tmp_path / "images"), tmp_path / "run"
+    argv = ["--recipe", name, *runs.TINY, *runs.SPLIT, *flags({"epochs": 2, "begin": 1, "threads": 1})]
+    assert search_imagenet.main(["--data", str(tree), "--save", str(folder), *argv]) == 0
+    saved = json.loads((folder / "settings.json").read_text())["settings"]
+    values = dict(RECIPES[name].settings)
+    assert {setting: saved[setting] for setting in values} == values
+    assert (saved["recipe"], saved["partial_channels"], saved["edge_normalization"]) == (name, 2, True)
+    last = epochs(folder)[-1]
+    assert last["alpha_loss"] > 0 and last["valid"]["loss"] > 0 and last["genotype"].startswith("Genotype(")
 
 
 def test_the_published_numbers_reach_the_settings(data: Path) -> None:
@@ -206,12 +227,11 @@ def test_the_found_cell_is_looked_up(data: Path, tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "run" / "genotype.json").read_text())["benchmark"] == truth
 
 
-@pytest.mark.skipif(not TABLE.is_file(), reason="no table of NAS-Bench-201 beside the project")
 def test_a_run_has_finished_only_with_its_ranks(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    data: Path, made_up_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of nats_bench's files all cells are read for them, which takes minutes."""
-    given, folder = ["--space", "nasbench201", "--benchmark", str(TABLE)], tmp_path / "run"
+    given, folder = ["--space", "nasbench201", "--benchmark", str(made_up_table)], tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Table, "rank", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert search(data, folder, *given, epochs=1) == 75
@@ -240,3 +260,45 @@ def test_every_recipe_is_described(root: Path) -> None:
         for setting, value in recipe.settings.items():
             told = (f"--{setting} " if value else f"--no-{setting}") if isinstance(value, bool) else f"--{setting} {value}"
             assert told in row.replace("`", " ")
+
+
+IMAGES = {"data": "PATH", "image_size": 32}  # CIFAR's
+
+
+def sweeps(root: Path) -> dict[str, list[Combination]]:
+    """The combinations of each row of RECIPES.md's table of sweeps."""
+    described = (root / "RECIPES.md").read_text(encoding="utf-8").partition("\n| of | axes | flags |\n")[2].partition("\n\n")[0]
+    rows, command, checked = {}, SWEPT["search_cifar"], set()
+    for line in described.splitlines()[1:]:
+        name, axes, behind = line.strip("| ").split(" | ")
+        given = shlex.split(axes.strip("`"))
+        assert given[-2] == "--metric" and set(given[:-2:2]) == {"--grid"}
+        chosen = re.match(r"`(.*)`$|none: ", behind)
+        grid = Grid.parse(command, given[1:-2:2], [*flags(IMAGES), *shlex.split(chosen[1] or "")], "test")
+        rows[name] = grid.combinations(elsewhere=True)
+        for combination in rows[name]:
+            command.check(combination.settings, True, checked)
+            assert combination.settings.recipe in RECIPES
+            assert not without_effect(combination.settings, {*grid.fixed, *combination.values})
+    return rows
+
+
+def test_the_sweeps_can_begin_and_are_of_the_recipes(root: Path) -> None:
+    rows = sweeps(root)
+    counts = {name: len(combinations) for name, combinations in rows.items()}
+    assert list(counts.values()) == [12, 12, 12, 108, 108, 16, 20]
+    assert all(c.settings.objective == "mae" for name in rows if name.startswith("MAE-NAS") for c in rows[name])
+    assert {c.settings.decoder for c in rows["MAE-NAS, table 1 (skips by mask ratio)"]} == {"single-scale"}
+    ablations = [name for name, recipe in RECIPES.items() if recipe.source == "MIM-DARTS, table 7"]
+    by_objective = {RECIPES[name].settings["objective"]: name for name in ("darts-1st", "mim-darts-cifar10", *ablations)}
+    alike = [(c, c.values["recipe"]) for c in rows["MIM-DARTS, table 6"]]
+    alike += [(c, by_objective[c.values["objective"]]) for c in rows["MIM-DARTS, table 7"]]
+    for combination, name in alike:
+        ours, recipe = combination.settings, RECIPES[name].settings
+        assert {setting: getattr(ours, setting) for setting in recipe} == dict(recipe)
+        alone = search_cifar.resolve({"recipe": name, "seed": ours.seed} | IMAGES)
+        # a mask is of no effect on those whose recipes have none
+        assert replace(ours, recipe=name, mask_ratio=alone.mask_ratio, patch_size=alone.patch_size) == alone
+    padding = {c.settings.objective: c.settings.crop_padding for c in rows["MIM-DARTS, table 6"]}
+    others = {"supervised+colourisation": 0, "supervised+jigsaw": 0}
+    assert padding == {"supervised+rotation": 4, "joint": 4} | others

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from fastdarts import run
 from fastdarts.build import CIFAR10_MEAN, CIFAR10_STD, CIFAR100_MEAN, CIFAR100_STD, build
 from fastdarts.config import ConfigError, SearchCifarSettings
 from fastdarts.data import ImageArray
@@ -21,9 +23,11 @@ from fastdarts.engine import steps_of
 from fastdarts.search import StepReport
 from fastdarts.search_cifar import NOT_CIFAR, SAMPLE_RECIPE, main, resolve
 from fastdarts.session import Session
-from fastdarts.spaces import S0
+from fastdarts.spaces import S0, SPACES
+from fastdarts.supernet import beside
 from tests.runs import free_port
 from tests.test_search_imagenet import FILES
+from tests.zoo.operations import OPS
 
 TINY = ["--batch_size", "4", "--layers", "3", "--init_channels", "4", "--log_every", "2", "--epochs", "2", "--threads", "1"]
 
@@ -163,6 +167,34 @@ def test_a_space_is_the_same_however_it_is_written(data: Path, tmp_path: Path, m
     for first, second in (("S2", "s2"), ("mine.json", str(tmp_path / "mine.json"))):
         argv = arguments(data, "--epochs", "1", "--save", f"run of {second.count('/')}")
         assert main([*argv, "--space", first]) == 0 and main([*argv, "--space", second]) == 0
+    one, other = (resolve({"data": path}).data for path in ("images", f"../{tmp_path.name}/images"))
+    assert one == other == str(tmp_path / "images")
+
+
+def test_candidates_of_a_module(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.json").write_text(json.dumps({"candidates": ["skip_connect", "smooth"]}))
+    module = "from torch import nn\nfrom fastdarts.supernet import register_candidate\n"
+    module += "register_candidate('smooth', lambda C, stride: nn.AvgPool2d(3, stride, 1))\n"
+    Path("smoothing.py").write_text(module)
+    command = [sys.executable, "-m", "fastdarts.search_cifar", *arguments(data, "--epochs", "1", "--save", "run")]
+    command += ["--space", "mine.json", "--modules", "smoothing"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(Path("run/settings.json").read_text())["space"]["normal"] == ["skip_connect", "smooth"]
+    for modules, why in (("json,absent", "'absent' cannot be imported: No module named 'absent'; "), ("", "'' cannot be")):
+        assert main([*arguments(data, "--dry_run"), "--modules", modules]) == 2
+        assert f"--modules {modules}: {why}" in capsys.readouterr().err
+
+
+def test_batch_norm_of_ones_own_is_not_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "BUILDERS", beside.BUILDERS | {"noise": OPS["sep_conv_3x3"]})
+    settings = SearchCifarSettings(init_channels=4, layers=3, image_size=16, device="cpu", sync_bn=True)
+    images, two = SimpleNamespace(index=SimpleNamespace(classes=["a", "b"])), SimpleNamespace(alone=False, rank=0)
+    with pytest.raises(ConfigError, match=r"--sync_bn: cells\.0\._ops: BatchNorm in a candidate of one's own"):
+        run._start(settings, SPACES["s4"], images, None, two)
 
 
 def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:
@@ -178,6 +210,11 @@ def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixtur
     ):
         assert line in told
     assert told.count("without effect") == 5
+    parts = "--method p-darts --epochs 6 --no-skip_dropout --progressive_dropout 0,0,0 --channel_sampling random"
+    assert main([*arguments(data, "--dry_run"), *parts.split()]) == 0
+    told = "".join(capsys.readouterr())
+    assert "without effect: --progressive_dropout (of --skip_dropout)" in told
+    assert "without effect: --channel_sampling (of --partial_channels above 1)" in told
     assert main([*arguments(data, "--dry_run"), "--mask_ratio", "0.4", "--early_stop", "skips", "--early_stop_skips", "3"]) == 0
     assert "without effect" not in "".join(capsys.readouterr())
 
@@ -247,6 +284,7 @@ def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monk
         (16, "--train_fraction 0.6", "overlap"),
         (16, "--init_channels 6 --partial_channels 4", "C/k"),
         (16, "--train_list a.txt", "belong together"),
+        (4, "--batch_size 1 --objective supervised", "--batch_size 1, --image_size 4: Expected more than 1 value per channel"),
     ],
 )
 def test_wrong_input_is_one_line_status_2_and_writes_nothing(

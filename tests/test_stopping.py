@@ -103,7 +103,7 @@ def test_the_planner_is_broken_off_between_two_steps_that_it_counts(argv, tmp_pa
         return counted[-1]
 
     monkeypatch.setattr(engine, "step_bytes", step_bytes)
-    assert main([*argv[:-4], "--epochs", "6", "--begin", "1", "--method", "p-darts", "--save", str(tmp_path / "run")]) == 75
+    assert main([*argv, "--epochs", "6", "--method", "p-darts", "--save", str(tmp_path / "run")]) == 75
     assert len(counted) == 1 and "stopped by SIGTERM" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

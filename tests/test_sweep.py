@@ -12,6 +12,7 @@ import stat
 import sys
 import threading
 import time
+from dataclasses import asdict
 from math import isclose, sqrt
 from subprocess import PIPE, Popen
 
@@ -167,7 +168,8 @@ def test_sizes_that_the_images_decide_are_not_refused(tmp_path):
     """12 divides no image of 32 pixels, but one of 96: what --image_size auto comes to is not known yet."""
     np.savez(tmp_path / "a.npz", images=np.zeros((4, 96, 96, 3), np.uint8), labels=np.arange(4) % 2)
     flags = ["--data", str(tmp_path / "a.npz"), "--patch_size", "12", "--mask_ratio", "0.02"]
-    assert len(Grid.parse(COMMANDS["search_cifar"], ["seed=0,1"], flags, "test").combinations()) == 2
+    grid = Grid.parse(COMMANDS["search_cifar"], ["seed=0,1"], flags, "test")
+    grid.check(grid.combinations())
 
 
 def test_a_table_is_read_once(tmp_path, monkeypatch):
@@ -175,7 +177,41 @@ def test_a_table_is_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr("fastdarts.sweep.grid.benchmark_of", lambda settings, space: read.append(settings.benchmark))
     flags = ["--space", "nasbench201", "--benchmark", "a.csv", "--stage_cells", "1"]
     axes = ["mask_ratio=0.2,0.5", "patch_size=4,8", "seed=0,1"]
-    assert len(Grid.parse(COMMANDS["search_cifar"], axes, flags, "test").combinations()) == 8 and read == ["a.csv"]
+    grid = Grid.parse(COMMANDS["search_cifar"], axes, flags, "test")
+    grid.check(combinations := grid.combinations())
+    assert len(combinations) == 8 and read == ["a.csv"]
+
+
+@pytest.fixture
+def done(folder):
+    """A sweep of search_cifar whose only run has finished, with images and a table that are no longer there; its flags."""
+    flags = ["--data", "/gone/images", "--space", "nasbench201", "--benchmark", "/gone/table.csv"]
+    grid = Grid.parse(COMMANDS["search_cifar"], ["seed=0"], flags, "test")
+    (combination,) = grid.combinations()
+    (run := folder / combination.name).mkdir(parents=True)
+    (run / "settings.json").write_text(json.dumps({"settings": asdict(combination.settings)}))
+    (run / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 1, "train_loss": 1.5, "valid": {"loss": 2.5}}\n')
+    (run / "genotype.json").write_text('{"text": "g", "benchmark": {"cifar10_test": 93.5}}')
+    (run / "status").write_text("finished\n")
+    sweep = {"command": "search_cifar", "fixed": grid.fixed, "axes": ["seed"], "runs": []}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    return flags
+
+
+def test_what_has_finished_needs_neither_its_images_nor_its_table(done, folder, capsys):
+    command = ["search_cifar", "--save", str(folder), "--grid"]
+    assert main([*command, "seed=0", "--metric", "train_loss", "--", *done]) == 0
+    assert main([*command, "seed=0", "--metric", "benchmark.cifar10_test", "--", *done[:4]]) == 0
+    assert "| 1 | 93.5 |" in (folder / "sweep.md").read_text()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    for flags, told in (
+        (done, "seed=1: --benchmark /gone/table.csv: "),
+        (done[:4], "seed=1: --data /gone/images: there is no"),
+    ):
+        assert main([*command, "seed=0,1", "--", *flags]) == 2
+        assert told in (err := capsys.readouterr().err) and err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -204,11 +240,13 @@ def test_a_metric_that_no_run_can_have_is_refused_at_once(folder, capsys):
 def test_an_early_stops_row_is_of_the_epoch_that_it_chose(tmp_path):
     stopped = {"rule": "eigenvalue", "after": 3, "epoch": 2, "why": "it grew"}
     lines = [{"kind": "epoch", "epoch": n, "genotype": f"g{n}", "train_loss": float(n)} for n in (1, 2, 3)]
+    for line, valid in zip(lines, ({"loss": 8.0}, None, {"loss": 9.0}), strict=True):  # evaluated in every second epoch
+        line["valid"] = valid
     lines[2]["stopped"] = stopped
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "genotype.json").write_text(json.dumps({"text": "g2", "stopped": stopped}))
     row = figures(tmp_path, True)
-    assert (row["genotype"], row["epoch"], row["train_loss"]) == ("g2", 2, 2.0)
+    assert (row["genotype"], row["epoch"], row["train_loss"], row["valid.loss"]) == ("g2", 2, 2.0, 8.0)
 
 
 def test_a_run_of_other_settings_is_named(folder, capsys):

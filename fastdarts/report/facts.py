@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from fastdarts.genotype import collapse_line
-from fastdarts.report.run import Run
+from fastdarts.report.run import Run, valid_of
 
 _OBJECTIVES = {
     "mae": "Masked-reconstruction search",
@@ -35,8 +35,7 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     if "train_images" in data:
         figures.append(("Training images", number(data["train_images"]), f"{number(data.get('val_images'))} to validate"))
     figures.append(("Training loss", number(chosen.get("train_loss")), "" if chosen is last else f"of epoch {chosen['epoch']}"))
-    until = [epoch for epoch in run.epochs if epoch["epoch"] <= chosen["epoch"]]
-    valid = dict(next((epoch["valid"] for epoch in reversed(until) if epoch.get("valid")), {}))
+    valid = dict(valid_of(run.epochs))
     loss, baseline = valid.pop("loss", None), valid.pop("baseline", None)
     figures.append(("Validation loss", number(loss), _against(loss, baseline)))
     figures += [(f"Validation {name}", number(value), "") for name, value in valid.items()]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,12 @@ def chosen_of(epochs: Sequence[Record]) -> Record:
     return next((epoch for epoch in epochs if number is not None and epoch.get("epoch") == number), epochs[-1])
 
 
+def valid_of(epochs: Sequence[Record]) -> Record:
+    """The last evaluation that was known when the epoch of `chosen_of` ended, {} before the first."""
+    until = epochs[: epochs.index(chosen_of(epochs)) + 1]
+    return next((epoch["valid"] for epoch in reversed(until) if epoch.get("valid")), {})
+
+
 def read_run(folder: str | Path) -> Run:
     """Read the run folder of a search, finished or not. Raises ReportError, OSError."""
     folder = Path(folder)
@@ -139,8 +146,10 @@ def _text(path: Path) -> str:
 def _lines(path: Path) -> list[Record]:
     """The objects of a file of JSON lines; a last one that a killed process left half written is passed over."""
     *lines, rest = _text(path).split("\n")
-    lines += [rest] if rest.endswith("}") else []
-    return [_object(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+    records = [_object(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
+    with suppress(ReportError):
+        records.append(_object(rest, str(path)))
+    return records
 
 
 def _object(text: str, place: str) -> Record:

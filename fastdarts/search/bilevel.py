@@ -174,7 +174,7 @@ class Bilevel:
     def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
         """L_val(w, alpha) and its gradient in alpha, of this rank's share; no gradient of a weight is computed."""
         with held(self.weights):
-            loss = self._loss(step, val, Stream.VAL)
+            loss = self._val_loss(step, val)
             return loss.detach(), self._gradients(loss, self.relaxation.parameters())
 
     def unrolled_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
@@ -193,7 +193,7 @@ class Bilevel:
         try:
             self._place(saved, virtual, -eta)
             with frozen_buffers(self.supernet, self.objective):
-                loss = self._loss(step, val, Stream.VAL)
+                loss = self._val_loss(step, val)
                 grads = self._gradients(loss, [*alpha, *self.weights], **UNUSED)
             d_alpha = grads[: len(alpha)]
             v = yield from self._means(grads[len(alpha) :])
@@ -203,7 +203,8 @@ class Bilevel:
             with held(self.weights), same_draws(self.supernet):
                 for sign in (1, -1):
                     self._place(saved, v, sign * R)
-                    side = self.objective(self.supernet, self.relaxation.weights(), train, step, Stream.TRAIN)
+                    weights = self.relaxation.weights(Stream.TRAIN)
+                    side = self.objective(self.supernet, weights, train, step, Stream.TRAIN)
                     sides.append(torch.autograd.grad(side, alpha))
         finally:
             self._place(saved)
@@ -241,14 +242,16 @@ class Bilevel:
     def _train_loss(self, step: Tensor, train: Batch) -> Tensor:
         """The training loss with alpha held constant."""
         with torch.no_grad():
-            weights = self.relaxation.weights()
+            weights = self.relaxation.weights(Stream.TRAIN)
         with self.precision.autocast():
             return self.objective(self.supernet, weights, train, step, Stream.TRAIN)
 
-    def _loss(self, step: Tensor, batch: Batch, stream: Stream) -> Tensor:
-        weights = self.relaxation.weights()
+    def _val_loss(self, step: Tensor, val: Batch) -> Tensor:
+        """The validation loss, with what the relaxation adds to it."""
+        weights, penalty = self.relaxation.weights(Stream.VAL), self.relaxation.penalty()
         with self.precision.autocast():
-            return self.objective(self.supernet, weights, batch, step, stream)
+            loss = self.objective(self.supernet, weights, val, step, Stream.VAL)
+        return loss if penalty is None else loss + penalty
 
 
 @contextmanager

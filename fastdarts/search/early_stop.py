@@ -118,6 +118,11 @@ def check_early_stop(settings: SearchSettings, space: Space) -> None:
             f"epoch {last} at the latest: take more --epochs or a smaller --early_stop_from"
         )
     if settings.early_stop == "skips":
+        if moving < 1:
+            raise ConfigError(
+                "--early_stop skips: it looks at epochs in which alpha moves, and here it never does: take more --epochs or a "
+                "smaller --begin"
+            )
         if not any("skip_connect" in names for names in space.candidates(NORMAL)):
             raise ConfigError(f"--early_stop skips: no edge of space {space.name} can be a skip connection")
         if settings.early_stop_skips > 2 * space.nodes:

@@ -1,22 +1,20 @@
 """The methods as rows of a table: relaxation x edge treatment x outer gradient x schedule x selection.
 
 A row gives values to settings (fields of SearchSettings and of the commands) and, where it takes a class of its own, says
-which. A method is added by its row; only a part that is not there yet is new code: a relaxation, a selection.
+which. A method is added by its row; only a part that is not there yet is new code: a relaxation, which may sample (DrNAS),
+perturb (SDARTS' random smoothing), add to alpha's loss (DrNAS' distance) and decide edges after an epoch (SGAS), or a selection
+by the weights. One that tries out the trained supernet (DARTS-PT) is no selection in this sense: it follows a search.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastdarts.config import ConfigError
-from fastdarts.genotype import Genotype
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.search.selection import argmax_genotype
-from fastdarts.spaces import Architecture, Kind, Space
-from fastdarts.supernet import CellWeights
+from fastdarts.search.selection import Selection, argmax_genotype
 
 Values = Mapping[str, Any]  # settings by field
-Selection = Callable[[Space, dict[Kind, CellWeights]], Genotype | Architecture]
 Dataset = Literal["cifar", "imagenet"]
 
 

@@ -43,7 +43,7 @@ class Stage:
     def __str__(self) -> str:
         parts = [
             "" if self.layers is None else f"{self.layers} cells",
-            "" if self.candidates is None else f"{self.candidates} candidates an edge",
+            "" if self.candidates is None else f"at most {self.candidates} candidates an edge",
             f"skips with dropout {self.dropout:g}" if self.dropout else "",
         ]
         return ", ".join(filter(None, parts))
@@ -96,6 +96,10 @@ def check_stages(stages: Sequence[Stage], space: Space, settings: SearchSettings
         raise ValueError(f"progressive: space {space.name} is of a network whose depth is fixed, it has no stages")
     if len(stages) > 1 and settings.early_stop != "off":
         raise ValueError("early_stop: it looks at one alpha from its beginning, and each stage has another: --early_stop off")
+    kept = [stage.candidates for stage in stages if stage.candidates is not None]
+    if kept != sorted(kept, reverse=True):
+        numbers = ",".join(map(str, kept))
+        raise ValueError(f"progressive_candidates {numbers}: what an edge has lost it never gets back, no number may rise")
     if settings.skip_limit:
         check_skip_limit(space, stages[-1].candidates)
 

@@ -6,6 +6,7 @@ Letters: E edges of a cell, K candidates of its longest list.
 import torch
 from torch import Tensor
 
+from fastdarts.ops.philox import Stream
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
 
@@ -46,9 +47,23 @@ class SoftmaxRelaxation:
         """The architecture parameters: alpha of the normal and the reduce cells, then beta of both."""
         return [*self.alpha.values(), *self.beta.values()]
 
-    def weights(self) -> dict[Kind, CellWeights]:
-        """How the cells mix now; differentiable in `parameters()`."""
+    def weights(self, stream: Stream = Stream.EVAL) -> dict[Kind, CellWeights]:
+        """How the cells mix now; differentiable in `parameters()`.
+
+        stream  for whose images. A relaxation that samples or perturbs does so for TRAIN and VAL, by torch's generators; what
+                it is evaluated, judged and read out with is EVAL's. This one mixes alike for all
+        """
         return {kind: CellWeights(self._ops(kind), self._edges(kind)) for kind in self.space.kinds}
+
+    def penalty(self) -> Tensor | None:
+        """A scalar that alpha's loss has besides the objective's, differentiable in `parameters()`; None: none."""
+        return None
+
+    def epoch_ended(self, epoch: int) -> None:
+        """Called after each epoch (from 1) in which alpha moved, before its evaluation: what is decided once an epoch.
+
+        It may change `parameters()` in place, and what `weights` makes of them as far as that is in `state_dict`.
+        """
 
     def _ops(self, kind: Kind) -> Tensor:
         return self.alpha[kind].masked_fill(self.padding[kind], -torch.inf).softmax(-1)

@@ -185,6 +185,8 @@ class Search:
         record = {"epoch": epoch, "step": epoch * steps, "lr": rate, "train_loss": train.value, "alpha_loss": alpha.value}
         seconds = perf_counter() - began
         self._check(record)
+        if within >= stage.begin:
+            self.relaxation.epoch_ended(epoch)
         due = epoch % s.eval_every == 0 or epoch == s.epochs
         with self.interruptible():
             record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
@@ -275,7 +277,7 @@ class Search:
     def genotype(self) -> Genotype | Architecture:
         """The cell pair that alpha stands for now, within settings.skip_limit."""
         if self.settings.skip_limit:
-            return limit_skips(self.supernet.space, self._weights(), self.settings.skip_limit)
+            return limit_skips(self.supernet.space, self._weights(), self.settings.skip_limit, self.method.selection)
         return self.method.selection(self.supernet.space, self._weights())
 
     def evaluate(self) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """How a discrete cell is read out of the mixed one."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -9,6 +10,7 @@ from fastdarts.spaces import Architecture, Kind, Space
 from fastdarts.supernet import CellWeights
 
 SKIP = "skip_connect"
+Selection = Callable[[Space, dict[Kind, CellWeights]], Genotype | Architecture]
 
 
 def argmax_genotype(space: Space, weights: dict[Kind, CellWeights]) -> Genotype | Architecture:
@@ -26,8 +28,10 @@ def argmax_genotype(space: Space, weights: dict[Kind, CellWeights]) -> Genotype 
     return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
 
-def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int) -> Genotype:
-    """argmax_genotype with at most `most` skips in the normal cell (P-DARTS, section 3.3).
+def limit_skips(
+    space: Space, weights: dict[Kind, CellWeights], most: int, selection: Selection = argmax_genotype
+) -> Genotype | Architecture:
+    """What `selection` reads out, with at most `most` skips in the normal cell (P-DARTS, section 3.3).
 
     While there are more, the weakest of the skips that the cell has is taken from its edge's candidates, and the cell
     derived again: the edge may stay with another operation, or another edge takes its place. Raises ValueError as
@@ -35,7 +39,7 @@ def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int) -> Ge
     """
     check_skip_limit(space)
     while True:
-        genotype = argmax_genotype(space, weights)
+        genotype = selection(space, weights)
         skips = [space.edges_of_node(i // 2)[state] for i, (op, state) in enumerate(genotype.normal) if op == SKIP]
         if len(skips) <= most:
             return genotype

@@ -104,7 +104,7 @@ def _json(path: Path, text: str) -> Any:
 
     try:
         return json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise SpaceError(f"{path} is not JSON: {error}") from error
 
 
@@ -118,7 +118,7 @@ def _yaml(path: Path, text: str) -> Any:
         if isinstance(tree, yaml.MappingNode):
             _check_once(path, [key.value for key, _ in tree.value])
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise SpaceError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
 
 

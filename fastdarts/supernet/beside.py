@@ -232,7 +232,7 @@ class MixedEdgesBeside(PackedEdges):
 
         Not by gather: its backward waits for the device where algorithms are to be deterministic.
         """
-        key = group.numbers[0], ops.device
+        key = group.numbers[0], ops.device, ops.shape[1]
         if key not in self._placed:  # once: a step that copies to the device cannot be captured
             places = [row * ops.shape[1] + column for row, columns in enumerate(group.columns) for column in columns]
             self._placed[key] = torch.tensor(places, device=ops.device)
@@ -241,12 +241,12 @@ class MixedEdgesBeside(PackedEdges):
     def _added(self, total: Tensor, weight: Tensor, module: nn.Module, x: Tensor, chosen: Tensor | None) -> Tensor:
         """total (N, C, H/s, W/s) + weight * module(the channels of x that pass through candidates), where those end up."""
         if self.k == 1:
-            return total + weight * module(x)
+            return total + (weight * module(x)).to(total.dtype)  # autocast may have left it in another
         if chosen is None:  # processed channel p becomes channel p * k
             out, places = module(x[:, : self._Cq]), torch.arange(0, x.shape[1], self.k, device=x.device)
         else:
             out, places = module(x.index_select(1, chosen)), chosen
-        return total.index_add(1, places, (weight * out).to(total.dtype))  # autocast may have left it in another
+        return total.index_add(1, places, (weight * out).to(total.dtype))
 
 
 def _edges(space: Space, kind: Kind) -> Sequence[Edge]:

@@ -49,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         grid = Grid.parse(COMMANDS[given.command], given.grid, flags, f"{PROG} {given.command}")
         elsewhere = given.executor == "slurm"
         combinations = grid.combinations(elsewhere)
-        _check_metric(given.metric, combinations)
         folder = SweepFolder.open(given.save, given.command, grid, combinations, elsewhere)
+        left = folder.left(combinations)  # what has finished needs neither its images nor its table any more
+        _check_metric(given.metric, left)
+        grid.check(left, elsewhere)
         executor = _executor(given, folder)
         with folder.locked(), Stopping() as stopping, stopping.deferred():
             sweep = Sweep(given.command, grid, folder, given.metric)
@@ -74,7 +76,7 @@ class Sweep:
 
     def run(self, combinations: Sequence[Combination], executor: Executor, stopping: Stopping) -> None:
         """Run what has not finished. Raises Stopped after a signal, which is passed on, when all that runs has ended."""
-        left = [c for c in combinations if self.folder.rows[c.name]["state"] != "finished"]
+        left = self.folder.left(combinations)
         print(f"{len(combinations)} runs in {self.folder.path}, {len(combinations) - len(left)} of them finished", flush=True)
         waiting, running, told = deque(left), {}, False
         self._record()
@@ -205,8 +207,9 @@ def _parameter(text: str) -> tuple[str, str | int]:
 
 
 def _check_metric(metric: str, combinations: Sequence[Combination]) -> None:
-    """Raise SweepError for a figure that none of the runs can have."""
-    if metric.startswith("benchmark.") and not any(getattr(c.settings, "benchmark", None) for c in combinations):
+    """Raise SweepError for a figure that none of the runs, if there are any, can have."""
+    looked_up = any(getattr(c.settings, "benchmark", None) for c in combinations)
+    if combinations and metric.startswith("benchmark.") and not looked_up:
         raise SweepError(f"--metric {metric}: no run looks its cell up, give --benchmark behind --")
 
 

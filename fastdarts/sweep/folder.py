@@ -62,6 +62,10 @@ class SweepFolder:
         folder._look()
         return folder
 
+    def left(self, combinations: Sequence[Combination]) -> list[Combination]:
+        """Those that have not finished."""
+        return [combination for combination in combinations if self.rows[combination.name]["state"] != "finished"]
+
     def locked(self) -> AbstractContextManager[None]:
         """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does."""
         return RunFolder(self.path).locked()

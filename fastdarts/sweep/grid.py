@@ -1,7 +1,7 @@
-"""What a sweep runs: the combinations of its axes' values, each one the settings of a run, all checked beforehand."""
+"""What a sweep runs: the combinations of its axes' values, each one the settings of a run, checked before it begins."""
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from itertools import product
@@ -107,9 +107,8 @@ class Grid:
         elsewhere  they will run on other machines: what depends on the machine is not checked
         """
         found: dict[str, Combination] = {}
-        checked: set[Hashable] = set()
         for values in product(*self.axes.values()):
-            combination = self._combination(dict(zip(self.axes, values, strict=True)), elsewhere, checked)
+            combination = self._combination(dict(zip(self.axes, values, strict=True)), elsewhere)
             if combination.name in found:
                 raise SweepError(f"--grid: two combinations have the name {combination.name}")
             same = next((c.name for c in found.values() if c.settings == combination.settings), None)
@@ -118,14 +117,25 @@ class Grid:
             found[combination.name] = combination
         return list(found.values())
 
-    def _combination(self, values: dict[str, Any], elsewhere: bool, checked: set[Hashable]) -> Combination:
+    def check(self, combinations: Iterable[Combination], elsewhere: bool = False) -> None:
+        """Raise SweepError, which names the combination, for the first of them whose search could not begin.
+
+        elsewhere  as for `combinations`
+        """
+        checked: set[Hashable] = set()
+        for combination in combinations:
+            try:
+                self.command.check(combination.settings, elsewhere, checked)
+            except ConfigError as error:
+                raise SweepError(f"{combination.name}: {error}") from error
+
+    def _combination(self, values: dict[str, Any], elsewhere: bool) -> Combination:
         name = run_name(values)
         given = self.fixed | values
         try:
             self.command.settings.make(given)
             machine = {n: value for n, value in OF_A_MACHINE.items() if elsewhere and n in given}
             settings = import_module(self.command.module).resolve(given | machine)
-            self.command.check(settings, elsewhere, checked)
         except ConfigError as error:
             raise SweepError(f"{name}: {error}") from error
         flags = (*self.flags, *(_flag(axis, value) for axis, value in values.items()))

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from fastdarts.report.facts import number
-from fastdarts.report.run import chosen_of
+from fastdarts.report.run import chosen_of, valid_of
 
 Row = dict[str, Any]
 REPEATS = "seed"  # the axis that is not a setting of interest: runs that differ in it alone are repetitions
@@ -53,16 +53,17 @@ def epochs_of(folder: Path) -> list[Row]:
 def figures(folder: Path, finished: bool) -> Row:
     """What a run folder holds for the row of its run: "settings", and of a finished run "genotype" and flat figures.
 
-    The figures of the epoch whose genotype it is, the last one but for an early stop (`valid.loss`, `cells.normal.skips`,
-    ...; skips as alpha has them, before P-DARTS' limit), the `minutes` of all its epochs, and what was looked up
-    (`benchmark.*`, from genotype.json). Those that are not finite are left out.
+    The figures of the epoch whose genotype it is, the last one but for an early stop (`valid.loss`, of the last evaluation
+    until then, `cells.normal.skips`, ...; skips as alpha has them, before P-DARTS' limit), the `minutes` of all its epochs,
+    and what was looked up (`benchmark.*`, from genotype.json). Those that are not finite are left out.
     """
     row: Row = {"settings": _object(folder / "settings.json").get("settings")}
     epochs = epochs_of(folder)
     if not finished or not epochs:
         return row
     record, genotype = chosen_of(epochs), _object(folder / "genotype.json")
-    found = {name: record.get(name) for name in OF_EPOCH} | {"benchmark": genotype.get("benchmark")}
+    found = {name: record.get(name) for name in OF_EPOCH}
+    found |= {"valid": valid_of(epochs), "benchmark": genotype.get("benchmark")}
     seconds = sum(line.get("seconds") or 0.0 for line in _lines(folder / "timing.jsonl"))
     row |= {"genotype": genotype.get("text") or record.get("genotype"), "epoch": record.get("epoch")}
     return row | dict(_flat("", found)) | {"minutes": seconds / 60}

@@ -1,6 +1,5 @@
 """bench.nasbench201: what is collected of pretended runs, its arithmetic by hand, the table, the picture, wrong input."""
 
-import csv
 import json
 import random
 from collections.abc import Sequence
@@ -10,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.nasbench201 import collect, main, random_cell, runs_in, summary
+from bench.nasbench201 import _recipe, collect, main, random_cell, runs_in, summary
 from bench.nasbench201_report import RANDOM, markdown, verdict
 from bench.records import RESULTS, read
 from fastdarts import search_cifar
 from fastdarts.recipes import RECIPES
 from fastdarts.spaces import Architecture
-from fastdarts.spaces.lookup import ACCURACIES, CELLS, Table
+from fastdarts.spaces.lookup import CELLS, Table
 
 DARTS, MAE, MIM = "darts-nasbench201", "mae-nas-nasbench201", "mim-darts-nasbench201"
 SKIPS = Architecture(("skip_connect",) * 6)
@@ -24,20 +23,8 @@ CONVS = Architecture(("nor_conv_3x3",) * 6)
 
 
 def accuracy(cell: Architecture) -> float:
-    """100 for number 15,624, 0 for number 0, and even steps between: 50 in the mean."""
+    """In the made-up table: 100 for number 15,624, 0 for number 0, and even steps between: 50 in the mean."""
     return 100 * cell.number / (CELLS - 1)
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("table") / "made_up.csv"
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(["index", "arch_str", *ACCURACIES])
-        for number in range(CELLS):
-            cell = Architecture.from_number(number)
-            lines.writerow([number, cell, *[f"{accuracy(cell):.6f}"] * len(ACCURACIES)])
-    return path
 
 
 def write_run(folder: Path, recipe: str, seed: int, cells: Sequence[Architecture], images: int = 10, **more: object) -> Path:
@@ -78,10 +65,10 @@ def told(argv: list[object], capsys: pytest.CaptureFixture) -> tuple[int, str, s
 
 
 def test_a_sweep_becomes_records_a_table_and_a_picture(
-    sweep: Path, table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    sweep: Path, made_up_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     results = tmp_path / "results"
-    status, out, _ = told([sweep, "--benchmark", table, "--record", "--results", results], capsys)
+    status, out, _ = told([sweep, "--benchmark", made_up_table, "--record", "--results", results], capsys)
     assert status == 0
     records = read(results / "nasbench201.jsonl")
     kinds = [record["kind"] for record in records]
@@ -105,11 +92,13 @@ def test_a_sweep_becomes_records_a_table_and_a_picture(
     for text in (f"{DARTS}, 3 seeds", f"{MAE}, 3 seeds", "a collapse begins", "random choice, mean"):
         assert f">{text}<" in svg
     assert (results / "nasbench201.png").is_file()
+    for recipe in (DARTS, MAE):
+        assert "skip connections in the derived cell" in (results / f"nasbench201-{recipe}.svg").read_text()
 
 
-def test_the_figures_by_hand(sweep: Path, table: Path) -> None:
+def test_the_figures_by_hand(sweep: Path, made_up_table: Path) -> None:
     """25, 25, 25 for DARTS; 50, 75, 75 for MAE-NAS: mean 200/3, squared deviations 2500/9 + 2 * 625/9 = 1250/3, over n - 1."""
-    records = collect(runs_in([sweep]), Table.read(table))
+    records = collect(runs_in([sweep]), Table.read(made_up_table))
     darts, mae, chosen = (record for record in records if record["kind"] == "recipe")
     assert (darts["mean"], darts["deviation"], darts["above"]) == (pytest.approx(25), 0, pytest.approx(-25))
     assert (mae["mean"], mae["deviation"]) == (pytest.approx(200 / 3, abs=1e-3), pytest.approx(sqrt(1250 / 6), abs=1e-3))
@@ -126,8 +115,8 @@ def test_the_figures_by_hand(sweep: Path, table: Path) -> None:
     assert whole["deviation"]["cifar10_test"] == pytest.approx(100 / 15624 * sqrt((15625**2 - 1) / 12), abs=1e-4)
 
 
-def test_the_table_says_plainly_what_does_not_beat_random_choice(sweep: Path, table: Path) -> None:
-    lines = markdown(collect(runs_in([sweep]), Table.read(table))).splitlines()
+def test_the_table_says_plainly_what_does_not_beat_random_choice(sweep: Path, made_up_table: Path) -> None:
+    lines = markdown(collect(runs_in([sweep]), Table.read(made_up_table))).splitlines()
     # random choice with these seeds: 88.55, 14.09 and 90.51, 64.38 in the mean
     assert lines[2].startswith(f"| `{DARTS}` | 25.00 ± 0.00 | 25.00, 25.00, 25.00 | 11719, 11719, 11719 | 6, 6, 6 | **does not")
     assert lines[3].startswith(f"| `{MAE}` | 66.67 ± 14.43 | 50.00, 75.00, 75.00 | 7813, 3907, 3907 | 0, 0, 0 | **not shown")
@@ -156,11 +145,11 @@ def test_one_seed_has_no_deviation() -> None:
     assert one["chance"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_runs_that_were_made_one_by_one(sweep: Path, table: Path, capsys: pytest.CaptureFixture) -> None:
+def test_runs_that_were_made_one_by_one(sweep: Path, made_up_table: Path, capsys: pytest.CaptureFixture) -> None:
     runs = sorted(sweep.glob("recipe=*"))
-    status, out, _ = told([*runs, "--benchmark", table], capsys)
-    assert status == 0 and out == markdown(collect(runs_in([sweep]), Table.read(table)))
-    status, out, _ = told([runs[0], "--benchmark", table], capsys)
+    status, out, _ = told([*runs, "--benchmark", made_up_table], capsys)
+    assert status == 0 and out == markdown(collect(runs_in([sweep]), Table.read(made_up_table)))
+    status, out, _ = told([runs[0], "--benchmark", made_up_table], capsys)
     assert status == 0 and f"| `{DARTS}` | 25.00 | 25.00 |" in out
 
 
@@ -179,16 +168,16 @@ def test_runs_that_were_made_one_by_one(sweep: Path, table: Path, capsys: pytest
         (lambda s: (s / "a").rename(s.parent / "a"), "holds no run folder, nor is it one"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(change, reason: str, tmp_path: Path, table: Path, capsys) -> None:
+def test_what_cannot_be_compared_is_one_line(change, reason: str, tmp_path: Path, made_up_table: Path, capsys) -> None:
     folder = tmp_path / "runs"
     write_run(folder / "a", MAE, 0, [CONVS])
     change(folder)
-    status, out, err = told([folder, "--benchmark", table], capsys)
+    status, out, err = told([folder, "--benchmark", made_up_table], capsys)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("python -m bench.nasbench201: error: ") and reason in err
 
 
-def test_other_spaces_and_tables_are_refused(tmp_path: Path, table: Path, capsys: pytest.CaptureFixture) -> None:
+def test_other_spaces_and_tables_are_refused(tmp_path: Path, made_up_table: Path, capsys: pytest.CaptureFixture) -> None:
     run = write_run(tmp_path / "a", MAE, 0, [CONVS])
     assert "no such file" in told([run, "--benchmark", tmp_path / "no_table"], capsys)[2]
     genotype = "Genotype(normal=[('skip_connect', 0), ('skip_connect', 1)], normal_concat=[2], "
@@ -196,7 +185,7 @@ def test_other_spaces_and_tables_are_refused(tmp_path: Path, table: Path, capsys
     line = {"kind": "epoch", "epoch": 1, "step": 1, "genotype": genotype}
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (run / "genotype.json").unlink()
-    assert "is no search in NAS-Bench-201" in told([run, "--benchmark", table], capsys)[2]
+    assert "is no search in NAS-Bench-201" in told([run, "--benchmark", made_up_table], capsys)[2]
 
 
 def test_random_choice_in_the_real_table(shared_data: Path) -> None:
@@ -221,21 +210,31 @@ def test_the_records_are_whole() -> None:
                 assert record["run"]["commit"]
 
 
-def test_a_run_that_other_flags_made_of_a_recipe_is_not_of_it(tmp_path: Path, table: Path) -> None:
+def test_a_run_that_other_flags_made_of_a_recipe_is_not_of_it(tmp_path: Path, made_up_table: Path) -> None:
     changed = {"a": (MAE, {"objective": "supervised"}), "b": (MIM, {"nesterov": True}), "c": (MIM, {})}
     names = []
     for folder, (recipe, more) in changed.items():
         run = write_run(tmp_path / folder, recipe, 1, [CONVS], **more)
-        names += [r["recipe"] for r in collect(runs_in([run]), Table.read(table)) if r["kind"] == "search"]
+        names += [r["recipe"] for r in collect(runs_in([run]), Table.read(made_up_table)) if r["kind"] == "search"]
     assert names == [DARTS, "darts-1st joint", MIM]
 
 
-def test_a_run_that_names_no_recipe_is_of_the_one_that_it_equals(tmp_path: Path, table: Path) -> None:
+def test_a_run_that_names_no_recipe_is_of_the_one_that_it_equals(tmp_path: Path, made_up_table: Path) -> None:
     folder = write_run(tmp_path / "run", MAE, 1, [CONVS])
     saved = json.loads((folder / "settings.json").read_text())
     for gone in ("recipe", "method"):  # as in runs from before there were any
         del saved["settings"][gone]
     for change, name in (({}, MAE), ({"patch_size": 2}, "darts-1st mae")):
         (folder / "settings.json").write_text(json.dumps(saved | {"settings": saved["settings"] | change}))
-        (record,) = [r for r in collect(runs_in([folder]), Table.read(table)) if r["kind"] == "search"]
+        (record,) = [r for r in collect(runs_in([folder]), Table.read(made_up_table)) if r["kind"] == "search"]
         assert (record["recipe"], record["method"]) == (name, "darts-1st")
+
+
+def test_a_space_is_the_same_however_it_was_written(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / str(seed), MAE, seed, [CONVS]) for seed in range(3)]
+    saved = [json.loads((run / "settings.json").read_text()) for run in runs]
+    saved[1]["settings"]["space"] = "NASBench201"
+    del saved[2]["settings"]["space"]
+    for run, facts in zip(runs, saved, strict=True):
+        (run / "settings.json").write_text(json.dumps(facts))
+    assert [_recipe(run) for run in runs_in(runs)] == [MAE, MAE, "darts-1st mae"]

@@ -227,6 +227,7 @@ def test_an_encrypted_npz_file(tmp_path: Path) -> None:
 
 
 def test_a_damaged_npz_file_of_lzma(tmp_path: Path) -> None:
+    pytest.importorskip("lzma")  # which not every Python has
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
         for name, array in GOOD.items():
             with archive.open(f"{name}.npy", "w") as member:

@@ -174,7 +174,7 @@ def test_a_line_that_a_killed_process_left_half_written(new_run):
     run = new_run(epochs=2)
     whole = (run / "metrics.jsonl").read_text()
     records = read_run(run).records
-    for ending in ('{"kind": "step", "epo', '{"kind"'):
+    for ending in ('{"kind": "step", "epo', '{"kind"', '{"kind": "epoch", "valid": {"loss": 1.0}'):
         (run / "metrics.jsonl").write_text(whole + ending)
         assert read_run(run).records == records
     (run / "metrics.jsonl").write_text(whole.rstrip("\n"))  # by hand, say

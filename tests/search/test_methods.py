@@ -1,14 +1,17 @@
 """The table of methods: what each row gives, and that what is given explicitly wins."""
 
 from dataclasses import fields
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributions
+from torch.distributions import kl_divergence
+from torch.nn.functional import elu
 
 from fastdarts.config import ConfigError, MethodName, SearchImagenetSettings
 from fastdarts.genotype import Genotype
+from fastdarts.ops.philox import Stream
 from fastdarts.search import METHODS, Method, Search, SoftmaxRelaxation, settings_of
 from fastdarts.search.methods import in_proportion
 from fastdarts.spaces import Kind
@@ -69,23 +72,118 @@ def test_an_unknown_method_is_refused() -> None:
 class Sharp(SoftmaxRelaxation):
     """What a new row may bring."""
 
-    def weights(self) -> dict[Kind, CellWeights]:
+    def weights(self, stream: Stream = Stream.EVAL) -> dict[Kind, CellWeights]:
         return {kind: CellWeights(self._sharp(alpha)) for kind, alpha in self.alpha.items()}
 
     def _sharp(self, alpha: Tensor) -> Tensor:
         return (100 * alpha).softmax(-1)
 
 
+class Dirichlet(SoftmaxRelaxation):
+    """As DrNAS': weights are samples while something is trained, and its distance to the anchor joins alpha's loss."""
+
+    def weights(self, stream: Stream = Stream.EVAL) -> dict[Kind, CellWeights]:
+        laws = {kind: self._law(alpha) for kind, alpha in self.alpha.items()}
+        return {kind: CellWeights(law.mean if stream is Stream.EVAL else law.rsample()) for kind, law in laws.items()}
+
+    def penalty(self) -> Tensor:
+        return sum(kl_divergence(self._law(alpha), self._law(torch.zeros_like(alpha))).sum() for alpha in self.alpha.values())
+
+    def _law(self, alpha: Tensor) -> distributions.Dirichlet:
+        return distributions.Dirichlet(elu(alpha) + 1)
+
+
+class Smoothed(SoftmaxRelaxation):
+    """As SDARTS' random smoothing: the weights of the network, and they alone, are trained with noise on alpha."""
+
+    def weights(self, stream: Stream = Stream.EVAL) -> dict[Kind, CellWeights]:
+        noise = 0.3 if stream is Stream.TRAIN else 0.0
+        return {
+            kind: CellWeights((alpha + noise * (2 * torch.rand_like(alpha) - 1)).softmax(-1))
+            for kind, alpha in self.alpha.items()
+        }
+
+
+class Greedy(SoftmaxRelaxation):
+    """As SGAS: after each epoch the next edge is decided for good."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.epochs: list[int] = []
+
+    def epoch_ended(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+        with torch.no_grad():
+            for alpha in self.alpha.values():
+                alpha[len(self.epochs) - 1] = torch.where(torch.arange(alpha.shape[1]) == 1, 50.0, -50.0)
+
+
+def searched(relaxation: type[SoftmaxRelaxation], epochs: int = 1, **more: Any) -> Search:
+    torch.manual_seed(0)
+    row, supernet = Method("nobody", relaxation=relaxation, **more), Supernet(SPACE, C=4, layers=3)
+    s = settings(progressive=False, epochs=epochs, begin=1 if epochs > 1 else 0)
+    return Search(supernet, masked(supernet), Loader(0), Loader(1), s, method=row)
+
+
 def test_a_method_of_its_own_is_a_row_and_a_class() -> None:
     cell = (("skip_connect", 0), ("skip_connect", 1)) * 2
     fixed = Genotype(cell, (2, 3), cell, (2, 3))
-    row = Method("nobody", relaxation=Sharp, selection=lambda space, weights: fixed, edge={"edge_normalization": False})
-    torch.manual_seed(0)
-    supernet = Supernet(SPACE, C=4, layers=3)
-    search = Search(supernet, masked(supernet), Loader(0), Loader(1), settings(progressive=False, epochs=1), method=row)
+    search = searched(Sharp, selection=lambda space, weights: fixed, edge={"edge_normalization": False})
     record = search.run_epoch()
     assert record["genotype"] == str(search.genotype()) == str(fixed)
     assert record["cells"]["normal"]["skips"] == 4
     with torch.no_grad():
         want = (100 * search.relaxation.alpha["reduce"]).softmax(-1).tolist()
     assert record["ops"]["reduce"] == want
+
+
+@pytest.mark.parametrize(("relaxation", "streams"), [(Dirichlet, (Stream.TRAIN, Stream.VAL)), (Smoothed, (Stream.TRAIN,))])
+def test_a_relaxation_may_sample_for_some_images(relaxation: type[SoftmaxRelaxation], streams: tuple[Stream, ...]) -> None:
+    search = searched(relaxation)
+    asked: list[Stream] = []
+    mixing, weights = search.relaxation, search.relaxation.weights
+
+    def listened(stream: Stream = Stream.EVAL) -> dict[Kind, CellWeights]:
+        asked.append(stream)
+        return weights(stream)
+
+    mixing.weights = listened
+    alpha = mixing.alpha["normal"].detach().clone()
+    record = search.run_epoch()
+    steps = len(search.train_loader)
+    assert asked[: 2 * steps] == [Stream.VAL, Stream.TRAIN] * steps and set(asked[2 * steps :]) == {Stream.EVAL}
+    assert not torch.equal(mixing.alpha["normal"], alpha) and record["ops"]["normal"] == weights()["normal"].ops.tolist()
+    for stream in Stream:
+        one, other = (weights(stream)["normal"].ops for _ in range(2))
+        assert torch.equal(one, other) == (stream not in streams)
+
+
+def test_a_relaxation_may_add_to_the_loss_of_alpha() -> None:
+    class Without(Dirichlet):
+        def penalty(self) -> None:
+            return None
+
+    found = []
+    for relaxation in (Dirichlet, Without):
+        search = searched(relaxation)
+        train, val = next(search.train_loader), next(search.val_loader)
+        with torch.no_grad():
+            search.relaxation.alpha["normal"].add_(1)
+        torch.manual_seed(1)
+        loss, grads = search.bilevel.first_order_gradient(search.step, train, val)
+        found.append((loss, grads))
+    penalty = Dirichlet.penalty(search.relaxation)
+    (loss, grads), (without, fewer) = found
+    assert loss.item() == pytest.approx(without.item() + penalty.item(), rel=1e-6) and penalty.item() > 1
+    want = torch.autograd.grad(penalty, search.relaxation.parameters())
+    for all_of_it, part, more in zip(grads, fewer, want, strict=True):
+        torch.testing.assert_close(all_of_it - part, more, rtol=1e-4, atol=1e-5)
+
+
+def test_a_relaxation_may_decide_after_an_epoch() -> None:
+    search = searched(Greedy, epochs=3)
+    records = [search.run_epoch() for _ in range(3)]
+    assert search.relaxation.epochs == [2, 3]  # alpha rests in the first
+    for kind in ("normal", "reduce"):
+        assert [row.index(max(row)) for row in records[2]["ops"][kind][:2]] == [1, 1]
+        assert max(records[1]["ops"][kind][0]) == pytest.approx(1) and max(records[1]["ops"][kind][1]) < 0.9

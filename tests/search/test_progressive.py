@@ -1,6 +1,7 @@
 """P-DARTS: pruning, dropout schedule and skip limit by hand, and a tiny search in three stages."""
 
 import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ def test_published_stages() -> None:
             "--progressive_layers has 2 stages: --progressive_dropout needs as many numbers, got 3",
         ),
         ({"progressive_candidates": "4"}, "--progressive_candidates 2, for all but the first, got 1"),
+        ({"progressive_candidates": "2,3"}, "--progressive_candidates 2,3: what an edge has lost it never gets back"),
         ({"progressive_candidates": "4,x"}, "--progressive_candidates 4,x: whole numbers with commas"),
         ({"progressive_candidates": "4,1"}, "--progressive_candidates 4,1: 1 is out of range, it must be at least 2"),
         (
@@ -311,16 +313,21 @@ def test_weights_and_alpha_of_a_stage_are_fresh_and_of_a_seed_of_their_own() -> 
     search = make(settings(seed=3, begin=0))
     for _ in range(2):
         search.run_epoch()
-    old = search.supernet.cells[0]._ops.weights.detach().clone()
-    firsts: list[Tensor] = []
-    search.on_stage = lambda: firsts.append(search.relaxation.alpha["normal"].detach().clone())
+    firsts: list[tuple[Tensor, Network, Objective]] = []
+    search.on_stage = lambda: firsts.append(
+        (search.relaxation.alpha["normal"].detach().clone(), *deepcopy((search.supernet, search.objective)))
+    )
     search.run_epoch()
-    (alpha,) = firsts
+    ((alpha, *modules),) = firsts
     g = torch.Generator().manual_seed(4)
     assert torch.equal(alpha, 1e-3 * torch.randn(5, 4, generator=g, dtype=torch.float64))
-    assert search.supernet.cells[0]._ops.weights.numel() != old.numel() or not torch.equal(
-        search.supernet.cells[0]._ops.weights, old
-    )
+    for seed, same in ((4, True), (3, False)):
+        torch.manual_seed(seed)
+        fresh = search.progressive.make(search.supernet.space, search.progressive.stages[1])
+        for module, other in zip(modules, fresh, strict=True):
+            ours, theirs = dict(module.named_parameters()), dict(other.named_parameters())
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[n], theirs[n]) for n in ours) == same
 
 
 @pytest.mark.parametrize("when", [1, 4, 5, 7, 8, 11], ids=lambda n: f"step{n}")

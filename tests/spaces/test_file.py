@@ -48,6 +48,9 @@ def test_yaml(tmp_path: Path) -> None:
     path.write_text("normal: [a\nreduce: b: c")
     with pytest.raises(SpaceError, match=r"mine.yaml is not YAML: .*line 2"):
         read(path)
+    path.write_text("name: 2024-13-01")
+    with pytest.raises(SpaceError, match=r"mine.yaml is not YAML: month must be in"):
+        read(path)
     path.write_text("normal: !!python/object/apply:os.getcwd []")
     with pytest.raises(SpaceError, match="is not YAML: could not determine a constructor"):
         read(path)
@@ -115,6 +118,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text("{")
     with pytest.raises(SpaceError, match=r"mine.json is not JSON: .*line 1"):
+        read(path)
+    path.write_text("[" * 200_000)
+    with pytest.raises(SpaceError, match=r"mine.json is not JSON: .*recursion"):
         read(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(SpaceError, match=r"mine.json cannot be read: .*utf-8"):
