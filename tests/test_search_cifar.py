@@ -284,7 +284,11 @@ def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monk
         (16, "--train_fraction 0.6", "overlap"),
         (16, "--init_channels 6 --partial_channels 4", "C/k"),
         (16, "--train_list a.txt", "belong together"),
-        (4, "--batch_size 1 --objective supervised", "--batch_size 1, --image_size 4: Expected more than 1 value per channel"),
+        (
+            4,
+            "--batch_size 1 --objective supervised --crop_padding 0",
+            "--batch_size 1, --image_size 4: Expected more than 1 value per channel",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_status_2_and_writes_nothing(
