@@ -214,9 +214,10 @@ def without_effect(settings: RunSettings, given: Iterable[str]) -> list[str]:
 
 
 def _absolute(text: str) -> str:
-    """The same text for the same path: links stay as they are, unless .. has to be followed behind one."""
+    """The same text for the same path; links stay as they are, but for those before .., which have to be followed."""
     path = Path(text).expanduser().absolute()
-    return str(path.resolve() if ".." in path.parts else path)
+    cut = max((i + 1 for i, part in enumerate(path.parts) if part == ".."), default=0)
+    return str(Path(*path.parts[:cut]).resolve().joinpath(*path.parts[cut:])) if cut else str(path)
 
 
 def _space(text: str) -> str:
@@ -228,13 +229,16 @@ def _space(text: str) -> str:
 
 
 def _import(modules: str | None) -> None:
-    """Import the modules, which have commas between their names. Raises ConfigError where one cannot be found."""
-    for name in modules.split(",") if modules is not None else ():
+    """Import the modules, which have commas between their names. Raises ConfigError where that fails."""
+    for name in () if modules is None else map(str.strip, modules.split(",")):
+        if not all(map(str.isidentifier, name.split("."))):
+            raise ConfigError(f"--modules {modules}: {name!r} is not a module's name, as my_candidates or package.module")
         try:
-            import_module(name.strip())
-        except (ImportError, ValueError) as error:  # ValueError: no name
-            looked = "modules are looked for in the present folder and on PYTHONPATH"
-            raise ConfigError(f"--modules {modules}: {name.strip()!r} cannot be imported: {error}; {looked}") from error
+            import_module(name)
+        except Exception as error:  # whatever a module of the user's own may raise
+            looked = "; modules are looked for in the present folder and on PYTHONPATH"
+            where = looked if isinstance(error, ModuleNotFoundError) else ""
+            raise ConfigError(f"--modules: {name} cannot be imported: {type(error).__name__}: {error}{where}") from error
 
 
 def _check_device(settings: RunSettings, device: torch.device) -> None:

@@ -17,7 +17,7 @@ from fastdarts.engine import Stopping, World
 from fastdarts.images import Images
 from fastdarts.input import steps_of_an_epoch
 from fastdarts.objectives import Objective
-from fastdarts.search import METHODS, Stage, stages_of
+from fastdarts.search import METHODS, SoftmaxRelaxation, Stage, stages_of
 from fastdarts.search.methods import settings_of
 from fastdarts.search.progressive import heaviest, moving_epochs
 from fastdarts.spaces import Space
@@ -86,7 +86,8 @@ def _memory(settings: RunSettings, images: Images, world: World, stopping: Stopp
 
 def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:
     supernet, objective = _on_meta(settings, images, space, stage)
-    relaxation = METHODS[settings.method].relaxation(space, edge_normalization=settings.edge_normalization, device="meta")
+    # a method's own takes as much, but for what is nothing beside the images, and may not run without data
+    relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     share, size = settings.batch_size // world.size, settings.image_size
     try:
         return engine.step_bytes(
@@ -161,6 +162,11 @@ def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: 
     space = space_of(settings)
     stages = stages_of(settings, settings.layers, space)
     supernet, _ = _on_meta(settings, images, space, stages[0])
+    if settings.sync_bn and not world.alone:
+        try:
+            supernet.synchronise(world)
+        except ValueError as error:  # a candidate of one's own
+            raise ConfigError(f"--sync_bn: {error}") from error
     moving = moving_epochs(stages, settings.epochs)
     passes = settings.batch_size * steps * (settings.epochs + moving)
     of_each = " of each stage" if len(stages) > 1 else ""

@@ -12,7 +12,7 @@ import torch
 
 from fastdarts import engine, provenance
 from fastdarts.build import benchmark_of, build, space_of
-from fastdarts.config import ConfigError, RunSettings
+from fastdarts.config import RunSettings
 from fastdarts.data import DataError
 from fastdarts.engine import CapturedBilevel, RankLost, RanksDisagree, RunFolder, RunFolderError, Stopping, World
 from fastdarts.images import Images
@@ -124,10 +124,7 @@ def _start(settings: RunSettings, space: Space, images: Images, given: Input, wo
         supernet.to(settings.device, memory_format=torch.channels_last)
         objective.to(settings.device)
         if settings.sync_bn and not world.alone:
-            try:
-                supernet.synchronise(world)
-            except ValueError as error:  # a candidate of one's own
-                raise ConfigError(f"--sync_bn: {error}") from error
+            supernet.synchronise(world)
         draw_apart(world)
         return supernet, objective
 

@@ -15,15 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdarts import run
 from fastdarts.build import CIFAR10_MEAN, CIFAR10_STD, CIFAR100_MEAN, CIFAR100_STD, build
 from fastdarts.config import ConfigError, SearchCifarSettings
 from fastdarts.data import ImageArray
-from fastdarts.engine import steps_of
+from fastdarts.engine import RunFolder, Stopping, World, steps_of
+from fastdarts.images import ImageArrays
+from fastdarts.plan import free_for, prepare
 from fastdarts.search import StepReport
 from fastdarts.search_cifar import NOT_CIFAR, SAMPLE_RECIPE, main, resolve
 from fastdarts.session import Session
-from fastdarts.spaces import S0, SPACES
+from fastdarts.spaces import S0
 from fastdarts.supernet import beside
 from tests.runs import free_port
 from tests.test_search_imagenet import FILES
@@ -184,17 +185,27 @@ def test_candidates_of_a_module(
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("run/settings.json").read_text())["space"]["normal"] == ["skip_connect", "smooth"]
-    for modules, why in (("json,absent", "'absent' cannot be imported: No module named 'absent'; "), ("", "'' cannot be")):
+    Path("broken.py").write_text("def f(:")
+    monkeypatch.syspath_prepend(tmp_path)
+    for modules, why in (
+        ("json,absent", "absent cannot be imported: ModuleNotFoundError: No module named 'absent'; modules are looked for in"),
+        ("broken", "broken cannot be imported: SyntaxError: invalid syntax"),
+        ("./smoothing.py", "'./smoothing.py' is not a module's name"),
+        ("", "'' is not a module's name"),
+    ):
         assert main([*arguments(data, "--dry_run"), "--modules", modules]) == 2
-        assert f"--modules {modules}: {why}" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "--modules" in told and why in told and told.count("\n") == 1
 
 
-def test_batch_norm_of_ones_own_is_not_synchronised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_norm_of_ones_own_is_not_synchronised(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside, "BUILDERS", beside.BUILDERS | {"noise": OPS["sep_conv_3x3"]})
-    settings = SearchCifarSettings(init_channels=4, layers=3, image_size=16, device="cpu", sync_bn=True)
-    images, two = SimpleNamespace(index=SimpleNamespace(classes=["a", "b"])), SimpleNamespace(alone=False, rank=0)
+    settings = resolve({"data": str(data), "space": "s4", "layers": 3, "init_channels": 4, "batch_size": 4, "sync_bn": True})
+    images = ImageArrays.choose(settings, RunFolder(tmp_path / "run"))
+    settings, free = images.settle(settings), free_for(settings, World())
+    two = SimpleNamespace(alone=False, size=2, rank=0, backend="gloo")
     with pytest.raises(ConfigError, match=r"--sync_bn: cells\.0\._ops: BatchNorm in a candidate of one's own"):
-        run._start(settings, SPACES["s4"], images, None, two)
+        prepare(settings, images, free, two, Stopping())
 
 
 def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:

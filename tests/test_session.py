@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -161,5 +162,7 @@ def test_of_two_ranks_one_looks_up_and_none_waits(
     ranks = Ranks([*argv, "--save", str(folder)], tmp_path / "out", partial(looks_up, table))
     assert ranks.wait() == status, ranks.printed()
     assert (folder / "status").read_text().startswith(told) and time.monotonic() - began < 60 + KILLED
-    assert "Traceback" not in ranks.printed() and ranks.printed().count("stopped by SIGTERM") == (status == 75)
+    assert "Traceback" not in ranks.printed() and len(re.findall("^python.* stopped by SIGTERM", ranks.printed(), re.M)) == (
+        status == 75  # of rank 0; the other one may still be ending, and be told to as well
+    )
     assert ("cifar10_test_rank" in genotype(folder)["benchmark"]) == (status == 0)

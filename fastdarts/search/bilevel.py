@@ -200,15 +200,17 @@ class Bilevel:
             R = FINITE_DIFFERENCE / torch.stack(torch._foreach_norm(v)).norm()
             sides = []
             # never in a lower precision, which would not see so small a difference, nor with other noise on either side
+            weights = self.relaxation.weights(Stream.TRAIN)  # once: a relaxation may sample
+            mixing = [t for of_kind in weights.values() for t in of_kind if t is not None]
             with held(self.weights), same_draws(self.supernet):
                 for sign in (1, -1):
                     self._place(saved, v, sign * R)
-                    weights = self.relaxation.weights(Stream.TRAIN)
                     side = self.objective(self.supernet, weights, train, step, Stream.TRAIN)
-                    sides.append(torch.autograd.grad(side, alpha))
+                    sides.append(torch.autograd.grad(side, mixing))
         finally:
             self._place(saved)
-        grads = [d - eta * (plus - minus) / (2 * R) for d, plus, minus in zip(d_alpha, *sides, strict=True)]
+        differences = torch.autograd.grad(mixing, alpha, [plus - minus for plus, minus in zip(*sides, strict=True)])
+        grads = [d - eta * difference / (2 * R) for d, difference in zip(d_alpha, differences, strict=True)]
         return loss.detach(), grads if overflow is None else [g.masked_fill(overflow, torch.nan) for g in grads]
 
     def _virtual_gradient(self, loss: Tensor, group: dict) -> Pieces[tuple[list[Tensor], Tensor | None]]:

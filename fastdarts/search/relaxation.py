@@ -60,9 +60,10 @@ class SoftmaxRelaxation:
         return None
 
     def epoch_ended(self, epoch: int) -> None:
-        """Called after each epoch (from 1) in which alpha moved, before its evaluation: what is decided once an epoch.
+        """Called after the last step of each epoch (from 1) in which alpha moves: what is decided once an epoch.
 
-        It may change `parameters()` in place, and what `weights` makes of them as far as that is in `state_dict`.
+        It may change tensors in place that `state_dict` has, and those alone: captured steps go on with them. On all ranks
+        alike.
         """
 
     def _ops(self, kind: Kind) -> Tensor:

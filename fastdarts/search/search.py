@@ -185,8 +185,6 @@ class Search:
         record = {"epoch": epoch, "step": epoch * steps, "lr": rate, "train_loss": train.value, "alpha_loss": alpha.value}
         seconds = perf_counter() - began
         self._check(record)
-        if within >= stage.begin:
-            self.relaxation.epoch_ended(epoch)
         due = epoch % s.eval_every == 0 or epoch == s.epochs
         with self.interruptible():
             record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
@@ -244,6 +242,8 @@ class Search:
             part.val.append(val_loss)
         part.seconds = perf_counter() - began
         self.positions = self._positions()
+        if moving and part.steps == len(self.train_loader):  # with the last step, so that a search that goes on does it once
+            self.relaxation.epoch_ended(self.epoch + 1)
         if self.on_step:
             steps = len(self.train_loader)
             number, of = self.epoch * steps + part.steps, self.settings.epochs * steps

@@ -18,6 +18,7 @@ from fastdarts.spaces.space import INPUTS, KINDS, Space, count_edges
 
 SUFFIXES = (".yaml", ".yml", ".json")
 _KEYS = ("name", "skeleton", "nodes", "normal", "reduce", "candidates")
+_NOT_YAML = (ValueError, KeyError, AttributeError, RecursionError)  # of pyyaml: a date, a !!bool, a !!timestamp that is none
 _NODES: dict[Skeleton, int] = {"darts": 4, "nasbench201": 3}
 
 
@@ -114,12 +115,12 @@ def _yaml(path: Path, text: str) -> Any:
     except ImportError as error:
         raise SpaceError(f"{path}: YAML files need the package pyyaml (pip install pyyaml), JSON files nothing") from error
     try:
-        tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        if isinstance(tree, yaml.MappingNode):
-            _check_once(path, [key.value for key, _ in tree.value])
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
+        tree, record = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except (*_NOT_YAML, yaml.YAMLError) as error:
         raise SpaceError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(tree, yaml.MappingNode):
+        _check_once(path, [key.value for key, _ in tree.value])
+    return record
 
 
 def _check_once(path: Path, keys: list[Any]) -> None:

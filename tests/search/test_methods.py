@@ -1,6 +1,8 @@
 """The table of methods: what each row gives, and that what is given explicitly wins."""
 
-from dataclasses import fields
+from copy import deepcopy
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -14,8 +16,10 @@ from fastdarts.genotype import Genotype
 from fastdarts.ops.philox import Stream
 from fastdarts.search import METHODS, Method, Search, SoftmaxRelaxation, settings_of
 from fastdarts.search.methods import in_proportion
+from fastdarts.search_imagenet import main
 from fastdarts.spaces import Kind
 from fastdarts.supernet import CellWeights, Supernet
+from tests.runs import SPLIT, TINY, write_tree
 from tests.search.test_progressive import SPACE, Loader, masked, settings
 
 PUBLISHED = {  # epochs, begin, batch, learning rates, alpha's, clip of alpha's gradient, cells, k, edge weights, second order
@@ -90,7 +94,7 @@ class Dirichlet(SoftmaxRelaxation):
         return sum(kl_divergence(self._law(alpha), self._law(torch.zeros_like(alpha))).sum() for alpha in self.alpha.values())
 
     def _law(self, alpha: Tensor) -> distributions.Dirichlet:
-        return distributions.Dirichlet(elu(alpha) + 1)
+        return distributions.Dirichlet(elu(alpha) + 1, validate_args=False)  # which would wait for the device
 
 
 class Smoothed(SoftmaxRelaxation):
@@ -107,15 +111,10 @@ class Smoothed(SoftmaxRelaxation):
 class Greedy(SoftmaxRelaxation):
     """As SGAS: after each epoch the next edge is decided for good."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
-        self.epochs: list[int] = []
-
     def epoch_ended(self, epoch: int) -> None:
-        self.epochs.append(epoch)
         with torch.no_grad():
             for alpha in self.alpha.values():
-                alpha[len(self.epochs) - 1] = torch.where(torch.arange(alpha.shape[1]) == 1, 50.0, -50.0)
+                alpha[epoch - 2] += torch.where(torch.arange(alpha.shape[1]) == 1, 2.0, -2.0)
 
 
 def searched(relaxation: type[SoftmaxRelaxation], epochs: int = 1, **more: Any) -> Search:
@@ -180,10 +179,40 @@ def test_a_relaxation_may_add_to_the_loss_of_alpha() -> None:
         torch.testing.assert_close(all_of_it - part, more, rtol=1e-4, atol=1e-5)
 
 
-def test_a_relaxation_may_decide_after_an_epoch() -> None:
-    search = searched(Greedy, epochs=3)
+def test_a_relaxation_may_decide_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, also where the evaluation after it is broken off and the search goes on from what it was then."""
+    search, other = (searched(Greedy, epochs=3) for _ in range(2))
     records = [search.run_epoch() for _ in range(3)]
-    assert search.relaxation.epochs == [2, 3]  # alpha rests in the first
     for kind in ("normal", "reduce"):
+        assert records[0]["ops"][kind][0] == pytest.approx([0.2] * 5, abs=0.01)  # alpha rests
         assert [row.index(max(row)) for row in records[2]["ops"][kind][:2]] == [1, 1]
-        assert max(records[1]["ops"][kind][0]) == pytest.approx(1) and max(records[1]["ops"][kind][1]) < 0.9
+        assert max(records[1]["ops"][kind][0]) > 0.85 and max(records[1]["ops"][kind][1]) < 0.6
+    other.run_epoch()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(other, "_architecture", broken_off)
+        other.run_epoch()
+    again = searched(Greedy, epochs=3)
+    again.load_state_dict(deepcopy(other.state_dict()))
+    for record in records[1:]:
+        assert again.run_epoch()["ops"] == record["ops"]
+
+
+def broken_off(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_both_sides_of_the_second_order_have_one_sample() -> None:
+    """Or its difference, divided by the distance between them, would be of samples more than of weights."""
+    search = searched(Smoothed)
+    train, val = next(search.train_loader), next(search.val_loader)
+    asked, weights = [], search.relaxation.weights
+    search.relaxation.weights = lambda stream=Stream.EVAL: asked.append(stream) or weights(stream)
+    search.bilevel.unrolled_gradient(search.step, train, val)
+    assert asked == [Stream.TRAIN, Stream.VAL, Stream.TRAIN]  # the virtual step, the loss after it, both sides
+
+
+def test_a_relaxation_that_samples_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "darts-1st", replace(METHODS["darts-1st"], relaxation=Dirichlet))
+    tree = write_tree(tmp_path / "images", images=8)
+    argv = ["--data", str(tree), *TINY, *SPLIT, "--method", "darts-1st", "--epochs", "1", "--begin", "0"]
+    assert main([*argv, "--save", str(tmp_path / "run")]) == 0
