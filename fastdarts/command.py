@@ -229,16 +229,18 @@ def _space(text: str) -> str:
 
 
 def _import(modules: str | None) -> None:
-    """Import the modules, which have commas between their names. Raises ConfigError where that fails."""
+    """Import the modules, which have commas between their names. Raises ConfigError for one that is not there.
+
+    What a module itself raises is left as it is, with the traceback that shows where.
+    """
     for name in () if modules is None else map(str.strip, modules.split(",")):
         if not all(map(str.isidentifier, name.split("."))):
             raise ConfigError(f"--modules {modules}: {name!r} is not a module's name, as my_candidates or package.module")
         try:
             import_module(name)
-        except Exception as error:  # whatever a module of the user's own may raise
-            looked = "; modules are looked for in the present folder and on PYTHONPATH"
-            where = looked if isinstance(error, ModuleNotFoundError) else ""
-            raise ConfigError(f"--modules: {name} cannot be imported: {type(error).__name__}: {error}{where}") from error
+        except ModuleNotFoundError as error:
+            looked = "modules are looked for in the present folder and on PYTHONPATH"
+            raise ConfigError(f"--modules: {name} cannot be imported: {error}; {looked}") from error
 
 
 def _check_device(settings: RunSettings, device: torch.device) -> None:

@@ -86,7 +86,7 @@ def _memory(settings: RunSettings, images: Images, world: World, stopping: Stopp
 
 def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:
     supernet, objective = _on_meta(settings, images, space, stage)
-    # a method's own takes as much, but for what is nothing beside the images, and may not run without data
+    # whatever the method's is: that differs by next to nothing, and may not run on tensors without data
     relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     share, size = settings.batch_size // world.size, settings.image_size
     try:

@@ -185,11 +185,8 @@ def test_candidates_of_a_module(
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("run/settings.json").read_text())["space"]["normal"] == ["skip_connect", "smooth"]
-    Path("broken.py").write_text("def f(:")
-    monkeypatch.syspath_prepend(tmp_path)
     for modules, why in (
-        ("json,absent", "absent cannot be imported: ModuleNotFoundError: No module named 'absent'; modules are looked for in"),
-        ("broken", "broken cannot be imported: SyntaxError: invalid syntax"),
+        ("json,absent", "absent cannot be imported: No module named 'absent'; modules are looked for in"),
         ("./smoothing.py", "'./smoothing.py' is not a module's name"),
         ("", "'' is not a module's name"),
     ):

@@ -198,10 +198,10 @@ class Bilevel:
             d_alpha = grads[: len(alpha)]
             v = yield from self._means(grads[len(alpha) :])
             R = FINITE_DIFFERENCE / torch.stack(torch._foreach_norm(v)).norm()
-            sides = []
-            # never in a lower precision, which would not see so small a difference, nor with other noise on either side
             weights = self.relaxation.weights(Stream.TRAIN)  # once: a relaxation may sample
             mixing = [t for of_kind in weights.values() for t in of_kind if t is not None]
+            sides = []
+            # never in a lower precision, which would not see so small a difference, nor with other noise on either side
             with held(self.weights), same_draws(self.supernet):
                 for sign in (1, -1):
                     self._place(saved, v, sign * R)

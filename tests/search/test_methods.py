@@ -16,11 +16,12 @@ from fastdarts.genotype import Genotype
 from fastdarts.ops.philox import Stream
 from fastdarts.search import METHODS, Method, Search, SoftmaxRelaxation, settings_of
 from fastdarts.search.methods import in_proportion
+from fastdarts.search.selection import argmax_genotype
 from fastdarts.search_imagenet import main
-from fastdarts.spaces import Kind
+from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights, Supernet
 from tests.runs import SPLIT, TINY, write_tree
-from tests.search.test_progressive import SPACE, Loader, masked, settings
+from tests.search.test_progressive import NAMES, SPACE, Loader, masked, settings
 
 PUBLISHED = {  # epochs, begin, batch, learning rates, alpha's, clip of alpha's gradient, cells, k, edge weights, second order
     "darts-1st": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
@@ -117,10 +118,10 @@ class Greedy(SoftmaxRelaxation):
                 alpha[epoch - 2] += torch.where(torch.arange(alpha.shape[1]) == 1, 2.0, -2.0)
 
 
-def searched(relaxation: type[SoftmaxRelaxation], epochs: int = 1, **more: Any) -> Search:
+def searched(relaxation: type[SoftmaxRelaxation], epochs: int = 1, skip_limit: int = 0, **more: Any) -> Search:
     torch.manual_seed(0)
     row, supernet = Method("nobody", relaxation=relaxation, **more), Supernet(SPACE, C=4, layers=3)
-    s = settings(progressive=False, epochs=epochs, begin=1 if epochs > 1 else 0)
+    s = settings(progressive=False, epochs=epochs, begin=1 if epochs > 1 else 0, skip_limit=skip_limit)
     return Search(supernet, masked(supernet), Loader(0), Loader(1), s, method=row)
 
 
@@ -134,6 +135,20 @@ def test_a_method_of_its_own_is_a_row_and_a_class() -> None:
     with torch.no_grad():
         want = (100 * search.relaxation.alpha["reduce"]).softmax(-1).tolist()
     assert record["ops"]["reduce"] == want
+
+
+def test_skips_are_limited_in_what_the_row_selects() -> None:
+    """This one never takes a pool."""
+
+    def selection(space: Space, weights: dict[Kind, CellWeights]) -> Genotype:
+        pool = NAMES.index("max_pool_3x3")
+        without = {kind: CellWeights(w.ops.index_fill(1, torch.tensor(pool), 0.0)) for kind, w in weights.items()}
+        return argmax_genotype(space, without)
+
+    search = searched(SoftmaxRelaxation, skip_limit=1, selection=selection)
+    with torch.no_grad():
+        search.relaxation.alpha["normal"].copy_(torch.tensor([0.0, 8.0, 9.0, 1.0, 0.0]).expand(5, 5))
+    assert sorted(op for op, _ in search.genotype().normal) == ["dil_conv_3x3"] * 3 + ["skip_connect"]
 
 
 @pytest.mark.parametrize(("relaxation", "streams"), [(Dirichlet, (Stream.TRAIN, Stream.VAL)), (Smoothed, (Stream.TRAIN,))])
