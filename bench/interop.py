@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from bench.measure import alternate
 from bench.records import RESULTS, append, milliseconds, tagged
-from fastdarts.config import ConfigError, Settings, setting
 from fastdarts.interop import convert
+from fastdarts.settings import ConfigError, Settings, setting
 from fastdarts.spaces import S0
 from fastdarts.supernet import CellWeights, Supernet
 from tests.zoo.darts import Network

@@ -32,10 +32,10 @@ from fastdarts.data import (
     sample_root,
     verify,
 )
-from fastdarts.data.ahead import DEPTH
 from fastdarts.data.crop import kept_side
 from fastdarts.data.decode import read_rgb
-from fastdarts.data.room import gib
+from fastdarts.data.placement import gib
+from fastdarts.data.prefetch import DEPTH
 from fastdarts.data.view import View
 from fastdarts.data.workers import torchvision_functional
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD

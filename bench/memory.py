@@ -1,6 +1,6 @@
 """Holds the memory planner to what steps really take: `python -m bench.memory --record`.
 
-Each case is a bilevel step of a published search network: its predicted peak (engine.step_bytes) against the measured one
+Each case is a bilevel step of a published search network: its predicted peak (steps.step_bytes) against the measured one
 (bench.measure.alone), in 10**6 bytes. Ends with status 1 where one is off by more than ALLOWED, 2 on wrong input.
 """
 
@@ -16,9 +16,9 @@ from bench.measure import MEGABYTE, alone
 from bench.records import RESULTS, append, tagged
 from bench.step import device
 from bench.workload import OURS, SUPERNETS, Workload, make_objective, make_supernet
-from fastdarts.config import ConfigError, Settings, setting
-from fastdarts.engine import meta_batch, step_bytes
 from fastdarts.search import SoftmaxRelaxation
+from fastdarts.settings import ConfigError, Settings, setting
+from fastdarts.steps import meta_batch, step_bytes
 
 PROG = "python -m bench.memory"
 ALLOWED = 0.15  # of what was measured

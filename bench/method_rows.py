@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastdarts.config import ConfigError
 from fastdarts.objectives.table import OBJECTIVES
-from fastdarts.recipes import NASBENCH201, SUPERVISED
 from fastdarts.search import METHODS
+from fastdarts.settings import ConfigError
+from fastdarts.settings.recipes import NASBENCH201, SUPERVISED
 
 PLAIN = {"method": "darts-1st"} | SUPERVISED
 ROBUST = ("s1", "s2", "s3", "s4")

@@ -29,16 +29,16 @@ from bench.method_rows import Row, chosen
 from bench.records import RESULTS, append, milliseconds, tagged
 from bench.workload import Steps, Workload, resident_batch
 from fastdarts import engine, search_cifar
-from fastdarts.build import build, space_of
-from fastdarts.config import ConfigError, RunSettings, Settings, setting
-from fastdarts.engine import CapturedBilevel
 from fastdarts.ops import backend
 from fastdarts.ops.backend import Backend
+from fastdarts.runs.build import build, space_of
 from fastdarts.search import METHODS, Stage, stages_of, tf32
 from fastdarts.search.progressive import heaviest, skip_dropout_rate
 from fastdarts.search.setup import bilevel_of
+from fastdarts.settings import ConfigError, RunSettings, Settings, setting
 from fastdarts.spaces import Space
-from fastdarts.supernet.beside import MixedEdgesBeside
+from fastdarts.steps import CapturedBilevel
+from fastdarts.supernet.eager_candidates import MixedEdgesBeside
 
 PROG = "python -m bench.methods"
 CIFAR = {"data": "cifar-10-batches-py"}  # settings for it, not for the generated sample; it is not read

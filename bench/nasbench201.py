@@ -20,14 +20,14 @@ from typing import Any
 
 from bench.nasbench201_report import COLUMN, RANDOM, draw, markdown
 from bench.records import RESULTS, append, tagged
-from fastdarts.config import ConfigError, SearchCifarSettings
-from fastdarts.genotype import read_architecture
 from fastdarts.objectives import OBJECTIVES
-from fastdarts.recipes import RECIPES
 from fastdarts.report import draw_collapse
 from fastdarts.report.run import ReportError, Run, read_run
 from fastdarts.search_cifar import resolve
+from fastdarts.settings import ConfigError, SearchCifarSettings
+from fastdarts.settings.recipes import RECIPES
 from fastdarts.spaces import Architecture, nats
+from fastdarts.spaces.genotype import read_architecture
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, Lookup, TableError
 
 PROG = "python -m bench.nasbench201"

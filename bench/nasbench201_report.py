@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fastdarts.genotype import collapse_line
 from fastdarts.report.style import FAMILIES, INK, MUTED, new_figure, save, tidy
+from fastdarts.spaces.genotype import collapse_line
 from fastdarts.spaces.nasbench201 import EDGES
 
 COLUMN = "cifar10_test"

@@ -41,15 +41,16 @@ from torch.nn.utils import clip_grad_norm_
 from bench.measure import quantiles
 from bench.records import RESULTS, append, milliseconds, tagged
 from bench.workload import OURS, SUPERNETS, Run, Steps, Workload, WorkloadError, make_objective, make_supernet, resident_batch
-from fastdarts import session as sessions
 from fastdarts.batch import Batch
-from fastdarts.config import ConfigError, SearchImagenetSettings, Settings, setting
-from fastdarts.engine import CapturedBilevel, Progress, RecentSteps, RunFolder, Stopped, Watch, log_to
-from fastdarts.engine.stages import METHODS, Stages
+from fastdarts.engine import Progress, RecentSteps, RunFolder, Stopped, Watch, log_to
+from fastdarts.runs import search_session as sessions
+from fastdarts.runs.search_session import Session
 from fastdarts.search import Bilevel, Search
 from fastdarts.search import bilevel as bilevels
 from fastdarts.search.updates import Buffers, Kept
-from fastdarts.session import Session
+from fastdarts.settings import ConfigError, SearchImagenetSettings, Settings, setting
+from fastdarts.steps import CapturedBilevel
+from fastdarts.steps.stage_timer import METHODS, Stages
 
 PROG = "python -m bench.overheads"
 SUPERNET = "mae-imagenet"

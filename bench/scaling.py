@@ -23,8 +23,8 @@ from torch import Tensor
 
 from bench.records import RESULTS, append, milliseconds, tagged
 from bench.workload import OURS, SUPERNETS, Steps, Workload, WorkloadError, build
-from fastdarts.config import ConfigError, Settings, setting
 from fastdarts.engine import Seat, World
+from fastdarts.settings import ConfigError, Settings, setting
 
 PROG = "python -m bench.scaling"
 Times = dict[str, list[float]]  # seconds of each timed step

@@ -21,7 +21,7 @@ import torch
 from bench.measure import alone, alternate, timed
 from bench.records import RESULTS, append, milliseconds, tagged
 from bench.workload import AGAINST, CELL, CELL_SIZE, OURS, SUPERNETS, Workload, WorkloadError, build
-from fastdarts.config import ConfigError, Settings, setting
+from fastdarts.settings import ConfigError, Settings, setting
 
 PROG = "python -m bench.step"
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.batch import Batch
-from fastdarts.engine import CapturedBilevel
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.search import Bilevel, Precision, SoftmaxRelaxation
 from fastdarts.spaces import S0, Space
+from fastdarts.steps import CapturedBilevel
 from fastdarts.supernet import Cell, CellWeights, Supernet
 
 Dtype = Literal["float32", "float64", "bfloat16"]

@@ -6,9 +6,9 @@ DARTS' settings, halves of the training images for weights and alpha, and MAE-NA
 
 import sys
 
-from fastdarts.array_input import ARRAYS
-from fastdarts.command import Command
-from fastdarts.config import SearchCifarSettings
+from fastdarts.cli.command import Command
+from fastdarts.inputs.arrays import ARRAYS
+from fastdarts.settings import SearchCifarSettings
 
 NOT_CIFAR = "No --data: this searches a generated sample of textures and shapes, NOT CIFAR."
 # A search of two minutes, by a smaller network; rates that are larger, since there are few steps. One thread, as in

@@ -5,9 +5,9 @@ MAE-NAS with PC-DARTS' settings: masked reconstruction, partial channels, alpha 
 
 import sys
 
-from fastdarts.command import Command
-from fastdarts.config import SearchImagenetSettings
-from fastdarts.input import FILES
+from fastdarts.cli.command import Command
+from fastdarts.inputs.files import FILES
+from fastdarts.settings import SearchImagenetSettings
 
 NOT_IMAGENET = "No --data: this searches a generated sample of textures and shapes, NOT ImageNet."
 # A search of two minutes. One thread: operations on so few pixels gain nothing from a second one, which only waits where the

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastdarts.engine import CapturedBilevel
 from fastdarts.search import Search
 from fastdarts.search_imagenet import main
-from tests.runs import SPLIT, TINY, contents, write_tree
+from fastdarts.steps import CapturedBilevel
+from tests.support.runs import SPLIT, TINY, contents, write_tree
 
 GROWING = [1.0] * 6 + [2.0] * 7  # after epochs 1, 2, ...: alpha moves from the second, so it ends after epoch 11
 
@@ -19,7 +19,7 @@ GROWING = [1.0] * 6 + [2.0] * 7  # after epochs 1, 2, ...: alpha moves from the 
 def no_report():
     """Drawing takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdarts.session.write_report", lambda folder: folder / "report.html")
+        patch.setattr("fastdarts.runs.search_session.write_report", lambda folder: folder / "report.html")
         patch.setattr(Search, "hessian", lambda self: GROWING[self.epoch])
         yield
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import fastdarts.nn as fused
-from tests.backends import needs_native
+from tests.support.backends import needs_native
 from tests.zoo import darts
 
 E, K = 5, 8  # edges of two nodes, candidates

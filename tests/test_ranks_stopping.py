@@ -1,6 +1,6 @@
 """Two ranks that are stopped, or of which one sees a poisoned image: both end alike, and go on to the same bytes.
 
-They are started as torchrun does it (tests.runs.Ranks), which tests/test_torchrun.py shows of torchrun itself.
+They are started as torchrun does it (tests.support.runs.Ranks), which tests/test_torchrun.py shows of torchrun itself.
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 
 from fastdarts.data import ImageIndex
 from fastdarts.engine.checkpoints import load_checkpoint
-from tests.runs import KILLED, SPLIT, TINY, Ranks, contents, write_tree
+from tests.support.runs import KILLED, SPLIT, TINY, Ranks, contents, write_tree
 
 STEPS, EPOCHS = 4, 3  # an epoch's, of the searches here
 EACH_STEP = ["--checkpoint_minutes", "1e-9"]
@@ -56,7 +56,7 @@ def of_rank(rank: int) -> bool:
 
 def signalled(number: int, rank: int, step: int) -> None:
     """A hook: the rank gets the signal inside the step."""
-    from fastdarts.engine import CapturedBilevel
+    from fastdarts.steps import CapturedBilevel
 
     plain = CapturedBilevel.__call__
 
@@ -163,7 +163,7 @@ def test_what_is_bad_on_one_rank_sends_all_back(argv: list[str], poisoned: tuple
 
 def killed_before_going_back(number: int) -> None:
     """A hook: `poison`, and rank 1 is killed as soon as it is to go back."""
-    from fastdarts.session import Session
+    from fastdarts.runs.search_session import Session
 
     poison(number)
     plain = Session._rewind

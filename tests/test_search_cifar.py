@@ -15,18 +15,18 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdarts.build import CIFAR10_MEAN, CIFAR10_STD, CIFAR100_MEAN, CIFAR100_STD, build
-from fastdarts.config import ConfigError, SearchCifarSettings
 from fastdarts.data import ImageArray
 from fastdarts.engine import RunFolder, Stopping, World, steps_of
-from fastdarts.images import ImageArrays
-from fastdarts.plan import free_for, prepare
+from fastdarts.inputs.images import ImageArrays
+from fastdarts.runs.build import CIFAR10_MEAN, CIFAR10_STD, CIFAR100_MEAN, CIFAR100_STD, build
+from fastdarts.runs.plan import free_for, prepare
+from fastdarts.runs.search_session import Session
 from fastdarts.search import StepReport
 from fastdarts.search_cifar import NOT_CIFAR, SAMPLE_RECIPE, main, resolve
-from fastdarts.session import Session
+from fastdarts.settings import ConfigError, SearchCifarSettings
 from fastdarts.spaces import S0
-from fastdarts.supernet import beside
-from tests.runs import free_port
+from fastdarts.supernet import eager_candidates as beside
+from tests.support.runs import free_port
 from tests.test_search_imagenet import FILES
 from tests.zoo.operations import OPS
 
@@ -66,7 +66,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which take longer than all the rest; that of `finished` is whole, a module's fixture comes before this one."""
-    monkeypatch.setattr("fastdarts.session.write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr("fastdarts.runs.search_session.write_report", lambda folder: folder / "report.html")
 
 
 def epochs(folder: Path) -> list[dict]:
@@ -127,7 +127,7 @@ def test_draws_of_torchs_generator_depend_neither_on_a_stop_nor_on_when_a_report
 ) -> None:
     whole, parts = ([*arguments(data, "--save", str(tmp_path / name)), *more.split()] for name in ("whole", "parts"))
     assert main(whole) == 0
-    monkeypatch.setattr("fastdarts.session.REPORT_SECONDS", -1.0)
+    monkeypatch.setattr("fastdarts.runs.search_session.REPORT_SECONDS", -1.0)
     interrupted(monkeypatch, parts, step=4)
     assert main(parts) == 0
     assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
@@ -274,7 +274,7 @@ def test_every_form_of_data_is_planned(make: Callable[[Path], Path], tmp_path: P
 
 def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = pictures(40, 32)
-    monkeypatch.setattr("fastdarts.images.sample_images", lambda: ImageArray.make(Path("sample"), images, labels))
+    monkeypatch.setattr("fastdarts.inputs.images.sample_images", lambda: ImageArray.make(Path("sample"), images, labels))
     assert main(["--dry_run", "--batch_size", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == NOT_CIFAR and any("C = 8" in line for line in lines)

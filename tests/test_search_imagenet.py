@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from fastdarts import engine
-from fastdarts.genotype import Genotype
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import NOT_IMAGENET, main, resolve
-from tests.runs import SPLIT, TINY, write_tree
+from fastdarts.spaces.genotype import Genotype
+from tests.support.runs import SPLIT, TINY, write_tree
 
 
 @pytest.fixture(scope="module")
@@ -377,7 +377,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_else(tree, tmp_
 
 
 def test_what_does_not_fit_is_refused_before_files_are_decoded(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastdarts.images.verify", lambda *_: pytest.fail("files were decoded"))
+    monkeypatch.setattr("fastdarts.inputs.images.verify", lambda *_: pytest.fail("files were decoded"))
     assert main(arguments(tree, "--save", str(tmp_path / "run"), "--batch_size", "100")) == 2
     assert "batch_size is 100" in capsys.readouterr().err
 
@@ -397,7 +397,7 @@ def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    monkeypatch.setattr("fastdarts.engine.CapturedBilevel.__call__", small)
+    monkeypatch.setattr("fastdarts.steps.CapturedBilevel.__call__", small)
     tree = write_tree(tmp_path / "images", images=16)
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", batch]) == 1
     err = capsys.readouterr().err
@@ -430,8 +430,8 @@ def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_i
     argv = [*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", "auto"]
     assert main([*argv, "--dry_run"]) == 0
     assert "--batch_size auto: 16 images, the largest multiple of 8 that fits in 80%" in capsys.readouterr().out
-    monkeypatch.setattr("fastdarts.engine.free_bytes", lambda _: 10**9)
-    monkeypatch.setattr("fastdarts.engine.step_bytes", lambda *given, **_: 10**8 * len(given[3].index) - 10**6)
+    monkeypatch.setattr("fastdarts.steps.free_bytes", lambda _: 10**9)
+    monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[3].index) - 10**6)
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert (
@@ -440,7 +440,7 @@ def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_i
     assert "note: --learning_rate 0.5 is the published one for batch 1024; in proportion, 8 images would take 0.00391" in out
     saved = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
     assert (saved["batch_size"], saved["learning_rate"]) == (8, 0.5)
-    monkeypatch.setattr("fastdarts.engine.free_bytes", lambda _: 10**7)
+    monkeypatch.setattr("fastdarts.steps.free_bytes", lambda _: 10**7)
     assert main(argv) == 0
     assert "nothing is left to search" in capsys.readouterr().out
     assert main([*arguments(tree, "--save", str(tmp_path / "other")), "--batch_size", "auto"]) == 2

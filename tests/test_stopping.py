@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdarts import engine
+from fastdarts import steps
 from fastdarts.data import ImageIndex
-from fastdarts.engine import CapturedBilevel
 from fastdarts.engine.checkpoints import load_checkpoint
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.search import Search
 from fastdarts.search_imagenet import main
-from tests.runs import SPLIT, TINY, Run, contents, write_tree
+from fastdarts.steps import CapturedBilevel
+from tests.support.runs import SPLIT, TINY, Run, contents, write_tree
 
 STEPS, EPOCHS = 4, 3  # an epoch's, of the searches here
 EACH_STEP = ["--checkpoint_minutes", "1e-9"]
@@ -33,7 +33,7 @@ EACH_STEP = ["--checkpoint_minutes", "1e-9"]
 def no_report() -> Iterator[None]:
     """Drawing takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdarts.session.write_report", lambda folder: folder / "report.html")
+        patch.setattr("fastdarts.runs.search_session.write_report", lambda folder: folder / "report.html")
         yield
 
 
@@ -52,7 +52,7 @@ def finished(argv, tmp_path_factory):
     return folder
 
 
-def steps(folder):
+def saved_steps(folder):
     return int(load_checkpoint(folder / "checkpoint.pt")["step"])
 
 
@@ -86,7 +86,7 @@ def test_a_stopped_run_loses_nothing(number, step, status, argv, finished, tmp_p
     err = capsys.readouterr().err
     assert f"stopped by {signal.Signals(number).name}; the same command" in err and err.count("\n") == 1
     assert signal.getsignal(number) == before
-    assert steps(tmp_path / "run") == step
+    assert saved_steps(tmp_path / "run") == step
     assert main(run) == 0
     assert contents(tmp_path / "run") == contents(finished)
     inside = f" and {(step - 1) % STEPS + 1} steps"
@@ -95,14 +95,14 @@ def test_a_stopped_run_loses_nothing(number, step, status, argv, finished, tmp_p
 
 def test_the_planner_is_broken_off_between_two_steps_that_it_counts(argv, tmp_path, monkeypatch, capsys):
     """Not inside one: it counts in callbacks of torch's C++, where an exception ends the process."""
-    plain, counted = engine.step_bytes, []
+    plain, counted = steps.step_bytes, []
 
     def step_bytes(*args, **how):
         send(signal.SIGTERM)()
         counted.append(plain(*args, **how))
         return counted[-1]
 
-    monkeypatch.setattr(engine, "step_bytes", step_bytes)
+    monkeypatch.setattr(steps, "step_bytes", step_bytes)
     assert main([*argv, "--epochs", "6", "--method", "p-darts", "--save", str(tmp_path / "run")]) == 75
     assert len(counted) == 1 and "stopped by SIGTERM" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -120,7 +120,7 @@ def test_evaluation_is_broken_off_and_made_again(argv, finished, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Search, "evaluate", evaluate)
         assert main(run) == 75
-    assert not seen and steps(tmp_path / "run") == STEPS
+    assert not seen and saved_steps(tmp_path / "run") == STEPS
     assert main(run) == 0
     assert contents(tmp_path / "run") == contents(finished)
 
@@ -130,7 +130,7 @@ def test_checking_files_is_broken_off_and_leaves_no_folder(argv, tmp_path, monke
         send(signal.SIGTERM)()
         pytest.fail("went on")
 
-    monkeypatch.setattr("fastdarts.images.verify", check)
+    monkeypatch.setattr("fastdarts.inputs.images.verify", check)
     assert main([*argv, "--save", str(tmp_path / "run")]) == 75
     assert "stopped by SIGTERM" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -169,7 +169,7 @@ def test_waiting_for_input_is_broken_off_and_a_checkpoint_taken(argv, tmp_path, 
         began = time.monotonic()
         assert main(run) == 75
         assert time.monotonic() - began < 20
-    assert steps(tmp_path / "run") == STEPS
+    assert saved_steps(tmp_path / "run") == STEPS
     assert main(run) == 0
     assert main([*argv, "--save", str(tmp_path / "peace"), "--cache", "off"]) == 0
     assert contents(tmp_path / "run") == contents(tmp_path / "peace")
@@ -271,7 +271,7 @@ def test_a_disk_that_fills_ends_the_run_and_room_lets_it_go_on(argv, finished, t
         assert main(run) == 1
     err = capsys.readouterr().err
     assert "No space left on device; the last checkpoint is kept" in err and err.count("\n") == 1
-    assert 0 < steps(tmp_path / "run") < STEPS * EPOCHS
+    assert 0 < saved_steps(tmp_path / "run") < STEPS * EPOCHS
     assert main(run) == 0
     assert contents(tmp_path / "run") == contents(finished)
 
@@ -334,7 +334,7 @@ def test_bad_numbers_stop_the_run_before_its_checkpoint(argv, poisoned, tmp_path
     err = capsys.readouterr().err
     assert poisoned in err and "the loss of the weights is nan" in err and err.count("\n") == 1
     bad = int(re.search(r"step (\d+) of epoch", err)[1])
-    assert not (folder / "checkpoint.pt").exists() or steps(folder) < bad
+    assert not (folder / "checkpoint.pt").exists() or saved_steps(folder) < bad
     assert main([*argv, "--save", str(folder)]) == 0  # and with skip it goes on
     assert main([*argv, "--save", str(tmp_path / "skipping")]) == 0
     assert contents(folder) == contents(tmp_path / "skipping")
@@ -365,4 +365,4 @@ def test_a_run_that_is_sent_back_again_and_again_ends(argv, tmp_path, monkeypatc
     err = capsys.readouterr().err
     assert "went back to step 4 3 times and it came to the same" in err and err.count("\n") == 1
     assert (folder / "log.txt").read_text().count("back to step 4, going on") == 3
-    assert steps(folder) == STEPS
+    assert saved_steps(folder) == STEPS

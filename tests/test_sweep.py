@@ -1,6 +1,6 @@
 """The sweep as a user meets it: grids, tables, continuing, failures, submitit, and everything that can be wrong.
 
-Most runs are of tests/pretend_search.py, which takes no time; some are real searches.
+Most runs are of tests/support/pretend_search.py, which takes no time; some are real searches.
 """
 
 import csv
@@ -24,16 +24,16 @@ from fastdarts.sweep.__main__ import main
 from fastdarts.sweep.grid import COMMANDS, Command, Grid
 from fastdarts.sweep.plot import draw_sweep, lines
 from fastdarts.sweep.results import Spread, aggregate, figures, markdown
-from tests.pretend_search import PretendSettings
-from tests.runs import SAME, SPLIT, TINY, Run, write_tree
+from tests.support.pretend_search import PretendSettings
+from tests.support.runs import SAME, SPLIT, TINY, Run, write_tree
 
 RATIOS, SEEDS = ["--grid", "mask_ratio=0.2,0.6"], ["--grid", "seed=0,1"]
 
 
 @pytest.fixture(autouse=True)
 def pretend(monkeypatch, root):
-    monkeypatch.setitem(COMMANDS, "pretend", Command("tests.pretend_search", PretendSettings, lambda *_: None))
-    monkeypatch.chdir(root)  # where `python -m tests.pretend_search` is found
+    monkeypatch.setitem(COMMANDS, "pretend", Command("tests.support.pretend_search", PretendSettings, lambda *_: None))
+    monkeypatch.chdir(root)  # where `python -m tests.support.pretend_search` is found
 
 
 @pytest.fixture

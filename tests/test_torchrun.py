@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from fastdarts.data import DataError, ImageIndex
-from fastdarts.images import ImageFiles
-from fastdarts.input import steps_of_an_epoch
+from fastdarts.inputs.files import steps_of_an_epoch
+from fastdarts.inputs.images import ImageFiles
 from fastdarts.search_imagenet import main, resolve
-from tests.runs import free_port
+from tests.support.runs import free_port
 from tests.test_search_imagenet import FILES, arguments, write_tree
 
 PATIENCE = 200.0  # seconds

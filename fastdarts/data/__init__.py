@@ -4,7 +4,7 @@ Every random choice is a function of (seed, stream, epoch, image index), so a ru
 of workers or ranks, nor on where it was interrupted.
 """
 
-from fastdarts.data import dali, room
+from fastdarts.data import dali, placement
 from fastdarts.data.array_loader import ArrayEvalLoader, ArrayLoader, Pixels
 from fastdarts.data.arrays import ImageArray, read_images, sample_images
 from fastdarts.data.cache import Cache, Layout
@@ -16,10 +16,10 @@ from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex, Index
 from fastdarts.data.loader import Loader
-from fastdarts.data.remembered import Remembered
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.splits import read_list, subsets, write_list
+from fastdarts.data.verified_store import Remembered
 from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
@@ -48,9 +48,9 @@ __all__ = [
     "dali",
     "flips",
     "image_sizes",
+    "placement",
     "read_images",
     "read_list",
-    "room",
     "sample_images",
     "sample_root",
     "subsets",

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.data.ahead import Stage
 from fastdarts.data.loader import Common, EvalCommon, Evaluation, Loader
+from fastdarts.data.prefetch import Stage
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Purpose, random_words

@@ -18,11 +18,11 @@ from PIL import Image
 from torch import Tensor
 
 from fastdarts.data.archive import content_bytes, read_archive
+from fastdarts.data.cifar_pickle import LAYOUTS, layout_of, read_batches
 from fastdarts.data.decode import pillow_warnings, read_rgb
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex, few
-from fastdarts.data.pickled import LAYOUTS, layout_of, read_batches
-from fastdarts.data.room import SHARE, available_ram, gib
+from fastdarts.data.placement import SHARE, available_ram, gib
 from fastdarts.data.sample import sample_root
 
 SIDE = 32  # of the sample's images

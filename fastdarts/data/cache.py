@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.data.ahead import awaited
 from fastdarts.data.cache_file import open_file, room_taken, write_file
 from fastdarts.data.decode import read_rgb
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
+from fastdarts.data.prefetch import awaited
 from fastdarts.data.view import View
 from fastdarts.data.workers import torchvision_functional
 from fastdarts.ops.random_resized_crop import MOST_SIDE, random_resized_crop

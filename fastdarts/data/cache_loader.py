@@ -10,9 +10,9 @@ from typing import Unpack
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.data.ahead import Stage
 from fastdarts.data.cache import Cache
 from fastdarts.data.loader import Common, EvalCommon, Evaluation, Loader
+from fastdarts.data.prefetch import Stage
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.data.ahead import Stage
 from fastdarts.data.decode import read_bytes, read_rgb
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex, few
 from fastdarts.data.jpeg import plain_size
 from fastdarts.data.loader import Common, Loader
+from fastdarts.data.prefetch import Stage
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.data.workers import Request

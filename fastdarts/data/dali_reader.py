@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.data.ahead import Stage
 from fastdarts.data.crop import RATIO, short_side
 from fastdarts.data.dali import PREFETCH, DaliLoader, cut, decoding, explained, labelled, outputs, pipeline, resized
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex, few
 from fastdarts.data.loader import Common
+from fastdarts.data.prefetch import Stage
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Purpose, random_words

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.data.ahead import Stage
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.loader import Common, EvalCommon, Evaluation, Loader
+from fastdarts.data.prefetch import Stage
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.data.workers import Request, fetch, torchvision_functional

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.data.ahead import STALLED, Stage, ahead
 from fastdarts.data.crop import SCALE
+from fastdarts.data.prefetch import STALLED, Stage, ahead
 from fastdarts.data.sampler import BatchSampler, shuffled
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Stream

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastdarts.data.ahead import awaited
 from fastdarts.data.decode import examine, header_size, pillow_warnings
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
-from fastdarts.data.remembered import Known, Remembered
+from fastdarts.data.prefetch import awaited
+from fastdarts.data.verified_store import Known, Remembered
 
 CHUNK = 64  # files a thread takes at a time
 AHEAD = 4  # chunks a thread that wait for it

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastdarts.batch import Batch
-from fastdarts.data.ahead import Stage
 from fastdarts.data.crop import RATIO, crop_box, crop_words, short_side
 from fastdarts.data.decode import read_rgb
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex
+from fastdarts.data.prefetch import Stage
 from fastdarts.data.view import View
 
 

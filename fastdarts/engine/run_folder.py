@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastdarts.config import Settings
 from fastdarts.engine.checkpoints import Checkpoints, DamagedCheckpoint, encode, steps_of
 from fastdarts.engine.files import flush, write_text
+from fastdarts.settings import Settings
 
 LINES = ("metrics.jsonl", "timing.jsonl")
 BEGUN = {"train.txt", "val.txt", "excluded.txt", ".lock"}  # there before settings.json: a run killed then begins anew

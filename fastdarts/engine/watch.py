@@ -6,14 +6,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fastdarts.config import RunSettings
-from fastdarts.engine.cuda_graph import CapturedBilevel
 from fastdarts.engine.profile import Profiler, Window
 from fastdarts.engine.progress import Pace, duration
-from fastdarts.engine.stages import Stages
 from fastdarts.engine.status import Status
 from fastdarts.engine.tensorboard import Board
 from fastdarts.search import Search, Step, StepReport
+from fastdarts.settings import RunSettings
+from fastdarts.steps.cuda_graph import CapturedBilevel
+from fastdarts.steps.stage_timer import Stages
 
 log = logging.getLogger("fastdarts")
 

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from fastdarts.genotype import GenotypeError, read_architecture, read_architecture_json
 from fastdarts.report import ReportError, draw_cell, write_report
 from fastdarts.spaces import ArchitectureError
+from fastdarts.spaces.genotype import GenotypeError, read_architecture, read_architecture_json
 
 
 class _Parser(argparse.ArgumentParser):

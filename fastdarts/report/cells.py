@@ -8,10 +8,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from fastdarts.genotype import Genotype
 from fastdarts.report.layout import FONT, Box, Edge, Point, place
 from fastdarts.report.style import FAMILIES, INK, MUTED, family, save
 from fastdarts.spaces import Architecture
+from fastdarts.spaces.genotype import Genotype
 
 _RADIUS, _MARGIN, _HEAD = 0.16, 0.3, 0.5
 _CONCAT = "#9aa5b1"

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fastdarts.genotype import COLLAPSE_OF, collapse_line
 from fastdarts.report.curves import any_value, curve, epochs_of
 from fastdarts.report.run import Record
 from fastdarts.report.style import INK, KIND_COLOURS, MUTED, new_figure, save, tidy
+from fastdarts.spaces.genotype import COLLAPSE_OF, collapse_line
 
 _WIDTH, _HEIGHT, _HEAD = 12.5, 1.75, 0.9  # inches: of the figure, of a panel, of what stands above and below them
 _WARNING = "#b42318"

@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fastdarts.genotype import read_architecture
 from fastdarts.report.heatmap import candidate_columns, draw_heat_map, spread
 from fastdarts.report.run import Record, chosen_of
 from fastdarts.report.style import INK, MUTED, new_figure, op_styles, save, tidy
+from fastdarts.spaces.genotype import read_architecture
 
 _WIDTH = 12.5  # inches
 _MOST_POINTS = 2000  # of one line; a longer one is thinned

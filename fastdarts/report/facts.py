@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from fastdarts.genotype import collapse_line
 from fastdarts.report.run import Run, valid_of
+from fastdarts.spaces.genotype import collapse_line
 
 _OBJECTIVES = {
     "mae": "Masked-reconstruction search",

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastdarts.genotype import Genotype, GenotypeError, read_architecture, read_architecture_json
 from fastdarts.report.style import family
 from fastdarts.spaces import Architecture, ArchitectureError
+from fastdarts.spaces.genotype import Genotype, GenotypeError, read_architecture, read_architecture_json
 
 Record = dict[str, Any]
 _TYPES = dict.fromkeys(("epoch", "step"), int | None)

@@ -1,5 +1,6 @@
 """HOW alpha moves and is read out: the bilevel step, relaxation, schedules, selection, signs of collapse."""
 
+from fastdarts.protocols import Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
 from fastdarts.search.early_stop import Stop, check_early_stop
@@ -7,7 +8,6 @@ from fastdarts.search.methods import METHODS, Method, settings_of
 from fastdarts.search.optimizers import OptimizerUnavailable
 from fastdarts.search.precision import Precision, tf32
 from fastdarts.search.progressive import Progressive, Stage, stages_of
-from fastdarts.search.protocols import Step, StepReport
 from fastdarts.search.randomness import seeded
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate

@@ -48,7 +48,7 @@ class Bilevel:
 
     An update whose loss or gradients are not finite is skipped, on the device: parameters, optimizer state and the modules'
     buffers stay as they were before it, and `skipped`, int64 (2,), counts it: updates of the weights, updates of alpha.
-    Nothing here waits for the device, so that a step may be captured (engine.cuda_graph).
+    Nothing here waits for the device, so that a step may be captured (steps.cuda_graph).
     """
 
     def __init__(

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdarts.genotype import Genotype
 from fastdarts.spaces import CANDIDATES, Architecture, Kind, Space
+from fastdarts.spaces.genotype import Genotype
 from fastdarts.supernet import CellWeights
 
 

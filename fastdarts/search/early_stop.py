@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from typing import Any, NamedTuple, TypedDict
 
-from fastdarts.config import ConfigError, SearchSettings
+from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import Space
 
 WINDOW = 5  # k: epochs whose eigenvalues are averaged (R-DARTS, Zela et al., ICLR 2020, section 4.3)

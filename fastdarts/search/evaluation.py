@@ -8,10 +8,10 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
+from fastdarts.protocols import Ranks
 from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
 from fastdarts.search.collapse import dominant_eigenvalue
 from fastdarts.search.precision import Precision
-from fastdarts.search.protocols import Ranks
 from fastdarts.search.randomness import seeded
 from fastdarts.spaces import Kind
 from fastdarts.supernet import CellWeights, Network

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastdarts.config import ConfigError
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.selection import Selection, argmax_genotype
+from fastdarts.settings import ConfigError
 
 Values = Mapping[str, Any]  # settings by field
 Dataset = Literal["cifar", "imagenet"]

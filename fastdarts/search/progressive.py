@@ -10,9 +10,9 @@ from typing import TypeVar
 
 import torch
 
-from fastdarts.config import ConfigError, SearchSettings
 from fastdarts.objectives import Objective
 from fastdarts.search.selection import check_skip_limit
+from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights, Network
 

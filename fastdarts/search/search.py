@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from fastdarts.batch import Batch
-from fastdarts.config import SearchSettings
-from fastdarts.genotype import Genotype, read_architecture
 from fastdarts.objectives import Objective
+from fastdarts.protocols import Loader, Ranks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
@@ -22,11 +21,12 @@ from fastdarts.search.evaluation import evaluate, hessian
 from fastdarts.search.methods import METHODS, Method
 from fastdarts.search.optimizers import load_optimizer, optimizer_state, set_rate
 from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, shrink, skip_dropout_rate
-from fastdarts.search.protocols import Loader, Ranks, Step, StepReport
 from fastdarts.search.schedules import learning_rate
 from fastdarts.search.selection import limit_skips
 from fastdarts.search.setup import bilevel_of
+from fastdarts.settings import SearchSettings
 from fastdarts.spaces import Architecture, Space
+from fastdarts.spaces.genotype import Genotype, read_architecture
 from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
@@ -49,7 +49,7 @@ class Search:
     eval_loader               a finite iterable of batches for `evaluate`, or None
     on_step                   called after each step
     ranks                     the ranks that search together; None: this process alone. Losses and figures are those of all
-    captured                  makes of a Bilevel what takes its steps (engine.cuda_graph.CapturedBilevel); None: itself does
+    captured                  makes of a Bilevel what takes its steps (steps.cuda_graph.CapturedBilevel); None: itself does
     method                    whose relaxation and selection are taken; the rest of a method is in the settings
     progressive               a search in stages, of which `supernet` and `objective` are the first; settings.epochs is of all.
                               Learning rate, alpha's beginning and dropout go by the epoch within the stage. A stage begins

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from fastdarts.genotype import Gene, Genotype
 from fastdarts.spaces import Architecture, Kind, Space
+from fastdarts.spaces.genotype import Gene, Genotype
 from fastdarts.supernet import CellWeights
 
 SKIP = "skip_connect"

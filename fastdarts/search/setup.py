@@ -1,11 +1,11 @@
 """A supernet's Bilevel as the settings say: relaxation, optimizers, precision."""
 
-from fastdarts.config import SearchSettings
 from fastdarts.objectives import Objective
 from fastdarts.search.bilevel import Bilevel, Reduce
 from fastdarts.search.optimizers import arch_optimizer, weight_optimizer
 from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.settings import SearchSettings
 from fastdarts.supernet import Network
 
 

@@ -1,8 +1,8 @@
 """HOW all choices run at once: mixed edges, cells, the networks."""
 
 from fastdarts.supernet.base import ChannelSampling, Network
-from fastdarts.supernet.beside import register_candidate, same_draws
 from fastdarts.supernet.cell import Cell, CellWeights
+from fastdarts.supernet.eager_candidates import register_candidate, same_draws
 from fastdarts.supernet.mixed import MixedEdges
 from fastdarts.supernet.nasbench201 import BatchNormMode, NASBench201Supernet
 from fastdarts.supernet.network import Supernet

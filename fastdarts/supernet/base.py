@@ -15,8 +15,8 @@ from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
-from fastdarts.supernet.beside import MixedEdgesBeside, SkipDropout
 from fastdarts.supernet.cell import CellWeights
+from fastdarts.supernet.eager_candidates import MixedEdgesBeside, SkipDropout
 from fastdarts.supernet.mixed import PackedEdges
 
 ChannelSampling = Literal["first", "random"]

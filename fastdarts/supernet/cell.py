@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fastdarts.spaces import Kind, Space
-from fastdarts.supernet.beside import mixed_edges
+from fastdarts.supernet.eager_candidates import mixed_edges
 from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN, run_together
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fastdarts.ops.batch_norm import batch_norm
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.base import Network
-from fastdarts.supernet.beside import mixed_edges
 from fastdarts.supernet.cell import CellWeights
+from fastdarts.supernet.eager_candidates import mixed_edges
 
 BatchNormMode = Literal["batch", "running"]
 

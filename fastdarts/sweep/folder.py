@@ -16,7 +16,7 @@ from typing import Any
 
 from fastdarts.engine import RunFolder, RunFolderError, write_text
 from fastdarts.engine.checkpoints import DamagedCheckpoint
-from fastdarts.engine.stopping import AGAIN, INTERRUPTED
+from fastdarts.engine.signals import AGAIN, INTERRUPTED
 from fastdarts.sweep.grid import Combination, Grid, SweepError
 from fastdarts.sweep.results import epochs_of, figures
 

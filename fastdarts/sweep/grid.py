@@ -8,8 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fastdarts.build import benchmark_of, check_buildable, space_of
-from fastdarts.config import ConfigError, RunSettings, SearchCifarSettings, SearchImagenetSettings, Settings
+from fastdarts.runs.build import benchmark_of, check_buildable, space_of
+from fastdarts.settings import ConfigError, RunSettings, SearchCifarSettings, SearchImagenetSettings, Settings
 
 OF_A_SWEEP = {"save": "the sweep names each run's folder itself", "dry_run": "a sweep runs what it starts"}
 # what only the machine that runs knows whether it can be done: not checked where another one is asked to

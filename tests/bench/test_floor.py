@@ -4,7 +4,7 @@ import pytest
 
 from bench import floor
 from bench.workload import CELL, Workload
-from tests.backends import needs_native
+from tests.support.backends import needs_native
 
 
 @needs_native

@@ -13,7 +13,7 @@ from bench.nasbench201 import _recipe, collect, main, random_cell, runs_in, summ
 from bench.nasbench201_report import RANDOM, markdown, verdict
 from bench.records import RESULTS, read
 from fastdarts import search_cifar
-from fastdarts.recipes import RECIPES
+from fastdarts.settings.recipes import RECIPES
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.lookup import CELLS, Table
 

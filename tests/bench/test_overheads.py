@@ -8,7 +8,7 @@ import torch
 
 from bench.overheads import BLOCKS, PARTS, Rounds, Unconditional, main, text
 from fastdarts.search import Bilevel
-from tests.bilevels import batch, differing, everything, make, number
+from tests.support.bilevels import batch, differing, everything, make, number
 
 SMALL = ["--image_size", "32", "--batch", "2", "--steps", "2", "--rounds", "2"]
 BY_CLOCK = ("NaN guard", *PARTS, "the rest", "stages")

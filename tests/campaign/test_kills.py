@@ -23,7 +23,7 @@ import pytest
 
 from bench.records import RESULTS, append, tagged
 from fastdarts.engine.checkpoints import DamagedCheckpoint, load_checkpoint
-from tests.runs import SPLIT, TINY, Ranks, Run, contents, write_tree
+from tests.support.runs import SPLIT, TINY, Ranks, Run, contents, write_tree
 
 pytestmark = pytest.mark.campaign
 STEPS, EPOCHS = 4, 6

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastdarts.data import ArrayEvalLoader, ArrayLoader, DataError, ImageArray, Pixels, read_images, sample_images, subsets
 from fastdarts.data.array_loader import corners, windows
-from fastdarts.data.pickled import read_pickle
+from fastdarts.data.cifar_pickle import read_pickle
 from fastdarts.data.sampler import shuffled
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Purpose, Stream, random_words

@@ -30,7 +30,7 @@ from fastdarts.data import (
     cache_file,
     crop_box,
     crop_words,
-    room,
+    placement,
     verify,
 )
 from fastdarts.data import cache as cache_module
@@ -187,7 +187,7 @@ def test_a_file_is_found_again_and_nothing_is_decoded(tree: Tree, tmp_path: Path
 
 def test_a_file_larger_than_ram_is_mapped(tmp_path: Path) -> None:
     """As the system counts it: it refuses a private mapping that may be written and is larger than RAM and swap."""
-    lines = dict(line.split(":") for line in room.MEMINFO.read_text().splitlines())
+    lines = dict(line.split(":") for line in placement.MEMINFO.read_text().splitlines())
     size = 3 * 1024 * sum(int(lines[name].split()[0]) for name in ("MemTotal", "SwapTotal"))
     with open(tmp_path / f"{'k' * 24}.pixels", "wb") as file:  # all holes
         file.truncate(size)
@@ -320,40 +320,42 @@ def test_a_file_that_changes_between_check_and_cache(
 
 
 def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "available_ram", lambda: 10 * 2**30)
-    assert room.choose("auto", 8 * 2**30, CPU) == ("ram", "cache: 8.00 GiB of decoded images in RAM")
-    place = room.choose("auto", 9 * 2**30, CPU)
+    monkeypatch.setattr(placement, "available_ram", lambda: 10 * 2**30)
+    assert placement.choose("auto", 8 * 2**30, CPU) == ("ram", "cache: 8.00 GiB of decoded images in RAM")
+    place = placement.choose("auto", 9 * 2**30, CPU)
     assert place.where == "off"
     assert place.told == "no cache of 9.00 GiB: cpu is no GPU; RAM has 10.00 GiB free, of which 80% may be taken"
     with pytest.raises(
         DataError, match=r"--cache ram: the decoded images take 9\.00 GiB: RAM has 10\.00 GiB free, .* --cache off"
     ):
-        room.choose("ram", 9 * 2**30, CPU)
+        placement.choose("ram", 9 * 2**30, CPU)
     with pytest.raises(DataError, match=r"--cache device: .* cpu is no GPU"):
-        room.choose("device", 1, CPU)
-    assert room.choose("off", 1, CPU).where == "off"
-    small = room.choose("ram", 3 * 2**20, CPU, tmp_path / "not/yet/there")
+        placement.choose("device", 1, CPU)
+    assert placement.choose("off", 1, CPU).where == "off"
+    small = placement.choose("ram", 3 * 2**20, CPU, tmp_path / "not/yet/there")
     assert small == ("ram", f"cache: 3.0 MiB of decoded images in a file in {tmp_path / 'not/yet/there'}")
     with pytest.raises(DataError, match=r"the disk of .* has .* GiB free"):
-        room.choose("ram", 2**60, CPU, tmp_path)
-    assert room.choose("ram", 2**60, CPU, tmp_path, taken=2**61).where == "ram"
+        placement.choose("ram", 2**60, CPU, tmp_path)
+    assert placement.choose("ram", 2**60, CPU, tmp_path, taken=2**61).where == "ram"
     with pytest.raises(
         DataError, match=r"RAM has 10\.00 GiB free, of which the search takes about 5\.00 GiB, and of the rest 80% may"
     ):
-        room.choose("ram", 5 * 2**30, CPU, reserved=5 * 2**30)
-    assert room.choose("ram", 4 * 2**30, CPU, reserved=5 * 2**30).where == "ram"
-    assert room.choose("ram", 8 * 2**30, torch.device("cuda"), reserved=5 * 2**30).where == "ram"  # the GPU's are not RAM's
-    assert room.choose("ram", 1, CPU, tmp_path, reserved=2**60).where == "ram"  # nor does a mapped file keep it
+        placement.choose("ram", 5 * 2**30, CPU, reserved=5 * 2**30)
+    assert placement.choose("ram", 4 * 2**30, CPU, reserved=5 * 2**30).where == "ram"
+    assert (
+        placement.choose("ram", 8 * 2**30, torch.device("cuda"), reserved=5 * 2**30).where == "ram"
+    )  # the GPU's are not RAM's
+    assert placement.choose("ram", 1, CPU, tmp_path, reserved=2**60).where == "ram"  # nor does a mapped file keep it
 
 
 def test_available_ram_minds_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   500 kB\n")
-    monkeypatch.setattr(room, "MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(room, "CGROUP", tmp_path)
-    assert room.available_ram() == 512000
+    monkeypatch.setattr(placement, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(placement, "CGROUP", tmp_path)
+    assert placement.available_ram() == 512000
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1000\n")
     (tmp_path / "memory.stat").write_text("anon 100\nfile 900\ninactive_file 700\nactive_file 200\n")
-    assert room.available_ram() == 512000
+    assert placement.available_ram() == 512000
     (tmp_path / "memory.max").write_text("3000\n")
-    assert room.available_ram() == 2700, "files that were read once do not count"
+    assert placement.available_ram() == 2700, "files that were read once do not count"

@@ -18,8 +18,8 @@ from PIL import Image
 
 from fastdarts.batch import Batch
 from fastdarts.data import DaliLoader, DataError, FolderLoader, ImageIndex, InputStopped
-from fastdarts.data import ahead as ahead_module
 from fastdarts.data import dali as dali_module
+from fastdarts.data import prefetch as prefetch_module
 from fastdarts.data.dali import unavailable
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.ops.philox import Stream
@@ -95,7 +95,7 @@ def odd(tmp_path: Path) -> ImageIndex:
 @pytest.fixture
 def quick_grace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A thread that is stuck is not waited for, until the test is over."""
-    monkeypatch.setattr(ahead_module, "GRACE", 0.1)
+    monkeypatch.setattr(prefetch_module, "GRACE", 0.1)
     yield
     for thread in threading.enumerate():
         if thread.name == "fastdarts-input":

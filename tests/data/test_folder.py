@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastdarts.batch import Batch
 from fastdarts.data import BatchSampler, DataError, EvalLoader, FolderLoader, ImageIndex, crop_box, crop_words, flips, verify
-from fastdarts.data.ahead import DEPTH
+from fastdarts.data.prefetch import DEPTH
 from fastdarts.data.sampler import shuffled
 from fastdarts.ops.philox import Stream, philox4x32
 

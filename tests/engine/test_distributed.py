@@ -16,19 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastdarts import engine, plan
+from fastdarts import engine
 from fastdarts.batch import Batch
-from fastdarts.config import SearchImagenetSettings, SearchSettings
 from fastdarts.engine import RankLost, RanksDisagree, Seat, ToldElsewhere, World, WorldError
 from fastdarts.engine.distributed import _of_this_start, checksum
 from fastdarts.ops.batch_norm import batch_norm
+from fastdarts.runs import plan
 from fastdarts.search import Search
-from tests import ranks
-from tests.backends import needs_native
-from tests.bilevels import batch, differing, everything, make, number
+from fastdarts.settings import SearchImagenetSettings, SearchSettings
 from tests.ops.exactness import assert_exact
-from tests.ranks import SMALL, Pool, bilevel, pool, share, steps
-from tests.runs import free_port
+from tests.support import ranks
+from tests.support.backends import needs_native
+from tests.support.bilevels import batch, differing, everything, make, number
+from tests.support.ranks import SMALL, Pool, bilevel, pool, share, steps
+from tests.support.runs import free_port
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,9 +6,9 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from fastdarts.config import SearchImagenetSettings
 from fastdarts.engine import RunFolder, RunFolderError
 from fastdarts.engine.files import write_atomically, write_text
+from fastdarts.settings import SearchImagenetSettings
 
 
 def made(path, **settings):

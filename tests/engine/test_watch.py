@@ -7,14 +7,15 @@ import time
 import pytest
 import torch
 
-from fastdarts.engine import CapturedBilevel, Window, no_tensorboard
+from fastdarts.engine import Window, no_tensorboard
 from fastdarts.engine import status as status_file
 from fastdarts.engine.profile import Profiler
-from fastdarts.engine.stages import Stages
 from fastdarts.engine.status import Status
 from fastdarts.engine.tensorboard import Board
 from fastdarts.spaces import S0
-from tests.bilevels import batch, make, number
+from fastdarts.steps import CapturedBilevel
+from fastdarts.steps.stage_timer import Stages
+from tests.support.bilevels import batch, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

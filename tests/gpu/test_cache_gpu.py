@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdarts.batch import Batch
-from fastdarts.data import Cache, CacheEvalLoader, CacheLoader, FolderLoader, ImageIndex, Layout, room, verify
+from fastdarts.data import Cache, CacheEvalLoader, CacheLoader, FolderLoader, ImageIndex, Layout, placement, verify
 from fastdarts.ops.philox import Stream
 from fastdarts.search_imagenet import main
 from tests.data.conftest import tree  # noqa: F401  a fixture
@@ -68,9 +68,9 @@ def test_batches_arrive_whole_while_the_device_is_busy(workers: int, tree: Tree)
 
 def test_where_it_has_room() -> None:
     free = torch.cuda.mem_get_info(CUDA)[0]
-    assert room.choose("auto", 2**20, CUDA).where == "device"
-    assert room.choose("auto", free, CUDA).where != "device"
-    assert room.choose("auto", 2**20, CUDA, reserved=2 * free).where != "device"
+    assert placement.choose("auto", 2**20, CUDA).where == "device"
+    assert placement.choose("auto", free, CUDA).where != "device"
+    assert placement.choose("auto", 2**20, CUDA, reserved=2 * free).where != "device"
 
 
 def test_a_captured_search_from_the_device(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from fastdarts.engine import rng_state, set_rng_state
 from fastdarts.engine.writer import Copy, Writer
-from tests import bilevels
+from tests.support import bilevels
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)

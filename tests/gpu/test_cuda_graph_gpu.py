@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from fastdarts import provenance
-from fastdarts.engine import CapturedBilevel, CaptureError, algorithms
+from fastdarts.engine import algorithms
 from fastdarts.search import Bilevel, tf32
 from fastdarts.search.optimizers import arch_optimizer, set_rate, weight_optimizer
 from fastdarts.search.updates import non_finite, step_unless
 from fastdarts.search_imagenet import main
-from tests import bilevels
-from tests.bilevels import MADE_OF, differing, everything
+from fastdarts.steps import CapturedBilevel, CaptureError
+from tests.support import bilevels
+from tests.support.bilevels import MADE_OF, differing, everything
 from tests.test_search_imagenet import SPLIT, TINY, write_tree
 
 pytestmark = pytest.mark.gpu

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastdarts.engine import CapturedBilevel, Seat, World
-from tests import bilevels
-from tests.bilevels import differing, everything
-from tests.ranks import Pool, bilevel, pool, share
-from tests.runs import free_port
+from fastdarts.engine import Seat, World
+from fastdarts.steps import CapturedBilevel
+from tests.support import bilevels
+from tests.support.bilevels import differing, everything
+from tests.support.ranks import Pool, bilevel, pool, share
+from tests.support.runs import free_port
 
 pytestmark = pytest.mark.gpu
 

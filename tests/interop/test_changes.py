@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fastdarts.interop import ConvertError, convert
 from fastdarts.interop.mixture import FusedMixture
-from tests.backends import needs_native
 from tests.interop.test_convert import outcome
+from tests.support.backends import needs_native
 from tests.zoo.darts import Cell, MixedOp, Network
 from tests.zoo.driver import default_dtype
 from tests.zoo.operations import Identity, SepConv, Zero

@@ -14,7 +14,7 @@ import fastdarts
 from fastdarts.interop import ConvertError, convert, revert, verify
 from fastdarts.interop.mixture import FusedMixture
 from fastdarts.ops.backend import BackendUnavailable
-from tests.backends import needs_native
+from tests.support.backends import needs_native
 from tests.zoo import ZOO, images
 from tests.zoo.driver import loss_of
 

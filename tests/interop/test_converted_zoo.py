@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop import ConvertError, Report, convert
-from tests.backends import needs_native
 from tests.ops.exactness import assert_exact
+from tests.support.backends import needs_native
 from tests.zoo import ZOO, Entry, bilevel_steps
 from tests.zoo.darts import Network
 

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from fastdarts.objectives import MimDecoder, SingleScaleDecoder
 from fastdarts.ops.masked_loss import upsampled_sum
-from tests import naive
-from tests.naive import assert_all_close, assert_close
+from tests.support import naive
+from tests.support.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

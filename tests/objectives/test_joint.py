@@ -1,4 +1,4 @@
-"""MIM-DARTS and its ablations: lambda by hand, both losses and their gradients by the formulas of tests/naive.py."""
+"""MIM-DARTS and its ablations: lambda by hand, both losses and their gradients by the formulas of tests/support/naive.py."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from fastdarts.objectives import Classification, Joint, Masking, Reconstructing
 from fastdarts.objectives.joint import balance
 from fastdarts.ops.philox import Stream
 from fastdarts.supernet import Supernet
-from tests import naive
-from tests.naive import assert_close
 from tests.objectives.small import STEP, batch, mixing, net
+from tests.support import naive
+from tests.support.naive import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

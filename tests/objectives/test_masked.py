@@ -1,4 +1,4 @@
-"""MAE-NAS' objective against the formulas of tests/naive.py: masks, decoder, loss, baseline and every gradient."""
+"""MAE-NAS' objective against the formulas of tests/support/naive.py: masks, decoder, loss, baseline and every gradient."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from fastdarts.ops.masked_loss import masked_loss, upsampled_sum
 from fastdarts.ops.philox import Stream
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import CellWeights, Supernet
-from tests import naive
-from tests.backends import customary
-from tests.naive import assert_all_close, assert_close
+from tests.support import naive
+from tests.support.backends import customary
+from tests.support.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,9 +12,9 @@ from fastdarts.objectives import Colourisation, Jigsaw, Pretext, Rotation
 from fastdarts.objectives.colour import BINS, bin_table, lab, nearest_bin
 from fastdarts.objectives.pretext import PERMUTATIONS, Task
 from fastdarts.ops.philox import Purpose, Stream
-from tests import naive
-from tests.naive import assert_close
 from tests.objectives.small import STEP, batch, mixing, net
+from tests.support import naive
+from tests.support.naive import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

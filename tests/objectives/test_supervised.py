@@ -1,4 +1,4 @@
-"""Classification against the formulas of tests/naive.py: loss, accuracies, every gradient."""
+"""Classification against the formulas of tests/support/naive.py: loss, accuracies, every gradient."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD, Classification
 from fastdarts.ops.philox import Stream
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import CellWeights, Supernet
-from tests import naive
-from tests.backends import customary
-from tests.naive import assert_all_close, assert_close
+from tests.support import naive
+from tests.support.backends import customary
+from tests.support.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,8 +5,6 @@ from typing import get_args
 import pytest
 import torch
 
-from fastdarts.config import ObjectiveName
-from fastdarts.engine import meta_batch, step_bytes
 from fastdarts.objectives import (
     OBJECTIVES,
     Classification,
@@ -21,7 +19,9 @@ from fastdarts.objectives import (
 )
 from fastdarts.ops.philox import Stream
 from fastdarts.search import SoftmaxRelaxation
+from fastdarts.settings.commands import ObjectiveName
 from fastdarts.spaces import S0
+from fastdarts.steps import meta_batch, step_bytes
 from fastdarts.supernet import Supernet
 from tests.objectives.small import STEP, batch, mixing, net
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.conv_bn_chain import conv_bn_chain
-from tests import naive
-from tests.backends import BACKENDS, needs_native
 from tests.ops.exactness import Named, assert_exact, double, gradients, on_threads, uninitialised_memory_is_nan
+from tests.support import naive
+from tests.support.backends import BACKENDS, needs_native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FLOATS = [torch.float32, torch.float64]

@@ -13,8 +13,8 @@ from fastdarts.logs import say_once
 from fastdarts.ops.backend import BackendUnavailable, refusals
 from fastdarts.ops.masked_loss import definition, masked_loss
 from fastdarts.ops.patch_mask import normalise
-from tests import naive
 from tests.ops.exactness import threads, uninitialised_memory_is_nan
+from tests.support import naive
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMS = ["l1", "l2"]

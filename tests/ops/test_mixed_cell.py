@@ -20,10 +20,10 @@ from fastdarts.logs import say_once
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.graph import Candidate, Edge, Graph
 from fastdarts.ops.mixed_cell import mixed_cell
-from tests import naive
-from tests.backends import BACKENDS, needs_native
 from tests.ops.cells import EVERY, S0, STRIDED, Call, dense, one_edge
 from tests.ops.exactness import assert_exact, gradients, on_threads
+from tests.support import naive
+from tests.support.backends import BACKENDS, needs_native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FLOATS = [torch.float32, torch.float64]
@@ -142,7 +142,7 @@ def test_any_graph(isa: str, call: Call) -> None:
 
 
 def formulas(call: Call, named: dict[str, Tensor]) -> Tensor:
-    """NAS-Bench-201's candidates, by tests/naive.py, with batch statistics and all channels."""
+    """NAS-Bench-201's candidates, by tests/support/naive.py, with batch statistics and all channels."""
     run = naive.Run({}, {}, tracked=False)
     shapes = call.graph.convolutions(call.C)
     pieces = named["weights"].split([math.prod(shape) for shape in shapes])

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from fastdarts.ops.graph import Candidate
 from fastdarts.ops.mixed_cell import channel_shuffle, mixed_cell
-from tests.backends import BACKENDS
-from tests.naive import assert_close
 from tests.ops.cells import one_edge
+from tests.support.backends import BACKENDS
+from tests.support.naive import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NONE, SKIP, MAX, AVG, *_ = Candidate

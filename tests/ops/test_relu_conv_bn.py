@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
-from tests import naive
-from tests.backends import BACKENDS, needs_native
 from tests.ops.exactness import Named, assert_exact, double, gradients, on_threads, uninitialised_memory_is_nan
+from tests.support import naive
+from tests.support.backends import BACKENDS, needs_native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FLOATS = [torch.float32, torch.float64]
@@ -111,7 +111,7 @@ def test_odd_sizes_without_halving(isa: str) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("halves", [False, True])
 def test_formulas(halves: bool, training: bool, backend: str) -> None:
-    """tests/naive.py: output, gradients, running statistics."""
+    """tests/support/naive.py: output, gradients, running statistics."""
     call = Call(halves=halves, training=training)
     named = call.tensors(torch.float64)
     running, grad = call.constants(torch.float64)

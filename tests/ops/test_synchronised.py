@@ -17,11 +17,11 @@ from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.graph import Candidate
 from fastdarts.ops.relu_conv_bn import relu_conv_bn, relu_conv_bns
 from fastdarts.ops.sync import Sync, handle, ranks_of
-from tests.backends import needs_native
 from tests.ops import cells
 from tests.ops.cells import EVERY, STRIDED, dense, one_edge
 from tests.ops.exactness import Named, assert_exact, uninitialised_memory_is_nan
 from tests.ops.ranks import Rank, Twins, on_ranks
+from tests.support.backends import needs_native
 
 pytestmark = [needs_native, pytest.mark.usefixtures("one_thread")]
 FLOATS = [torch.float32, torch.float64]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdarts.genotype import Genotype
 from fastdarts.report import picture_grid
+from fastdarts.spaces.genotype import Genotype
 
 POOLS = ["max_pool_3x3", "avg_pool_3x3"]
 CONVS = ["sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]

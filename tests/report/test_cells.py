@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from fastdarts.genotype import Genotype
 from fastdarts.report import draw_cell
 from fastdarts.report.cells import cell_figure
 from fastdarts.report.layout import lanes, place
 from fastdarts.spaces import Architecture
+from fastdarts.spaces.genotype import Genotype
 
 KINDS = ("normal", "reduce")
 

@@ -9,13 +9,13 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from fastdarts.config import ObjectiveName
-from fastdarts.genotype import Genotype
 from fastdarts.report import ReportError, draw_alpha, draw_collapse, draw_losses, write_report
 from fastdarts.report.facts import headline, key_figures
 from fastdarts.report.heatmap import candidate_columns, edge_pairs, spread
 from fastdarts.report.page import _notices
 from fastdarts.report.run import read_run
+from fastdarts.settings.commands import ObjectiveName
+from fastdarts.spaces.genotype import Genotype
 
 VOID = {"meta", "img"}
 

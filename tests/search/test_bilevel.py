@@ -1,4 +1,4 @@
-"""The bilevel step against DARTS' formulas as tests/naive.py writes them out: gradients, steps, what moves and what not."""
+"""The bilevel step against DARTS' formulas (tests/support/naive.py): gradients, steps, what moves and what does not."""
 
 import copy
 from typing import Any
@@ -14,9 +14,9 @@ from fastdarts.ops.philox import Stream
 from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import KINDS, S0, Space
 from fastdarts.supernet import Supernet
-from tests import naive
-from tests.backends import BACKENDS, customary
-from tests.naive import assert_all_close, assert_close
+from tests.support import naive
+from tests.support.backends import BACKENDS, customary
+from tests.support.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.genotype import COLLAPSE_SKIPS, Genotype, collapse_line
 from fastdarts.report.style import family
 from fastdarts.search import collapse_figures, dominant_eigenvalue
 from fastdarts.spaces import CANDIDATES, S0, SKELETONS, Space
 from fastdarts.spaces.candidates import Candidate
+from fastdarts.spaces.genotype import COLLAPSE_SKIPS, Genotype, collapse_line
 from fastdarts.supernet import CellWeights
 
 NORMAL = [("skip_connect", 0), ("skip_connect", 1)] * 3 + [("sep_conv_3x3", 0), ("skip_connect", 1)]

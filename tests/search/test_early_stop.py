@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from fastdarts.config import ConfigError
-from fastdarts.genotype import Genotype
 from fastdarts.search import Search
 from fastdarts.search.early_stop import (
     RATIO,
@@ -22,7 +20,9 @@ from fastdarts.search.early_stop import (
     needs_hessian,
     seen,
 )
+from fastdarts.settings import ConfigError
 from fastdarts.spaces import S0, Space
+from fastdarts.spaces.genotype import Genotype
 from tests.search.test_search import make, same, settings, timeless
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,17 +11,18 @@ from torch import Tensor, distributions
 from torch.distributions import kl_divergence
 from torch.nn.functional import elu
 
-from fastdarts.config import ConfigError, MethodName, SearchImagenetSettings
-from fastdarts.genotype import Genotype
 from fastdarts.ops.philox import Stream
 from fastdarts.search import METHODS, Method, Search, SoftmaxRelaxation, settings_of
 from fastdarts.search.methods import in_proportion
 from fastdarts.search.selection import argmax_genotype
 from fastdarts.search_imagenet import main
+from fastdarts.settings import ConfigError, SearchImagenetSettings
+from fastdarts.settings.commands import MethodName
 from fastdarts.spaces import Kind, Space
+from fastdarts.spaces.genotype import Genotype
 from fastdarts.supernet import CellWeights, Supernet
-from tests.runs import SPLIT, TINY, write_tree
 from tests.search.test_progressive import NAMES, SPACE, Loader, masked, settings
+from tests.support.runs import SPLIT, TINY, write_tree
 
 PUBLISHED = {  # epochs, begin, batch, learning rates, alpha's, clip of alpha's gradient, cells, k, edge weights, second order
     "darts-1st": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),

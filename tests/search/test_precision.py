@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdarts.search import Bilevel, Precision, tf32
 from fastdarts.search.precision import LossScale
 from fastdarts.supernet import base
-from tests.bilevels import batch, differing, everything, make, number
+from tests.support.bilevels import batch, differing, everything, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

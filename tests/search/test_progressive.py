@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.config import ConfigError, SearchSettings
-from fastdarts.engine import meta_batch, step_bytes
-from fastdarts.genotype import Genotype
 from fastdarts.objectives import MaskedReconstruction, Objective
 from fastdarts.search import Bilevel, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
 from fastdarts.search.progressive import heaviest, moving_epochs, shrink, skip_dropout_rate
+from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import NASBENCH201, S0, Space
+from fastdarts.spaces.genotype import Genotype
+from fastdarts.steps import meta_batch, step_bytes
 from fastdarts.supernet import CellWeights, Network, Supernet
-from fastdarts.supernet.beside import SkipDropout
+from fastdarts.supernet.eager_candidates import SkipDropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fastdarts.engine import Seat, World
 from fastdarts.objectives import Classification
-from fastdarts.run import draw_apart
+from fastdarts.runs.search import draw_apart
 from fastdarts.search import Search, seeded
 from fastdarts.spaces import Space
 from fastdarts.supernet import Supernet
-from fastdarts.supernet.beside import Drawing, Noise, SkipDropout
+from fastdarts.supernet.eager_candidates import Drawing, Noise, SkipDropout
 from tests.search.test_search import Loader, finite, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")

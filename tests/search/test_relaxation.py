@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import KINDS, S0, Space
-from tests import naive
-from tests.naive import assert_close
+from tests.support import naive
+from tests.support.naive import assert_close
 
 NET = naive.Net(C=4, layers=3)
 RAGGED = Space("ragged", (("skip_connect", "none"), *[naive.S0[: 3 + e % 4] for e in range(13)]), (naive.S0,) * 14)

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.config import SearchSettings
-from fastdarts.genotype import Genotype
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.search import (
     DivergedError,
@@ -23,10 +21,12 @@ from fastdarts.search import (
     learning_rate,
 )
 from fastdarts.search.precision import LossScale
+from fastdarts.settings import SearchSettings
 from fastdarts.spaces import KINDS, Space
+from fastdarts.spaces.genotype import Genotype
 from fastdarts.supernet import Supernet
-from tests import naive
-from tests.naive import assert_close
+from tests.support import naive
+from tests.support.naive import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

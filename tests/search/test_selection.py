@@ -9,7 +9,7 @@ from torch import Tensor
 from fastdarts.search import SoftmaxRelaxation, argmax_genotype
 from fastdarts.spaces import KINDS, S0, Space
 from fastdarts.supernet import CellWeights
-from tests import naive
+from tests.support import naive
 
 NAMES = naive.S0
 WEAK = {"normal": [("max_pool_3x3", 0), ("max_pool_3x3", 1)] * 4, "reduce": [("max_pool_3x3", 0), ("max_pool_3x3", 1)] * 4}

@@ -17,7 +17,7 @@ from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import S0
 from fastdarts.supernet import Supernet
-from tests.backends import needs_native
+from tests.support.backends import needs_native
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), needs_native]
 

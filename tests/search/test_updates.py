@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdarts.ops.philox import Stream
 from fastdarts.search import Bilevel, updates
 from fastdarts.search.updates import Buffers, non_finite, obeys, step_unless
-from tests.bilevels import batch, differing, everything, make, number
+from tests.support.bilevels import batch, differing, everything, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,10 +13,10 @@ from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.spaces import S0, Space
 from fastdarts.supernet import Cell, CellWeights, MixedEdges, Supernet
 from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN
-from tests.backends import BACKENDS
-from tests.naive import S0 as NAMES
-from tests.naive import assert_close
 from tests.ops.test_mixed_cell_by_hand import COUNT, flat, tensor
+from tests.support.backends import BACKENDS
+from tests.support.naive import S0 as NAMES
+from tests.support.naive import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SKIPS = Space.uniform("skips", ("none", "skip_connect"))

@@ -1,4 +1,4 @@
-"""The supernet against the formulas of tests/naive.py, float64: outputs, every gradient, running statistics."""
+"""The supernet against the formulas of tests/support/naive.py, float64: outputs, every gradient, running statistics."""
 
 import random
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from torch import Tensor
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import KINDS, S0, Space
 from fastdarts.supernet import CellWeights, Supernet
-from tests import naive
-from tests.backends import BACKENDS, customary
-from tests.naive import assert_all_close, assert_close
+from tests.support import naive
+from tests.support.backends import BACKENDS, customary
+from tests.support.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

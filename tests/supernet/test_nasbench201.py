@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fastdarts.spaces import NASBENCH201, S0, Space
 from fastdarts.supernet import CellWeights, NASBench201Supernet, Supernet
-from tests.backends import BACKENDS
+from tests.support.backends import BACKENDS
 from tests.zoo.nasbench201 import NB201, NB201Cell, NB201Network
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,4 @@
-"""Checkpoints of quark0/darts' and PC-DARTS' search networks, as tests/naive.py lists their names and shapes."""
+"""Checkpoints of quark0/darts' and PC-DARTS' search networks, as tests/support/naive.py lists their names and shapes."""
 
 import copy
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import CellWeights, Supernet
-from tests import naive
-from tests.naive import assert_close
+from tests.support import naive
+from tests.support.naive import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,9 +12,9 @@ from fastdarts.spaces import NASBENCH201, S0
 from fastdarts.supernet import CellWeights, MixedEdges, NASBench201Supernet, Network, Supernet
 from fastdarts.supernet.nasbench201 import BatchNormMode
 from fastdarts.supernet.network import Stem
-from tests.backends import BACKENDS, needs_native
 from tests.ops.exactness import Named, assert_exact
 from tests.ops.ranks import Rank, Twins, on_ranks
+from tests.support.backends import BACKENDS, needs_native
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYERS = {"cifar": 1, "imagenet": 3}  # of a stem

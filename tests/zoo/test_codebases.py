@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.naive import assert_close
+from tests.support.naive import assert_close
 from tests.zoo import darts, deciding, frameworks, images, nasbench201, operations, probes, robust
 from tests.zoo.moved import BY_NAME, double, loss, moved, random
 from tests.zoo.partial import DrnasMixedOp

@@ -1,4 +1,4 @@
-"""The zoo itself: every network moves all that it should; DARTS and PC-DARTS are the formulas of tests/naive.py."""
+"""The zoo itself: every network moves all that it should; DARTS and PC-DARTS are the formulas of tests/support/naive.py."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests import naive
-from tests.naive import assert_all_close, assert_close
+from tests.support import naive
+from tests.support.naive import assert_all_close, assert_close
 from tests.zoo import ZOO, Entry, bilevel_steps, darts, default_dtype, furthest, images, operations
 from tests.zoo.moved import BY_NAME, moved, random
 from tests.zoo.partial import PcDarts, PcDartsImageNet

@@ -1,0 +1,1 @@
+"""HOW a command line becomes settings, a rank and an exit status."""

@@ -1,0 +1,1 @@
+"""WHICH images a run takes, and what makes batches of them."""

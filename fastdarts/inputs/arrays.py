@@ -1,0 +1,69 @@
+"""What a search takes its batches from where all images are in memory: they move to its device once, if there is room."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fastdarts.data import ArrayEvalLoader, ArrayLoader, Pixels, placement
+from fastdarts.engine import World
+from fastdarts.inputs.files import Input, Source, common_of, orders
+from fastdarts.inputs.images import ImageArrays
+from fastdarts.settings import SearchCifarSettings
+
+
+def forecast(settings: SearchCifarSettings, images: ImageArrays, reserved: int, world: World) -> str:
+    """Where the images will be, in words. Arguments as of open_input."""
+    return _told(settings, images, _place(settings, images, reserved, world))
+
+
+def open_input(
+    settings: SearchCifarSettings,
+    images: ImageArrays,
+    *,
+    threads: int,
+    saved: Mapping[str, Any] | None,
+    reserved: int,
+    pictures: int,
+    world: World | None = None,
+) -> Input:
+    """The loaders of a search. Rank 0 chooses for all where the images lie, which changes no bit of them.
+
+    threads, saved  of no use here: nothing is decoded, and there is one route
+    reserved        bytes of the device that the search itself takes
+    pictures        images of Input.pictures
+    world           the ranks that share each batch; each has all images
+    """
+    world = world or World()
+    place = world.lead(lambda: _place(settings, images, reserved, world))
+    where = settings.device if place == "device" else "cpu"
+    common = common_of(settings, world)
+    array = Pixels(images.index.pixels.to(where), images.index.labels)
+    train, val = (
+        ArrayLoader(array, split, padding=settings.crop_padding, **how) for split, how in orders(settings, images, common)
+    )
+    evaluation = ArrayEvalLoader(array, images.val, **common)
+    alone = {"batch_size": pictures, "image_size": settings.image_size, "device": settings.device}
+    small = ArrayEvalLoader(array, images.val[:pictures], **alone)
+    facts = {"route": "memory", "place": place, "bytes": images.index.pixels.nbytes}
+    return Input(train, val, evaluation, small, facts, _told(settings, images, place))
+
+
+def _place(settings: SearchCifarSettings, images: ImageArrays, reserved: int, world: World) -> str:
+    """ "device" where all images fit beside the search on a GPU, else "ram", where they are already."""
+    device = torch.device(settings.device)
+    if device.type == "cpu":
+        return "ram"
+    place = placement.choose("auto", images.index.pixels.nbytes, device, reserved=reserved, copies=world.seat.local_size)
+    return "device" if place.where == "device" else "ram"
+
+
+def _told(settings: SearchCifarSettings, images: ImageArrays, place: str) -> str:
+    where = settings.device if place == "device" else "RAM"
+    padding = f"{settings.crop_padding} black pixels around them" if settings.crop_padding else "no padding"
+    side, size = images.index.side, settings.image_size
+    taken = placement.gib(images.index.pixels.nbytes)
+    return f"input: {taken} of images in {where}; crops of {size} of {side} px, {padding}, flips"
+
+
+ARRAYS = Source(ImageArrays, open_input, forecast)

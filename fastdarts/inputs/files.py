@@ -1,0 +1,261 @@
+"""What a search takes its batches from, and where those of image files come from: cache, DALI or torchvision."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdarts.batch import Batch
+from fastdarts.data import (
+    BatchSampler,
+    Cache,
+    CacheEvalLoader,
+    CacheLoader,
+    DaliLoader,
+    DaliReaderLoader,
+    DataError,
+    EvalLoader,
+    FolderLoader,
+    Layout,
+    Loader,
+    dali,
+    placement,
+)
+from fastdarts.data.crop import kept_side
+from fastdarts.data.decode import header_size, pillow_warnings
+from fastdarts.engine import World, now_and_then
+from fastdarts.inputs.images import ImageFiles, Images
+from fastdarts.ops.philox import Stream
+from fastdarts.settings import ConfigError, RunSettings, SearchImagenetSettings
+
+SAMPLED = 200  # files whose headers tell a plan how large the cache will be
+log = logging.getLogger("fastdarts")
+
+Made = tuple[Loader, Loader, Iterable[Batch], dict[str, Any]]  # train, val, evaluation, facts
+
+
+class Input(NamedTuple):
+    """Both training loaders and the evaluation pass of a search, on its device.
+
+    pictures  one batch of a few images of the validation split, as `evaluation` has them, on the CPU
+    facts     what settings.json says of them: the route (what makes the batches), and what there is to tell of it
+    told      the same as a line of the log
+    """
+
+    train: Loader
+    val: Loader
+    evaluation: Iterable[Batch]
+    pictures: Iterable[Batch]
+    facts: dict[str, Any]
+    told: str
+
+    def close(self) -> None:
+        """End what the loaders have started."""
+        self.train.close()
+        self.val.close()
+
+
+class Source(NamedTuple):
+    """Where a command's images come from.
+
+    images      chooses them
+    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: makes batches of them
+    forecast    (settings, images, reserved, world) -> what open_input would do, in words
+    """
+
+    images: type[Images]
+    open_input: Callable[..., Input]
+    forecast: Callable[..., str]
+
+
+def steps_of_an_epoch(settings: RunSettings, images: Images, ranks: int = 1) -> int:
+    """Batches of an epoch. Raises DataError where a split is smaller than a batch, or ranks cannot share one equally."""
+    order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
+    parts = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
+    train, _ = (BatchSampler(part, stream=stream, **order) for part, stream in parts)
+    return len(train)
+
+
+def forecast(settings: SearchImagenetSettings, images: ImageFiles, reserved: int, world: World) -> str:
+    """Where the images will come from, in words, as far as the headers of SAMPLED files tell. Arguments as of open_input.
+
+    By one rank. Files without a header are passed over: a search leaves them out. Raises ConfigError and DataError for a
+    choice that cannot be had, DataError if none has one.
+    """
+    chosen = torch.cat([images.train, images.val])
+    sizes: dict[int, tuple[int, int]] = {}
+    with pillow_warnings():
+        for number in chosen[:: -(-len(chosen) // SAMPLED)].tolist():
+            size = header_size(images.index.path(number))
+            if not isinstance(size, str):
+                sizes[number] = size
+    if not sizes:
+        raise DataError(f"of the chosen files under {images.index.root} none that was looked at is an image")
+    sampled = _layout(settings, images, torch.tensor(list(sizes)), torch.tensor(list(sizes.values())))
+    place = _place(settings, len(chosen) * sampled.bytes // len(sizes), None, reserved, world)
+    return place.told if place.where != "off" else f"{place.told}; {_route(settings, None)[1]}"
+
+
+def open_input(
+    settings: SearchImagenetSettings,
+    images: ImageFiles,
+    *,
+    threads: int,
+    saved: Mapping[str, Any] | None,
+    reserved: int,
+    pictures: int,
+    world: World | None = None,
+) -> Input:
+    """The loaders of a search; the cache is filled. What was chosen, and why, goes to the log.
+
+    Rank 0 chooses for all. Every rank sees every image in the course of the epochs, so each keeps all of them, in its GPU's
+    memory or in RAM; a file in --cache_folder is written once and shared by the ranks of a node.
+
+    images    with sizes
+    threads   that decode into the cache before the search
+    saved     `facts` of the run that is continued: "auto" keeps its choice where it can, another one is said
+    reserved  bytes of the device that the search itself takes
+    pictures  images of Input.pictures
+    world     the ranks that share each batch
+    Raises ConfigError and DataError for a choice that cannot be had, DataError for a file that does not decode any more.
+    """
+    chosen = torch.cat([images.train, images.val])
+    layout = _layout(settings, images, chosen, images.sizes[chosen])
+    world = world or World()
+    place = world.lead(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))
+    common = common_of(settings, world)
+    log.info(place.told)
+    if place.where == "off":
+        own = world.together(lambda: _route(settings, saved))
+        route, told = world.lead(lambda: own)
+        log.info(told)
+        workers = settings.workers if settings.workers >= 0 else max(1, min(8, threads - 1))
+        make = partial(_decoding, settings, images, route, workers, common)
+    else:
+        make = partial(_cached, settings, images, layout, place.where, threads, common)
+    train, val, evaluation, facts = world.together(make)
+    small = EvalLoader(images.index, images.val[:pictures], batch_size=pictures, image_size=settings.image_size, workers=0)
+    given = Input(train, val, evaluation, small, facts, "input: {route}, --cache {cache}".format(**facts))
+    if saved and saved["route"] != given.facts["route"]:
+        before, now = saved["route"], given.facts["route"]
+        log.warning(f"the run's images came from {before} so far and come from {now} from now on: {_same({before, now})}")
+    return given
+
+
+def common_of(settings: RunSettings, world: World) -> dict[str, Any]:
+    """What all loaders of a rank are given alike."""
+    return {
+        "rank": world.rank,
+        "world_size": world.size,
+        "batch_size": settings.batch_size,
+        "image_size": settings.image_size,
+        "device": settings.device,
+        "timeout": settings.input_timeout,
+    }
+
+
+def orders(settings: RunSettings, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Of both splits: their images, and what all loaders are told."""
+    splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
+    return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]
+
+
+def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, workers: int, common: dict[str, Any]) -> Made:
+    """Loaders that decode files during the search."""
+    make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
+    train, val = (make(images, split, workers, order) for split, order in orders(settings, images, common))
+    evaluation = EvalLoader(images.index, images.val, workers=workers, **common)
+    return train, val, evaluation, {"route": route, "cache": "off"}
+
+
+def _cached(
+    settings: SearchImagenetSettings, images: ImageFiles, layout: Layout, where: str, threads: int, common: dict[str, Any]
+) -> Made:
+    """Fills the cache; loaders that cut batches out of it."""
+    device = settings.device if where == "device" else "cpu"
+    progress = now_and_then("decoding images into the cache")
+    cache = Cache.make(layout, device, folder=_folder(settings), threads=threads, progress=progress)
+    train, val = (CacheLoader(cache, split, **order) for split, order in orders(settings, images, common))
+    facts = {"route": "cache", "cache": where, "bytes": layout.bytes, "short_side": _short(settings)}
+    return train, val, CacheEvalLoader(cache, images.val, **common), facts
+
+
+def _same(routes: set[str]) -> str:
+    """What two different routes have in common, and what not."""
+    if "dali-reader" in routes:
+        return "order and flips stay the same, boxes differ"
+    rest = "pixels differ, since boxes are cut out of reduced images" if "cache" in routes else "pixels differ by rounding"
+    return f"order, boxes and flips stay the same, {rest}"
+
+
+def _torchvision(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+    return FolderLoader(images.index, split, workers=workers, **order)
+
+
+def _dali(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+    return DaliLoader(images.index, split, threads=max(1, workers), **order)
+
+
+def _dali_reader(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
+    return DaliReaderLoader(images.index, split, threads=max(1, workers), **order)
+
+
+def _short(settings: SearchImagenetSettings) -> int:
+    return settings.cache_size or kept_side(settings.image_size)
+
+
+def _folder(settings: SearchImagenetSettings) -> Path | None:
+    return Path(settings.cache_folder).expanduser() if settings.cache_folder else None
+
+
+def _layout(settings: SearchImagenetSettings, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> Layout:
+    return Layout.of(images.index, chosen, sizes, _short(settings))
+
+
+def _place(
+    settings: SearchImagenetSettings,
+    size: int,
+    saved: Mapping[str, Any] | None,
+    reserved: int,
+    world: World,
+    layout: Layout | None = None,
+) -> placement.Place:
+    """Where a cache of `size` bytes goes; `layout` tells of a file that is there already."""
+    asked = settings.cache
+    if asked == "auto" and settings.loader != "auto":
+        unused = "; --cache_folder is not used" if settings.cache_folder else ""
+        return placement.Place("off", f"no cache: --loader {settings.loader} was asked for{unused}")
+    if asked == "auto" and saved and saved["cache"] == "off":
+        return placement.Place("off", "no cache: the run began without one")
+    folder = _folder(settings)
+    taken = layout.room_taken(folder) if layout is not None and folder is not None and asked != "off" else 0
+    device, copies = torch.device(settings.device), world.seat.local_size
+    place = placement.choose(asked, size, device, folder, taken, reserved, copies)
+    if place.where != "off" and settings.loader != "auto":
+        return place._replace(told=f"{place.told}; --loader {settings.loader} is not used")
+    return place
+
+
+def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) -> tuple[str, str]:
+    """What decodes the images where there is no cache, and the sentence that says why."""
+    device = torch.device(settings.device)
+    route = settings.loader
+    if route == "auto" and saved and saved["route"] != "cache":
+        route = saved["route"]
+    if route == "torchvision":
+        return route, "loader: torchvision"
+    if route == "auto" and device.type != "cuda":
+        return "torchvision", "loader: torchvision, whose pixels are Pillow's; --loader dali takes DALI on a CPU"
+    why_not = dali.unavailable(device)
+    if route.startswith("dali"):
+        if why_not:
+            raise ConfigError(f"--loader {route}: {why_not}")
+        return route, f"loader: {route}"
+    return ("torchvision", f"loader: torchvision; not DALI: {why_not}") if why_not else ("dali", "loader: DALI")
+
+
+FILES = Source(ImageFiles, open_input, forecast)

@@ -1,0 +1,217 @@
+"""The images of one search: which ones move the weights and alpha, checked, and written down with the run."""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from fastdarts.data import (
+    DataError,
+    ImageArray,
+    ImageIndex,
+    Index,
+    Remembered,
+    image_sizes,
+    read_images,
+    read_list,
+    sample_images,
+    sample_root,
+    subsets,
+    verify,
+    write_list,
+)
+from fastdarts.data.index import few
+from fastdarts.engine import RunFolder, RunFolderError, write_text
+from fastdarts.settings import ConfigError, RunSettings, SearchCifarSettings, SearchImagenetSettings
+
+CHECK_SECONDS = 10.0  # between two lines about the checking of files
+log = logging.getLogger("fastdarts")
+
+
+class Splits(NamedTuple):
+    """What of Images travels from the rank that looked into the files to the others; sha256 is that of the index."""
+
+    train: Tensor
+    val: Tensor
+    excluded: tuple[tuple[str, str], ...]
+    sizes: Tensor | None
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Images:
+    """Both splits of a search; a subclass knows where the images are.
+
+    index       all images that there are to choose from
+    train, val  int64 (N,), numbers of the images that move the weights and alpha
+    excluded    (file, reason) of the chosen ones that cannot be decoded, which are in neither split
+    sizes       int32 (len(index), 2), height and width by an image's number, zeros where it is in neither split;
+                None as long as nobody looked: `ready` does where they are wanted
+    """
+
+    index: Index
+    train: Tensor
+    val: Tensor
+    excluded: tuple[tuple[str, str], ...] = ()
+    sizes: Tensor | None = None
+
+    @staticmethod
+    def find(settings: RunSettings) -> Index:
+        """All images that `settings` name. Raises ConfigError, DataError."""
+        raise NotImplementedError
+
+    @classmethod
+    def choose(cls, settings: RunSettings, folder: RunFolder) -> Self:
+        """A continued run's own splits, the lists that were given, or shares of each class; without looking into files.
+
+        Raises ConfigError, DataError, and RunFolderError if a continued run began with other images.
+        """
+        index = cls.find(settings)
+        if folder.saved is not None:
+            then = {"sha256": "", "files": "others"} | dict(folder.saved.get("data") or {})
+            if then["sha256"] != index.sha256():
+                raise RunFolderError(
+                    f"the images of {index.root} are not those that {folder.path} began with ({then['files']} then, "
+                    f"{len(index)} now), so its images would change: put them back, or begin in another folder"
+                )
+            return cls(index, read_list(folder["train.txt"], index), read_list(folder["val.txt"], index))
+        if settings.train_list is None and settings.val_list is None:
+            return cls(index, *subsets(index, settings.train_fraction, settings.val_fraction, settings.seed))
+        if settings.train_list is None or settings.val_list is None:
+            raise ConfigError("--train_list and --val_list belong together: give both or none")
+        train, val = read_list(settings.train_list, index), read_list(settings.val_list, index)
+        if common := set(train.tolist()) & set(val.tolist()):
+            raise ConfigError(f"--train_list and --val_list share {len(common)} images, {index.files[min(common)]} first")
+        return cls(index, train, val)
+
+    @classmethod
+    def listed(cls, settings: RunSettings, splits: Splits) -> Self:
+        """The images that another rank has chosen, where this one finds them. Raises DataError if they are not the same."""
+        index = cls.find(settings)
+        if index.sha256() != splits.sha256:
+            raise DataError(f"the images of {index.root} are not those that rank 0 finds there: give all nodes the same")
+        return cls(index, splits.train, splits.val).taking(splits)
+
+    def splits(self) -> Splits:
+        """For `listed` and `taking`."""
+        return Splits(self.train, self.val, self.excluded, self.sizes, self.index.sha256())
+
+    def taking(self, splits: Splits) -> Self:
+        """With what another rank found in the files."""
+        return replace(self, train=splits.train, val=splits.val, excluded=splits.excluded, sizes=splits.sizes)
+
+    def settle(self, settings: RunSettings) -> RunSettings:
+        """The settings with what the images themselves decide. Raises ConfigError for what does not fit them."""
+        return settings
+
+    def ready(self, settings: RunSettings, threads: int, begun: bool) -> Self:
+        """As the input wants them; `begun`: the run is continued. Raises DataError for what cannot be decoded."""
+        return self
+
+    def write(self, folder: RunFolder) -> None:
+        """train.txt, val.txt and excluded.txt in a new run's folder, which is made."""
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_list(folder["train.txt"], self.index, self.train)
+        write_list(folder["val.txt"], self.index, self.val)
+        write_text(folder["excluded.txt"], "".join(f"{name}\t{reason}\n" for name, reason in self.excluded))
+
+    def facts(self) -> dict[str, Any]:
+        """What settings.json says of them."""
+        return {
+            "root": str(self.index.root),
+            "train_images": len(self.train),
+            "val_images": len(self.val),
+            "excluded": len(self.excluded),
+            "files": len(self.index),
+            "sha256": self.index.sha256(),
+        }
+
+
+@dataclass(frozen=True)
+class ImageFiles(Images):
+    """Images that are files under ROOT/train, which are checked and measured."""
+
+    index: ImageIndex
+
+    @staticmethod
+    def find(settings: RunSettings) -> ImageIndex:
+        """The files under --data, or those of the generated sample. Raises DataError."""
+        return ImageIndex.from_root(settings.data or sample_root())
+
+    def ready(self, settings: SearchImagenetSettings, threads: int, begun: bool) -> Self:
+        """With sizes; of a new run, or if it is strict, without those that cannot be decoded."""
+        return self.measured(threads) if begun and not settings.strict else self.checked(threads, settings.strict)
+
+    def checked(self, threads: int, strict: bool = False) -> Self:
+        """Without the files that cannot be decoded, each of which is logged; what is found good is remembered.
+
+        Raises DataError if a split is left empty, or, with `strict`, if a file is bad.
+        """
+        last = time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last > CHECK_SECONDS:
+                last = time.monotonic()
+                log.info(f"checking files: {done} of {total}")
+
+        chosen = torch.cat([self.train, self.val]).sort().values  # as the files lie on the disk
+        with Remembered() as remembered:
+            good, sizes, bad = verify(self.index, chosen, threads, progress, remembered)
+        log.info(f"checked {len(chosen)} files, {remembered.used} of them unchanged since an earlier check")
+        if bad and strict:
+            named = few([f"{name} ({reason})" for name, reason in bad])
+            raise DataError(
+                f"--strict: {len(bad)} of {len(chosen)} chosen files under {self.index.root} cannot be decoded: {named}; "
+                "mend them or take them away, or go on without --strict"
+            )
+        for name, reason in bad:
+            log.warning(f"left out: {name}: {reason}")
+        if bad:
+            log.warning(f"{len(bad)} of {len(chosen)} files cannot be decoded and are left out")
+        train, val = (split[torch.isin(split, good)] for split in (self.train, self.val))
+        if not len(train) or not len(val):
+            left = f"{len(train)} train, {len(val)} val"
+            raise DataError(f"of the chosen files under {self.index.root} too few can be decoded: {left}")
+        return replace(self, train=train, val=val, excluded=tuple(bad), sizes=self._by_number(good, sizes))
+
+    def measured(self, threads: int) -> Self:
+        """With sizes, for a continued run, which is not checked again: remembered ones, or what the headers say.
+
+        Raises DataError, which names the file, if one cannot be opened or has no header.
+        """
+        if self.sizes is not None:
+            return self
+        chosen = torch.cat([self.train, self.val])
+        with Remembered() as remembered:
+            sizes = image_sizes(self.index, chosen, threads, remembered)
+        return replace(self, sizes=self._by_number(chosen, sizes))
+
+    def _by_number(self, indices: Tensor, sizes: Tensor) -> Tensor:
+        whole = torch.zeros(len(self.index), 2, dtype=torch.int32)
+        whole[indices] = sizes
+        return whole
+
+
+@dataclass(frozen=True)
+class ImageArrays(Images):
+    """Images of one size that are in memory, decoded: nothing is left to be checked."""
+
+    index: ImageArray
+
+    @staticmethod
+    def find(settings: SearchCifarSettings) -> ImageArray:
+        """The training images of --data, or those of the generated sample. Raises DataError."""
+        return sample_images() if settings.data is None else read_images(settings.data, settings.threads)
+
+    def settle(self, settings: SearchCifarSettings) -> SearchCifarSettings:
+        """With the images' own size where none was asked for. Raises ConfigError for one that cannot be cut out of them."""
+        side, size = self.index.side, settings.image_size or self.index.side
+        if size > side:
+            raise ConfigError(f"--image_size {size}: the images of {self.index.root} have {side} pixels a side, take no more")
+        if settings.crop_padding >= size:
+            raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {size} pixels may be all black, take less")
+        return replace(settings, image_size=size)

@@ -1,0 +1,230 @@
+"""What a search will do, before it begins: its steps, the memory they take, the batch that fits."""
+
+import logging
+from collections import Counter
+from dataclasses import replace
+from math import lcm
+from typing import NamedTuple
+
+import torch
+
+from fastdarts import engine, steps
+from fastdarts.runs.build import build, space_of
+from fastdarts.settings import ConfigError, RunSettings, SearchCifarSettings
+from fastdarts.data import placement
+from fastdarts.data.prefetch import DEPTH
+from fastdarts.engine import Stopping, World
+from fastdarts.inputs.images import Images
+from fastdarts.inputs.files import steps_of_an_epoch
+from fastdarts.objectives import Objective
+from fastdarts.search import METHODS, SoftmaxRelaxation, Stage, stages_of
+from fastdarts.search.methods import settings_of
+from fastdarts.search.progressive import heaviest, moving_epochs
+from fastdarts.spaces import Space
+from fastdarts.supernet import Network
+
+log = logging.getLogger("fastdarts")
+
+
+class Free(NamedTuple):
+    """Bytes that each rank may take on its device, and the device."""
+
+    bytes: int
+    device: str
+
+    def __str__(self) -> str:
+        return f"{placement.gib(self.bytes)} that are free on {self.device}"
+
+
+class Plan(NamedTuple):
+    """The settings with their batch size, bytes of a rank's step, and the plan."""
+
+    settings: RunSettings
+    memory: int
+    told: str
+
+
+def free_for(settings: RunSettings, world: World) -> Free:
+    """What the rank with the least may take; ranks that share a device share it equally."""
+    seat = world.seat
+    there = (seat.rank - seat.local_rank, settings.device)  # a node's first rank names it
+    every = world.gather((there, steps.free_bytes(settings.device)))
+    sharing = Counter(where for where, _ in every)
+    return Free(min(free // sharing[where] for where, free in every), settings.device)
+
+
+def prepare(settings: RunSettings, images: Images, free: Free, world: World, stopping: Stopping) -> Plan:
+    """By one rank. Raises ConfigError and DataError for what does not fit, Stopped between two steps that it counts."""
+    settings = _fitting(settings, images, free, world, stopping)
+    steps = steps_of_an_epoch(settings, images, world.size)
+    memory = _memory(settings, images, world, stopping)
+    return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
+
+
+def _on_meta(settings: RunSettings, images: Images, space: Space, stage: Stage) -> tuple[Network, Objective]:
+    with torch.device("meta"):
+        return build(settings, space, len(images.index.classes), stage)
+
+
+def _memory(settings: RunSettings, images: Images, world: World, stopping: Stopping) -> int:
+    """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most.
+
+    Raises Stopped, but not while a step is counted: torch's C++ calls what counts, and an exception there ends the process.
+    """
+
+    def counted(space: Space, stage: Stage) -> int:
+        stopping.check()
+        with stopping.deferred():
+            return _stage_memory(settings, images, world, space, stage)
+
+    space = space_of(settings)
+    stages = stages_of(settings, settings.layers, space)
+    most = max(counted(each, stage) for stage in stages for each in heaviest(space, stage))
+    stopping.check()
+    return most
+
+
+def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:
+    supernet, objective = _on_meta(settings, images, space, stage)
+    # whatever the method's is: that differs by next to nothing, and may not run on tensors without data
+    relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
+    share, size = settings.batch_size // world.size, settings.image_size
+    try:
+        return steps.step_bytes(
+            supernet,
+            objective,
+            relaxation,
+            steps.meta_batch(share, size),
+            settings.device,
+            amp=settings.amp,
+            unrolled=settings.unrolled,
+            hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
+            ahead=2 * (DEPTH + 1),
+            averaged=not world.alone,
+        )
+    except ValueError as error:  # of BatchNorm, with one value for each channel
+        raise ConfigError(f"--batch_size {settings.batch_size}, --image_size {size}: {error}") from error
+
+
+def _fitting(settings: RunSettings, images: Images, free: Free, world: World, stopping: Stopping) -> RunSettings:
+    """The settings with the batch size that "auto" stands for: the largest that fits. Raises ConfigError where none does."""
+    if settings.batch_size:
+        return settings
+    split = min(len(images.train), len(images.val))
+    found = _largest(settings, images, free, split, world, stopping)
+    multiple = f"multiple of {_multiple(world)}"
+    if not found:
+        raise ConfigError(
+            f"--batch_size auto: no {multiple} fits, neither in {placement.SHARE:.0%} of the {free} "
+            f"nor in the smaller split of {split} images; give a number"
+        )
+    log.info(
+        f"--batch_size auto: {found} images, the largest {multiple} that fits in {placement.SHARE:.0%} of the {free} "
+        f"and in the smaller split of {split} images"
+    )
+    return replace(settings, batch_size=found)
+
+
+def _multiple(world: World) -> int:
+    """Batches that are tried are multiples of it."""
+    return lcm(steps.STEP, world.size)
+
+
+def _largest(settings: RunSettings, images: Images, free: Free, most: int, world: World, stopping: Stopping) -> int:
+    """The largest batch over all ranks, at most `most`, whose step fits in what is free; 0 where none does."""
+
+    def peak(batch_size: int) -> int:
+        return _memory(replace(settings, batch_size=batch_size), images, world, stopping)
+
+    return steps.largest_batch(peak, int(placement.SHARE * free.bytes), most, _multiple(world))
+
+
+def too_little(settings: RunSettings, images: Images, memory: int, free: Free, world: World, stopping: Stopping) -> str:
+    """What to do where memory gave out, with figures. A signal changes nothing: the same command would not get further."""
+    with stopping.deferred():
+        undisturbed = Stopping()  # takes no signals
+        largest = _largest(settings, images, free, settings.batch_size - 1, world, undisturbed)
+    share, were = settings.batch_size // world.size, placement.gib(free.bytes)
+    told = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
+    if not largest:
+        return (
+            f"{told}: no smaller batch fits either, take smaller images, fewer --init_channels or a larger --partial_channels"
+        )
+    return f"{told}: --batch_size {largest} is the largest smaller one that fits"
+
+
+def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
+    """What will be done, in a few lines; `memory` are the bytes of a rank's step, `steps` those of an epoch.
+
+    Raises ConfigError for steps that are not there.
+    """
+    index = images.index
+    space = space_of(settings)
+    stages = stages_of(settings, settings.layers, space)
+    supernet, _ = _on_meta(settings, images, space, stages[0])
+    if settings.sync_bn and not world.alone:
+        try:
+            supernet.synchronise(world)
+        except ValueError as error:  # a candidate of one's own
+            raise ConfigError(f"--sync_bn: {error}") from error
+    moving = moving_epochs(stages, settings.epochs)
+    passes = settings.batch_size * steps * (settings.epochs + moving)
+    of_each = " of each stage" if len(stages) > 1 else ""
+    weights = sum(w.numel() for w in supernet.parameters())
+    lines = [
+        f"method {settings.method} ({METHODS[settings.method].paper}), objective {settings.objective}, "
+        f"space {supernet.space.name}, {supernet.num_cells} cells, C = {settings.init_channels}, "
+        f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
+        f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
+        f"{settings.image_size} px, batch {settings.batch_size}",
+        f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
+        f"{moving // len(stages)}{of_each} (--begin {settings.begin}); {passes} image passes forward and backward",
+        *_stages(stages),
+        f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
+        + ("" if world.alone else ", for each rank"),
+        *_shares(settings, world),
+    ]
+    if settings.profile is not None and (last := engine.Window.parse(settings.profile).last) > steps * settings.epochs:
+        raise ConfigError(
+            f"--profile {settings.profile}: the search has {steps * settings.epochs} steps, none is number {last}"
+        )
+    if memory > free.bytes:
+        lines.append("note: that is more than is free; --batch_size auto takes what fits")
+    if images.excluded:
+        lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
+    if not moving:
+        lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
+    return "\n".join([*lines, *_rate(settings)])
+
+
+def _rate(settings: RunSettings) -> list[str]:
+    """The plan's line on a batch that the published learning rate is not for."""
+    dataset = "cifar" if isinstance(settings, SearchCifarSettings) else "imagenet"
+    row = settings_of(settings.method, dataset)
+    published, rate = (row.get(name, getattr(type(settings), name)) for name in ("batch_size", "learning_rate"))
+    if settings.data is None or settings.batch_size == published or settings.learning_rate != rate:
+        return []
+    return [
+        f"note: --learning_rate {rate} is the published one for batch {published}; in proportion, {settings.batch_size} "
+        f"images would take {rate * settings.batch_size / published:.3g}"
+    ]
+
+
+def _stages(stages: tuple[Stage, ...]) -> list[str]:
+    """The plan's line on stages, where there are several."""
+    if len(stages) == 1:
+        return []
+    return [f"stages of {stages[0].epochs} epochs: {'; '.join(map(str, stages))}"]
+
+
+def _shares(settings: RunSettings, world: World) -> list[str]:
+    """The plan's lines on ranks."""
+    if world.alone:
+        return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []
+    share = settings.batch_size // world.size
+    norm = f"BatchNorm over all {settings.batch_size}" if settings.sync_bn else f"BatchNorm over each rank's {share}"
+    return [
+        f"ranks {world.size} by {world.backend}, {settings.threads} threads each: of every batch of {settings.batch_size} each "
+        f"takes {share}; --learning_rate {settings.learning_rate} is for the whole batch and is not scaled",
+        f"{norm}; running statistics are averaged at every step",
+    ]

@@ -1,0 +1,17 @@
+"""WHAT a training step costs in memory and time, and how it is replayed."""
+
+from fastdarts.steps.cuda_graph import CapturedBilevel, CaptureError, no_gpu
+from fastdarts.steps.memory import STEP, NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
+
+__all__ = [
+    "STEP",
+    "CaptureError",
+    "CapturedBilevel",
+    "NoMemory",
+    "free_bytes",
+    "largest_batch",
+    "memory_told",
+    "meta_batch",
+    "no_gpu",
+    "step_bytes",
+]

@@ -1,0 +1,86 @@
+"""How long the parts of a step take: the update of the weights, that of alpha, and in both the optimizer's.
+
+On a CPU by the host's clock. On a GPU by events in the stream, which wait for nothing and are read at the end of an epoch;
+a step that is replayed as CUDA graphs is timed by graph, optimizers included.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from fastdarts.steps.cuda_graph import CapturedBilevel
+
+METHODS = {"weight_step": "weights", "arch_step": "alpha", "_update": "optimizer"}  # of a Bilevel, and their stages
+
+
+class Stages:
+    """Times a CapturedBilevel's parts from now on.
+
+    A part within another counts for itself alone. Where ranks search together, averaging over them is one: "reduce".
+    """
+
+    def __init__(self, steps: CapturedBilevel) -> None:
+        self._open: list[str] = []  # stages that have begun, the innermost last
+        self._marks: list[tuple[str, str | None, Any, Any]] = []  # stage, the stage around it, begin, end
+        self._seconds: Counter[str] = Counter()
+        self.follow(steps)
+
+    def follow(self, steps: CapturedBilevel) -> None:
+        """Time another one's parts too."""
+        self.on_gpu = steps.bilevel.device.type == "cuda"
+        for method, stage in METHODS.items():
+            setattr(steps.bilevel, method, self.timed(stage, getattr(steps.bilevel, method)))
+        if steps.bilevel.reduce is not None:
+            steps.bilevel.reduce = self.timed("reduce", steps.bilevel.reduce)
+        if self.on_gpu:
+            take = steps._take
+            steps._take = lambda part: self.timed(part, take)(part)
+
+    def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """`work`, whose calls count as `stage`."""
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            if self.on_gpu and torch.cuda.is_current_stream_capturing():
+                return work(*args, **kwargs)
+            around = self._open[-1] if self._open else None
+            self._open.append(stage)
+            begin = self._now()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                self._note(stage, around, begin, self._now())
+                self._open.pop()
+
+        return run
+
+    def drain(self) -> dict[str, float]:
+        """Seconds of each stage since the last call. Waits for the device: to be called where the host has waited."""
+        if self._marks:
+            self._marks[-1][3].synchronize()
+        for stage, around, begin, end in self._marks:
+            self._add(stage, around, begin.elapsed_time(end) / 1e3)
+        self._marks.clear()
+        seconds = {stage: max(s, 0.0) for stage, s in self._seconds.items()}
+        self._seconds.clear()
+        return seconds
+
+    def _now(self) -> Any:
+        if not self.on_gpu:
+            return perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _note(self, stage: str, around: str | None, begin: Any, end: Any) -> None:
+        if self.on_gpu:
+            self._marks.append((stage, around, begin, end))
+        else:
+            self._add(stage, around, end - begin)
+
+    def _add(self, stage: str, around: str | None, seconds: float) -> None:
+        self._seconds[stage] += seconds
+        if around is not None:
+            self._seconds[around] -= seconds

@@ -1,0 +1,213 @@
+"""Batches made ahead: order, errors, what is stuck, what was killed, and that nothing is left behind."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic, sleep
+
+import numpy as np
+import pytest
+import torch
+
+from fastdarts.batch import Batch
+from fastdarts.data import DataError, FolderLoader, ImageIndex, InputStopped, Layout, verify, workers
+from fastdarts.data import prefetch as prefetch_module
+from fastdarts.data.prefetch import DEPTH, Stage, ahead
+from fastdarts.ops.philox import Stream
+
+CPU = torch.device("cpu")
+
+
+def batch(number: int) -> Batch:
+    index = torch.tensor([number])
+    return Batch(torch.zeros(1, 2, 2, 3, dtype=torch.uint8), index, index, index == 0)
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "fastdarts-input"]
+
+
+def test_in_order_and_to_the_end() -> None:
+    assert [made.index.item() for made in ahead(map(batch, range(20)), CPU, Stage())] == list(range(20))
+    assert not threads()
+
+
+def test_no_further_ahead_than_said() -> None:
+    """DEPTH wait, one is in the making, and one was handed out."""
+    made: list[int] = []
+
+    def batches() -> Iterator[Batch]:
+        for number in range(100):
+            made.append(number)
+            yield batch(number)
+
+    iterator = ahead(batches(), CPU, Stage())
+    next(iterator)
+    began = monotonic()
+    while len(made) < DEPTH + 2 and monotonic() - began < 10:
+        pass
+    assert not threads()[0].join(0.3) and len(made) == DEPTH + 2
+    iterator.close()
+    assert not threads()
+
+
+def test_an_error_comes_after_the_batches_before_it() -> None:
+    def batches() -> Iterator[Batch]:
+        yield batch(0)
+        raise OSError("the disk is gone")
+
+    iterator = ahead(batches(), CPU, Stage())
+    assert next(iterator).index.item() == 0
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(iterator)
+    assert not threads()
+
+
+def test_what_is_stuck_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetch_module, "GRACE", 0.1)
+    stage, release = Stage(), threading.Event()
+
+    def batches() -> Iterator[Batch]:
+        yield batch(0)
+        stage.now = "reading a file that never comes"
+        release.wait()
+        yield batch(1)
+
+    iterator = ahead(batches(), CPU, stage, timeout=0.3)
+    next(iterator)
+    began = monotonic()
+    try:
+        with pytest.raises(InputStopped, match=r"no input for 0\.3 seconds, stuck at: reading a file that never comes"):
+            next(iterator)
+        assert monotonic() - began < 10
+    finally:
+        release.set()
+    for thread in threads():
+        thread.join(10)
+    assert not threads()
+
+
+def test_a_file_system_that_does_not_answer_is_not_waited_for(
+    tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Played by a pipe in a worker process, which has what is patched here."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def read(path: str) -> None:
+        with open(pipe, "rb"):
+            raise DataError("the file system is back, without its files")
+
+    monkeypatch.setattr(prefetch_module, "GRACE", 0.1)
+    monkeypatch.setattr(workers, "read_rgb", read)
+    index = ImageIndex.from_root(tree(a=6))
+    order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
+    with FolderLoader(index, torch.arange(6), workers=1, timeout=1.0, **order) as loader:
+        with pytest.raises(InputStopped, match=r"stuck at: decoding train images in 1 worker processes"):
+            next(loader)
+        with open(pipe, "wb"):  # lets the worker go
+            pipe.unlink()
+    for thread in threads():
+        thread.join(10)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("stage", ["check", "cache"])
+def test_files_that_do_not_answer_before_a_search_are_named(
+    stage: str, tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    index, release = ImageIndex.from_root(tree(a=6)), threading.Event()
+    good, sizes, _ = verify(index, torch.arange(6), 1)
+    layout = Layout.of(index, good, sizes, 24)
+
+    def slow(*args: object) -> object:
+        release.wait(20)
+        return (3, 4) if stage == "check" else np.zeros(3, np.uint8)
+
+    monkeypatch.setattr(prefetch_module, "SLOW", 0.1)
+    monkeypatch.setattr(sys.modules[verify.__module__], "examine", slow)
+    monkeypatch.setattr(Layout, "_decode", slow)
+    run = {"check": lambda: verify(index, good, 1), "cache": lambda: layout.fill(torch.zeros(18), 1, lambda *_: None)}[stage]
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        began = monotonic()
+        while "0.2 seconds" not in caplog.text and monotonic() - began < 10:
+            sleep(0.01)
+        release.set()
+        running.exception(20)
+    assert "nothing for 0.2 seconds from" in caplog.text
+    assert f"{index.path(0)} to {index.path(5)}; is the file system alive?" in caplog.text
+
+
+def test_a_killed_worker_is_said_and_the_next_call_goes_on(tree: Callable[..., Path]) -> None:
+    index = ImageIndex.from_root(tree(a=6))
+    order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
+    whole = FolderLoader(index, torch.arange(6), workers=0, **order)
+    with FolderLoader(index, torch.arange(6), workers=1, **order) as loader:
+        expected = next(whole)
+        assert next(loader).images.equal(expected.images)
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(InputStopped, match=r"a process that decodes train images has died \(killed from outside"):
+            for _ in range(50):
+                expected = next(whole)
+                assert next(loader).images.equal(expected.images)
+        assert next(loader).images.equal(expected.images)  # the batch that failed
+    assert not multiprocessing.active_children()
+
+
+def test_a_worker_leaves_signals_to_the_main_process(tree: Callable[..., Path]) -> None:
+    """A launcher's SIGTERM to all processes of a job: batches go on, until the main process itself ends its workers."""
+    index = ImageIndex.from_root(tree(a=6))
+    order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
+    with FolderLoader(index, torch.arange(6), workers=1, **order) as loader:
+        next(loader)
+        (worker,) = multiprocessing.active_children()
+        for name in ("TERM", "INT", "USR1"):
+            subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+        for _ in range(2 * DEPTH + 10):
+            next(loader)
+        assert worker.is_alive()
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.join(10)
+        assert not worker.is_alive()
+
+
+def test_the_batch_that_was_interrupted_comes_at_the_next_call(tree: Callable[..., Path]) -> None:
+    index = ImageIndex.from_root(tree(a=6))
+    order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 3, "image_size": 16}
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def slow(*_: object) -> Iterator[Batch]:
+        sleep(0.5)
+        yield from ()
+
+    with FolderLoader(index, torch.arange(6), workers=0, **order) as loader:
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(FolderLoader, "_produce", slow)
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+                next(loader)
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert next(loader).index.equal(loader.sampler.batch(0)[1])
+    assert not threads()
+
+
+def test_a_forgotten_iterator_ends_its_thread() -> None:
+    iterator = ahead(map(batch, range(10**6)), CPU, Stage())
+    next(iterator)
+    assert threads()
+    del iterator
+    gc.collect()
+    assert not threads()

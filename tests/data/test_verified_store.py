@@ -1,0 +1,289 @@
+"""What is remembered of good files, when it is believed, and that a store that is at fault stops nothing."""
+
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastdarts.data import DataError, ImageIndex, Remembered, Verified, image_sizes, verify
+from fastdarts.data import verified_store as module
+from tests.data.conftest import settle
+
+Tree = Callable[..., Path]
+Nobody = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture
+def index(tree: Tree) -> ImageIndex:
+    """Six good files, not new."""
+    root = tree(a=4, b=2)
+    settle(root)
+    return ImageIndex.from_root(root)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "store.sqlite3"
+
+
+def check(index: ImageIndex, store: Path | None) -> tuple[int, Verified]:
+    """How many files were not opened, and what verify() says."""
+    with Remembered(store) as remembered:
+        found = verify(index, torch.arange(len(index)), 2, remembered=remembered)
+    return remembered.used, found
+
+
+def rows(store: Path) -> int:
+    with closing(sqlite3.connect(store)) as db:
+        return db.execute("SELECT count(*) FROM images").fetchone()[0]
+
+
+def same(a: Verified, b: Verified) -> bool:
+    return a.good.equal(b.good) and a.sizes.equal(b.sizes) and a.bad == b.bad
+
+
+def test_a_second_check_opens_nothing(index: ImageIndex, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, first = check(index, store)
+    assert used == 0 and len(first.good) == 6
+    monkeypatch.setattr(Image, "open", lambda file: pytest.fail(f"{file} was opened"))
+    used, second = check(index, store)
+    assert used == 6 and same(first, second)
+    with Remembered(store) as remembered:
+        assert image_sizes(index, torch.tensor([4, 1]), 1, remembered).equal(first.sizes[[4, 1]])
+    link = store.parent / "link"
+    link.symlink_to(index.root)
+    assert check(ImageIndex.from_root(link), store)[0] == 6  # the same files by another way
+    monkeypatch.chdir(index.root)
+    assert check(ImageIndex.from_root("."), store)[0] == 6
+
+
+def test_what_changed_is_looked_at_again(index: ImageIndex, store: Path) -> None:
+    a, b, c, d, *_ = (Path(index.path(i)) for i in range(6))
+    check(index, store)
+    times = a.stat().st_mtime_ns
+    a.write_bytes(a.read_bytes()[:-200])  # another size, the time put back
+    os.utime(a, ns=(times, times))
+    b.write_bytes(bytes(b.stat().st_size))  # the same size, another time
+    c.unlink()
+    d.unlink()
+    d.mkdir()
+    used, (good, _, bad) = check(index, store)
+    assert used == 2 and good.tolist() == [4, 5]
+    assert [Path(name).name for name, _ in bad] == [path.name for path in (a, b, c, d)]
+    assert "truncated" in bad[0][1] and bad[1][1] == "not an image"
+
+
+def test_sizes_are_not_trusted_when_the_file_changed(index: ImageIndex, store: Path) -> None:
+    check(index, store)
+    other = Path(index.path(5)).read_bytes()
+    Path(index.path(0)).write_bytes(other)
+    with Remembered(store) as remembered:
+        sizes = image_sizes(index, torch.arange(6), 2, remembered)
+    assert sizes[0].equal(sizes[5]) and not sizes[0].equal(sizes[4])
+    Path(index.path(0)).write_bytes(b"")
+    with Remembered(store) as remembered, pytest.raises(DataError, match=r"a_0\.JPEG: empty file"):
+        image_sizes(index, torch.arange(6), 2, remembered)
+    Path(index.path(0)).write_bytes(other[:-200])  # a header and too little after it: not what is asked here
+    settle(index.root)
+    with Remembered(store) as remembered:
+        image_sizes(index, torch.arange(6), 2, remembered)
+    assert [name for name, _ in check(index, store)[1].bad] == ["train/a/a_0.JPEG"]  # nor remembered as good
+
+
+def test_bad_files_are_looked_at_again(index: ImageIndex, store: Path) -> None:
+    """A mended one may have its old size and time."""
+    path = Path(index.path(2))
+    whole, times = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(bytes(len(whole)))
+    os.utime(path, ns=(times, times))
+    assert check(index, store)[1].bad == [("train/a/a_2.JPEG", "not an image")]
+    path.write_bytes(whole)
+    os.utime(path, ns=(times, times))
+    used, found = check(index, store)
+    assert used == 5 and not found.bad
+    assert check(index, store)[0] == 6
+
+
+def test_permissions_that_changed(public: Path, index: ImageIndex, nobody: Nobody) -> None:
+    """Neither size nor time tell of them."""
+    index.root.rename(public / "images")
+    moved = ImageIndex.from_root(public / "images")
+    (public / "images").chmod(0o755)
+    store = public / "store.sqlite3"
+    check(moved, store)
+    Path(moved.path(1)).chmod(0)
+    with nobody():
+        used, found = check(moved, store)
+        assert used == 5 and found.bad == [("train/a/a_1.JPEG", "Permission denied")]
+
+
+def test_files_that_are_just_being_written_are_not_remembered(tree: Tree, store: Path) -> None:
+    """Within a tick of its clock a file may change without a trace in its time."""
+    index = ImageIndex.from_root(tree(a=3))
+    check(index, store)
+    assert check(index, store)[0] == 0 and rows(store) == 0
+
+
+def test_names_that_are_no_text(tree: Tree, store: Path) -> None:
+    root = tree(a=1)
+    os.rename(root / "train/a/a_0.JPEG", os.fsencode(root / "train/a") + b"/\xff\xfe'; --.JPEG")
+    settle(root)
+    index = ImageIndex.from_root(root)
+    check(index, store)
+    assert check(index, store)[0] == 1
+
+
+def test_an_interrupted_check_keeps_what_it_found(tree: Tree, store: Path) -> None:
+    root = tree(a=200)
+    settle(root)
+    index = ImageIndex.from_root(root)
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Remembered(store) as remembered:
+        verify(index, torch.arange(200), 2, stop, remembered)
+    assert rows(store) == 64
+    assert check(index, store)[0] == 64
+
+
+def test_it_lies_in_the_users_cache(index: ImageIndex, user_cache: Path) -> None:
+    with Remembered() as remembered:
+        assert remembered.path == user_cache / "fastdarts" / module.NAME
+    check(index, None)
+    assert check(index, None)[0] == 6
+
+
+def damage(kind: str, store: Path) -> None:
+    if kind == "no database":
+        store.write_text("something else" * 100)
+    elif kind == "cut":
+        store.write_bytes(store.read_bytes()[:5000])
+    elif kind == "overwritten":
+        data = store.read_bytes()
+        store.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
+    elif kind == "other table":
+        with closing(sqlite3.connect(store)) as db, db:
+            db.execute("ALTER TABLE images RENAME COLUMN width TO breadth")
+    elif kind == "folder":
+        store.unlink()
+        store.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["no database", "cut", "overwritten"])
+def test_a_damaged_store_is_said_moved_away_and_made_again(
+    kind: str, index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, first = check(index, store)
+    with Remembered(store) as remembered:
+        for i in range(3000):
+            remembered.add(f"/{i}".encode(), module.Known(1, 2, 3, 4))
+    damage(kind, store)
+    used, found = check(index, store)
+    assert used == 0 and same(found, first)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "\n" not in record.message
+    assert f"checked files are not remembered: {store}: " in record.message
+    assert "moved to store.sqlite3.damaged, the next search begins a new one" in record.message
+    assert check(index, store)[0] == 0 and check(index, store)[0] == 6
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "other table"])
+def test_what_is_not_ours_is_left_alone(kind: str, index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, first = check(index, store)
+    damage(kind, store)
+    used, found = check(index, store)
+    assert used == 0 and same(found, first) and len(caplog.records) == 1
+    assert store.is_dir() == (kind == "folder") and not store.with_name("store.sqlite3.damaged").exists()
+
+
+def test_a_store_of_another_version_is_emptied(index: ImageIndex, store: Path) -> None:
+    check(index, store)
+    with closing(sqlite3.connect(store)) as db, db:
+        db.execute("ALTER TABLE images RENAME COLUMN width TO breadth")
+        db.execute("PRAGMA user_version = 99")
+    assert check(index, store)[0] == 0
+    assert check(index, store)[0] == 6
+
+
+def test_a_store_that_cannot_be_written(public: Path, index: ImageIndex, nobody: Nobody, caplog) -> None:
+    """What it knows is of use, and what it cannot learn is said once."""
+    index.root.rename(public / "images")
+    (public / "images").chmod(0o755)
+    moved = ImageIndex.from_root(public / "images")
+    store = public / "store.sqlite3"
+    check(moved, store)
+    with nobody():
+        assert check(moved, store)[0] == 6 and not caplog.records
+    Path(moved.path(0)).touch()
+    settle(moved.root)
+    with nobody():
+        assert len(check(moved, store)[1].good) == 6
+        assert len(caplog.records) == 1 and "readonly database" in caplog.text
+        caplog.clear()
+        assert len(check(moved, public / "no" / "store.sqlite3")[1].good) == 6
+        assert len(caplog.records) == 1 and "Permission denied" in caplog.text
+
+
+def test_a_full_disk(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Remembered(store) as remembered:
+        remembered._db.execute("PRAGMA max_page_count = 2")
+        for i in range(3000):
+            remembered.add(b"/x" * 100 + str(i).encode(), module.Known(1, 2, 3, 4))
+    assert len(caplog.records) == 1 and "full" in caplog.text
+    assert len(check(index, store)[1].good) == 6 and check(index, store)[0] == 6
+
+
+def test_a_store_that_another_process_holds(
+    index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(index, store)
+    monkeypatch.setattr(module, "BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(store, isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        used, found = check(index, store)
+    assert used == 0 and len(found.good) == 6
+    assert len(caplog.records) == 1 and "database is locked" in caplog.text
+    assert check(index, store)[0] == 6
+
+
+def test_without_sqlite_or_a_home(index: ImageIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    with monkeypatch.context() as patch:
+        patch.delenv("XDG_CACHE_HOME")
+        patch.setattr(Path, "home", home)
+        assert len(check(index, None)[1].good) == 6
+    assert len(caplog.records) == 1 and "not remembered: no home folder" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(module, "sqlite3", None)
+    assert len(check(index, None)[1].good) == 6
+    assert [record.message for record in caplog.records] == ["checked files are not remembered: this Python has no sqlite3"]
+
+
+def test_processes_at_once(tree: Tree, store: Path) -> None:
+    """Both make one store and fill it, and find the same."""
+    root = tree(a=300)
+    settle(root)
+    program = (
+        "import sys, torch\n"
+        "from fastdarts.data import ImageIndex, Remembered, verify, verified_store\n"
+        "verified_store.BATCH = 20\n"
+        "index = ImageIndex.from_root(sys.argv[1])\n"
+        "with Remembered(sys.argv[2]) as store: print(len(verify(index, torch.arange(300), 2, remembered=store).good))"
+    )
+    command = [sys.executable, "-c", program, str(root), str(store)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[2]}
+    processes = [subprocess.Popen(command, **options) for _ in range(2)]
+    assert [process.communicate(timeout=120) for process in processes] == [("300\n", "")] * 2
+    assert rows(store) == 300 and check(ImageIndex.from_root(root), store)[0] == 300

@@ -1,0 +1,93 @@
+"""Signals: noted while a search steps, obeyed at once elsewhere, handlers put back."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from fastdarts.engine import Stopped, Stopping
+from fastdarts.engine.signals import SIGNALS
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=lambda v: str(v)
+)
+def test_a_signal_ends_what_is_not_deferred(number, status):
+    before = [signal.getsignal(n) for n in SIGNALS]
+    with pytest.raises(Stopped) as stopped, Stopping():
+        send(number)
+        pytest.fail("went on")
+    assert stopped.value.status == status and str(stopped.value) == signal.Signals(number).name
+    assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_no_exception_clause_swallows_it():
+    with pytest.raises(Stopped), Stopping():
+        try:
+            send(signal.SIGTERM)
+        except Exception:
+            pytest.fail("taken for a fault")
+
+
+def test_while_deferred_it_is_noted():
+    with Stopping() as stopping, stopping.deferred():
+        send(signal.SIGTERM)
+        send(signal.SIGUSR1)  # the first one counts
+        assert stopping.signal == signal.SIGTERM
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stopping.check()
+        with pytest.raises(Stopped, match="SIGTERM"), stopping.at_once():
+            pytest.fail("went on")
+
+
+def test_inside_deferred_some_things_may_be_broken_off():
+    with Stopping() as stopping, stopping.deferred():
+        with stopping.at_once():
+            pass
+        with pytest.raises(Stopped), stopping.at_once():
+            send(signal.SIGUSR1)
+            pytest.fail("went on")
+
+
+def test_with_other_ranks_nothing_is_broken_off():
+    with Stopping() as stopping:
+        stopping.alone = False
+        with stopping.deferred(), stopping.at_once():
+            send(signal.SIGTERM)
+        with stopping.at_once():
+            assert stopping.signal == signal.SIGTERM
+
+
+def test_another_thread_leaves_the_handlers_alone():
+    seen = []
+
+    def enter():
+        with Stopping():
+            seen.extend(signal.getsignal(n) for n in SIGNALS)
+
+    before = [signal.getsignal(n) for n in SIGNALS]
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == before
+
+
+def test_a_second_interrupt_ends_the_process_at_once(root):
+    code = """
+import os, signal
+from fastdarts.engine import Stopping
+with Stopping() as stopping, stopping.deferred():
+    os.kill(os.getpid(), signal.SIGINT)
+    print("noted", stopping.signal, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    assert done.returncode == -signal.SIGINT and done.stdout == "noted 2\n"

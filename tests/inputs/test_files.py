@@ -1,0 +1,176 @@
+"""Where a search's batches come from, as a user chooses it: what is said, saved, refused, and the same bits."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdarts.data import CacheLoader, InputStopped, dali, placement
+from fastdarts.inputs import files as input_module
+from fastdarts.runs.search_session import Session
+from fastdarts.search_imagenet import main
+from tests.support.runs import write_tree
+from tests.test_search_imagenet import arguments
+
+Search = Callable[..., Path]
+needs_dali = pytest.mark.skipif(dali.unavailable(torch.device("cpu")) is not None, reason="DALI is not installed")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tree(tmp_path_factory.mktemp("images"), side=60)
+
+
+@pytest.fixture
+def search(tree: Path, tmp_path: Path) -> Search:
+    """search("name", flags...) runs one and returns its folder."""
+
+    def run(name: str, *flags: str, status: int = 0) -> Path:
+        assert main(arguments(tree, "--save", str(tmp_path / name), *flags)) == status
+        return tmp_path / name
+
+    return run
+
+
+def metrics(folder: Path) -> bytes:
+    return (folder / "metrics.jsonl").read_bytes()
+
+
+def given(folder: Path) -> dict:
+    return json.loads((folder / "settings.json").read_text())["input"]
+
+
+def test_the_cache_in_ram_and_in_a_file_are_the_same_to_the_bit(
+    search: Search, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    ram = search("ram")
+    assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
+    assert given(ram) == {"route": "cache", "cache": "ram", "bytes": 16 * 3 * 60 * 60, "short_side": 256}
+    kept = tmp_path / "kept"
+    file = search("file", "--cache_folder", str(kept))
+    assert f"in a file in {kept}" in capsys.readouterr().out and len(list(kept.glob("*.pixels"))) == 1
+    again = search("again", "--cache", "ram", "--cache_folder", str(kept))
+    assert metrics(ram) == metrics(file) == metrics(again)
+    smaller = search("smaller", "--cache_size", "37")
+    assert given(smaller)["short_side"] == 37 and metrics(smaller) != metrics(ram)
+
+
+@pytest.mark.parametrize("loader", ["torchvision", pytest.param("dali", marks=needs_dali)])
+def test_without_a_cache_workers_change_nothing(loader: str, search: Search, capsys: pytest.CaptureFixture) -> None:
+    one = search("one", "--loader", loader)
+    told = capsys.readouterr().out
+    assert f"no cache: --loader {loader} was asked for" in told and f"loader: {loader}" in told
+    two = search("two", "--loader", loader, "--cache", "off", "--workers", "2")
+    assert metrics(one) == metrics(two) and given(one) == given(two) == {"route": loader, "cache": "off"}
+
+
+@needs_dali
+def test_dalis_own_reader(search: Search, capsys: pytest.CaptureFixture) -> None:
+    run = search("run", "--loader", "dali-reader")
+    assert "read and cropped by DALI" in capsys.readouterr().out and given(run)["route"] == "dali-reader"
+
+
+def test_a_run_goes_on_with_what_it_began_with_or_says_so(
+    search: Search, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Interrupted after two of three epochs; without a flag, the rest is fed as the beginning was."""
+    whole = search("whole", "--cache", "off")
+    record = Session._record
+
+    def interrupted(session: Session, line: dict) -> None:
+        record(session, line)
+        if session.search.epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "_record", interrupted)
+        for name in ("same", "other"):
+            search(name, "--cache", "off", status=130)
+    capsys.readouterr()
+    same = search("same")
+    assert "no cache: the run began without one" in capsys.readouterr().out and metrics(same) == metrics(whole)
+    other = search("other", "--cache", "ram")
+    told = capsys.readouterr().out
+    assert "came from torchvision so far and come from cache from now on: order, boxes and flips stay the same" in told
+    assert "pixels differ, since boxes are cut out of reduced images" in told
+    assert "input: cache, --cache ram" in (other / "log.txt").read_text()
+    assert metrics(other) != metrics(whole)
+    assert [json.loads(line)["epoch"] for line in metrics(other).splitlines()] == [1, 1, 2, 2, 3, 3]
+
+
+def test_what_cannot_be_had_is_refused_before_anything_is_written(
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def refused(*flags: str) -> str:
+        folder = search("refused", *flags, status=2)
+        assert not folder.exists()
+        line = capsys.readouterr().err.strip()
+        assert "\n" not in line
+        return line
+
+    assert "--cache device: the decoded images take 0.2 MiB: cpu is no GPU; take a smaller --cache_size" in refused(
+        "--cache", "device"
+    )
+    monkeypatch.setattr(placement, "available_ram", lambda: 1000)
+    assert "--cache ram: the decoded images take 0.2 MiB: RAM has 0.0 MiB free" in refused("--cache", "ram")
+    monkeypatch.setattr(dali, "unavailable", lambda device: "DALI is not installed: pip install 'fastdarts[dali]'")
+    for name in ("dali", "dali-reader"):
+        assert f"--loader {name}: DALI is not installed: pip install" in refused("--loader", name)
+    blocked = tmp_path / "blocked"
+    blocked.touch()
+    assert "cannot read the cache" in refused("--cache_folder", str(blocked))
+    assert "--cache_size" in refused("--cache_size", "-1")
+    assert "--input_timeout" in refused("--input_timeout", "0")
+
+
+def test_no_room_is_said_and_torchvision_decodes(
+    search: Search, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(placement, "available_ram", lambda: 1000)
+    run = search("run")
+    told = capsys.readouterr().out
+    assert "no cache of 0.2 MiB: cpu is no GPU; RAM has 0.0 MiB free, of which the search takes about" in told
+    assert "loader: torchvision" in told and given(run)["route"] == "torchvision"
+
+
+def test_a_plan_states_the_size_beforehand(search: Search, capsys: pytest.CaptureFixture) -> None:
+    assert not search("plan", "--dry_run").exists()
+    assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
+    search("plan", "--dry_run", "--cache", "off")
+    assert "no cache: images are decoded anew each time; loader: torchvision" in capsys.readouterr().out
+
+
+def test_a_plan_passes_over_what_a_search_would_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = write_tree(tmp_path / "images", images=8, side=60)
+    for number in range(3):
+        (root / f"train/class0/{number}.JPEG").write_text("no image")
+    assert main(arguments(root, "--dry_run")) == 0
+    assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
+    for path in root.glob("train/*/*"):
+        path.write_text("no image")
+    assert main(arguments(root, "--dry_run")) == 2
+    assert "none that was looked at is an image" in capsys.readouterr().err
+
+
+def test_a_flag_that_decides_nothing_is_said(search: Search, capsys: pytest.CaptureFixture) -> None:
+    search("plan", "--dry_run", "--cache", "ram", "--loader", "dali")
+    assert "cache: 0.2 MiB of decoded images in RAM; --loader dali is not used" in capsys.readouterr().out
+    search("plan", "--dry_run", "--cache_folder", "x", "--loader", "torchvision")
+    assert "no cache: --loader torchvision was asked for; --cache_folder is not used" in capsys.readouterr().out
+
+
+def test_input_that_stops_ends_the_run_with_a_line(
+    search: Search, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    class Stopping(CacheLoader):
+        def __next__(self) -> None:
+            raise InputStopped("no input for 300 seconds, stuck at: a test")
+
+    monkeypatch.setattr(input_module, "CacheLoader", Stopping)
+    search("run", status=1)
+    line = capsys.readouterr().err.strip()
+    assert "stopped: no input for 300 seconds, stuck at: a test; the same command" in line and "\n" not in line

@@ -1,0 +1,39 @@
+"""What a search says where memory gives out; the plan itself is tested with the commands that print it."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdarts import engine, steps
+from fastdarts.search_imagenet import main
+from tests.support.runs import SPLIT, TINY, write_tree
+
+
+@pytest.mark.parametrize("when", ["before", "while it is counted"])
+def test_memory_that_gave_out_is_told_although_a_signal_came(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The same command would not get further, so it is not said that it continues."""
+    plain = steps.step_bytes
+
+    def counted(*args: object, **how: object) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*args, **how)
+
+    def gives_out(*_: object) -> None:
+        if when == "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            monkeypatch.setattr(engine, "step_bytes", counted)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr("fastdarts.steps.CapturedBilevel.__call__", gives_out)
+    tree, sizes = write_tree(tmp_path / "images", images=16), ["--batch_size", "16", "--epochs", "1", "--begin", "0"]
+    assert main(["--data", str(tree), *TINY, *SPLIT, *sizes, "--save", str(tmp_path / "run")]) == 1
+    err = capsys.readouterr().err
+    assert re.search("steps of 16 images take about .*: --batch_size 8 is the largest smaller one that fits", err), err
+    assert err.count("\n") == 1
