@@ -23,7 +23,7 @@ from fastdarts.spaces.lookup import Table
 from fastdarts.supernet.eager_candidates import SkipDropout
 from fastdarts.sweep.grid import COMMANDS as SWEPT
 from fastdarts.sweep.grid import Combination, Grid
-from tests import runs
+from tests.support import runs
 
 COMMANDS = {"search_cifar": search_cifar, "search_imagenet": search_imagenet}
 CIFAR = [name for name, recipe in RECIPES.items() if recipe.command == "search_cifar"]
