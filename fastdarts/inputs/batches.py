@@ -10,7 +10,7 @@ from fastdarts.data import BatchSampler, Loader
 from fastdarts.engine import World
 from fastdarts.inputs.images import Images
 from fastdarts.ops.philox import Stream
-from fastdarts.settings import RunSettings, groups
+from fastdarts.settings import AnySearch, groups
 
 
 class Input(NamedTuple):
@@ -42,7 +42,7 @@ def steps_of_an_epoch(settings: groups.Optimisation, images: Images, ranks: int 
     return len(train)
 
 
-def common_of(settings: RunSettings, world: World) -> dict[str, Any]:
+def common_of(settings: AnySearch, world: World) -> dict[str, Any]:
     """What all loaders of a rank are given alike."""
     return {
         "rank": world.rank,
@@ -54,7 +54,7 @@ def common_of(settings: RunSettings, world: World) -> dict[str, Any]:
     }
 
 
-def orders(settings: RunSettings, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+def orders(settings: AnySearch, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
     """Of both splits: their images, and what all loaders are told."""
     splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
     return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]

@@ -25,7 +25,7 @@ from fastdarts.data import (
 )
 from fastdarts.data.index import few
 from fastdarts.engine import RunFolder, RunFolderError, write_text
-from fastdarts.settings import ConfigError, RunSettings, SearchCifarSettings, groups
+from fastdarts.settings import AnySearch, ConfigError, SearchCifarSettings, groups
 
 CHECK_SECONDS = 10.0  # between two lines about the checking of files
 log = logging.getLogger("fastdarts")
@@ -59,12 +59,12 @@ class Images:
     sizes: Tensor | None = None
 
     @staticmethod
-    def find(settings: RunSettings) -> Index:
+    def find(settings: AnySearch) -> Index:
         """All images that `settings` name. Raises ConfigError, DataError."""
         raise NotImplementedError
 
     @classmethod
-    def choose(cls, settings: RunSettings, folder: RunFolder) -> Self:
+    def choose(cls, settings: AnySearch, folder: RunFolder) -> Self:
         """A continued run's own splits, the lists that were given, or shares of each class; without looking into files.
 
         Raises ConfigError, DataError, and RunFolderError if a continued run began with other images.
@@ -88,7 +88,7 @@ class Images:
         return cls(index, train, val)
 
     @classmethod
-    def listed(cls, settings: RunSettings, splits: Splits) -> Self:
+    def listed(cls, settings: AnySearch, splits: Splits) -> Self:
         """The images that another rank has chosen, where this one finds them. Raises DataError if they are not the same."""
         index = cls.find(settings)
         if index.sha256() != splits.sha256:
@@ -103,11 +103,11 @@ class Images:
         """With what another rank found in the files."""
         return replace(self, train=splits.train, val=splits.val, excluded=splits.excluded, sizes=splits.sizes)
 
-    def side(self, settings: RunSettings) -> int:
+    def side(self, settings: AnySearch) -> int:
         """Pixels a side of what is taken of them: --image_size where it says so. Raises ConfigError for what does not fit."""
         return settings.image_size
 
-    def ready(self, settings: RunSettings, threads: int, begun: bool) -> Self:
+    def ready(self, settings: AnySearch, threads: int, begun: bool) -> Self:
         """As the input wants them; `begun`: the run is continued. Raises DataError for what cannot be decoded."""
         return self
 

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from fastdarts.settings.values import ConfigError, of_file
 from fastdarts.textfile import TextFileError, read
+
+if TYPE_CHECKING:
+    from fastdarts.settings.fields import Settings
 
 
 class Given(NamedTuple):
@@ -32,7 +35,7 @@ class Given(NamedTuple):
         return set(self.flags) | (set() if self.whole else set(self.config))
 
 
-def given(cls: type, flags: Mapping[str, Any]) -> Given:
+def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
     """The flags of a settings class with what the file of their --config says. Raises ConfigError, which names the file."""
     said = {name: value for name, value in flags.items() if name != "config"}
     if "config" not in flags:
@@ -48,9 +51,8 @@ def given(cls: type, flags: Mapping[str, Any]) -> Given:
         raise ConfigError(f"{file}: {error}") from error
     for name, value in said.items() if whole else ():
         if known[name].metadata["brings"] and value != config.get(name):
-            raise ConfigError(
-                f"--{name} {value}: {file} is of a run by --{name} {config.get(name)} and sets all: leave one of the two out"
-            )
+            theirs = "of none" if config.get(name) is None else f"by --{name} {config[name]}"
+            raise ConfigError(f"--{name} {value}: {file} is of a run {theirs} and sets all of it: leave one of the two out")
     return Given(said, config, whole)
 
 

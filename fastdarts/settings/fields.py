@@ -12,7 +12,7 @@ from fastdarts.settings import config_file, flags
 from fastdarts.settings.config_file import Given
 from fastdarts.settings.values import ConfigError, check
 
-Class = TypeVar("Class", bound=type)
+Class = TypeVar("Class", bound="type[Settings]")
 
 
 def setting(
@@ -71,16 +71,18 @@ def composed(*, before: Mapping[str, Any] | None = None, **defaults: Any) -> Cal
     own = defaults.keys() | own_before.keys()
 
     def decorate(cls: Class) -> Class:
-        hints, theirs = get_type_hints(cls), {f.name: f for base in cls.__bases__ for f in fields(base)}
+        hints, bases = get_type_hints(cls), [base for base in cls.__bases__ if issubclass(base, Settings)]
+        theirs = {f.name: f for base in bases for f in fields(base)}
         for name in own:
             f, then = theirs[name], own_before.get(name, theirs[name].metadata["before"])
             setattr(cls, name, field(default=defaults.get(name, f.default), metadata={**f.metadata, "before": then}))
         cls.__annotations__ = cls.__annotations__ | {name: hints[name] for name in own}
-        return group(cls)
+        return dataclass(frozen=True, kw_only=True)(cls)
 
     return decorate
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of all settings: checks its ranges, reads a command line, compares itself with a saved one."""
 
@@ -109,7 +111,7 @@ class Settings:
     @classmethod
     def titles(cls) -> dict[str, str]:
         """The title of the group of each field that is in one, in the order of the fields."""
-        groups = [base for base in cls.__mro__[::-1] if "title" in vars(base)]
+        groups = [base for base in cls.__mro__[::-1] if issubclass(base, Settings) and "title" in vars(base)]
         return {f.name: base.title for base in groups for f in fields(base)}
 
     @classmethod

@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from dataclasses import Field, fields
 from shutil import get_terminal_size
 from textwrap import wrap
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from fastdarts.settings.values import choices, kind, parser
 
+if TYPE_CHECKING:
+    from fastdarts.settings.fields import Settings
+
+METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
 CONFIG = "settings from a file: YAML or JSON of names and values, or a run's settings.json (all but its --save); flags win"
 
 
@@ -32,11 +36,11 @@ class Formatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """Wrong arguments are one line, as all other wrong input is."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
-def make(cls: type, prog: str, description: str, titles: Mapping[str, str]) -> Parser:
+def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str, str]) -> Parser:
     """The parser of a settings class, which returns what is given and nothing else.
 
     titles  of the groups, by setting; one without a title is in no group
@@ -68,7 +72,7 @@ def _metavar(f: Field[Any], hint: Any) -> str:
     if f.metadata["among"] is not None:
         return "NAME"
     known = choices(f, hint)
-    return f"{{{','.join(known)}}}" if known else {int: "N", float: "X", str: "TEXT"}[kind(hint)]
+    return f"{{{','.join(known)}}}" if known else METAVARS[kind(hint)]
 
 
 def _help(f: Field[Any]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import Field
 from typing import Any, Literal, get_args, get_origin
 
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 WORDS = {"true": True, "false": False}
 NOTHING = ("", "~", "null")  # in a file
 

@@ -96,6 +96,8 @@ def test_another_method_than_the_runs_is_refused(run: Path, capsys: pytest.Captu
     assert parse("--config", run, "--method", "p-darts").values["method"] == "p-darts"
     said = refused(capsys, "--config", run, "--method", "pc-darts")
     assert f"--method pc-darts: --config {run} is of a run by --method p-darts and sets all" in said
+    said = refused(capsys, "--config", run, "--recipe", "p-darts")
+    assert f"--recipe p-darts: --config {run} is of a run of none and sets all of it: leave one of the two out" in said
 
 
 @pytest.mark.parametrize(
