@@ -31,11 +31,12 @@ from bench.workload import Steps, Workload, resident_batch
 from fastdarts import engine, search_cifar
 from fastdarts.ops import backend
 from fastdarts.ops.backend import Backend
-from fastdarts.runs.build import build, space_of
-from fastdarts.search import METHODS, Stage, stages_of, tf32
+from fastdarts.runs.build import build
+from fastdarts.runs.resolved import Resolved
+from fastdarts.search import METHODS, Stage, tf32
 from fastdarts.search.progressive import heaviest, skip_dropout_rate
 from fastdarts.search.setup import bilevel_of
-from fastdarts.settings import ConfigError, RunSettings, Settings, setting
+from fastdarts.settings import AnySearch, ConfigError, Settings, setting
 from fastdarts.spaces import Space
 from fastdarts.steps import CapturedBilevel
 from fastdarts.supernet.eager_candidates import MixedEdgesBeside
@@ -93,9 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 class Side(NamedTuple):
     """A step that can be set up."""
 
-    settings: RunSettings
+    resolved: Resolved
     space: Space
     stage: Stage
+
+    @property
+    def settings(self) -> AnySearch:
+        """Of the search that it is a step of."""
+        return self.resolved.settings
 
 
 def _both(row: Row, given: MethodsSettings) -> tuple[Side, Side]:
@@ -104,12 +110,12 @@ def _both(row: Row, given: MethodsSettings) -> tuple[Side, Side]:
     sizes |= {"stage_cells": given.stage_cells, "backend": given.backend, "device": given.device}
     sizes |= {} if given.layers is None else {"layers": given.layers}
     own, plain = (search_cifar.resolve(CIFAR | dict(values) | sizes) for values in (row.own, row.plain))
-    stage = stages_of(own, own.layers, space_of(own))[row.stage]
-    space = heaviest(space_of(own), replace(stage, dropout=1.0))[0]  # with the skips, whether they have dropout or not
+    stage = own.stages[row.stage]
+    space = heaviest(own.space, replace(stage, dropout=1.0))[0]  # with the skips, whether they have dropout or not
     sides = Side(own, space, stage), Side(plain, space, replace(stage, dropout=0.0))
     with torch.device("meta"):
         for side in sides:
-            build(side.settings, side.space, CLASSES, side.stage)
+            build(side.resolved, CLASSES, side.stage, side.space)
     return sides
 
 
@@ -163,7 +169,7 @@ def _steps(side: Side) -> Steps:
     """A step as search_cifar sets one up, on two batches that stay on the device."""
     s = side.settings
     torch.manual_seed(s.seed)
-    supernet, objective = build(s, side.space, CLASSES, side.stage)
+    supernet, objective = build(side.resolved, CLASSES, side.stage, side.space)
     supernet.to(s.device, memory_format=torch.channels_last)
     objective.to(s.device)
     if side.stage.dropout:

@@ -193,7 +193,7 @@ def _recipe(run: Run) -> str:
     told = {setting for settings in here.values() for setting in settings} - {"epochs"}  # by any of them
 
     def is_of(name: str) -> bool:
-        published = asdict(resolve({"recipe": name, "data": "images", "device": "cpu"}))
+        published = asdict(resolve({"recipe": name, "data": "images", "device": "cpu"}).settings)
         read = told if OBJECTIVES[here[name]["objective"]].masks else told - {"mask_ratio", "patch_size"}
         return all(s.get(setting) == published[setting] for setting in read)
 

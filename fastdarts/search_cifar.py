@@ -7,24 +7,13 @@ DARTS' settings, halves of the training images for weights and alpha, and MAE-NA
 import sys
 
 from fastdarts.cli.command import Command
-from fastdarts.inputs.arrays import ARRAYS
+from fastdarts.cli.resolve import Resolver
+from fastdarts.inputs.source import CIFAR
+from fastdarts.runs.search import run
 from fastdarts.settings import SearchCifarSettings
 
-NOT_CIFAR = "No --data: this searches a generated sample of textures and shapes, NOT CIFAR."
-# A search of two minutes, by a smaller network; rates that are larger, since there are few steps. One thread, as in
-# search_imagenet's.
-SAMPLE_RECIPE = {
-    "init_channels": 8,
-    "layers": 5,
-    "stage_cells": 1,
-    "batch_size": 32,
-    "epochs": 4,
-    "learning_rate": 0.05,
-    "arch_learning_rate": 6e-3,
-    "threads": 1,
-}
-COMMAND = Command("search_cifar", __doc__, SearchCifarSettings, ARRAYS, SAMPLE_RECIPE, NOT_CIFAR)
-main, resolve = COMMAND.main, COMMAND.resolve
+resolve = Resolver("search_cifar", SearchCifarSettings, CIFAR)
+main = Command(resolve, run, __doc__).main
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def test_a_wheel_has_everything(root, tmp_path):
     sources = {p.relative_to(root).as_posix() for p in (root / "fastdarts").rglob("*.py")}
     assert sources <= set(inside)
     assert {"fastdarts/_build.json", "fastdarts/kernels/__init__.py", "fastdarts/kernels/launch.json"} <= set(inside)
+    assert f"fastdarts-{fastdarts.__version__}.dist-info/entry_points.txt" in inside  # `fastdarts NAME`
     assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in inside)
     program = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"

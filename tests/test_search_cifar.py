@@ -18,13 +18,14 @@ from PIL import Image
 from fastdarts.data import ImageArray
 from fastdarts.engine import RunFolder, Stopping, World, steps_of
 from fastdarts.inputs.images import ImageArrays
-from fastdarts.runs.build import CIFAR10_MEAN, CIFAR10_STD, CIFAR100_MEAN, CIFAR100_STD, build
+from fastdarts.inputs.source import CIFAR, CIFAR10, CIFAR100
+from fastdarts.runs.build import build
 from fastdarts.runs.plan import free_for, prepare
+from fastdarts.runs.resolved import Resolved
 from fastdarts.runs.search_session import Session
 from fastdarts.search import StepReport
-from fastdarts.search_cifar import NOT_CIFAR, SAMPLE_RECIPE, main, resolve
+from fastdarts.search_cifar import main, resolve
 from fastdarts.settings import ConfigError, SearchCifarSettings
-from fastdarts.spaces import S0
 from fastdarts.supernet import eager_candidates as beside
 from tests.support.runs import free_port
 from tests.test_search_imagenet import FILES
@@ -168,7 +169,7 @@ def test_a_space_is_the_same_however_it_is_written(data: Path, tmp_path: Path, m
     for first, second in (("S2", "s2"), ("mine.json", str(tmp_path / "mine.json"))):
         argv = arguments(data, "--epochs", "1", "--save", f"run of {second.count('/')}")
         assert main([*argv, "--space", first]) == 0 and main([*argv, "--space", second]) == 0
-    one, other = (resolve({"data": path}).data for path in ("images", f"../{tmp_path.name}/images"))
+    one, other = (resolve({"data": path}).settings.data for path in ("images", f"../{tmp_path.name}/images"))
     assert one == other == str(tmp_path / "images")
 
 
@@ -197,12 +198,13 @@ def test_candidates_of_a_module(
 
 def test_batch_norm_of_ones_own_is_not_synchronised(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(beside, "BUILDERS", beside.BUILDERS | {"noise": OPS["sep_conv_3x3"]})
-    settings = resolve({"data": str(data), "space": "s4", "layers": 3, "init_channels": 4, "batch_size": 4, "sync_bn": True})
-    images = ImageArrays.choose(settings, RunFolder(tmp_path / "run"))
-    settings, free = images.settle(settings), free_for(settings, World())
+    given = {"data": str(data), "space": "s4", "layers": 3, "init_channels": 4, "batch_size": 4, "sync_bn": True}
+    resolved = resolve(given | {"image_size": 16})
+    images = ImageArrays.choose(resolved.settings, RunFolder(tmp_path / "run"))
+    free = free_for(resolved.settings, World())
     two = SimpleNamespace(alone=False, size=2, rank=0, backend="gloo")
     with pytest.raises(ConfigError, match=r"--sync_bn: cells\.0\._ops: BatchNorm in a candidate of one's own"):
-        prepare(settings, images, free, two, Stopping())
+        prepare(resolved, images, free, two, Stopping())
 
 
 def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:
@@ -277,8 +279,10 @@ def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monk
     monkeypatch.setattr("fastdarts.inputs.images.sample_images", lambda: ImageArray.make(Path("sample"), images, labels))
     assert main(["--dry_run", "--batch_size", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == NOT_CIFAR and any("C = 8" in line for line in lines)
-    assert resolve({}).learning_rate == SAMPLE_RECIPE["learning_rate"] and resolve({"data": "x"}).learning_rate == 0.025
+    assert lines[0] == CIFAR.notice and any("C = 8" in line for line in lines)
+    assert "NOT CIFAR" in CIFAR.notice
+    rates = [resolve(given).settings.learning_rate for given in ({}, {"data": "x"})]
+    assert rates == [CIFAR.sample["learning_rate"], 0.025]
 
 
 @pytest.mark.parametrize(
@@ -337,13 +341,12 @@ def test_flags_of_search_imagenet_alone_are_unknown(capsys: pytest.CaptureFixtur
 
 
 def test_pixels_are_normalised_as_is_customary() -> None:
-    settings = SearchCifarSettings(image_size=32, layers=3, init_channels=4)
-    ten, hundred = (CIFAR10_MEAN, CIFAR10_STD), (CIFAR100_MEAN, CIFAR100_STD)
-    for classes, colours in ((10, ten), (100, hundred), (7, ten)):
-        supernet, objective = build(settings, S0, classes)
+    resolved = Resolved.of(SearchCifarSettings(image_size=32, layers=3, init_channels=4), CIFAR)
+    for classes, colours in ((10, CIFAR10), (100, CIFAR100), (7, CIFAR10)):
+        supernet, objective = build(resolved, classes)
         assert (objective.masking.mean, objective.masking.std) == colours and supernet.stem_kind == "cifar"
     with pytest.raises(ConfigError, match=r"--image_size 30 does not fit .* as 28"):
-        build(SearchCifarSettings(image_size=30, objective="supervised"), S0, 10)
+        build(Resolved.of(SearchCifarSettings(image_size=30, objective="supervised"), CIFAR), 10)
 
 
 @pytest.mark.campaign

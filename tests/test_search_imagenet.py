@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from fastdarts import engine
+from fastdarts.inputs.source import IMAGENET
 from fastdarts.search import Bilevel
-from fastdarts.search_imagenet import NOT_IMAGENET, main, resolve
+from fastdarts.search_imagenet import main, resolve
 from fastdarts.spaces.genotype import Genotype
 from tests.support.runs import SPLIT, TINY, write_tree
 
@@ -172,7 +173,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tree, tmp_path, capsys, monk
 def test_without_data_the_first_line_says_so(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert main(["--dry_run"]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == NOT_IMAGENET
+    assert capsys.readouterr().out.splitlines()[0] == IMAGENET.notice
 
 
 def test_without_save_the_folder_is_named_by_search_and_time(tree, tmp_path, monkeypatch):
@@ -347,9 +348,10 @@ def test_status_2_of_the_real_command(tmp_path):
 
 
 def test_begin_and_warm_up_follow_epochs_unless_given():
-    assert (resolve({"data": "x", "epochs": 10}).begin, resolve({"data": "x", "epochs": 10}).warmup_epochs) == (7, 1)
-    assert resolve({"data": "x"}).begin == 35
-    assert resolve({"data": "x", "epochs": 10, "begin": 2}).begin == 2
+    ten = resolve({"data": "x", "epochs": 10}).settings
+    assert (ten.begin, ten.warmup_epochs) == (7, 1)
+    assert resolve({"data": "x"}).settings.begin == 35
+    assert resolve({"data": "x", "epochs": 10, "begin": 2}).settings.begin == 2
 
 
 def test_real_images(shared_data, tmp_path):

@@ -174,7 +174,7 @@ def test_sizes_that_the_images_decide_are_not_refused(tmp_path):
 
 def test_a_table_is_read_once(tmp_path, monkeypatch):
     read = []
-    monkeypatch.setattr("fastdarts.sweep.grid.benchmark_of", lambda settings, space: read.append(settings.benchmark))
+    monkeypatch.setattr("fastdarts.sweep.grid.benchmark_of", lambda resolved: read.append(resolved.settings.benchmark))
     flags = ["--space", "nasbench201", "--benchmark", "a.csv", "--stage_cells", "1"]
     axes = ["mask_ratio=0.2,0.5", "patch_size=4,8", "seed=0,1"]
     grid = Grid.parse(COMMANDS["search_cifar"], axes, flags, "test")

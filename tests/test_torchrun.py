@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastdarts.data import DataError, ImageIndex
-from fastdarts.inputs.files import steps_of_an_epoch
+from fastdarts.inputs.batches import steps_of_an_epoch
 from fastdarts.inputs.images import ImageFiles
 from fastdarts.search_imagenet import main, resolve
 from tests.support.runs import free_port
@@ -71,7 +71,7 @@ def test_a_killed_rank_ends_all_and_another_number_goes_on(tree: Path, tmp_path:
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tree: Path) -> None:
     index = ImageIndex.from_root(tree)
-    settings = resolve({"data": str(tree), "batch_size": 3})
+    settings = resolve({"data": str(tree), "batch_size": 3}).settings
     with pytest.raises(DataError, match="batch_size 3 cannot be shared equally by 2 ranks: take a multiple"):
         steps_of_an_epoch(settings, ImageFiles(index, torch.arange(8), torch.arange(8, 16)), 2)
 

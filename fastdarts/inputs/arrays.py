@@ -7,7 +7,7 @@ import torch
 
 from fastdarts.data import ArrayEvalLoader, ArrayLoader, Pixels, placement
 from fastdarts.engine import World
-from fastdarts.inputs.files import Input, Source, common_of, orders
+from fastdarts.inputs.batches import Input, common_of, orders
 from fastdarts.inputs.images import ImageArrays
 from fastdarts.settings import SearchCifarSettings
 
@@ -64,6 +64,3 @@ def _told(settings: SearchCifarSettings, images: ImageArrays, place: str) -> str
     side, size = images.index.side, settings.image_size
     taken = placement.gib(images.index.pixels.nbytes)
     return f"input: {taken} of images in {where}; crops of {size} of {side} px, {padding}, flips"
-
-
-ARRAYS = Source(ImageArrays, open_input, forecast)

@@ -1,17 +1,16 @@
-"""What a search takes its batches from, and where those of image files come from: cache, DALI or torchvision."""
+"""Where the batches of image files come from: cache, DALI or torchvision."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.data import (
-    BatchSampler,
     Cache,
     CacheEvalLoader,
     CacheLoader,
@@ -28,56 +27,14 @@ from fastdarts.data import (
 from fastdarts.data.crop import kept_side
 from fastdarts.data.decode import header_size, pillow_warnings
 from fastdarts.engine import World, now_and_then
-from fastdarts.inputs.images import ImageFiles, Images
-from fastdarts.ops.philox import Stream
-from fastdarts.settings import ConfigError, RunSettings, SearchImagenetSettings
+from fastdarts.inputs.batches import Input, common_of, orders
+from fastdarts.inputs.images import ImageFiles
+from fastdarts.settings import ConfigError, SearchImagenetSettings, groups
 
 SAMPLED = 200  # files whose headers tell a plan how large the cache will be
 log = logging.getLogger("fastdarts")
 
 Made = tuple[Loader, Loader, Iterable[Batch], dict[str, Any]]  # train, val, evaluation, facts
-
-
-class Input(NamedTuple):
-    """Both training loaders and the evaluation pass of a search, on its device.
-
-    pictures  one batch of a few images of the validation split, as `evaluation` has them, on the CPU
-    facts     what settings.json says of them: the route (what makes the batches), and what there is to tell of it
-    told      the same as a line of the log
-    """
-
-    train: Loader
-    val: Loader
-    evaluation: Iterable[Batch]
-    pictures: Iterable[Batch]
-    facts: dict[str, Any]
-    told: str
-
-    def close(self) -> None:
-        """End what the loaders have started."""
-        self.train.close()
-        self.val.close()
-
-
-class Source(NamedTuple):
-    """Where a command's images come from.
-
-    images      chooses them
-    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: makes batches of them
-    forecast    (settings, images, reserved, world) -> what open_input would do, in words
-    """
-
-    images: type[Images]
-    open_input: Callable[..., Input]
-    forecast: Callable[..., str]
-
-
-def steps_of_an_epoch(settings: RunSettings, images: Images, ranks: int = 1) -> int:
-    """Batches of an epoch. Raises DataError where a split is smaller than a batch, or ranks cannot share one equally."""
-    order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
-    parts = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
-    train, _ = (BatchSampler(part, stream=stream, **order) for part, stream in parts)
-    return len(train)
 
 
 def forecast(settings: SearchImagenetSettings, images: ImageFiles, reserved: int, world: World) -> str:
@@ -146,24 +103,6 @@ def open_input(
     return given
 
 
-def common_of(settings: RunSettings, world: World) -> dict[str, Any]:
-    """What all loaders of a rank are given alike."""
-    return {
-        "rank": world.rank,
-        "world_size": world.size,
-        "batch_size": settings.batch_size,
-        "image_size": settings.image_size,
-        "device": settings.device,
-        "timeout": settings.input_timeout,
-    }
-
-
-def orders(settings: RunSettings, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
-    """Of both splits: their images, and what all loaders are told."""
-    splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
-    return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]
-
-
 def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, workers: int, common: dict[str, Any]) -> Made:
     """Loaders that decode files during the search."""
     make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
@@ -204,15 +143,15 @@ def _dali_reader(images: ImageFiles, split: Tensor, workers: int, order: dict[st
     return DaliReaderLoader(images.index, split, threads=max(1, workers), **order)
 
 
-def _short(settings: SearchImagenetSettings) -> int:
+def _short(settings: groups.ImageFiles) -> int:
     return settings.cache_size or kept_side(settings.image_size)
 
 
-def _folder(settings: SearchImagenetSettings) -> Path | None:
+def _folder(settings: groups.ImageFiles) -> Path | None:
     return Path(settings.cache_folder).expanduser() if settings.cache_folder else None
 
 
-def _layout(settings: SearchImagenetSettings, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> Layout:
+def _layout(settings: groups.ImageFiles, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> Layout:
     return Layout.of(images.index, chosen, sizes, _short(settings))
 
 
@@ -256,6 +195,3 @@ def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) ->
             raise ConfigError(f"--loader {route}: {why_not}")
         return route, f"loader: {route}"
     return ("torchvision", f"loader: torchvision; not DALI: {why_not}") if why_not else ("dali", "loader: DALI")
-
-
-FILES = Source(ImageFiles, open_input, forecast)

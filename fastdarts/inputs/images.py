@@ -25,7 +25,7 @@ from fastdarts.data import (
 )
 from fastdarts.data.index import few
 from fastdarts.engine import RunFolder, RunFolderError, write_text
-from fastdarts.settings import ConfigError, RunSettings, SearchCifarSettings, SearchImagenetSettings
+from fastdarts.settings import AnySearch, ConfigError, SearchCifarSettings, groups
 
 CHECK_SECONDS = 10.0  # between two lines about the checking of files
 log = logging.getLogger("fastdarts")
@@ -59,12 +59,12 @@ class Images:
     sizes: Tensor | None = None
 
     @staticmethod
-    def find(settings: RunSettings) -> Index:
+    def find(settings: AnySearch) -> Index:
         """All images that `settings` name. Raises ConfigError, DataError."""
         raise NotImplementedError
 
     @classmethod
-    def choose(cls, settings: RunSettings, folder: RunFolder) -> Self:
+    def choose(cls, settings: AnySearch, folder: RunFolder) -> Self:
         """A continued run's own splits, the lists that were given, or shares of each class; without looking into files.
 
         Raises ConfigError, DataError, and RunFolderError if a continued run began with other images.
@@ -88,7 +88,7 @@ class Images:
         return cls(index, train, val)
 
     @classmethod
-    def listed(cls, settings: RunSettings, splits: Splits) -> Self:
+    def listed(cls, settings: AnySearch, splits: Splits) -> Self:
         """The images that another rank has chosen, where this one finds them. Raises DataError if they are not the same."""
         index = cls.find(settings)
         if index.sha256() != splits.sha256:
@@ -103,11 +103,11 @@ class Images:
         """With what another rank found in the files."""
         return replace(self, train=splits.train, val=splits.val, excluded=splits.excluded, sizes=splits.sizes)
 
-    def settle(self, settings: RunSettings) -> RunSettings:
-        """The settings with what the images themselves decide. Raises ConfigError for what does not fit them."""
-        return settings
+    def side(self, settings: AnySearch) -> int:
+        """Pixels a side of what is taken of them: --image_size where it says so. Raises ConfigError for what does not fit."""
+        return settings.image_size
 
-    def ready(self, settings: RunSettings, threads: int, begun: bool) -> Self:
+    def ready(self, settings: AnySearch, threads: int, begun: bool) -> Self:
         """As the input wants them; `begun`: the run is continued. Raises DataError for what cannot be decoded."""
         return self
 
@@ -137,11 +137,11 @@ class ImageFiles(Images):
     index: ImageIndex
 
     @staticmethod
-    def find(settings: RunSettings) -> ImageIndex:
+    def find(settings: groups.ImageFiles) -> ImageIndex:
         """The files under --data, or those of the generated sample. Raises DataError."""
         return ImageIndex.from_root(settings.data or sample_root())
 
-    def ready(self, settings: SearchImagenetSettings, threads: int, begun: bool) -> Self:
+    def ready(self, settings: groups.ImageFiles, threads: int, begun: bool) -> Self:
         """With sizes; of a new run, or if it is strict, without those that cannot be decoded."""
         return self.measured(threads) if begun and not settings.strict else self.checked(threads, settings.strict)
 
@@ -207,11 +207,11 @@ class ImageArrays(Images):
         """The training images of --data, or those of the generated sample. Raises DataError."""
         return sample_images() if settings.data is None else read_images(settings.data, settings.threads)
 
-    def settle(self, settings: SearchCifarSettings) -> SearchCifarSettings:
-        """With the images' own size where none was asked for. Raises ConfigError for one that cannot be cut out of them."""
+    def side(self, settings: groups.ImageArrays) -> int:
+        """Their own where none was asked for. Raises ConfigError for one that cannot be cut out of them."""
         side, size = self.index.side, settings.image_size or self.index.side
         if size > side:
             raise ConfigError(f"--image_size {size}: the images of {self.index.root} have {side} pixels a side, take no more")
         if settings.crop_padding >= size:
             raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {size} pixels may be all black, take less")
-        return replace(settings, image_size=size)
+        return size

@@ -10,6 +10,7 @@ from fastdarts.objectives.masking import Masking
 from fastdarts.objectives.pretext import Colourisation, Jigsaw, Pretext, Rotation
 from fastdarts.objectives.supervised import Classification
 from fastdarts.ops.masked_loss import Norm
+from fastdarts.registry import OBJECTIVES
 from fastdarts.supernet import Network
 
 
@@ -27,12 +28,15 @@ class Choices(NamedTuple):
 class Row(NamedTuple):
     """One objective.
 
+    description   what is minimised, for --help
+    title         of a report on its search
     needs_labels  whether Batch.labels are read
     masks         whether patches are hidden: mask_ratio and patch_size count
     tiles         whether images are cut into 2 x 2 tiles
     """
 
     description: str
+    title: str
     make: Callable[[Choices], Objective]
     needs_labels: bool = False
     masks: bool = False
@@ -84,24 +88,49 @@ def _jigsaw(c: Choices) -> Objective:
     return Pretext(c.supernet, task, c.num_classes)
 
 
-OBJECTIVES: dict[str, Row] = {
-    "mae": Row("MAE-NAS: reconstruct hidden patches, without labels", _mae, masks=True),
-    "supervised": Row("DARTS: classify whole images", _supervised, needs_labels=True),
-    "joint": Row("MIM-DARTS: classify and reconstruct images with hidden patches", _joint, needs_labels=True, masks=True),
+OBJECTIVES |= {
+    "mae": Row("MAE-NAS: reconstruct hidden patches, without labels", "Masked-reconstruction search", _mae, masks=True),
+    "supervised": Row("DARTS: classify whole images", "Supervised search", _supervised, needs_labels=True),
+    "joint": Row(
+        "MIM-DARTS: classify and reconstruct images with hidden patches",
+        "Search by classification and masked reconstruction",
+        _joint,
+        needs_labels=True,
+        masks=True,
+    ),
     "masked-supervised": Row(
         "MIM-DARTS without its decoder: classify images with hidden patches",
+        "Supervised search on masked images",
         _masked_supervised,
         needs_labels=True,
         masks=True,
     ),
-    "masked-reconstruction": Row("MIM-DARTS without labels: reconstruct hidden patches with its decoder", _joint, masks=True),
-    "reconstruction": Row("MIM-DARTS without labels and masks: reconstruct whole images", _reconstruction),
-    "rotation": Row("tell by how many quarter turns an image is rotated", _rotation),
-    "colourisation": Row("tell each pixel's colour, of 313, from the lightness", _colourisation),
-    "jigsaw": Row("tell in which of 24 orders an image's 2 x 2 tiles stand", _jigsaw, tiles=True),
-    "supervised+rotation": Row("classify and tell the rotation", _rotation, needs_labels=True),
-    "supervised+colourisation": Row("classify and tell the colours, from the lightness", _colourisation, needs_labels=True),
-    "supervised+jigsaw": Row("classify and tell the tiles' order", _jigsaw, needs_labels=True, tiles=True),
+    "masked-reconstruction": Row(
+        "MIM-DARTS without labels: reconstruct hidden patches with its decoder",
+        "Masked-reconstruction search with MIM-DARTS' decoder",
+        _joint,
+        masks=True,
+    ),
+    "reconstruction": Row(
+        "MIM-DARTS without labels and masks: reconstruct whole images",
+        "Search by reconstruction of whole images",
+        _reconstruction,
+    ),
+    "rotation": Row("tell by how many quarter turns an image is rotated", "Search by rotation", _rotation),
+    "colourisation": Row("tell each pixel's colour, of 313, from the lightness", "Search by colourisation", _colourisation),
+    "jigsaw": Row("tell in which of 24 orders an image's 2 x 2 tiles stand", "Search by jigsaw", _jigsaw, tiles=True),
+    "supervised+rotation": Row(
+        "classify and tell the rotation", "Search by classification and rotation", _rotation, needs_labels=True
+    ),
+    "supervised+colourisation": Row(
+        "classify and tell the colours, from the lightness",
+        "Search by classification and colourisation",
+        _colourisation,
+        needs_labels=True,
+    ),
+    "supervised+jigsaw": Row(
+        "classify and tell the tiles' order", "Search by classification and jigsaw", _jigsaw, needs_labels=True, tiles=True
+    ),
 }
 
 

@@ -3,26 +3,16 @@
 import math
 from typing import Any
 
+from fastdarts.registry import OBJECTIVES
 from fastdarts.report.run import Run, valid_of
 from fastdarts.spaces.genotype import collapse_line
-
-_OBJECTIVES = {
-    "mae": "Masked-reconstruction search",
-    "supervised": "Supervised search",
-    "joint": "Search by classification and masked reconstruction",
-    "masked-supervised": "Supervised search on masked images",
-    "masked-reconstruction": "Masked-reconstruction search with MIM-DARTS' decoder",
-    "reconstruction": "Search by reconstruction of whole images",
-}
-_TASKS = ("rotation", "colourisation", "jigsaw")
-_OBJECTIVES |= {task: f"Search by {task}" for task in _TASKS}
-_OBJECTIVES |= {f"supervised+{task}": f"Search by classification and {task}" for task in _TASKS}
 
 
 def headline(run: Run) -> str:
     """What was searched, and on which data."""
     where = "the generated sample" if run.is_sample else run.data_name or "unnamed data"
-    return f"{_OBJECTIVES.get(str(run.part('settings').get('objective')), 'Architecture search')} on {where}"
+    row = OBJECTIVES.get(str(run.part("settings").get("objective")))
+    return f"{row.title if row else 'Architecture search'} on {where}"
 
 
 def key_figures(run: Run) -> list[tuple[str, str, str]]:

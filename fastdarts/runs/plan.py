@@ -2,24 +2,24 @@
 
 import logging
 from collections import Counter
-from dataclasses import replace
 from math import lcm
 from typing import NamedTuple
 
 import torch
 
 from fastdarts import engine, steps
-from fastdarts.runs.build import build, space_of
-from fastdarts.settings import ConfigError, RunSettings, SearchCifarSettings
 from fastdarts.data import placement
 from fastdarts.data.prefetch import DEPTH
 from fastdarts.engine import Stopping, World
+from fastdarts.inputs.batches import steps_of_an_epoch
 from fastdarts.inputs.images import Images
-from fastdarts.inputs.files import steps_of_an_epoch
 from fastdarts.objectives import Objective
-from fastdarts.search import METHODS, SoftmaxRelaxation, Stage, stages_of
+from fastdarts.runs.build import build
+from fastdarts.runs.resolved import Resolved
+from fastdarts.search import METHODS, SoftmaxRelaxation, Stage
 from fastdarts.search.methods import settings_of
 from fastdarts.search.progressive import heaviest, moving_epochs
+from fastdarts.settings import AnySearch, ConfigError, groups
 from fastdarts.spaces import Space
 from fastdarts.supernet import Network
 
@@ -37,14 +37,14 @@ class Free(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The settings with their batch size, bytes of a rank's step, and the plan."""
+    """The batch size that the settings leave to the plan, bytes of a rank's step, and the plan."""
 
-    settings: RunSettings
+    batch_size: int
     memory: int
     told: str
 
 
-def free_for(settings: RunSettings, world: World) -> Free:
+def free_for(settings: groups.Device, world: World) -> Free:
     """What the rank with the least may take; ranks that share a device share it equally."""
     seat = world.seat
     there = (seat.rank - seat.local_rank, settings.device)  # a node's first rank names it
@@ -53,20 +53,20 @@ def free_for(settings: RunSettings, world: World) -> Free:
     return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
-def prepare(settings: RunSettings, images: Images, free: Free, world: World, stopping: Stopping) -> Plan:
+def prepare(resolved: Resolved, images: Images, free: Free, world: World, stopping: Stopping) -> Plan:
     """By one rank. Raises ConfigError and DataError for what does not fit, Stopped between two steps that it counts."""
-    settings = _fitting(settings, images, free, world, stopping)
-    steps = steps_of_an_epoch(settings, images, world.size)
-    memory = _memory(settings, images, world, stopping)
-    return Plan(settings, memory, _told(settings, images, memory, steps, free, world))
+    resolved = resolved.replaced(batch_size=_batch_size(resolved, images, free, world, stopping))
+    steps = steps_of_an_epoch(resolved.settings, images, world.size)
+    memory = _memory(resolved, images, world, stopping)
+    return Plan(resolved.settings.batch_size, memory, _told(resolved, images, memory, steps, free, world))
 
 
-def _on_meta(settings: RunSettings, images: Images, space: Space, stage: Stage) -> tuple[Network, Objective]:
+def _on_meta(resolved: Resolved, images: Images, stage: Stage, space: Space | None = None) -> tuple[Network, Objective]:
     with torch.device("meta"):
-        return build(settings, space, len(images.index.classes), stage)
+        return build(resolved, len(images.index.classes), stage, space)
 
 
-def _memory(settings: RunSettings, images: Images, world: World, stopping: Stopping) -> int:
+def _memory(resolved: Resolved, images: Images, world: World, stopping: Stopping) -> int:
     """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most.
 
     Raises Stopped, but not while a step is counted: torch's C++ calls what counts, and an exception there ends the process.
@@ -75,17 +75,15 @@ def _memory(settings: RunSettings, images: Images, world: World, stopping: Stopp
     def counted(space: Space, stage: Stage) -> int:
         stopping.check()
         with stopping.deferred():
-            return _stage_memory(settings, images, world, space, stage)
+            return _stage_memory(resolved, images, world, space, stage)
 
-    space = space_of(settings)
-    stages = stages_of(settings, settings.layers, space)
-    most = max(counted(each, stage) for stage in stages for each in heaviest(space, stage))
+    most = max(counted(each, stage) for stage in resolved.stages for each in heaviest(resolved.space, stage))
     stopping.check()
     return most
 
 
-def _stage_memory(settings: RunSettings, images: Images, world: World, space: Space, stage: Stage) -> int:
-    supernet, objective = _on_meta(settings, images, space, stage)
+def _stage_memory(resolved: Resolved, images: Images, world: World, space: Space, stage: Stage) -> int:
+    settings, (supernet, objective) = resolved.settings, _on_meta(resolved, images, stage, space)
     # whatever the method's is: that differs by next to nothing, and may not run on tensors without data
     relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     share, size = settings.batch_size // world.size, settings.image_size
@@ -106,12 +104,12 @@ def _stage_memory(settings: RunSettings, images: Images, world: World, space: Sp
         raise ConfigError(f"--batch_size {settings.batch_size}, --image_size {size}: {error}") from error
 
 
-def _fitting(settings: RunSettings, images: Images, free: Free, world: World, stopping: Stopping) -> RunSettings:
-    """The settings with the batch size that "auto" stands for: the largest that fits. Raises ConfigError where none does."""
-    if settings.batch_size:
-        return settings
+def _batch_size(resolved: Resolved, images: Images, free: Free, world: World, stopping: Stopping) -> int:
+    """What was asked for, or what "auto" stands for: the largest that fits. Raises ConfigError where none does."""
+    if resolved.settings.batch_size:
+        return resolved.settings.batch_size
     split = min(len(images.train), len(images.val))
-    found = _largest(settings, images, free, split, world, stopping)
+    found = _largest(resolved, images, free, split, world, stopping)
     multiple = f"multiple of {_multiple(world)}"
     if not found:
         raise ConfigError(
@@ -122,7 +120,7 @@ def _fitting(settings: RunSettings, images: Images, free: Free, world: World, st
         f"--batch_size auto: {found} images, the largest {multiple} that fits in {placement.SHARE:.0%} of the {free} "
         f"and in the smaller split of {split} images"
     )
-    return replace(settings, batch_size=found)
+    return found
 
 
 def _multiple(world: World) -> int:
@@ -130,21 +128,21 @@ def _multiple(world: World) -> int:
     return lcm(steps.STEP, world.size)
 
 
-def _largest(settings: RunSettings, images: Images, free: Free, most: int, world: World, stopping: Stopping) -> int:
+def _largest(resolved: Resolved, images: Images, free: Free, most: int, world: World, stopping: Stopping) -> int:
     """The largest batch over all ranks, at most `most`, whose step fits in what is free; 0 where none does."""
 
     def peak(batch_size: int) -> int:
-        return _memory(replace(settings, batch_size=batch_size), images, world, stopping)
+        return _memory(resolved.replaced(batch_size=batch_size), images, world, stopping)
 
     return steps.largest_batch(peak, int(placement.SHARE * free.bytes), most, _multiple(world))
 
 
-def too_little(settings: RunSettings, images: Images, memory: int, free: Free, world: World, stopping: Stopping) -> str:
+def too_little(resolved: Resolved, images: Images, memory: int, free: Free, world: World, stopping: Stopping) -> str:
     """What to do where memory gave out, with figures. A signal changes nothing: the same command would not get further."""
     with stopping.deferred():
         undisturbed = Stopping()  # takes no signals
-        largest = _largest(settings, images, free, settings.batch_size - 1, world, undisturbed)
-    share, were = settings.batch_size // world.size, placement.gib(free.bytes)
+        largest = _largest(resolved, images, free, resolved.settings.batch_size - 1, world, undisturbed)
+    share, were = resolved.settings.batch_size // world.size, placement.gib(free.bytes)
     told = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
     if not largest:
         return (
@@ -153,15 +151,13 @@ def too_little(settings: RunSettings, images: Images, memory: int, free: Free, w
     return f"{told}: --batch_size {largest} is the largest smaller one that fits"
 
 
-def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
+def _told(resolved: Resolved, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
     """What will be done, in a few lines; `memory` are the bytes of a rank's step, `steps` those of an epoch.
 
     Raises ConfigError for steps that are not there.
     """
-    index = images.index
-    space = space_of(settings)
-    stages = stages_of(settings, settings.layers, space)
-    supernet, _ = _on_meta(settings, images, space, stages[0])
+    index, settings, stages = images.index, resolved.settings, resolved.stages
+    supernet, _ = _on_meta(resolved, images, stages[0])
     if settings.sync_bn and not world.alone:
         try:
             supernet.synchronise(world)
@@ -194,13 +190,13 @@ def _told(settings: RunSettings, images: Images, memory: int, steps: int, free: 
         lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
     if not moving:
         lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
-    return "\n".join([*lines, *_rate(settings)])
+    return "\n".join([*lines, *_rate(resolved)])
 
 
-def _rate(settings: RunSettings) -> list[str]:
+def _rate(resolved: Resolved) -> list[str]:
     """The plan's line on a batch that the published learning rate is not for."""
-    dataset = "cifar" if isinstance(settings, SearchCifarSettings) else "imagenet"
-    row = settings_of(settings.method, dataset)
+    settings = resolved.settings
+    row = settings_of(settings.method, resolved.dataset.name)
     published, rate = (row.get(name, getattr(type(settings), name)) for name in ("batch_size", "learning_rate"))
     if settings.data is None or settings.batch_size == published or settings.learning_rate != rate:
         return []
@@ -217,7 +213,7 @@ def _stages(stages: tuple[Stage, ...]) -> list[str]:
     return [f"stages of {stages[0].epochs} epochs: {'; '.join(map(str, stages))}"]
 
 
-def _shares(settings: RunSettings, world: World) -> list[str]:
+def _shares(settings: AnySearch, world: World) -> list[str]:
     """The plan's lines on ranks."""
     if world.alone:
         return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []

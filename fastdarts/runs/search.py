@@ -4,71 +4,71 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdarts import engine, provenance, steps
-from fastdarts.runs.build import benchmark_of, build, space_of
-from fastdarts.settings import RunSettings
 from fastdarts.data import DataError
 from fastdarts.engine import RankLost, RanksDisagree, RunFolder, RunFolderError, Stopping, World
-from fastdarts.steps import CapturedBilevel
+from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import Images
-from fastdarts.inputs.files import Input, Source
 from fastdarts.objectives import Objective
+from fastdarts.runs.build import benchmark_of, build
 from fastdarts.runs.plan import free_for, prepare, too_little
-from fastdarts.search import METHODS, DivergedError, Progressive, Search, Stage, stages_of
+from fastdarts.runs.resolved import Resolved
 from fastdarts.runs.search_session import PICTURES, Session
+from fastdarts.search import METHODS, DivergedError, Progressive, Search, Stage
+from fastdarts.settings import AnySearch
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
+from fastdarts.steps import CapturedBilevel
 from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
 
 
-def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, world: World | None = None) -> None:
-    """Search as `settings` say: make or continue the run folder, or, with dry_run, only tell what would be done.
+def run(name: str, resolved: Resolved, stopping: Stopping, world: World | None = None) -> None:
+    """Search as resolved: make or continue the run folder, or, with dry_run, only tell what would be done.
 
-    name    of the command
-    source  where the images come from
-    world   the ranks that do it together, each of which calls this; the folder is rank 0's
+    name   of the command
+    world  the ranks that do it together, each of which calls this; the folder is rank 0's
     """
     world = world or World()
-    cores = world.seat.threads()
-    torch.set_num_threads(settings.threads)
-    space = world.together(lambda: space_of(settings))
-    benchmark = world.lead(lambda: benchmark_of(settings, space), lambda _: None)
-    folder = _folder(name, settings, space, world)
+    cores, dataset = world.seat.threads(), resolved.dataset
+    torch.set_num_threads(resolved.settings.threads)
+    benchmark = world.lead(lambda: benchmark_of(resolved), lambda _: None)
+    folder = _folder(name, resolved, world)
     if folder.saved is not None:
-        settings = settings.kept(folder.saved["settings"])
-    found = world.lead(lambda: source.images.choose(settings, folder), Images.splits)
-    images = world.together(lambda: found if world.leads else source.images.listed(settings, found))
-    settings = world.together(lambda: images.settle(settings))
-    free = free_for(settings, world)
-    prepared = world.lead(lambda: prepare(settings, images, free, world, stopping))  # before any file is decoded
-    if settings.dry_run:
-        log.info(f"{prepared.told}\n{world.lead(lambda: source.forecast(prepared.settings, images, prepared.memory, world))}")
+        resolved = resolved.kept(folder.saved["settings"])
+    found = world.lead(lambda: dataset.images.choose(resolved.settings, folder), Images.splits)
+    images = world.together(lambda: found if world.leads else dataset.images.listed(resolved.settings, found))
+    resolved = world.together(lambda: resolved.replaced(image_size=images.side(resolved.settings)))
+    free = free_for(resolved.settings, world)
+    prepared = world.lead(lambda: prepare(resolved, images, free, world, stopping))  # before any file is decoded
+    if resolved.settings.dry_run:
+        log.info(f"{prepared.told}\n{world.lead(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))}")
         return
     with ExitStack() as held:
         if folder.saved is not None:
             world.lead(lambda: held.enter_context(folder.locked()))
-        found = world.lead(lambda: images.ready(settings, cores, folder.saved is not None), Images.splits)
+        found = world.lead(lambda: images.ready(resolved.settings, cores, folder.saved is not None), Images.splits)
         images = found if world.leads else images.taking(found)
         if images.excluded:
-            prepared = world.lead(lambda: prepare(settings, images, free, world, stopping))
+            prepared = world.lead(lambda: prepare(resolved, images, free, world, stopping))
         memory, plan = prepared.memory, prepared.told
-        settings = replace(settings, batch_size=prepared.settings.batch_size)  # the rest of rank 0's may be its own: its device
-        held.enter_context(steps.memory_told(lambda: too_little(settings, images, memory, free, world, stopping)))
+        resolved = resolved.replaced(batch_size=prepared.batch_size)
+        settings = resolved.settings
+        held.enter_context(steps.memory_told(lambda: too_little(resolved, images, memory, free, world, stopping)))
         saved = None if folder.saved is None else folder.saved.get("input")
         how = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
-        given = held.enter_context(closing(source.open_input(settings, images, **how)))
-        search = _start(settings, space, images, given, world)
+        given = held.enter_context(closing(dataset.open_input(settings, images, **how)))
+        search = _start(resolved, images, given, world)
         if folder.saved is None:
             more = {"input": given.facts, "ranks": world.size}
-            world.lead(lambda: _begin(held.enter_context, _facts(name, settings, space, images) | more, images, folder))
+            world.lead(lambda: _begin(held.enter_context, _facts(name, resolved, images) | more, images, folder))
         if world.leads:
             held.enter_context(engine.log_to(folder["log.txt"]))
         log.info(plan)
@@ -95,8 +95,9 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
         log.info(f"{search.result()}\nreport {report}")
 
 
-def _folder(command: str, settings: RunSettings, space: Space, world: World) -> RunFolder:
+def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
     """The run folder as rank 0 finds it. Raises RunFolderError."""
+    settings, space = resolved.settings, resolved.space
 
     def opened() -> RunFolder:
         folder = RunFolder.open(path, settings)
@@ -117,11 +118,12 @@ def _folder(command: str, settings: RunSettings, space: Space, world: World) -> 
     return folder
 
 
-def _start(settings: RunSettings, space: Space, images: Images, given: Input, world: World) -> Search:
+def _start(resolved: Resolved, images: Images, given: Input, world: World) -> Search:
     """The search at its beginning, with the same weights on all ranks."""
+    settings = resolved.settings
 
     def make(space: Space, stage: Stage) -> tuple[Network, Objective]:
-        supernet, objective = build(settings, space, len(images.index.classes), stage)
+        supernet, objective = build(resolved, len(images.index.classes), stage, space)
         supernet.to(settings.device, memory_format=torch.channels_last)
         objective.to(settings.device)
         if settings.sync_bn and not world.alone:
@@ -129,8 +131,8 @@ def _start(settings: RunSettings, space: Space, images: Images, given: Input, wo
         draw_apart(world)
         return supernet, objective
 
-    stages = Progressive(stages_of(settings, settings.layers, space), make, settings.seed)
-    supernet, objective = stages.begin(0, space)
+    stages = Progressive(resolved.stages, make, settings.seed)
+    supernet, objective = stages.begin(0, resolved.space)
     search = Search(
         supernet,
         objective,
@@ -165,7 +167,7 @@ def _begin(
     folder.create(facts)
 
 
-def _say_what_changed(folder: RunFolder, settings: RunSettings, world: World) -> None:
+def _say_what_changed(folder: RunFolder, settings: AnySearch, world: World) -> None:
     """What a continued run does otherwise than it began, and what that changes."""
     if folder.saved is None or not world.leads:
         return
@@ -179,8 +181,9 @@ def _say_what_changed(folder: RunFolder, settings: RunSettings, world: World) ->
         )
 
 
-def _facts(command: str, settings: RunSettings, space: Space, images: Images) -> dict[str, Any]:
+def _facts(command: str, resolved: Resolved, images: Images) -> dict[str, Any]:
     """The content of settings.json."""
+    settings, space = resolved.settings, resolved.space
     return {
         "command": command,
         "settings": asdict(settings),

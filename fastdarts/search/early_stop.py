@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from typing import Any, NamedTuple, TypedDict
 
-from fastdarts.settings import ConfigError, SearchSettings
+from fastdarts.settings import ConfigError, SearchSettings, groups
 from fastdarts.spaces import Space
 
 WINDOW = 5  # k: epochs whose eigenvalues are averaged (R-DARTS, Zela et al., ICLR 2020, section 4.3)
@@ -54,7 +54,7 @@ def needs_hessian(settings: SearchSettings, epoch: int) -> bool:
     return settings.early_stop == "eigenvalue" and epoch > settings.begin
 
 
-def judge(settings: SearchSettings, history: Sequence[Seen]) -> Stop | None:
+def judge(settings: groups.EarlyStop, history: Sequence[Seen]) -> Stop | None:
     """Whether the search ends with the last epoch of `history`, by the rule that `settings` name.
 
     history  of the epochs in which alpha moved so far, in order

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fastdarts.registry import METHODS
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.selection import Selection, argmax_genotype
 from fastdarts.settings import ConfigError
@@ -60,7 +61,7 @@ DARTS = WEIGHTS | {
     "init_channels": 16,
     "layers": 8,
 }
-METHODS: dict[str, Method] = {
+METHODS |= {
     "darts-1st": Method("Liu et al., ICLR 2019", edge=FULL, outer={"unrolled": False}, cifar=DARTS),
     "darts-2nd": Method("Liu et al., ICLR 2019", edge=FULL, outer={"unrolled": True}, cifar=DARTS),
     "pc-darts": Method(

@@ -1,14 +1,20 @@
 """WHAT can be set: fields, groups of fields, the commands' settings, published recipes."""
 
-from fastdarts.settings.commands import RunSettings, SearchCifarSettings, SearchImagenetSettings, SearchSettings
-from fastdarts.settings.fields import ConfigError, Settings, setting
+from fastdarts.settings.commands import AnySearch, RunSettings, SearchCifarSettings, SearchImagenetSettings, SearchSettings
+from fastdarts.settings.config_file import Given
+from fastdarts.settings.fields import Settings, composed, group, setting
+from fastdarts.settings.values import ConfigError
 
 __all__ = [
+    "AnySearch",
     "ConfigError",
+    "Given",
     "RunSettings",
     "SearchCifarSettings",
     "SearchImagenetSettings",
     "SearchSettings",
     "Settings",
+    "composed",
+    "group",
     "setting",
 ]

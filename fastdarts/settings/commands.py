@@ -1,265 +1,58 @@
-"""The settings of the searches: what a command line may say, and what is assumed where it says nothing."""
+"""The settings of each command: some of the groups, and the defaults that are its own. They are saved flat."""
 
-from dataclasses import dataclass
-from typing import Literal
-
-from fastdarts.settings.fields import ConfigError, Settings, other, setting
-
-__all__ = [
-    "ConfigError",
-    "RunSettings",
-    "SearchCifarSettings",
-    "SearchImagenetSettings",
-    "SearchSettings",
-    "Settings",
-    "setting",
-]
-
-ObjectiveName = Literal[
-    "mae",
-    "supervised",
-    "joint",
-    "masked-supervised",
-    "masked-reconstruction",
-    "reconstruction",
-    "rotation",
-    "colourisation",
-    "jigsaw",
-    "supervised+rotation",
-    "supervised+colourisation",
-    "supervised+jigsaw",
-]
-MethodName = Literal["darts-1st", "darts-2nd", "pc-darts", "p-darts"]
+from fastdarts.settings.fields import composed
+from fastdarts.settings.groups import (
+    ArchitectureStep,
+    Device,
+    EarlyStop,
+    ImageArrays,
+    ImageFiles,
+    Method,
+    Network,
+    Objective,
+    Optimisation,
+    Progressive,
+    Ranks,
+    Run,
+    SearchSpace,
+    Splits,
+    Watching,
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchSettings(Settings):
-    """How weights and alpha move; the defaults are PC-DARTS' ImageNet search, which MAE-NAS uses."""
-
-    epochs: int = setting(50, "passes over the images that train the weights", at_least=1)
-    begin: int = setting(35, "epochs before alpha moves; 35 of 50 in proportion if only --epochs is given", at_least=0)
-    learning_rate: float = setting(0.5, "of the weights' SGD, for the batch as a whole", above=0)
-    learning_rate_min: float = setting(0.0, "where the cosine ends", at_least=0)
-    nesterov: bool = setting(False, "Nesterov's momentum for the weights' SGD", before=False)
-    warmup_epochs: int = setting(5, "epochs of linear warm-up; 5 of 50 in proportion if only --epochs is given", at_least=0)
-    momentum: float = setting(0.9, "of the weights' SGD", at_least=0, below=1)
-    weight_decay: float = setting(3e-4, "of the weights", at_least=0)
-    grad_clip: float = setting(5.0, "largest norm of the weights' gradient; 0 = no clipping", at_least=0)
-    arch_learning_rate: float = setting(6e-3, "of alpha's Adam (betas 0.5, 0.999)", above=0)
-    arch_weight_decay: float = setting(1e-3, "of alpha", at_least=0)
-    arch_grad_clip: float = setting(5.0, "largest norm of alpha's gradient; 0 = no clipping", at_least=0)
-    unrolled: bool = setting(False, "second order: alpha's gradient after a virtual step of the weights")
-    step_order: Literal["alpha-first", "weights-first"] = setting("alpha-first", "which moves first in a step")
-    edge_normalization: bool = setting(True, "learn a weight for each edge too (PC-DARTS' beta)")
-    eval_every: int = setting(1, "epochs between evaluations (the last epoch is always evaluated)", at_least=1)
-    hessian_every: int = setting(
-        0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
-    )
-    early_stop: Literal["off", "eigenvalue", "skips"] = setting(
-        "off",
-        "end before cells collapse: when the Hessian's eigenvalue grows (R-DARTS; estimated after every epoch in which alpha "
-        "moves, whatever --hessian_every says), or at skips in the normal cell (DARTS+)",
-        before="off",
-    )
-    early_stop_skips: int = setting(
-        2, "skip connections in the normal cell that end it (--early_stop skips)", at_least=1, before=2
-    )
-    early_stop_from: int = setting(
-        11, "first epoch whose cell the eigenvalue's rule may choose (--early_stop eigenvalue)", at_least=1, before=11
-    )
-    amp: Literal["off", "bf16", "fp16"] = setting(
-        "off", "autocast of forward passes on a GPU; fp16 scales its losses; weights and alpha stay float32", before="off"
-    )
-    optimizer_backend: Literal["torch", "apex"] = setting(
-        "torch", "torch's fused SGD and Adam, or those of NVIDIA's apex where it is installed", resumable=True
-    )
-    seed: int = setting(0, "of the initial weights, alpha and every random choice", at_least=0, below=2**63)
-    # P-DARTS
-    progressive: bool = setting(
-        False, "search in stages of ever more cells and fewer candidates; --epochs is of all, --begin of each", before=False
-    )
-    progressive_layers: str = setting("0,6,12", "cells that each stage has more than --layers (progressive)", before="0,6,12")
-    progressive_candidates: str = setting(
-        "5,3", "candidates that an edge keeps in the second and each later stage (progressive)", before="5,3"
-    )
-    skip_dropout: bool = setting(False, "skips of stride 1 drop numbers, each stage less and less (progressive)", before=False)
-    progressive_dropout: str = setting("0,0.4,0.7", "rate each stage begins with (skip_dropout)", before="0,0.4,0.7")
-    skip_limit: int = setting(0, "most skips in the derived normal cell; 0 = any number", at_least=0, before=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.nesterov and not self.momentum:
-            raise ConfigError("--nesterov: Nesterov's momentum needs a --momentum above 0")
+@composed()
+class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
+    """How weights and alpha move: what `fastdarts.search.Search` reads."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSettings(SearchSettings):
-    """What all search commands share: images, network, objective, device, run folder; the defaults are MAE-NAS on ImageNet."""
-
-    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched")
-    save: str | None = setting(
-        None, "run folder, made or continued; without it search-NAME-TIME in the present folder", resumable=True
-    )
-    dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
-    recipe: str | None = setting(
-        None,
-        "a published search by name, whose settings hold where no flag says otherwise: see RECIPES.md",
-        resumable=True,
-    )
-    method: MethodName = setting(
-        "pc-darts",
-        "row of the table of methods, whose settings hold where neither flag nor recipe says otherwise",
-        before="pc-darts",
-    )
-    objective: ObjectiveName = setting(
-        "mae",
-        "what is minimised: masked reconstruction (MAE-NAS), classification (supervised), both (joint: MIM-DARTS), an ablation "
-        "of it, or a pretext task, alone or beside classification",
-    )
-    image_size: int = setting(224, "pixels a side", at_least=1)
-    batch_size: int = setting(
-        1024,
-        "images of a step of the weights, and of one of alpha, over all ranks; auto (or 0) = the most that fit in 80 % of what "
-        "is free",
-        at_least=0,
-        auto=0,
-    )
-    train_fraction: float = setting(0.1, "share of each class that trains the weights", above=0, below=1)
-    val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
-    train_list: str | None = setting(None, "text file naming those images instead: train/CLASS/FILE a line")
-    val_list: str | None = setting(None, "the same for alpha's images")
-    space: str = setting(
-        "s0",
-        "what may be chosen: s0, s1, s2, s3, s4, nasbench201, or a file of candidate lists (.yaml, .yml, .json)",
-        before="s0",
-    )
-    modules: str | None = setting(
-        None,
-        "Python modules to import first, with commas between them: those that register candidates of your own",
-        resumable=True,
-    )
-    init_channels: int = setting(16, "channels of the first stage's nodes", at_least=2)
-    layers: int = setting(8, "cells (of DARTS' network)", at_least=3)
-    stage_cells: int = setting(5, "cells of each of the three stages (nasbench201)", at_least=1, before=5)
-    cell_norm: Literal["batch", "running"] = setting(
-        "batch",
-        "BatchNorm of the cells: by each batch's own statistics always, or with running ones (nasbench201)",
-        before="batch",
-    )
-    benchmark: str | None = setting(
-        None,
-        "table of true accuracies to look the found cell up in: a .csv file, or the files of the package nats_bench "
-        "(nasbench201)",
-        resumable=True,
-    )
-    partial_channels: int = setting(2, "k: C/k channels pass through the candidates; 1 = all", at_least=1)
-    channel_sampling: Literal["first", "random"] = setting("first", "which C/k channels, fixed or drawn at each step")
-    mask_ratio: float = setting(0.5, "share of the patches that is hidden (mae, joint, masked-...)", above=0, below=1)
-    patch_size: int = setting(8, "pixels a patch's side (mae, joint, masked-...)", at_least=1)
-    mask_token: Literal["zero", "learned"] = setting("zero", "colour of hidden pixels: the mean, or learned (mae)")
-    loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
-    decoder: Literal["multi-scale", "single-scale"] = setting(
-        "multi-scale", "reads the features of all three stages, or of the last (mae)", before="multi-scale"
-    )
-    backend: str = setting("auto", "of the fused ops, masks and cells: auto, definition or one that fastdarts.info lists")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    cuda_graph: Literal["auto", "on", "off"] = setting(
-        "auto", "replay whole steps as CUDA graphs: where it can be done, or else stop, or never", resumable=True
-    )
-    tf32: bool = setting(False, "let float32 convolutions and matrix products on a GPU round to TF32", before=False)
-    deterministic: bool = setting(
-        False, "the same bits in each run on a GPU too; slower, says what it switches off", before=False
-    )
-    threads: int = setting(
-        0,
-        "of torch on the CPU, of each rank; 0 = by the cores and the ranks of a node (the number is saved)",
-        at_least=0,
-        resumable=True,
-    )
-    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each one's own", before=False)
-    dist_backend: Literal["auto", "nccl", "gloo"] = setting(
-        "auto", "what carries tensors between ranks: NCCL where each has a GPU, else gloo", resumable=True
-    )
-    dist_timeout: float = setting(
-        600.0, "seconds without an answer after which another rank counts as lost", above=0, resumable=True
-    )
-    check_ranks_every: int = setting(
-        500, "steps between comparisons of weights and alpha over the ranks; 0 = never", at_least=0, resumable=True
-    )
-    input_timeout: float = setting(300.0, "seconds without a batch after which input counts as stuck", above=0, resumable=True)
-    checkpoint_minutes: float = setting(
-        10.0, "minutes between checkpoints inside an epoch; 0 = only at the ends of epochs", at_least=0, resumable=True
-    )
-    keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", at_least=1, resumable=True)
-    on_bad: Literal["skip", "stop", "rewind"] = setting(
-        "skip",
-        "at a loss or gradient that is not finite: skip that update, or also stop, or go back to the last checkpoint and on "
-        "with the batches after it",
-        resumable=True,
-    )
-    log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)
-    tensorboard: bool = setting(False, "write losses, rates and alpha for TensorBoard into the run folder", resumable=True)
-    profile: str | None = setting(
-        None, "A:B = trace steps A to B, counted from 1, into trace-A-B.json in the run folder", resumable=True
-    )
+@composed()
+class RunSettings(Watching, Ranks, Device, Run, SearchSettings, Network, Objective, SearchSpace, Method, Splits):
+    """What all search commands share; each adds where its images come from."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchImagenetSettings(RunSettings):
+@composed()
+class SearchImagenetSettings(RunSettings, ImageFiles):
     """Flags of `python -m fastdarts.search_imagenet`; the defaults are MAE-NAS on ImageNet."""
 
-    strict: bool = setting(
-        False, "stop when a chosen file is bad, instead of leaving it out; a continued run is checked too", resumable=True
-    )
-    loader: Literal["auto", "torchvision", "dali", "dali-reader"] = setting(
-        "auto",
-        "what decodes images where there is no cache: DALI on a GPU where it is installed, else torchvision; dali-reader "
-        "leaves order and boxes to DALI's own file reader",
-        resumable=True,
-    )
-    cache: Literal["auto", "device", "ram", "off"] = setting(
-        "auto", "decode each image once and keep it: on the device where it fits, else in RAM, else not", resumable=True
-    )
-    cache_folder: str | None = setting(
-        None, "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too", resumable=True
-    )
-    cache_size: int = setting(
-        0, "pixels of a kept image's short side; 0 = image_size * 256 / 224, 256 at least", at_least=0, before=0
-    )
-    workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
 
-
-@dataclass(frozen=True, kw_only=True)
-class SearchCifarSettings(RunSettings):
+@composed(
+    before={"method": "darts-1st"},
+    method="darts-1st",
+    train_fraction=0.5,
+    val_fraction=0.5,
+    patch_size=4,
+    partial_channels=1,
+    edge_normalization=False,
+    batch_size=64,
+    learning_rate=0.025,
+    learning_rate_min=0.001,
+    warmup_epochs=0,
+    begin=0,
+    arch_learning_rate=3e-4,
+    arch_grad_clip=0.0,
+)
+class SearchCifarSettings(RunSettings, ImageArrays):
     """Flags of `python -m fastdarts.search_cifar`; the defaults are DARTS' search on CIFAR-10, with MAE-NAS' objective."""
 
-    method: MethodName = other(RunSettings, "method", "darts-1st", before="darts-1st")
-    begin: int = other(RunSettings, "begin", 0, "epochs before alpha moves")
-    learning_rate: float = other(RunSettings, "learning_rate", 0.025)
-    learning_rate_min: float = other(RunSettings, "learning_rate_min", 0.001)
-    warmup_epochs: int = other(RunSettings, "warmup_epochs", 0, "epochs of linear warm-up")
-    arch_learning_rate: float = other(RunSettings, "arch_learning_rate", 3e-4)
-    arch_grad_clip: float = other(RunSettings, "arch_grad_clip", 0.0)
-    edge_normalization: bool = other(RunSettings, "edge_normalization", False)
-    data: str | None = other(
-        RunSettings,
-        "data",
-        None,
-        "cifar-10-batches-py or cifar-100-python, a .npz file of images and labels, or a folder with train/CLASS/*; without "
-        "it a generated sample is searched",
-    )
-    image_size: int = setting(0, "pixels a side; auto (or 0) = the images' own, less cuts that out of them", at_least=0, auto=0)
-    crop_padding: int = setting(
-        4, "black pixels around an image, of which a part of image_size is cut out at random; 0 = none", at_least=0
-    )
-    batch_size: int = other(RunSettings, "batch_size", 64)
-    train_fraction: float = other(RunSettings, "train_fraction", 0.5)
-    val_fraction: float = other(RunSettings, "val_fraction", 0.5)
-    train_list: str | None = other(
-        RunSettings,
-        "train_list",
-        None,
-        "text file naming those images instead: train/NUMBER a line, or train/CLASS/FILE",
-    )
-    partial_channels: int = other(RunSettings, "partial_channels", 1)
-    patch_size: int = other(RunSettings, "patch_size", 4)
+
+AnySearch = SearchImagenetSettings | SearchCifarSettings

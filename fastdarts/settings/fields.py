@@ -1,26 +1,27 @@
 """What settings are made of: field = flag = help line = saved setting.
 
-A command's settings are one frozen dataclass. Each field is made by `setting`, which carries its help, its range and
-whether a run may be continued with another value.
+A group is one frozen dataclass of settings on one topic (groups.py); a command's settings are some of the groups (commands.py).
+Each field is made by `setting`, which carries its help, its range and whether a run may be continued with another value.
 """
 
-import argparse
-import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, field, fields, replace
-from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_type_hints
 
-TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+from fastdarts.settings import config_file, flags
+from fastdarts.settings.config_file import Given
+from fastdarts.settings.values import ConfigError, check
 
-
-class ConfigError(ValueError):
-    """A setting that is unknown, of the wrong type or out of its range; the message names the flag."""
+Class = TypeVar("Class", bound="type[Settings]")
 
 
 def setting(
     default: Any,
     help: str,
     *,
+    among: Mapping[str, Any] | None = None,
+    or_else: str | None = None,
+    brings: bool = False,
     at_least: float | None = None,
     at_most: float | None = None,
     above: float | None = None,
@@ -31,6 +32,9 @@ def setting(
 ) -> Any:
     """A dataclass field that is also a flag.
 
+    among      registry whose names are the choices; the help lists them
+    or_else    what else it may be, in words: the names of `among` are not all choices then
+    brings     it stands for values of other settings
     resumable  a saved run may be continued with another value
     before     assumed of runs that were saved before there was this setting
     auto       the value that the word "auto" gives: the run chooses, and a continued one keeps what was chosen
@@ -40,6 +44,9 @@ def setting(
         default=default,
         metadata={
             "help": help,
+            "among": among,
+            "or_else": or_else,
+            "brings": brings,
             "bounds": {name: value for name, value in bounds.items() if value is not None},
             "resumable": resumable,
             "before": before,
@@ -48,41 +55,69 @@ def setting(
     )
 
 
-def other(base: type, name: str, default: Any, help: str | None = None, **more: Any) -> Any:
-    """The field `name` of the dataclass `base` again, with another default, and another help line where one is given.
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+def group(cls: Class) -> Class:
+    """Decorate a group of settings: its `title` is over its flags in --help."""
+    return dataclass(frozen=True, kw_only=True)(cls)
 
-    more  what else is other about it, as arguments of `setting`
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
+def composed(*, before: Mapping[str, Any] | None = None, **defaults: Any) -> Callable[[Class], Class]:
+    """Decorate a command's settings. Its bases are groups, the last one's fields come first.
+
+    before, defaults  by setting, in place of those of its group
     """
-    metadata = base.__dataclass_fields__[name].metadata
-    return field(default=default, metadata={**metadata, **more} | ({} if help is None else {"help": help}))
+    own_before = before or {}
+    own = defaults.keys() | own_before.keys()
+
+    def decorate(cls: Class) -> Class:
+        hints, bases = get_type_hints(cls), [base for base in cls.__bases__ if issubclass(base, Settings)]
+        theirs = {f.name: f for base in bases for f in fields(base)}
+        for name in own:
+            f, then = theirs[name], own_before.get(name, theirs[name].metadata["before"])
+            setattr(cls, name, field(default=defaults.get(name, f.default), metadata={**f.metadata, "before": then}))
+        cls.__annotations__ = cls.__annotations__ | {name: hints[name] for name in own}
+        return dataclass(frozen=True, kw_only=True)(cls)
+
+    return decorate
 
 
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of every command's settings: checks its ranges, reads a command line, compares itself with a saved one."""
+    """Base of all settings: checks its ranges, reads a command line, compares itself with a saved one."""
+
+    title: ClassVar[str]
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):
-            _check(f.name, getattr(self, f.name), hints[f.name], f.metadata["bounds"])
+            check(f, getattr(self, f.name), hints[f.name])
 
     @classmethod
     def given(cls, argv: Sequence[str] | None, prog: str, description: str) -> dict[str, Any]:
         """What a command line sets, by field name. A wrong flag or value ends the process with one line and status 2."""
-        parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        hints = get_type_hints(cls)
-        for f in fields(cls):
-            spellings = dict.fromkeys([f"--{f.name}", f"--{f.name.replace('_', '-')}"])
-            default = "" if f.default is None else f" (default: {f.default})"
-            text = f.metadata["help"].replace("%", "%%") + default
-            if hints[f.name] is bool:
-                parser.add_argument(*spellings, help=text, action=argparse.BooleanOptionalAction)
-            else:
-                kind, choices = _kind(hints[f.name])
-                parse = _or_auto(kind, f.metadata["auto"])
-                parser.add_argument(
-                    *spellings, help=text, type=parse, choices=choices, metavar=None if choices else f.name.upper()
-                )
-        return vars(parser.parse_args(argv))
+        return cls.parse(argv, prog, description).values
+
+    @classmethod
+    def parse(cls, argv: Sequence[str] | None, prog: str, description: str) -> Given:
+        """As `given`, the flags and the file of --config apart."""
+        parser = flags.make(cls, prog, description, cls.titles())
+        said = vars(parser.parse_args(argv))
+        try:
+            return config_file.given(cls, said)
+        except ConfigError as error:
+            parser.error(str(error))
+
+    @classmethod
+    def titles(cls) -> dict[str, str]:
+        """The title of the group of each field that is in one, in the order of the fields."""
+        groups = [base for base in cls.__mro__[::-1] if issubclass(base, Settings) and "title" in vars(base)]
+        return {f.name: base.title for base in groups for f in fields(base)}
+
+    @classmethod
+    def brings(cls, name: str) -> bool:
+        """Whether that setting stands for values of others."""
+        return any(f.name == name and f.metadata["brings"] for f in fields(cls))
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """Lines that name each setting whose value is not the saved one, resumable ones left out."""
@@ -105,49 +140,3 @@ class Settings:
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
         return cls(**values)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
-
-
-def _kind(hint: Any) -> tuple[type, tuple[str, ...] | None]:
-    """The type a value is parsed with, and the choices if it is a Literal; None in a union is dropped."""
-    if get_origin(hint) is types.UnionType:
-        (hint,) = (h for h in get_args(hint) if h is not type(None))
-    if get_origin(hint) is Literal:
-        return str, get_args(hint)
-    return hint, None
-
-
-def _or_auto(kind: type, auto: Any) -> Callable[[str], Any]:
-    """What parses a value: of that type, or the word auto where it means something."""
-    if auto is None:
-        return kind
-
-    def parse(text: str) -> Any:
-        return auto if text == "auto" else kind(text)
-
-    parse.__name__ = f"{kind.__name__} or auto"  # argparse names it in its message
-    return parse
-
-
-def _check(name: str, value: Any, hint: Any, bounds: dict[str, float]) -> None:
-    if value is None and type(None) in get_args(hint):
-        return
-    kind, choices = _kind(hint)
-    if choices is not None and value not in choices:
-        raise ConfigError(f"--{name}: {value!r} is not one of {', '.join(choices)}")
-    fits = isinstance(value, (int, float) if kind is float else kind)  # a whole number is a number, a bool is neither
-    if not fits or isinstance(value, bool) != (kind is bool):
-        raise ConfigError(f"--{name}: {value!r} is not {TYPE_NAMES[kind]}")
-    tests = {
-        "at least": lambda bound: value >= bound,
-        "at most": lambda bound: value <= bound,
-        "above": lambda bound: value > bound,
-        "below": lambda bound: value < bound,
-    }
-    if not all(tests[word](bound) for word, bound in bounds.items()):
-        wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items())
-        raise ConfigError(f"--{name}: {value} is out of range, it must be {wanted}")

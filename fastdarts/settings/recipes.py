@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from fastdarts.registry import RECIPES
+
 Values = Mapping[str, Any]
 
 
@@ -50,7 +52,7 @@ _S1_S4 = {"s1": ("2.92", "3.84"), "s2": ("2.66", "4.85"), "s3": ("2.50", "3.34")
 _PADDING = {"rotation": 4, "colourisation": 0, "jigsaw": 0}  # UnNAS only flips CIFAR's images for the last two
 _PRETEXT = {"rotation": "97.35 ± 0.12", "colourisation": "97.19 ± 0.25", "jigsaw": "96.91 ± 0.43"}
 
-RECIPES: dict[str, Recipe] = {
+RECIPES |= {
     "mae-nas-imagenet": _imagenet(
         _MAE_NAS, "ImageNet top-1 76.11 %, 4.7 M parameters, 4.5 GPU-days", objective="mae", mask_ratio=0.5, patch_size=8
     ),

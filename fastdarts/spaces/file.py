@@ -8,17 +8,15 @@ reduce: [skip_connect, sep_conv_3x3]   # nasbench201 has none
 candidates: [...]                      # instead of normal and reduce, for both
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastdarts import textfile
 from fastdarts.spaces.candidates import SKELETONS, Skeleton
 from fastdarts.spaces.space import INPUTS, KINDS, Space, count_edges
 
-SUFFIXES = (".yaml", ".yml", ".json")
 _KEYS = ("name", "skeleton", "nodes", "normal", "reduce", "candidates")
-_NOT_YAML = (ValueError, KeyError, AttributeError, RecursionError)  # of pyyaml: a date, a !!bool, a !!timestamp that is none
 _NODES: dict[Skeleton, int] = {"darts": 4, "nasbench201": 3}
 
 
@@ -30,10 +28,9 @@ def read(path: str | Path) -> Space:
     """The space of a file. Raises SpaceError, which names the file, and the kind of cell and the edge where one is wrong."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{path} cannot be read: {error}") from error
-    record = _json(path, text) if path.suffix.lower() == ".json" else _yaml(path, text)
+        record = textfile.read(path)
+    except textfile.TextFileError as error:
+        raise SpaceError(str(error)) from error
     if isinstance(record, dict):
         record = {"name": path.stem} | record
     return from_dict(record, str(path))
@@ -96,34 +93,3 @@ def _lists(where: str, kind: str, given: Any, edges: int) -> tuple[tuple[str, ..
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise SpaceError(f"{where}: {kind} edge {edge}: expected a list of names, got {names!r}")
     return tuple(tuple(names) for names in given)
-
-
-def _json(path: Path, text: str) -> Any:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        _check_once(path, [key for key, _ in pairs])
-        return dict(pairs)
-
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SpaceError(f"{path} is not JSON: {error}") from error
-
-
-def _yaml(path: Path, text: str) -> Any:
-    try:
-        import yaml
-    except ImportError as error:
-        raise SpaceError(f"{path}: YAML files need the package pyyaml (pip install pyyaml), JSON files nothing") from error
-    try:
-        tree, record = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
-    except (*_NOT_YAML, yaml.YAMLError) as error:
-        raise SpaceError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if isinstance(tree, yaml.MappingNode):
-        _check_once(path, [key.value for key, _ in tree.value])
-    return record
-
-
-def _check_once(path: Path, keys: list[Any]) -> None:
-    """A reader would keep the last of equal keys, unsaid."""
-    if repeated := {str(key) for key in keys if keys.count(key) > 1}:
-        raise SpaceError(f"{path}: {', '.join(sorted(repeated))} given twice")

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from fastdarts.registry import SPACES
 from fastdarts.spaces import file
 from fastdarts.spaces.darts import S0
 from fastdarts.spaces.nasbench201 import NASBENCH201
 from fastdarts.spaces.robust import S1, S2, S3, S4
 from fastdarts.spaces.space import Space
+from fastdarts.textfile import SUFFIXES
 
-SPACES = {space.name.lower(): space for space in (S0, S1, S2, S3, S4, NASBENCH201)}
+SPACES |= {space.name.lower(): space for space in (S0, S1, S2, S3, S4, NASBENCH201)}
 
 
 def named(text: str) -> Space:
@@ -20,8 +22,8 @@ def named(text: str) -> Space:
     if name in SPACES:
         return SPACES[name]
     path = Path(text).expanduser()
-    if path.suffix.lower() not in file.SUFFIXES:
-        suffixes = ", ".join(file.SUFFIXES)
+    if path.suffix.lower() not in SUFFIXES:
+        suffixes = ", ".join(SUFFIXES)
         raise file.SpaceError(f"no space {text!r}: give {', '.join(SPACES)}, or a file of candidate lists ({suffixes})")
     space = file.read(path)
     if SPACES.get(space.name.lower(), space) != space:

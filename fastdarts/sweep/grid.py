@@ -8,8 +8,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from fastdarts.runs.build import benchmark_of, check_buildable, space_of
-from fastdarts.settings import ConfigError, RunSettings, SearchCifarSettings, SearchImagenetSettings, Settings
+from fastdarts.runs.build import benchmark_of, check_buildable
+from fastdarts.runs.resolved import Resolved
+from fastdarts.settings import ConfigError, SearchCifarSettings, SearchImagenetSettings, Settings
 
 OF_A_SWEEP = {"save": "the sweep names each run's folder itself", "dry_run": "a sweep runs what it starts"}
 # what only the machine that runs knows whether it can be done: not checked where another one is asked to
@@ -22,21 +23,21 @@ class SweepError(ValueError):
     """A sweep that cannot be run as it was asked for; the message says why."""
 
 
-def check_search(settings: RunSettings, elsewhere: bool, checked: set[Hashable]) -> None:
+def check_search(resolved: Resolved, elsewhere: bool, checked: set[Hashable]) -> None:
     """Raise ConfigError where the search could not begin.
 
     elsewhere  files are not looked for
     checked    what is known to be good, which grows: searches but for their seed, tables of true accuracies
     """
+    settings = resolved.settings
     if (like := replace(settings, seed=0)) in checked:
         return
-    space = space_of(settings)
-    check_buildable(settings, space)
+    check_buildable(resolved)
     checked.add(like)
     if elsewhere:
         return
-    if (table := (settings.benchmark, space.skeleton)) not in checked:
-        benchmark_of(settings, space)
+    if (table := (settings.benchmark, resolved.space.skeleton)) not in checked:
+        benchmark_of(resolved)
         checked.add(table)
     paths = {name: getattr(settings, name) for name in ("data", "train_list", "val_list")}
     if missing := [f"--{name} {path}" for name, path in paths.items() if path is not None and not Path(path).exists()]:
@@ -47,7 +48,7 @@ def check_search(settings: RunSettings, elsewhere: bool, checked: set[Hashable])
 class Command:
     """A search command.
 
-    module    has `main(argv)`, which returns the exit status, and `resolve(given)`, which returns the settings
+    module    has `main(argv)`, which returns the exit status, and `resolve(given)`, whose `settings` are those of the run
     settings  what its flags are made from
     check     as check_search
     """
@@ -65,12 +66,17 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Combination:
-    """One run of a sweep: its name, its value on each axis, its flags without --save, and the settings that they stand for."""
+    """One run of a sweep: its name, its value on each axis, its flags without --save, and what they stand for."""
 
     name: str
     values: dict[str, Any]
     flags: tuple[str, ...]
-    settings: Settings
+    resolved: Any
+
+    @property
+    def settings(self) -> Settings:
+        """Of the run."""
+        return self.resolved.settings
 
 
 @dataclass(frozen=True)
@@ -88,17 +94,21 @@ class Grid:
 
         Raises SweepError; a value of the wrong type and a wrong flag end the process with one line and status 2.
         """
-        fixed = command.settings.given(flags, prog, "")
+        given = command.settings.parse(flags, prog, "")
         values: dict[str, tuple[Any, ...]] = {}
         for text in axes:
             name, found = _axis(command.settings, text, prog)
             if name in values:
                 raise SweepError(f"--grid {name} is given twice: name all its values in one")
-            if name in fixed:
+            if name in given.flags:
                 raise SweepError(f"{name} is swept by --grid and fixed by --{name}: leave one of them out")
+            if given.whole and command.settings.brings(name):
+                raise SweepError(f"--grid {name}: --config's run sets all that it would bring: leave one of the two out")
             values[name] = found
-        for name in OF_A_SWEEP.keys() & fixed.keys():
-            raise SweepError(f"--{name} behind --: {OF_A_SWEEP[name]}")
+        for name in OF_A_SWEEP:
+            if name in given.flags or given.config.get(name):
+                raise SweepError(f"--{name} behind --: {OF_A_SWEEP[name]}")
+        fixed = {name: value for name, value in given.values.items() if name not in values}
         return cls(command, tuple(flags), fixed, values)
 
     def combinations(self, elsewhere: bool = False) -> list[Combination]:
@@ -125,7 +135,7 @@ class Grid:
         checked: set[Hashable] = set()
         for combination in combinations:
             try:
-                self.command.check(combination.settings, elsewhere, checked)
+                self.command.check(combination.resolved, elsewhere, checked)
             except ConfigError as error:
                 raise SweepError(f"{combination.name}: {error}") from error
 
@@ -135,11 +145,11 @@ class Grid:
         try:
             self.command.settings.make(given)
             machine = {n: value for n, value in OF_A_MACHINE.items() if elsewhere and n in given}
-            settings = import_module(self.command.module).resolve(given | machine)
+            resolved = import_module(self.command.module).resolve(given | machine)
         except ConfigError as error:
             raise SweepError(f"{name}: {error}") from error
         flags = (*self.flags, *(_flag(axis, value) for axis, value in values.items()))
-        return Combination(name, values, flags, settings)
+        return Combination(name, values, flags, resolved)
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """Lines that name each shared flag which is not as in `saved` and may not change."""

@@ -31,7 +31,7 @@ def write_run(folder: Path, recipe: str, seed: int, cells: Sequence[Architecture
     """A finished run that stood at each of the cells after an epoch."""
     folder.mkdir(parents=True)
     given = {"recipe": recipe, "seed": seed, "data": "cifar-10-batches-py", "epochs": len(cells), "device": "cpu"}
-    settings = asdict(search_cifar.resolve(given | {"threads": 1} | more))
+    settings = asdict(search_cifar.resolve(given | {"threads": 1} | more).settings)
     data = {"root": "cifar-10-batches-py", "train_images": images, "val_images": 20, "is_sample": False}
     facts = {"settings": settings, "data": data, "commit": "0123abc", "versions": {"torch": "2"}, "machine": {"cores": 2}}
     (folder / "settings.json").write_text(json.dumps(facts))

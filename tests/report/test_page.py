@@ -4,17 +4,16 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
-from typing import get_args
 
 import numpy as np
 import pytest
 
+from fastdarts.objectives import OBJECTIVES
 from fastdarts.report import ReportError, draw_alpha, draw_collapse, draw_losses, write_report
 from fastdarts.report.facts import headline, key_figures
 from fastdarts.report.heatmap import candidate_columns, edge_pairs, spread
 from fastdarts.report.page import _notices
 from fastdarts.report.run import read_run
-from fastdarts.settings.commands import ObjectiveName
 from fastdarts.spaces.genotype import Genotype
 
 VOID = {"meta", "img"}
@@ -118,19 +117,20 @@ def test_supervised_run_on_real_data(new_run):
     assert "Hessian" in (run / "collapse.svg").read_text() and "validation top1" in (run / "losses.svg").read_text()
 
 
-def test_a_search_on_cifars_sample_says_that_it_is_not_cifar(new_run):
+def test_a_search_on_a_sample_says_that_it_is_no_data_set(new_run):
     run = new_run(epochs=1)
-    change(run / "settings.json", command="search_cifar")
-    notice, *_ = _notices(read_run(run))
-    assert "This is not CIFAR" in notice and "ImageNet" not in notice
+    for command in ("search_cifar", "search_imagenet"):
+        change(run / "settings.json", command=command)
+        notice, *_ = _notices(read_run(run))
+        assert "This is not ImageNet and not CIFAR" in notice
 
 
 def test_every_objective_has_a_headline_of_its_own(new_run):
     run, headlines = new_run(epochs=1), set()
-    for objective in get_args(ObjectiveName):
+    for objective in OBJECTIVES:
         change(run / "settings.json", settings={"objective": objective})
         headlines.add(headline(read_run(run)))
-    assert len(headlines) == len(get_args(ObjectiveName)) and not any(h.startswith("Architecture") for h in headlines)
+    assert len(headlines) == len(OBJECTIVES) and not any(h.startswith("Architecture") for h in headlines)
 
 
 def test_the_true_accuracy_is_that_of_the_result(new_run):

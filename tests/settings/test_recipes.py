@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 
 from fastdarts import search_cifar, search_imagenet
-from fastdarts.cli.command import without_effect
+from fastdarts.cli.resolve import without_effect
 from fastdarts.runs.build import build
 from fastdarts.runs.plan import _rate
-from fastdarts.search import stages_of
-from fastdarts.settings import ConfigError
+from fastdarts.settings import ConfigError, SearchCifarSettings
 from fastdarts.settings.recipes import RECIPES
-from fastdarts.spaces import NASBENCH201, S0, Architecture
+from fastdarts.spaces import NASBENCH201, Architecture
 from fastdarts.spaces.lookup import Table
 from fastdarts.supernet.eager_candidates import SkipDropout
 from fastdarts.sweep.grid import COMMANDS as SWEPT
@@ -72,10 +71,10 @@ def epochs(folder: Path) -> list[dict]:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_gives_its_settings_and_flags_win(name: str, data: Path) -> None:
     recipe, command = RECIPES[name], COMMANDS[RECIPES[name].command]
-    settings = command.resolve({"recipe": name, "data": str(data), "seed": 7})
+    settings = command.resolve({"recipe": name, "data": str(data), "seed": 7}).settings
     assert {k: getattr(settings, k) for k in recipe.settings} == dict(recipe.settings)
     assert settings.seed == 7 and settings.recipe == name
-    other = command.resolve({"recipe": name, "data": str(data), "batch_size": 5, "mask_ratio": 0.25})
+    other = command.resolve({"recipe": name, "data": str(data), "batch_size": 5, "mask_ratio": 0.25}).settings
     assert (other.batch_size, other.mask_ratio) == (5, 0.25)
     assert recipe.source and recipe.published
 
@@ -86,6 +85,7 @@ def test_a_recipes_learning_rate_is_for_its_own_batch(name: str) -> None:
     whole, half = (resolve({"recipe": name, "data": "x"} | more) for more in ({}, {"batch_size": 48}))
     assert _rate(whole) == []
     (line,) = _rate(half)
+    whole, half = whole.settings, half.settings
     assert f"is the published one for batch {whole.batch_size}; in proportion, 48 images" in line
     assert line.endswith(f"{whole.learning_rate * 48 / whole.batch_size:.3g}")
 
@@ -119,24 +119,28 @@ def test_every_recipe_for_imagenet_runs(name: str, tmp_path: Path) -> None:
 
 def test_the_published_numbers_reach_the_settings(data: Path) -> None:
     given = {"data": str(data)}
-    bench = search_cifar.resolve(given | {"recipe": "darts-nasbench201"})
+
+    def cifar(**more: object) -> SearchCifarSettings:
+        return search_cifar.resolve(given | more).settings
+
+    bench = cifar(recipe="darts-nasbench201")
     assert (bench.epochs, bench.batch_size, bench.nesterov, bench.weight_decay) == (100, 64, True, 5e-4)
     assert (bench.step_order, bench.learning_rate, bench.learning_rate_min, bench.begin) == ("weights-first", 0.025, 0.001, 0)
-    mim = search_cifar.resolve(given | {"recipe": "mim-darts-cifar100"})
+    mim = cifar(recipe="mim-darts-cifar100")
     assert (mim.objective, mim.mask_ratio, mim.patch_size, mim.space) == ("joint", 0.7, 8, "s0")
-    stages = search_cifar.resolve(given | {"recipe": "mae-nas-p-darts"})
+    stages = cifar(recipe="mae-nas-p-darts")
     assert (stages.progressive, stages.epochs, stages.skip_dropout, stages.skip_limit) == (True, 75, False, 0)
-    assert search_cifar.resolve(given | {"method": "pc-darts"}).partial_channels == 4
-    assert search_cifar.resolve(given | {"method": "pc-darts", "epochs": 10}).begin == 3
-    assert search_cifar.resolve(given | {"recipe": "pc-darts", "epochs": 10}).begin == 3
-    assert search_cifar.resolve(given).method == "darts-1st" and search_imagenet.resolve(given).method == "pc-darts"
-    assert search_imagenet.resolve(given | {"recipe": "mae-nas-imagenet"}).batch_size == 1024
+    assert cifar(method="pc-darts").partial_channels == 4
+    assert cifar(method="pc-darts", epochs=10).begin == 3
+    assert cifar(recipe="pc-darts", epochs=10).begin == 3
+    assert cifar().method == "darts-1st" and search_imagenet.resolve(given).settings.method == "pc-darts"
+    assert search_imagenet.resolve(given | {"recipe": "mae-nas-imagenet"}).settings.batch_size == 1024
 
 
 @pytest.mark.parametrize("method", ["darts-1st", "darts-2nd", "pc-darts", "p-darts"])
 def test_every_method_fits_the_generated_sample(method: str) -> None:
     for command in COMMANDS.values():
-        settings = command.resolve({"method": method})
+        settings = command.resolve({"method": method}).settings
         assert settings.init_channels % (2 * settings.partial_channels) == 0
         assert settings.epochs <= 6 and settings.epochs > settings.begin
 
@@ -245,8 +249,8 @@ def test_a_run_has_finished_only_with_its_ranks(
 def test_without_tricks_there_is_no_dropout(data: Path) -> None:
     counts = []
     for recipe in ("p-darts", "p-darts-without-tricks"):
-        settings = search_cifar.resolve({"recipe": recipe, "data": str(data), "init_channels": 4, "image_size": 16})
-        supernet, _ = build(settings, S0, 2, stages_of(settings, settings.layers, S0)[1])
+        resolved = search_cifar.resolve({"recipe": recipe, "data": str(data), "init_channels": 4, "image_size": 16})
+        supernet, _ = build(resolved, 2, resolved.stages[1])
         counts.append(sum(isinstance(m, SkipDropout) for m in supernet.modules()))
     assert counts[0] > 0 and counts[1] == 0
 
@@ -277,9 +281,9 @@ def sweeps(root: Path) -> dict[str, list[Combination]]:
         grid = Grid.parse(command, given[1:-2:2], [*flags(IMAGES), *shlex.split(chosen[1] or "")], "test")
         rows[name] = grid.combinations(elsewhere=True)
         for combination in rows[name]:
-            command.check(combination.settings, True, checked)
+            command.check(combination.resolved, True, checked)
             assert combination.settings.recipe in RECIPES
-            assert not without_effect(combination.settings, {*grid.fixed, *combination.values})
+            assert not without_effect(combination.resolved, {*grid.fixed, *combination.values})
     return rows
 
 
@@ -296,7 +300,7 @@ def test_the_sweeps_can_begin_and_are_of_the_recipes(root: Path) -> None:
     for combination, name in alike:
         ours, recipe = combination.settings, RECIPES[name].settings
         assert {setting: getattr(ours, setting) for setting in recipe} == dict(recipe)
-        alone = search_cifar.resolve({"recipe": name, "seed": ours.seed} | IMAGES)
+        alone = search_cifar.resolve({"recipe": name, "seed": ours.seed} | IMAGES).settings
         # a mask is of no effect on those whose recipes have none
         assert replace(ours, recipe=name, mask_ratio=alone.mask_ratio, patch_size=alone.patch_size) == alone
     padding = {c.settings.objective: c.settings.crop_padding for c in rows["MIM-DARTS, table 6"]}

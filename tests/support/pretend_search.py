@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fastdarts.settings import ConfigError, Settings, setting
 
@@ -30,17 +30,21 @@ class PretendSettings(Settings):
     trouble: Literal["no", "wait", "fail", "die", "lie"] = setting("no", "of the run with seed 1", resumable=True)
 
 
+class Resolved(NamedTuple):
+    settings: PretendSettings
+
+
 def resolve(given):
     settings = PretendSettings.make(given)
     if settings.device == "cuda":
         raise ConfigError("--device cuda: there is none")
     if settings.patch_size > 8 and settings.mask_ratio > 0.5:
         raise ConfigError("--patch_size: too big for that --mask_ratio")
-    return settings
+    return Resolved(settings)
 
 
 def main(argv):
-    s = resolve(PretendSettings.given(argv, "pretend", ""))
+    s = resolve(PretendSettings.given(argv, "pretend", "")).settings
     folder = Path(s.save)
     folder.mkdir(exist_ok=True)
     print("started, pid", os.getpid(), flush=True)

@@ -1,0 +1,36 @@
+"""`fastdarts NAME ...`, `python -m fastdarts NAME ...`: every command by its name, as `python -m fastdarts.NAME ...`."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "search_imagenet": ("fastdarts.search_imagenet", "search on ImageNet-layout JPEGs, label-free by default"),
+    "search_cifar": ("fastdarts.search_cifar", "search on CIFAR-10, CIFAR-100 and other small images"),
+    "sweep": ("fastdarts.sweep.__main__", "run a grid of searches into one table and one plot"),
+    "report": ("fastdarts.report.__main__", "make a run's report anew, or draw the cells of any genotype"),
+    "info": ("fastdarts.info", "versions, machine, what is built, which backend each op takes"),
+}
+
+
+def usage() -> str:
+    """The commands, a line each."""
+    lines = [f"  {name:16} {about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(["usage: fastdarts NAME ...", "", *lines, "", "`fastdarts NAME --help` tells of each."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names, with dashes or underscores; returns its exit status, 2 for no name."""
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if (known := name.replace("-", "_")) not in COMMANDS:
+        what = f"there is no command {name!r}" if name else "which command?"
+        print(f"fastdarts: error: {what}: give one of {', '.join(COMMANDS)} (see --help)", file=sys.stderr)
+        return 2
+    return import_module(COMMANDS[known][0]).main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

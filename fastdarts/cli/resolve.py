@@ -1,0 +1,185 @@
+"""What a command line stands for: defaults < method < recipe < sample < --config < flags, on the device that there is."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastdarts import engine, steps
+from fastdarts.engine import Seat
+from fastdarts.inputs.source import DataSet
+from fastdarts.objectives import OBJECTIVES
+from fastdarts.ops.backend import choose
+from fastdarts.registry import RECIPES, SPACES
+from fastdarts.runs.resolved import Resolved
+from fastdarts.search import OptimizerUnavailable, Precision, check_early_stop
+from fastdarts.search.methods import in_proportion, settings_of
+from fastdarts.search.optimizers import check_backend
+from fastdarts.settings import AnySearch, ConfigError, groups
+from fastdarts.textfile import SUFFIXES
+
+PATHS = "data", "train_list", "val_list"
+OPS = {"patch_mask": False, "masked_loss": False, "relu_conv_bn": True, "mixed_cell": True}  # under autocast, in its dtype
+
+
+@dataclass(frozen=True)
+class Resolver:
+    """From what a search command is given, by field, to what it searches.
+
+    command   its name
+    settings  its flags
+    dataset   the row of its images
+    """
+
+    command: str
+    settings: type[AnySearch]
+    dataset: DataSet
+
+    def __call__(self, given: Mapping[str, Any], seat: Seat = Seat()) -> Resolved:  # noqa: B008 - a tuple
+        """On the rank of that seat. Raises ConfigError."""
+        settings = self.settings.make(self._values(dict(given)))
+        _import(settings.modules)
+        settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
+        _check_device(settings)
+        _check_watching(settings)
+        resolved = Resolved.of(settings, self.dataset)
+        check_early_stop(settings, resolved.space)
+        _check_backend(settings)
+        return resolved
+
+    def _values(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The settings by field: of the defaults, the method, the recipe, and above all what is given. Raises ConfigError."""
+        given |= {name: _absolute(given[name]) for name in PATHS if given.get(name) is not None}
+        if "space" in given:
+            given["space"] = _space(given["space"])
+        recipe = self._recipe(given)
+        row = settings_of(given.get("method") or recipe.get("method") or self.settings.method, self.dataset.name)
+        published = {f.name: f.default for f in fields(self.settings)} | row | recipe
+        small = {} if given.get("data") is not None else self._of_sample(published)
+        scaled = in_proportion(published, given["epochs"]) if "epochs" in given else {}
+        return published | small | scaled | given
+
+    def _of_sample(self, published: Mapping[str, Any]) -> dict[str, Any]:
+        """The generated sample's settings, as far as the method can do with them."""
+        sample = self.dataset.sample
+        values = in_proportion(published, sample["epochs"]) | dict(sample)
+        if "init_channels" in values:
+            values["init_channels"] = max(values["init_channels"], 2 * published["partial_channels"])
+        if published["progressive"]:
+            values |= {"epochs": 6, "begin": 1}  # three stages of two
+        return values
+
+    def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of --recipe, none without. Raises ConfigError."""
+        name = given.get("recipe")
+        if name is None:
+            return {}
+        mine = {name: recipe for name, recipe in RECIPES.items() if recipe.command == self.command}
+        if name not in mine:
+            other = f" is one of fastdarts.{RECIPES[name].command}" if name in RECIPES else ""
+            raise ConfigError(f"--recipe {name}{other}: fastdarts.{self.command} has {', '.join(mine)}")
+        settings = dict(mine[name].settings)
+        if given.get("method", settings["method"]) != settings["method"]:
+            raise ConfigError(f"--method {given['method']}: --recipe {name} has its own, leave one of the two out")
+        return settings
+
+
+def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
+    """A line for each choice that leaves some of the settings `asked` for (by field) without a meaning."""
+    s, row = resolved.settings, OBJECTIVES[resolved.settings.objective]
+    benchmark = resolved.space.skeleton == "nasbench201"
+    unread = [
+        (f"--objective {s.objective} hides nothing", not row.masks, "mask_ratio patch_size"),
+        ("of --objective mae", s.objective != "mae", "mask_token loss decoder"),
+        ("of NAS-Bench-201's network", not benchmark, "stage_cells cell_norm"),
+        ("of DARTS' network", benchmark, "layers"),
+        ("of --partial_channels above 1", s.partial_channels == 1, "channel_sampling"),
+        ("--train_list and --val_list name the images", s.train_list is not None, "train_fraction val_fraction"),
+        ("of --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
+        ("of --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
+        ("of --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),
+        ("of --skip_dropout", s.progressive and not s.skip_dropout, "progressive_dropout"),
+    ]
+    found = [(why, [f"--{name}" for name in names.split() if name in asked]) for why, holds, names in unread if holds]
+    return [f"without effect: {', '.join(flags)} ({why})" for why, flags in found if flags]
+
+
+def _absolute(text: str) -> str:
+    """The same text for the same path; links stay as they are, but for those before .., which have to be followed."""
+    path = Path(text).expanduser().absolute()
+    cut = max((i + 1 for i, part in enumerate(path.parts) if part == ".."), default=0)
+    return str(Path(*path.parts[:cut]).resolve().joinpath(*path.parts[cut:])) if cut else str(path)
+
+
+def _space(text: str) -> str:
+    """The same text for the same space: a run is continued by any way to write it."""
+    name = text.strip().lower()
+    if name in SPACES:
+        return name
+    return _absolute(text) if Path(name).suffix in SUFFIXES else text
+
+
+def _import(modules: str | None) -> None:
+    """Import the modules, which have commas between their names. Raises ConfigError for one that is not there.
+
+    What a module itself raises is left as it is, with the traceback that shows where.
+    """
+    for name in () if modules is None else map(str.strip, modules.split(",")):
+        if not all(map(str.isidentifier, name.split("."))):
+            raise ConfigError(f"--modules {modules}: {name!r} is not a module's name, as my_candidates or package.module")
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            looked = "modules are looked for in the present folder and on PYTHONPATH"
+            raise ConfigError(f"--modules: {name} cannot be imported: {error}; {looked}") from error
+
+
+def _check_device(settings: AnySearch) -> None:
+    """Raise ConfigError for what the device cannot do, or not well."""
+    device = torch.device(settings.device)
+    if settings.amp != "off" and device.type == "cpu":
+        raise ConfigError(f"--amp {settings.amp}: on a CPU it is many times slower than float32; leave it off, or take a GPU")
+    if settings.cuda_graph == "on" and (why := steps.no_gpu(device)):
+        raise ConfigError(f"--cuda_graph on: {why}")
+    try:
+        check_backend(settings.optimizer_backend, device)
+    except OptimizerUnavailable as error:
+        raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
+
+
+def _check_backend(settings: AnySearch) -> None:
+    """Raise ConfigError where --backend cannot serve an op."""
+    lower = Precision(settings.amp).dtype or torch.float32
+    try:
+        for op, in_lower in OPS.items():
+            choose(op, settings.backend, torch.device(settings.device), lower if in_lower else torch.float32)
+    except ValueError as error:
+        raise ConfigError(f"--backend: {error}") from error
+
+
+def _check_watching(settings: groups.Watching) -> None:
+    """Raise ConfigError where what is to be written cannot be."""
+    if settings.tensorboard and (why := engine.no_tensorboard()):
+        raise ConfigError(f"--tensorboard: {why}")
+    if settings.profile is not None:
+        try:
+            engine.Window.parse(settings.profile)
+        except ValueError as error:
+            raise ConfigError(f"--profile {settings.profile}: {error}") from error
+
+
+def _device(name: str, seat: Seat) -> str:
+    """The device that `name` stands for on the rank of that seat, tried out. Raises ConfigError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and seat.size > 1:
+        name = f"cuda:{seat.local_rank % max(1, torch.cuda.device_count())}"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: neither auto, cpu, cuda nor cuda:N")
+    try:
+        return str(torch.empty(0, device=name).device)
+    except (RuntimeError, AssertionError) as error:  # torch's two ways to say: no such device
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error

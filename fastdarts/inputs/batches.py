@@ -1,0 +1,60 @@
+"""What a search takes its batches from, and what all of its loaders have in common."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from fastdarts.batch import Batch
+from fastdarts.data import BatchSampler, Loader
+from fastdarts.engine import World
+from fastdarts.inputs.images import Images
+from fastdarts.ops.philox import Stream
+from fastdarts.settings import AnySearch, groups
+
+
+class Input(NamedTuple):
+    """Both training loaders and the evaluation pass of a search, on its device.
+
+    pictures  one batch of a few images of the validation split, as `evaluation` has them, on the CPU
+    facts     what settings.json says of them: the route (what makes the batches), and what there is to tell of it
+    told      the same as a line of the log
+    """
+
+    train: Loader
+    val: Loader
+    evaluation: Iterable[Batch]
+    pictures: Iterable[Batch]
+    facts: dict[str, Any]
+    told: str
+
+    def close(self) -> None:
+        """End what the loaders have started."""
+        self.train.close()
+        self.val.close()
+
+
+def steps_of_an_epoch(settings: groups.Optimisation, images: Images, ranks: int = 1) -> int:
+    """Batches of an epoch. Raises DataError where a split is smaller than a batch, or ranks cannot share one equally."""
+    order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
+    parts = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
+    train, _ = (BatchSampler(part, stream=stream, **order) for part, stream in parts)
+    return len(train)
+
+
+def common_of(settings: AnySearch, world: World) -> dict[str, Any]:
+    """What all loaders of a rank are given alike."""
+    return {
+        "rank": world.rank,
+        "world_size": world.size,
+        "batch_size": settings.batch_size,
+        "image_size": settings.image_size,
+        "device": settings.device,
+        "timeout": settings.input_timeout,
+    }
+
+
+def orders(settings: AnySearch, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
+    """Of both splits: their images, and what all loaders are told."""
+    splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
+    return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]

@@ -1,0 +1,73 @@
+"""What has a name: methods, objectives, search spaces and recipes, one registry each.
+
+A row is added where it is defined (`METHODS |= {"pc-darts": Method(...)}`). Flags, their choices and help, the report's titles
+and the tests read the names from here. This module imports nothing of the project: a registry imports its home, the module
+that fills it, when it is first read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Self, TypeVar
+
+if TYPE_CHECKING:
+    from fastdarts.objectives.table import Row as ObjectiveRow
+    from fastdarts.search.methods import Method
+    from fastdarts.settings.recipes import Recipe
+    from fastdarts.spaces.space import Space
+
+Row = TypeVar("Row")
+
+
+class Registry(MutableMapping[str, Row]):
+    """Rows by name, in the order in which they were added. A name is given once: ValueError for a second row.
+
+    kind   what a row is, for messages: "method"
+    home   module whose import adds the rows
+    about  attribute of a row that tells a reader in a few words what it is; None: the names tell
+    """
+
+    def __init__(self, kind: str, home: str, about: str | None = None) -> None:
+        self.kind, self.home, self.about = kind, home, about
+        self._rows: dict[str, Row] = {}
+
+    def __getitem__(self, name: str) -> Row:
+        return self._filled()[name]
+
+    def __setitem__(self, name: str, row: Row) -> None:
+        if name in self._filled():
+            raise ValueError(f"there is a {self.kind} {name!r} already")
+        self._rows[name] = row
+
+    def __delitem__(self, name: str) -> None:
+        del self._filled()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._filled())
+
+    def __len__(self) -> int:
+        return len(self._filled())
+
+    def __ior__(self, rows: Mapping[str, Row]) -> Self:
+        self.update(rows)
+        return self
+
+    def __repr__(self) -> str:
+        return f"<Registry of each {self.kind}: {', '.join(self)}>"
+
+    def described(self) -> str:
+        """The names with commas between them, each with what `about` says of its row."""
+        if self.about is None:
+            return ", ".join(self)
+        return ", ".join(f"{name} ({getattr(row, self.about)})" for name, row in self.items())
+
+    def _filled(self) -> dict[str, Row]:
+        import_module(self.home)  # in its own import: no second one
+        return self._rows
+
+
+METHODS: Registry[Method] = Registry("method", "fastdarts.search.methods", about="paper")
+OBJECTIVES: Registry[ObjectiveRow] = Registry("objective", "fastdarts.objectives.table", about="description")
+SPACES: Registry[Space] = Registry("space", "fastdarts.spaces.names")
+RECIPES: Registry[Recipe] = Registry("recipe", "fastdarts.settings.recipes", about="source")

@@ -1,0 +1,1 @@
+"""WHAT each command does, from its settings to the finished run."""

@@ -1,0 +1,70 @@
+"""The file of --config: names and values in YAML or JSON, or the settings.json of a run."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+
+from fastdarts.settings.values import ConfigError, of_file
+from fastdarts.textfile import TextFileError, read
+
+if TYPE_CHECKING:
+    from fastdarts.settings.fields import Settings
+
+
+class Given(NamedTuple):
+    """What a command line sets, by field.
+
+    flags   said on the command line
+    config  said by the file of --config
+    whole   the file is a run's settings.json, which says everything, whether somebody asked for it or not
+    """
+
+    flags: dict[str, Any]
+    config: dict[str, Any]
+    whole: bool
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Of both; a flag wins."""
+        return self.config | self.flags
+
+    @property
+    def asked(self) -> set[str]:
+        """The settings that somebody chose to write down."""
+        return set(self.flags) | (set() if self.whole else set(self.config))
+
+
+def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
+    """The flags of a settings class with what the file of their --config says. Raises ConfigError, which names the file."""
+    said = {name: value for name, value in flags.items() if name != "config"}
+    if "config" not in flags:
+        return Given(said, {}, False)
+    file = f"--config {flags['config']}"
+    values, whole = _record(file, Path(flags["config"]).expanduser())
+    hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
+    if unknown := [name for name in values if name not in known]:
+        raise ConfigError(f"{file}: unknown {', '.join(unknown)}: not among this command's settings")
+    try:
+        config = {name: of_file(known[name], value, hints[name]) for name, value in values.items()}
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error
+    for name, value in said.items() if whole else ():
+        if known[name].metadata["brings"] and value != config.get(name):
+            theirs = "of none" if config.get(name) is None else f"by --{name} {config[name]}"
+            raise ConfigError(f"--{name} {value}: {file} is of a run {theirs} and sets all of it: leave one of the two out")
+    return Given(said, config, whole)
+
+
+def _record(file: str, path: Path) -> tuple[dict[str, Any], bool]:
+    """Names and values, and whether they are a run's: without its folder then. Raises ConfigError."""
+    try:
+        record = read(path, as_text=True)
+    except TextFileError as error:
+        raise ConfigError(f"--config {error}") from error
+    whole = isinstance(record, dict) and isinstance(record.get("settings"), dict)
+    values = record["settings"] if whole else record
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: expected names and values of settings, or a run's settings.json")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    return {name: value for name, value in values.items() if not (whole and name == "save")}, whole

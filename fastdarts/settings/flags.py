@@ -1,0 +1,83 @@
+"""The flags of a command: one for each setting, under the title of its group, and --config."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from shutil import get_terminal_size
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
+
+from fastdarts.settings.values import choices, kind, parser
+
+if TYPE_CHECKING:
+    from fastdarts.settings.fields import Settings
+
+METAVARS: dict[type, str] = {int: "N", float: "X", str: "TEXT"}
+CONFIG = "settings from a file: YAML or JSON of names and values, or a run's settings.json (all but its --save); flags win"
+
+
+class Formatter(argparse.HelpFormatter):
+    """A flag once, as its setting is called, with the kind of its value; --NAME and --no-NAME of a switch."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=min(120, get_terminal_size((120, 24)).columns - 2))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return wrap(text, width, break_on_hyphens=False)  # which names have
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return ", ".join(action.option_strings[:2])
+        if isinstance(action, argparse._HelpAction):
+            return super()._format_action_invocation(action)
+        return f"{action.option_strings[0]} {self._format_args(action, str(action.metavar))}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong arguments are one line, as all other wrong input is."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str, str]) -> Parser:
+    """The parser of a settings class, which returns what is given and nothing else.
+
+    titles  of the groups, by setting; one without a title is in no group
+    """
+    made = Parser(
+        prog=prog,
+        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
+        description=description,
+        epilog="In a flag's name a dash is as good as an underscore.",
+        formatter_class=Formatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    made.add_argument("--config", metavar="FILE", help=CONFIG)
+    groups, hints = {title: made.add_argument_group(title) for title in titles.values()}, get_type_hints(cls)
+    for f in fields(cls):
+        place = groups[titles[f.name]] if f.name in titles else made
+        spellings = dict.fromkeys([f"--{f.name}", f"--{f.name.replace('_', '-')}"])
+        if hints[f.name] is bool:
+            place.add_argument(*spellings, help=_help(f), action=argparse.BooleanOptionalAction)
+        else:
+            known, parse = choices(f, hints[f.name]), parser(f, hints[f.name])
+            place.add_argument(*spellings, help=_help(f), type=parse, choices=known, metavar=_metavar(f, hints[f.name]))
+    return made
+
+
+def _metavar(f: Field[Any], hint: Any) -> str:
+    """The choices of a Literal, NAME where the help lists them, or the type."""
+    if f.metadata["among"] is not None:
+        return "NAME"
+    known = choices(f, hint)
+    return f"{{{','.join(known)}}}" if known else METAVARS[kind(hint)]
+
+
+def _help(f: Field[Any]) -> str:
+    text, among, or_else = (f.metadata[name] for name in ("help", "among", "or_else"))
+    if among is not None:
+        text += f": {among.described()}" + (f", or {or_else}" if or_else else "")
+    default = "" if f.default is None else f" (default: {f.default})"
+    return (text + default).replace("%", "%%")

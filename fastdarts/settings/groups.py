@@ -1,0 +1,313 @@
+"""The settings by topic. No group knows another; a command takes those that it needs (commands.py).
+
+Where a published search says otherwise than these defaults, PC-DARTS' search on ImageNet, which MAE-NAS uses, its command,
+method or recipe does.
+"""
+
+from typing import Literal
+
+from fastdarts.registry import METHODS, OBJECTIVES, SPACES
+from fastdarts.settings.fields import Settings, group, setting
+from fastdarts.settings.values import ConfigError
+
+
+@group
+class ImageFiles(Settings):
+    """Images that are files, of any size, decoded on the way or once."""
+
+    title = "images"
+
+    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched")
+    image_size: int = setting(224, "pixels a side", at_least=1)
+    strict: bool = setting(
+        False, "stop when a chosen file is bad, instead of leaving it out; a continued run is checked too", resumable=True
+    )
+    loader: Literal["auto", "torchvision", "dali", "dali-reader"] = setting(
+        "auto",
+        "what decodes images where there is no cache: DALI on a GPU where it is installed, else torchvision; dali-reader "
+        "leaves order and boxes to DALI's own file reader",
+        resumable=True,
+    )
+    cache: Literal["auto", "device", "ram", "off"] = setting(
+        "auto", "decode each image once and keep it: on the device where it fits, else in RAM, else not", resumable=True
+    )
+    cache_folder: str | None = setting(
+        None, "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too", resumable=True
+    )
+    cache_size: int = setting(
+        0, "pixels of a kept image's short side; 0 = image_size * 256 / 224, 256 at least", at_least=0, before=0
+    )
+    workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
+
+
+@group
+class ImageArrays(Settings):
+    """Images of one size that are in memory."""
+
+    title = "images"
+
+    data: str | None = setting(
+        None,
+        "cifar-10-batches-py or cifar-100-python, a .npz file of images and labels, or a folder with train/CLASS/*; without "
+        "it a generated sample is searched",
+    )
+    image_size: int = setting(0, "pixels a side; auto (or 0) = the images' own, less cuts that out of them", at_least=0, auto=0)
+    crop_padding: int = setting(
+        4, "black pixels around an image, of which a part of image_size is cut out at random; 0 = none", at_least=0
+    )
+
+
+@group
+class Splits(Settings):
+    """Which of the training images train the weights, and which alpha."""
+
+    title = "splits"
+
+    train_fraction: float = setting(0.1, "share of each class that trains the weights", above=0, below=1)
+    val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
+    train_list: str | None = setting(
+        None, "text file naming those images instead, one a line as in a run's train.txt: train/CLASS/FILE or train/NUMBER"
+    )
+    val_list: str | None = setting(None, "the same for alpha's images")
+
+
+@group
+class Method(Settings):
+    """A published search, or a method whose settings hold where nothing else is said."""
+
+    title = "method"
+
+    recipe: str | None = setting(
+        None,
+        "a published search by name, whose settings hold where no flag says otherwise: see RECIPES.md",
+        brings=True,
+        resumable=True,
+    )
+    method: str = setting(
+        "pc-darts",
+        "row of the table of methods, whose settings hold where neither flag nor recipe says otherwise",
+        among=METHODS,
+        brings=True,
+        before="pc-darts",
+    )
+
+
+@group
+class SearchSpace(Settings):
+    """What may be chosen, and where true accuracies of the choice are known."""
+
+    title = "space"
+
+    space: str = setting(
+        "s0", "what may be chosen", among=SPACES, or_else="a file of candidate lists (.yaml, .yml, .json)", before="s0"
+    )
+    modules: str | None = setting(
+        None,
+        "Python modules to import first, with commas between them: those that register candidates of your own",
+        resumable=True,
+    )
+    benchmark: str | None = setting(
+        None,
+        "table of true accuracies to look the found cell up in: a .csv file, or the files of the package nats_bench "
+        "(nasbench201)",
+        resumable=True,
+    )
+
+
+@group
+class Network(Settings):
+    """The supernet."""
+
+    title = "network"
+
+    init_channels: int = setting(16, "channels of the first stage's nodes", at_least=2)
+    layers: int = setting(8, "cells (of DARTS' network)", at_least=3)
+    stage_cells: int = setting(5, "cells of each of the three stages (nasbench201)", at_least=1, before=5)
+    cell_norm: Literal["batch", "running"] = setting(
+        "batch",
+        "BatchNorm of the cells: by each batch's own statistics always, or with running ones (nasbench201)",
+        before="batch",
+    )
+    partial_channels: int = setting(2, "k: C/k channels pass through the candidates; 1 = all", at_least=1)
+    channel_sampling: Literal["first", "random"] = setting("first", "which C/k channels, fixed or drawn at each step")
+
+
+@group
+class Objective(Settings):
+    """What is minimised."""
+
+    title = "objective"
+
+    objective: str = setting("mae", "what is minimised", among=OBJECTIVES)
+    mask_ratio: float = setting(0.5, "share of the patches that is hidden (mae, joint, masked-...)", above=0, below=1)
+    patch_size: int = setting(8, "pixels a patch's side (mae, joint, masked-...)", at_least=1)
+    mask_token: Literal["zero", "learned"] = setting("zero", "colour of hidden pixels: the mean, or learned (mae)")
+    loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
+    decoder: Literal["multi-scale", "single-scale"] = setting(
+        "multi-scale", "reads the features of all three stages, or of the last (mae)", before="multi-scale"
+    )
+
+
+@group
+class Optimisation(Settings):
+    """How the weights of a network are trained."""
+
+    title = "optimisation"
+
+    epochs: int = setting(50, "passes over the images that train the weights", at_least=1)
+    batch_size: int = setting(
+        1024, "images of a step, over all ranks; auto (or 0) = the most that fit in 80 % of what is free", at_least=0, auto=0
+    )
+    learning_rate: float = setting(0.5, "of the weights' SGD, for the batch as a whole", above=0)
+    learning_rate_min: float = setting(0.0, "where the cosine ends", at_least=0)
+    warmup_epochs: int = setting(5, "epochs of linear warm-up; in proportion if only --epochs is given", at_least=0)
+    momentum: float = setting(0.9, "of the weights' SGD", at_least=0, below=1)
+    nesterov: bool = setting(False, "Nesterov's momentum for the weights' SGD", before=False)
+    weight_decay: float = setting(3e-4, "of the weights", at_least=0)
+    grad_clip: float = setting(5.0, "largest norm of the weights' gradient; 0 = no clipping", at_least=0)
+    eval_every: int = setting(1, "epochs between evaluations (the last epoch is always evaluated)", at_least=1)
+    optimizer_backend: Literal["torch", "apex"] = setting(
+        "torch", "torch's fused SGD and Adam, or those of NVIDIA's apex where it is installed", resumable=True
+    )
+    amp: Literal["off", "bf16", "fp16"] = setting(
+        "off", "autocast of forward passes on a GPU; fp16 scales its losses; weights and alpha stay float32", before="off"
+    )
+    seed: int = setting(0, "of the initial weights, alpha and every random choice", at_least=0, below=2**63)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and not self.momentum:
+            raise ConfigError("--nesterov: Nesterov's momentum needs a --momentum above 0")
+
+
+@group
+class ArchitectureStep(Settings):
+    """How alpha moves."""
+
+    title = "architecture step"
+
+    begin: int = setting(35, "epochs before alpha moves; in proportion if only --epochs is given", at_least=0)
+    arch_learning_rate: float = setting(6e-3, "of alpha's Adam (betas 0.5, 0.999)", above=0)
+    arch_weight_decay: float = setting(1e-3, "of alpha", at_least=0)
+    arch_grad_clip: float = setting(5.0, "largest norm of alpha's gradient; 0 = no clipping", at_least=0)
+    unrolled: bool = setting(False, "second order: alpha's gradient after a virtual step of the weights")
+    step_order: Literal["alpha-first", "weights-first"] = setting("alpha-first", "which moves first in a step")
+    edge_normalization: bool = setting(True, "learn a weight for each edge too (PC-DARTS' beta)")
+    hessian_every: int = setting(
+        0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
+    )
+
+
+@group
+class EarlyStop(Settings):
+    """When a search ends before its cells collapse."""
+
+    title = "early stop"
+
+    early_stop: Literal["off", "eigenvalue", "skips"] = setting(
+        "off",
+        "end before cells collapse: when the Hessian's eigenvalue grows (R-DARTS; estimated after every epoch in which alpha "
+        "moves, whatever --hessian_every says), or at skips in the normal cell (DARTS+)",
+        before="off",
+    )
+    early_stop_skips: int = setting(
+        2, "skip connections in the normal cell that end it (--early_stop skips)", at_least=1, before=2
+    )
+    early_stop_from: int = setting(
+        11, "first epoch whose cell the eigenvalue's rule may choose (--early_stop eigenvalue)", at_least=1, before=11
+    )
+
+
+@group
+class Progressive(Settings):
+    """P-DARTS' stages, and what goes with them."""
+
+    title = "progressive search"
+
+    progressive: bool = setting(
+        False, "search in stages of ever more cells and fewer candidates; --epochs is of all, --begin of each", before=False
+    )
+    progressive_layers: str = setting("0,6,12", "cells that each stage has more than --layers (progressive)", before="0,6,12")
+    progressive_candidates: str = setting(
+        "5,3", "candidates that an edge keeps in the second and each later stage (progressive)", before="5,3"
+    )
+    skip_dropout: bool = setting(False, "skips of stride 1 drop numbers, each stage less and less (progressive)", before=False)
+    progressive_dropout: str = setting("0,0.4,0.7", "rate each stage begins with (skip_dropout)", before="0,0.4,0.7")
+    skip_limit: int = setting(0, "most skips in the derived normal cell; 0 = any number", at_least=0, before=0)
+
+
+@group
+class Device(Settings):
+    """What computes, and how exactly."""
+
+    title = "device"
+
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    backend: str = setting("auto", "of the fused ops, masks and cells: auto, definition or one that fastdarts.info lists")
+    cuda_graph: Literal["auto", "on", "off"] = setting(
+        "auto", "replay whole steps as CUDA graphs: where it can be done, or else stop, or never", resumable=True
+    )
+    tf32: bool = setting(False, "let float32 convolutions and matrix products on a GPU round to TF32", before=False)
+    deterministic: bool = setting(
+        False, "the same bits in each run on a GPU too; slower, says what it switches off", before=False
+    )
+    threads: int = setting(
+        0,
+        "of torch on the CPU, of each rank; 0 = by the cores and the ranks of a node (the number is saved)",
+        at_least=0,
+        resumable=True,
+    )
+
+
+@group
+class Ranks(Settings):
+    """Several processes that train together."""
+
+    title = "ranks"
+
+    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each one's own", before=False)
+    dist_backend: Literal["auto", "nccl", "gloo"] = setting(
+        "auto", "what carries tensors between ranks: NCCL where each has a GPU, else gloo", resumable=True
+    )
+    dist_timeout: float = setting(
+        600.0, "seconds without an answer after which another rank counts as lost", above=0, resumable=True
+    )
+    check_ranks_every: int = setting(
+        500, "steps between comparisons of weights and alpha over the ranks; 0 = never", at_least=0, resumable=True
+    )
+
+
+@group
+class Run(Settings):
+    """The run folder, and what a run does about trouble."""
+
+    title = "run"
+
+    save: str | None = setting(
+        None, "run folder, made or continued; without it COMMAND-NAME-TIME in the present folder", resumable=True
+    )
+    dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between checkpoints inside an epoch; 0 = only at the ends of epochs", at_least=0, resumable=True
+    )
+    keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", at_least=1, resumable=True)
+    on_bad: Literal["skip", "stop", "rewind"] = setting(
+        "skip",
+        "at a loss or gradient that is not finite: skip that update, or also stop, or go back to the last checkpoint and on "
+        "with the batches after it",
+        resumable=True,
+    )
+    input_timeout: float = setting(300.0, "seconds without a batch after which input counts as stuck", above=0, resumable=True)
+
+
+@group
+class Watching(Settings):
+    """What a run tells while it runs."""
+
+    title = "watching"
+
+    log_every: int = setting(20, "steps between progress lines", at_least=1, resumable=True)
+    tensorboard: bool = setting(False, "write losses, rates and alpha for TensorBoard into the run folder", resumable=True)
+    profile: str | None = setting(
+        None, "A:B = trace steps A to B, counted from 1, into trace-A-B.json in the run folder", resumable=True
+    )

@@ -1,0 +1,75 @@
+"""Groups of settings: what a command is composed of, its defaults, and its --help."""
+
+from dataclasses import asdict, fields
+
+import pytest
+
+from fastdarts.registry import METHODS, OBJECTIVES, SPACES
+from fastdarts.settings import ConfigError, SearchCifarSettings, SearchImagenetSettings, Settings, composed, groups
+
+GROUPS = [each for each in vars(groups).values() if isinstance(each, type) and "title" in vars(each)]
+COMMANDS = [SearchImagenetSettings, SearchCifarSettings]
+
+
+@composed(epochs=600, batch_size=96, before={"amp": "bf16"})
+class Retrain(groups.Watching, groups.Ranks, groups.Run, groups.Optimisation, groups.ImageArrays):
+    """A command that trains and searches nothing."""
+
+
+def names(cls: type[Settings]) -> set[str]:
+    return {f.name for f in fields(cls)}
+
+
+def test_no_group_knows_another() -> None:
+    assert len(GROUPS) == 15
+    assert all(each.__bases__ == (Settings,) for each in GROUPS)
+
+
+def test_a_setting_is_in_one_group_of_a_command() -> None:
+    for command in COMMANDS:
+        of_groups = [f.name for each in GROUPS if issubclass(command, each) for f in fields(each)]
+        assert len(of_groups) == len(set(of_groups)) and set(of_groups) == names(command) == set(command.titles())
+
+
+def test_a_command_that_searches_nothing_has_no_flag_of_a_search(capsys: pytest.CaptureFixture) -> None:
+    of_search = groups.ArchitectureStep, groups.EarlyStop, groups.Progressive, groups.SearchSpace, groups.Method, groups.Splits
+    assert not names(Retrain) & {name for each in of_search for name in names(each)}
+    for flag in ("--arch_learning_rate", "--begin", "--space"):
+        with pytest.raises(SystemExit):
+            Retrain.given([flag, "1"], "retrain", "")
+        assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
+
+
+def test_a_command_has_defaults_of_its_own_and_leaves_those_of_the_groups() -> None:
+    assert (Retrain().epochs, Retrain().batch_size, Retrain.epochs) == (600, 96, 600)
+    assert (groups.Optimisation().epochs, SearchImagenetSettings().epochs, SearchCifarSettings().batch_size) == (50, 50, 64)
+    with pytest.raises(ConfigError, match="--epochs: 0 is out of range, it must be at least 1"):
+        Retrain(epochs=0)
+    with pytest.raises(ConfigError, match="--nesterov"):
+        Retrain(nesterov=True, momentum=0)
+    old = asdict(Retrain())
+    del old["amp"]
+    assert Retrain().differences(old) == ["--amp is 'off' but was 'bf16'"]
+    with pytest.raises(KeyError, match="speed"):
+        composed(speed=11)(type("Wrong", (groups.Run,), {}))
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, Retrain])
+def test_help_has_a_part_for_each_group(command: type[Settings], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        command.given(["--help"], "prog", "what it does")
+    options, *parts = capsys.readouterr().out.split("\n\n")[2:-1]
+    assert "--config FILE" in options
+    assert [part.splitlines()[0] for part in parts] == [f"{title}:" for title in dict.fromkeys(command.titles().values())]
+    for part in parts:
+        flags = {line.split()[0].strip(",") for line in part.splitlines() if line.startswith("  --")}
+        assert flags == {f"--{name}" for name, title in command.titles().items() if part.startswith(f"{title}:")}
+
+
+def test_help_takes_names_from_the_registries(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        SearchCifarSettings.given(["--help"], "prog", "what it does")
+    out = " ".join(capsys.readouterr().out.split())
+    assert all(f"{name} ({row.description})" in out for name, row in OBJECTIVES.items())
+    assert all(f"{name} ({row.paper})" in out for name, row in METHODS.items())
+    assert f"what may be chosen: {', '.join(SPACES)}, or a file of candidate lists" in out
