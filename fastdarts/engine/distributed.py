@@ -26,7 +26,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastdarts.engine.progress import log_to
-from fastdarts.search import Search
 
 T = TypeVar("T")
 Backend = Literal["auto", "nccl", "gloo"]
@@ -202,14 +201,6 @@ class World:
             self._call("sending the first weights", partial(dist.broadcast, flat, group_src=0, group=self._group))
             for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 t.copy_(part.view(t.shape))
-
-    @staticmethod
-    def named(search: Search) -> dict[str, Tensor]:
-        """What all ranks must hold alike, by name: alpha, beta and all weights."""
-        named = {f"alpha {kind}": a for kind, a in search.relaxation.alpha.items()}
-        named |= {f"beta {kind}": b for kind, b in search.relaxation.beta.items()}
-        named |= dict(search.supernet.named_parameters())
-        return named | {f"objective {name}": p for name, p in search.objective.named_parameters()}
 
     def gather(self, value: T) -> list[T]:
         """Each rank's value, by rank."""

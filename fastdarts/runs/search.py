@@ -14,14 +14,16 @@ from fastdarts import engine, provenance, steps
 from fastdarts.runs.build import benchmark_of, build, space_of
 from fastdarts.settings import RunSettings
 from fastdarts.data import DataError
-from fastdarts.engine import RankLost, RanksDisagree, RunFolder, RunFolderError, Stopping, World
+from fastdarts.engine import RankLost, RanksDisagree, RunFolder, RunFolderError, Session, Stopping, World
 from fastdarts.steps import CapturedBilevel
+from fastdarts.steps.stage_timer import Stages
 from fastdarts.inputs.images import Images
 from fastdarts.inputs.files import Input, Source
 from fastdarts.objectives import Objective
+from fastdarts.report import write_report
 from fastdarts.runs.plan import free_for, prepare, too_little
-from fastdarts.search import METHODS, DivergedError, Progressive, Search, Stage, stages_of
-from fastdarts.runs.search_session import PICTURES, Session
+from fastdarts.runs.search_session import PICTURES, SearchReporter
+from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Search, Stage, stages_of
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
 from fastdarts.supernet import Network
@@ -65,7 +67,8 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
         saved = None if folder.saved is None else folder.saved.get("input")
         how = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
         given = held.enter_context(closing(source.open_input(settings, images, **how)))
-        search = _start(settings, space, images, given, world)
+        stages = Stages() if world.leads else None
+        search = _start(settings, space, images, given, world, stages)
         if folder.saved is None:
             more = {"input": given.facts, "ranks": world.size}
             world.lead(lambda: _begin(held.enter_context, _facts(name, settings, space, images) | more, images, folder))
@@ -75,24 +78,17 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
         log.info(f"run folder {folder.path}, {provenance.commit()}")
         log.info(given.told)
         _say_what_changed(folder, settings, world)
-        session = Session(
-            search,
-            folder,
-            settings,
-            given.pictures,
-            files=images.index.files,
-            benchmark=benchmark,
-            stopping=stopping,
-            world=world,
-        )
+        more = {"report": write_report, "benchmark": benchmark, "stages": stages}
+        reporter = SearchReporter(search, folder, settings, given.pictures, **more)
+        session = Session(search, folder, settings, reporter, files=images.index.files, stopping=stopping, world=world)
         try:
-            report = session.run()
+            session.run()
         except (DivergedError, RanksDisagree, RankLost, OSError) as error:
             log.error(f"stopped: {error}")
             raise
         except DataError as error:  # of a file that was good when it was checked
             raise DataError(f"{error}; put the file back, and the same command continues the run") from error
-        log.info(f"{search.result()}\nreport {report}")
+        log.info(f"{search.result()}\nreport {folder['report.html']}")
 
 
 def _folder(command: str, settings: RunSettings, space: Space, world: World) -> RunFolder:
@@ -117,8 +113,10 @@ def _folder(command: str, settings: RunSettings, space: Space, world: World) -> 
     return folder
 
 
-def _start(settings: RunSettings, space: Space, images: Images, given: Input, world: World) -> Search:
-    """The search at its beginning, with the same weights on all ranks."""
+def _start(
+    settings: RunSettings, space: Space, images: Images, given: Input, world: World, timer: Stages | None
+) -> Search:
+    """The search at its beginning, with the same weights on all ranks; its steps are followed by `timer`."""
 
     def make(space: Space, stage: Stage) -> tuple[Network, Objective]:
         supernet, objective = build(settings, space, len(images.index.classes), stage)
@@ -128,6 +126,10 @@ def _start(settings: RunSettings, space: Space, images: Images, given: Input, wo
             supernet.synchronise(world)
         draw_apart(world)
         return supernet, objective
+
+    def captured(bilevel: Bilevel) -> CapturedBilevel:
+        steps = CapturedBilevel(bilevel, settings.cuda_graph)
+        return steps if timer is None else timer.follow(steps)
 
     stages = Progressive(stages_of(settings, settings.layers, space), make, settings.seed)
     supernet, objective = stages.begin(0, space)
@@ -139,11 +141,11 @@ def _start(settings: RunSettings, space: Space, images: Images, given: Input, wo
         settings,
         eval_loader=given.evaluation,
         ranks=None if world.alone else world,
-        captured=lambda bilevel: CapturedBilevel(bilevel, settings.cuda_graph),
+        captured=captured,
         method=METHODS[settings.method],
         progressive=stages if settings.progressive else None,
     )
-    world.copy_from_lead([*world.named(search).values(), *supernet.buffers(), *objective.buffers()])
+    world.copy_from_lead([*search.named_tensors().values(), *supernet.buffers(), *objective.buffers()])
     return search
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdarts import engine, steps
+from fastdarts import steps
 from fastdarts.search_imagenet import main
 from tests.support.runs import SPLIT, TINY, write_tree
 
@@ -28,7 +28,7 @@ def test_memory_that_gave_out_is_told_although_a_signal_came(
         if when == "before":
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            monkeypatch.setattr(engine, "step_bytes", counted)
+            monkeypatch.setattr(steps, "step_bytes", counted)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
     monkeypatch.setattr("fastdarts.steps.CapturedBilevel.__call__", gives_out)
