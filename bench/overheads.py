@@ -260,7 +260,7 @@ class Rounds(Resident):
 
     def __next__(self) -> Batch:
         if not self._left:
-            self.session.writer.wait()
+            self.session.saver.writer.wait()
         if self._began is not None:
             self._now[self._block] += perf_counter() - self._began
         if not self._left:
@@ -296,7 +296,7 @@ class Rounds(Resident):
         if not self._block:
             raise Stopped(signal.SIGTERM)
         if self._block == "checkpoint":
-            self.session.saved_at = -inf  # as if its interval were over
+            self.session.saver.saved_at = -inf  # as if its interval were over
 
     def _take_others(self) -> None:
         """A step of each; what is timed in them does not count."""

@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from math import isfinite
 from time import perf_counter
 from typing import Any, Literal, Protocol
 
@@ -14,11 +13,10 @@ from fastdarts.engine.checkpoints import steps_of
 from fastdarts.engine.distributed import World
 from fastdarts.engine.progress import Progress
 from fastdarts.engine.reporter import Reporter
-from fastdarts.engine.rng import rng_state, set_rng_state
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
+from fastdarts.engine.saver import Saver
 from fastdarts.engine.signals import Asking, Stopped, Stopping
 from fastdarts.engine.watch import Watch, WatchOptions
-from fastdarts.engine.writer import Writer
 from fastdarts.protocols import DivergedError, Hooks, InputStopped, StepReport, Trainable
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
@@ -75,9 +73,8 @@ class Session:
         self.trainable, self.folder, self.settings, self.reporter = trainable, folder, settings, reporter
         self.files, self.stopping, self.world = files, stopping or Stopping(), world or World()
         self.watch: Watch | None = None  # rank 0's, while it trains
-        self.recent, self.writer = RecentSteps(trainable.parts), Writer()
-        self.best: float | None = None  # lowest validation loss so far
-        self.saved = -1  # steps that the last checkpoint knows of
+        self.recent = RecentSteps(trainable.parts)
+        self.saver = Saver(trainable, folder, minutes=settings.checkpoint_minutes, keep=settings.keep_checkpoints)
         self.rewound: Counter[int] = Counter()  # by the checkpoint's steps
 
     def run(self) -> None:
@@ -97,23 +94,23 @@ class Session:
             with self.stopping.deferred(), ExitStack() as watched:
                 with self.stopping.deferred(shared=not self.world.alone):
                     if state is None and self.settings.on_bad == "rewind":
-                        self._save()  # the beginning, to have something to go back to
+                        self.saver.save(self.world)  # the beginning, to have something to go back to
                     if self.world.leads:
                         self.watch = watched.enter_context(Watch(self.trainable, self.folder, self.settings, self.reporter))
                     self._compare("before the first step")
                     self._train()
                 self._conclude()
-            self.writer.wait()
+            self.saver.writer.wait()
         except Stopped:
             good = not self._bad_steps() or self.settings.on_bad == "skip"
-            if good and self.saved < self.trainable.done.steps:
-                self._save()
-            self.writer.wait()
+            if good and self.saver.saved < self.trainable.done.steps:
+                self.saver.save(self.world)
+            self.saver.writer.wait()
             self.world.wait()  # or torchrun would end rank 0, which writes, because the others have left
-            log.info(f"stopped after step {self.trainable.done.steps}; the last checkpoint is of step {self.saved}")
+            log.info(f"stopped after step {self.trainable.done.steps}; the last checkpoint is of step {self.saver.saved}")
             raise
         finally:
-            self.writer.close()
+            self.saver.writer.close()
         if state is not None and steps_of(state) == self.trainable.done.steps:
             log.info(f"nothing is left to do in {self.folder.path}")
         if self.world.leads:
@@ -152,36 +149,18 @@ class Session:
     def _load(self, state: dict[str, Any] | None) -> None:
         """Take the trainable to `state`, and what goes with it."""
         if state is not None:
-            try:
-                self.trainable.load_state_dict(state)
-                if self.world.rank < len(state.get("rng", ())):
-                    set_rng_state(state["rng"][self.world.rank], self.trainable.device)
-            except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                reason = " ".join(str(error).split())[:200]
-                raise RunFolderError(f"the checkpoint in {self.folder.path} does not fit this run ({reason})") from error
-            self.saved, self.best = steps_of(state), state.get("best")
+            self.saver.load(state, self.world.rank)
         done = self.trainable.done
         self.recent.forget(done.epochs + 1, self.trainable.skipped.tolist())
         self.progress = Progress(self.settings.log_every, self.trainable.total, done)
-        self.saved_at = perf_counter()
-
-    def _save(self, best: bool = False) -> None:
-        """Take a checkpoint: copy the state now, write it beside the next steps."""
-        rng = self.world.gather(rng_state(self.trainable.device))
-        self.saved, self.saved_at = self.trainable.done.steps, perf_counter()
-        if self.world.leads:
-            state, keep = self.trainable.state_dict() | {"rng": rng, "best": self.best}, self.settings.keep_checkpoints
-            self.writer.write(state, lambda copy: self.folder.save(copy, best, keep))
 
     def _on_step(self, report: StepReport) -> None:
-        self.writer.check()
+        self.saver.writer.check()
         self.recent.note(report, self.trainable.positions)
         due = self.progress.due(report)
         if due and self.watch is not None:
             self.watch.line(report, self.progress)
-        minutes = self.settings.checkpoint_minutes
-        late = bool(minutes) and not self.writer.busy and perf_counter() - self.saved_at >= 60 * minutes
-        signal, save = self.world.agree(self.stopping.signal, late)
+        signal, save = self.world.agree(self.stopping.signal, self.saver.late)
         last = report.step % self._steps_an_epoch == 0
         if due or save or signal or last or self.recent.full:
             self._look()
@@ -193,7 +172,7 @@ class Session:
         if signal:
             raise self.stopping.agreed(signal)
         if save:
-            self._save()
+            self.saver.save(self.world)
 
     def _batches(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         """An evaluation's batches, between which ranks agree on signals; one process alone is interrupted anywhere."""
@@ -214,15 +193,7 @@ class Session:
         """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
         if self.watch is not None:
             self.watch.epoch(record)
-        self._save(best=self._is_best(record["valid"]))
-
-    def _is_best(self, valid: dict[str, float] | None) -> bool:
-        """Whether these figures of an evaluation have the lowest loss so far, which is remembered."""
-        loss = (valid or {}).get("loss")
-        if loss is None or not isfinite(loss) or (self.best is not None and loss >= self.best):
-            return False
-        self.best = loss
-        return True
+        self.saver.save(self.world, record["valid"])
 
     def _bad_steps(self) -> list[BadStep]:
         """The steps since the last look whose numbers went bad, named in the log. Waits for the device."""
@@ -233,7 +204,8 @@ class Session:
             for step in bad[-SHOWN:]:
                 log.warning(step.told(self.files))
             more = f"{len(bad)} such steps since the last look" if len(bad) > 1 else ""
-            kept = f"the last checkpoint is of step {self.saved}" if self.saved >= 0 else "there is no checkpoint yet"
+            saved = self.saver.saved
+            kept = f"the last checkpoint is of step {saved}" if saved >= 0 else "there is no checkpoint yet"
             log.warning("; ".join(filter(None, (more, self.reporter.state(), kept))))
         return bad
 
@@ -247,7 +219,7 @@ class Session:
 
     def _rewind(self, bad: BadStep) -> None:
         """Back to the last checkpoint, and on with the batches after the bad step's."""
-        self.writer.wait()
+        self.saver.writer.wait()
         state = self.world.lead(self.folder.restore, begun=True)
         if state is None:
             raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")

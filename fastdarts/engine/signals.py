@@ -1,8 +1,8 @@
 """How a run ends when it is asked to: SIGTERM, SIGINT (Ctrl-C), and SIGUSR1, which SLURM sends before a job's time is up.
 
-While a search steps, the signal is only noted and the step is finished, so that a checkpoint can be taken. While it waits
-for input, evaluates, draws, or prepares (files are checked, the cache is filled) it ends at once. Where several ranks search
-together, a signal to any of them ends all, once they have agreed on it: after a step, or after a batch of an evaluation.
+During a step: finish the step, save a checkpoint and exit. While waiting for input, evaluating, drawing or preparing (files
+are checked, the cache is filled): exit immediately. With several ranks, a signal to any of them ends all, once they have
+agreed on it: after a step, or after a batch of an evaluation.
 """
 
 import signal
@@ -36,9 +36,9 @@ class Stopped(BaseException):
 
 
 class Stopping:
-    """Takes the signals inside `with`, where it is the main thread's; the handlers before it are put back.
+    """Context manager: installs signal handlers (main thread only) and restores the previous ones on exit.
 
-    A second SIGINT ends the process at once, by the system's own hand.
+    A second SIGINT ends the process immediately, by the default handler.
     """
 
     def __init__(self) -> None:
