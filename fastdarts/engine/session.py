@@ -176,7 +176,9 @@ class Session:
 
     def _batches(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         """An evaluation's batches, between which ranks agree on signals; one process alone is interrupted anywhere."""
-        return batches if self.world.alone else Asking(batches, self._ask, lambda mine: max(self.world.gather(mine)))
+        if self.world.alone:
+            return batches
+        return Asking(batches, self._ask, lambda mine: max(self.world.gather(mine)))
 
     def _ask(self) -> None:
         """Raise Stopped on all ranks if any has got a signal."""

@@ -52,7 +52,8 @@ def run(name: str, settings: RunSettings, source: Source, stopping: Stopping, wo
     free = free_for(settings, world)
     prepared = world.lead(lambda: prepare(settings, images, free, world, stopping))  # before any file is decoded
     if settings.dry_run:
-        log.info(f"{prepared.told}\n{world.lead(lambda: source.forecast(prepared.settings, images, prepared.memory, world))}")
+        forecast = world.lead(lambda: source.forecast(prepared.settings, images, prepared.memory, world))
+        log.info(f"{prepared.told}\n{forecast}")
         return
     with ExitStack() as held:
         if folder.saved is not None:
