@@ -8,7 +8,7 @@ everything            the sum of the rows below it, up to the epoch's end
 NaN guard             looking for NaN and Inf, keeping and putting back BatchNorm's buffers, conditional updates
 recent steps          keeping what would name a bad step, and looking at it with each line
 progress and metrics  the line in log.txt and in metrics.jsonl
-status                the status file, and whatever else watches a step
+status                the status file
 the rest              what else the session does after a step: it asks for signals, and whether a checkpoint is due
 stages                timing the parts of a step
 checkpoint            one every --checkpoint_minutes: copying the state, and what writing it takes from the steps beside
@@ -42,9 +42,10 @@ from bench.measure import quantiles
 from bench.records import RESULTS, append, milliseconds, tagged
 from bench.workload import OURS, SUPERNETS, Run, Steps, Workload, WorkloadError, make_objective, make_supernet, resident_batch
 from fastdarts.batch import Batch
-from fastdarts.engine import Progress, RecentSteps, RunFolder, Stopped, Watch, log_to
-from fastdarts.runs import search_session as sessions
-from fastdarts.runs.search_session import Session
+from fastdarts.engine import Progress, RecentSteps, RunFolder, Session, Stopped, log_to
+from fastdarts.engine import session as sessions
+from fastdarts.engine.status import Status
+from fastdarts.runs.search_session import SearchReporter
 from fastdarts.search import Bilevel, Search
 from fastdarts.search import bilevel as bilevels
 from fastdarts.search.updates import Buffers, Kept
@@ -59,7 +60,7 @@ GUARD = ((Buffers, "kept"), (Kept, "put_back_where"), (bilevels, "non_finite"), 
 PARTS = {  # what runs between two steps, and the row it counts for
     "recent steps": ((RecentSteps, "note"), (RecentSteps, "look")),
     "progress and metrics": ((Progress, "due"), (Progress, "line"), (RunFolder, "append")),
-    "status": ((Watch, "step"), (Watch, "logged")),
+    "status": ((Status, "running"),),
 }
 CALLS = 2000  # of the stages around nothing
 
@@ -146,8 +147,15 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
     numbers = torch.arange(workload.batch)
     train, val = (resident_batch(workload, 1, seed)._replace(index=numbers) for seed in (1, 2))
     loader = Rounds(train, settings.log_every, rounds)
-    search = Search(supernet, objective, loader, Resident(val), settings)
-    search.take_step = CapturedBilevel(search.bilevel)
+    stages = Stages()
+    search = Search(
+        supernet,
+        objective,
+        loader,
+        Resident(val),
+        settings,
+        captured=lambda bilevel: stages.follow(CapturedBilevel(bilevel)),
+    )
     loader.others = {name: Steps(CapturedBilevel(_like(search, kind)), train, val) for name, kind in OTHERS.items()}
     with TemporaryDirectory() as place, ExitStack() as held:
         folder = RunFolder(Path(place))
@@ -158,8 +166,9 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
                 held.enter_context(patch.object(owner, name, loader.timed(row, getattr(owner, name))))
         for optimizer in (search.bilevel.weight_optimizer, search.bilevel.arch_optimizer):
             optimizer.step = loader.timed("update", optimizer.step)
-        loader.session = Session(search, folder, settings, [], files=[str(n) for n in numbers.tolist()])
-        search.on_step = loader.timed("between", search.on_step)
+        held.enter_context(patch.object(Session, "_on_step", loader.timed("between", Session._on_step)))
+        reporter = SearchReporter(search, folder, settings, [], report=_nothing, stages=stages)
+        loader.session = Session(search, folder, settings, reporter, files=[str(n) for n in numbers.tolist()])
         with suppress(Stopped):
             loader.session.run()
     if any(search.bilevel.skipped.tolist()) or not all(p.isfinite().all() for p in search.bilevel.weights):
@@ -251,7 +260,7 @@ class Rounds(Resident):
 
     def __next__(self) -> Batch:
         if not self._left:
-            self.session.writer.wait()
+            self.session.saver.writer.wait()
         if self._began is not None:
             self._now[self._block] += perf_counter() - self._began
         if not self._left:
@@ -287,7 +296,7 @@ class Rounds(Resident):
         if not self._block:
             raise Stopped(signal.SIGTERM)
         if self._block == "checkpoint":
-            self.session.saved_at = -inf  # as if its interval were over
+            self.session.saver.saved_at = -inf  # as if its interval were over
 
     def _take_others(self) -> None:
         """A step of each; what is timed in them does not count."""
@@ -301,7 +310,8 @@ class Rounds(Resident):
 
 def _stages(search: Search) -> float:
     """Seconds that timing the parts of a step takes: both its halves, and in each the update."""
-    stages = Stages(CapturedBilevel(_like(search, Bilevel)))
+    stages = Stages()
+    stages.follow(CapturedBilevel(_like(search, Bilevel)))
     halves = [stages.timed(METHODS[name], stages.timed(METHODS["_update"], _nothing)) for name in ("arch_step", "weight_step")]
     began = perf_counter()
     for _ in range(CALLS):
@@ -310,8 +320,8 @@ def _stages(search: Search) -> float:
     return (perf_counter() - began) / CALLS
 
 
-def _nothing() -> None:
-    """What the stages are timed around."""
+def _nothing(*_: object) -> None:
+    """What the stages are timed around, and a report that is not drawn."""
 
 
 def text(record: dict[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from fastdarts.search import Search
 from fastdarts.search_imagenet import main
 from fastdarts.steps import CapturedBilevel
-from tests.support.runs import SPLIT, TINY, contents, write_tree
+from tests.support.runs import SPLIT, TINY, contents, without_reports, write_tree
 
 GROWING = [1.0] * 6 + [2.0] * 7  # after epochs 1, 2, ...: alpha moves from the second, so it ends after epoch 11
 
@@ -19,7 +19,7 @@ GROWING = [1.0] * 6 + [2.0] * 7  # after epochs 1, 2, ...: alpha moves from the 
 def no_report():
     """Drawing takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdarts.runs.search_session.write_report", lambda folder: folder / "report.html")
+        without_reports(patch)
         patch.setattr(Search, "hessian", lambda self: GROWING[self.epoch])
         yield
 
@@ -63,7 +63,7 @@ def test_the_same_command_again_has_nothing_to_do(eigenvalue, finished, capsys):
     before = contents(finished)
     assert main([*eigenvalue, "--save", str(finished)]) == 0
     told = capsys.readouterr().out
-    assert "nothing is left to search" in told and "early stop after epoch 11" in told
+    assert "nothing is left to do" in told and "early stop after epoch 11" in told
     assert contents(finished) == before
     assert (finished / "status").read_text().startswith("finished")
 

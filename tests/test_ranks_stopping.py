@@ -163,7 +163,7 @@ def test_what_is_bad_on_one_rank_sends_all_back(argv: list[str], poisoned: tuple
 
 def killed_before_going_back(number: int) -> None:
     """A hook: `poison`, and rank 1 is killed as soon as it is to go back."""
-    from fastdarts.runs.search_session import Session
+    from fastdarts.engine import Session
 
     poison(number)
     plain = Session._rewind

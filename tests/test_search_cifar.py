@@ -16,18 +16,17 @@ import torch
 from PIL import Image
 
 from fastdarts.data import ImageArray
-from fastdarts.engine import RunFolder, Stopping, World, steps_of
+from fastdarts.engine import RunFolder, Session, Stopping, World, steps_of
 from fastdarts.inputs.images import ImageArrays
 from fastdarts.inputs.source import CIFAR, CIFAR10, CIFAR100
+from fastdarts.protocols import StepReport
 from fastdarts.runs.build import build
 from fastdarts.runs.plan import free_for, prepare
 from fastdarts.runs.resolved import Resolved
-from fastdarts.runs.search_session import Session
-from fastdarts.search import StepReport
 from fastdarts.search_cifar import main, resolve
 from fastdarts.settings import ConfigError, SearchCifarSettings
 from fastdarts.supernet import eager_candidates as beside
-from tests.support.runs import free_port
+from tests.support.runs import free_port, without_reports
 from tests.test_search_imagenet import FILES
 from tests.zoo.operations import OPS
 
@@ -65,9 +64,9 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which take longer than all the rest; that of `finished` is whole, a module's fixture comes before this one."""
-    monkeypatch.setattr("fastdarts.runs.search_session.write_report", lambda folder: folder / "report.html")
+    without_reports(monkeypatch)
 
 
 def epochs(folder: Path) -> list[dict]:
@@ -128,7 +127,7 @@ def test_draws_of_torchs_generator_depend_neither_on_a_stop_nor_on_when_a_report
 ) -> None:
     whole, parts = ([*arguments(data, "--save", str(tmp_path / name)), *more.split()] for name in ("whole", "parts"))
     assert main(whole) == 0
-    monkeypatch.setattr("fastdarts.runs.search_session.REPORT_SECONDS", -1.0)
+    monkeypatch.setattr("fastdarts.engine.session.REPORT_SECONDS", -1.0)
     interrupted(monkeypatch, parts, step=4)
     assert main(parts) == 0
     assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
@@ -160,7 +159,7 @@ def test_a_continued_run_keeps_the_size_that_it_began_with(data: Path, tmp_path:
     (tmp_path / "run" / "log.txt").write_text("")
     assert main([*argv, "--epochs", "1", "--batch_size", "auto"]) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "12 px, batch 4" in log and "crops of 12 of 16 px" in log and "nothing is left to search" in log
+    assert "12 px, batch 4" in log and "crops of 12 of 16 px" in log and "nothing is left to do" in log
 
 
 def test_a_space_is_the_same_however_it_is_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_a_finished_run_is_left_as_it_is(finished, tree, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     assert main(arguments(tree, "--save", str(finished))) == 0
     assert (finished / "metrics.jsonl").read_bytes() == before
-    assert "nothing is left to search" in capsys.readouterr().out
+    assert "nothing is left to do" in capsys.readouterr().out
 
 
 def test_other_settings_for_the_same_folder_are_refused(finished, tree, capsys):
@@ -444,7 +444,7 @@ def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_i
     assert (saved["batch_size"], saved["learning_rate"]) == (8, 0.5)
     monkeypatch.setattr("fastdarts.steps.free_bytes", lambda _: 10**7)
     assert main(argv) == 0
-    assert "nothing is left to search" in capsys.readouterr().out
+    assert "nothing is left to do" in capsys.readouterr().out
     assert main([*arguments(tree, "--save", str(tmp_path / "other")), "--batch_size", "auto"]) == 2
     assert "--batch_size auto: no multiple of 8 fits" in capsys.readouterr().err
 

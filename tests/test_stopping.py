@@ -23,7 +23,7 @@ from fastdarts.objectives import MaskedReconstruction
 from fastdarts.search import Search
 from fastdarts.search_imagenet import main
 from fastdarts.steps import CapturedBilevel
-from tests.support.runs import SPLIT, TINY, Run, contents, write_tree
+from tests.support.runs import SPLIT, TINY, Run, contents, without_reports, write_tree
 
 STEPS, EPOCHS = 4, 3  # an epoch's, of the searches here
 EACH_STEP = ["--checkpoint_minutes", "1e-9"]
@@ -33,7 +33,7 @@ EACH_STEP = ["--checkpoint_minutes", "1e-9"]
 def no_report() -> Iterator[None]:
     """Drawing takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastdarts.runs.search_session.write_report", lambda folder: folder / "report.html")
+        without_reports(patch)
         yield
 
 
@@ -111,10 +111,10 @@ def test_the_planner_is_broken_off_between_two_steps_that_it_counts(argv, tmp_pa
 def test_evaluation_is_broken_off_and_made_again(argv, finished, tmp_path, monkeypatch):
     plain, seen = Search.evaluate, []
 
-    def evaluate(self):
+    def evaluate(self, hooks):
         send(signal.SIGTERM)()
         seen.append("went on")
-        return plain(self)
+        return plain(self, hooks)
 
     run = [*argv, "--save", str(tmp_path / "run")]
     with monkeypatch.context() as patch:
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_another_network_is_one_line(argv, finished, tmp_path, c
     torch.save(state, folder / "checkpoint.pt")
     assert main([*argv, "--save", str(folder)]) == 2
     err = capsys.readouterr().err
-    assert "does not fit this search" in err and err.count("\n") == 1
+    assert "does not fit this run" in err and err.count("\n") == 1
 
 
 def test_checkpoints_that_are_kept(argv, tmp_path):

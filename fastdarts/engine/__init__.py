@@ -7,8 +7,10 @@ from fastdarts.engine.distributed import RankLost, RanksDisagree, Seat, ToldElse
 from fastdarts.engine.files import write_text
 from fastdarts.engine.profile import Window
 from fastdarts.engine.progress import Progress, duration, log_to, now_and_then
+from fastdarts.engine.reporter import Reporter
 from fastdarts.engine.rng import rng_state, set_rng_state
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
+from fastdarts.engine.session import Session
 from fastdarts.engine.signals import Asking, Stopped, Stopping
 from fastdarts.engine.tensorboard import no_tensorboard
 from fastdarts.engine.watch import Watch
@@ -22,9 +24,11 @@ __all__ = [
     "RankLost",
     "RanksDisagree",
     "RecentSteps",
+    "Reporter",
     "RunFolder",
     "RunFolderError",
     "Seat",
+    "Session",
     "Stopped",
     "Stopping",
     "ToldElsewhere",

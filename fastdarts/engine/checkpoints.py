@@ -68,7 +68,7 @@ def decode(data: bytes) -> dict[str, Any]:
         raise ValueError("its end is missing" if data else "it is empty")
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
-        raise ValueError("it holds no state of a search")
+        raise ValueError("it holds no state of a run")
     return state
 
 
@@ -82,24 +82,27 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints in a folder, of which the `keep` newest and the best remain."""
+    """The checkpoints in a folder."""
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
-    def put(self, data: bytes, best: bool = False) -> None:
-        """Make `data` (of `encode`) the newest checkpoint, and the best one too. Raises OSError; the others are intact then."""
+    def put(self, data: bytes, best: bool = False, keep: int = 2) -> None:
+        """Make `data` (of `encode`) the newest checkpoint, and the best one too; the `keep` newest and the best remain.
+
+        Raises OSError; the others are intact then.
+        """
         if best:
             write_atomically(self.folder / BEST, lambda file: file.write(data))
         with written_beside(self.folder / NEWEST, lambda file: file.write(data)) as incoming:
-            for number in range(self.keep - 1, 0, -1):
+            for number in range(keep - 1, 0, -1):
                 before = self._path(number - 1)
                 if before.exists():
                     os.replace(before, self._path(number))
             os.replace(incoming, self.folder / NEWEST)
             flush_folder(self.folder)
         for number in self._numbers():
-            if number >= self.keep:
+            if number >= keep:
                 self._path(number).unlink(missing_ok=True)
 
     def newest(self) -> Found | None:
@@ -145,5 +148,5 @@ class Checkpoints:
 
 
 def steps_of(state: dict[str, Any]) -> int:
-    """Finished steps of the whole search."""
+    """Finished steps of the whole run."""
     return int(state.get("step", 0))

@@ -25,7 +25,7 @@ def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None
     """Inside, torch's libraries take the fastest algorithms, or deterministic ones, and a line says what is switched off.
 
     The library's own kernels give the same bits in each run either way, and so does everything on a CPU. Without it cuDNN
-    tries its algorithms for each shape on a GPU and keeps the fastest: shapes do not change during a search. With it, an
+    tries its algorithms for each shape on a GPU and keeps the fastest: shapes do not change during a run. With it, an
     operator of torch that has no deterministic algorithm raises NotDeterministicError, and so does cuBLAS where the process
     used it before: it reads the size of its workspaces once.
     """

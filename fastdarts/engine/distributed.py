@@ -1,8 +1,8 @@
-"""Several processes that search together, each on an equal share of every batch: torchrun's ranks.
+"""Several processes that train together, each on an equal share of every batch: torchrun's ranks.
 
 The only file that reads torchrun's environment. No wrapper around the network: what is averaged over the ranks is one flat
 tensor for each update (search.bilevel), and everything random depends on an image's number or on the step alone, so the ranks
-do what one process would do with the whole batch. A lone process is a World, too, and costs nothing.
+do what one process would do with the whole batch. A single process is a World of size 1, with no overhead.
 
 Start-up may take one rank much longer than the others (files are checked by rank 0 alone): there, ranks wait for each other
 without limit, unless one says that it ends. From the first step on, whoever does not answer within the time-out is lost, and
@@ -26,7 +26,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastdarts.engine.progress import log_to
-from fastdarts.search import Search
 
 T = TypeVar("T")
 Backend = Literal["auto", "nccl", "gloo"]
@@ -104,7 +103,7 @@ class Seat(NamedTuple):
 
 
 class World:
-    """The ranks of a search: `join` finds them; World() is a process alone.
+    """The ranks of a run: `join` finds them; World() is a single process.
 
     Methods without further note are called by all ranks, in one order. Raise RankLost.
     """
@@ -202,14 +201,6 @@ class World:
             self._call("sending the first weights", partial(dist.broadcast, flat, group_src=0, group=self._group))
             for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 t.copy_(part.view(t.shape))
-
-    @staticmethod
-    def named(search: Search) -> dict[str, Tensor]:
-        """What all ranks must hold alike, by name: alpha, beta and all weights."""
-        named = {f"alpha {kind}": a for kind, a in search.relaxation.alpha.items()}
-        named |= {f"beta {kind}": b for kind, b in search.relaxation.beta.items()}
-        named |= dict(search.supernet.named_parameters())
-        return named | {f"objective {name}": p for name, p in search.objective.named_parameters()}
 
     def gather(self, value: T) -> list[T]:
         """Each rank's value, by rank."""

@@ -12,7 +12,7 @@ log = logging.getLogger("fastdarts")
 
 
 class Window(NamedTuple):
-    """Steps `first` to `last` of the whole search, both in it, counted from 1."""
+    """Steps `first` to `last` of the whole run, both included, counted from 1."""
 
     first: int
     last: int

@@ -1,13 +1,13 @@
 """What a run says while it goes on."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter
 from typing import NamedTuple, TextIO
 
-from fastdarts.search import StepReport
+from fastdarts.protocols import Extent, StepReport
 
 SECONDS = 10.0  # between two lines about one thing
 log = logging.getLogger("fastdarts")
@@ -45,7 +45,7 @@ def now_and_then(what: str) -> Callable[[int, int], None]:
 
 
 class Pace(NamedTuple):
-    """How fast a search goes."""
+    """How fast a training goes."""
 
     images_per_s: float  # since the last line
     seconds_left: float
@@ -54,32 +54,34 @@ class Pace(NamedTuple):
 class Progress:
     """Logs a line every `log_every` steps: epoch, step, losses, images/s since the last line, time left.
 
-    images  that the whole search will pass forward and backward, from the first step
-    done    images passed before, when a run is continued
+    total  of the whole training
+    done   of it before, when a run is continued
     """
 
-    def __init__(self, log_every: int, epochs: int, images: int, done: int = 0) -> None:
-        self.log_every, self.epochs, self.images, self.done = log_every, epochs, images, done
+    def __init__(self, log_every: int, total: Extent, done: Extent) -> None:
+        self.log_every, self.total, self.left = log_every, total, total.passes - done.passes
         self.started = perf_counter()
-        self.since = 0  # images since the last line
+        self.images = self.passes = 0  # since the last line
 
     def due(self, report: StepReport) -> bool:
         """Whether this step gets a line; reading a loss waits for the device, so it is done for these alone."""
-        self.done += report.images
-        self.since += report.images
+        passes = sum(loss is not None for loss in report.losses)
+        self.images += report.images
+        self.passes += passes
+        self.left -= passes
         return report.step % self.log_every == 0
 
-    def line(self, report: StepReport, train_loss: float, val_loss: float | None) -> Pace:
-        """Log the line."""
+    def line(self, report: StepReport, losses: Mapping[str, float | None]) -> Pace:
+        """Log the line; losses: by their names, None for one of a part that does not move yet."""
         now = perf_counter()
-        rate = self.since / (now - self.started)
-        pace = Pace(rate, (self.images - self.done) / rate)
-        alpha = "not moving yet" if val_loss is None else f"{val_loss:.4f}"
+        seconds = now - self.started
+        pace = Pace(self.images / seconds, self.left * seconds / self.passes)
+        told = "".join(f"{name} {'not moving yet' if loss is None else f'{loss:.4f}'}  " for name, loss in losses.items())
         log.info(
-            f"epoch {report.epoch}/{self.epochs}  step {report.step}/{report.steps}  train {train_loss:.4f}  "
-            f"alpha {alpha}  {rate:.1f} images/s  {duration(pace.seconds_left)} left"
+            f"epoch {report.epoch}/{self.total.epochs}  step {report.step}/{report.steps}  {told}"
+            f"{pace.images_per_s:.1f} images/s  {duration(pace.seconds_left)} left"
         )
-        self.started, self.since = now, 0
+        self.started, self.images, self.passes = now, 0, 0
         return pace
 
 

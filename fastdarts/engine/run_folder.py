@@ -104,12 +104,12 @@ class RunFolder:
         with open(self[name], "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def save(self, state: dict[str, Any], best: bool = False) -> None:
-        """Write the newest checkpoint, and make it the best one too. The lines logged before it reach the disk before it."""
+    def save(self, state: dict[str, Any], best: bool = False, keep: int = 2) -> None:
+        """Write the newest of `keep` checkpoints, make it the best one too. Lines logged before it reach the disk before it."""
         for name in LINES:
             if self[name].exists():
                 flush(self[name])
-        self.checkpoints.put(encode(state), best)
+        self.checkpoints.put(encode(state), best, keep)
 
     def restore(self) -> dict[str, Any] | None:
         """The newest whole checkpoint, or None before the first. Lines logged after it are dropped: they will be written again.

@@ -1,8 +1,8 @@
 """How a run ends when it is asked to: SIGTERM, SIGINT (Ctrl-C), and SIGUSR1, which SLURM sends before a job's time is up.
 
-While a search steps, the signal is only noted and the step is finished, so that a checkpoint can be taken. While it waits
-for input, evaluates, draws, or prepares (files are checked, the cache is filled) it ends at once. Where several ranks search
-together, a signal to any of them ends all, once they have agreed on it: after a step, or after a batch of an evaluation.
+During a step: finish the step, save a checkpoint and exit. While waiting for input, evaluating, drawing or preparing (files
+are checked, the cache is filled): exit immediately. With several ranks, a signal to any of them ends all, once they have
+agreed on it: after a step, or after a batch of an evaluation.
 """
 
 import signal
@@ -36,17 +36,14 @@ class Stopped(BaseException):
 
 
 class Stopping:
-    """Takes the signals inside `with`, where it is the main thread's; the handlers before it are put back.
+    """Context manager: installs signal handlers (main thread only) and restores the previous ones on exit.
 
-    A second SIGINT ends the process at once, by the system's own hand.
-
-    alone  False where other ranks take part: then a search ends only where all have agreed on it
+    A second SIGINT ends the process immediately, by the default handler.
     """
 
     def __init__(self) -> None:
         self.signal = 0  # that has come, or 0
-        self.alone = True
-        self._at_once = True
+        self._at_once, self._shared = True, False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Stopping":
@@ -60,28 +57,34 @@ class Stopping:
         self._before = {}
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Inside, a signal is only noted."""
-        yield from self._set(False)
+    def deferred(self, shared: bool = False) -> Iterator[None]:
+        """Inside, a signal is only noted. shared: also in `at_once`, since several ranks end only where all agree on it."""
+        yield from self._set(False, shared or self._shared)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Inside, also inside `deferred`, a signal raises Stopped wherever it comes; so does one that was noted before."""
-        if self.alone:
+        if not self._shared:
             self.check()
-        yield from self._set(self._at_once or self.alone)
+        yield from self._set(self._at_once or not self._shared, self._shared)
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
         if self.signal:
             raise Stopped(self.signal)
 
-    def _set(self, at_once: bool) -> Iterator[None]:
-        before, self._at_once = self._at_once, at_once
+    def agreed(self, number: int) -> Stopped:
+        """What all ranks raise for a signal that any of them has got; one that comes later changes nothing here."""
+        self.signal = number
+        return Stopped(number, agreed=True)
+
+    def _set(self, at_once: bool, shared: bool) -> Iterator[None]:
+        before = self._at_once, self._shared
+        self._at_once, self._shared = at_once, shared
         try:
             yield
         finally:
-            self._at_once = before
+            self._at_once, self._shared = before
 
     def _come(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:

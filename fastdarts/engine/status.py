@@ -19,7 +19,7 @@ class Status:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last = -SECONDS
-        self._where = ""  # the last known place in the search
+        self._where = ""  # the last known place in the run
 
     def running(self, where: str) -> None:
         """The run goes on, at `where`. Written every SECONDS at most."""

@@ -1,74 +1,97 @@
-"""Everything a run says of itself to somebody who watches it: status file, stages of a step, TensorBoard, profiler."""
+"""Everything a run says of itself: lines in the log and in the folder's files, status, TensorBoard, a profile."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from math import isfinite
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from fastdarts.engine.profile import Profiler, Window
-from fastdarts.engine.progress import Pace, duration
+from fastdarts.engine.progress import Progress, duration
+from fastdarts.engine.reporter import Reporter
+from fastdarts.engine.run_folder import RunFolder
 from fastdarts.engine.status import Status
 from fastdarts.engine.tensorboard import Board
-from fastdarts.search import Search, Step, StepReport
-from fastdarts.settings import RunSettings
-from fastdarts.steps.cuda_graph import CapturedBilevel
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.protocols import StepReport, Trainable
 
+TIMING = ("seconds", "input_seconds", "images_per_s")  # of an epoch's record, what differs between two runs of one seed
 log = logging.getLogger("fastdarts")
+
+
+class WatchOptions(Protocol):
+    """What is read of a command's settings."""
+
+    @property
+    def tensorboard(self) -> bool: ...
+    @property
+    def profile(self) -> str | None: ...
 
 
 class Watch:
     """Watches one run, from where it begins or continues to its end: a context manager.
 
-    Inside, `step` is called after each step, `logged` with those that get a line, `epoch` after each epoch. Leaving writes
-    the final status: finished, or stopped and why.
+    Inside, `step` is called after each step, `line` after those that get a line in the log, `epoch` after each epoch. Leaving
+    writes the final status: finished, or stopped and why.
     """
 
-    def __init__(self, search: Search, folder: Path, settings: RunSettings) -> None:
-        done = search.epoch * len(search.train_loader) + search.part.steps
-        self.status = Status(folder / "status")
-        self.stages = Stages(search.take_step) if isinstance(search.take_step, CapturedBilevel) else None
+    def __init__(self, trainable: Trainable, folder: RunFolder, settings: WatchOptions, reporter: Reporter) -> None:
+        self.folder, self.reporter = folder, reporter
+        self.parts, self.epochs = trainable.parts, trainable.total.epochs
+        self.status = Status(folder["status"])
         self.board = self.profiler = None
+        done = trainable.done
         with ExitStack() as opened:
             if settings.tensorboard:
-                self.board = Board(folder, search.supernet.space, done)
+                self.board = Board(folder.path, done.steps)
                 opened.callback(self.board.close)
             if settings.profile is not None:
-                self.profiler = Profiler(Window.parse(settings.profile), folder, search.device, done)
+                self.profiler = Profiler(Window.parse(settings.profile), folder.path, trainable.device, done.steps)
                 opened.callback(self.profiler.close)
             self._opened = opened.pop_all()
-        self.status.running(f"epoch {search.epoch}/{settings.epochs}  step {done}")
-
-    def follow(self, steps: Step) -> None:
-        """Steps are taken by another one from now on."""
-        if self.stages is not None and isinstance(steps, CapturedBilevel):
-            self.stages.follow(steps)
+        self.status.running(f"epoch {done.epochs}/{self.epochs}  step {done.steps}")
 
     def step(self, report: StepReport) -> None:
         """After each step."""
         if self.profiler is not None:
             self.profiler.after_step(report.step)
 
-    def logged(self, report: StepReport, train_loss: float, alpha_loss: float | None, pace: Pace, epochs: int) -> None:
-        """After a step that got a line in the log."""
+    def line(self, report: StepReport, progress: Progress) -> None:
+        """The line of a step. Waits for the device."""
+        given = zip(self.parts, report.losses, strict=True)
+        losses = {part.loss: None if loss is None else loss.item() for part, loss in given}
+        pace = progress.line(report, losses)
         self.status.running(
-            f"epoch {report.epoch}/{epochs}  step {report.step}/{report.steps}  loss {train_loss:.4f}  "
+            f"epoch {report.epoch}/{self.epochs}  step {report.step}/{report.steps}  loss {losses[self.parts[0].loss]:.4f}  "
             f"images/s {pace.images_per_s:.1f}  left {duration(pace.seconds_left)}"
         )
         if self.board is not None:
-            self.board.step(report.step, train_loss, alpha_loss, pace.images_per_s)
+            scalars = {f"loss/{name}": loss for name, loss in losses.items()}
+            self.board.write(report.step, scalars | {"speed/images_per_s": pace.images_per_s})
+        if any(skipped := report.skipped.tolist()):
+            told = " and ".join(f"{n} of {part.name}" for n, part in zip(skipped, self.parts, strict=True) if n)
+            log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
+        finite = {f"{name}_loss": v if v is not None and isfinite(v) else None for name, v in losses.items()}
+        self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
 
-    def timing(self, timing: dict[str, Any]) -> dict[str, Any]:
-        """An epoch's timing with the seconds of its stages; input is that of waiting for it."""
-        if self.stages is None:
-            return timing
-        return timing | {"stages": {"input": timing["input_seconds"]} | self.stages.drain()}
-
-    def epoch(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
-        """After an epoch: its record, and what `timing` gave."""
+    def epoch(self, record: dict[str, Any]) -> None:
+        """The lines of an epoch, and what the reporter makes of it; record: of Trainable.epochs, which loses its times."""
+        timing = {name: record.pop(name) for name in TIMING}
+        if (stages := self.reporter.stage_seconds()) is not None:
+            timing["stages"] = {"input": timing["input_seconds"]} | stages
+        self.reporter.extend(record)
+        self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
+        self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
         if self.board is not None:
-            self.board.epoch(record, timing)
+            self.board.write(record["step"], of_epoch(record, timing) | self.reporter.scalars(record))
+            self.board.flush()
+        figures = "  ".join(f"valid {name} {value:.4f}" for name, value in (record["valid"] or {}).items())
+        loss, waiting = self.parts[0].loss, timing["input_seconds"] / timing["seconds"]
+        log.info(
+            f"epoch {record['epoch']}/{self.epochs} done in {duration(timing['seconds'])}, {waiting:.1%} of it waiting for "
+            f"input  {timing['images_per_s']:.1f} images/s  {loss} {record[f'{loss}_loss']:.4f}  {figures}"
+        )
+        self.reporter.epoch(record)
 
     def __enter__(self) -> Self:
         return self
@@ -82,3 +105,12 @@ class Watch:
                 self.status.stopped(str(error) or type(error).__name__)
             except OSError as also:  # the disk that stopped the run; its own error is the one to tell
                 log.info(f"no final status: {also}")
+
+
+def of_epoch(record: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float | None]:
+    """Scalars that every epoch has, by TensorBoard's names; timing: as in timing.jsonl."""
+    scalars = {"rate/weights": record["lr"]}
+    scalars |= {f"epoch/{name}": value for name, value in record.items() if name.endswith("_loss")}
+    scalars |= {f"valid/{name}": value for name, value in (record["valid"] or {}).items()}
+    scalars["speed/waiting_for_input"] = timing["input_seconds"] / timing["seconds"]
+    return scalars | {f"seconds/{stage}": seconds for stage, seconds in timing.get("stages", {}).items()}

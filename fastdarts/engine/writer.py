@@ -1,4 +1,4 @@
-"""Checkpoints written beside the search: its state is copied between two steps, a thread turns the copy into a file."""
+"""Checkpoints written during the next steps: the state is copied between two steps, a thread writes the copy."""
 
 import functools
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Copy:
     def _tensor(self, tensor: Tensor) -> Tensor:
         if tensor.device.type != "cuda":
             return tensor.clone()
-        self._device = tensor.device  # all of a search are on one
+        self._device = tensor.device  # all of a run are on one
         host = torch.empty_like(tensor, device="cpu", pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
@@ -84,5 +84,5 @@ class Writer:
     def _put(self, copy: Copy, put: Callable[[Any], None]) -> None:
         try:
             put(copy.ready())
-        except Exception as error:  # whatever it is, the search hears of it
+        except Exception as error:  # whatever it is, the next call raises it
             self._error = error

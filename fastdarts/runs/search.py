@@ -12,19 +12,21 @@ import torch
 
 from fastdarts import engine, provenance, steps
 from fastdarts.data import DataError
-from fastdarts.engine import RankLost, RanksDisagree, RunFolder, RunFolderError, Stopping, World
+from fastdarts.engine import RankLost, RanksDisagree, RunFolder, RunFolderError, Session, Stopping, World
 from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
+from fastdarts.report import write_report
 from fastdarts.runs.build import benchmark_of, build
 from fastdarts.runs.plan import free_for, prepare, too_little
 from fastdarts.runs.resolved import Resolved
-from fastdarts.runs.search_session import PICTURES, Session
-from fastdarts.search import METHODS, DivergedError, Progressive, Search, Stage
+from fastdarts.runs.search_session import PICTURES, SearchReporter
+from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Search, Stage
 from fastdarts.settings import AnySearch
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
 from fastdarts.steps import CapturedBilevel
+from fastdarts.steps.stage_timer import Stages
 from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
@@ -49,7 +51,8 @@ def run(name: str, resolved: Resolved, stopping: Stopping, world: World | None =
     free = free_for(resolved.settings, world)
     prepared = world.lead(lambda: prepare(resolved, images, free, world, stopping))  # before any file is decoded
     if resolved.settings.dry_run:
-        log.info(f"{prepared.told}\n{world.lead(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))}")
+        forecast = world.lead(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))
+        log.info(f"{prepared.told}\n{forecast}")
         return
     with ExitStack() as held:
         if folder.saved is not None:
@@ -65,7 +68,8 @@ def run(name: str, resolved: Resolved, stopping: Stopping, world: World | None =
         saved = None if folder.saved is None else folder.saved.get("input")
         how = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
         given = held.enter_context(closing(dataset.open_input(settings, images, **how)))
-        search = _start(resolved, images, given, world)
+        stages = Stages() if world.leads else None
+        search = _start(resolved, images, given, world, stages)
         if folder.saved is None:
             more = {"input": given.facts, "ranks": world.size}
             world.lead(lambda: _begin(held.enter_context, _facts(name, resolved, images) | more, images, folder))
@@ -75,24 +79,17 @@ def run(name: str, resolved: Resolved, stopping: Stopping, world: World | None =
         log.info(f"run folder {folder.path}, {provenance.commit()}")
         log.info(given.told)
         _say_what_changed(folder, settings, world)
-        session = Session(
-            search,
-            folder,
-            settings,
-            given.pictures,
-            files=images.index.files,
-            benchmark=benchmark,
-            stopping=stopping,
-            world=world,
-        )
+        more = {"report": write_report, "benchmark": benchmark, "stages": stages}
+        reporter = SearchReporter(search, folder, settings, given.pictures, **more)
+        session = Session(search, folder, settings, reporter, files=images.index.files, stopping=stopping, world=world)
         try:
-            report = session.run()
+            session.run()
         except (DivergedError, RanksDisagree, RankLost, OSError) as error:
             log.error(f"stopped: {error}")
             raise
         except DataError as error:  # of a file that was good when it was checked
             raise DataError(f"{error}; put the file back, and the same command continues the run") from error
-        log.info(f"{search.result()}\nreport {report}")
+        log.info(f"{search.result()}\nreport {folder['report.html']}")
 
 
 def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
@@ -118,8 +115,8 @@ def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
     return folder
 
 
-def _start(resolved: Resolved, images: Images, given: Input, world: World) -> Search:
-    """The search at its beginning, with the same weights on all ranks."""
+def _start(resolved: Resolved, images: Images, given: Input, world: World, timer: Stages | None) -> Search:
+    """The search at its beginning, with the same weights on all ranks; its steps are followed by `timer`."""
     settings = resolved.settings
 
     def make(space: Space, stage: Stage) -> tuple[Network, Objective]:
@@ -131,6 +128,10 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World) -> Se
         draw_apart(world)
         return supernet, objective
 
+    def captured(bilevel: Bilevel) -> CapturedBilevel:
+        steps = CapturedBilevel(bilevel, settings.cuda_graph)
+        return steps if timer is None else timer.follow(steps)
+
     stages = Progressive(resolved.stages, make, settings.seed)
     supernet, objective = stages.begin(0, resolved.space)
     search = Search(
@@ -141,11 +142,11 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World) -> Se
         settings,
         eval_loader=given.evaluation,
         ranks=None if world.alone else world,
-        captured=lambda bilevel: CapturedBilevel(bilevel, settings.cuda_graph),
+        captured=captured,
         method=METHODS[settings.method],
         progressive=stages if settings.progressive else None,
     )
-    world.copy_from_lead([*world.named(search).values(), *supernet.buffers(), *objective.buffers()])
+    world.copy_from_lead([*search.named_tensors().values(), *supernet.buffers(), *objective.buffers()])
     return search
 
 

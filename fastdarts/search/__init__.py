@@ -1,6 +1,6 @@
 """HOW alpha moves and is read out: the bilevel step, relaxation, schedules, selection, signs of collapse."""
 
-from fastdarts.protocols import Step, StepReport
+from fastdarts.protocols import DivergedError, Hooks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
 from fastdarts.search.early_stop import Stop, check_early_stop
@@ -11,14 +11,14 @@ from fastdarts.search.progressive import Progressive, Stage, stages_of
 from fastdarts.search.randomness import seeded
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.schedules import learning_rate
-from fastdarts.search.search import PARTS, DivergedError, Search
+from fastdarts.search.search import Search
 from fastdarts.search.selection import argmax_genotype, limit_skips
 
 __all__ = [
     "METHODS",
-    "PARTS",
     "Bilevel",
     "DivergedError",
+    "Hooks",
     "Method",
     "OptimizerUnavailable",
     "Precision",

@@ -3,16 +3,16 @@
 import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
-from fastdarts.protocols import Loader, Ranks, Step, StepReport
+from fastdarts.protocols import NO_HOOKS, DivergedError, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
@@ -32,12 +32,7 @@ from fastdarts.supernet import Network
 log = logging.getLogger("fastdarts")
 
 
-class DivergedError(ArithmeticError):
-    """Half the losses of an epoch are not finite, or none of its updates could be made; the message says which epoch."""
-
-
-PARTS = ("the weights", "alpha")  # what Bilevel.skipped counts, in its order
-LOSSES = ("train", "alpha")
+PARTS = Part("the weights", "train"), Part("alpha", "alpha")  # in the order of Bilevel.skipped
 
 
 class Search:
@@ -47,17 +42,16 @@ class Search:
                               that moves alpha takes the next batch of val_loader, wherever it stands
     settings                  learning rates, schedules, order; settings.seed starts alpha
     eval_loader               a finite iterable of batches for `evaluate`, or None
-    on_step                   called after each step
     ranks                     the ranks that search together; None: this process alone. Losses and figures are those of all
-    captured                  makes of a Bilevel what takes its steps (steps.cuda_graph.CapturedBilevel); None: itself does
+    captured                  makes of a Bilevel what takes its steps (steps.cuda_graph.CapturedBilevel); None: itself does.
+                              Called for the Bilevel of each stage
     method                    whose relaxation and selection are taken; the rest of a method is in the settings
     progressive               a search in stages, of which `supernet` and `objective` are the first; settings.epochs is of all.
                               Learning rate, alpha's beginning and dropout go by the epoch within the stage. A stage begins
                               with the next step after the one before it ended: then space, supernet, objective, bilevel and
-                              take_step are others. on_stage is called after that, and after load_state_dict changed the stage
+                              take_step are others. load_state_dict may change the stage, too
 
     take_step is what makes a step, to be replaced before the first one if at all.
-    interruptible() is entered around what may be broken off by an exception at any point: waiting for input, evaluating.
     The modules are used where they are (device, dtype); batches are moved to them.
 
     What `state_dict` gives holds at every moment outside take_step: inside an epoch too, also after an exception there.
@@ -74,7 +68,6 @@ class Search:
         settings: SearchSettings,
         *,
         eval_loader: Iterable[Batch] | None = None,
-        on_step: Callable[[StepReport], None] | None = None,
         ranks: Ranks | None = None,
         captured: Callable[[Bilevel], Step] | None = None,
         method: Method = METHODS["darts-1st"],
@@ -82,8 +75,7 @@ class Search:
     ) -> None:
         self.settings, self.method, self.progressive = settings, method, progressive
         self.train_loader, self.val_loader, self.eval_loader = train_loader, val_loader, eval_loader
-        self.on_step, self.ranks, self._captured = on_step, ranks, captured
-        self.on_stage: Callable[[], None] | None = None
+        self.parts, self.ranks, self._captured = PARTS, ranks, captured
         self.stages = (Stage(settings.epochs, settings.begin),) if progressive is None else progressive.stages
         if sum(stage.epochs for stage in self.stages) != settings.epochs:
             raise ValueError(f"the stages have {[stage.epochs for stage in self.stages]} epochs, not {settings.epochs} in all")
@@ -93,7 +85,6 @@ class Search:
             raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of an eval_loader, give one")
         self.history: list[Seen] = []  # what early stopping knows of the epochs in which alpha moved
         self._install(supernet, objective, 0)
-        self.interruptible: Callable[[], AbstractContextManager[Any]] = nullcontext
         self.epoch = 0  # finished epochs
         self.part = Epoch()  # of the one under way
         self.positions = self._positions()  # of the loaders, after the last finished step
@@ -141,21 +132,19 @@ class Search:
         del self.supernet, self.objective, self.relaxation, self.bilevel, self.take_step
         gc.collect()  # what times and captures steps refers to itself: the next stage needs the memory
         self._install(*self.progressive.begin(number, space), number)
-        if self.on_stage:
-            self.on_stage()
 
-    def run(self) -> Genotype | Architecture:
+    def run(self, hooks: Hooks = NO_HOOKS) -> Genotype | Architecture:
         """All remaining epochs; returns their result."""
-        for _ in self.epochs():
+        for _ in self.epochs(hooks):
             pass
         return self.result()
 
-    def epochs(self) -> Iterator[dict[str, Any]]:
+    def epochs(self, hooks: Hooks = NO_HOOKS) -> Iterator[dict[str, Any]]:
         """The remaining epochs, one record each (see run_epoch): up to settings.epochs, or to an early stop."""
         while not self.over:
-            yield self.run_epoch()
+            yield self.run_epoch(hooks)
 
-    def run_epoch(self) -> dict[str, Any]:
+    def run_epoch(self, hooks: Hooks = NO_HOOKS) -> dict[str, Any]:
         """One epoch, or what is left of it. Returns plain values: losses (means over the epoch), rates, genotype, weights,
         collapse figures.
 
@@ -179,15 +168,15 @@ class Search:
         self.objective.train()
         began = perf_counter() - part.seconds
         while part.steps < steps:
-            self._advance(part, began, within >= stage.begin)
+            self._advance(part, began, within >= stage.begin, hooks)
         train, alpha = part.means()
         epoch = self.epoch + 1
         record = {"epoch": epoch, "step": epoch * steps, "lr": rate, "train_loss": train.value, "alpha_loss": alpha.value}
         seconds = perf_counter() - began
         self._check(record)
         due = epoch % s.eval_every == 0 or epoch == s.epochs
-        with self.interruptible():
-            record["valid"] = self.evaluate() if due and self.eval_loader is not None else None
+        with hooks.interruptible():
+            record["valid"] = self.evaluate(hooks) if due and self.eval_loader is not None else None
             if (s.hessian_every and epoch % s.hessian_every == 0) or needs_hessian(s, epoch):
                 record["hessian"] = self.hessian()
         record |= self._architecture()
@@ -195,8 +184,8 @@ class Search:
         if stop := judge(s, history):
             record["stopped"] = stop.facts()
             if not due and self.eval_loader is not None:  # the last epoch is always evaluated
-                with self.interruptible():
-                    record["valid"] = self.evaluate()
+                with hooks.interruptible():
+                    record["valid"] = self.evaluate(hooks)
         record |= {"seconds": seconds, "input_seconds": part.input_seconds, "images_per_s": part.images / seconds}
         self.epoch, self.part, self.history = epoch, Epoch(), history
         return record
@@ -226,10 +215,10 @@ class Search:
         """The cell pair that the search has come to: what alpha stands for, or that of the epoch an early stop chose."""
         return self.genotype() if self.stop is None else read_architecture(self.stop.genotype)
 
-    def _advance(self, part: Epoch, began: float, moving: bool) -> None:
+    def _advance(self, part: Epoch, began: float, moving: bool, hooks: Hooks) -> None:
         """The next step of the epoch; moving: alpha's too."""
         asked = perf_counter()
-        with self.interruptible():
+        with hooks.interruptible():
             train = next(self.train_loader).to(self.device)
             val = next(self.val_loader).to(self.device) if moving else None
         part.input_seconds += perf_counter() - asked
@@ -244,26 +233,24 @@ class Search:
         self.positions = self._positions()
         if moving and part.steps == len(self.train_loader):  # with the last step, so that a search that goes on does it once
             self.relaxation.epoch_ended(self.epoch + 1)
-        if self.on_step:
-            steps = len(self.train_loader)
-            number, of = self.epoch * steps + part.steps, self.settings.epochs * steps
-            indices = train.index, None if val is None else val.index
-            self.on_step(StepReport(self.epoch + 1, number, of, count, train_loss, val_loss, self.bilevel.skipped, *indices))
+        losses, index = (train_loss, val_loss), (train.index, None if val is None else val.index)
+        steps = self.done.steps, self.total.steps
+        hooks.on_step(StepReport(self.epoch + 1, *steps, count, losses, self.skipped, index))
 
     def _check(self, record: dict[str, Any]) -> None:
         """Raise DivergedError if the epoch came to nothing; say, and note in the record, what was skipped or not finite."""
         epoch, means = f"epoch {record['epoch']}", self.part.means()
         if any(mean.bad and 2 * mean.bad >= mean.of for mean in means):
-            losses = " and ".join(f"{m.bad} of {m.of} {name}" for m, name in zip(means, LOSSES, strict=True) if m.of)
+            losses = " and ".join(f"{m.bad} of {m.of} {part.loss}" for m, part in zip(means, PARTS, strict=True) if m.of)
             raise DivergedError(f"{epoch}: the losses are not finite ({losses}); try a smaller learning_rate")
         if any(mean.bad for mean in means):
             record["not_finite"] = [mean.bad for mean in means]
-        skipped = self.bilevel.skipped.tolist()
+        skipped = self.skipped.tolist()
         if not any(skipped):
             return
         record["skipped"] = skipped
         parts = zip(skipped, means, PARTS, strict=True)
-        told = " and ".join(f"{n} of {mean.of} updates of {what}" for n, mean, what in parts if n)
+        told = " and ".join(f"{n} of {mean.of} updates of {part.name}" for n, mean, part in parts if n)
         if not self.seeking() and any(n == mean.of for n, mean in zip(skipped, means, strict=True) if mean.of):
             raise DivergedError(f"{epoch}: {told} had gradients that are not finite; try a smaller learning_rate")
         if self.ranks is None or self.ranks.leads:
@@ -280,10 +267,10 @@ class Search:
             return limit_skips(self.supernet.space, self._weights(), self.settings.skip_limit, self.method.selection)
         return self.method.selection(self.supernet.space, self._weights())
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
         """The objective's figures over `eval_loader` (see evaluation.evaluate)."""
         how = {"ranks": self.ranks, "precision": self.precision}
-        return evaluate(self.supernet, self.objective, self._weights(), self._evaluated(), **how)
+        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **how)
 
     def hessian(self) -> float:
         """Largest eigenvalue of the validation Hessian in alpha (see evaluation.hessian), on the first evaluation batch."""
@@ -302,7 +289,7 @@ class Search:
         """
         scale = self.precision.scale
         train, val = self.positions
-        part = {"part": self.part.state_dict(), "skipped": self.bilevel.skipped} if self.part.steps else {}
+        part = {"part": self.part.state_dict(), "skipped": self.skipped} if self.part.steps else {}
         return {
             "epoch": self.epoch,
             "step": self.step.clone(),
@@ -331,7 +318,7 @@ class Search:
         load_optimizer(self.bilevel.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.bilevel.arch_optimizer, state["arch_optimizer"])
         if "skipped" in state:
-            self.bilevel.skipped.copy_(state["skipped"])
+            self.skipped.copy_(state["skipped"])
         if self.precision.scale is not None and "loss_scale" in state:
             self.precision.scale.load_state_dict(state["loss_scale"])
         self.move_loaders((state["train_loader"], state["val_loader"]))
@@ -356,9 +343,33 @@ class Search:
             "candidates": {kind: [[*names] for names in space.candidates(kind)] for kind in space.kinds},
         }
 
-    def moving_epochs(self, epochs: int) -> int:
-        """Of the first `epochs`, those in which alpha moves."""
-        return moving_epochs(self.stages, epochs)
+    @property
+    def done(self) -> Extent:
+        """What is finished: whole epochs, and every step."""
+        steps = self.epoch * len(self.train_loader) + self.part.steps
+        passes = self._passes(self.epoch) + len(self.part.train) + len(self.part.val)
+        return Extent(self.epoch, steps, passes)
+
+    @property
+    def total(self) -> Extent:
+        """What the whole search takes, unless it stops early."""
+        epochs = self.settings.epochs
+        return Extent(epochs, epochs * len(self.train_loader), self._passes(epochs))
+
+    def _passes(self, epochs: int) -> int:
+        return len(self.train_loader) * (epochs + moving_epochs(self.stages, epochs))
+
+    @property
+    def skipped(self) -> Tensor:
+        """int64 (2,): updates of the weights and of alpha that were skipped so far in this epoch."""
+        return self.bilevel.skipped
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Alpha, beta and all weights, by name."""
+        named = {f"alpha {kind}": a for kind, a in self.relaxation.alpha.items()}
+        named |= {f"beta {kind}": b for kind, b in self.relaxation.beta.items()}
+        named |= dict(self.supernet.named_parameters())
+        return named | {f"objective {name}": p for name, p in self.objective.named_parameters()}
 
     def move_loaders(self, positions: tuple[dict[str, Any], dict[str, Any]]) -> None:
         """Go on with the batches after those at which `positions` was this attribute."""

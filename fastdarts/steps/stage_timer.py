@@ -17,19 +17,19 @@ METHODS = {"weight_step": "weights", "arch_step": "alpha", "_update": "optimizer
 
 
 class Stages:
-    """Times a CapturedBilevel's parts from now on.
+    """Times the parts of those CapturedBilevels that it follows.
 
     A part within another counts for itself alone. Where ranks search together, averaging over them is one: "reduce".
     """
 
-    def __init__(self, steps: CapturedBilevel) -> None:
+    def __init__(self) -> None:
+        self.on_gpu = False
         self._open: list[str] = []  # stages that have begun, the innermost last
         self._marks: list[tuple[str, str | None, Any, Any]] = []  # stage, the stage around it, begin, end
         self._seconds: Counter[str] = Counter()
-        self.follow(steps)
 
-    def follow(self, steps: CapturedBilevel) -> None:
-        """Time another one's parts too."""
+    def follow(self, steps: CapturedBilevel) -> CapturedBilevel:
+        """`steps`, whose parts are timed from now on."""
         self.on_gpu = steps.bilevel.device.type == "cuda"
         for method, stage in METHODS.items():
             setattr(steps.bilevel, method, self.timed(stage, getattr(steps.bilevel, method)))
@@ -38,6 +38,7 @@ class Stages:
         if self.on_gpu:
             take = steps._take
             steps._take = lambda part: self.timed(part, take)(part)
+        return steps
 
     def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
         """`work`, whose calls count as `stage`."""

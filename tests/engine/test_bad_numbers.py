@@ -5,7 +5,8 @@ import math
 import torch
 
 from fastdarts.engine import RecentSteps
-from fastdarts.search import StepReport
+from fastdarts.protocols import StepReport
+from fastdarts.search.search import PARTS
 
 FILES = [f"train/a/{n}.JPEG" for n in range(20)]
 
@@ -14,13 +15,13 @@ def note(recent, step, skipped, train=1.0, val=1.0, epoch=1, images=2):
     index = torch.arange(images) + step
     losses = torch.tensor(train), None if val is None else torch.tensor(val)
     count = torch.tensor(skipped)
-    report = StepReport(epoch, step, 10, 8, *losses, count, index, None if val is None else index + 10)
+    report = StepReport(epoch, step, 10, 8, losses, count, (index, None if val is None else index + 10))
     recent.note(report, f"after {step}")
     count += 7  # the counter goes on
 
 
 def test_good_steps_are_none():
-    recent = RecentSteps()
+    recent = RecentSteps(PARTS)
     assert recent.look() == []
     note(recent, 1, [0, 0], val=None)
     note(recent, 2, [0, 0])
@@ -28,14 +29,14 @@ def test_good_steps_are_none():
 
 
 def test_skipped_updates_and_losses_are_told_with_their_images():
-    recent = RecentSteps()
+    recent = RecentSteps(PARTS)
     note(recent, 1, [0, 0])
     note(recent, 2, [1, 0], images=6)
     note(recent, 3, [1, 1], val=math.inf)
     note(recent, 4, [1, 1])
     second, third = recent.look()
     assert (second.epoch, second.step, second.positions) == (1, 2, "after 2")
-    assert second.images == ([2, 3, 4, 5, 6, 7], [12, 13, 14, 15, 16, 17])
+    assert second.images == {"the weights": [2, 3, 4, 5, 6, 7], "alpha": [12, 13, 14, 15, 16, 17]}
     assert second.told(FILES) == (
         "step 2 of epoch 1: the update of the weights was skipped; images of the weights: train/a/2.JPEG, train/a/3.JPEG, "
         "train/a/4.JPEG, train/a/5.JPEG and 2 more; alpha: train/a/12.JPEG, train/a/13.JPEG, train/a/14.JPEG, "
@@ -46,7 +47,7 @@ def test_skipped_updates_and_losses_are_told_with_their_images():
 
 
 def test_counters_go_on_from_the_last_look_and_begin_anew_in_an_epoch():
-    recent = RecentSteps()
+    recent = RecentSteps(PARTS)
     recent.forget(1, [3, 0])  # of a run that is continued
     note(recent, 1, [3, 0])
     assert recent.look() == []
@@ -59,7 +60,7 @@ def test_counters_go_on_from_the_last_look_and_begin_anew_in_an_epoch():
 
 
 def test_while_a_loss_scale_is_looked_for_only_losses_count():
-    recent = RecentSteps()
+    recent = RecentSteps(PARTS)
     note(recent, 1, [1, 0])
     note(recent, 2, [2, 0], train=math.nan)
     (bad,) = recent.look(seeking=True)
@@ -67,7 +68,7 @@ def test_while_a_loss_scale_is_looked_for_only_losses_count():
 
 
 def test_it_asks_to_be_looked_at():
-    recent = RecentSteps()
+    recent = RecentSteps(PARTS)
     for step in range(1, 1025):
         assert not recent.full
         note(recent, step, [0, 0])

@@ -20,9 +20,9 @@ def state(step=1, **more):
 
 
 def put(folder, *steps, keep=2, best=()):
-    checkpoints = Checkpoints(folder, keep)
+    checkpoints = Checkpoints(folder)
     for step in steps:
-        checkpoints.put(encode(state(step)), step in best)
+        checkpoints.put(encode(state(step)), step in best, keep)
     return checkpoints
 
 
@@ -103,7 +103,7 @@ def test_a_poisoned_file_is_refused_and_not_executed(tmp_path, form):
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     data = encode(content)
     assert data[-COMMENT:-64] == MARK and hashlib.sha256(data[:-COMMENT]).hexdigest() == data[-64:].decode()
-    with pytest.raises(ValueError, match="no state of a search"):
+    with pytest.raises(ValueError, match="no state of a run"):
         decode(data)
 
 

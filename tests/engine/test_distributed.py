@@ -22,7 +22,7 @@ from fastdarts.engine import RankLost, RanksDisagree, Seat, ToldElsewhere, World
 from fastdarts.engine.distributed import _of_this_start, checksum
 from fastdarts.ops.batch_norm import batch_norm
 from fastdarts.runs import plan
-from fastdarts.search import Search
+from fastdarts.search import Hooks, Search
 from fastdarts.settings import SearchImagenetSettings, SearchSettings
 from tests.ops.exactness import assert_exact
 from tests.support import ranks
@@ -186,11 +186,10 @@ def searched(world: World) -> tuple[list[dict[str, Any]], int]:
         Shares(1, world),
         SearchSettings(epochs=2, begin=1, warmup_epochs=0, learning_rate=0.02, hessian_every=1),
         eval_loader=evaluation,
-        on_step=lambda report: images.append(report.images),
         ranks=None if world.alone else world,
     )
-    clock = ("seconds", "input_seconds", "images_per_s")
-    return [{n: v for n, v in record.items() if n not in clock} for record in search.epochs()], sum(images)
+    clock, hooks = ("seconds", "input_seconds", "images_per_s"), Hooks(lambda report: images.append(report.images))
+    return [{n: v for n, v in record.items() if n not in clock} for record in search.epochs(hooks)], sum(images)
 
 
 def leaves(value: Any) -> list[Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastdarts.engine import Progress, duration
-from fastdarts.search import StepReport
+from fastdarts.protocols import Extent, StepReport
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,13 @@ def test_duration(seconds, text):
 def test_a_line_every_n_steps_with_rate_and_time_left(monkeypatch, caplog):
     clock = iter([0.0, 2.0, 6.0])
     monkeypatch.setattr("fastdarts.engine.progress.perf_counter", lambda: next(clock))
-    progress = Progress(log_every=2, epochs=3, images=160)
+    progress = Progress(2, Extent(3, 20, 23), Extent(0, 0, 3))
     caplog.set_level(logging.INFO, "fastdarts")
     for step in range(1, 5):
-        val_loss = None if step < 3 else torch.tensor(0.25)
-        report = StepReport(1, step, 20, 8, torch.tensor(0.5), val_loss, torch.zeros(2, dtype=torch.int64))
+        losses = torch.tensor(0.5), None if step < 3 else torch.tensor(0.25)
+        report = StepReport(1, step, 20, 8, losses, torch.zeros(2, dtype=torch.int64), (None, None))
         if progress.due(report):
-            progress.line(report, 0.5, None if step < 3 else 0.25)
+            progress.line(report, {"train": 0.5, "alpha": None if step < 3 else 0.25})
     first, second = caplog.messages
     assert first == "epoch 1/3  step 2/20  train 0.5000  alpha not moving yet  8.0 images/s  0:18 left"
-    assert second == "epoch 1/3  step 4/20  train 0.5000  alpha 0.2500  4.0 images/s  0:32 left"
+    assert second == "epoch 1/3  step 4/20  train 0.5000  alpha 0.2500  4.0 images/s  0:14 left"

@@ -57,12 +57,21 @@ def test_inside_deferred_some_things_may_be_broken_off():
 
 
 def test_with_other_ranks_nothing_is_broken_off():
-    with Stopping() as stopping:
-        stopping.alone = False
-        with stopping.deferred(), stopping.at_once():
-            send(signal.SIGTERM)
-        with stopping.at_once():
-            assert stopping.signal == signal.SIGTERM
+    with Stopping() as stopping, stopping.deferred():
+        with stopping.deferred(shared=True):
+            with stopping.at_once():
+                send(signal.SIGTERM)
+            with stopping.deferred(), stopping.at_once():
+                assert stopping.signal == signal.SIGTERM
+        with pytest.raises(Stopped), stopping.at_once():
+            pytest.fail("went on")
+
+
+def test_what_all_ranks_agree_on_counts_from_then_on():
+    with Stopping() as stopping, stopping.deferred():
+        stopped = stopping.agreed(signal.SIGUSR1)
+        send(signal.SIGTERM)
+        assert (stopped.number, stopped.agreed, stopping.signal) == (signal.SIGUSR1, True, signal.SIGUSR1)
 
 
 def test_another_thread_leaves_the_handlers_alone():

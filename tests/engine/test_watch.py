@@ -12,6 +12,8 @@ from fastdarts.engine import status as status_file
 from fastdarts.engine.profile import Profiler
 from fastdarts.engine.status import Status
 from fastdarts.engine.tensorboard import Board
+from fastdarts.engine.watch import of_epoch
+from fastdarts.runs.search_session import scalars
 from fastdarts.spaces import S0
 from fastdarts.steps import CapturedBilevel
 from fastdarts.steps.stage_timer import Stages
@@ -75,7 +77,8 @@ def test_stages_count_themselves_alone(monkeypatch):
     slow = bilevel._update
     monkeypatch.setattr(bilevel, "_update", lambda *a: (time.sleep(0.05), slow(*a)))
     steps = CapturedBilevel(bilevel, "off")
-    stages = Stages(steps)
+    stages = Stages()
+    assert stages.follow(steps) is steps
     started = time.perf_counter()
     for step in range(3):
         steps(number(step), batch(1), batch(2) if step else None)
@@ -87,7 +90,8 @@ def test_stages_count_themselves_alone(monkeypatch):
 
 
 def test_a_stage_ends_where_its_work_fails():
-    stages = Stages(CapturedBilevel(make(), "off"))
+    stages = Stages()
+    stages.follow(CapturedBilevel(make(), "off"))
 
     def fails():
         raise RuntimeError("no")
@@ -100,7 +104,8 @@ def test_a_stage_ends_where_its_work_fails():
 
 @pytest.mark.gpu
 def test_stages_on_a_gpu_are_those_of_the_device():
-    stages = Stages(CapturedBilevel(make(device="cuda"), "off"))
+    stages = Stages()
+    stages.follow(CapturedBilevel(make(device="cuda"), "off"))
     a = torch.randn(4096, 4096, device="cuda")
     work = stages.timed("reduce", lambda: [a @ a for _ in range(20)])
     started = time.perf_counter()
@@ -127,14 +132,15 @@ def test_event_files_hold_what_was_measured(tmp_path):
         "edges": {"normal": [0.5] * S0.num_edges},
         "hessian": 3.0,
     }
-    board = Board(tmp_path, S0)
-    board.step(2, 0.75, 0.5, 100.0)
-    board.epoch(record, {"seconds": 2.0, "input_seconds": 0.5, "stages": {"weights": 1.0}})
-    board.step(6, 9.0, None, 100.0)
+    timing = {"seconds": 2.0, "input_seconds": 0.5, "stages": {"weights": 1.0}}
+    board = Board(tmp_path)
+    board.write(2, {"loss/train": 0.75, "loss/alpha": 0.5})
+    board.write(4, of_epoch(record, timing) | scalars(record, S0))
+    board.write(6, {"loss/train": 9.0, "loss/alpha": None})
     board.close()
     time.sleep(1.1)  # event files are ordered by the second
-    again = Board(tmp_path, S0, done=4)
-    again.step(6, 0.125, None, 100.0)
+    again = Board(tmp_path, done=4)
+    again.write(6, {"loss/train": 0.125})
     again.close()
     events = EventAccumulator(str(tmp_path)).Reload()
 

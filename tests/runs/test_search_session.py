@@ -16,7 +16,7 @@ import pytest
 from fastdarts.engine import Seat, World
 from fastdarts.search_imagenet import main
 from fastdarts.spaces.lookup import TableError
-from tests.support.runs import KILLED, SPLIT, TINY, Ranks, write_tree
+from tests.support.runs import KILLED, SPLIT, TINY, Ranks, without_reports, write_tree
 
 
 class Known:
@@ -55,7 +55,7 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def search(argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Begin or continue the run in tmp_path / "run", with a benchmark or without."""
-    monkeypatch.setattr("fastdarts.runs.search_session.write_report", lambda folder: folder / "report.html")
+    without_reports(monkeypatch)
 
     def run(benchmark: Known | None = None) -> int:
         monkeypatch.setattr("fastdarts.runs.search.benchmark_of", lambda *_: benchmark)

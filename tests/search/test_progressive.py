@@ -1,6 +1,7 @@
 """P-DARTS: pruning, dropout schedule and skip limit by hand, and a tiny search in three stages."""
 
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import MaskedReconstruction, Objective
-from fastdarts.search import Bilevel, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
+from fastdarts.search import Bilevel, Hooks, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
 from fastdarts.search.progressive import heaviest, moving_epochs, shrink, skip_dropout_rate
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import NASBENCH201, S0, Space
@@ -248,6 +249,16 @@ def make(s: SearchSettings, backend: str = "auto", **kwargs: Any) -> Search:
     return Search(*progressive.begin(0, SPACE), *loaders, progressive=progressive, **kwargs)
 
 
+def noted(note: Callable[[Bilevel], object]) -> Callable[[Bilevel], Bilevel]:
+    """For a search's `captured`: notes each stage's Bilevel."""
+
+    def captured(bilevel: Bilevel) -> Bilevel:
+        note(bilevel)
+        return bilevel
+
+    return captured
+
+
 def timeless(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{n: v for n, v in r.items() if n not in CLOCK} for r in records]
 
@@ -257,8 +268,8 @@ def dropouts(search: Search) -> list[SkipDropout]:
 
 
 def test_three_stages_each_deeper_with_fewer_candidates() -> None:
-    search, seen, told = make(settings(skip_dropout=True, skip_limit=1)), [], []
-    search.on_stage = lambda: told.append(search.stage)
+    told: list[Bilevel] = []
+    search, seen = make(settings(skip_dropout=True, skip_limit=1), captured=noted(told.append)), []
     bilevels: list[Bilevel] = []
     for record in search.epochs():
         rate = max((float(m.rate) for m in dropouts(search)), default=0.0)
@@ -286,7 +297,7 @@ def test_three_stages_each_deeper_with_fewer_candidates() -> None:
         (3, 5, (5, 3), 0.05, False, 0.35),
         (3, 5, (5, 3), half, True, 0.7),
     ]
-    assert told == [1, 2]
+    assert told == bilevels[::2]
     assert bilevels[0] is bilevels[1] and len({id(b) for b in bilevels}) == 3
     assert int(search.step) == 12
     assert all(names != NAMES for names in search.supernet.space.normal)
@@ -310,15 +321,14 @@ def test_the_limit_changes_the_cell_and_not_what_the_collapse_figures_say() -> N
 
 
 def test_weights_and_alpha_of_a_stage_are_fresh_and_of_a_seed_of_their_own() -> None:
-    search = make(settings(seed=3, begin=0))
-    for _ in range(2):
-        search.run_epoch()
     firsts: list[tuple[Tensor, Network, Objective]] = []
-    search.on_stage = lambda: firsts.append(
-        (search.relaxation.alpha["normal"].detach().clone(), *deepcopy((search.supernet, search.objective)))
+    begins = noted(
+        lambda b: firsts.append((b.relaxation.alpha["normal"].detach().clone(), *deepcopy((b.supernet, b.objective))))
     )
-    search.run_epoch()
-    ((alpha, *modules),) = firsts
+    search = make(settings(seed=3, begin=0), captured=begins)
+    for _ in range(3):
+        search.run_epoch()
+    _, (alpha, *modules) = firsts
     g = torch.Generator().manual_seed(4)
     assert torch.equal(alpha, 1e-3 * torch.randn(5, 4, generator=g, dtype=torch.float64))
     for seed, same in ((4, True), (3, False)):
@@ -339,8 +349,7 @@ def test_resumed_in_any_stage_it_ends_as_if_uninterrupted(when: int, tmp_path: P
         if report.step == when:
             torch.save(whole.state_dict() | {"rng": torch.get_rng_state()}, tmp_path / "state.pt")
 
-    whole.on_step = save
-    want = timeless(list(whole.epochs()))
+    want = timeless(list(whole.epochs(Hooks(save))))
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     second = make(s)
     second.load_state_dict(state)
@@ -356,19 +365,18 @@ def test_resumed_in_any_stage_it_ends_as_if_uninterrupted(when: int, tmp_path: P
 
 def test_it_goes_back_to_an_earlier_stage(tmp_path: Path) -> None:
     s = settings(seed=5, skip_dropout=True)
-    search = make(s)
+    cells: list[int] = []
+    search = make(s, captured=noted(lambda bilevel: cells.append(len(bilevel.supernet.cells))))
     search.run_epoch()
     torch.save(search.state_dict() | {"rng": torch.get_rng_state()}, tmp_path / "state.pt")
     want = timeless(list(search.epochs()))
     assert search.stage == 2
-    stages: list[int] = []
-    search.on_stage = lambda: stages.append(search.stage)
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     search.load_state_dict(state)
     torch.set_rng_state(state["rng"])
     assert (search.stage, search.epoch, len(search.supernet.cells)) == (0, 1, 3)
     assert timeless(list(search.epochs())) == want
-    assert stages == [0, 1, 2]
+    assert cells == [3, 4, 5] * 2
 
 
 def test_a_state_of_a_stage_that_is_not_there_is_refused() -> None:

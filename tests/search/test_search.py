@@ -13,6 +13,7 @@ from fastdarts.batch import Batch
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.search import (
     DivergedError,
+    Hooks,
     OptimizerUnavailable,
     Search,
     StepReport,
@@ -165,8 +166,8 @@ def test_resumed_after_any_step_it_ends_as_if_uninterrupted(
         states.append(tmp_path / f"{report.step}.pt")
         torch.save(whole.state_dict(), states[-1])
 
-    whole = make(s, objective, sampling, on_step=save)
-    want = timeless(list(whole.epochs()))
+    whole = make(s, objective, sampling)
+    want = timeless(list(whole.epochs(Hooks(save))))
     assert len(states) == 6
     for number, path in enumerate(states, 1):
         second = make(s, objective, sampling, weights_seed=1234)
@@ -176,9 +177,9 @@ def test_resumed_after_any_step_it_ends_as_if_uninterrupted(
         assert same(second.state_dict(), whole.state_dict())
 
 
-@pytest.mark.parametrize("where", ["train_loader", "val_loader", "eval_loader", "on_step"])
+@pytest.mark.parametrize("where", ["train_loader", "val_loader", "eval_loader", "on_step", "batches"])
 def test_a_state_taken_after_an_exception_goes_on_as_if_there_had_been_none(where: str) -> None:
-    """Waiting for either batch, in the evaluation, or in what is called after a step: no batch is lost or taken twice."""
+    """Waiting for either batch, in the evaluation, or in a hook: no batch is lost or taken twice."""
 
     class Broken(Exception):
         pass
@@ -203,10 +204,11 @@ def test_a_state_taken_after_an_exception_goes_on_as_if_there_had_been_none(wher
 
     whole = make(settings())
     want = timeless(list(whole.epochs()))
-    parts = {"train_loader": Breaking(0, 2), "val_loader": Breaking(1, 3), "eval_loader": Once(), "on_step": fail}
-    first, records = make(settings(), **{where: parts[where]}), []
+    loaders = {"train_loader": Breaking(0, 2), "val_loader": Breaking(1, 3), "eval_loader": Once()}
+    hooks = {"on_step": fail, "batches": lambda _: evaluation()}
+    first, records = make(settings(), **{name: loader for name, loader in loaders.items() if name == where}), []
     with pytest.raises(Broken):
-        for record in first.epochs():
+        for record in first.epochs(Hooks(**{name: hook for name, hook in hooks.items() if name == where})):
             records.append(record)
     second = make(settings(), weights_seed=1234)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
@@ -322,20 +324,21 @@ def test_records() -> None:
 
 def test_losses_of_a_record_are_the_means_over_its_steps() -> None:
     reports: list[StepReport] = []
-    search = make(settings(begin=1), on_step=reports.append)
-    records = list(search.epochs())
+    search = make(settings(begin=1))
+    records = list(search.epochs(Hooks(reports.append)))
     assert [(r.epoch, r.step, r.steps) for r in reports] == [
         *[(1, 1, 6), (1, 2, 6)],
         *[(2, 3, 6), (2, 4, 6)],
         *[(3, 5, 6), (3, 6, 6)],
     ]
     assert [r.images for r in reports] == [4, 4, 8, 8, 8, 8]
-    assert [r.val_loss is None for r in reports] == [True] * 2 + [False] * 4
+    assert [r.losses[1] is None for r in reports] == [True] * 2 + [False] * 4
+    assert search.done == search.total == (3, 6, 10)
     for epoch, record in enumerate(records):
         mine = reports[2 * epoch : 2 * epoch + 2]
-        assert record["train_loss"] == pytest.approx(sum(float(r.train_loss) for r in mine) / 2, rel=1e-6)
+        assert record["train_loss"] == pytest.approx(sum(float(r.losses[0]) for r in mine) / 2, rel=1e-6)
         if epoch:
-            assert record["alpha_loss"] == pytest.approx(sum(float(r.val_loss) for r in mine) / 2, rel=1e-6)
+            assert record["alpha_loss"] == pytest.approx(sum(float(r.losses[1]) for r in mine) / 2, rel=1e-6)
 
 
 def test_evaluating_and_hessian_leave_no_trace() -> None:
@@ -423,9 +426,8 @@ def test_the_search_steps_as_the_bilevel_step_does() -> None:
     prediction = naive.decoder(taps, aligns, (w["decoder.linear.weight"], w["decoder.linear.bias"]), 8)
     want = naive.masked_loss(prediction, target, pixels, 1)
     reports: list[StepReport] = []
-    search.on_step = reports.append
-    search.run_epoch()
-    assert_close(reports[0].val_loss, want.detach(), "validation loss")
+    search.run_epoch(Hooks(reports.append))
+    assert_close(reports[0].losses[1], want.detach(), "validation loss")
 
 
 @pytest.mark.parametrize("begin", [0, 1])
@@ -443,9 +445,9 @@ def break_steps(search: Search, steps: set[int], what: str) -> None:
 
 def test_skipped_updates_are_told_and_the_search_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     reports: list[list[int]] = []
-    search = make(settings(), on_step=lambda report: reports.append(report.skipped.tolist()))
+    search = make(settings())
     break_steps(search, {3}, "weights")
-    records = list(search.epochs())
+    records = list(search.epochs(Hooks(lambda report: reports.append(report.skipped.tolist()))))
     assert ["skipped" in r for r in records] == [False, True, False]
     assert records[1]["skipped"] == [1, 0]
     assert reports == [[0, 0], [0, 0], [1, 0], [1, 0], [0, 0], [0, 0]]  # counted anew in each epoch

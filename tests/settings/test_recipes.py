@@ -53,7 +53,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which take longer than all the rest, and have tests of their own."""
-    monkeypatch.setattr("fastdarts.runs.search_session.write_report", lambda folder: folder / "report.html")
+    runs.without_reports(monkeypatch)
 
 
 def flags(values: dict[str, object]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch.distributed as dist
 from PIL import Image
 
@@ -28,6 +29,11 @@ KILLED = 30.0  # seconds after which torchrun kills a rank that does not end
 Hook = Callable[[], None]
 servers = multiprocessing.get_context("forkserver")
 servers.set_forkserver_preload(["fastdarts.search_imagenet", "torchvision.transforms.v2.functional"])
+
+
+def without_reports(patch: pytest.MonkeyPatch) -> None:
+    """Let searches draw no report, which takes longer than all the rest."""
+    patch.setattr("fastdarts.runs.search.write_report", lambda folder: None)
 
 
 def write_tree(root: Path, classes: int = 2, images: int = 8, side: int = 40) -> Path:
@@ -141,11 +147,10 @@ def _enter(argv: list[str], output: str, hook: Hook | None, environment: dict[st
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
-    from fastdarts.runs import search_session as session
     from fastdarts.search_imagenet import main
 
     multiprocessing.set_start_method("fork", force=True)  # of its workers: as the command has it, not as this process
-    session.write_report = lambda folder: folder / "report.html"  # which takes longer than all the rest
+    without_reports(pytest.MonkeyPatch())
     if hook is not None:
         hook()
     sys.exit(main(argv))

@@ -1,0 +1,60 @@
+"""When a training is saved, and how it goes on from what was saved."""
+
+from math import isfinite
+from time import perf_counter
+from typing import Any
+
+from fastdarts.engine.checkpoints import steps_of
+from fastdarts.engine.distributed import World
+from fastdarts.engine.rng import rng_state, set_rng_state
+from fastdarts.engine.run_folder import RunFolder, RunFolderError
+from fastdarts.engine.writer import Writer
+from fastdarts.protocols import Trainable
+
+
+class Saver:
+    """Takes checkpoints of `trainable` into `folder` and brings it to their state. All ranks call alike; rank 0 writes.
+
+    saved    steps that the last checkpoint knows of; -1 before the first
+    best     lowest validation loss so far
+    minutes  after which `late` asks for the next checkpoint; 0: never
+    keep     newest checkpoints that remain
+    """
+
+    def __init__(self, trainable: Trainable, folder: RunFolder, *, minutes: float, keep: int) -> None:
+        self.trainable, self.folder, self.minutes, self.keep = trainable, folder, minutes, keep
+        self.writer = Writer()
+        self.saved, self.saved_at = -1, perf_counter()
+        self.best: float | None = None
+
+    def load(self, state: dict[str, Any], rank: int) -> None:
+        """Take the trainable and this rank's random generators to `state`. Raises RunFolderError for one that does not fit."""
+        try:
+            self.trainable.load_state_dict(state)
+            if rank < len(state.get("rng", ())):
+                set_rng_state(state["rng"][rank], self.trainable.device)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise RunFolderError(f"the checkpoint in {self.folder.path} does not fit this run ({reason})") from error
+        self.saved, self.saved_at, self.best = steps_of(state), perf_counter(), state.get("best")
+
+    @property
+    def late(self) -> bool:
+        """Whether the next checkpoint is due, and the last one written."""
+        return bool(self.minutes) and not self.writer.busy and perf_counter() - self.saved_at >= 60 * self.minutes
+
+    def save(self, world: World, valid: dict[str, float] | None = None) -> None:
+        """Take a checkpoint: copy the state now, write it during the next steps. valid: an epoch's figures, if it ends here."""
+        best, rng = self._is_best(valid or {}), world.gather(rng_state(self.trainable.device))
+        self.saved, self.saved_at = self.trainable.done.steps, perf_counter()
+        if world.leads:
+            state = self.trainable.state_dict() | {"rng": rng, "best": self.best}
+            self.writer.write(state, lambda copy: self.folder.save(copy, best, self.keep))
+
+    def _is_best(self, valid: dict[str, float]) -> bool:
+        """Whether these figures have the lowest loss so far, which is remembered."""
+        loss = valid.get("loss")
+        if loss is None or not isfinite(loss) or (self.best is not None and loss >= self.best):
+            return False
+        self.best = loss
+        return True

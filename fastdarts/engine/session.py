@@ -1,0 +1,235 @@
+"""A training in its run folder: epochs with log, records and checkpoints, ended by signals, guarded against bad numbers."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from time import perf_counter
+from typing import Any, Literal, Protocol
+
+from fastdarts.batch import Batch
+from fastdarts.engine.bad_numbers import BadStep, RecentSteps, over_ranks
+from fastdarts.engine.checkpoints import steps_of
+from fastdarts.engine.distributed import World
+from fastdarts.engine.progress import Progress
+from fastdarts.engine.reporter import Reporter
+from fastdarts.engine.run_folder import RunFolder, RunFolderError
+from fastdarts.engine.saver import Saver
+from fastdarts.engine.signals import Asking, Stopped, Stopping
+from fastdarts.engine.watch import Watch, WatchOptions
+from fastdarts.protocols import DivergedError, Hooks, InputStopped, StepReport, Trainable
+
+REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
+SHOWN = 3  # bad steps that are named at a time
+REWINDS = 3  # to one checkpoint, before it is given up
+log = logging.getLogger("fastdarts")
+
+
+class SessionOptions(WatchOptions, Protocol):
+    """What a Session reads of a command's settings, which say what each means."""
+
+    @property
+    def checkpoint_minutes(self) -> float: ...
+    @property
+    def keep_checkpoints(self) -> int: ...
+    @property
+    def on_bad(self) -> Literal["skip", "stop", "rewind"]: ...
+    @property
+    def check_ranks_every(self) -> int: ...
+    @property
+    def log_every(self) -> int: ...
+
+
+class Rewind(Exception):
+    """The run is to go on from its last checkpoint, with the batches after those of `bad`."""
+
+    def __init__(self, bad: BadStep) -> None:
+        super().__init__(bad)
+        self.bad = bad
+
+
+class Session:
+    """Trains what is left of `trainable` and keeps `folder` up to date.
+
+    A run that is killed loses the steps since its last checkpoint, one that is asked to stop none.
+
+    reporter  what this kind of run records and reports besides
+    files     names by an image's number, to name a bad batch
+    stopping  takes the signals; without it nothing but the end stops the run
+    world     the ranks that train together: each has a Session, rank 0's alone reads and writes the folder and reports
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        folder: RunFolder,
+        settings: SessionOptions,
+        reporter: Reporter,
+        *,
+        files: Sequence[str],
+        stopping: Stopping | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.trainable, self.folder, self.settings, self.reporter = trainable, folder, settings, reporter
+        self.files, self.stopping, self.world = files, stopping or Stopping(), world or World()
+        self.watch: Watch | None = None  # rank 0's, while it trains
+        self.recent = RecentSteps(trainable.parts)
+        self.saver = Saver(trainable, folder, minutes=settings.checkpoint_minutes, keep=settings.keep_checkpoints)
+        self.rewound: Counter[int] = Counter()  # by the checkpoint's steps
+
+    def run(self) -> None:
+        """Continue from the folder's checkpoint to the last epoch.
+
+        Raises Stopped when it was asked to end, after a checkpoint; RunFolderError for checkpoints that do not serve;
+        DivergedError where numbers went bad, leaving the checkpoint before that; OSError when one cannot be written;
+        InputStopped, RankLost and RanksDisagree.
+        """
+        state = self.world.lead(self.folder.restore)
+        self.world.together(lambda: self._load(state))
+        if state is not None:
+            done = self.trainable.done
+            inside = f" and {part} steps" if (part := done.steps - done.epochs * self._steps_an_epoch) else ""
+            log.info(f"continuing {self.folder.path} after epoch {done.epochs} of {self.trainable.total.epochs}{inside}")
+        try:
+            with self.stopping.deferred(), ExitStack() as watched:
+                with self.stopping.deferred(shared=not self.world.alone):
+                    if state is None and self.settings.on_bad == "rewind":
+                        self.saver.save(self.world)  # the beginning, to have something to go back to
+                    if self.world.leads:
+                        self.watch = watched.enter_context(Watch(self.trainable, self.folder, self.settings, self.reporter))
+                    self._compare("before the first step")
+                    self._train()
+                self._conclude()
+            self.saver.writer.wait()
+        except Stopped:
+            good = not self._bad_steps() or self.settings.on_bad == "skip"
+            if good and self.saver.saved < self.trainable.done.steps:
+                self.saver.save(self.world)
+            self.saver.writer.wait()
+            self.world.wait()  # or torchrun would end rank 0, which writes, because the others have left
+            log.info(f"stopped after step {self.trainable.done.steps}; the last checkpoint is of step {self.saver.saved}")
+            raise
+        finally:
+            self.saver.writer.close()
+        if state is not None and steps_of(state) == self.trainable.done.steps:
+            log.info(f"nothing is left to do in {self.folder.path}")
+        if self.world.leads:
+            self.reporter.finished()
+
+    @property
+    def _steps_an_epoch(self) -> int:
+        return self.trainable.total.steps // self.trainable.total.epochs
+
+    def _train(self) -> None:
+        """The remaining epochs."""
+        hooks = Hooks(self._on_step, self.stopping.at_once, self._batches)
+        published = perf_counter()
+        while True:
+            try:
+                for record in self.trainable.epochs(hooks):
+                    self._record(record)
+                    if self.world.leads and perf_counter() - published > REPORT_SECONDS:
+                        with self.stopping.at_once():
+                            self.reporter.publish()
+                        published = perf_counter()
+                return
+            except Rewind as rewind:
+                self._rewind(rewind.bad)
+            except InputStopped:  # a signal to all processes of a job may end those that decode, too
+                if self.world.alone:
+                    self.stopping.check()
+                raise
+
+    def _conclude(self) -> None:
+        """The other ranks have nothing left to do and leave. From here on this one is alone."""
+        if self.world.leads:
+            self.world = World()
+            self.reporter.conclude(self.stopping.at_once)
+
+    def _load(self, state: dict[str, Any] | None) -> None:
+        """Take the trainable to `state`, and what goes with it."""
+        if state is not None:
+            self.saver.load(state, self.world.rank)
+        done = self.trainable.done
+        self.recent.forget(done.epochs + 1, self.trainable.skipped.tolist())
+        self.progress = Progress(self.settings.log_every, self.trainable.total, done)
+
+    def _on_step(self, report: StepReport) -> None:
+        self.saver.writer.check()
+        self.recent.note(report, self.trainable.positions)
+        due = self.progress.due(report)
+        if due and self.watch is not None:
+            self.watch.line(report, self.progress)
+        signal, save = self.world.agree(self.stopping.signal, self.saver.late)
+        last = report.step % self._steps_an_epoch == 0
+        if due or save or signal or last or self.recent.full:
+            self._look()
+        every = self.settings.check_ranks_every
+        if every and report.step % every == 0:
+            self._compare(f"after step {report.step}")
+        if self.watch is not None:
+            self.watch.step(report)
+        if signal:
+            raise self.stopping.agreed(signal)
+        if save:
+            self.saver.save(self.world)
+
+    def _batches(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+        """An evaluation's batches, between which ranks agree on signals; one process alone is interrupted anywhere."""
+        if self.world.alone:
+            return batches
+        return Asking(batches, self._ask, lambda mine: max(self.world.gather(mine)))
+
+    def _ask(self) -> None:
+        """Raise Stopped on all ranks if any has got a signal."""
+        signal, _ = self.world.agree(self.stopping.signal, False)
+        if signal:
+            raise self.stopping.agreed(signal)
+
+    def _compare(self, when: str) -> None:
+        """Raise RanksDisagree unless all ranks hold the same parameters."""
+        if self.settings.check_ranks_every and not self.world.alone:
+            self.world.check_equal(self.trainable.named_tensors(), when)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
+        if self.watch is not None:
+            self.watch.epoch(record)
+        self.saver.save(self.world, record["valid"])
+
+    def _bad_steps(self) -> list[BadStep]:
+        """The steps since the last look whose numbers went bad, named in the log. Waits for the device."""
+        bad = self.recent.look(self.trainable.seeking())
+        if bad:
+            bad = over_ranks(self.world.gather(bad))
+        if bad and self.world.leads:
+            for step in bad[-SHOWN:]:
+                log.warning(step.told(self.files))
+            more = f"{len(bad)} such steps since the last look" if len(bad) > 1 else ""
+            saved = self.saver.saved
+            kept = f"the last checkpoint is of step {saved}" if saved >= 0 else "there is no checkpoint yet"
+            log.warning("; ".join(filter(None, (more, self.reporter.state(), kept))))
+        return bad
+
+    def _look(self) -> None:
+        """Name bad steps and do what --on_bad says."""
+        bad = self._bad_steps()
+        if bad and self.settings.on_bad == "stop":
+            raise DivergedError(f"{bad[0].told(self.files)}; --on_bad skip or rewind goes on")
+        if bad and self.settings.on_bad == "rewind":
+            raise Rewind(bad[-1])
+
+    def _rewind(self, bad: BadStep) -> None:
+        """Back to the last checkpoint, and on with the batches after the bad step's."""
+        self.saver.writer.wait()
+        state = self.world.lead(self.folder.restore, begun=True)
+        if state is None:
+            raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")
+        step = steps_of(state)
+        self.rewound[step] += 1
+        if self.rewound[step] > REWINDS:
+            raise DivergedError(f"{bad.told(self.files)}; went back to step {step} {REWINDS} times and it came to the same")
+        self._load(state)
+        self.trainable.move_loaders(bad.positions)
+        if self.world.leads:
+            log.warning(f"back to step {step}, going on with the images after those of step {bad.step}")

@@ -1,0 +1,183 @@
+"""Who imports whom, read from the sources: folders point one way, down, and there is no circle among them."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+# From top to bottom; a name is a folder or a file of fastdarts. What stands together on a line does not import each other,
+# unless SIDEWAYS has it.
+LAYERS = """
+search_imagenet search_cifar info sweep __main__
+cli runs
+inputs engine steps search proxies predictors report
+networks data objectives interop nn
+supernet
+spaces ops
+kernels
+native
+registry settings
+provenance protocols
+batch logs _C
+"""
+SIDEWAYS = {("cli", "runs"), ("inputs", "engine"), ("steps", "search")}
+ROOT = "__init__"  # of the package: its version, which anyone may ask for, and what it hands on when asked
+# Down, and still not wanted: each layer knows its own matter alone.
+CLOSED = {
+    "engine": {"settings", "protocols", "batch", "logs", "provenance"},  # keeps ANY training going
+    "kernels": {"logs", "native"},
+}
+NEVER = {("search", "data"), ("data", "supernet"), ("data", "spaces"), ("steps", "spaces")}
+ARGUMENTS = "a kernel's arguments are rows of ops, until they have a table that both read"
+KNOWN = {  # (importing file, imported module): why it is still there
+    ("kernels/mixed_cell.py", "fastdarts.ops.batch_norm"): ARGUMENTS,
+    ("kernels/mixed_cell.py", "fastdarts.ops.graph"): ARGUMENTS,
+    ("kernels/mixed_cell_plan.py", "fastdarts.ops.graph"): ARGUMENTS,
+    ("kernels/mixed_cell_table.py", "fastdarts.ops.graph"): ARGUMENTS,
+    ("kernels/ranks.py", "fastdarts.ops.batch_norm"): ARGUMENTS,
+    ("kernels/relu_conv_bn.py", "fastdarts.ops.batch_norm"): ARGUMENTS,
+    ("kernels/relu_conv_bn_backward.py", "fastdarts.ops.batch_norm"): ARGUMENTS,
+}
+
+
+class Import(NamedTuple):
+    """One import: of `module`, in line `line` of `file`; `source` and `target` are their folders."""
+
+    file: str
+    line: int
+    module: str
+    source: str
+    target: str
+
+    def wrong(self, why: str) -> str:
+        return f"{self.file}:{self.line} imports {self.module}: {why}"
+
+
+def layer(name: str) -> int:
+    for number, line in enumerate(LAYERS.strip().splitlines()):
+        if name in line.split():
+            return number
+    raise AssertionError(f"{name} stands in no line of LAYERS in {Path(__file__).name}")
+
+
+def sources(root: Path) -> Iterator[tuple[Path, str]]:
+    """Every file of the package with its module's name; kernels/ is fastdarts.kernels."""
+    for folder, package in ((root / "fastdarts", "fastdarts"), (root / "kernels", "fastdarts.kernels")):
+        for path in sorted(folder.rglob("*.py")):
+            yield path, ".".join([package, *path.relative_to(folder).with_suffix("").parts])
+
+
+def targets(node: ast.AST, module: str, modules: set[str]) -> list[str]:
+    """The modules of the package that a statement imports, inside functions as elsewhere."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        above = module.split(".")[: -node.level] if node.level else []
+        origin = ".".join([*above, *([node.module] if node.module else [])])
+        names = [f"{origin}.{alias.name}" for alias in node.names]  # a module of the package, or something in it
+        return [name if name in modules else origin for name in names]
+    if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "import_module":
+        return [value.value for value in node.args if isinstance(value, ast.Constant) and isinstance(value.value, str)]
+    return []
+
+
+def folder_of(module: str) -> str:
+    """The name in LAYERS of a module of the package."""
+    return ([*module.split("."), ROOT])[1]
+
+
+def imports(root: Path) -> list[Import]:
+    files = list(sources(root))
+    modules = {name.removesuffix(".__init__") for _, name in files}
+    modules |= {name.rpartition(".")[0] for name in modules if name.count(".") > 1}
+    found = []
+    for path, module in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for target in targets(node, module, modules):
+                if target.split(".")[0] == "fastdarts":
+                    ends = folder_of(module), folder_of(target)
+                    found.append(Import(path.relative_to(root).as_posix(), node.lineno, target, *ends))
+    return [each for each in dict.fromkeys(found) if each.source != each.target]
+
+
+def why_wrong(each: Import) -> str | None:
+    """None, or why that import must not be."""
+    ends = each.source, each.target
+    if ROOT in ends or ends in SIDEWAYS:
+        return None
+    above, below = layer(each.source), layer(each.target)
+    if each.target not in CLOSED.get(each.source, {each.target}):
+        return f"{each.source} imports nothing but {', '.join(sorted(CLOSED[each.source]))}"
+    if above >= below:
+        return f"{each.target} is {'above' if above > below else 'beside'} {each.source}, imports point down only"
+    return "it is none of its business" if ends in NEVER else None
+
+
+@pytest.fixture(scope="module")
+def found(root: Path) -> list[Import]:
+    return imports(root)
+
+
+def test_imports_point_one_way(found: list[Import]) -> None:
+    """Levels from top to bottom leave no room for a circle of folders."""
+    wrong = [each.wrong(why) for each in found if (each.file, each.module) not in KNOWN and (why := why_wrong(each))]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_known_to_be_wrong_still_is(found: list[Import]) -> None:
+    """So that KNOWN is emptied when it can be."""
+    assert not KNOWN.keys() - {(each.file, each.module) for each in found if why_wrong(each)}
+
+
+def test_files_of_a_folder_form_no_circle(root: Path) -> None:
+    """Of imports that run when a module is imported: those inside functions may look back."""
+    files = list(sources(root))
+    modules = {name.removesuffix(".__init__") for _, name in files}
+    graph: dict[str, set[str]] = {}
+    for path, module in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        graph[module.removesuffix(".__init__")] = {t for node in tree.body for t in targets(node, module, modules)} & modules
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, f"a circle: {' -> '.join([*way[way.index(module) :], module])}"
+        if module not in done:
+            for target in sorted(graph[module] - {module}):
+                visit(target, (*way, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        visit(module, ())
+
+
+def test_every_folder_has_its_place(root: Path) -> None:
+    for _, module in sources(root):
+        if folder_of(module) != ROOT:
+            layer(folder_of(module))
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("engine/a.py: from fastdarts.search import Search", "engine imports nothing but"),
+        ("engine/a.py: def f():\n    import fastdarts.search.search", "engine imports nothing but"),
+        ("spaces/a.py: from fastdarts import supernet", "supernet is above spaces"),
+        ("spaces/a.py: from ..supernet import base", "supernet is above spaces"),
+        ("ops/a.py: from importlib import import_module\nimport_module('fastdarts.spaces')", "spaces is beside ops"),
+        ("search/a.py: from fastdarts.data import Loader", "none of its business"),
+        ("runs/a.py: from fastdarts.cli.command import Command", "cli is beside runs"),
+    ],
+)
+def test_a_wrong_import_is_named(line: str, says: str, tmp_path: Path) -> None:
+    """Wherever it stands and however it is written; the right ones around it are left in peace."""
+    name, _, text = line.partition(": ")
+    for folder in ("engine", "search", "spaces", "supernet", "ops", "runs", "cli", "data"):
+        (tmp_path / "fastdarts" / folder).mkdir(parents=True)
+        (tmp_path / "fastdarts" / folder / "__init__.py").write_text("from fastdarts import batch\nimport torch\n")
+    (tmp_path / "fastdarts" / "supernet" / "base.py").write_text("")
+    (tmp_path / "fastdarts" / "batch.py").write_text("")
+    (tmp_path / "fastdarts" / name).write_text(text)
+    told = [each.wrong(why) for each in imports(tmp_path) if (why := why_wrong(each))]
+    assert len(told) == 1 and told[0].startswith(f"fastdarts/{name}:") and says in told[0], told
