@@ -103,7 +103,7 @@ class RunSettings(SearchSettings):
     dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
     recipe: str | None = setting(
         None,
-        "a published search by name, whose settings hold where no flag says otherwise: see RECIPES.md",
+        "a published search by name, whose settings hold where no flag says otherwise: see docs/recipes.md",
         resumable=True,
     )
     method: MethodName = setting(
