@@ -31,6 +31,7 @@ from fastdarts.spaces.genotype import read_architecture
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, Lookup, TableError
 
 PROG = "python -m bench.nasbench201"
+PICTURES = RESULTS.parent.parent / "docs" / "images"
 DRAWS = 20_000  # of as many random cells as a recipe has seeds
 Record = dict[str, Any]
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--benchmark", required=True, help="table of true accuracies")
     parser.add_argument("--record", action="store_true", help="append the records, draw the picture")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record (default: bench/results)")
+    parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder of its drawings (default: docs/images)")
     given = parser.parse_args(argv)
     try:
         runs = runs_in(given.folders)
@@ -55,9 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             tag = tagged({})
             for record in records:
                 append(given.results / "nasbench201.jsonl", record | tag)
-            draw(records, given.results / "nasbench201")
+            draw(records, given.pictures / "nasbench201")
             for name, run in first_of_each(runs).items():
-                draw_collapse(run.records, given.results / f"nasbench201-{name}")
+                draw_collapse(run.records, given.pictures / f"nasbench201-{name}")
     except (RunsError, ReportError, TableError, ConfigError, OSError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2

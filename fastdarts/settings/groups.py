@@ -79,7 +79,7 @@ class Method(Settings):
 
     recipe: str | None = setting(
         None,
-        "a published search by name, whose settings hold where no flag says otherwise: see RECIPES.md",
+        "a published search by name, whose settings hold where no flag says otherwise: see docs/recipes.md",
         brings=True,
         resumable=True,
     )

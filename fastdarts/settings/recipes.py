@@ -1,7 +1,7 @@
 """Published searches by name: the settings of each, where they are from, and what the paper reports.
 
 A recipe is what stands in the paper; where it is silent, the choices of the method that it is built on (DARTS' search on
-CIFAR, PC-DARTS' on ImageNet, NAS-Bench-201's own) are taken. RECIPES.md says what came of them here.
+CIFAR, PC-DARTS' on ImageNet, NAS-Bench-201's own) are taken. docs/recipes.md says what came of them here.
 """
 
 from collections.abc import Mapping

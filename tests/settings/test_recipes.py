@@ -256,7 +256,7 @@ def test_without_tricks_there_is_no_dropout(data: Path) -> None:
 
 
 def test_every_recipe_is_described(root: Path) -> None:
-    described, _, measured = (root / "RECIPES.md").read_text(encoding="utf-8").partition("\n## Measured here")
+    described, _, measured = (root / "docs/recipes.md").read_text(encoding="utf-8").partition("\n## Measured here")
     assert measured  # its table begins its rows with recipes too
     for name, recipe in RECIPES.items():
         (row,) = [line for line in described.splitlines() if line.startswith(f"| `{name}` |")]
@@ -270,8 +270,8 @@ IMAGES = {"data": "PATH", "image_size": 32}  # CIFAR's
 
 
 def sweeps(root: Path) -> dict[str, list[Combination]]:
-    """The combinations of each row of RECIPES.md's table of sweeps."""
-    described = (root / "RECIPES.md").read_text(encoding="utf-8").partition("\n| of | axes | flags |\n")[2].partition("\n\n")[0]
+    """The combinations of each row of docs/recipes.md's table of sweeps."""
+    described = (root / "docs/recipes.md").read_text(encoding="utf-8").partition("\n| of | axes | flags |\n")[2].partition("\n\n")[0]
     rows, command, checked = {}, SWEPT["search_cifar"], set()
     for line in described.splitlines()[1:]:
         name, axes, behind = line.strip("| ").split(" | ")

@@ -1,0 +1,84 @@
+"""README and docs: their examples run, their links lead somewhere, the tree names what is there, the site builds."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NETWORK = """
+import torch
+import fastdarts
+from tests.zoo.darts import Network as Darts
+
+C, num_classes, layers, criterion = 4, 10, 3, None
+x = torch.randn(2, 3, 16, 16)
+
+
+def Network(C, num_classes, layers, criterion):
+    return Darts(C, layers)
+
+
+"""  # what a reader has who converts a network
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+def run(code: str, root: Path, tmp_path: Path) -> str:
+    """What a program prints. `root` is on its path, it starts elsewhere."""
+    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n{code}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_readme_search_example_runs(root: Path, tmp_path: Path) -> None:
+    _, search = blocks(root / "README.md")
+    lines = run(search, root, tmp_path).splitlines()
+    assert lines[-1].startswith("Genotype(normal=[") and len(lines) == 3
+
+
+def test_convert_examples_run(root: Path, tmp_path: Path) -> None:
+    """README's and the page's, on one network each."""
+    code = blocks(root / "README.md")[0]
+    told = run(f"{NETWORK}{code}\n{NETWORK}{blocks(root / 'docs' / 'convert.md')[0]}", root, tmp_path)
+    assert told.startswith("cell: cells.0") and told.count("times faster") == 2
+
+
+def test_tree_names_every_module_and_folder(root: Path) -> None:
+    (tree,) = re.findall(r"```\n(fastdarts/\n.*?)```", (root / "docs" / "architecture.md").read_text(), re.S)
+    for path in (root / "fastdarts").iterdir():
+        if path.suffix == ".py" and path.name != "__init__.py":
+            assert path.name in tree
+        elif path.is_dir() and path.name != "__pycache__":
+            assert f"{path.name}/" in tree
+    for name in re.findall(r"\b\w+\.py\b", tree):
+        assert list(root.glob(f"*/{name}")) or list(root.glob(f"**/{name}")), name
+
+
+def test_links_between_pages_lead_somewhere(root: Path) -> None:
+    pages = [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_readme_is_short(root: Path) -> None:
+    assert len((root / "README.md").read_text(encoding="utf-8").split()) <= 1900
+
+
+def test_site_builds_strictly(root: Path, tmp_path: Path) -> None:
+    """With every flag in it: the page of searching lists each setting of both commands."""
+    pytest.importorskip("mkdocs")
+    from fastdarts.settings import SearchCifarSettings, SearchImagenetSettings
+
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (tmp_path / "site" / "search" / "index.html").read_text(encoding="utf-8")
+    names = {f for s in (SearchCifarSettings, SearchImagenetSettings) for f in s.__dataclass_fields__}
+    assert not [name for name in names if f"--{name}" not in page]
+    assert "{{" not in page
