@@ -25,8 +25,9 @@ from fastdarts.engine import (
     World,
     WorldError,
 )
-from fastdarts.flags import ConfigError
+from fastdarts.flags import ConfigError, expanded
 from fastdarts.input import Source
+from fastdarts.logs import any_text
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.recipes import RECIPES
@@ -72,6 +73,7 @@ class Command:
         """How a person calls it."""
         return f"python -m fastdarts.{self.name}"
 
+    @any_text()
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; returns its exit status, and where it is not 0 a line on stderr says why.
 
@@ -215,7 +217,7 @@ def without_effect(settings: RunSettings, given: Iterable[str]) -> list[str]:
 
 def _absolute(text: str) -> str:
     """The same text for the same path; links stay as they are, but for those before .., which have to be followed."""
-    path = Path(text).expanduser().absolute()
+    path = Path(expanded(text)).absolute()
     cut = max((i + 1 for i, part in enumerate(path.parts) if part == ".."), default=0)
     return str(Path(*path.parts[:cut]).resolve().joinpath(*path.parts[cut:])) if cut else str(path)
 

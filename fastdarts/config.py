@@ -96,9 +96,9 @@ class SearchSettings(Settings):
 class RunSettings(SearchSettings):
     """What all search commands share: images, network, objective, device, run folder; the defaults are MAE-NAS on ImageNet."""
 
-    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched")
+    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched", place=True)
     save: str | None = setting(
-        None, "run folder, made or continued; without it search-NAME-TIME in the present folder", resumable=True
+        None, "run folder, made or continued; without it search-NAME-TIME in the present folder", resumable=True, path=True
     )
     dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
     recipe: str | None = setting(
@@ -126,12 +126,13 @@ class RunSettings(SearchSettings):
     )
     train_fraction: float = setting(0.1, "share of each class that trains the weights", above=0, below=1)
     val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
-    train_list: str | None = setting(None, "text file naming those images instead: train/CLASS/FILE a line")
-    val_list: str | None = setting(None, "the same for alpha's images")
+    train_list: str | None = setting(None, "text file naming those images instead: train/CLASS/FILE a line", place=True)
+    val_list: str | None = setting(None, "the same for alpha's images", place=True)
     space: str = setting(
         "s0",
         "what may be chosen: s0, s1, s2, s3, s4, nasbench201, or a file of candidate lists (.yaml, .yml, .json)",
         before="s0",
+        place=True,
     )
     modules: str | None = setting(
         None,
@@ -151,6 +152,7 @@ class RunSettings(SearchSettings):
         "table of true accuracies to look the found cell up in: a .csv file, or the files of the package nats_bench "
         "(nasbench201)",
         resumable=True,
+        path=True,
     )
     partial_channels: int = setting(2, "k: C/k channels pass through the candidates; 1 = all", at_least=1)
     channel_sampling: Literal["first", "random"] = setting("first", "which C/k channels, fixed or drawn at each step")
@@ -221,7 +223,10 @@ class SearchImagenetSettings(RunSettings):
         "auto", "decode each image once and keep it: on the device where it fits, else in RAM, else not", resumable=True
     )
     cache_folder: str | None = setting(
-        None, "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too", resumable=True
+        None,
+        "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too",
+        resumable=True,
+        path=True,
     )
     cache_size: int = setting(
         0, "pixels of a kept image's short side; 0 = image_size * 256 / 224, 256 at least", at_least=0, before=0

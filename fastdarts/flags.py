@@ -5,9 +5,11 @@ whether a run may be continued with another value.
 """
 
 import argparse
+import os
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -28,12 +30,16 @@ def setting(
     resumable: bool = False,
     before: Any = None,
     auto: Any = None,
+    path: bool = False,
+    place: bool = False,
 ) -> Any:
     """A dataclass field that is also a flag.
 
     resumable  a saved run may be continued with another value
     before     assumed of runs that were saved before there was this setting
     auto       the value that the word "auto" gives: the run chooses, and a continued one keeps what was chosen
+    path       of a file or folder: ~ at its beginning is the home folder
+    place      a path where what the run began with may be found elsewhere: a continued run compares what is there
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(
@@ -44,6 +50,8 @@ def setting(
             "resumable": resumable,
             "before": before,
             "auto": auto,
+            "path": path or place,
+            "place": place,
         },
     )
 
@@ -63,6 +71,8 @@ class Settings:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):
+            if f.metadata["path"] and isinstance(text := getattr(self, f.name), str):
+                object.__setattr__(self, f.name, expanded(text))  # of a frozen dataclass
             _check(f.name, getattr(self, f.name), hints[f.name], f.metadata["bounds"])
 
     @classmethod
@@ -85,11 +95,13 @@ class Settings:
         return vars(parser.parse_args(argv))
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """Lines that name each setting whose value is not the saved one, resumable ones left out."""
+        """Lines that name each setting whose value is not the saved one, resumable ones and other places left out."""
         mine = asdict(self)
         was = {f.name: saved.get(f.name, f.metadata["before"]) for f in fields(self) if not f.metadata["resumable"]}
         autos = {f.name: f.metadata["auto"] for f in fields(self) if f.metadata["auto"] is not None}
+        places = {f.name for f in fields(self) if f.metadata["place"]}
         others = [name for name in was if mine[name] not in (was[name], autos.get(name, was[name]))]
+        others = [name for name in others if not (name in places and _is_place(mine[name]) and _is_place(was[name]))]
         return [f"--{name} is {mine[name]!r} but was {was[name]!r}" for name in others]
 
     def kept(self, saved: Mapping[str, Any]) -> Self:
@@ -107,6 +119,25 @@ class Settings:
         return cls(**values)
 
 
+def expanded(text: str) -> str:
+    """A path with ~ or ~USER at its beginning replaced by that home folder, which no shell does behind "=".
+
+    Without a home folder of that name it stays as it is. Raises ConfigError for ~ where this user has none.
+    """
+    found = os.path.expanduser(text)
+    if found == text and text.partition("/")[0] == "~":
+        raise ConfigError(f"{text}: there is no home folder that ~ could be, set HOME or write the whole path")
+    return found
+
+
+def path_of(text: str) -> Path:
+    """The type of a flag that is a path, for argparse."""
+    try:
+        return Path(expanded(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> None:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -119,6 +150,10 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...] | None]:
     if get_origin(hint) is Literal:
         return str, get_args(hint)
     return hint, None
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, str) and os.path.isabs(value)
 
 
 def _or_auto(kind: type, auto: Any) -> Callable[[str], Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import fastdarts
+from fastdarts.logs import any_text
 from fastdarts.provenance import BROKEN, apex, machine, torch
 
 
@@ -115,6 +116,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+@any_text()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -209,7 +209,7 @@ def _short(settings: SearchImagenetSettings) -> int:
 
 
 def _folder(settings: SearchImagenetSettings) -> Path | None:
-    return Path(settings.cache_folder).expanduser() if settings.cache_folder else None
+    return Path(settings.cache_folder) if settings.cache_folder else None
 
 
 def _layout(settings: SearchImagenetSettings, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> Layout:

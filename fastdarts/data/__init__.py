@@ -15,11 +15,12 @@ from fastdarts.data.dali_reader import DaliReaderLoader
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex, Index
+from fastdarts.data.lists import read_list, unlisted, write_list
 from fastdarts.data.loader import Loader
 from fastdarts.data.remembered import Remembered
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
-from fastdarts.data.splits import read_list, subsets, write_list
+from fastdarts.data.splits import subsets
 from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "sample_images",
     "sample_root",
     "subsets",
+    "unlisted",
     "verify",
     "write_list",
 ]

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from fastdarts.data.errors import DataError
+from fastdarts.quoting import quoted
 
 KINDS = {  # what bears an image's name and is no file
     stat.S_IFDIR: "a folder",
@@ -35,7 +36,7 @@ def read_rgb(path: str, data: bytes | None = None) -> Image.Image:
         with _opened(path) if data is None else BytesIO(data) as file, Image.open(file) as image:
             return _rgb(image)
     except Exception as error:  # whatever a decoder raises is about this file
-        raise DataError(f"cannot decode {path}: {_reason(path, error)}") from error
+        raise DataError(f"cannot decode {quoted(path)}: {_reason(path, error)}") from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -44,7 +45,7 @@ def read_bytes(path: str) -> bytes:
         with _opened(path) as file:
             return file.read()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {quoted(path)}: {error.strerror}") from error
 
 
 def examine(path: str) -> tuple[int, int] | str:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastdarts.batch import Batch
 from fastdarts.data.ahead import Stage
-from fastdarts.data.crop import RATIO, crop_box, crop_words, short_side
+from fastdarts.data.crop import RATIO, crop_box, crop_words, middle, short_side
 from fastdarts.data.decode import read_rgb
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex
@@ -63,6 +63,8 @@ class Decoder(Dataset[Batch | DataError]):
         if self.view.train:
             box = crop_box(words, image.width, image.height, self.view.scale, RATIO)
             return functional.resized_crop(image, *box, [size, size])
+        if (box := middle(image.width, image.height)) is not None:
+            image = image.crop(box)
         return functional.center_crop(functional.resize(image, [short_side(size)]), [size, size])
 
 

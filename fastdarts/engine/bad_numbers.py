@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastdarts.quoting import quoted
 from fastdarts.search import PARTS, StepReport
 
 NAMED = 4  # images of a bad batch that are named
@@ -109,4 +110,4 @@ def _bad(taken: _Taken, what: str) -> BadStep:
 
 def _few(numbers: list[int], files: Sequence[str]) -> str:
     more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return ", ".join(files[n] for n in numbers[:NAMED]) + more
+    return ", ".join(quoted(files[n]) for n in numbers[:NAMED]) + more

@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from fastdarts.flags import path_of
 from fastdarts.genotype import GenotypeError, read_architecture, read_architecture_json
+from fastdarts.logs import any_text
 from fastdarts.report import ReportError, draw_cell, write_report
 from fastdarts.spaces import ArchitectureError
 
@@ -17,14 +19,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
+@any_text()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command (None: with the process' arguments). The exit status is 2 for wrong input, one line on stderr."""
     parser = _Parser(prog="python -m fastdarts.report", description=__doc__)
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run folder of a search, finished or not")
+    parser.add_argument("run", nargs="?", type=path_of, metavar="RUN", help="run folder of a search, finished or not")
     parser.add_argument(
         "--genotype", metavar="TEXT|FILE", help="Genotype(...) or |op~0|+..., or a file of either as text or as JSON"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the drawings of --genotype go (default: here)")
+    parser.add_argument("--out", type=path_of, metavar="DIR", help="where the drawings of --genotype go (default: here)")
     given = parser.parse_args(arguments)
     if (given.run is None) == (given.genotype is None):
         parser.error("give either RUN or --genotype")
@@ -41,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _draw(genotype: str, folder: Path) -> list[Path]:
     """Draw the cells of a genotype given as text or file. Raises GenotypeError, ArchitectureError, OSError."""
-    text = genotype if genotype.lstrip().startswith(("Genotype(", "|")) else Path(genotype).read_text(errors="replace")
+    text = genotype if genotype.lstrip().startswith(("Genotype(", "|")) else path_of(genotype).read_text(errors="replace")
     cells = read_architecture_json(text) if text.lstrip().startswith("{") else read_architecture(text)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"cell_{kind}" for kind in cells.wirings()}

@@ -40,7 +40,7 @@ def write_report(run: str | Path) -> Path:
         for kind in content.kinds:
             draw_cell(content.genotype, kind, folder / f"cell_{kind}")
     report, unfinished = folder / "report.html", folder / "report.html.tmp"
-    unfinished.write_text(_page(content), encoding="utf-8")
+    unfinished.write_text(_page(content), encoding="utf-8", errors="backslashreplace")
     os.replace(unfinished, report)
     return report
 

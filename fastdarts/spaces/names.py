@@ -1,5 +1,6 @@
 """The spaces by name, and a space from a name or a file."""
 
+import os
 from pathlib import Path
 
 from fastdarts.spaces import file
@@ -19,7 +20,7 @@ def named(text: str) -> Space:
     name = text.strip().lower()
     if name in SPACES:
         return SPACES[name]
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.suffix.lower() not in file.SUFFIXES:
         suffixes = ", ".join(file.SUFFIXES)
         raise file.SpaceError(f"no space {text!r}: give {', '.join(SPACES)}, or a file of candidate lists ({suffixes})")

@@ -183,8 +183,8 @@ GOOD = {"images": IMAGES, "labels": np.array(LABELS)}
 @pytest.mark.parametrize(
     "arrays, says",
     [
-        ({"images": IMAGES}, "no array of any of the names labels, y_train.*: found images"),
-        ({"labels": GOOD["labels"]}, "no array of any of the names images, data"),
+        ({"images": IMAGES}, "no images with labels: found images; wanted are x_train with y_train"),
+        ({"labels": GOOD["labels"]}, "no images with labels: found labels"),
         (GOOD | {"images": IMAGES / 255}, r"images must be uint8 .* they are float64 \(10, 32, 32, 3\)"),
         (GOOD | {"images": ROWS}, r"they are uint8 \(10, 3072\)"),
         (GOOD | {"images": IMAGES[..., :2]}, r"they are uint8 \(10, 32, 32, 2\)"),

@@ -58,7 +58,7 @@ def test_names_that_dali_cannot_be_given_are_refused(tree: Tree) -> None:
     root = tree(a=8)
     folder = os.fsencode(root / "train/a")
     os.rename(folder + b"/a_0.JPEG", folder + b"/\xff.JPEG")
-    with pytest.raises(DataError, match=r"no file names that are not UTF-8: .*udcff\.JPEG'; take --loader dali or") as caught:
+    with pytest.raises(DataError, match=r"no file names that are not UTF-8: .*udcff\.JPEG"; take --loader dali or") as caught:
         loader(ImageIndex.from_root(root))
     str(caught.value).encode()
     os.rename(folder + b"/\xff.JPEG", folder + "/ä 日本.JPEG".encode())
