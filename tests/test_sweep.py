@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import sys
@@ -19,9 +20,12 @@ from subprocess import PIPE, Popen
 import numpy as np
 import pytest
 
+from fastdarts.engine import RunFolder
+from fastdarts.images import ImageFiles
 from fastdarts.sweep import jobs
 from fastdarts.sweep.__main__ import main
-from fastdarts.sweep.grid import COMMANDS, Command, Grid
+from fastdarts.sweep.folder import SweepFolder
+from fastdarts.sweep.grid import COMMANDS, Command, Grid, SweepError
 from fastdarts.sweep.plot import draw_sweep, lines
 from fastdarts.sweep.results import Spread, aggregate, figures, markdown
 from tests.pretend_search import PretendSettings
@@ -180,6 +184,31 @@ def test_a_table_is_read_once(tmp_path, monkeypatch):
     grid = Grid.parse(COMMANDS["search_cifar"], axes, flags, "test")
     grid.check(combinations := grid.combinations())
     assert len(combinations) == 8 and read == ["a.csv"]
+
+
+def test_a_sweep_whose_images_moved_goes_on_if_they_are_the_same(tmp_path):
+    tree = write_tree(tmp_path / "a")
+    axes, command = ["seed=0,1"], COMMANDS["search_imagenet"]
+
+    def opened(root, elsewhere=False):
+        grid = Grid.parse(command, axes, ["--data", str(root), "--train_fraction", "0.5", "--val_fraction", "0.5"], "test")
+        return grid, (runs := grid.combinations()), SweepFolder.open(tmp_path / "s", "search_imagenet", grid, runs, elsewhere)
+
+    grid, (first, _), folder = opened(tree)
+    run = RunFolder(tmp_path / "s" / first.name)
+    images = ImageFiles.choose(first.settings, run).checked(1)
+    images.write(run)
+    run.create({"settings": asdict(first.settings), "data": images.facts()})
+    folder.write(
+        {"command": "search_imagenet", "fixed": grid.fixed, "axes": list(grid.axes), "runs": list(folder.rows.values())}
+    )
+    shutil.copytree(tree, tmp_path / "b")
+    opened(tmp_path / "b")
+    with pytest.raises(SweepError, match=r"--data is .*/b' but was .*/a'"):
+        opened(tmp_path / "b", elsewhere=True)
+    (tmp_path / "b" / images.index.files[int(images.train[0])]).write_bytes(b"other")
+    with pytest.raises(SweepError, match=r"seed=0: the images of .*/b are not those that"):
+        opened(tmp_path / "b")
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
         line = line.strip()
         image = names.exact.get(line)
         if image is None and line and (image := names.exact.get(unquoted(line))) is None:
-            if line.startswith("#") or (not found and not wrong and not other and HEADING.fullmatch(line)):
+            if line.startswith("#") or (not found and not wrong and not other and HEADING.fullmatch(line.replace('"', ""))):
                 continue
             images = names.meant(line)
             if len(images) != 1:
