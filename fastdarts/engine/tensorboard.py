@@ -1,9 +1,11 @@
 """What a run measures as TensorBoard event files."""
 
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fastdarts.engine.files import named_plainly
 from fastdarts.spaces import Space
 
 
@@ -24,7 +26,10 @@ class Board:
 
     def __init__(self, folder: Path, space: Space, done: int = 0) -> None:
         writer = import_module("torch.utils.tensorboard").SummaryWriter
-        self.writer, self.space = writer(str(folder), purge_step=done + 1 if done else None), space
+        with ExitStack() as opened:
+            plain = opened.enter_context(named_plainly(folder))
+            self.writer, self.space = writer(str(plain), purge_step=done + 1 if done else None), space
+            self._opened = opened.pop_all()
 
     def step(self, number: int, train_loss: float, alpha_loss: float | None, images_per_s: float) -> None:
         """A logged step."""
@@ -50,6 +55,7 @@ class Board:
 
     def close(self) -> None:
         self.writer.close()
+        self._opened.close()
 
     def _scalars(self, number: int, scalars: dict[str, float | None]) -> None:
         for name, value in scalars.items():
