@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from enum import Enum, EnumMeta
-from functools import cached_property, partial
+from functools import partial
 from hashlib import sha256
 from itertools import repeat
 from operator import is_
@@ -239,7 +239,9 @@ class _Look:
             return self.namespace
         if hasattr(value, "__wrapped__") and type(value).__module__ == "functools":
             return self.wrapped
-        if not _trusted(type(value)) and hasattr(value, "__dict__") and not isinstance(value, cached_property):
+        if type(value).__name__ == "_tuplegetter":  # a field of a namedtuple
+            return None
+        if not _trusted(type(value)) and hasattr(value, "__dict__"):
             return self.instance
         raise Unwatched(f"its forward reads {_short(path)}, a {type(value).__name__}, which cannot be watched")
 

@@ -115,7 +115,7 @@ HOLDERS: dict[str, Holder] = {
     "enum": Holder("self.e{i}.value", "edge.e{i} = ns['E{i}'](v)", "E{i} = enum.Enum('E{i}', dict(a=1.0, b=0.5, c=2.0))", init="self.e{i} = E{i}(1.0)"),
     "tuple with names": Holder("self.t{i}.v", "edge.t{i} = ns['T{i}'](v)", "T{i} = collections.namedtuple('T{i}', 'v')", init="self.t{i} = T{i}(1.0)"),
     "dict with attributes": Holder(
-        "self.d{i}.v", "edge.d{i}['v'] = v", "class D{i}(dict):\n    __getattr__ = dict.__getitem__", init="self.d{i} = D{i}(v=1.0)"
+        "self.d{i}.v", "edge.d{i}['v'] = v", "class D{i}(dict):\n    def __getattr__(self, key):\n        if key not in self: raise AttributeError(key)\n        return self[key]", init="self.d{i} = D{i}(v=1.0)"
     ),
     "dataclass": Holder(
         "self.t{i}.v", "edge.t{i}.v = v", "@dataclasses.dataclass\nclass T{i}:\n    v: float = 1.0", init="self.t{i} = T{i}()"
@@ -138,7 +138,7 @@ HOLDERS: dict[str, Holder] = {
         "float(self.layer{i}(torch.ones(())))", "edge.layer{i} = nn.Hardtanh(0.5 * v, v)", init="self.layer{i} = nn.Identity()"
     ),
     "unfused module in a list": Holder(
-        "self.net{i}[0].v", "edge.net{i}[0].v = v", init="self.net{i} = [nn.Identity()]\n        self.net{i}[0].v = 1.0"
+        "self.net{i}[0].v", "edge.net{i}[0].v = v", init="self.net{i} = [nn.Identity()]; self.net{i}[0].v = 1.0"
     ),
     "buffer": Holder("float(self.b{i})", "edge.b{i}.fill_(v)", init="self.register_buffer('b{i}', torch.ones(()))", fused=False),
     "buffer, its data": Holder(
