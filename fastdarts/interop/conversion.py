@@ -64,6 +64,13 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     anything else than ops.mixed_cell keeps its own forward. Whatever a call brings that was not tried (other arguments,
     hooks on candidates, dropout that drops) goes to the class' own forward. An optimizer made before or after holds the same
     Parameters. Where converting is broken off, nothing is converted.
+
+    What a forward reads besides its arguments is found from its code: attributes, class attributes, globals, variables of
+    functions around it, and what objects and containers there hold. Each call compares it; while it is other than it was when
+    it was tried, the class' own forward runs. revert and convert again try the module as it is then. A module is left alone,
+    and the report says why, if its forward reads a tensor of its own, writes anything, or reads what its code does not tell
+    (getattr with a computed name, vars, eval, objects without __dict__). Code of torch, numpy and Python's pure modules is
+    trusted; what is replaced in them is not seen.
     Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot serve it.
     """

@@ -103,7 +103,7 @@ class Reads:
 
     apart   children, or lists of children, that are fused with the module: their forwards and what these hold do not count
     free    plain attributes of the module that somebody else compares
-    layers  parameters and settings of torch's own layers within do not count: they are arguments of what is fused
+    layers  somebody else compares the modules within, their parameters, hooks and settings: they are what is fused
     Raises Unwatched where a forward writes, or reads what cannot be watched.
     """
 
@@ -321,7 +321,8 @@ class _Look:
         self.watched.append(Code(value, (value.__code__, value.__defaults__, value.__kwdefaults__)))
         names = sorted(known.names)
         held = value.__globals__
-        self.watched.append(Named(held, tuple(names), tuple([held.get(n, MISSING) for n in names])))
+        if names:
+            self.watched.append(Named(held, tuple(names), tuple([held.get(n, MISSING) for n in names])))
         for name in names:
             given = held.get(name, vars(builtins).get(name, MISSING))
             self.tokens.append(name)
@@ -368,25 +369,24 @@ class _Look:
 
     def module(self, value: nn.Module, path: str) -> None:
         """A module within, or one that is reached otherwise."""
-        cls, own = own_class(value), vars(value)
-        torchs = _trusted(cls)
-        self.watched.append(Whole(own["_modules"], own["_modules"].copy()))
         if id(value) in self.fused:
             return
-        if torchs and not value._modules and self.layers and id(value) in self.inner:
-            return
-        if value is not self.root:
-            for hooks in HOOKS:
-                self.visit_whole(own[hooks], f"{path}.{hooks}")
-        if torchs:
-            settings = [n for n, v in own.items() if type(v) in (*PLAIN, tuple) and n != "training"]
-            self.named(value, own, ["forward", *settings], path)
-        else:
+        cls, own = own_class(value), vars(value)
+        torchs, compared = _trusted(cls), self.layers and id(value) in self.inner
+        if not compared:
+            self.watched.append(Whole(own["_modules"], own["_modules"].copy()))
+            if value is not self.root:
+                for hooks in HOOKS:
+                    self.visit_whole(own[hooks], f"{path}.{hooks}")
+        if not torchs:
             skipped = {"training"} if id(value) in self.inner else set()
             skipped |= self.free if value is self.root else set()
             self.named(value, own, [n for n in self.sorted if n not in skipped], path)
             self.class_of(cls, path)
-        for kind in ("_parameters", "_buffers"):
+        elif not compared:
+            settings = [n for n, v in own.items() if type(v) in (*PLAIN, tuple) and n != "training"]
+            self.named(value, own, ["forward", *settings], path)
+        for kind in ("_parameters", "_buffers") if not (compared and torchs) else ():
             for name in self.whole(own[kind]):
                 if name in self.names:
                     self.tokens.append(name)
@@ -408,7 +408,9 @@ class _Look:
         names = [n for n in self.sorted if n not in ("forward", "training")]
         for holder in (module, *_foreign(cls)):
             held = vars(holder)
-            self.watched.append(Named(holder, tuple(names), tuple([held.get(n, MISSING) for n in names])))
+            if ("aside", holder) not in self.seen:
+                self.seen["aside", holder] = 0
+                self.watched.append(Named(holder, tuple(names), tuple([held.get(n, MISSING) for n in names])))
             for name in names:
                 if name in held:
                     self.tokens.append(f"{number} {name}")

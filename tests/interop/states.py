@@ -54,18 +54,37 @@ def make{i}():
         v = new
     return get, put
 """
+DECORATED = """
+G{i} = 1.0
+def around{i}(f):
+    @functools.wraps(f)
+    def inner(*a): return f(*a) * G{i}
+    return inner
+@around{i}
+def f{i}(): return 1.0
+"""
+ATTRIBUTES = """
+class D{i}(dict):
+    def __getattr__(self, key):
+        if key not in self: raise AttributeError(key)
+        return self[key]
+"""
 HOLDERS: dict[str, Holder] = {
     "attribute": Holder("self.a{i}", "edge.a{i} = v", init="self.a{i} = 1.0"),
     "attribute set later": Holder("getattr(self, 'g{i}', 1.0)", "edge.g{i} = v"),
     "attribute set later, asked for": Holder("(self.g{i} if hasattr(self, 'g{i}') else 1.0)", "edge.g{i} = v"),
     "SimpleNamespace": Holder("self.n{i}.v", "edge.n{i}.v = v", init="self.n{i} = types.SimpleNamespace(v=1.0)"),
     "Namespace": Holder("self.n{i}.v", "edge.n{i}.v = v", init="self.n{i} = argparse.Namespace(v=1.0)"),
-    "Namespace replaced": Holder("self.n{i}.v", "edge.n{i} = argparse.Namespace(v=v)", init="self.n{i} = argparse.Namespace(v=1.0)"),
+    "Namespace replaced": Holder(
+        "self.n{i}.v", "edge.n{i} = argparse.Namespace(v=v)", init="self.n{i} = argparse.Namespace(v=1.0)"
+    ),
     "dict": Holder("self.d{i}['v']", "edge.d{i}['v'] = v", init="self.d{i} = {{'v': 1.0}}"),
     "dict get": Holder("self.d{i}.get('v', 1.0)", "edge.d{i}['v'] = v", init="self.d{i} = {{}}"),
     "OrderedDict": Holder("self.d{i}['v']", "edge.d{i}['v'] = v", init="self.d{i} = collections.OrderedDict(v=1.0)"),
     "nested": Holder("self.l{i}[0]['v'][0]", "edge.l{i}[0]['v'] = (v,)", init="self.l{i} = [{{'v': (1.0,)}}]"),
-    "set": Holder("(2.0 if 1 in self.s{i} else 1.0)", "edge.s{i}.add(1) if v != 1.0 else edge.s{i}.discard(1)", init="self.s{i} = set()"),
+    "set": Holder(
+        "(2.0 if 1 in self.s{i} else 1.0)", "edge.s{i}.add(1) if v != 1.0 else edge.s{i}.discard(1)", init="self.s{i} = set()"
+    ),
     "deque": Holder("self.q{i}[-1]", "edge.q{i}.append(v)", init="self.q{i} = collections.deque([1.0], 2)"),
     "object": Holder("self.o{i}.v", "edge.o{i}.v = v", OBJECT, init="self.o{i} = Holder{i}(1.0)"),
     "method": Holder("self.o{i}.get()", "edge.o{i}.v = v", OBJECT, init="self.o{i} = Holder{i}(1.0)"),
@@ -88,7 +107,9 @@ HOLDERS: dict[str, Holder] = {
     "inherited": Holder("self.inherited", "ns['Base'].inherited = v"),
     "inherited method": Holder("self.ask()", "edge.asked = v"),
     "super": Holder("super().ask()", "edge.asked = v"),
-    "own property": Holder("self.p{i}", "edge.kept{i} = v", body="p{i} = property(lambda self: self.kept{i})", init="self.kept{i} = 1.0"),
+    "own property": Holder(
+        "self.p{i}", "edge.kept{i} = v", body="p{i} = property(lambda self: self.kept{i})", init="self.kept{i} = 1.0"
+    ),
     "class method": Holder("self.cm{i}()", "Edge.c{i} = v", body="c{i} = 1.0\ncm{i} = classmethod(lambda cls: cls.c{i})"),
     "static method": Holder("self.sm{i}()", "ns['G{i}'] = v", "G{i} = 1.0", "sm{i} = staticmethod(lambda: G{i})"),
     "global": Holder("G{i}", "ns['G{i}'] = v", "G{i} = 1.0"),
@@ -97,25 +118,43 @@ HOLDERS: dict[str, Holder] = {
     "helper": Holder("helper{i}()", "ns['G{i}'] = v", "G{i} = 1.0\ndef helper{i}(): return G{i}"),
     "helper replaced": Holder("helper{i}()", "ns['helper{i}'] = lambda: v", "def helper{i}(): return 1.0"),
     "helper of a helper": Holder(
-        "outer{i}(self)", "edge.h{i} = v", "def inner{i}(m): return m.h{i}\ndef outer{i}(m): return inner{i}(m)", init="self.h{i} = 1.0"
+        "outer{i}(self)",
+        "edge.h{i} = v",
+        "def inner{i}(m): return m.h{i}\ndef outer{i}(m): return inner{i}(m)",
+        init="self.h{i} = 1.0",
     ),
     "default": Holder("f{i}()", "ns['f{i}'].__defaults__[0]['v'] = v", "def f{i}(d={{'v': 1.0}}): return d['v']"),
     "attribute of a function": Holder("f{i}.v", "ns['f{i}'].v = v", "def f{i}(): pass\nf{i}.v = 1.0"),
     "decorated": Holder(
         "f{i}()",
         "ns['G{i}'] = v",
-        "G{i} = 1.0\ndef around{i}(f):\n    @functools.wraps(f)\n    def inner(*a): return f(*a) * G{i}\n    return inner\n@around{i}\ndef f{i}(): return 1.0",
+        DECORATED,
     ),
-    "remembered": Holder("f{i}(self.a{i})", "edge.a{i} = v", "@functools.lru_cache\ndef f{i}(v): return v", init="self.a{i} = 1.0"),
+    "remembered": Holder(
+        "f{i}(self.a{i})", "edge.a{i} = v", "@functools.lru_cache\ndef f{i}(v): return v", init="self.a{i} = 1.0"
+    ),
     "closure": Holder("self.get{i}()", "edge.put{i}(v)", CLOSURE, init="self.get{i}, self.put{i} = make{i}()"),
     "lambda": Holder("self.r{i}()", "edge.r{i} = lambda: v", init="self.r{i} = lambda: 1.0"),
     "partial": Holder(
-        "self.q{i}()", "edge.q{i}.args[0]['v'] = v", "def f{i}(d): return d['v']", init="self.q{i} = functools.partial(f{i}, {{'v': 1.0}})"
+        "self.q{i}()",
+        "edge.q{i}.args[0]['v'] = v",
+        "def f{i}(d): return d['v']",
+        init="self.q{i} = functools.partial(f{i}, {{'v': 1.0}})",
     ),
-    "enum": Holder("self.e{i}.value", "edge.e{i} = ns['E{i}'](v)", "E{i} = enum.Enum('E{i}', dict(a=1.0, b=0.5, c=2.0))", init="self.e{i} = E{i}(1.0)"),
-    "tuple with names": Holder("self.t{i}.v", "edge.t{i} = ns['T{i}'](v)", "T{i} = collections.namedtuple('T{i}', 'v')", init="self.t{i} = T{i}(1.0)"),
+    "enum": Holder(
+        "self.e{i}.value",
+        "edge.e{i} = ns['E{i}'](v)",
+        "E{i} = enum.Enum('E{i}', dict(a=1.0, b=0.5, c=2.0))",
+        init="self.e{i} = E{i}(1.0)",
+    ),
+    "tuple with names": Holder(
+        "self.t{i}.v", "edge.t{i} = ns['T{i}'](v)", "T{i} = collections.namedtuple('T{i}', 'v')", init="self.t{i} = T{i}(1.0)"
+    ),
     "dict with attributes": Holder(
-        "self.d{i}.v", "edge.d{i}['v'] = v", "class D{i}(dict):\n    def __getattr__(self, key):\n        if key not in self: raise AttributeError(key)\n        return self[key]", init="self.d{i} = D{i}(v=1.0)"
+        "self.d{i}.v",
+        "edge.d{i}['v'] = v",
+        ATTRIBUTES,
+        init="self.d{i} = D{i}(v=1.0)",
     ),
     "dataclass": Holder(
         "self.t{i}.v", "edge.t{i}.v = v", "@dataclasses.dataclass\nclass T{i}:\n    v: float = 1.0", init="self.t{i} = T{i}()"
@@ -140,22 +179,34 @@ HOLDERS: dict[str, Holder] = {
     "unfused module in a list": Holder(
         "self.net{i}[0].v", "edge.net{i}[0].v = v", init="self.net{i} = [nn.Identity()]; self.net{i}[0].v = 1.0"
     ),
-    "buffer": Holder("float(self.b{i})", "edge.b{i}.fill_(v)", init="self.register_buffer('b{i}', torch.ones(()))", fused=False),
+    "buffer": Holder(
+        "float(self.b{i})", "edge.b{i}.fill_(v)", init="self.register_buffer('b{i}', torch.ones(()))", fused=False
+    ),
     "buffer, its data": Holder(
         "(2.0 if self.b{i} else 1.0)",
         "edge.b{i}.data.fill_(v != 1.0)",
         init="self.register_buffer('b{i}', torch.zeros((), dtype=torch.bool))",
         fused=False,
     ),
-    "tensor": Holder("(1.0 if self.b{i} < 1.4 else 0.5)", "edge.b{i} = torch.tensor(v)", init="self.b{i} = torch.ones(())", fused=False),
+    "tensor": Holder(
+        "(1.0 if self.b{i} < 1.4 else 0.5)", "edge.b{i} = torch.tensor(v)", init="self.b{i} = torch.ones(())", fused=False
+    ),
     "counter": Holder(
         "(1.0 if self.n{i} < 5 else 0.5)", "edge.n{i} = 9 * (v > 1)", init="self.n{i} = 0", before="self.n{i} += 1", fused=False
     ),
     "counter in a dict": Holder(
-        "(1.0 if self.n{i}['n'] < 5 else 0.5)", "edge.n{i}['n'] = 9 * (v > 1)", init="self.n{i} = {{'n': 0}}", before="self.n{i}['n'] += 1", fused=False
+        "(1.0 if self.n{i}['n'] < 5 else 0.5)",
+        "edge.n{i}['n'] = 9 * (v > 1)",
+        init="self.n{i} = {{'n': 0}}",
+        before="self.n{i}['n'] += 1",
+        fused=False,
     ),
     "history": Holder(
-        "(1.0 if len(self.h{i}) < 5 else 0.5)", "edge.h{i}.extend([0] * 9)", init="self.h{i} = []", before="self.h{i}.append(0)", fused=False
+        "(1.0 if len(self.h{i}) < 5 else 0.5)",
+        "edge.h{i}.extend([0] * 9)",
+        init="self.h{i} = []",
+        before="self.h{i}.append(0)",
+        fused=False,
     ),
     "history by another name": Holder(
         "(1.0 if len(self.h{i}) < 5 else 0.5)",
@@ -167,21 +218,36 @@ HOLDERS: dict[str, Holder] = {
     "global counter": Holder(
         "(1.0 if G{i} < 5 else 0.5)", "ns['G{i}'] = 9 * (v > 1)", "G{i} = 0", before="global G{i}; G{i} += 1", fused=False
     ),
-    "computed name": Holder("getattr(self, self.key{i})", "edge.a{i} = v", init="self.key{i} = 'a{i}'; self.a{i} = 1.0", fused=False),
+    "computed name": Holder(
+        "getattr(self, self.key{i})", "edge.a{i} = v", init="self.key{i} = 'a{i}'; self.a{i} = 1.0", fused=False
+    ),
     "__dict__": Holder("self.__dict__['a{i}']", "edge.a{i} = v", init="self.a{i} = 1.0", fused=False),
     "vars": Holder("vars(self)['a{i}']", "edge.a{i} = v", init="self.a{i} = 1.0", fused=False),
     "globals": Holder("globals()['G{i}']", "ns['G{i}'] = v", "G{i} = 1.0", fused=False),
     "eval": Holder("eval('self.a{i}')", "edge.a{i} = v", init="self.a{i} = 1.0", fused=False),
     "slots": Holder(
-        "self.o{i}.v", "edge.o{i}.v = v", "class S{i}:\n    __slots__ = ('v',)", init="self.o{i} = S{i}(); self.o{i}.v = 1.0", fused=False
+        "self.o{i}.v",
+        "edge.o{i}.v = v",
+        "class S{i}:\n    __slots__ = ('v',)",
+        init="self.o{i} = S{i}(); self.o{i}.v = 1.0",
+        fused=False,
     ),
     "environment": Holder(
         "float(os.environ.get('FASTDARTS_TEST_{i}', '1.0'))", "os.environ['FASTDARTS_TEST_{i}'] = str(v)", fused=False
     ),
-    "generator": Holder("(1.0 if next(self.it{i}) < 30 else 0.5)", "[next(edge.it{i}) for _ in range(40)]", init="self.it{i} = itertools.count()", fused=False),
+    "generator": Holder(
+        "(1.0 if next(self.it{i}) < 30 else 0.5)",
+        "[next(edge.it{i}) for _ in range(40)]",
+        init="self.it{i} = itertools.count()",
+        fused=False,
+    ),
 }
 USES = ("out = out * {read}", "out = out if {read} == 1.0 else out.flip(1)", "out = out if {read} < 1.4 else out + 1.0")
-HEAD = "import argparse, collections, dataclasses, enum, functools, itertools, os, types\nimport torch\nfrom torch import Tensor, nn\n"
+HEAD = """
+import argparse, collections, dataclasses, enum, functools, itertools, os, types
+import torch
+from torch import Tensor, nn
+"""
 BASE = """
 class Base:
     inherited = 1.0
