@@ -11,18 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
-from fastdarts.interop.mixture import (
-    Attributes,
-    MixturePlan,
-    Weights,
-    as_row,
-    even,
-    fits,
-    format_of,
-    partial_channels,
-    unchanged,
-)
+from fastdarts.interop.mixture import MixturePlan, Weights, as_row, even, fits, format_of, partial_channels
 from fastdarts.interop.parts import Layers, alike, run, usual
+from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Layout, as_preprocess, recognise
 from fastdarts.interop.tree import heard, signature
 from fastdarts.ops.graph import Candidate, Edge, Graph
@@ -42,7 +33,7 @@ class PreprocessPlan:
         if self.found.same(module):
             return self.found
         layer = as_preprocess(recognise(module)) if signature(module) == self.kind else None
-        found = None if layer is None else Layers.of(module, layer.convolutions, [layer.norm])
+        found = None if layer is None else Layers.of(module, layer.convolutions, [layer.norm])._replace(reads=self.found.reads)
         if found is not None and not getattr(module, "_is_replica", False):
             self.found = found
         return found
@@ -55,7 +46,9 @@ class FusedPreprocess:
         """x (N, C, H, W) -> (N, D, H/s, W/s)."""
         plan: PreprocessPlan = self.__dict__[PLAN]
         found = None if args or kwargs else plan.update(self)
-        if found is None or found.tree.heard() or not usual(found.norms[0], x) or not even(len(found.convolutions), x):
+        if found is None or found.tree.heard() or not found.as_tried(self):
+            return super().forward(x, *args, **kwargs)
+        if not usual(found.norms[0], x) or not even(len(found.convolutions), x):
             return super().forward(x, *args, **kwargs)
         norm = found.norms[0]
         tracks = norm.running_mean is not None
@@ -80,7 +73,7 @@ class CellPlan:
     name     of its list of mixed operations
     beta     it takes the edges' weights after the candidates'
     further  values of its remaining arguments with which it was tried: others go to its own forward
-    attributes, channels_last  as of a MixturePlan
+    reads, channels_last  as of a MixturePlan
     """
 
     before: tuple[str, str]
@@ -88,7 +81,7 @@ class CellPlan:
     beta: bool = False
     further: tuple[Any, ...] = ()
     backend: str = "auto"
-    attributes: Attributes = ()
+    reads: Reads | None = None
     channels_last: bool = False
 
     @property
@@ -106,9 +99,9 @@ class FusedCell:
         arguments = 2 + len(args)
         usual = (
             not kwargs
-            and unchanged(self, plan.attributes, 0)
             and arguments >= plan.begins
             and _equal(args[plan.begins - 2 :], plan.further)
+            and (plan.reads is None or plan.reads.same(self))
         )
         out = _fused(self, plan, s0, s1, args[0], args[1] if plan.beta else None) if usual else None
         if out is not None:
@@ -153,7 +146,7 @@ def _fused(
     graph = cell_graph(tuple(p.stride for p in plans), codes)
     inputs = [cell._modules[name](s) for name, s in zip(plan.before, (s0, s1), strict=True)]
     k = partial_channels(plans[0], inputs[0])
-    same = all(unchanged(edge, p.attributes, k) for edge, p in zip(edges, plans, strict=True))
+    same = all(p.unchanged(edge, k) for edge, p in zip(edges, plans, strict=True))
     if graph is None or not same or inputs[0].shape != inputs[1].shape or not k or not even(graph.stride, inputs[0]):
         return _edge_by_edge(edges, inputs, rows, betas)
     return run(found, inputs, _picked(ops, live), beta, graph, k, plan.backend)
