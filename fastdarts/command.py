@@ -1,5 +1,6 @@
 """What every search command does with its command line: settings that are checked, a seat among ranks, an exit status."""
 
+import errno
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ from fastdarts import engine
 from fastdarts.build import space_of
 from fastdarts.config import RunSettings
 from fastdarts.data import DataError, InputStopped
+from fastdarts.data.errors import REMEDIES, shortage
 from fastdarts.engine import (
     CaptureError,
     RankLost,
@@ -110,7 +112,12 @@ class Command:
             tell(f"stopped: {error}")
             return 1
         except OSError as error:  # a full disk, a folder that went away
-            tell(f"stopped: {error}; the last checkpoint is kept")
+            tell(f"stopped: {shortage(error)}; the last checkpoint is kept")
+            return 1
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):  # Python's words, which have no class of their own
+                raise
+            tell(f"stopped: no thread can be started: {REMEDIES[errno.EAGAIN]}; {again}")
             return 1
         except engine.Stopped as stopped:
             tell(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)

@@ -154,18 +154,18 @@ def test_filling_the_cache_is_broken_off(argv, tmp_path, monkeypatch):
 def test_waiting_for_input_is_broken_off_and_a_checkpoint_taken(argv, tmp_path, monkeypatch):
     from fastdarts.data import workers
 
-    plain = workers.Decoder.__getitem__
+    plain = workers.Decoder.__call__
 
-    def decode(self, request):
+    def decode(self, request, batch):
         if self.view.train and request.epoch == 1:
             time.sleep(0.5)  # the search waits by now
             send(signal.SIGTERM)()
             time.sleep(0.5)
-        return plain(self, request)
+        return plain(self, request, batch)
 
     run = [*argv, "--save", str(tmp_path / "run"), "--cache", "off"]
     with monkeypatch.context() as patch:
-        patch.setattr(workers.Decoder, "__getitem__", decode)
+        patch.setattr(workers.Decoder, "__call__", decode)
         began = time.monotonic()
         assert main(run) == 75
         assert time.monotonic() - began < 20
