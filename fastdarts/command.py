@@ -5,7 +5,6 @@ import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from fastdarts.engine import (
 )
 from fastdarts.flags import ConfigError
 from fastdarts.input import Source
+from fastdarts.modules import import_modules
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.recipes import RECIPES
@@ -146,7 +146,7 @@ class Command:
     def resolve(self, given: dict[str, Any], seat: Seat = Seat()) -> RunSettings:  # noqa: B008 - a tuple
         """The settings that a command line stands for, on the rank of that seat. Raises ConfigError."""
         settings = self.settings.make(self._values(given))
-        _import(settings.modules)
+        import_modules(settings.modules)
         settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
         device = torch.device(settings.device)
         _check_device(settings, device)
@@ -233,21 +233,6 @@ def _space(text: str) -> str:
     if name in SPACES:
         return name
     return _absolute(text) if Path(name).suffix in SUFFIXES else text
-
-
-def _import(modules: str | None) -> None:
-    """Import the modules, which have commas between their names. Raises ConfigError for one that is not there.
-
-    What a module itself raises is left as it is, with the traceback that shows where.
-    """
-    for name in () if modules is None else map(str.strip, modules.split(",")):
-        if not all(map(str.isidentifier, name.split("."))):
-            raise ConfigError(f"--modules {modules}: {name!r} is not a module's name, as my_candidates or package.module")
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            looked = "modules are looked for in the present folder and on PYTHONPATH"
-            raise ConfigError(f"--modules: {name} cannot be imported: {error}; {looked}") from error
 
 
 def _check_device(settings: RunSettings, device: torch.device) -> None:

@@ -87,6 +87,8 @@ def test_a_stopped_run_loses_nothing(number, step, status, argv, finished, tmp_p
     assert f"stopped by {signal.Signals(number).name}; the same command" in err and err.count("\n") == 1
     assert signal.getsignal(number) == before
     assert steps(tmp_path / "run") == step
+    where = f"epoch {(step - 1) // STEPS + 1}/{EPOCHS}  step {step}/{STEPS * EPOCHS}  updated "
+    assert (tmp_path / "run/status").read_text().startswith(f"stopped: {signal.Signals(number).name}  {where}")
     assert main(run) == 0
     assert contents(tmp_path / "run") == contents(finished)
     inside = f" and {(step - 1) % STEPS + 1} steps"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastdarts.data.errors import DataError, InputStopped, shortage
+from fastdarts.data.errors import InputStopped, shortage
 from fastdarts.data.view import View
 from fastdarts.data.workers import Answer, Decoder, Request
 
@@ -133,7 +133,9 @@ class Pool:
         process.join(LOOK)
         status = process.exitcode
         if status is not None and status < 0:
-            number, request = next(asked for asked in self._asked if self._processes[asked[0] % len(self._processes)][0] is process)
+            number, request = next(
+                asked for asked in self._asked if self._processes[asked[0] % len(self._processes)][0] is process
+            )
             path = request.paths[int(self._batches[number % len(self._batches)]["at"])]
             name = signal.Signals(-status).name
             if -status == signal.SIGKILL:

@@ -79,7 +79,7 @@ def torchvision_functional() -> Any:
     try:
         from torchvision.transforms.v2 import functional
     except ModuleNotFoundError as error:
-        raise DataError("torchvision is missing: pip install torchvision") from error
+        raise DataError("torchvision is missing: pip install torchvision (with every --loader, since it evaluates)") from error
     except (ImportError, RuntimeError) as error:
         raise DataError(f"torchvision does not fit torch {torch.__version__}: install the pair of one release") from error
     return functional

@@ -19,6 +19,7 @@ import torch
 
 from fastdarts import provenance
 from fastdarts.engine import RunFolderError, Stopped, Stopping, duration, write_text
+from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
 from fastdarts.sweep.folder import Row, SweepFolder
 from fastdarts.sweep.grid import COMMANDS, Combination, Grid, SweepError
 from fastdarts.sweep.jobs import Executor, Here, Job, NoExecutor, Submitit, interpreter
@@ -157,7 +158,12 @@ class Sweep:
             raise SweepError(f"--metric {self.metric}: no finished run has it; there are {', '.join(names)}")
         if groups:
             points = groups if groups[0].values else aggregate(rows, self.facts["axes"], over=None)
-            draw_sweep(points, self.metric, self.folder.path / "sweep")
+            try:
+                with drawing():
+                    import_matplotlib()
+                    draw_sweep(points, self.metric, self.folder.path / "sweep")
+            except NotDrawn as error:
+                _told(f"not drawn: {self.folder.path / 'sweep.svg'}: {error}", 0)
 
 
 def _halves(argv: list[str]) -> tuple[list[str], list[str]]:

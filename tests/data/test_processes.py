@@ -62,14 +62,14 @@ def test_a_script_without_a_guard_is_told_so(tree: Tree, monkeypatch: pytest.Mon
     """In the process that imports the script again, and in the one that started it."""
     index = ImageIndex.from_root(tree(a=6))
     monkeypatch.setattr(multiprocessing, "get_context", lambda: multiprocessing.context.SpawnContext())
-    with monkeypatch.context() as patch, pytest.raises(InputStopped, match="^a script that .* `if __name__ == '__main__':`"):
+    with monkeypatch.context() as patch, pytest.raises(InputStopped, match=r"^a script that .* `if __name__ == '__main__':`"):
         patch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
         next(loader(index))
     fork = multiprocessing.context.ForkContext()
     monkeypatch.setattr(fork, "get_start_method", lambda: "spawn")
     monkeypatch.setattr(multiprocessing, "get_context", lambda: fork)
     monkeypatch.setattr(processes, "_work", lambda *_: os._exit(1))
-    with pytest.raises(InputStopped, match="ended with status 1: a script that .* `if __name__ == '__main__':`"):
+    with pytest.raises(InputStopped, match=r"ended with status 1: a script that .* `if __name__ == '__main__':`"):
         next(loader(index))
 
 
