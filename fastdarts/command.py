@@ -1,10 +1,10 @@
 """What every search command does with its command line: settings that are checked, a seat among ranks, an exit status."""
 
+import errno
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fastdarts import engine
 from fastdarts.build import space_of
 from fastdarts.config import RunSettings
 from fastdarts.data import DataError, InputStopped
+from fastdarts.data.errors import REMEDIES, shortage
 from fastdarts.engine import (
     CaptureError,
     RankLost,
@@ -28,6 +29,7 @@ from fastdarts.engine import (
 from fastdarts.flags import ConfigError, expanded
 from fastdarts.input import Source
 from fastdarts.logs import any_text
+from fastdarts.modules import import_modules
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.ops.backend import BackendUnavailable, choose
 from fastdarts.recipes import RECIPES
@@ -112,7 +114,12 @@ class Command:
             tell(f"stopped: {error}")
             return 1
         except OSError as error:  # a full disk, a folder that went away
-            tell(f"stopped: {error}; the last checkpoint is kept")
+            tell(f"stopped: {shortage(error)}; the last checkpoint is kept")
+            return 1
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):  # Python's words, which have no class of their own
+                raise
+            tell(f"stopped: no thread can be started: {REMEDIES[errno.EAGAIN]}; {again}")
             return 1
         except engine.Stopped as stopped:
             tell(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
@@ -141,7 +148,7 @@ class Command:
     def resolve(self, given: dict[str, Any], seat: Seat = Seat()) -> RunSettings:  # noqa: B008 - a tuple
         """The settings that a command line stands for, on the rank of that seat. Raises ConfigError."""
         settings = self.settings.make(self._values(given))
-        _import(settings.modules)
+        import_modules(settings.modules)
         settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
         device = torch.device(settings.device)
         _check_device(settings, device)
@@ -228,21 +235,6 @@ def _space(text: str) -> str:
     if name in SPACES:
         return name
     return _absolute(text) if Path(name).suffix in SUFFIXES else text
-
-
-def _import(modules: str | None) -> None:
-    """Import the modules, which have commas between their names. Raises ConfigError for one that is not there.
-
-    What a module itself raises is left as it is, with the traceback that shows where.
-    """
-    for name in () if modules is None else map(str.strip, modules.split(",")):
-        if not all(map(str.isidentifier, name.split("."))):
-            raise ConfigError(f"--modules {modules}: {name!r} is not a module's name, as my_candidates or package.module")
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            looked = "modules are looked for in the present folder and on PYTHONPATH"
-            raise ConfigError(f"--modules: {name} cannot be imported: {error}; {looked}") from error
 
 
 def _check_device(settings: RunSettings, device: torch.device) -> None:

@@ -16,6 +16,12 @@ def say_once(sentence: str) -> None:
     log.info(sentence)
 
 
+@cache
+def warn_once(sentence: str) -> None:
+    """As say_once, as a warning, which is printed also where no handler was set up."""
+    log.warning(sentence)
+
+
 @contextmanager
 def any_text() -> Iterator[None]:
     """Inside, stdout and stderr print any text: what their encoding lacks is escaped, as \\xe9 is, and raises nothing.

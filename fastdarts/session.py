@@ -35,8 +35,9 @@ from fastdarts.engine import (
     write_text,
 )
 from fastdarts.genotype import Genotype, collapse_line, read_architecture
+from fastdarts.logs import warn_once
 from fastdarts.objectives import Reconstructing
-from fastdarts.report import picture_grid, write_report
+from fastdarts.report import NotDrawn, drawing, picture_grid, write_report
 from fastdarts.search import PARTS, DivergedError, Search, StepReport, seeded
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
@@ -112,11 +113,12 @@ class Session:
                     self._save()  # the beginning, to have something to go back to
                 with ExitStack() as watched:
                     if self.world.leads:
-                        self.watch = watched.enter_context(Watch(self.search, self.folder.path, self.settings))
+                        watch = Watch(self.search, self.folder.path, self.settings, self.folder.last_loss())
+                        self.watch = watched.enter_context(watch)
                     self._compare("before the first step")
                     self._search()
                     self._conclude()
-            self.writer.wait()
+                    self.writer.wait()  # a run whose last checkpoint is not written has not finished
         except Stopped:
             good = not self._bad_steps() or self.settings.on_bad == "skip"
             if good and self.saved < self._steps():
@@ -388,4 +390,8 @@ class Session:
         (batch,) = (batch.to(self.search.device) for batch in self.pictures)
         with seeded(self.search.device):  # when a report is drawn depends on the time, and must not change what is searched
             pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)
-        picture_grid(*(p.cpu() for p in pictures), self.folder["reconstruction.png"])
+        try:
+            with drawing():
+                picture_grid(*(p.cpu() for p in pictures), self.folder["reconstruction.png"])
+        except NotDrawn as error:
+            warn_once(f"not drawn: reconstruction: {error}")

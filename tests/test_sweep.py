@@ -330,9 +330,19 @@ def test_folders_of_something_else_are_refused(folder, capsys):
     folder.mkdir()
     (folder / "settings.json").touch()
     assert sweep(folder, *SEEDS) == 2 and "holds a run and no sweep" in capsys.readouterr().err
-    (folder / "settings.json").rename(folder / "notes")
-    assert sweep(folder, *SEEDS) == 2 and "holds other files and no sweep" in capsys.readouterr().err
+    (folder / "settings.json").rename(folder / "sweep.csv")
+    assert sweep(folder, *SEEDS) == 2 and "no sweep, but sweep.csv, which a sweep would replace" in capsys.readouterr().err
+    (folder / "sweep.csv").rename(folder / "seed=1")
+    assert sweep(folder, *SEEDS) == 2 and "holds no sweep, but seed=1, which a sweep" in capsys.readouterr().err
+    (folder / "seed=1").rename(folder / "notes")
     assert sweep(folder / "notes", *SEEDS) == 2 and "is a file, name a folder" in capsys.readouterr().err
+
+
+def test_files_that_are_not_a_sweeps_are_left_alone(folder, capsys):
+    folder.mkdir()
+    (folder / "console.txt").write_text("mine")
+    assert sweep(folder, *SEEDS) == 0 and sweep(folder, *SEEDS) == 0
+    assert (folder / "console.txt").read_text() == "mine"
 
 
 def test_a_metric_that_no_run_has_is_told_with_those_there_are(folder, capsys):

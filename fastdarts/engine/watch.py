@@ -23,11 +23,14 @@ class Watch:
 
     Inside, `step` is called after each step, `logged` with those that get a line, `epoch` after each epoch. Leaving writes
     the final status: finished, or stopped and why.
+
+    loss  mean training loss of the last epoch before, when a run is continued
     """
 
-    def __init__(self, search: Search, folder: Path, settings: RunSettings) -> None:
-        done = search.epoch * len(search.train_loader) + search.part.steps
+    def __init__(self, search: Search, folder: Path, settings: RunSettings, loss: float | None = None) -> None:
+        self.search, self.epochs, self.loss = search, settings.epochs, loss
         self.status = Status(folder / "status")
+        done = self._done()
         self.stages = Stages(search.take_step) if isinstance(search.take_step, CapturedBilevel) else None
         self.board = self.profiler = None
         with ExitStack() as opened:
@@ -38,7 +41,16 @@ class Watch:
                 self.profiler = Profiler(Window.parse(settings.profile), folder, search.device, done)
                 opened.callback(self.profiler.close)
             self._opened = opened.pop_all()
-        self.status.running(f"epoch {search.epoch}/{settings.epochs}  step {done}")
+        self.status.running(self._where())
+
+    def _done(self) -> int:
+        """Finished steps of the whole search."""
+        return self.search.epoch * len(self.search.train_loader) + self.search.part.steps
+
+    def _where(self) -> str:
+        """The last step that was finished, and the epoch that it belongs to."""
+        epoch = self.search.epoch + bool(self.search.part.steps)
+        return f"epoch {epoch}/{self.epochs}  step {self._done()}/{self.epochs * len(self.search.train_loader)}"
 
     def follow(self, steps: Step) -> None:
         """Steps are taken by another one from now on."""
@@ -67,6 +79,7 @@ class Watch:
 
     def epoch(self, record: dict[str, Any], timing: dict[str, Any]) -> None:
         """After an epoch: its record, and what `timing` gave."""
+        self.loss = record["train_loss"]
         if self.board is not None:
             self.board.epoch(record, timing)
 
@@ -76,9 +89,11 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._opened.close()
         if error is None:
-            self.status.finished()
+            loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
+            early = "  early stop" if self.search.stop else ""
+            self.status.finished(f"{self._where()}{loss}{early}")
         else:
             try:
-                self.status.stopped(str(error) or type(error).__name__)
+                self.status.stopped(str(error) or type(error).__name__, self._where())
             except OSError as also:  # the disk that stopped the run; its own error is the one to tell
                 log.info(f"no final status: {also}")

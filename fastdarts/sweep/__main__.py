@@ -21,6 +21,7 @@ from fastdarts import provenance
 from fastdarts.engine import RunFolderError, Stopped, Stopping, duration, write_text
 from fastdarts.flags import path_of
 from fastdarts.logs import any_text
+from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
 from fastdarts.sweep.folder import Row, SweepFolder
 from fastdarts.sweep.grid import COMMANDS, Combination, Grid, SweepError
 from fastdarts.sweep.jobs import Executor, Here, Job, NoExecutor, Submitit, interpreter
@@ -160,7 +161,12 @@ class Sweep:
             raise SweepError(f"--metric {self.metric}: no finished run has it; there are {', '.join(names)}")
         if groups:
             points = groups if groups[0].values else aggregate(rows, self.facts["axes"], over=None)
-            draw_sweep(points, self.metric, self.folder.path / "sweep")
+            try:
+                with drawing():
+                    import_matplotlib()
+                    draw_sweep(points, self.metric, self.folder.path / "sweep")
+            except NotDrawn as error:
+                _told(f"not drawn: {self.folder.path / 'sweep.svg'}: {error}", 0)
 
 
 def _halves(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdarts.data import DataError
+from fastdarts.data.index import few
 from fastdarts.engine import RunFolder, RunFolderError, write_text
 from fastdarts.engine.checkpoints import DamagedCheckpoint
 from fastdarts.engine.stopping import AGAIN, INTERRUPTED
@@ -22,7 +23,7 @@ from fastdarts.sweep.grid import Combination, Grid, SweepError
 from fastdarts.sweep.results import epochs_of, figures
 
 Row = dict[str, Any]
-OWN = {"sweep.json", ".lock", "logs"}  # there before the first run
+OWN = ("sweep.csv", "sweep.md", "sweep.svg", "sweep.png")
 NEVER = {"state": "waiting", "status": None, "why": None}
 
 
@@ -50,9 +51,14 @@ class SweepFolder:
             raise SweepError(f"--save: {path} is a file, name a folder")
         if (path / "sweep.json").is_file():
             rows, moved = _continued(path / "sweep.json", command, grid, elsewhere)
-        elif path.is_dir() and (others := {entry.name for entry in path.iterdir()} - OWN):
-            kind = "a run" if "settings.json" in others else "other files"
-            raise SweepError(f"--save: {path} holds {kind} and no sweep, name an empty or a new folder")
+        elif path.is_dir():
+            names = {entry.name for entry in path.iterdir()}
+            if "settings.json" in names:
+                raise SweepError(f"--save: {path} holds a run and no sweep, name another folder")
+            if taken := sorted(names & {*OWN, *(combination.name for combination in combinations)}):
+                raise SweepError(
+                    f"--save: {path} holds no sweep, but {few(taken)}, which a sweep would replace: name another folder"
+                )
         for combination in combinations:
             if not elsewhere:
                 try:

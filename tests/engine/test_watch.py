@@ -35,10 +35,10 @@ def test_status_is_one_line_replaced_at_most_once_a_second(tmp_path, monkeypatch
     assert line() == "running  step 1/9"
     status.running("step 3/9")
     assert line() == "running  step 3/9"
-    status.finished()
-    assert line() == "finished  step 3/9"
-    status.stopped("a disk\nis  full")
-    assert line() == "stopped: a disk is full  step 3/9"
+    status.finished("step 9/9")
+    assert line() == "finished  step 9/9"
+    status.stopped("a disk\nis  full", "step 4/9")
+    assert line() == "stopped: a disk is full  step 4/9"
     assert [p.name for p in tmp_path.iterdir()] == ["status"]
 
 
