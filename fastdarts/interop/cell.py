@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
+from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.mixture import (
     Attributes,
     MixturePlan,
@@ -54,7 +55,7 @@ class FusedPreprocess:
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W) -> (N, D, H/s, W/s)."""
         plan: PreprocessPlan = self.__dict__[PLAN]
-        found = None if args or kwargs else plan.update(self)
+        found = None if args or kwargs or global_hooks() else plan.update(self)
         if found is None or found.tree.heard() or not usual(found.norms[0], x) or not even(len(found.convolutions), x):
             return super().forward(x, *args, **kwargs)
         norm = found.norms[0]
@@ -105,7 +106,7 @@ class FusedCell:
         plan: CellPlan = self.__dict__[PLAN]
         arguments = 2 + len(args)
         usual = (
-            not kwargs
+            not (kwargs or global_hooks())
             and unchanged(self, plan.attributes, 0)
             and arguments >= plan.begins
             and _equal(args[plan.begins - 2 :], plan.further)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, put_before, take_back
+from fastdarts.interop.global_hooks import without_global_hooks
 from fastdarts.interop.mixture import Attributes, FusedMixture, MixturePlan, layers_of, list_of, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
@@ -61,8 +62,8 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
 
     Each kind of module is tried on a copy before, on random inputs in float64, in train and eval mode; one that does
     anything else than ops.mixed_cell keeps its own forward. Whatever a call brings that was not tried (other arguments,
-    hooks on candidates, dropout that drops) goes to the class' own forward. An optimizer made before or after holds the same
-    Parameters. Where converting is broken off, nothing is converted.
+    hooks on candidates, global module hooks, dropout that drops) goes to the class' own forward. An optimizer made before or
+    after holds the same Parameters. Where converting is broken off, nothing is converted.
     Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot serve it.
     """
@@ -75,7 +76,7 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
         raise ConvertError("this network has no parameters")
     choose("mixed_cell", backend, tensor.device, tensor.dtype)
     try:
-        with probe.quietly(tensor.device):
+        with probe.quietly(tensor.device), without_global_hooks():
             lines = list(_Converter(model, level, backend).run())
     except BaseException:
         for module in model.modules():

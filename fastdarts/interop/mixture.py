@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
+from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
 from fastdarts.interop.tree import bare, customary, heard, signature
@@ -117,7 +118,7 @@ class FusedMixture:
 
     def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments go to the class' own forward."""
-        out = None if args or kwargs else _fused(self, x, weights)
+        out = None if args or kwargs or global_hooks() else _fused(self, x, weights)
         if out is not None:
             return out
         return super().forward(x.contiguous(memory_format=format_of(self.__dict__[PLAN])), weights, *args, **kwargs)
