@@ -80,6 +80,7 @@ class CellPlan:
     before   names of its two preprocess layers
     name     of its list of mixed operations
     beta     it takes the edges' weights after the candidates'
+    bare     it may be called without them or with None in their place: all are 1
     further  values of its remaining arguments with which it was tried: others go to its own forward
     attributes, channels_last  as of a MixturePlan
     """
@@ -91,11 +92,16 @@ class CellPlan:
     backend: str = "auto"
     attributes: Attributes = ()
     channels_last: bool = False
+    bare: bool = False
 
-    @property
-    def begins(self) -> int:
-        """How many arguments come before the further ones."""
-        return 4 if self.beta else 3
+    def split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]] | None:
+        """Candidates' weights, edges' weights or None, and further arguments; None where they are not as the plan says."""
+        if not arguments or (self.beta and not self.bare and len(arguments) < 2):
+            return None
+        beta = arguments[1] if self.beta and len(arguments) > 1 else None
+        if self.beta and beta is None and not self.bare:
+            return None
+        return arguments[0], beta, arguments[2 if self.beta else 1 :]
 
 
 class FusedCell:
@@ -104,14 +110,9 @@ class FusedCell:
     def forward(self, s0: Tensor, s1: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """s0, s1 (N, C, H, W), weights (E, K) or E rows, edges' weights (E,) where the class takes them."""
         plan: CellPlan = self.__dict__[PLAN]
-        arguments = 2 + len(args)
-        usual = (
-            not (kwargs or global_hooks())
-            and unchanged(self, plan.attributes, 0)
-            and arguments >= plan.begins
-            and _equal(args[plan.begins - 2 :], plan.further)
-        )
-        out = _fused(self, plan, s0, s1, args[0], args[1] if plan.beta else None) if usual else None
+        given = None if kwargs or global_hooks() or not unchanged(self, plan.attributes, 0) else plan.split(args)
+        usual = given is not None and _equal(given[2], plan.further)
+        out = _fused(self, plan, s0, s1, *given[:2]) if usual else None
         if out is not None:
             return out
         s0, s1 = (s.contiguous(memory_format=format_of(plan)) for s in (s0, s1))
@@ -133,6 +134,8 @@ def _fused(
     plans: list[MixturePlan] = [edge.__dict__.get(PLAN) for edge in edges]
     if not nodes or not all(isinstance(p, MixturePlan) for p in plans) or len(rows) != len(edges):
         return None
+    if len({p.in_place for p in plans}) > 1:
+        return None
     try:
         layers = [p.update(edge) for edge, p in zip(edges, plans, strict=True)]
     except KeyError:
@@ -144,8 +147,10 @@ def _fused(
     if ops is None or (betas is not None and (beta is None or len(beta) != len(edges))):
         return None
     live = tuple(tuple(range(len(p.layouts))) for p in plans)
-    if any(p.skips_zeros for p in plans):
+    if any(p.skips_zeros or p.positive for p in plans):
         values = ops.tolist()
+        if any(p.positive and not all(values[e][i] > 0 for i in live[e]) for e, p in enumerate(plans)):
+            return None
         live = tuple(tuple(i for i in row if values[e][i] != 0 or not plans[e].skips_zeros) for e, row in enumerate(live))
     found = [of_edge[i] for of_edge, row in zip(layers, live, strict=True) for i in row]
     if not alike(found, s0):
@@ -157,7 +162,7 @@ def _fused(
     same = all(unchanged(edge, p.attributes, k) for edge, p in zip(edges, plans, strict=True))
     if graph is None or not same or inputs[0].shape != inputs[1].shape or not k or not even(graph.stride, inputs[0]):
         return _edge_by_edge(edges, inputs, rows, betas)
-    return run(found, inputs, _picked(ops, live), beta, graph, k, plan.backend)
+    return run(found, inputs, _picked(ops, live), beta, graph, k, plan.backend, in_place=plans[0].in_place)
 
 
 def _edge_by_edge(edges: list[nn.Module], inputs: list[Tensor], rows: Tensor | list[Weights], betas: Weights | None) -> Tensor:

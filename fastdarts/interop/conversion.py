@@ -22,6 +22,7 @@ from fastdarts.ops.graph import Candidate
 
 Level = Literal["cell", "op"]
 KS = (1, 2, 3, 4, 5, 6, 8)  # divisors of partial channels that are tried
+DRAWS = "its forward draws random numbers that change nothing it computes: converted it draws none"
 FUSED = (FusedMixture, FusedCell, FusedPreprocess)
 
 
@@ -141,7 +142,7 @@ class _Converter:
             why = self.cell(module)
             inner = [n for n in done if n.startswith(f"{name}." if name else "")]
             if why is None:
-                yield Line(name, "cell", "")
+                yield Line(name, "cell", DRAWS if any(done[n].why == DRAWS for n in inner) else "")
                 for n in inner:
                     done.pop(n)
                 for child in module.__dict__[PLAN].before:
@@ -172,11 +173,12 @@ class _Converter:
         flags = self.tried[kind]
         if isinstance(flags, str):
             return Line(name, "left alone", flags)
-        plan.partial, plan.skips_zeros, plan.longer, matter = flags
+        plan.partial, plan.in_place, plan.skips_zeros, plan.positive, plan.longer, matter, draws = flags
         plan.channels_last, plan.attributes = self.channels_last, _values(module, matter)
         _mixed(module, plan)
         unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
-        return Line(name, "partly", "; ".join(unknown)) if unknown else Line(name, "op")
+        told = "; ".join([*unknown, *([DRAWS] if draws else [])])
+        return Line(name, "partly" if unknown else "op", told)
 
     def _without_layers(self, layer: nn.Module) -> tuple[Candidate, int] | None:
         """What a layer without parameters does, as far as a random image tells."""
@@ -200,8 +202,8 @@ class _Converter:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[bool, bool, bool, list[str]] | str:
-        """A MixturePlan's flags and the attributes that matter, or why the forward is not that of a mixed operation."""
+    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[bool, bool, bool, bool, bool, list[str], bool] | str:
+        """A MixturePlan's flags, the attributes that matter and whether numbers are drawn, or why it is no mixed operation."""
         subject, why = _subject(module), ""
         if isinstance(subject, str):
             return subject
@@ -212,20 +214,24 @@ class _Converter:
             x = torch.randn(probe.N, k * Cq, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
             cases = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
             cases[probe.LISTS] = x, list(cases[probe.SOFT][1])
-            for skips in (False, True):
-                trial = replace(plan, skips_zeros=skips, partial=k > 1, longer=True, layouts=[], found=[])
-
-                def converted(module: nn.Module, trial: MixturePlan = trial) -> list[nn.Module]:
-                    return [_mixed(module, trial)]
-
-                differs = _trial(subject, cases, converted)
-                if differs is None:
-                    longer = {"a longer row": (x, x.new_ones(len(layouts) + 1))}
-                    matter = _matter(subject, cases)
-                    if isinstance(matter, str):
-                        return matter
-                    return trial.partial, skips, _trial(subject, longer, converted) is None, matter
-                why = why or differs
+            for in_place in (False, True)[: 1 if k == 1 else 2]:
+                trial = replace(plan, positive=True, partial=k > 1, in_place=in_place, longer=True, layouts=[], found=[])
+                differs = _trial(subject, {probe.LISTS: cases[probe.LISTS]}, _as(trial))
+                if differs is not None:
+                    why = why or differs
+                    continue
+                for skips, positive in ((False, False), (True, False), (False, True)):  # the first that does the same
+                    trial = replace(trial, skips_zeros=skips, positive=positive)
+                    if _trial(subject, cases, _as(trial)) is None:
+                        break
+                else:
+                    return "it does otherwise with weights that are not positive"
+                longer = {"a longer row": (x, x.new_ones(len(layouts) + 1))}
+                matter = _matter(subject, cases)
+                if isinstance(matter, str):
+                    return matter
+                of_rows = skips, positive, _trial(subject, longer, _as(trial)) is None
+                return k > 1, in_place, *of_rows, matter, probe.draws(subject, cases[probe.LISTS])
         return why
 
     def cell(self, module: nn.Module) -> str | None:
@@ -238,15 +244,17 @@ class _Converter:
             return "not all of its operations are mixed ones whose candidates are all fused"
         if len(before) != 2 or not nodes_of(len(edges)):
             return "it has not two preprocess layers and i + 2 operations for node i"
-        kind = _kind(module, [_kind(e, p.layouts, p.skips_zeros) for e, p in zip(edges, plans, strict=True)])
+        kind = _kind(
+            module, [_kind(e, p.layouts, p.skips_zeros, p.positive, p.in_place) for e, p in zip(edges, plans, strict=True)]
+        )
         if kind not in self.tried:
             self.tried[kind] = self._try_cell(module, (before[0], before[1]), listed)
         found = self.tried[kind]
         if isinstance(found, str):
             return found
-        beta, further, matter = found
+        beta, bare, further, matter = found
         plan = CellPlan(
-            (before[0], before[1]), listed, beta, further, self.backend, _values(module, matter), self.channels_last
+            (before[0], before[1]), listed, beta, further, self.backend, _values(module, matter), self.channels_last, bare
         )
         put_before(module, FusedCell, PLAN, plan)
         for name in before:
@@ -255,8 +263,8 @@ class _Converter:
 
     def _try_cell(
         self, module: nn.Module, before: tuple[str, str], listed: str
-    ) -> tuple[bool, tuple[Any, ...], list[str]] | str:
-        """A CellPlan's beta, further arguments and attributes that matter, or why the forward is not the customary one."""
+    ) -> tuple[bool, bool, tuple[Any, ...], list[str]] | str:
+        """A CellPlan's beta, bare, further and the attributes that matter, or why the forward is not the customary one."""
         parameters = list(inspect.signature(module.forward).parameters.values())
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(plain) < 3 or len(plain) < len(parameters):
@@ -264,19 +272,23 @@ class _Converter:
         subject, why = _subject(module), ""
         if isinstance(subject, str):
             return subject
-        for beta in (False, True)[: len(plain) - 2]:
+        bare = len(plain) > 3 and plain[3].default is None
+        for beta in ((True, False) if bare else (False, True))[: len(plain) - 2]:
             further = tuple(0.0 if p.default is p.empty else p.default for p in plain[4 if beta else 3 :])
-            plan = CellPlan(before, listed, beta, further, self.backend)
+            plan = CellPlan(before, listed, beta, further, self.backend, bare=bare and beta)
 
             def converted(cell: nn.Module, plan: CellPlan = plan) -> list[nn.Module]:
                 put_before(cell, FusedCell, PLAN, plan)
                 return [cell]
 
             cases = self._cell_cases(subject.module, before, listed, beta, further)
+            if plan.bare:
+                table, states = cases[probe.SOFT][2], cases[probe.SOFT][:2]
+                cases["no weights of edges"] = *states, table, None, *further
             differs = _trial(subject, cases, converted)
             if differs is None:
                 matter = _matter(subject, cases)
-                return matter if isinstance(matter, str) else (beta, further, matter)
+                return matter if isinstance(matter, str) else (beta, plan.bare, further, matter)
             why = differs
         return why
 
@@ -342,6 +354,11 @@ def _kind(module: nn.Module, *more: Any) -> str:
     ]
     own = sorted({*vars(module), *module._parameters, *module._buffers} - PLANS)
     return repr((type(module), probe.attributes_of(module), own, stripped))
+
+
+def _as(trial: MixturePlan) -> Callable[[nn.Module], list[nn.Module]]:
+    """What converts a module by that plan, for a trial."""
+    return lambda module: [_mixed(module, replace(trial, layouts=[], found=[]))]
 
 
 def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:

@@ -29,7 +29,10 @@ class MixturePlan:
 
     name         of its list of candidates
     skips_zeros  candidates of weight 0 are not computed: their norms stay, their parameters get no gradient
+    positive     only rows of positive weights are those of a mixed operation (GAEA counts no others): with another in it the
+                 class' own forward runs
     partial      only the first C/k channels pass through the candidates; else all do
+    in_place     of partial channels: each keeps its place, where they are shuffled otherwise
     longer       a row may have more weights than there are candidates: the rest is ignored
     channels_last  images of the network are in that memory format, which whatever runs unconverted sees: it may draw numbers
     attributes   of the module that matter, when it was tried: with others it goes its own way
@@ -39,7 +42,9 @@ class MixturePlan:
 
     name: str
     skips_zeros: bool = False
+    positive: bool = False
     partial: bool = False
+    in_place: bool = False
     longer: bool = False
     backend: str = "auto"
     channels_last: bool = False
@@ -135,7 +140,9 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     if row is None or not plan.takes(len(row)):
         return None
     row = row[: len(plan.layouts)]
-    values = row.tolist() if plan.skips_zeros else [1.0] * len(row)
+    values = row.tolist() if plan.skips_zeros or plan.positive else [1.0] * len(row)
+    if plan.positive and not all(value > 0 for value in values):
+        return None
     candidates = plan.candidates(module)
     live = [i for i, value in enumerate(values) if value != 0]
     fused = [i for i in live if fits(candidates[i], plan.layouts[i], found[i])]
@@ -150,7 +157,7 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
         return None
     graph = edge_graph(plan.stride, tuple(plan.layouts[i].code for i in fused))
     ops = (row if len(fused) == len(row) else row[fused])[None]
-    out = run([found[i] for i in fused], [x], ops, None, graph, k, plan.backend)
+    out = run([found[i] for i in fused], [x], ops, None, graph, k, plan.backend, in_place=plan.in_place)
     x = x.contiguous(memory_format=format_of(plan))
     for i in beside:
         out = out + row[i] * candidates[i](x)

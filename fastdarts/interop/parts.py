@@ -50,10 +50,12 @@ def run(
     graph: Graph,
     partial_channels: int,
     backend: str,
+    in_place: bool = False,
 ) -> Tensor:
     """ops.mixed_cell with the candidates' own parameters; their running statistics and counters move as in their forward.
 
-    found  of all candidates of `graph`, in its order; their norms are of one mode and one setting
+    found     of all candidates of `graph`, in its order; their norms are of one mode and one setting
+    in_place  partial channels keep their places
     """
     x = inputs[0]
     weights = [layer.weight.reshape(-1) for layers in found for layer in layers.convolutions]
@@ -64,13 +66,15 @@ def run(
     means, variances = ([getattr(n, name) for n in norms] if tracks else [] for name in ("running_mean", "running_var"))
     running = (torch.cat(means), torch.cat(variances)) if tracks else None
     training = first.training if first is not None else False
+    Cq = x.shape[1] // partial_channels
+    stay = in_place and partial_channels > 1
     out = mixed_cell(
         inputs,
         ops,
         edges,
         packed,
         running,
-        None,
+        torch.arange(Cq, device=x.device).repeat(len(graph.edges), 1) if stay else None,
         graph=graph,
         partial_channels=partial_channels,
         training=training,

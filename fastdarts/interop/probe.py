@@ -164,6 +164,14 @@ def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
     return [(n, t) for n, t in held.items() if isinstance(t, Tensor) and t.is_floating_point()]
 
 
+def draws(subject: Subject, arguments: Arguments) -> bool:
+    """Whether a module's forward draws from torch's generator of the CPU."""
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    subject.outcome(arguments, True)
+    return not torch.equal(torch.get_rng_state(), before)
+
+
 def rows(count: int, lengths: list[int], like: Tensor) -> dict[str, Tensor]:
     """Candidates' weights to try, (E, K) each: on the simplex, one-hot, with zeros and negative ones."""
     longest = max(lengths)
