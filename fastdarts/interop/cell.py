@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastdarts.interop.classes import PLAN
 from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.mixture import (
+    NOT_TRACED,
     Attributes,
     MixturePlan,
     Weights,
@@ -54,23 +55,30 @@ class FusedPreprocess:
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W) -> (N, D, H/s, W/s)."""
-        plan: PreprocessPlan = self.__dict__[PLAN]
-        found = None if args or kwargs or global_hooks() else plan.update(self)
-        if found is None or found.tree.heard() or not usual(found.norms[0], x) or not even(len(found.convolutions), x):
-            return super().forward(x, *args, **kwargs)
-        norm = found.norms[0]
-        tracks = norm.running_mean is not None
-        if norm.training and tracks and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        return relu_conv_bn(
-            x,
-            [c.weight for c in found.convolutions],
-            (norm.running_mean, norm.running_var) if tracks else None,
-            training=norm.training,
-            momentum=norm.momentum,
-            eps=norm.eps,
-            backend=plan.backend,
-        )
+        out = None if args or kwargs or global_hooks() else _preprocessed(self, x)
+        return super().forward(x, *args, **kwargs) if out is None else out
+
+
+@torch.compiler.disable(reason=NOT_TRACED)
+def _preprocessed(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """None where the layer's own forward must do it."""
+    plan: PreprocessPlan = layer.__dict__[PLAN]
+    found = plan.update(layer)
+    if found is None or found.tree.heard() or not usual(found.norms[0], x) or not even(len(found.convolutions), x):
+        return None
+    norm = found.norms[0]
+    tracks = norm.running_mean is not None
+    if norm.training and tracks and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    return relu_conv_bn(
+        x,
+        [c.weight for c in found.convolutions],
+        (norm.running_mean, norm.running_var) if tracks else None,
+        training=norm.training,
+        momentum=norm.momentum,
+        eps=norm.eps,
+        backend=plan.backend,
+    )
 
 
 @dataclass
@@ -125,6 +133,7 @@ def _equal(given: tuple[Any, ...], tried: tuple[Any, ...]) -> bool:
     return len(given) <= len(tried) and not any(isinstance(a, Tensor) or a != b for a, b in pairs)
 
 
+@torch.compiler.disable(reason=NOT_TRACED)
 def _fused(
     cell: nn.Module, plan: CellPlan, s0: Tensor, s1: Tensor, rows: Tensor | list[Weights], betas: Weights | None
 ) -> Tensor | None:

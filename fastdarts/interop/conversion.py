@@ -64,7 +64,8 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     Each kind of module is tried on a copy before, on random inputs in float64, in train and eval mode; one that does
     anything else than ops.mixed_cell keeps its own forward. Whatever a call brings that was not tried (other arguments,
     hooks on candidates, global module hooks, dropout that drops) goes to the class' own forward. An optimizer made before or
-    after holds the same Parameters. Where converting is broken off, nothing is converted.
+    after holds the same Parameters. torch.compile leaves fused calls as they are, in graphs around them (not with
+    fullgraph=True). Where converting is broken off, nothing is converted.
     Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot serve it.
     """

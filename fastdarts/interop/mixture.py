@@ -18,6 +18,7 @@ from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
 from fastdarts.interop.tree import bare, customary, heard, signature
 from fastdarts.ops.graph import Candidate, Edge, Graph
 
+NOT_TRACED = "fastdarts looks at every layer before a fused call: traced, each look is a guard and each size compiles anew"
 Attributes = tuple[tuple[str, Any], ...]
 Weights = Tensor | Sequence[Tensor | float]
 Own = dict[tuple[Any, ...], tuple[Candidate, int]]
@@ -129,6 +130,7 @@ class FusedMixture:
         return super().forward(x.contiguous(memory_format=format_of(self.__dict__[PLAN])), weights, *args, **kwargs)
 
 
+@torch.compiler.disable(reason=NOT_TRACED)
 def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     """None where the module's own forward must do it."""
     plan: MixturePlan = module.__dict__[PLAN]

@@ -118,3 +118,21 @@ def test_global_module_hooks_do_not_hear_a_conversion() -> None:
         assert not seen and len(modules._global_forward_hooks) == 1
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("level", ["cell", "op"])
+def test_torch_compile_at_several_sizes(level: str, training: bool, dynamic: bool | None) -> None:
+    """Gradients, and running statistics that move once in each forward, whichever size came first."""
+    own, given = cell(reduction=True)
+    own.train(training)
+    converted = deepcopy(own)
+    convert(converted, level=level)
+    compiled = torch.compile(converted, backend="aot_eager", dynamic=dynamic)
+    x, *_, rows = given
+    sizes = [x, torch.cat([x, -x]), x, x[..., :4, :4]]
+    if dynamic is None:
+        torch._dynamo.mark_dynamic(sizes[-1], 0)
+    for s in sizes:
+        assert_same(outcome(converted, compiled, (s, s.flip(0), rows)), outcome(own, own, (s, s.flip(0), rows)))
