@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, put_before, take_back
+from fastdarts.interop.global_hooks import without_global_hooks
 from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, list_of, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
@@ -62,15 +63,16 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
 
     Each kind of module is tried on a copy before, on random inputs in float64, in train and eval mode; one that does
     anything else than ops.mixed_cell keeps its own forward. Whatever a call brings that was not tried (other arguments,
-    hooks on candidates, dropout that drops) goes to the class' own forward. An optimizer made before or after holds the same
-    Parameters. Where converting is broken off, nothing is converted.
+    hooks on candidates, global module hooks, dropout that drops) goes to the class' own forward. An optimizer made before or
+    after holds the same Parameters. torch.compile leaves fused calls as they are, in graphs around them (not with
+    fullgraph=True). Where converting is broken off, nothing is converted.
 
     What a forward reads besides its arguments is found from its code: attributes, class attributes, globals, variables of
     functions around it, and what objects and containers there hold. Each call compares it; while it is other than it was when
     it was tried, the class' own forward runs. revert and convert again try the module as it is then. A module is left alone,
-    and the report says why, if its forward reads a tensor of its own, writes anything, or reads what its code does not tell
-    (getattr with a computed name, vars, eval, objects without __dict__). Code of torch, numpy and Python's pure modules is
-    trusted; what is replaced in them is not seen.
+    and the report says why, if its forward reads a tensor of its own, writes anything, draws random numbers, or reads what its
+    code does not tell (getattr with a computed name, vars, eval, objects without __dict__). Code of torch, numpy and Python's
+    pure modules is trusted; what is replaced in them is not seen.
     Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot serve it.
     """
@@ -83,7 +85,7 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
         raise ConvertError("this network has no parameters")
     choose("mixed_cell", backend, tensor.device, tensor.dtype)
     try:
-        with probe.quietly(tensor.device):
+        with probe.quietly(tensor.device), without_global_hooks():
             lines = list(_Converter(model, level, backend).run())
     except BaseException:
         for module in model.modules():
@@ -184,7 +186,7 @@ class _Converter:
         flags = self.tried[kind]
         if isinstance(flags, str):
             return Line(name, "left alone", flags)
-        plan.divisor, plan.skips_zeros, plan.longer = flags
+        plan.divisor, plan.skips_zeros, plan.positive, plan.longer = flags
         plan.channels_last, plan.reads, plan.attributes = self.channels_last, reads, attributes
         _mixed(module, plan)
         unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
@@ -215,7 +217,7 @@ class _Converter:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[int, bool, bool] | str:
+    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[int, bool, bool, bool] | str:
         """A MixturePlan's divisor and flags, or why the forward is not that of a mixed operation."""
         subject, why = _subject(module), ""
         if isinstance(subject, str):
@@ -227,17 +229,18 @@ class _Converter:
             x = torch.randn(probe.N, k * Cq, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
             cases = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
             cases[probe.LISTS] = x, list(cases[probe.SOFT][1])
-            for skips in (False, True):
-                trial = replace(plan, skips_zeros=skips, divisor=k, longer=True, layouts=[], found=[])
-
-                def converted(module: nn.Module, trial: MixturePlan = trial) -> list[nn.Module]:
-                    return [_mixed(module, trial)]
-
-                differs = _trial(subject, cases, converted)
+            trial = replace(plan, positive=True, divisor=k, longer=True, layouts=[], found=[])
+            differs = _trial(subject, {probe.LISTS: cases[probe.LISTS]}, _as(trial))
+            if differs is not None:
+                why = why or differs
+                continue
+            for skips, positive in ((False, False), (True, False), (False, True)):  # the first that does the same
+                trial = replace(trial, skips_zeros=skips, positive=positive)
+                differs = _trial(subject, cases, _as(trial))
                 if differs is None:
                     longer = {"a longer row": (x, x.new_ones(len(layouts) + 1))}
-                    return k, skips, _trial(subject, longer, converted) is None
-                why = why or differs
+                    return k, skips, positive, _trial(subject, longer, _as(trial)) is None
+            return differs
         return why
 
     def cell(self, module: nn.Module) -> str | None:
@@ -254,22 +257,24 @@ class _Converter:
             reads = Reads(module, apart=[*before, listed])
         except Unwatched as error:
             return str(error)
-        of_edges = [_kind(e, p.reads.key, p.attributes, p.layouts, p.skips_zeros) for e, p in zip(edges, plans, strict=True)]
+        of_edges = [
+            _kind(e, p.reads.key, p.attributes, p.layouts, p.skips_zeros, p.positive) for e, p in zip(edges, plans, strict=True)
+        ]
         kind = _kind(module, reads.key, of_edges)
         if kind not in self.tried:
             self.tried[kind] = self._try_cell(module, (before[0], before[1]), listed)
         found = self.tried[kind]
         if isinstance(found, str):
             return found
-        beta, further = found
-        plan = CellPlan((before[0], before[1]), listed, beta, further, self.backend, reads, self.channels_last)
+        beta, bare, further = found
+        plan = CellPlan((before[0], before[1]), listed, beta, further, self.backend, reads, self.channels_last, bare)
         put_before(module, FusedCell, PLAN, plan)
         for name in before:
             self._fuse_preprocess(module._modules[name])
         return None
 
-    def _try_cell(self, module: nn.Module, before: tuple[str, str], listed: str) -> tuple[bool, tuple[Any, ...]] | str:
-        """A CellPlan's beta and further arguments, or why the forward is not the customary one."""
+    def _try_cell(self, module: nn.Module, before: tuple[str, str], listed: str) -> tuple[bool, bool, tuple[Any, ...]] | str:
+        """A CellPlan's beta, bare and further arguments, or why the forward is not the customary one."""
         parameters = list(inspect.signature(module.forward).parameters.values())
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(plain) < 3 or len(plain) < len(parameters):
@@ -277,18 +282,22 @@ class _Converter:
         subject, why = _subject(module), ""
         if isinstance(subject, str):
             return subject
-        for beta in (False, True)[: len(plain) - 2]:
+        bare = len(plain) > 3 and plain[3].default is None
+        for beta in ((True, False) if bare else (False, True))[: len(plain) - 2]:
             further = tuple(0.0 if p.default is p.empty else p.default for p in plain[4 if beta else 3 :])
-            plan = CellPlan(before, listed, beta, further, self.backend)
+            plan = CellPlan(before, listed, beta, further, self.backend, bare=bare and beta)
 
             def converted(cell: nn.Module, plan: CellPlan = plan) -> list[nn.Module]:
                 put_before(cell, FusedCell, PLAN, plan)
                 return [cell]
 
             cases = self._cell_cases(subject.module, before, listed, beta, further)
+            if plan.bare:
+                table, states = cases[probe.SOFT][2], cases[probe.SOFT][:2]
+                cases["no weights of edges"] = *states, table, None, *further
             differs = _trial(subject, cases, converted)
             if differs is None:
-                return beta, further
+                return beta, plan.bare, further
             why = differs
         return why
 
@@ -358,6 +367,11 @@ def _kind(module: nn.Module, *more: Any) -> str:
     ]
     own = sorted({*vars(module), *module._parameters, *module._buffers} - PLANS)
     return repr((type(module), own, stripped))
+
+
+def _as(trial: MixturePlan) -> Callable[[nn.Module], list[nn.Module]]:
+    """What converts a module by that plan, for a trial."""
+    return lambda module: [_mixed(module, replace(trial, layouts=[], found=[]))]
 
 
 def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
+from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
 from fastdarts.interop.tree import bare, customary, heard, signature
 from fastdarts.ops.graph import Candidate, Edge, Graph
 
+NOT_TRACED = "fastdarts looks at every layer before a fused call: traced, each look is a guard and each size compiles anew"
 Attributes = tuple[tuple[str, int], ...]
 Weights = Tensor | Sequence[Tensor | float]
 Own = dict[tuple[Any, ...], tuple[Candidate, int]]
@@ -29,6 +31,8 @@ class MixturePlan:
 
     name         of its list of candidates
     skips_zeros  candidates of weight 0 are not computed: their norms stay, their parameters get no gradient
+    positive     only rows of positive weights are those of a mixed operation (GAEA counts no others): with another in it the
+                 class' own forward runs
     divisor      k: only the first C/k channels pass through the candidates
     longer       a row may have more weights than there are candidates: the rest is ignored
     channels_last  images of the network are in that memory format, which whatever runs unconverted sees: it may draw numbers
@@ -40,6 +44,7 @@ class MixturePlan:
 
     name: str
     skips_zeros: bool = False
+    positive: bool = False
     divisor: int = 1
     longer: bool = False
     backend: str = "auto"
@@ -134,12 +139,13 @@ class FusedMixture:
 
     def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments go to the class' own forward."""
-        out = None if args or kwargs else _fused(self, x, weights)
+        out = None if args or kwargs or global_hooks() else _fused(self, x, weights)
         if out is not None:
             return out
         return super().forward(x.contiguous(memory_format=format_of(self.__dict__[PLAN])), weights, *args, **kwargs)
 
 
+@torch.compiler.disable(reason=NOT_TRACED)
 def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     """None where the module's own forward must do it."""
     plan: MixturePlan = module.__dict__[PLAN]
@@ -151,7 +157,9 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     if row is None or not plan.takes(len(row)):
         return None
     row = row[: len(plan.layouts)]
-    values = row.tolist() if plan.skips_zeros else [1.0] * len(row)
+    values = row.tolist() if plan.skips_zeros or plan.positive else [1.0] * len(row)
+    if plan.positive and not all(value > 0 for value in values):
+        return None
     candidates = plan.candidates(module)
     live = [i for i, value in enumerate(values) if value != 0]
     fused = [i for i in live if fits(candidates[i], plan.layouts[i], found[i])]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Path, layer_at
 from fastdarts.interop.tree import Tree, customary
+from fastdarts.ops.batch_norm import recomputed_to_here
 from fastdarts.ops.graph import Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 
@@ -99,6 +100,7 @@ def run(
         counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
         if counters:
             torch._foreach_add_(counters, 1)
+        recomputed_to_here()
     return out
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 N, SIDE = 2, 8
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}  # of float64; eps of BatchNorm makes the numbers ill-conditioned by 1e3 or so
+DRAWN = "the state of the random numbers"
 SOFT, HOT, LISTS = "weights of a softmax", "one-hot weights", "weights as lists"
 Arguments = tuple[Any, ...]
 Outcome = dict[str, Tensor]
@@ -71,7 +72,7 @@ class Subject:
         weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape).sin()
         if out.requires_grad:
             (out * weights).sum().backward()
-        named = {"the output": out.detach(), "the state of the random numbers": torch.get_rng_state()}
+        named = {"the output": out.detach(), DRAWN: torch.get_rng_state()}
         for name, p in (*_named(given), *self.parameters):
             if p.grad is not None:
                 named[f"the gradient of {name}"], p.grad = p.grad, None
@@ -94,7 +95,7 @@ def compare(own: Outcome, converted: Outcome, where: str) -> None:
         name = next(
             n for n, a, b in zip(names, mine, theirs, strict=True) if not torch.allclose(a.double(), b.double(), **CLOSE)
         )
-        raise Differs(f"{name} comes out otherwise {where}")
+        raise Differs("it draws random numbers" if name == DRAWN else f"{name} comes out otherwise {where}")
 
 
 def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn.Module], None]) -> None:
