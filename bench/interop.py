@@ -2,7 +2,8 @@
 
 DARTS' CIFAR search network in its customary form (tests/zoo) as it is, converted at level "op" and at level "cell", and the
 library's own supernet of the same shape: the customary first-order bilevel step of each (backward through everything, Adam on
-alpha; backward, clipping, SGD), in one process, all in turn. And how long converting takes.
+alpha; backward, clipping, SGD), in one process, all in turn. How long converting takes, and which
+share of a converted step's processor time compares what forwards read besides their arguments.
 """
 
 import json
@@ -13,7 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, process_time, thread_time
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from bench.measure import alternate
 from bench.records import RESULTS, append, milliseconds, tagged
 from fastdarts.interop import convert
+from fastdarts.interop.reads import Reads
 from fastdarts.settings import ConfigError, Settings, setting
 from fastdarts.spaces import S0
 from fastdarts.supernet import CellWeights, Supernet
@@ -107,6 +109,7 @@ def measure(settings: InteropSettings) -> dict[str, Any]:
         **{f"{name}_ms": steps[name] for name in networks},
         **{f"{name}_ratio": round(steps[OWN]["median"] / steps[name]["median"], 2) for name in (OP, CELL, LIBRARY)},
         "convert_ms": round(1e3 * seconds, 1),
+        "checks_percent": round(_checks(runs[CELL], settings.rounds), 2),
         "rounds": settings.rounds,
         "load": round(load, 2),
     }
@@ -117,6 +120,28 @@ def _converting(own: nn.Module) -> float:
     began = perf_counter()
     convert(network)
     return perf_counter() - began
+
+
+def _checks(step: Callable[[], Tensor], rounds: int) -> float:
+    """Percent of a step's processor time that the comparisons take, the median of `rounds` steps; with their own clock."""
+    own, spent, shares = Reads.same, 0.0, []
+
+    def timed(reads: Reads, module: nn.Module) -> bool:
+        nonlocal spent
+        began = thread_time()
+        same = own(reads, module)
+        spent += thread_time() - began
+        return same
+
+    Reads.same = timed
+    try:
+        for _ in range(rounds):
+            spent, began = 0.0, process_time()
+            step()
+            shares.append(100 * spent / (process_time() - began))
+    finally:
+        Reads.same = own
+    return median(shares)
 
 
 def _stepping(network: nn.Module, settings: InteropSettings) -> Callable[[], Tensor]:
@@ -147,7 +172,9 @@ def text(record: dict[str, Any]) -> str:
     for name in (OWN, OP, CELL, LIBRARY):
         ratio = record.get(f"{name}_ratio", 1.0)
         lines.append(f"{name:10s}{record[f'{name}_ms']['median']:10.1f} ms a step  {ratio:6.2f} times the original's speed")
-    return "\n".join([*lines, f"converting takes {record['convert_ms']} ms"])
+    return "\n".join(
+        [*lines, f"converting takes {record['convert_ms']} ms", f"checks take {record['checks_percent']} % of a step"]
+    )
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import fastdarts
+from fastdarts.logs import any_text
 from fastdarts.provenance import BROKEN, apex, machine, torch
 
 
 def version(package: str) -> str:
     """The package's version, "not installed", or what went wrong on importing it."""
-    if find_spec(package.partition(".")[0]) is None:
-        return "not installed"
     try:
+        if find_spec(package.partition(".")[0]) is None:
+            return "not installed"
         return importlib.import_module(package).__version__
     except ModuleNotFoundError as error:
         return "not installed" if error.name and package.startswith(error.name) else f"not usable: {error}"
@@ -59,6 +60,7 @@ def op_backends() -> list[dict[str, Any]]:
 def collect() -> dict[str, Any]:
     """All of it, as JSON can hold it."""
     packages = {"torch": "torch", "torchvision": "torchvision", "triton": "triton", "dali": "nvidia.dali"}
+    packages |= {"numpy": "numpy", "pillow": "PIL", "matplotlib": "matplotlib"}
     versions = {"fastdarts": fastdarts.__version__, "python": platform.python_version()}
     versions |= {name: version(package) for name, package in packages.items()}
     versions["cuda"] = _cuda()
@@ -115,6 +117,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
+@any_text()
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -11,8 +11,9 @@ from typing import Any
 
 import fastdarts
 
-# what importing a broken package was seen to raise (torchvision beside another torch: RuntimeError)
-BROKEN = (ImportError, OSError, RuntimeError, AttributeError)
+# what importing a broken package was seen to raise (torchvision beside another torch: RuntimeError; matplotlib with a backend
+# in MPLBACKEND that it does not know: ValueError)
+BROKEN = (ImportError, OSError, RuntimeError, AttributeError, ValueError)
 PACKAGES = ("triton", "torchvision", "numpy", "pillow", "matplotlib", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "apex")
 NVIDIAS = "NVIDIA's"  # how apex() begins where it is the right one
 

@@ -458,8 +458,9 @@ def test_watching(finished, tree, tmp_path, capsys):
     trace = json.loads((folder / "trace-2-3.json").read_text())
     assert any("aten::" in event["name"] for event in trace["traceEvents"])
     assert "steps 2 to 3 are traced" in (folder / "log.txt").read_text()
-    status = (folder / "status").read_text()
-    assert re.fullmatch(r"finished  epoch 3/3  step 6/6  loss [\d.]+  images/s [\d.]+  left 0:00  updated \S+\n", status)
+    epochs = [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "epoch"]
+    end = f"finished  epoch 3/3  step 6/6  loss {epochs[-1]['train_loss']:.4f}  updated "
+    assert (folder / "status").read_text().startswith(end)
     for line in map(json.loads, (folder / "timing.jsonl").read_text().splitlines()):
         stages = line["stages"]
         assert set(stages) == {"input", "weights", "optimizer"} | ({"alpha"} if line["epoch"] > 1 else set())
@@ -467,6 +468,7 @@ def test_watching(finished, tree, tmp_path, capsys):
     capsys.readouterr()
     assert main([*arguments(tree, "--save", str(folder)), *more]) == 0
     assert "steps 2 to 3 are not traced: the run has 6 steps behind it" in capsys.readouterr().out
+    assert (folder / "status").read_text().startswith(end)  # also where nothing was left to do
 
 
 def test_without_the_package_tensorboard_is_refused_at_the_start(tree, tmp_path, capsys, monkeypatch):

@@ -87,6 +87,8 @@ def test_a_stopped_run_loses_nothing(number, step, status, argv, finished, tmp_p
     assert f"stopped by {signal.Signals(number).name}; the same command" in err and err.count("\n") == 1
     assert signal.getsignal(number) == before
     assert saved_steps(tmp_path / "run") == step
+    where = f"epoch {(step - 1) // STEPS + 1}/{EPOCHS}  step {step}/{STEPS * EPOCHS}  updated "
+    assert (tmp_path / "run/status").read_text().startswith(f"stopped: {signal.Signals(number).name}  {where}")
     assert main(run) == 0
     assert contents(tmp_path / "run") == contents(finished)
     inside = f" and {(step - 1) % STEPS + 1} steps"
@@ -154,18 +156,18 @@ def test_filling_the_cache_is_broken_off(argv, tmp_path, monkeypatch):
 def test_waiting_for_input_is_broken_off_and_a_checkpoint_taken(argv, tmp_path, monkeypatch):
     from fastdarts.data import workers
 
-    plain = workers.Decoder.__getitem__
+    plain = workers.Decoder.__call__
 
-    def decode(self, request):
+    def decode(self, request, batch):
         if self.view.train and request.epoch == 1:
             time.sleep(0.5)  # the search waits by now
             send(signal.SIGTERM)()
             time.sleep(0.5)
-        return plain(self, request)
+        return plain(self, request, batch)
 
     run = [*argv, "--save", str(tmp_path / "run"), "--cache", "off"]
     with monkeypatch.context() as patch:
-        patch.setattr(workers.Decoder, "__getitem__", decode)
+        patch.setattr(workers.Decoder, "__call__", decode)
         began = time.monotonic()
         assert main(run) == 75
         assert time.monotonic() - began < 20

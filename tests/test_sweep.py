@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import sys
@@ -19,9 +20,12 @@ from subprocess import PIPE, Popen
 import numpy as np
 import pytest
 
+from fastdarts.engine import RunFolder
+from fastdarts.inputs.images import ImageFiles
 from fastdarts.sweep import jobs
 from fastdarts.sweep.__main__ import main
-from fastdarts.sweep.grid import COMMANDS, Command, Grid
+from fastdarts.sweep.folder import SweepFolder
+from fastdarts.sweep.grid import COMMANDS, Command, Grid, SweepError
 from fastdarts.sweep.plot import draw_sweep, lines
 from fastdarts.sweep.results import Spread, aggregate, figures, markdown
 from tests.support.pretend_search import PretendSettings
@@ -182,6 +186,31 @@ def test_a_table_is_read_once(tmp_path, monkeypatch):
     assert len(combinations) == 8 and read == ["a.csv"]
 
 
+def test_a_sweep_whose_images_moved_goes_on_if_they_are_the_same(tmp_path):
+    tree = write_tree(tmp_path / "a")
+    axes, command = ["seed=0,1"], COMMANDS["search_imagenet"]
+
+    def opened(root, elsewhere=False):
+        grid = Grid.parse(command, axes, ["--data", str(root), "--train_fraction", "0.5", "--val_fraction", "0.5"], "test")
+        return grid, (runs := grid.combinations()), SweepFolder.open(tmp_path / "s", "search_imagenet", grid, runs, elsewhere)
+
+    grid, (first, _), folder = opened(tree)
+    run = RunFolder(tmp_path / "s" / first.name)
+    images = ImageFiles.choose(first.settings, run).checked(1)
+    images.write(run)
+    run.create({"settings": asdict(first.settings), "data": images.facts()})
+    folder.write(
+        {"command": "search_imagenet", "fixed": grid.fixed, "axes": list(grid.axes), "runs": list(folder.rows.values())}
+    )
+    shutil.copytree(tree, tmp_path / "b")
+    opened(tmp_path / "b")
+    with pytest.raises(SweepError, match=r"--data is .*/b' but was .*/a'"):
+        opened(tmp_path / "b", elsewhere=True)
+    (tmp_path / "b" / images.index.files[int(images.train[0])]).write_bytes(b"other")
+    with pytest.raises(SweepError, match=r"seed=0: the images of .*/b are not those that"):
+        opened(tmp_path / "b")
+
+
 @pytest.fixture
 def done(folder):
     """A sweep of search_cifar whose only run has finished, with images and a table that are no longer there; its flags."""
@@ -301,9 +330,19 @@ def test_folders_of_something_else_are_refused(folder, capsys):
     folder.mkdir()
     (folder / "settings.json").touch()
     assert sweep(folder, *SEEDS) == 2 and "holds a run and no sweep" in capsys.readouterr().err
-    (folder / "settings.json").rename(folder / "notes")
-    assert sweep(folder, *SEEDS) == 2 and "holds other files and no sweep" in capsys.readouterr().err
+    (folder / "settings.json").rename(folder / "sweep.csv")
+    assert sweep(folder, *SEEDS) == 2 and "no sweep, but sweep.csv, which a sweep would replace" in capsys.readouterr().err
+    (folder / "sweep.csv").rename(folder / "seed=1")
+    assert sweep(folder, *SEEDS) == 2 and "holds no sweep, but seed=1, which a sweep" in capsys.readouterr().err
+    (folder / "seed=1").rename(folder / "notes")
     assert sweep(folder / "notes", *SEEDS) == 2 and "is a file, name a folder" in capsys.readouterr().err
+
+
+def test_files_that_are_not_a_sweeps_are_left_alone(folder, capsys):
+    folder.mkdir()
+    (folder / "console.txt").write_text("mine")
+    assert sweep(folder, *SEEDS) == 0 and sweep(folder, *SEEDS) == 0
+    assert (folder / "console.txt").read_text() == "mine"
 
 
 def test_a_metric_that_no_run_has_is_told_with_those_there_are(folder, capsys):

@@ -1,5 +1,6 @@
 """What every training command does with its command line: a seat among ranks, a run, an exit status, errors in one line."""
 
+import errno
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -11,7 +12,9 @@ import torch
 from fastdarts import engine, steps
 from fastdarts.cli.resolve import Resolver, without_effect
 from fastdarts.data import DataError, InputStopped
+from fastdarts.data.errors import REMEDIES, shortage
 from fastdarts.engine import RankLost, RanksDisagree, RunFolderError, Seat, Stopping, ToldElsewhere, World, WorldError
+from fastdarts.logs import any_text
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import DivergedError, tf32
@@ -42,6 +45,7 @@ class Command:
         """How a person calls it."""
         return f"python -m fastdarts.{self.resolve.command}"
 
+    @any_text()
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run the command; returns its exit status, and where it is not 0 a line on stderr says why.
 
@@ -80,7 +84,12 @@ class Command:
             tell(f"stopped: {error}")
             return 1
         except OSError as error:  # a full disk, a folder that went away
-            tell(f"stopped: {error}; the last checkpoint is kept")
+            tell(f"stopped: {shortage(error)}; the last checkpoint is kept")
+            return 1
+        except RuntimeError as error:
+            if "can't start new thread" not in str(error):  # Python's words, which have no class of their own
+                raise
+            tell(f"stopped: no thread can be started: {REMEDIES[errno.EAGAIN]}; {again}")
             return 1
         except engine.Stopped as stopped:
             tell(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)

@@ -2,13 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastdarts import engine, steps
+from fastdarts.cli.modules import import_modules
 from fastdarts.engine import Seat
 from fastdarts.inputs.source import DataSet
 from fastdarts.objectives import OBJECTIVES
@@ -19,6 +19,7 @@ from fastdarts.search import OptimizerUnavailable, Precision, check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
 from fastdarts.search.optimizers import check_backend
 from fastdarts.settings import AnySearch, ConfigError, groups
+from fastdarts.settings.values import expanded
 from fastdarts.textfile import SUFFIXES
 
 PATHS = "data", "train_list", "val_list"
@@ -41,7 +42,7 @@ class Resolver:
     def __call__(self, given: Mapping[str, Any], seat: Seat = Seat()) -> Resolved:  # noqa: B008 - a tuple
         """On the rank of that seat. Raises ConfigError."""
         settings = self.settings.make(self._values(dict(given)))
-        _import(settings.modules)
+        import_modules(settings.modules)
         settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
         _check_device(settings)
         _check_watching(settings)
@@ -109,7 +110,7 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
 
 def _absolute(text: str) -> str:
     """The same text for the same path; links stay as they are, but for those before .., which have to be followed."""
-    path = Path(text).expanduser().absolute()
+    path = Path(expanded(text)).absolute()
     cut = max((i + 1 for i, part in enumerate(path.parts) if part == ".."), default=0)
     return str(Path(*path.parts[:cut]).resolve().joinpath(*path.parts[cut:])) if cut else str(path)
 
@@ -120,21 +121,6 @@ def _space(text: str) -> str:
     if name in SPACES:
         return name
     return _absolute(text) if Path(name).suffix in SUFFIXES else text
-
-
-def _import(modules: str | None) -> None:
-    """Import the modules, which have commas between their names. Raises ConfigError for one that is not there.
-
-    What a module itself raises is left as it is, with the traceback that shows where.
-    """
-    for name in () if modules is None else map(str.strip, modules.split(",")):
-        if not all(map(str.isidentifier, name.split("."))):
-            raise ConfigError(f"--modules {modules}: {name!r} is not a module's name, as my_candidates or package.module")
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            looked = "modules are looked for in the present folder and on PYTHONPATH"
-            raise ConfigError(f"--modules: {name} cannot be imported: {error}; {looked}") from error
 
 
 def _check_device(settings: AnySearch) -> None:

@@ -15,10 +15,11 @@ from fastdarts.data.dali_reader import DaliReaderLoader
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex, Index
+from fastdarts.data.lists import read_list, unlisted, write_list
 from fastdarts.data.loader import Loader
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
-from fastdarts.data.splits import read_list, subsets, write_list
+from fastdarts.data.splits import subsets
 from fastdarts.data.verified_store import Remembered
 from fastdarts.data.verify import Verified, image_sizes, verify
 
@@ -54,6 +55,7 @@ __all__ = [
     "sample_images",
     "sample_root",
     "subsets",
+    "unlisted",
     "verify",
     "write_list",
 ]

@@ -3,76 +3,197 @@
 Letters: N images, H, W their sides.
 """
 
+import logging
+import re
 import zipfile
 import zlib
+from math import isqrt
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from fastdarts.data.errors import DataError
-from fastdarts.data.index import few
+from fastdarts.data.packed import UNPACK, what_it_is
+from fastdarts.quoting import few
 
 try:
     from lzma import LZMAError
 except ImportError:  # a Python without it reads no such member: zipfile says so
     LZMAError = OSError
 
-IMAGES = ("images", "data", "x_train", "X_train", "train_images", "x", "X")
-LABELS = ("labels", "y_train", "Y_train", "train_labels", "fine_labels", "targets", "y", "Y")
+PAIRS = (  # names of images, and of the labels that go with them
+    (("x_train", "X_train"), ("y_train", "Y_train")),
+    (("train_x", "train_X", "trainX"), ("train_y", "train_Y", "trainY", "trainy")),
+    (("train_images", "train_image", "train_data"), ("train_labels", "train_label", "train_targets")),
+    (("images", "image", "imgs", "data"), ("labels", "label", "targets", "target", "fine_labels")),
+    (("x", "X"), ("y", "Y")),
+)
+UNNAMED = re.compile(r"arr_\d+")  # by numpy.savez
+IGNORED = 255  # as a label, where other labels end much earlier
 DAMAGE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, LZMAError)
 DAMAGE += (RuntimeError,)  # of zipfile: encrypted, or packed in a way that it does not know
 
 
+log = logging.getLogger(__name__)
+
+
+class Content(NamedTuple):
+    """What a file holds.
+
+    images   uint8 (N, H, W, 3), or the bytes of each image file
+    labels   int64 (N,)
+    classes  names by label; None where they are numbers
+    """
+
+    images: np.ndarray | list[bytes]
+    labels: np.ndarray
+    classes: tuple[str, ...] | None
+
+
 def content_bytes(path: Path) -> int:
-    """Bytes of all arrays in the file. Raises DataError for what is no whole .npz."""
+    """Bytes of all arrays in the file. Raises DataError for what is no whole .npz, OSError for what cannot be read."""
+    if told := what_it_is(path):
+        raise DataError(f"{path} {told}")
     try:
         with zipfile.ZipFile(path) as archive:
-            return sum(member.file_size for member in archive.infolist())
+            members = archive.infolist()
     except DAMAGE as error:
         wanted = "give a folder of CIFAR's python batches or of images, or a whole .npz"
         raise DataError(f"{path} is no whole .npz file ({_reason(error)}): {wanted}") from error
+    if members and not any(member.filename.endswith(".npy") for member in members):
+        raise DataError(f"{path} is a zip archive of other files, {few([m.filename for m in members])}: {UNPACK}")
+    return sum(member.file_size for member in members)
 
 
-def read_archive(path: Path) -> tuple[np.ndarray | list[bytes], np.ndarray]:
-    """Images and labels of a .npz file, under one of the names IMAGES and LABELS.
+def read_archive(path: Path) -> Content:
+    """Images and labels of a .npz file, under one of the PAIRS of names, or without names (arr_0, arr_1).
 
-    Images are uint8 (N, H, W, 3) or (N, 3, H, W), and are given as (N, H, W, 3); or, where there is an array `offsets`,
-    (N + 1,), the bytes from one offset to the next are a JPEG, and are given as they are. Labels are integers, (N,) or
-    (N, 1), and are given as int64 (N,). Raises DataError, which names the file and what is wrong.
+    Images are uint8, or other whole numbers from 0 to 255: (N, H, W, 3) or (N, 3, H, W), or (H, W, 3, N), where N is the number
+    of labels; or gray, (N, H, W), (N, H, W, 1) or (N, 1, H, W), which become three equal channels. Or, where there is an array
+    `offsets`, (N + 1,), the bytes from one offset to the next are a JPEG. Labels are (N,) or (N, 1): numbers, true and false,
+    or classes' names; or (N, C) with a single 1 in each row. Numbers that count from 1 are taken to count from 0.
+    Raises DataError, which names the file and what is wrong, also where two readings are possible.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            data, labels = (archive[_name(path, names, among)] for among in (IMAGES, LABELS))
-            offsets = archive["offsets"] if "offsets" in names else None
+            arrays = _Arrays(path, archive)
+            images, labels = arrays.pair()
+            offsets = archive["offsets"] if "offsets" in archive.files else None
     except DataError:
         raise
     except DAMAGE as error:
         raise DataError(f"{path} is no whole .npz file of plain arrays ({_reason(error)}): write it anew") from error
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{path}: labels must be whole numbers, one for each image; they are {labels.dtype} {labels.shape}")
-    labels = labels.astype(np.int64)
-    return (_pixels(path, data) if offsets is None else _jpegs(path, data, offsets)), labels
+    numbers, classes = _labels(path, labels)
+    return Content(_pixels(path, images, len(numbers)) if offsets is None else _jpegs(path, images, offsets), numbers, classes)
+
+
+class _Arrays:
+    """The arrays of an open .npz file."""
+
+    def __init__(self, path: Path, archive: "np.lib.npyio.NpzFile") -> None:
+        self.path, self.archive, self.names = path, archive, archive.files
+
+    def pair(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels. Raises DataError where none, or more than one pair, is found."""
+        found = [
+            (image, label)
+            for images, labels in PAIRS
+            for image in images
+            for label in labels
+            if image in self.names and label in self.names
+        ]
+        if not found:
+            found = self._mixed()
+        if len(found) > 1:
+            pairs = " or ".join(f"{image} and {label}" for image, label in found)
+            raise DataError(f"{self.path}: images and labels may be {pairs}: write a file with those of the training alone")
+        if found:
+            return self.archive[found[0][0]], self.archive[found[0][1]]
+        return self._unnamed()
+
+    def _mixed(self) -> list[tuple[str, str]]:
+        """The only images with the only labels, where their names are of two PAIRS."""
+        images = [name for pair in PAIRS for name in pair[0] if name in self.names]
+        labels = [name for pair in PAIRS for name in pair[1] if name in self.names]
+        return [(images[0], labels[0])] if len(images) == len(labels) == 1 else []
+
+    def _unnamed(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of numpy.savez(FILE, images, labels), in any order: one array of images, one of labels."""
+        arrays = [self.archive[name] for name in self.names if UNNAMED.fullmatch(name)]
+        images, labels = [a for a in arrays if a.ndim > 2], [a for a in arrays if a.ndim <= 2]
+        if len(images) == len(labels) == 1 and len(arrays) == len(self.names):
+            return images[0], labels[0]
+        known = ", ".join(f"{images[0]} with {labels[0]}" for images, labels in PAIRS)
+        raise DataError(f"{self.path} has no images with labels: found {few(self.names) or 'nothing'}; wanted are {known}")
+
+
+def _labels(path: Path, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels, int64 (N,), and classes' names."""
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    told = f"they are {labels.dtype} {labels.shape}"
+    if labels.ndim == 2 and len(labels) and labels.dtype.kind in "iufb":
+        if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
+            raise DataError(f"{path}: an image has one label here, a row of labels has several or none; {told}")
+        labels = labels.argmax(1)
+    if labels.ndim == 1 and labels.dtype.kind in "US":
+        names, numbers = np.unique(labels.astype(str), return_inverse=True)
+        return numbers.astype(np.int64), tuple(names.tolist())
+    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
+    if labels.ndim != 1 or not whole:
+        raise DataError(f"{path}: labels must be whole numbers, one for each image; {told}")
+    numbers = labels.astype(np.int64)
+    present = np.unique(numbers)
+    if len(present) and present[0] < 0:
+        raise DataError(f"{path}: labels count from 0, found {present[0]} to {present[-1]}: leave images without a label out")
+    if len(present) > 1 and present[-1] == IGNORED and present[-2] < IGNORED // 2:
+        raise DataError(
+            f"{path}: labels are 0 to {present[-2]}, and {IGNORED}, which marks images without one: leave those out"
+        )
+    if len(present) and np.array_equal(present, np.arange(1, len(present) + 1)):
+        log.info("%s: labels count from 1 to %d and are taken to count from 0", path, len(present))
+        return numbers - 1, tuple(map(str, present.tolist()))
+    return numbers, None
 
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _name(path: Path, names: list[str], among: tuple[str, ...]) -> str:
-    """The first of `among` that is there."""
-    found = next((name for name in among if name in names), None)
-    if found is None:
-        raise DataError(f"{path} has no array of any of the names {', '.join(among)}: found {few(names) or 'none'}")
-    return found
+def _pixels(path: Path, data: np.ndarray, labels: int) -> np.ndarray:
+    """uint8 (N, H, W, 3) of images in any of the orders that read_archive takes; labels: how many there are."""
+    told = f"{path}: images must be uint8 (N, H, W, 3) or (N, 3, H, W); they are {data.dtype} {data.shape}"
+    if data.dtype.kind not in "iu":
+        raise DataError(f"{told}{_remedy(data)}")
+    if data.dtype != np.uint8:
+        if data.size and (data.min() < 0 or data.max() > 255):
+            raise DataError(f"{told}, from {data.min()} to {data.max()}")
+        data = data.astype(np.uint8)
+    shape = data.shape
+    last, first = data.ndim == 4 and shape[3] in (1, 3), data.ndim == 4 and shape[1] in (1, 3)
+    if data.ndim == 4 and shape[2] in (1, 3) and shape[3] == labels and shape[0] != labels:
+        data = data.transpose(3, 0, 1, 2)
+    elif data.ndim == 3 and shape[0] == labels:
+        data = data[..., None]
+    elif first and not last:
+        data = data.transpose(0, 2, 3, 1)
+    elif not last:
+        raise DataError(f"{told}{_remedy(data)}")
+    return data if data.shape[3] == 3 else np.repeat(data, 3, axis=3)
 
 
-def _pixels(path: Path, data: np.ndarray) -> np.ndarray:
-    if data.dtype != np.uint8 or data.ndim != 4 or 3 not in (data.shape[1], data.shape[3]):
-        raise DataError(f"{path}: images must be uint8 (N, H, W, 3) or (N, 3, H, W); they are {data.dtype} {data.shape}")
-    return data if data.shape[3] == 3 else data.transpose(0, 2, 3, 1)
+def _remedy(data: np.ndarray) -> str:
+    """What to do with images in another form."""
+    if data.dtype.kind == "f":
+        return ": write (255 * images).round().astype('uint8') of numbers from 0 to 1, images.astype('uint8') of 0 to 255"
+    if data.ndim == 2 and data.shape[1] % 3 == 0 and isqrt(data.shape[1] // 3) ** 2 * 3 == data.shape[1]:
+        side = isqrt(data.shape[1] // 3)
+        return (
+            f": write images.reshape(-1, 3, {side}, {side}) of rows as CIFAR's, images.reshape(-1, {side}, {side}, 3) of others"
+        )
+    if data.ndim == 4 and 4 in (data.shape[1], data.shape[3]):
+        return ": four channels may be RGBA or CMYK, write the three of RGB"
+    return ""
 
 
 def _jpegs(path: Path, data: np.ndarray, offsets: np.ndarray) -> list[bytes]:

@@ -21,9 +21,11 @@ from fastdarts.data.archive import content_bytes, read_archive
 from fastdarts.data.cifar_pickle import LAYOUTS, layout_of, read_batches
 from fastdarts.data.decode import pillow_warnings, read_rgb
 from fastdarts.data.errors import DataError
-from fastdarts.data.index import ImageIndex, few
+from fastdarts.data.index import ImageIndex
+from fastdarts.data.packed import packed
 from fastdarts.data.placement import SHARE, available_ram, gib
 from fastdarts.data.sample import sample_root
+from fastdarts.quoting import few, quoted
 
 SIDE = 32  # of the sample's images
 CHUNK = 64  # images a thread decodes at a time
@@ -117,8 +119,8 @@ def _read(path: Path, threads: int) -> ImageArray:
         return _from_archive(archives[0], threads)
     if (path / "train").is_dir():
         return _from_files(ImageIndex.from_root(path), threads)
-    found = few(sorted(os.listdir(folder))) or "nothing"
-    raise DataError(f"{folder} has no training images: give {WANTED}; found {found}")
+    found = sorted(os.listdir(folder))
+    raise DataError(f"{folder} has no training images: give {WANTED}; found {few(found) or 'nothing'}{packed(found)}")
 
 
 def sample_images(cache: str | os.PathLike[str] | None = None) -> ImageArray:
@@ -130,11 +132,11 @@ def sample_images(cache: str | os.PathLike[str] | None = None) -> ImageArray:
 
 def _from_archive(path: Path, threads: int) -> ImageArray:
     _check_room(content_bytes(path), path)
-    images, labels = read_archive(path)
+    images, labels, classes = read_archive(path)
     if isinstance(images, list):
         names = [f"image {i} of {path}" for i in range(len(images))]
         images = _decoded(names, lambda i: read_rgb(names[i], images[i]), threads, path)
-    return ImageArray.make(path, images, labels)
+    return ImageArray.make(path, images, labels, classes)
 
 
 def _from_files(index: ImageIndex, threads: int) -> ImageArray:
@@ -164,7 +166,8 @@ def _fill(pixels: np.ndarray, names: Sequence[str], read: Callable[[int], Image.
     for number in numbers:
         image = read(number)
         if (image.height, image.width) != pixels.shape[1:3]:
-            told = f"{names[number]} has {image.width}x{image.height} pixels, {names[0]} {pixels.shape[2]}x{pixels.shape[1]}"
+            told = f"{quoted(names[number])} has {image.width}x{image.height} pixels"
+            told += f", {quoted(names[0])} {pixels.shape[2]}x{pixels.shape[1]}"
             raise DataError(f"{told}: all must be of one size; python -m fastdarts.search_imagenet takes images of any")
         pixels[number] = np.asarray(image)
 

@@ -24,6 +24,7 @@ from fastdarts.data.prefetch import awaited
 from fastdarts.data.view import View
 from fastdarts.data.workers import torchvision_functional
 from fastdarts.ops.random_resized_crop import MOST_SIDE, random_resized_crop
+from fastdarts.quoting import quoted
 
 CHUNK = 32  # images a thread decodes at a time
 
@@ -88,7 +89,7 @@ class Layout:
             spans = [(first, min(first + CHUNK, total)) for first in range(0, total, CHUNK)]
             parts = [pool.submit(decode, *span) for span in spans]
             for (first, last), part in zip(spans, parts, strict=True):
-                done += awaited(part, f"{self._path(first)} to {self._path(last - 1)}")
+                done += awaited(part, f"{quoted(self._path(first))} to {quoted(self._path(last - 1))}")
                 progress(done, total)
         finally:
             end.set()
@@ -106,7 +107,7 @@ class Layout:
             raise DataError(f"{error}; {remedy}") from error
         if [image.height, image.width] != self.decoded[row].tolist():
             then, now = "x".join(map(str, self.decoded[row].tolist()[::-1])), f"{image.width}x{image.height}"
-            raise DataError(f"{path} had {then} pixels when it was checked, now it has {now}: start again")
+            raise DataError(f"{quoted(path)} had {then} pixels when it was checked, now it has {now}: start again")
         size = self.sizes[row].tolist()
         return np.asarray(
             torchvision_functional().resize(image, size) if size != [image.height, image.width] else image
@@ -132,18 +133,19 @@ class Layout:
         return room_taken(folder, self.key())
 
     def key(self) -> str:
-        """What a file of these pixels is known by: the files' names, sizes, times of change, and the kept sizes.
+        """What a file of these pixels is known by: the files' names below the root, sizes, times of change, and the kept sizes.
 
         Raises DataError for a file that is gone.
         """
-        digest = hashlib.sha256(b"fastdarts cache 1\n")
+        digest = hashlib.sha256(b"fastdarts cache 2\n")
         for number, size in zip(self.numbers.tolist(), self.sizes.tolist(), strict=True):
             path = self.index.path(number)
             try:
                 status = os.stat(path)
             except OSError as error:
-                raise DataError(f"{path} is gone: {error.strerror}; start again") from error
-            digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{size}\n".encode("utf-8", "surrogateescape"))
+                raise DataError(f"{quoted(path)} is gone: {error.strerror}; start again") from error
+            name = self.index.files[number]
+            digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{size}\n"))
         return digest.hexdigest()
 
 

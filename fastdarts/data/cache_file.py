@@ -89,7 +89,7 @@ def _wait_for(lock: TextIO, path: Path) -> None:
 def _write(part: Path, size: int, trailer: bytes, fill: Callable[[Tensor], None]) -> None:
     with open(part, "w+b") as file:
         os.posix_fallocate(file.fileno(), 0, size + len(trailer))
-        fill(torch.from_file(os.fspath(part), shared=True, size=size, dtype=torch.uint8))
+        fill(torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8))  # torch.from_file wants a name in UTF-8
         file.seek(size)
         file.write(trailer)
         file.flush()

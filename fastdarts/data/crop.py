@@ -12,6 +12,7 @@ WORDS = 4 * TRIES  # area, aspect ratio, top, left of each try
 SCALE = (0.08, 1.0)  # share of the image's area
 RATIO = (3 / 4, 4 / 3)  # width / height
 LEAST_KEPT = 256  # pixels
+LONGEST = 16  # times its short side, of an image that is resized as a whole
 MARGIN = 256 / 224  # of an evaluated image: its short side over the side of the crop
 
 
@@ -43,6 +44,18 @@ def crop_box(
 def short_side(size: int) -> int:
     """To how many pixels an evaluated image's short side is resized before `size` x `size` of them are cut out."""
     return round(size * MARGIN)
+
+
+def middle(width: int, height: int) -> tuple[int, int, int, int] | None:
+    """What is resized of an evaluated image that is longer than LONGEST times its short side; None where it is all of it.
+
+    (left, top, right, bottom) in pixels, at the centre. Resized as a whole, an image of 8,000 x 1 pixels takes 1.5 GB, of which
+    the centre is then cut out: it is the same, but for where whole pixels begin.
+    """
+    most = LONGEST * min(width, height)
+    w, h = min(width, most), min(height, most)
+    left, top = (width - w) // 2, (height - h) // 2
+    return None if (w, h) == (width, height) else (left, top, left + w, top + h)
 
 
 def kept_side(size: int) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.data.decode import read_bytes, read_rgb
 from fastdarts.data.errors import DataError, InputStopped
-from fastdarts.data.index import ImageIndex, few
+from fastdarts.data.index import ImageIndex
 from fastdarts.data.jpeg import plain_size
 from fastdarts.data.loader import Common, Loader
 from fastdarts.data.prefetch import Stage
@@ -25,6 +25,7 @@ from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.data.workers import Request
 from fastdarts.provenance import BROKEN
+from fastdarts.quoting import few, quoted
 
 PREFETCH = 2  # batches inside DALI: one is decoded while the next one's files are read
 ROWS_COLUMNS = (0, 1)  # in which order anchors and shapes name the axes of an image
@@ -103,7 +104,7 @@ def _decoded(
         """What DALI needs for the next batch. Ends its input if that fails, so that the batches before come out."""
         epoch, indices = sampler.batch(next(numbers))
         request = Request.of(index, indices, epoch)
-        stage.now = f"reading the files of {split} images, the first is {request.paths[0]}; is the file system alive?"
+        stage.now = f"reading the files of {split} images, the first is {quoted(request.paths[0])}; is the file system alive?"
         try:
             files, sizes = zip(*pool.map(_encoded, request.paths), strict=True)
         except DataError as error:

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.data.crop import RATIO, short_side
-from fastdarts.data.dali import PREFETCH, DaliLoader, cut, decoding, explained, labelled, outputs, pipeline, resized
+from fastdarts.data.crop import LONGEST, RATIO, short_side
+from fastdarts.data.dali import PREFETCH, DaliLoader, cut, explained, labelled, outputs, pipeline, resized
 from fastdarts.data.errors import DataError
-from fastdarts.data.index import ImageIndex, few
+from fastdarts.data.index import ImageIndex
 from fastdarts.data.loader import Common
 from fastdarts.data.prefetch import Stage
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Purpose, random_words
+from fastdarts.quoting import few
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class DaliReaderLoader(DaliLoader):
         """
         super().__init__(index, indices, threads=threads, **common)
         if odd := [path for path in map(index.path, indices.tolist()) if path.encode(errors="replace").decode() != path]:
-            named = few([ascii(path) for path in odd])
+            named = few(odd)
             raise DataError(f"DALI's reader takes no file names that are not UTF-8: {named}; take --loader dali or rename them")
         split = self.view.stream.name.lower()
         log.info("%s images are read and cropped by DALI: boxes, and so pixels, differ from those of other loaders", split)
@@ -88,12 +89,21 @@ def _pipeline(
     def graph(fn: Any) -> tuple[Any, Any]:
         # a file that is cut short while it is mapped would end the process
         files, labels = fn.readers.file(files=paths, labels=order, dont_use_mmap=True)
+        sizes = fn.peek_image_shape(files, adjust_orientation=False)
         if view.train:
             area = {"random_area": view.scale, "random_aspect_ratio": RATIO}
-            sizes = fn.peek_image_shape(files, adjust_orientation=False)
             boxes = cut(fn, files, *fn.random_crop_generator(sizes, seed=seed, **area), device)
             return resized(fn, boxes, size=(size, size)), labels
-        whole = resized(fn, fn.decoders.image(files, **decoding(device)), resize_shorter=short_side(size))
+        whole = resized(fn, cut(fn, files, *_middles(fn, sizes), device), resize_shorter=short_side(size))
         return fn.crop(whole, crop=(size, size)), labels
 
     return pipeline(graph, sampler.batch_size // sampler.world_size, threads, device)
+
+
+def _middles(fn: Any, sizes: Any) -> tuple[Any, Any]:
+    """(top, left) and (height, width) of crop.middle, by DALI, of images of `sizes`."""
+    from nvidia.dali import math
+
+    height, width = sizes[0], sizes[1]
+    shape = fn.stack(math.min(height, LONGEST * width), math.min(width, LONGEST * height))
+    return (sizes[:2] - shape) // 2, shape

@@ -10,7 +10,8 @@ from typing import BinaryIO
 
 from PIL import Image, UnidentifiedImageError
 
-from fastdarts.data.errors import DataError
+from fastdarts.data.errors import DataError, InputStopped, is_shortage, shortage
+from fastdarts.quoting import quoted
 
 KINDS = {  # what bears an image's name and is no file
     stat.S_IFDIR: "a folder",
@@ -35,7 +36,7 @@ def read_rgb(path: str, data: bytes | None = None) -> Image.Image:
         with _opened(path) if data is None else BytesIO(data) as file, Image.open(file) as image:
             return _rgb(image)
     except Exception as error:  # whatever a decoder raises is about this file
-        raise DataError(f"cannot decode {path}: {_reason(path, error)}") from error
+        raise DataError(f"cannot decode {quoted(path)}: {_reason(path, error)}") from error
 
 
 def read_bytes(path: str) -> bytes:
@@ -44,7 +45,7 @@ def read_bytes(path: str) -> bytes:
         with _opened(path) as file:
             return file.read()
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(f"cannot read {quoted(path)}: {_reason(path, error)}") from error
 
 
 def examine(path: str) -> tuple[int, int] | str:
@@ -104,7 +105,9 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def _reason(path: str, error: Exception) -> str:
-    """One line without the path."""
+    """One line without the path. Raises InputStopped where the machine has run out of something."""
+    if isinstance(error, OSError) and is_shortage(error):
+        raise InputStopped(f"cannot open {shortage(error)}") from error
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
     if isinstance(error, FileNotFoundError) and os.path.islink(path):

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fastdarts.data.errors import DataError
+from fastdarts.data.packed import packed, what_it_is
+from fastdarts.quoting import few, quoted
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's, any case
-SHOWN = 5  # names that a message lists
+EXPECTED = "expected a readable folder, ROOT of ROOT/train/CLASS/*.JPEG or below"
 
 log = logging.getLogger(__name__)
 
@@ -92,9 +94,24 @@ class ImageIndex:
         """Where image `number` lies."""
         return os.path.join(self.root, self.files[number])
 
+    def bytes_of(self, indices: Tensor) -> tuple[int, str]:
+        """Bytes of the files `indices`, int64 (N,), and the digest of their names and sizes.
+
+        Raises DataError, which names the file, for one that is gone.
+        """
+        total, digest = 0, hashlib.sha256()
+        for number in indices.tolist():
+            try:
+                size = os.stat(self.path(number)).st_size
+            except OSError as error:
+                raise DataError(f"cannot read {quoted(self.path(number))}: {error.strerror}") from error
+            total += size
+            digest.update(os.fsencode(f"{self.files[number]}\0{size}\n"))
+        return total, digest.hexdigest()
+
     def sha256(self) -> str:
         """Of the names of all images: an image's number, and with it its randomness, depends on all of them."""
-        return hashlib.sha256("\n".join(self.files).encode("utf-8", "surrogateescape")).hexdigest()
+        return hashlib.sha256(os.fsencode("\n".join(self.files))).hexdigest()
 
 
 def listing(folder: Path) -> tuple[list[str], list[str]]:
@@ -112,10 +129,12 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
                     folders.append(entry.name)
                 elif entry.name.lower().endswith(EXTENSIONS):
                     images.append(entry.name)
+    except NotADirectoryError as error:
+        told = what_it_is(folder) or f"is a file: {EXPECTED}"
+        raise DataError(f"{folder} {told}") from error
     except OSError as error:
-        hint = "expected a readable folder, ROOT of ROOT/train/CLASS/*.JPEG or below"
-        raise DataError(f"cannot read {folder}: {error.strerror}; {hint}") from error
-    return sorted(folders), sorted(images)
+        raise DataError(f"cannot read {folder}: {error.strerror}; {EXPECTED}") from error
+    return sorted(folders, key=os.fsencode), sorted(images, key=os.fsencode)  # by bytes: the same in every locale
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -127,13 +146,7 @@ def _is_folder(entry: "os.DirEntry[str]") -> bool:
 
 def _images(folders: list[str], images: list[str]) -> list[str]:
     """In a class folder, folders named like an image are images."""
-    return sorted(images + [name for name in folders if name.lower().endswith(EXTENSIONS)])
-
-
-def few(names: list[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    return sorted(images + [name for name in folders if name.lower().endswith(EXTENSIONS)], key=os.fsencode)
 
 
 def _refuse_flat(folder: Path, split: str) -> None:
@@ -159,4 +172,4 @@ def _found(folder: Path) -> str:
     """What lies in a folder where something else was expected, one level deep or two."""
     names = sorted(os.listdir(folder))
     inside = [f"{name}/{inner}" for name in names[:1] if (folder / name).is_dir() for inner in os.listdir(folder / name)]
-    return f"found {few(sorted(inside) or names) or 'nothing'}"
+    return f"found {few(sorted(inside) or names) or 'nothing'}{packed(names)}"

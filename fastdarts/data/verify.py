@@ -18,6 +18,7 @@ from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.prefetch import awaited
 from fastdarts.data.verified_store import Known, Remembered
+from fastdarts.quoting import quoted
 
 CHUNK = 64  # files a thread takes at a time
 AHEAD = 4  # chunks a thread that wait for it
@@ -87,7 +88,7 @@ def image_sizes(index: ImageIndex, indices: Tensor, workers: int, remembered: Re
     with closing(_answers(index, indices, workers, header_size, remembered)) as answers:
         for path, answer in answers:
             if isinstance(answer.size, str):
-                raise DataError(f"cannot decode {os.fsdecode(path)}: {answer.size}")
+                raise DataError(f"cannot decode {quoted(os.fsdecode(path))}: {answer.size}")
             sizes.append(answer.size)
     return _tensor(sizes)
 
@@ -120,7 +121,7 @@ def _answers(
 
 
 def _next(paths: list[bytes], answers: Future[list[_Answer]]) -> Iterator[tuple[bytes, _Answer]]:
-    files = " to ".join(map(os.fsdecode, paths[:1] + paths[-1:]))
+    files = " to ".join(quoted(os.fsdecode(path)) for path in paths[:1] + paths[-1:])
     return zip(paths, awaited(answers, files), strict=True)
 
 

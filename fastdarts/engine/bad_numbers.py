@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.protocols import Part, StepReport
+from fastdarts.quoting import quoted
 
 NAMED = 4  # images of a bad batch that are named
 ROOM = 1024  # steps that are kept before they must be looked at
@@ -111,4 +112,4 @@ def _dealt(shares: Sequence[list[int]]) -> list[int]:
 
 def _few(numbers: list[int], files: Sequence[str]) -> str:
     more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return ", ".join(files[n] for n in numbers[:NAMED]) + more
+    return ", ".join(quoted(files[n]) for n in numbers[:NAMED]) + more

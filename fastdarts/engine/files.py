@@ -36,6 +36,19 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
 
 
+@contextmanager
+def named_plainly(folder: Path) -> Iterator[Path]:
+    """Inside, a path to `folder`, which is there, for libraries that take neither bytes that are no UTF-8 nor line breaks."""
+    if str(folder).isprintable():
+        yield folder
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        yield Path(f"/proc/self/fd/{number}")
+    finally:
+        os.close(number)
+
+
 def flush(path: Path) -> None:
     """What was written to the file reaches the disk."""
     with open(path, "rb") as file:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from fastdarts.engine.files import named_plainly
+
 log = logging.getLogger("fastdarts")
 
 
@@ -50,7 +52,8 @@ class Profiler:
             self._profile = profile(activities=activities)
             self._profile.start()
         elif step == self.window.last and self._profile is not None:
-            self._stop().export_chrome_trace(str(self.path))
+            with named_plainly(self.path.parent) as folder:
+                self._stop().export_chrome_trace(str(folder / self.path.name))
             log.info(f"steps {self.window.first} to {self.window.last} are traced in {self.path}")
 
     def close(self) -> None:

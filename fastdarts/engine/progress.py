@@ -17,7 +17,7 @@ log = logging.getLogger("fastdarts")
 def log_to(target: TextIO | Path) -> Iterator[None]:
     """Inside, the package's log goes to a stream, or to the end of a file with the time of day before each line."""
     if isinstance(target, Path):
-        handler: logging.Handler = logging.FileHandler(target, encoding="utf-8")
+        handler: logging.Handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
     else:
         handler = logging.StreamHandler(target)

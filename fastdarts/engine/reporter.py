@@ -34,5 +34,9 @@ class Reporter:
         interruptible  entered around work that a signal may break off
         """
 
+    def ending(self) -> str:
+        """How the training ended, where it is not by its last epoch: for the status file."""
+        return ""
+
     def finished(self) -> None:
         """After all files: log the result and bring the report up to date."""

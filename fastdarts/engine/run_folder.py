@@ -11,23 +11,33 @@
     genotype.json    the cell, as JSON and as the customary text; with "stopped" (rule, after, epoch, why) after an early stop
     status           one line: where the run stands (engine.status)
     .lock            held by the process that writes the folder
-and what the report draws: cells, curves, reconstruction, report.html.
+and what the report draws: cells, curves, reconstruction, report.html. Other files in it are left alone: a scheduler's output,
+a redirected console, what the system puts there.
 """
 
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from fastdarts.engine.checkpoints import Checkpoints, DamagedCheckpoint, encode, steps_of
 from fastdarts.engine.files import flush, write_text
+from fastdarts.quoting import few
 from fastdarts.settings import Settings
 
 LINES = ("metrics.jsonl", "timing.jsonl")
-BEGUN = {"train.txt", "val.txt", "excluded.txt", ".lock"}  # there before settings.json: a run killed then begins anew
+BEGUN = ("train.txt", "val.txt", "excluded.txt")  # written before settings.json, after .lock: a run killed then begins anew
+DRAWN = ("cell_*.svg", "cell_*.png", "losses.*", "alpha.*", "collapse.*", "reconstruction.png", "report.html")
+OWN = (*BEGUN, *LINES, *DRAWN, "log.txt", "genotype.json", "status", "checkpoint*.pt", "trace-*.json", "events.out.tfevents.*")
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a file's name is of one of the patterns."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class RunFolderError(ValueError):
@@ -57,8 +67,14 @@ class RunFolder:
         if not path.is_dir():
             raise RunFolderError(f"--save: {path} is a file, name a folder")
         if not folder["settings.json"].is_file():
-            if {entry.name for entry in path.iterdir()} - BEGUN:
-                raise RunFolderError(f"--save: {path} holds other files and no run, name an empty or a new folder")
+            names = sorted(entry.name for entry in path.iterdir())
+            if "sweep.json" in names:
+                raise RunFolderError(f"--save: {path} holds a sweep, name another folder")
+            begun = BEGUN if ".lock" in names else ()
+            if taken := [name for name in names if matches(name, OWN) and name not in begun]:
+                raise RunFolderError(
+                    f"--save: {path} holds no run, but {few(taken)}, which a run would replace: name another folder"
+                )
             return folder
         try:
             saved = json.loads(folder["settings.json"].read_text(encoding="utf-8"))
@@ -103,6 +119,12 @@ class RunFolder:
         """Add a line of JSON to `name`."""
         with open(self[name], "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+    def last_loss(self, name: str) -> float | None:
+        """The loss of that name in the last epoch of metrics.jsonl, None before the first."""
+        lines = self["metrics.jsonl"].read_text(encoding="utf-8").splitlines() if self["metrics.jsonl"].exists() else []
+        epochs = (json.loads(line) for line in reversed(lines) if '"kind": "epoch"' in line)
+        return next((epoch.get(name) for epoch in epochs), None)
 
     def save(self, state: dict[str, Any], best: bool = False, keep: int = 2) -> None:
         """Write the newest of `keep` checkpoints, make it the best one too. Lines logged before it reach the disk before it."""

@@ -100,7 +100,7 @@ class Session:
                     self._compare("before the first step")
                     self._train()
                 self._conclude()
-            self.saver.writer.wait()
+                self.saver.writer.wait()  # a run whose last checkpoint is not written has not finished
         except Stopped:
             good = not self._bad_steps() or self.settings.on_bad == "skip"
             if good and self.saver.saved < self.trainable.done.steps:

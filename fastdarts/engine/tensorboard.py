@@ -1,8 +1,11 @@
 """What a run measures as TensorBoard event files."""
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
+
+from fastdarts.engine.files import named_plainly
 
 
 def no_tensorboard() -> str | None:
@@ -22,7 +25,10 @@ class Board:
 
     def __init__(self, folder: Path, done: int = 0) -> None:
         writer = import_module("torch.utils.tensorboard").SummaryWriter
-        self.writer = writer(str(folder), purge_step=done + 1 if done else None)
+        with ExitStack() as opened:
+            plain = opened.enter_context(named_plainly(folder))
+            self.writer = writer(str(plain), purge_step=done + 1 if done else None)
+            self._opened = opened.pop_all()
 
     def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
         """The scalars by name, as of that step; those that are None are left out."""
@@ -36,3 +42,4 @@ class Board:
 
     def close(self) -> None:
         self.writer.close()
+        self._opened.close()

@@ -36,8 +36,9 @@ class Watch:
     """
 
     def __init__(self, trainable: Trainable, folder: RunFolder, settings: WatchOptions, reporter: Reporter) -> None:
-        self.folder, self.reporter = folder, reporter
+        self.trainable, self.folder, self.reporter = trainable, folder, reporter
         self.parts, self.epochs = trainable.parts, trainable.total.epochs
+        self.loss = folder.last_loss(f"{self.parts[0].loss}_loss")  # of a continued run, its last epoch's
         self.status = Status(folder["status"])
         self.board = self.profiler = None
         done = trainable.done
@@ -49,7 +50,13 @@ class Watch:
                 self.profiler = Profiler(Window.parse(settings.profile), folder.path, trainable.device, done.steps)
                 opened.callback(self.profiler.close)
             self._opened = opened.pop_all()
-        self.status.running(f"epoch {done.epochs}/{self.epochs}  step {done.steps}")
+        self.status.running(self._where())
+
+    def _where(self) -> str:
+        """The last finished step, and the epoch that it belongs to."""
+        done, total = self.trainable.done, self.trainable.total
+        inside = done.steps > done.epochs * (total.steps // total.epochs)
+        return f"epoch {done.epochs + inside}/{total.epochs}  step {done.steps}/{total.steps}"
 
     def step(self, report: StepReport) -> None:
         """After each step."""
@@ -79,6 +86,7 @@ class Watch:
         timing = {name: record.pop(name) for name in TIMING}
         if (stages := self.reporter.stage_seconds()) is not None:
             timing["stages"] = {"input": timing["input_seconds"]} | stages
+        self.loss = record[f"{self.parts[0].loss}_loss"]
         self.reporter.extend(record)
         self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
         self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
@@ -99,10 +107,12 @@ class Watch:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._opened.close()
         if error is None:
-            self.status.finished()
+            loss = "" if self.loss is None else f"  loss {self.loss:.4f}"
+            end = "".join(f"  {text}" for text in [self.reporter.ending()] if text)
+            self.status.finished(f"{self._where()}{loss}{end}")
         else:
             try:
-                self.status.stopped(str(error) or type(error).__name__)
+                self.status.stopped(str(error) or type(error).__name__, self._where())
             except OSError as also:  # the disk that stopped the run; its own error is the one to tell
                 log.info(f"no final status: {also}")
 

@@ -148,7 +148,7 @@ def _short(settings: groups.ImageFiles) -> int:
 
 
 def _folder(settings: groups.ImageFiles) -> Path | None:
-    return Path(settings.cache_folder).expanduser() if settings.cache_folder else None
+    return Path(settings.cache_folder) if settings.cache_folder else None
 
 
 def _layout(settings: groups.ImageFiles, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> Layout:

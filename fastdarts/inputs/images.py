@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
@@ -20,11 +21,12 @@ from fastdarts.data import (
     sample_images,
     sample_root,
     subsets,
+    unlisted,
     verify,
     write_list,
 )
-from fastdarts.data.index import few
 from fastdarts.engine import RunFolder, RunFolderError, write_text
+from fastdarts.quoting import few, quoted, unquoted
 from fastdarts.settings import AnySearch, ConfigError, SearchCifarSettings, groups
 
 CHECK_SECONDS = 10.0  # between two lines about the checking of files
@@ -71,21 +73,44 @@ class Images:
         """
         index = cls.find(settings)
         if folder.saved is not None:
-            then = {"sha256": "", "files": "others"} | dict(folder.saved.get("data") or {})
-            if then["sha256"] != index.sha256():
-                raise RunFolderError(
-                    f"the images of {index.root} are not those that {folder.path} began with ({then['files']} then, "
-                    f"{len(index)} now), so its images would change: put them back, or begin in another folder"
-                )
-            return cls(index, read_list(folder["train.txt"], index), read_list(folder["val.txt"], index))
+            return cls._continued(settings, index, folder)
         if settings.train_list is None and settings.val_list is None:
             return cls(index, *subsets(index, settings.train_fraction, settings.val_fraction, settings.seed))
         if settings.train_list is None or settings.val_list is None:
             raise ConfigError("--train_list and --val_list belong together: give both or none")
         train, val = read_list(settings.train_list, index), read_list(settings.val_list, index)
         if common := set(train.tolist()) & set(val.tolist()):
-            raise ConfigError(f"--train_list and --val_list share {len(common)} images, {index.files[min(common)]} first")
+            raise ConfigError(
+                f"--train_list and --val_list share {len(common)} images, {quoted(index.files[min(common)])} first"
+            )
         return cls(index, train, val)
+
+    @classmethod
+    def _continued(cls, settings: AnySearch, index: Index, folder: RunFolder) -> Self:
+        """The run's own splits, wherever their images are now. Raises DataError, and RunFolderError for other images."""
+        then = {"sha256": "", "files": "others", "root": ""} | dict(folder.saved.get("data") or {})
+        if then["sha256"] != index.sha256():
+            gone = [name for split in ("train.txt", "val.txt") for name in unlisted(folder[split], index)]
+            raise _others(index, folder, f"{then['files']} then, {len(index)} now" + (f", without {few(gone)}" if gone else ""))
+        images = cls(index, read_list(folder["train.txt"], index), read_list(folder["val.txt"], index))
+        if settings.data is not None and then["root"] != str(index.root):
+            if why := images.unlike(then):
+                raise _others(index, folder, why)
+            log.info(f"the run's images are in {index.root} now; they were in {then['root']} when it began, and are the same")
+        for name, split in (("train_list", images.train), ("val_list", images.val)):
+            given, before = getattr(settings, name), (folder.saved.get("settings") or {}).get(name)
+            if given != before:
+                other = set(read_list(given, index).tolist()) ^ set(split.tolist())
+                left_out = set(_excluded(folder)) if other else set()
+                if files := [index.files[i] for i in sorted(other) if index.files[i] not in left_out]:
+                    told = f"--{name} {given} differs from {before}, with which {folder.path} began"
+                    raise RunFolderError(f"{told}, in {few(files)}: give the same list, or begin in another folder")
+                log.info(f"--{name} {given} lists the run's images, as {before} did when it began")
+        return images
+
+    def unlike(self, then: Mapping[str, Any]) -> str:
+        """How images of the same digest differ from those of a run whose `facts` were `then`; nothing where they do not."""
+        return ""
 
     @classmethod
     def listed(cls, settings: AnySearch, splits: Splits) -> Self:
@@ -116,7 +141,7 @@ class Images:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_list(folder["train.txt"], self.index, self.train)
         write_list(folder["val.txt"], self.index, self.val)
-        write_text(folder["excluded.txt"], "".join(f"{name}\t{reason}\n" for name, reason in self.excluded))
+        write_text(folder["excluded.txt"], "".join(f"{quoted(name)}\t{reason}\n" for name, reason in self.excluded))
 
     def facts(self) -> dict[str, Any]:
         """What settings.json says of them."""
@@ -130,6 +155,20 @@ class Images:
         }
 
 
+def _others(index: Index, folder: RunFolder, why: str) -> RunFolderError:
+    """Of a continued run whose images are not found."""
+    return RunFolderError(
+        f"the images of {index.root} are not those that {folder.path} began with ({why}), so its images would change: "
+        "put them back, or begin in another folder"
+    )
+
+
+def _excluded(folder: RunFolder) -> list[str]:
+    """The files that a run has left out."""
+    lines = folder["excluded.txt"].read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+    return [unquoted(line.partition("\t")[0]) for line in lines if line]
+
+
 @dataclass(frozen=True)
 class ImageFiles(Images):
     """Images that are files under ROOT/train, which are checked and measured."""
@@ -140,6 +179,18 @@ class ImageFiles(Images):
     def find(settings: groups.ImageFiles) -> ImageIndex:
         """The files under --data, or those of the generated sample. Raises DataError."""
         return ImageIndex.from_root(settings.data or sample_root())
+
+    def facts(self) -> dict[str, Any]:
+        size, digest = self.index.bytes_of(torch.cat([self.train, self.val]))
+        return super().facts() | {"bytes": size, "bytes_sha256": digest}
+
+    def unlike(self, then: Mapping[str, Any]) -> str:
+        """By the sizes of the files, since the index knows names alone."""
+        if "bytes_sha256" not in then:
+            return f"it noted no sizes of files, by which to know them elsewhere: they were in {then['root']}"
+        size, digest = self.index.bytes_of(torch.cat([self.train, self.val]))
+        same = digest == then["bytes_sha256"]
+        return "" if same else f"files of the same names, but of other sizes: {then['bytes']} bytes then, {size} now"
 
     def ready(self, settings: groups.ImageFiles, threads: int, begun: bool) -> Self:
         """With sizes; of a new run, or if it is strict, without those that cannot be decoded."""
@@ -169,7 +220,7 @@ class ImageFiles(Images):
                 "mend them or take them away, or go on without --strict"
             )
         for name, reason in bad:
-            log.warning(f"left out: {name}: {reason}")
+            log.warning(f"left out: {quoted(name)}: {reason}")
         if bad:
             log.warning(f"{len(bad)} of {len(chosen)} files cannot be decoded and are left out")
         train, val = (split[torch.isin(split, good)] for split in (self.train, self.val))

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
+from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.mixture import (
-    Attributes,
+    NOT_TRACED,
     MixturePlan,
     Weights,
     as_row,
@@ -20,9 +21,9 @@ from fastdarts.interop.mixture import (
     fits,
     format_of,
     partial_channels,
-    unchanged,
 )
 from fastdarts.interop.parts import Layers, alike, run, usual
+from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Layout, as_preprocess, recognise
 from fastdarts.interop.tree import heard, signature
 from fastdarts.ops.graph import Candidate, Edge, Graph
@@ -42,7 +43,7 @@ class PreprocessPlan:
         if self.found.same(module):
             return self.found
         layer = as_preprocess(recognise(module)) if signature(module) == self.kind else None
-        found = None if layer is None else Layers.of(module, layer.convolutions, [layer.norm])
+        found = None if layer is None else Layers.of(module, layer.convolutions, [layer.norm])._replace(reads=self.found.reads)
         if found is not None and not getattr(module, "_is_replica", False):
             self.found = found
         return found
@@ -53,23 +54,32 @@ class FusedPreprocess:
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W) -> (N, D, H/s, W/s)."""
-        plan: PreprocessPlan = self.__dict__[PLAN]
-        found = None if args or kwargs else plan.update(self)
-        if found is None or found.tree.heard() or not usual(found.norms[0], x) or not even(len(found.convolutions), x):
-            return super().forward(x, *args, **kwargs)
-        norm = found.norms[0]
-        tracks = norm.running_mean is not None
-        if norm.training and tracks and norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        return relu_conv_bn(
-            x,
-            [c.weight for c in found.convolutions],
-            (norm.running_mean, norm.running_var) if tracks else None,
-            training=norm.training,
-            momentum=norm.momentum,
-            eps=norm.eps,
-            backend=plan.backend,
-        )
+        out = None if args or kwargs or global_hooks() else _preprocessed(self, x)
+        return super().forward(x, *args, **kwargs) if out is None else out
+
+
+@torch.compiler.disable(reason=NOT_TRACED)
+def _preprocessed(layer: nn.Module, x: Tensor) -> Tensor | None:
+    """None where the layer's own forward must do it."""
+    plan: PreprocessPlan = layer.__dict__[PLAN]
+    found = plan.update(layer)
+    if found is None or found.tree.heard() or not found.as_tried(layer):
+        return None
+    if not usual(found.norms[0], x) or not even(len(found.convolutions), x):
+        return None
+    norm = found.norms[0]
+    tracks = norm.running_mean is not None
+    if norm.training and tracks and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    return relu_conv_bn(
+        x,
+        [c.weight for c in found.convolutions],
+        (norm.running_mean, norm.running_var) if tracks else None,
+        training=norm.training,
+        momentum=norm.momentum,
+        eps=norm.eps,
+        backend=plan.backend,
+    )
 
 
 @dataclass
@@ -79,8 +89,9 @@ class CellPlan:
     before   names of its two preprocess layers
     name     of its list of mixed operations
     beta     it takes the edges' weights after the candidates'
+    bare     it may be called without them or with None in their place: all are 1
     further  values of its remaining arguments with which it was tried: others go to its own forward
-    attributes, channels_last  as of a MixturePlan
+    reads, channels_last  as of a MixturePlan
     """
 
     before: tuple[str, str]
@@ -88,13 +99,18 @@ class CellPlan:
     beta: bool = False
     further: tuple[Any, ...] = ()
     backend: str = "auto"
-    attributes: Attributes = ()
+    reads: Reads | None = None
     channels_last: bool = False
+    bare: bool = False
 
-    @property
-    def begins(self) -> int:
-        """How many arguments come before the further ones."""
-        return 4 if self.beta else 3
+    def split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]] | None:
+        """Candidates' weights, edges' weights or None, and further arguments; None where they are not as the plan says."""
+        if not arguments or (self.beta and not self.bare and len(arguments) < 2):
+            return None
+        beta = arguments[1] if self.beta and len(arguments) > 1 else None
+        if self.beta and beta is None and not self.bare:
+            return None
+        return arguments[0], beta, arguments[2 if self.beta else 1 :]
 
 
 class FusedCell:
@@ -103,14 +119,10 @@ class FusedCell:
     def forward(self, s0: Tensor, s1: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """s0, s1 (N, C, H, W), weights (E, K) or E rows, edges' weights (E,) where the class takes them."""
         plan: CellPlan = self.__dict__[PLAN]
-        arguments = 2 + len(args)
-        usual = (
-            not kwargs
-            and unchanged(self, plan.attributes, 0)
-            and arguments >= plan.begins
-            and _equal(args[plan.begins - 2 :], plan.further)
-        )
-        out = _fused(self, plan, s0, s1, args[0], args[1] if plan.beta else None) if usual else None
+        watched = not kwargs and not global_hooks() and (plan.reads is None or plan.reads.same(self))
+        given = plan.split(args) if watched else None
+        usual = given is not None and _equal(given[2], plan.further)
+        out = _fused(self, plan, s0, s1, *given[:2]) if usual else None
         if out is not None:
             return out
         s0, s1 = (s.contiguous(memory_format=format_of(plan)) for s in (s0, s1))
@@ -123,6 +135,7 @@ def _equal(given: tuple[Any, ...], tried: tuple[Any, ...]) -> bool:
     return len(given) <= len(tried) and not any(isinstance(a, Tensor) or a != b for a, b in pairs)
 
 
+@torch.compiler.disable(reason=NOT_TRACED)
 def _fused(
     cell: nn.Module, plan: CellPlan, s0: Tensor, s1: Tensor, rows: Tensor | list[Weights], betas: Weights | None
 ) -> Tensor | None:
@@ -143,8 +156,10 @@ def _fused(
     if ops is None or (betas is not None and (beta is None or len(beta) != len(edges))):
         return None
     live = tuple(tuple(range(len(p.layouts))) for p in plans)
-    if any(p.skips_zeros for p in plans):
+    if any(p.skips_zeros or p.positive for p in plans):
         values = ops.tolist()
+        if any(p.positive and not all(values[e][i] > 0 for i in live[e]) for e, p in enumerate(plans)):
+            return None
         live = tuple(tuple(i for i in row if values[e][i] != 0 or not plans[e].skips_zeros) for e, row in enumerate(live))
     found = [of_edge[i] for of_edge, row in zip(layers, live, strict=True) for i in row]
     if not alike(found, s0):
@@ -153,7 +168,7 @@ def _fused(
     graph = cell_graph(tuple(p.stride for p in plans), codes)
     inputs = [cell._modules[name](s) for name, s in zip(plan.before, (s0, s1), strict=True)]
     k = partial_channels(plans[0], inputs[0])
-    same = all(unchanged(edge, p.attributes, k) for edge, p in zip(edges, plans, strict=True))
+    same = all(p.unchanged(edge, k) for edge, p in zip(edges, plans, strict=True))
     if graph is None or not same or inputs[0].shape != inputs[1].shape or not k or not even(graph.stride, inputs[0]):
         return _edge_by_edge(edges, inputs, rows, betas)
     return run(found, inputs, _picked(ops, live), beta, graph, k, plan.backend)

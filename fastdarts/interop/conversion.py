@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, put_before, take_back
-from fastdarts.interop.mixture import Attributes, FusedMixture, MixturePlan, layers_of, list_of, mixtures, proposed
+from fastdarts.interop.global_hooks import without_global_hooks
+from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, list_of, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
+from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import Layout, Unknown, as_preprocess, recognise
 from fastdarts.interop.tree import bare, signature
 from fastdarts.ops.backend import choose
@@ -61,8 +63,16 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
 
     Each kind of module is tried on a copy before, on random inputs in float64, in train and eval mode; one that does
     anything else than ops.mixed_cell keeps its own forward. Whatever a call brings that was not tried (other arguments,
-    hooks on candidates, dropout that drops) goes to the class' own forward. An optimizer made before or after holds the same
-    Parameters. Where converting is broken off, nothing is converted.
+    hooks on candidates, global module hooks, dropout that drops) goes to the class' own forward. An optimizer made before or
+    after holds the same Parameters. torch.compile leaves fused calls as they are, in graphs around them (not with
+    fullgraph=True). Where converting is broken off, nothing is converted.
+
+    What a forward reads besides its arguments is found from its code: attributes, class attributes, globals, variables of
+    functions around it, and what objects and containers there hold. Each call compares it; while it is other than it was when
+    it was tried, the class' own forward runs. revert and convert again try the module as it is then. A module is left alone,
+    and the report says why, if its forward reads a tensor of its own, writes anything, draws random numbers, or reads what its
+    code does not tell (getattr with a computed name, vars, eval, objects without __dict__). Code of torch, numpy and Python's
+    pure modules is trusted; what is replaced in them is not seen.
     Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot serve it.
     """
@@ -75,7 +85,7 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
         raise ConvertError("this network has no parameters")
     choose("mixed_cell", backend, tensor.device, tensor.dtype)
     try:
-        with probe.quietly(tensor.device):
+        with probe.quietly(tensor.device), without_global_hooks():
             lines = list(_Converter(model, level, backend).run())
     except BaseException:
         for module in model.modules():
@@ -158,28 +168,36 @@ class _Converter:
         layers = dict.fromkeys(filter(None, map(bare, candidates)))
         own = {signature(layer): found for layer in layers if (found := self._without_layers(layer)) is not None}
         signatures = list(map(signature, candidates))
-        layouts = [proposed(c, own) for c in candidates]
+        layouts, found = map(list, zip(*(described(c, own) for c in candidates), strict=True))
         known = [a for a in layouts if isinstance(a, Layout)]
         if not any(a.channels for a in known) or len({type(c) for c in candidates} & {nn.ModuleList}):
             return None
-        found = [layers_of(c, a) for c, a in zip(candidates, layouts, strict=True)]
-        tried = frozenset(signatures)
-        plan = MixturePlan(listed, backend=self.backend, own=own, tried=tried, layouts=layouts, found=found)
-        kind = _kind(module, layouts, signatures)
+        divisors = [name for name in ("k", "_k") if type(vars(module).get(name)) is int]
+        try:
+            reads = Reads(module, apart=[listed], free=divisors)
+        except Unwatched as error:
+            return Line(name, "left alone", str(error))
+        attributes = tuple((n, vars(module)[n]) for n in divisors if n in reads.names)
+        tried = [(one, None if layers is None else layers.key) for one, layers in zip(signatures, found, strict=True)]
+        plan = MixturePlan(listed, backend=self.backend, own=own, tried=frozenset(tried), layouts=layouts, found=found)
+        kind = _kind(module, reads.key, attributes, layouts, tried)
         if kind not in self.tried:
             self.tried[kind] = self._try_mixture(module, plan)
         flags = self.tried[kind]
         if isinstance(flags, str):
             return Line(name, "left alone", flags)
-        plan.partial, plan.skips_zeros, plan.longer, matter = flags
-        plan.channels_last, plan.attributes = self.channels_last, _values(module, matter)
+        plan.divisor, plan.skips_zeros, plan.positive, plan.longer = flags
+        plan.channels_last, plan.reads, plan.attributes = self.channels_last, reads, attributes
         _mixed(module, plan)
         unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
         return Line(name, "partly", "; ".join(unknown)) if unknown else Line(name, "op")
 
     def _without_layers(self, layer: nn.Module) -> tuple[Candidate, int] | None:
         """What a layer without parameters does, as far as a random image tells."""
-        kind = _kind(layer)
+        try:
+            kind = _kind(layer, Reads(layer, layers=True).key)
+        except Unwatched:
+            return None
         if kind not in self.tried:
             self.tried[kind] = self._try_without_layers(layer)
         return self.tried[kind]
@@ -199,8 +217,8 @@ class _Converter:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[bool, bool, bool, list[str]] | str:
-        """A MixturePlan's flags and the attributes that matter, or why the forward is not that of a mixed operation."""
+    def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[int, bool, bool, bool] | str:
+        """A MixturePlan's divisor and flags, or why the forward is not that of a mixed operation."""
         subject, why = _subject(module), ""
         if isinstance(subject, str):
             return subject
@@ -211,20 +229,18 @@ class _Converter:
             x = torch.randn(probe.N, k * Cq, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
             cases = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
             cases[probe.LISTS] = x, list(cases[probe.SOFT][1])
-            for skips in (False, True):
-                trial = replace(plan, skips_zeros=skips, partial=k > 1, longer=True, layouts=[], found=[])
-
-                def converted(module: nn.Module, trial: MixturePlan = trial) -> list[nn.Module]:
-                    return [_mixed(module, trial)]
-
-                differs = _trial(subject, cases, converted)
+            trial = replace(plan, positive=True, divisor=k, longer=True, layouts=[], found=[])
+            differs = _trial(subject, {probe.LISTS: cases[probe.LISTS]}, _as(trial))
+            if differs is not None:
+                why = why or differs
+                continue
+            for skips, positive in ((False, False), (True, False), (False, True)):  # the first that does the same
+                trial = replace(trial, skips_zeros=skips, positive=positive)
+                differs = _trial(subject, cases, _as(trial))
                 if differs is None:
                     longer = {"a longer row": (x, x.new_ones(len(layouts) + 1))}
-                    matter = _matter(subject, cases)
-                    if isinstance(matter, str):
-                        return matter
-                    return trial.partial, skips, _trial(subject, longer, converted) is None, matter
-                why = why or differs
+                    return k, skips, positive, _trial(subject, longer, _as(trial)) is None
+            return differs
         return why
 
     def cell(self, module: nn.Module) -> str | None:
@@ -237,25 +253,28 @@ class _Converter:
             return "not all of its operations are mixed ones whose candidates are all fused"
         if len(before) != 2 or not nodes_of(len(edges)):
             return "it has not two preprocess layers and i + 2 operations for node i"
-        kind = _kind(module, [_kind(e, p.layouts, p.skips_zeros) for e, p in zip(edges, plans, strict=True)])
+        try:
+            reads = Reads(module, apart=[*before, listed])
+        except Unwatched as error:
+            return str(error)
+        of_edges = [
+            _kind(e, p.reads.key, p.attributes, p.layouts, p.skips_zeros, p.positive) for e, p in zip(edges, plans, strict=True)
+        ]
+        kind = _kind(module, reads.key, of_edges)
         if kind not in self.tried:
             self.tried[kind] = self._try_cell(module, (before[0], before[1]), listed)
         found = self.tried[kind]
         if isinstance(found, str):
             return found
-        beta, further, matter = found
-        plan = CellPlan(
-            (before[0], before[1]), listed, beta, further, self.backend, _values(module, matter), self.channels_last
-        )
+        beta, bare, further = found
+        plan = CellPlan((before[0], before[1]), listed, beta, further, self.backend, reads, self.channels_last, bare)
         put_before(module, FusedCell, PLAN, plan)
         for name in before:
             self._fuse_preprocess(module._modules[name])
         return None
 
-    def _try_cell(
-        self, module: nn.Module, before: tuple[str, str], listed: str
-    ) -> tuple[bool, tuple[Any, ...], list[str]] | str:
-        """A CellPlan's beta, further arguments and attributes that matter, or why the forward is not the customary one."""
+    def _try_cell(self, module: nn.Module, before: tuple[str, str], listed: str) -> tuple[bool, bool, tuple[Any, ...]] | str:
+        """A CellPlan's beta, bare and further arguments, or why the forward is not the customary one."""
         parameters = list(inspect.signature(module.forward).parameters.values())
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(plain) < 3 or len(plain) < len(parameters):
@@ -263,19 +282,22 @@ class _Converter:
         subject, why = _subject(module), ""
         if isinstance(subject, str):
             return subject
-        for beta in (False, True)[: len(plain) - 2]:
+        bare = len(plain) > 3 and plain[3].default is None
+        for beta in ((True, False) if bare else (False, True))[: len(plain) - 2]:
             further = tuple(0.0 if p.default is p.empty else p.default for p in plain[4 if beta else 3 :])
-            plan = CellPlan(before, listed, beta, further, self.backend)
+            plan = CellPlan(before, listed, beta, further, self.backend, bare=bare and beta)
 
             def converted(cell: nn.Module, plan: CellPlan = plan) -> list[nn.Module]:
                 put_before(cell, FusedCell, PLAN, plan)
                 return [cell]
 
             cases = self._cell_cases(subject.module, before, listed, beta, further)
+            if plan.bare:
+                table, states = cases[probe.SOFT][2], cases[probe.SOFT][:2]
+                cases["no weights of edges"] = *states, table, None, *further
             differs = _trial(subject, cases, converted)
             if differs is None:
-                matter = _matter(subject, cases)
-                return matter if isinstance(matter, str) else (beta, further, matter)
+                return beta, plan.bare, further
             why = differs
         return why
 
@@ -297,8 +319,12 @@ class _Converter:
         found = as_preprocess(recognise(module))
         if found is None:
             return False
-        plan = PreprocessPlan(signature(module), Layers.of(module, found.convolutions, [found.norm]), self.backend)
-        kind = "preprocess", _kind(module), plan.kind, found
+        try:
+            layers = Layers.of(module, found.convolutions, [found.norm])
+        except Unwatched:
+            return False
+        plan = PreprocessPlan(signature(module), layers, self.backend)
+        kind = "preprocess", _kind(module, layers.key), plan.kind, found
         if kind not in self.tried:
             self.tried[kind] = self._try_preprocess(module, plan)
         if self.tried[kind] is not None:
@@ -332,7 +358,7 @@ def _edges_of(module: nn.Module) -> list[nn.Module] | None:
 
 
 def _kind(module: nn.Module, *more: Any) -> str:
-    """What modules of one kind have in common, whatever their channels: class, attributes, candidates."""
+    """What modules of one kind have in common, whatever their channels: class, what their forwards read, candidates."""
     stripped = [
         [a._replace(channels=0) if isinstance(a, Layout) else a for a in m]
         if isinstance(m, list) and m and isinstance(m[0], Layout | Unknown)
@@ -340,25 +366,17 @@ def _kind(module: nn.Module, *more: Any) -> str:
         for m in more
     ]
     own = sorted({*vars(module), *module._parameters, *module._buffers} - PLANS)
-    return repr((type(module), probe.attributes_of(module), own, stripped))
+    return repr((type(module), own, stripped))
+
+
+def _as(trial: MixturePlan) -> Callable[[nn.Module], list[nn.Module]]:
+    """What converts a module by that plan, for a trial."""
+    return lambda module: [_mixed(module, replace(trial, layouts=[], found=[]))]
 
 
 def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:
     put_before(module, FusedMixture, PLAN, plan)
     return module
-
-
-def _values(module: nn.Module, names: list[str]) -> Attributes:
-    values = {name: vars(module)[name] for name in names}
-    return tuple((name, list(v) if isinstance(v, list) else v) for name, v in values.items())
-
-
-def _matter(subject: probe.Subject, cases: dict[str, tuple[Any, ...]]) -> list[str] | str:
-    """Names of the attributes that matter, or why the module keeps its forward."""
-    try:
-        return probe.matter(subject, cases[probe.SOFT])
-    except Differs as error:
-        return _said(error)
 
 
 def _subject(module: nn.Module) -> probe.Subject | str:

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN
+from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.parts import Layers, alike, run
+from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
 from fastdarts.interop.tree import bare, customary, heard, signature
 from fastdarts.ops.graph import Candidate, Edge, Graph
 
-Attributes = tuple[tuple[str, Any], ...]
+NOT_TRACED = "fastdarts looks at every layer before a fused call: traced, each look is a guard and each size compiles anew"
+Attributes = tuple[tuple[str, int], ...]
 Weights = Tensor | Sequence[Tensor | float]
 Own = dict[tuple[Any, ...], tuple[Candidate, int]]
 
@@ -28,20 +31,25 @@ class MixturePlan:
 
     name         of its list of candidates
     skips_zeros  candidates of weight 0 are not computed: their norms stay, their parameters get no gradient
-    partial      only the first C/k channels pass through the candidates; else all do
+    positive     only rows of positive weights are those of a mixed operation (GAEA counts no others): with another in it the
+                 class' own forward runs
+    divisor      k: only the first C/k channels pass through the candidates
     longer       a row may have more weights than there are candidates: the rest is ignored
     channels_last  images of the network are in that memory format, which whatever runs unconverted sees: it may draw numbers
-    attributes   of the module that matter, when it was tried: with others it goes its own way
+    reads        what its forward reads besides its arguments, as it was tried: with anything else it goes its own way
+    attributes   of those, the ones that may be k
     own          what modules without layers are, by signature: an Identity or Zero that the codebase wrote itself
-    tried        signatures of the candidates of the network that was converted
+    tried        signatures of the candidates of the network that was converted, and keys of what their forwards read
     """
 
     name: str
     skips_zeros: bool = False
-    partial: bool = False
+    positive: bool = False
+    divisor: int = 1
     longer: bool = False
     backend: str = "auto"
     channels_last: bool = False
+    reads: Reads | None = None
     attributes: Attributes = ()
     own: Own = field(default_factory=dict)
     tried: frozenset[Any] = frozenset()
@@ -68,11 +76,21 @@ class MixturePlan:
 
     def recognised(self, candidates: list[nn.Module]) -> tuple[list[Layout | Unknown], list[Layers | None]]:
         """What they are, where they are of the kinds that were tried, and their layers."""
-        layouts = [
-            proposed(c, self.own) if customary(c) or signature(c) in self.tried else Unknown("its kind was not tried")
-            for c in candidates
-        ]
-        return layouts, [layers_of(c, a) for c, a in zip(candidates, layouts, strict=True)]
+        found = [described(c, self.own) for c in candidates]
+        for i, c in enumerate(candidates):
+            layers = found[i][1]
+            if layers is not None and not customary(c) and (signature(c), layers.key) not in self.tried:
+                found[i] = Unknown("its kind was not tried"), None
+        return [layout for layout, _ in found], [layers for _, layers in found]
+
+    def unchanged(self, module: nn.Module, k: int) -> bool:
+        """Whether the module's forward reads what it read when it was tried; what was k then may be the k of now."""
+        own = vars(module)
+        for name, value in self.attributes:
+            now = own.get(name)
+            if type(now) is not int or (now != value and not (1 < self.divisor == value and now == k)):
+                return False
+        return self.reads is None or self.reads.same(module)
 
     def takes(self, length: int) -> bool:
         """Whether a row of so many weights serves."""
@@ -96,11 +114,15 @@ class MixturePlan:
         return strides.pop() if len(strides) == 1 else 0
 
 
-def layers_of(candidate: nn.Module, layout: Layout | Unknown) -> Layers | None:
-    """The layers of a candidate that can be fused."""
+def described(candidate: nn.Module, own: Own) -> tuple[Layout | Unknown, Layers | None]:
+    """What a candidate is, and its layers where it can be fused."""
+    layout = proposed(candidate, own)
     if isinstance(layout, Unknown):
-        return None
-    return Layers.of(candidate, layout.convolutions, layout.norms, layout.dropouts)
+        return layout, None
+    try:
+        return layout, Layers.of(candidate, layout.convolutions, layout.norms, layout.dropouts)
+    except Unwatched as error:
+        return Unknown(str(error)), None
 
 
 def proposed(candidate: nn.Module, own: Own) -> Layout | Unknown:
@@ -117,12 +139,13 @@ class FusedMixture:
 
     def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments go to the class' own forward."""
-        out = None if args or kwargs else _fused(self, x, weights)
+        out = None if args or kwargs or global_hooks() else _fused(self, x, weights)
         if out is not None:
             return out
         return super().forward(x.contiguous(memory_format=format_of(self.__dict__[PLAN])), weights, *args, **kwargs)
 
 
+@torch.compiler.disable(reason=NOT_TRACED)
 def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     """None where the module's own forward must do it."""
     plan: MixturePlan = module.__dict__[PLAN]
@@ -134,13 +157,15 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     if row is None or not plan.takes(len(row)):
         return None
     row = row[: len(plan.layouts)]
-    values = row.tolist() if plan.skips_zeros else [1.0] * len(row)
+    values = row.tolist() if plan.skips_zeros or plan.positive else [1.0] * len(row)
+    if plan.positive and not all(value > 0 for value in values):
+        return None
     candidates = plan.candidates(module)
     live = [i for i, value in enumerate(values) if value != 0]
     fused = [i for i in live if fits(candidates[i], plan.layouts[i], found[i])]
     fused = first_of_each(fused, plan.layouts)
     k = partial_channels(plan, x)
-    if not k or not unchanged(module, plan.attributes, k):
+    if not k or not plan.unchanged(module, k):
         return None
     beside = [i for i in live if i not in fused]
     if (k > 1 and beside) or not any(plan.layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
@@ -159,6 +184,8 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
 def fits(candidate: nn.Module, layout: Layout | Unknown, found: Layers | None) -> bool:
     """Whether a candidate is fused in this call."""
     if not isinstance(layout, Layout) or found is None or heard(candidate) or found.tree.heard():
+        return False
+    if not found.as_tried(candidate):
         return False
     return not any(d.training and d.p for d in found.dropouts)
 
@@ -181,16 +208,10 @@ def format_of(plan: Any) -> torch.memory_format:
     return torch.channels_last if plan.channels_last else torch.contiguous_format
 
 
-def unchanged(module: nn.Module, before: Attributes, k: int) -> bool:
-    """Whether a module's plain values are as before; one that is k now may have been the k of then."""
-    own = vars(module)
-    return all([own.get(name) == value or (own.get(name) == k and name in ("k", "_k")) for name, value in before])
-
-
 def partial_channels(plan: MixturePlan, x: Tensor) -> int:
     """k, or 0 where x does not fit the candidates."""
     Cq, C = plan.channels or x.shape[1], x.shape[1]
-    if C % Cq or (Cq != C and not plan.partial):
+    if C % Cq or (Cq != C and plan.divisor == 1):
         return 0
     return C // Cq
 

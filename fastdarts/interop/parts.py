@@ -9,32 +9,48 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Path, layer_at
-from fastdarts.interop.tree import Tree
+from fastdarts.interop.tree import Tree, customary
+from fastdarts.ops.batch_norm import recomputed_to_here
 from fastdarts.ops.graph import Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 
 
 class Layers(NamedTuple):
-    """A candidate's convolutions, norms and dropouts, as they were found at their places."""
+    """A candidate's convolutions, norms and dropouts, as they were found at their places.
+
+    reads  what forwards of the codebase's own read; None where there are none
+    """
 
     convolutions: tuple[nn.Module, ...]
     norms: tuple[nn.Module, ...]
     dropouts: tuple[nn.Module, ...]
     shapes: tuple[torch.Size, ...]  # of the convolutions' weights
     tree: Tree
+    reads: Reads | None = None
 
     @staticmethod
     def of(
         candidate: nn.Module, convolutions: Sequence[Path], norms: Sequence[Path], dropouts: Sequence[Path] = ()
     ) -> "Layers":
-        """Raises KeyError where a layer is missing."""
+        """Raises KeyError where a layer is missing, Unwatched where its forward cannot be watched."""
         found, *rest = [tuple([layer_at(candidate, p) for p in paths]) for paths in (convolutions, norms, dropouts)]
-        return Layers(found, *rest, _shapes(found), Tree(candidate))
+        reads = None if customary(candidate) else Reads(candidate, layers=True)
+        return Layers(found, *rest, _shapes(found), Tree(candidate), reads)
 
     def same(self, candidate: nn.Module) -> bool:
         """Whether the candidate is the one that they were found in, and nothing has changed but numbers."""
         return self.tree.same(candidate) and _shapes(self.convolutions) == self.shapes
+
+    def as_tried(self, candidate: nn.Module) -> bool:
+        """Whether what its forward reads is what it was."""
+        return self.reads is None or self.reads.same(candidate)
+
+    @property
+    def key(self) -> str | None:
+        """Of what its forward reads."""
+        return None if self.reads is None else self.reads.key
 
 
 def _shapes(convolutions: Sequence[nn.Module]) -> tuple[torch.Size, ...]:
@@ -84,6 +100,7 @@ def run(
         counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
         if counters:
             torch._foreach_add_(counters, 1)
+        recomputed_to_here()
     return out
 
 

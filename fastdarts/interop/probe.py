@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdarts.interop.tree import PLAIN, plain_values
-
 N, SIDE = 2, 8
 CLOSE = {"rtol": 1e-7, "atol": 1e-9}  # of float64; eps of BatchNorm makes the numbers ill-conditioned by 1e3 or so
+DRAWN = "the state of the random numbers"
 SOFT, HOT, LISTS = "weights of a softmax", "one-hot weights", "weights as lists"
 Arguments = tuple[Any, ...]
 Outcome = dict[str, Tensor]
@@ -73,7 +72,7 @@ class Subject:
         weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape).sin()
         if out.requires_grad:
             (out * weights).sum().backward()
-        named = {"the output": out.detach()}
+        named = {"the output": out.detach(), DRAWN: torch.get_rng_state()}
         for name, p in (*_named(given), *self.parameters):
             if p.grad is not None:
                 named[f"the gradient of {name}"], p.grad = p.grad, None
@@ -96,7 +95,7 @@ def compare(own: Outcome, converted: Outcome, where: str) -> None:
         name = next(
             n for n, a, b in zip(names, mine, theirs, strict=True) if not torch.allclose(a.double(), b.double(), **CLOSE)
         )
-        raise Differs(f"{name} comes out otherwise {where}")
+        raise Differs("it draws random numbers" if name == DRAWN else f"{name} comes out otherwise {where}")
 
 
 def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn.Module], None]) -> None:
@@ -112,56 +111,6 @@ def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn
     for (name, training), expected in zip(tried, own, strict=True):
         mode = "train" if training else "eval"
         compare(expected, subject.outcome(cases[name], training), f"with {name} in {mode} mode")
-
-
-def attributes_of(module: nn.Module) -> list[tuple[str, Any]]:
-    """Values that may decide what a module does, by name: plain ones, none yet, and lists of plain ones."""
-    usual = vars(nn.Module())
-    listed = [(n, v) for n, v in vars(module).items() if n not in usual and (v is None or _plain_list(v))]
-    return sorted(plain_values(module) + listed, key=lambda pair: pair[0])
-
-
-def _plain_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(v is None or isinstance(v, PLAIN) for v in value)
-
-
-def matter(subject: Subject, arguments: Arguments) -> list[str]:
-    """Names of the module's attributes that may matter: plain numbers with which, changed a little, its forward in train mode
-    gives something else, and all that are no numbers.
-
-    Raises Differs where its forward depends on a tensor of its own.
-    """
-    module, found = subject.module, []
-    with torch.no_grad():
-        before = subject.outcome(arguments, True)
-        for name, tensor in tensors_of(module):
-            saved = tensor.clone()
-            tensor.add_(torch.linspace(0.5, 1.0, tensor.numel(), dtype=tensor.dtype, device=tensor.device).view(tensor.shape))
-            after = subject.outcome(arguments, True)
-            tensor.copy_(saved)
-            try:
-                compare({"the output": before["the output"]}, {"the output": after["the output"]}, "")
-            except Differs:
-                raise Differs(f"its forward depends on {name}, a tensor of its own") from None
-    for name, value in attributes_of(module):
-        if isinstance(value, bool | int | float):
-            vars(module)[name] = not value if isinstance(value, bool) else value + (1 if isinstance(value, int) else 0.25)
-            try:
-                with torch.no_grad():
-                    compare(before, subject.outcome(arguments, True), "")
-            except Exception:  # foreign code with a value that it may not expect, or Differs
-                found.append(name)
-            finally:
-                vars(module)[name] = value
-        else:
-            found.append(name)
-    return found
-
-
-def tensors_of(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Floating-point parameters, buffers and tensors that a module holds itself, by name."""
-    held = {**vars(module), **module._parameters, **module._buffers}
-    return [(n, t) for n, t in held.items() if isinstance(t, Tensor) and t.is_floating_point()]
 
 
 def rows(count: int, lengths: list[int], like: Tensor) -> dict[str, Tensor]:

@@ -90,6 +90,17 @@ def update_running(running: Running, statistics: Tensor, m: int, momentum: float
     with torch.no_grad():
         running[0].lerp_(mean.to(running[0].dtype), momentum)
         running[1].lerp_((var * (m / max(m - 1, 1))).to(running[1].dtype), momentum)  # m = 1: nothing is normalised, B = 0
+    recomputed_to_here()
+
+
+def recomputed_to_here() -> None:
+    """Make a recomputation of torch.utils.checkpoint, which stops at the last tensor that was saved, come as far as this.
+
+    Running statistics that move after an op has saved its tensors would otherwise miss the second update that the BatchNorms
+    of a checkpointed module get.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        torch.empty(0, requires_grad=True).square()  # saves a tensor of no numbers, and is dropped
 
 
 def check(running: Running | None, B: int, like: Tensor, training: bool, m: int, momentum: float, eps: float) -> None:

@@ -95,8 +95,20 @@ def definition(
     if len(weights) == 1:
         y = F.conv2d(x, weights[0])
     else:
-        y = torch.cat([F.conv2d(x, weights[0], stride=2), F.conv2d(x[:, :, 1:, 1:], weights[1], stride=2)], dim=1)
+        y = torch.cat([halving_convolution(x, weight, offset) for offset, weight in enumerate(weights)], dim=1)
     return batch_norm.batch_norm(y, running, training, momentum, eps, sync)
+
+
+def halving_convolution(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
+    """1x1 convolution of stride 2 from pixel (offset, offset) on: (N, C, H, W), (D, C, 1, 1) -> (N, D, H', W').
+
+    On a CPU the pixels are taken first. F.conv2d with stride=2 writes out of bounds there: oneDNN's AVX2 kernel for the
+    weight gradient (seen in 3.13.3 of torch 2.15) packs the pixels of a float32 channels_last x into a buffer that is too
+    small where C < 8 and H and W are even. The heap is corrupted; the result is right. What is taken first is also faster.
+    """
+    if x.device.type == "cpu":
+        return F.conv2d(x[:, :, offset::2, offset::2], weight)
+    return F.conv2d(x[:, :, offset:, offset:], weight, stride=2)
 
 
 def _definitions(

@@ -1,10 +1,23 @@
-"""What a person looks at: drawings of cells, curves, reconstructions, and one HTML page about a run."""
+"""What a person looks at: drawings of cells, curves, reconstructions, and one HTML page about a run.
 
-from fastdarts.report.cells import draw_cell
-from fastdarts.report.collapse import draw_collapse
-from fastdarts.report.curves import draw_alpha, draw_losses
+matplotlib is imported when something is drawn, not before.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
 from fastdarts.report.page import write_report
 from fastdarts.report.pictures import picture_grid
 from fastdarts.report.run import ReportError
 
-__all__ = ["ReportError", "draw_alpha", "draw_cell", "draw_collapse", "draw_losses", "picture_grid", "write_report"]
+_DRAWINGS = {"draw_alpha": "curves", "draw_cell": "cells", "draw_collapse": "collapse", "draw_losses": "curves"}
+
+__all__ = ["NotDrawn", "ReportError", "drawing", "picture_grid", "write_report", *_DRAWINGS]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _DRAWINGS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import_matplotlib()
+    return getattr(import_module(f"{__name__}.{_DRAWINGS[name]}"), name)

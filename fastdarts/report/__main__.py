@@ -1,13 +1,20 @@
 """`python -m fastdarts.report RUN` makes a run's report anew; `--genotype` draws the cells of any genotype."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from fastdarts.report import ReportError, draw_cell, write_report
+from fastdarts.cli.modules import import_modules
+from fastdarts.logs import any_text
+from fastdarts.report import NotDrawn, ReportError, write_report
+from fastdarts.report.drawing import drawing, import_matplotlib
+from fastdarts.settings import ConfigError
+from fastdarts.settings.values import path_of
 from fastdarts.spaces import ArchitectureError
-from fastdarts.spaces.genotype import GenotypeError, read_architecture, read_architecture_json
+from fastdarts.spaces.genotype import GenotypeError
+from fastdarts.spaces.pasted import read_pasted
 
 
 class _Parser(argparse.ArgumentParser):
@@ -17,36 +24,48 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
+@any_text()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command (None: with the process' arguments). The exit status is 2 for wrong input, one line on stderr."""
     parser = _Parser(prog="python -m fastdarts.report", description=__doc__)
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="run folder of a search, finished or not")
+    parser.add_argument("run", nargs="?", type=path_of, metavar="RUN", help="run folder of a search, finished or not")
     parser.add_argument(
-        "--genotype", metavar="TEXT|FILE", help="Genotype(...) or |op~0|+..., or a file of either as text or as JSON"
+        "--genotype", metavar="TEXT|FILE", help="Genotype(...) or |op~0|+..., as it was printed or logged, or a file with it"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the drawings of --genotype go (default: here)")
+    parser.add_argument("--modules", metavar="NAME,...", help="modules that register candidates of your own, for --genotype")
+    parser.add_argument("--out", type=path_of, metavar="DIR", help="where the drawings of --genotype go (default: here)")
     given = parser.parse_args(arguments)
     if (given.run is None) == (given.genotype is None):
         parser.error("give either RUN or --genotype")
     if given.out and not given.genotype:
         parser.error("--out goes with --genotype; the report of a run is written into its folder")
+    if given.modules and not given.genotype:
+        parser.error("--modules goes with --genotype; a run's report names operations as they are")
     try:
+        import_modules(given.modules)
         written = [write_report(given.run)] if given.run else _draw(given.genotype, given.out or Path())
-    except (ReportError, GenotypeError, ArchitectureError, OSError) as error:
+    except (ReportError, GenotypeError, ArchitectureError, ConfigError, NotDrawn, OSError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, NotDrawn) else 2
     print(*written, sep="\n")
     return 0
 
 
 def _draw(genotype: str, folder: Path) -> list[Path]:
-    """Draw the cells of a genotype given as text or file. Raises GenotypeError, ArchitectureError, OSError."""
-    text = genotype if genotype.lstrip().startswith(("Genotype(", "|")) else Path(genotype).read_text(errors="replace")
-    cells = read_architecture_json(text) if text.lstrip().startswith("{") else read_architecture(text)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Draw the cells of a genotype given as text or file. Raises ReportError, GenotypeError, ArchitectureError,
+    NotDrawn, OSError."""
+    is_text = any(character in genotype for character in "(|{") and not os.path.isfile(genotype)
+    cells = read_pasted(genotype if is_text else path_of(genotype).read_text(encoding="utf-8-sig", errors="replace"))
+    if any((folder / name).exists() for name in ("settings.json", "metrics.jsonl")):
+        raise ReportError(f"--out: {folder} holds a run, whose drawings these would replace: name another folder")
     paths = {kind: folder / f"cell_{kind}" for kind in cells.wirings()}
-    for kind, path in paths.items():
-        draw_cell(cells, kind, path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with drawing():
+        import_matplotlib()
+        from fastdarts.report.cells import draw_cell
+
+        for kind, path in paths.items():
+            draw_cell(cells, kind, path)
     return [Path(f"{path}{suffix}") for path in paths.values() for suffix in (".svg", ".png")]
 
 

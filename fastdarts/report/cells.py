@@ -9,7 +9,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
 from fastdarts.report.layout import FONT, Box, Edge, Point, place
-from fastdarts.report.style import FAMILIES, INK, MUTED, family, save
+from fastdarts.report.style import FAMILIES, INK, MUTED, family, own_style, save
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.genotype import Genotype
 
@@ -17,6 +17,7 @@ _RADIUS, _MARGIN, _HEAD = 0.16, 0.3, 0.5
 _CONCAT = "#9aa5b1"
 
 
+@own_style()
 def draw_cell(genotype: Genotype | Architecture, kind: str, path: str | FilePath) -> None:
     """Draw the `normal` or `reduce` cell of an architecture into `path`.svg and `path`.png.
 
@@ -26,6 +27,7 @@ def draw_cell(genotype: Genotype | Architecture, kind: str, path: str | FilePath
     save(cell_figure(genotype, kind), path)
 
 
+@own_style()
 def cell_figure(genotype: Genotype | Architecture, kind: str) -> Figure:
     """The drawing as a Figure in which one data unit is one inch; its artists have the gids `box-NAME` and `op-GENE`."""
     if (wiring := genotype.wirings().get(kind)) is None:

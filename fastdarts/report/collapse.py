@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fastdarts.report.curves import any_value, curve, epochs_of
 from fastdarts.report.run import Record
-from fastdarts.report.style import INK, KIND_COLOURS, MUTED, new_figure, save, tidy
+from fastdarts.report.style import INK, KIND_COLOURS, MUTED, new_figure, own_style, save, tidy
 from fastdarts.spaces.genotype import COLLAPSE_OF, collapse_line
 
 _WIDTH, _HEIGHT, _HEAD = 12.5, 1.75, 0.9  # inches: of the figure, of a panel, of what stands above and below them
@@ -24,6 +24,7 @@ _PANELS = {
 _EIGENVALUE = "largest eigenvalue of the validation Hessian in alpha"
 
 
+@own_style()
 def draw_collapse(records: list[Record], path: str | Path) -> None:
     """Panels that share the epochs: for each kind of cell skips, entropy, skip minus convolutions; the eigenvalue if recorded.
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fastdarts.report.heatmap import candidate_columns, draw_heat_map, spread
 from fastdarts.report.run import Record, chosen_of
-from fastdarts.report.style import INK, MUTED, new_figure, op_styles, save, tidy
+from fastdarts.report.style import INK, MUTED, new_figure, op_styles, own_style, save, tidy
 from fastdarts.spaces.genotype import read_architecture
 
 _WIDTH = 12.5  # inches
@@ -24,6 +24,7 @@ _FEW_EPOCHS = 25  # up to here each one has its marker
 _TRAIN, _ALPHA, _VALID = "#1f6fb4", "#7b4ab5", "#2b8a57"
 
 
+@own_style()
 def draw_losses(records: list[Record], path: str | Path) -> None:
     """Training and architecture loss by step and epoch, validation loss with its baseline; beside, other validations."""
     epochs = epochs_of(records)
@@ -48,6 +49,7 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
     save(losses.figure, path)
 
 
+@own_style()
 def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path) -> None:
     """For each kind of cell: each operation's mean relaxed weight over the epochs, and all weights of the epoch whose
     genotype is the result, the last one but for an early stop.

@@ -3,10 +3,9 @@
 import os
 from pathlib import Path
 
+from fastdarts.logs import warn_once
 from fastdarts.report import markup
-from fastdarts.report.cells import draw_cell
-from fastdarts.report.collapse import draw_collapse
-from fastdarts.report.curves import draw_alpha, draw_losses
+from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
 from fastdarts.report.facts import headline, key_figures
 from fastdarts.report.run import Run, read_run
 from fastdarts.spaces.genotype import collapse_line
@@ -27,29 +26,57 @@ def write_report(run: str | Path) -> Path:
     """Draw cells and curves into the run folder of a search, finished or not, and write its report.html.
 
     Writes cell_KIND for each kind of cell, losses, alpha, collapse (.svg and .png each) and report.html, the last one by
-    renaming a finished file. Returns the path of report.html. Raises ReportError when the folder cannot be read as that
-    of a search with at least one epoch, OSError when it cannot be written to.
+    renaming a finished file. Returns the path of report.html. What cannot be drawn is told in the log and on the page, which
+    goes without it. Raises ReportError when the folder cannot be read as that of a search with at least one epoch, OSError
+    when it cannot be written to.
     """
     content = read_run(run)
     folder = content.folder
-    draw_losses(content.records, folder / "losses")
-    draw_collapse(content.records, folder / "collapse")
-    if content.has_weights:
-        draw_alpha(content.records, content.settings, folder / "alpha")
-    if content.genotype:
-        for kind in content.kinds:
-            draw_cell(content.genotype, kind, folder / f"cell_{kind}")
+    missing = _draw_all(content)
     report, unfinished = folder / "report.html", folder / "report.html.tmp"
-    unfinished.write_text(_page(content), encoding="utf-8")
+    unfinished.write_text(_page(content, missing), encoding="utf-8", errors="backslashreplace")
     os.replace(unfinished, report)
     return report
 
 
-def _page(run: Run) -> str:
+def _draw_all(run: Run) -> dict[str, str]:
+    """Draw what the run has; returns why not, by name, for what could not be drawn."""
+    missing: dict[str, str] = {}
+    for name in ("losses", "collapse", *(["alpha"] if run.has_weights else []), *(f"cell_{kind}" for kind in run.kinds)):
+        try:
+            with drawing():
+                _draw(run, name)
+        except NotDrawn as error:
+            missing[name] = str(error)
+            for suffix in (".svg", ".png"):  # of an earlier epoch
+                (run.folder / f"{name}{suffix}").unlink(missing_ok=True)
+    for why in dict.fromkeys(missing.values()):
+        warn_once(f"not drawn: {', '.join(name for name, reason in missing.items() if reason == why)}: {why}")
+    return missing
+
+
+def _draw(run: Run, name: str) -> None:
+    import_matplotlib()
+    from fastdarts.report.cells import draw_cell
+    from fastdarts.report.collapse import draw_collapse
+    from fastdarts.report.curves import draw_alpha, draw_losses
+
+    path = run.folder / name
+    if name == "losses":
+        draw_losses(run.records, path)
+    elif name == "collapse":
+        draw_collapse(run.records, path)
+    elif name == "alpha":
+        draw_alpha(run.records, run.settings, path)
+    elif run.genotype:
+        draw_cell(run.genotype, name.removeprefix("cell_"), path)
+
+
+def _page(run: Run, missing: dict[str, str]) -> str:
     title, name = headline(run), run.folder.resolve().name
     remark = " · ".join(map(str, (name, run.settings.get("command", "search"))))
-    parts = [markup.header(title, remark), *_notices(run), _result(run), _curves(run), _pictures(run), *_tables(run)]
-    return markup.page(f"{title} · {name}", *parts, _lists(run))
+    parts = [markup.header(title, remark), *_notices(run), _result(run, missing), _curves(run, missing), _pictures(run)]
+    return markup.page(f"{title} · {name}", *parts, *_tables(run), _lists(run))
 
 
 def _notices(run: Run) -> list[str]:
@@ -69,19 +96,24 @@ def _notices(run: Run) -> list[str]:
     return notices
 
 
-def _result(run: Run) -> str:
+def _result(run: Run, missing: dict[str, str]) -> str:
     figures = markup.key_figures(key_figures(run))
     if run.genotype is None:
         return markup.section("Result", figures, markup.paragraph("No genotype is recorded yet."))
     text = [markup.subtitle("Genotype (one click selects all of it)"), markup.code(str(run.genotype))]
-    cells = [markup.drawing(run.folder / f"cell_{kind}.svg", f"{kind} cell") for kind in run.kinds]
+    cells = [_drawing(run, f"cell_{kind}", f"{kind} cell", missing) for kind in run.kinds]
     return markup.section("Result", figures, *text, *cells)
 
 
-def _curves(run: Run) -> str:
+def _curves(run: Run, missing: dict[str, str]) -> str:
     captions = {"losses": _LOSSES} | ({"alpha": _ALPHA} if run.has_weights else {}) | {"collapse": _COLLAPSE}
-    drawings = [markup.drawing(run.folder / f"{name}.svg", name, caption) for name, caption in captions.items()]
-    return markup.section("Curves", *drawings)
+    return markup.section("Curves", *(_drawing(run, name, name, missing, caption) for name, caption in captions.items()))
+
+
+def _drawing(run: Run, name: str, alt: str, missing: dict[str, str], caption: str = "") -> str:
+    if name in missing:
+        return markup.paragraph(f"{alt}: not drawn, {missing[name]}")
+    return markup.drawing(run.folder / f"{name}.svg", alt, caption)
 
 
 def _pictures(run: Run) -> str:

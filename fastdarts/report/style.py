@@ -1,15 +1,20 @@
 """How every figure looks: colours by family of operation, and one way to make and save a figure.
 
-Figures are `matplotlib.figure.Figure` objects, never pyplot's global state, on a white ground.
+Figures are `matplotlib.figure.Figure` objects, never pyplot's global state, on a white ground, drawn inside `own_style`.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastdarts.spaces import CANDIDATES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, MUTED, FAINT = "#1f2933", "#5f6b7a", "#d5dbe3"
 KIND_COLOURS = {"normal": "#1f6fb4", "reduce": "#c2571a"}
@@ -23,7 +28,7 @@ FAMILIES = {
     "other": ("#5f6b7a", "#eef0f3"),
 }
 _REGISTERED = {"conv": "convolution", "pool": "pooling", "skip": "skip", "none": "other", "noise": "other"}
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "fastdarts", "text.usetex": False}
+_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "fastdarts"}
 _LINES = (("-", "o"), ((0, (5, 1.5)), "s"), ((0, (1, 1.2)), "^"), ((0, (5, 1.5, 1, 1.5)), "D"))  # dashes, marker
 
 
@@ -55,8 +60,21 @@ def printable(text: str, limit: int = 32) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Inside, figures are of matplotlib's defaults, whatever the user's matplotlibrc or styles say. Also a decorator."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure of width x height inches that lays out its axes by itself."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
     return figure
@@ -75,7 +93,7 @@ def tidy(axes: Axes, title: str, xlabel: str = "epoch") -> None:
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write `path`.svg (text stays text; the same bytes each time) and `path`.png. Raises OSError."""
-    with matplotlib.rc_context(_STYLE):
+    with own_style():
         figure.savefig(f"{path}.svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
         figure.set_layout_engine("none")  # the layout just found holds for both
         figure.savefig(f"{path}.png", dpi=150, metadata={"Software": None})

@@ -11,8 +11,9 @@ import torch
 
 from fastdarts.batch import Batch
 from fastdarts.engine import Reporter, RunFolder, write_text
+from fastdarts.logs import warn_once
 from fastdarts.objectives import Reconstructing
-from fastdarts.report import picture_grid
+from fastdarts.report import NotDrawn, drawing, picture_grid
 from fastdarts.search import Search, seeded
 from fastdarts.settings import RunSettings
 from fastdarts.spaces import Architecture, Space
@@ -79,6 +80,9 @@ class SearchReporter(Reporter):
         with nullcontext() if self.benchmark is None else interruptible():
             write_text(self.folder["genotype.json"], self._genotype(ranks=True))
 
+    def ending(self) -> str:
+        return "early stop" if self.search.stop else ""
+
     def finished(self) -> None:
         if self.benchmark is not None:
             self._tell_truth(self.benchmark)
@@ -126,7 +130,11 @@ class SearchReporter(Reporter):
         (batch,) = (batch.to(self.search.device) for batch in self.pictures)
         with seeded(self.search.device):  # when a report is drawn depends on the time, and must not change what is searched
             pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)
-        picture_grid(*(p.cpu() for p in pictures), self.folder["reconstruction.png"])
+        try:
+            with drawing():
+                picture_grid(*(p.cpu() for p in pictures), self.folder["reconstruction.png"])
+        except NotDrawn as error:
+            warn_once(f"not drawn: reconstruction: {error}")
 
 
 def looked_up(benchmark: Lookup, cell: Genotype | Architecture, ranks: bool = False) -> dict[str, float]:

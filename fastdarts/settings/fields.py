@@ -4,13 +4,14 @@ A group is one frozen dataclass of settings on one topic (groups.py); a command'
 Each field is made by `setting`, which carries its help, its range and whether a run may be continued with another value.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_type_hints
 
 from fastdarts.settings import config_file, flags
 from fastdarts.settings.config_file import Given
-from fastdarts.settings.values import ConfigError, check
+from fastdarts.settings.values import ConfigError, check, expanded
 
 Class = TypeVar("Class", bound="type[Settings]")
 
@@ -29,6 +30,8 @@ def setting(
     resumable: bool = False,
     before: Any = None,
     auto: Any = None,
+    path: bool = False,
+    place: bool = False,
 ) -> Any:
     """A dataclass field that is also a flag.
 
@@ -38,6 +41,8 @@ def setting(
     resumable  a saved run may be continued with another value
     before     assumed of runs that were saved before there was this setting
     auto       the value that the word "auto" gives: the run chooses, and a continued one keeps what was chosen
+    path       of a file or folder: ~ at its beginning is the home folder
+    place      a path where what the run began with may be found elsewhere: a continued run compares what is there
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(
@@ -51,6 +56,8 @@ def setting(
             "resumable": resumable,
             "before": before,
             "auto": auto,
+            "path": path or place,
+            "place": place,
         },
     )
 
@@ -91,6 +98,8 @@ class Settings:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):
+            if f.metadata["path"] and isinstance(text := getattr(self, f.name), str):
+                object.__setattr__(self, f.name, expanded(text))  # of a frozen dataclass
             check(f, getattr(self, f.name), hints[f.name])
 
     @classmethod
@@ -120,11 +129,13 @@ class Settings:
         return any(f.name == name and f.metadata["brings"] for f in fields(cls))
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """Lines that name each setting whose value is not the saved one, resumable ones left out."""
+        """Lines that name each setting whose value is not the saved one, resumable ones and other places left out."""
         mine = asdict(self)
         was = {f.name: saved.get(f.name, f.metadata["before"]) for f in fields(self) if not f.metadata["resumable"]}
         autos = {f.name: f.metadata["auto"] for f in fields(self) if f.metadata["auto"] is not None}
+        places = {f.name for f in fields(self) if f.metadata["place"]}
         others = [name for name in was if mine[name] not in (was[name], autos.get(name, was[name]))]
+        others = [name for name in others if not (name in places and _is_place(mine[name]) and _is_place(was[name]))]
         return [f"--{name} is {mine[name]!r} but was {was[name]!r}" for name in others]
 
     def kept(self, saved: Mapping[str, Any]) -> Self:
@@ -140,3 +151,7 @@ class Settings:
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
         return cls(**values)
+
+
+def _is_place(value: Any) -> bool:
+    return isinstance(value, str) and os.path.isabs(value)

@@ -17,7 +17,7 @@ class ImageFiles(Settings):
 
     title = "images"
 
-    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched")
+    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched", place=True)
     image_size: int = setting(224, "pixels a side", at_least=1)
     strict: bool = setting(
         False, "stop when a chosen file is bad, instead of leaving it out; a continued run is checked too", resumable=True
@@ -32,7 +32,10 @@ class ImageFiles(Settings):
         "auto", "decode each image once and keep it: on the device where it fits, else in RAM, else not", resumable=True
     )
     cache_folder: str | None = setting(
-        None, "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too", resumable=True
+        None,
+        "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too",
+        resumable=True,
+        path=True,
     )
     cache_size: int = setting(
         0, "pixels of a kept image's short side; 0 = image_size * 256 / 224, 256 at least", at_least=0, before=0
@@ -50,6 +53,7 @@ class ImageArrays(Settings):
         None,
         "cifar-10-batches-py or cifar-100-python, a .npz file of images and labels, or a folder with train/CLASS/*; without "
         "it a generated sample is searched",
+        place=True,
     )
     image_size: int = setting(0, "pixels a side; auto (or 0) = the images' own, less cuts that out of them", at_least=0, auto=0)
     crop_padding: int = setting(
@@ -66,9 +70,11 @@ class Splits(Settings):
     train_fraction: float = setting(0.1, "share of each class that trains the weights", above=0, below=1)
     val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
     train_list: str | None = setting(
-        None, "text file naming those images instead, one a line as in a run's train.txt: train/CLASS/FILE or train/NUMBER"
+        None,
+        "text file naming those images instead, one a line as in a run's train.txt: train/CLASS/FILE or train/NUMBER",
+        place=True,
     )
-    val_list: str | None = setting(None, "the same for alpha's images")
+    val_list: str | None = setting(None, "the same for alpha's images", place=True)
 
 
 @group
@@ -99,7 +105,12 @@ class SearchSpace(Settings):
     title = "space"
 
     space: str = setting(
-        "s0", "what may be chosen", among=SPACES, or_else="a file of candidate lists (.yaml, .yml, .json)", before="s0"
+        "s0",
+        "what may be chosen",
+        among=SPACES,
+        or_else="a file of candidate lists (.yaml, .yml, .json)",
+        before="s0",
+        place=True,
     )
     modules: str | None = setting(
         None,
@@ -111,6 +122,7 @@ class SearchSpace(Settings):
         "table of true accuracies to look the found cell up in: a .csv file, or the files of the package nats_bench "
         "(nasbench201)",
         resumable=True,
+        path=True,
     )
 
 
@@ -284,7 +296,7 @@ class Run(Settings):
     title = "run"
 
     save: str | None = setting(
-        None, "run folder, made or continued; without it COMMAND-NAME-TIME in the present folder", resumable=True
+        None, "run folder, made or continued; without it COMMAND-NAME-TIME in the present folder", resumable=True, path=True
     )
     dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
     checkpoint_minutes: float = setting(

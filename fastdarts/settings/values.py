@@ -1,8 +1,11 @@
 """The value of one setting: its type, its choices, its range, and how a text becomes one."""
 
+import argparse
+import os
 import types
 from collections.abc import Callable
 from dataclasses import Field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
@@ -78,3 +81,22 @@ def check(f: Field[Any], value: Any, hint: Any) -> None:
     if not all(tests[word](bound) for word, bound in bounds.items()):
         wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items())
         raise ConfigError(f"--{name}: {value} is out of range, it must be {wanted}")
+
+
+def expanded(text: str) -> str:
+    """A path with ~ or ~USER at its beginning replaced by that home folder, which no shell does behind "=".
+
+    Without a home folder of that name it stays as it is. Raises ConfigError for ~ where this user has none.
+    """
+    found = os.path.expanduser(text)
+    if found == text and text.partition("/")[0] == "~":
+        raise ConfigError(f"{text}: there is no home folder that ~ could be, set HOME or write the whole path")
+    return found
+
+
+def path_of(text: str) -> Path:
+    """The type of a flag that is a path, for argparse."""
+    try:
+        return Path(expanded(text))
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

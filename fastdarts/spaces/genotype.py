@@ -7,12 +7,14 @@ DARTS' descendants print and read; it is parsed as data, never evaluated.
 import ast
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from fastdarts.spaces import Architecture, Kind, Wiring
 
 Gene = tuple[str, int]  # (operation, number of the input state)
+FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations: from here on a search is called collapsed
 
 
@@ -52,35 +54,36 @@ class Genotype:
         """The inverse of to_json; unknown keys are left alone. Raises GenotypeError."""
         try:
             record = json.loads(text)
-            return Genotype.from_fields({name: record[name] for name in _FIELDS})
+            return Genotype.from_fields({name: record[name] for name in FIELDS})
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise GenotypeError(f"not the JSON of a genotype: {error}") from error
 
     @staticmethod
     def from_text(text: str) -> "Genotype":
-        """Parse the `Genotype(...)` text of any DARTS codebase: genes as lists or tuples, concat as a range or a list.
+        """Parse the `Genotype(...)` text of any DARTS codebase: genes as lists or tuples, in a row or by node, concat as a
+        range or a list, numbers of Python or numpy. `genotypes.Genotype(...)` is the same; pasted.py finds it in more text.
 
         Raises GenotypeError.
         """
         try:
             call = ast.parse(text.strip(), mode="eval").body
-        except SyntaxError as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested too deep
             raise GenotypeError(f"not a genotype: {text[:80]!r}") from error
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Genotype"):
+        if not (isinstance(call, ast.Call) and _name(call.func) == "Genotype"):
             raise GenotypeError(f"expected Genotype(...), got {text[:80]!r}")
-        given = dict(zip(_FIELDS, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
-        if set(given) != set(_FIELDS) or len(call.args) + len(call.keywords) != len(_FIELDS):
-            raise GenotypeError(f"a genotype has the fields {', '.join(_FIELDS)}; got {', '.join(map(str, given))}")
+        given = dict(zip(FIELDS, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
+        if set(given) != set(FIELDS) or len(call.args) + len(call.keywords) != len(FIELDS):
+            raise GenotypeError(f"a genotype has the fields {', '.join(FIELDS)}; got {', '.join(map(str, given))}")
         return Genotype.from_fields({name: _literal(node) for name, node in given.items()})
 
     @staticmethod
     def from_fields(fields: dict[str, Any]) -> "Genotype":
-        """Build and check a genotype from plain lists. Raises GenotypeError."""
+        """Build and check a genotype from plain lists, whose genes may be nested by node. Raises GenotypeError."""
+        cells = {kind: _genes(kind, fields[kind]) for kind in ("normal", "reduce")}
         try:
-            cells = {kind: tuple((op, state) for op, state in fields[kind]) for kind in ("normal", "reduce")}
             concat = {name: tuple(fields[name]) for name in ("normal_concat", "reduce_concat")}
-        except (TypeError, ValueError) as error:
-            raise GenotypeError(f"genes are (operation, input) pairs: {error}") from error
+        except TypeError as error:
+            raise GenotypeError(f"the concatenated states are a range or a list, as range(2, 6): {error}") from error
         genes = [gene for cell in cells.values() for gene in cell]
         if not all(type(op) is str and type(state) is int for op, state in genes):
             raise GenotypeError(f"genes are (name, whole number) pairs, got {genes}")
@@ -95,7 +98,7 @@ class Genotype:
         for kind in ("normal", "reduce"):
             genes, concat = getattr(self, kind), getattr(self, f"{kind}_concat")
             if not genes or len(genes) % 2:
-                raise GenotypeError(f"{kind} cell: two genes a node are needed, got {len(genes)} genes")
+                raise GenotypeError(f"{kind} cell: two genes a node are needed, got {len(genes)} genes; {_TWO}")
             for number, (op, state) in enumerate(genes):
                 if not 0 <= state < 2 + number // 2:
                     raise GenotypeError(f"{kind} cell: gene {number} ({op!r}) reads state {state}, which is not before it")
@@ -134,18 +137,55 @@ def collapse_line(operations: int) -> int:
     return math.ceil(operations * COLLAPSE_SKIPS / COLLAPSE_OF)
 
 
-_FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
-
-
 def _concat_text(concat: tuple[int, ...]) -> str:
     span = range(concat[0], concat[-1] + 1)
     return f"range({span.start}, {span.stop})" if tuple(span) == concat else str(list(concat))
 
 
-def _literal(node: ast.expr) -> Any:
-    """A literal, or range(a, b) of literals."""
-    is_range = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range" and not node.keywords
+def _genes(kind: str, cell: Any) -> tuple[Gene, ...]:
+    """The genes of a cell, in a row or in a list for each node. Raises GenotypeError."""
     try:
-        return list(range(*map(ast.literal_eval, node.args))) if is_range else ast.literal_eval(node)
-    except (TypeError, ValueError) as error:
-        raise GenotypeError(f"neither a literal nor a range of numbers: {ast.unparse(node)}") from error
+        nodes = [list(gene) for gene in cell]
+        if nodes and all(not isinstance(part, str) for node in nodes for part in node):
+            if wrong := [number for number, node in enumerate(nodes) if len(node) != 2]:
+                raise GenotypeError(f"{kind} cell: node {wrong[0]} has {len(nodes[wrong[0]])} genes; {_TWO}")
+            nodes = [list(gene) for node in nodes for gene in node]
+    except TypeError as error:
+        raise GenotypeError(f"{kind} cell: genes are (operation, input) pairs: {error}") from error
+    if triple := next((gene for gene in nodes if [type(part) for part in gene] == [str, int, int]), None):
+        raise GenotypeError(f"{kind} cell: {tuple(triple)} is a triple that names its node as well; {_TWO}")
+    if any(len(gene) != 2 for gene in nodes):
+        raise GenotypeError(f"{kind} cell: genes are (operation, input) pairs, got {nodes}")
+    return tuple((op, state) for op, state in nodes)
+
+
+def _name(node: ast.expr) -> str:
+    """The last part of a dotted name, nothing for anything else."""
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def _literal(node: ast.expr) -> Any:
+    """A literal whose parts may be ranges, or numbers in numpy's text, np.int64(2). Raises GenotypeError."""
+    try:
+        return _value(node)
+    except (TypeError, ValueError, RecursionError, MemoryError) as error:
+        raise GenotypeError(f"neither a literal nor a range of numbers: {ast.unparse(node)[:120]}") from error
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.List | ast.Tuple):
+        return [_value(part) for part in node.elts]
+    if isinstance(node, ast.Call) and not node.keywords:
+        name, arguments = _name(node.func), [_value(argument) for argument in node.args]
+        if name == "range" and len(numbers := range(*arguments)) <= _MOST_STATES:
+            return list(numbers)
+        if name in ("list", "tuple") and len(arguments) == 1:
+            return list(arguments[0])
+        if _NUMBER.fullmatch(name) and len(arguments) == 1 and type(arguments[0]) is int:
+            return arguments[0]
+    return ast.literal_eval(node)
+
+
+_TWO = "cells with other numbers of inputs, as FairDARTS' and NASP's, have no such text: give each node its two strongest"
+_MOST_STATES = 1000
+_NUMBER = re.compile(r"u?int\d*")

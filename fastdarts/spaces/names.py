@@ -1,5 +1,6 @@
 """The spaces by name, and a space from a name or a file."""
 
+import os
 from pathlib import Path
 
 from fastdarts.registry import SPACES
@@ -21,7 +22,7 @@ def named(text: str) -> Space:
     name = text.strip().lower()
     if name in SPACES:
         return SPACES[name]
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.suffix.lower() not in SUFFIXES:
         suffixes = ", ".join(SUFFIXES)
         raise file.SpaceError(f"no space {text!r}: give {', '.join(SPACES)}, or a file of candidate lists ({suffixes})")

@@ -19,7 +19,7 @@ EDGES = tuple((source, node) for node in range(1, NODES + 1) for source in range
 
 NASBENCH201 = Space("nasbench201", (PRIMITIVES,) * len(EDGES), nodes=NODES, inputs=1, skeleton="nasbench201")
 Nodes = tuple[tuple[tuple[str, int], ...], ...]
-_TEXT = re.compile(r"^\|[^|+]+~0\|\+\|[^|+]+~0\|[^|+]+~1\|\+\|[^|+]+~0\|[^|+]+~1\|[^|+]+~2\|$")
+_NODE, _PART = re.compile(r"^\|(?:[^|+~]+~\d\|)+$"), re.compile(r"([^|+~]+)~(\d)")
 
 
 class ArchitectureError(ValueError):
@@ -47,11 +47,12 @@ class Architecture:
 
     @staticmethod
     def from_text(text: str) -> "Architecture":
-        """The inverse of str. Raises ArchitectureError."""
-        text = text.strip()
-        if not _TEXT.match(text):
+        """The inverse of str; a node's parts may stand in any order. Raises ArchitectureError."""
+        nodes = [_PART.findall(node) if _NODE.match(node) else [] for node in text.strip().split("+")]
+        edges = sorted((into, int(source), op) for into, node in enumerate(nodes, 1) for op, source in node)
+        if tuple((source, into) for into, source, _ in edges) != EDGES:
             raise ArchitectureError(f"not |op~0|+|op~0|op~1|+|op~0|op~1|op~2|: {text[:120]!r}")
-        return Architecture(tuple(part.partition("~")[0] for part in re.split(r"[|+]+", text.strip("|"))))
+        return Architecture(tuple(op for _, _, op in edges))
 
     @property
     def nodes(self) -> Nodes:

@@ -19,6 +19,9 @@ import torch
 
 from fastdarts import provenance
 from fastdarts.engine import RunFolderError, Stopped, Stopping, duration, write_text
+from fastdarts.logs import any_text
+from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
+from fastdarts.settings.values import path_of
 from fastdarts.sweep.folder import Row, SweepFolder
 from fastdarts.sweep.grid import COMMANDS, Combination, Grid, SweepError
 from fastdarts.sweep.jobs import Executor, Here, Job, NoExecutor, Submitit, interpreter
@@ -37,6 +40,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}{hint} (see --help)\n")
 
 
+@any_text()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status.
 
@@ -157,7 +161,12 @@ class Sweep:
             raise SweepError(f"--metric {self.metric}: no finished run has it; there are {', '.join(names)}")
         if groups:
             points = groups if groups[0].values else aggregate(rows, self.facts["axes"], over=None)
-            draw_sweep(points, self.metric, self.folder.path / "sweep")
+            try:
+                with drawing():
+                    import_matplotlib()
+                    draw_sweep(points, self.metric, self.folder.path / "sweep")
+            except NotDrawn as error:
+                _told(f"not drawn: {self.folder.path / 'sweep.svg'}: {error}", 0)
 
 
 def _halves(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -169,7 +178,7 @@ def _halves(argv: list[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROG, description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=list(COMMANDS), help="the search that is run")
-    parser.add_argument("--save", type=Path, required=True, metavar="FOLDER", help="the sweep's folder, made or continued")
+    parser.add_argument("--save", type=path_of, required=True, metavar="FOLDER", help="the sweep's folder, made or continued")
     parser.add_argument(
         "--grid", action="append", required=True, metavar="SETTING=VALUE,...",
         help="an axis: a setting of the search and its values; the first one is the plot's, over `seed` is averaged",

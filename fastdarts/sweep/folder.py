@@ -14,14 +14,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from fastdarts.data import DataError
 from fastdarts.engine import RunFolder, RunFolderError, write_text
 from fastdarts.engine.checkpoints import DamagedCheckpoint
 from fastdarts.engine.signals import AGAIN, INTERRUPTED
+from fastdarts.quoting import few
 from fastdarts.sweep.grid import Combination, Grid, SweepError
 from fastdarts.sweep.results import epochs_of, figures
 
 Row = dict[str, Any]
-OWN = {"sweep.json", ".lock", "logs"}  # there before the first run
+OWN = ("sweep.csv", "sweep.md", "sweep.svg", "sweep.png")
 NEVER = {"state": "waiting", "status": None, "why": None}
 
 
@@ -44,18 +46,27 @@ class SweepFolder:
         elsewhere  what the settings of a run become depends on another machine: each run compares them itself
         """
         rows: dict[str, Row] = {}
+        moved: list[str] = []
         if path.exists() and not path.is_dir():
             raise SweepError(f"--save: {path} is a file, name a folder")
         if (path / "sweep.json").is_file():
-            rows = _continued(path / "sweep.json", command, grid)
-        elif path.is_dir() and (others := {entry.name for entry in path.iterdir()} - OWN):
-            kind = "a run" if "settings.json" in others else "other files"
-            raise SweepError(f"--save: {path} holds {kind} and no sweep, name an empty or a new folder")
+            rows, moved = _continued(path / "sweep.json", command, grid, elsewhere)
+        elif path.is_dir():
+            names = {entry.name for entry in path.iterdir()}
+            if "settings.json" in names:
+                raise SweepError(f"--save: {path} holds a run and no sweep, name another folder")
+            if taken := sorted(names & {*OWN, *(combination.name for combination in combinations)}):
+                raise SweepError(
+                    f"--save: {path} holds no sweep, but {few(taken)}, which a sweep would replace: name another folder"
+                )
         for combination in combinations:
             if not elsewhere:
                 try:
-                    RunFolder.open(path / combination.name, combination.settings)
-                except RunFolderError as error:
+                    run = RunFolder.open(path / combination.name, combination.settings)
+                    if moved and run.saved is not None:
+                        grid.command.compare(combination.resolved, run)
+                        moved = []  # all runs have the same
+                except (RunFolderError, DataError) as error:
                     raise SweepError(f"{combination.name}: {error}") from error
             rows.setdefault(combination.name, {"run": combination.name, **combination.values, **NEVER})
         folder = cls(path, rows)
@@ -119,8 +130,11 @@ class SweepFolder:
         write_text(self.path / "sweep.json", json.dumps(facts, indent=2) + "\n")
 
 
-def _continued(path: Path, command: str, grid: Grid) -> dict[str, Row]:
-    """The rows of the sweep that sweep.json tells of. Raises SweepError unless it is of this command, these axes and flags."""
+def _continued(path: Path, command: str, grid: Grid, elsewhere: bool) -> tuple[dict[str, Row], list[str]]:
+    """The rows of the sweep that sweep.json tells of, and the flags that name another place now.
+
+    Raises SweepError unless it is of this command, these axes and flags.
+    """
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         was, axes, rows = (
@@ -128,7 +142,8 @@ def _continued(path: Path, command: str, grid: Grid) -> dict[str, Row]:
             list(saved["axes"]),
             {row["run"]: _without_results(row, saved) for row in saved["runs"]},
         )
-        differences = grid.differences(dict(saved["fixed"]))
+        fixed = dict(saved["fixed"])
+        differences = grid.differences(fixed, elsewhere)
     except (ValueError, KeyError, TypeError) as error:
         raise SweepError(f"--save: {path} is damaged ({error}), name another folder") from error
     if was != command:
@@ -143,7 +158,7 @@ def _continued(path: Path, command: str, grid: Grid) -> dict[str, Row]:
             f"--save: {path.parent} holds a sweep of other settings: {'; '.join(differences)}. "
             "Give the same settings to continue it, or name another folder"
         )
-    return rows
+    return rows, grid.moved(fixed)
 
 
 def _without_results(row: Row, saved: Mapping[str, Any]) -> Row:

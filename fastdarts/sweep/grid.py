@@ -8,6 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from fastdarts.engine import RunFolder
+from fastdarts.registry import SPACES
 from fastdarts.runs.build import benchmark_of, check_buildable
 from fastdarts.runs.resolved import Resolved
 from fastdarts.settings import ConfigError, SearchCifarSettings, SearchImagenetSettings, Settings
@@ -56,6 +58,11 @@ class Command:
     module: str
     settings: type[Settings]
     check: Callable[[Any, bool, set[Hashable]], None] = check_search
+
+    @staticmethod
+    def compare(resolved: Resolved, run: RunFolder) -> None:
+        """Raise DataError or RunFolderError where the images that the settings name are not those that a run began with."""
+        resolved.dataset.images.choose(resolved.settings, run)
 
 
 COMMANDS = {
@@ -151,12 +158,27 @@ class Grid:
         flags = (*self.flags, *(_flag(axis, value) for axis, value in values.items()))
         return Combination(name, values, flags, resolved)
 
-    def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """Lines that name each shared flag which is not as in `saved` and may not change."""
+    def moved(self, saved: Mapping[str, Any]) -> list[str]:
+        """The shared flags that name another place than `saved`, where the same may be found."""
+        places = [f.name for f in fields(self.command.settings) if f.metadata["place"]]
+        pairs = {name: (self.fixed.get(name), saved.get(name)) for name in places}
+        return [name for name, (now, before) in pairs.items() if now != before and _is_path(now) and _is_path(before)]
+
+    def differences(self, saved: Mapping[str, Any], elsewhere: bool = False) -> list[str]:
+        """Lines that name each shared flag which is not as in `saved` and may not change.
+
+        elsewhere  as for `combinations`: what lies at another place is not compared, so it may not change either
+        """
         free = {f.name for f in fields(self.command.settings) if f.metadata["resumable"]}
+        free |= set() if elsewhere else set(self.moved(saved))
         names = [n for n in {**saved, **self.fixed} if n not in free and saved.get(n) != self.fixed.get(n)]
         told = {n: tuple(repr(d[n]) if n in d else "not given" for d in (self.fixed, saved)) for n in names}
         return [f"--{name} is {now} but was {before}" for name, (now, before) in told.items()]
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a setting is a path, and not a space's name."""
+    return isinstance(value, str) and value.strip().lower() not in SPACES
 
 
 def run_name(values: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from fastdarts.report.style import INK, MUTED, new_figure, save, tidy
+from fastdarts.report.style import INK, MUTED, new_figure, own_style, save, tidy
 from fastdarts.sweep.results import Group, Spread
 
 _COLOURS = ("#1f6fb4", "#c2571a", "#2b8a57", "#7b4ab5", "#5f6b7a")
@@ -23,6 +23,7 @@ def lines(groups: Sequence[Group], metric: str) -> dict[str, list[Point]]:
     return found
 
 
+@own_style()
 def draw_sweep(groups: Sequence[Group], metric: str, path: Path) -> None:
     """Write `path`.svg and `path`.png: mean and standard deviation of `metric` over the first axis of `groups`.
 

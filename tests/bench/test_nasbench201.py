@@ -68,7 +68,9 @@ def test_a_sweep_becomes_records_a_table_and_a_picture(
     sweep: Path, made_up_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     results = tmp_path / "results"
-    status, out, _ = told([sweep, "--benchmark", made_up_table, "--record", "--results", results, "--pictures", results], capsys)
+    status, out, _ = told(
+        [sweep, "--benchmark", made_up_table, "--record", "--results", results, "--pictures", results], capsys
+    )
     assert status == 0
     records = read(results / "nasbench201.jsonl")
     kinds = [record["kind"] for record in records]

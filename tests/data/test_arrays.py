@@ -1,5 +1,6 @@
 """Images in memory: every form they come in, what is wrong with them, and the batches that are cut out of them."""
 
+import gzip
 import os
 import pickle
 import zipfile
@@ -158,6 +159,64 @@ def test_npz_of_pixels(names: tuple[str, str], planar: bool, tmp_path: Path) -> 
         assert same(array) and array.classes == ("0", "1", "2", "3") and array.pixels.is_contiguous()
 
 
+NUMBERS = np.array(LABELS)
+GRAYS = IMAGES[..., 0]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"image": IMAGES, "label": NUMBERS},
+        {"arr_0": IMAGES, "arr_1": NUMBERS},
+        {"arr_0": NUMBERS, "arr_1": IMAGES},
+        {"X": IMAGES.transpose(1, 2, 3, 0), "y": NUMBERS[:, None]},
+        {"images": IMAGES.astype(np.int64), "labels": NUMBERS.astype(float)},
+        {"train_images": IMAGES, "train_labels": np.eye(4)[NUMBERS], "val_images": IMAGES[:4], "val_labels": NUMBERS[:4]},
+        {"x_train": IMAGES, "y_train": NUMBERS, "x_test": IMAGES[:2], "y_test": NUMBERS[:2], "labels": np.array(NAMES)},
+        {"x_train": IMAGES, "y_train": NUMBERS, "labels": np.arange(10)},
+        {"images": IMAGES, "y_train": NUMBERS},
+        {"images": IMAGES, "labels": NUMBERS + 1},
+    ],
+)
+def test_npz_files_of_other_programs(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert same(read_images(tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("gray", [GRAYS, GRAYS[..., None], GRAYS[:, None]])
+def test_gray_images_have_three_equal_channels(gray: np.ndarray, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", train_images=gray, train_labels=np.array(NAMES)[NUMBERS])
+    array = read_images(tmp_path / "a.npz")
+    assert np.array_equal(array.pixels, GRAYS[..., None].repeat(3, 3)) and array.pixels.is_contiguous()
+    assert array.labels.tolist() == LABELS and array.classes == tuple(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("cifar-10-python.tar.gz", gzip.compress(b"x"), "packed by gzip: unpack it"),
+        ("a.npz.gz", gzip.compress(b"x"), "packed by gzip: unpack it"),
+        ("a.npy", b"\x93NUMPY\1\0", "one array of numpy.save, without labels: write"),
+        ("a.mat", b"MATLAB 5.0 MAT-file", r"a MATLAB file: write its images and labels with numpy.savez"),
+        ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        ("a.parquet", b"PAR1", "a Parquet file"),
+    ],
+)
+def test_a_file_of_another_format_is_named(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} is {says}"):
+        read_images(tmp_path / name)
+
+
+def test_archives_that_were_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
+        archive.writestr("train/a/x.jpg", b"x")
+    with pytest.raises(DataError, match=r"data.zip is a zip archive of other files, train/a/x.jpg: unpack it"):
+        read_images(tmp_path / "data.zip")
+    with pytest.raises(DataError, match=r"no training images.*found data.zip; data.zip is an archive, unpack it"):
+        read_images(tmp_path)
+
+
 def test_npz_of_jpegs(tmp_path: Path) -> None:
     files = [encoded(Image.fromarray(image)) for image in IMAGES]
     offsets = np.cumsum([0] + [len(file) for file in files]).astype(np.uint32)
@@ -183,16 +242,22 @@ GOOD = {"images": IMAGES, "labels": np.array(LABELS)}
 @pytest.mark.parametrize(
     "arrays, says",
     [
-        ({"images": IMAGES}, "no array of any of the names labels, y_train.*: found images"),
-        ({"labels": GOOD["labels"]}, "no array of any of the names images, data"),
-        (GOOD | {"images": IMAGES / 255}, r"images must be uint8 .* they are float64 \(10, 32, 32, 3\)"),
-        (GOOD | {"images": ROWS}, r"they are uint8 \(10, 3072\)"),
+        ({"images": IMAGES}, "no images with labels: found images; wanted are x_train with y_train"),
+        ({"labels": GOOD["labels"]}, "no images with labels: found labels"),
+        (GOOD | {"images": IMAGES / 255}, r"images must be uint8 .* they are float64 \(10, 32, 32, 3\): write .255 . images"),
+        (GOOD | {"images": ROWS}, r"they are uint8 \(10, 3072\): write images.reshape\(-1, 3, 32, 32\) of rows as CIFAR's"),
         (GOOD | {"images": IMAGES[..., :2]}, r"they are uint8 \(10, 32, 32, 2\)"),
         (GOOD | {"images": IMAGES[:, :30]}, "images must be square.* 10 x 30 x 32 x 3"),
         (GOOD | {"images": IMAGES[:0], "labels": GOOD["labels"][:0]}, "one at least"),
         (GOOD | {"labels": GOOD["labels"][:9]}, "10 images, but 9 labels"),
         (GOOD | {"labels": GOOD["labels"] / 2}, "labels must be whole numbers"),
-        (GOOD | {"labels": GOOD["labels"] - 1}, "found -1 to 2"),
+        (GOOD | {"labels": GOOD["labels"] - 1}, "found -1 to 2: leave images without a label out"),
+        (GOOD | {"labels": np.where(GOOD["labels"] > 2, 255, GOOD["labels"])}, "labels are 0 to 2, and 255, which marks"),
+        (GOOD | {"labels": np.eye(4)[GOOD["labels"]] + np.eye(4)[0]}, "a row of labels has several"),
+        (GOOD | {"x_train": IMAGES, "y_train": GOOD["labels"]}, "may be x_train and y_train or images and labels"),
+        ({"arr_0": IMAGES, "arr_1": GOOD["labels"], "arr_2": IMAGES}, "no images with labels: found arr_0, arr_1, arr_2"),
+        (GOOD | {"images": IMAGES.astype(np.int16) - 1}, "they are int16 .* from -1 to 254"),
+        (GOOD | {"images": np.concatenate([IMAGES, GRAYS[..., None]], 3)}, "four channels may be RGBA or CMYK"),
         (GOOD | {"labels": GOOD["labels"] * 10**9}, "10 at most; found 0 to 3000000000"),
         (GOOD | {"labels": np.array(NAMES * 2 + ["a", "b"], object)}, "no whole .npz file of plain arrays"),
     ],

@@ -6,6 +6,7 @@ import logging
 import math
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -183,6 +184,20 @@ def test_a_file_is_found_again_and_nothing_is_decoded(tree: Tree, tmp_path: Path
     assert not Cache.make(layout_of(root), "cpu", folder=folder).pixels.equal(pixels)
     assert len(list(folder.glob("*.pixels"))) == 2
     assert len({layout_of(root, short).key() for short in (24, 25)}) == 2
+
+
+def test_a_file_is_found_by_images_that_moved_and_in_a_folder_of_any_name(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/cache\xe9\n"))
+    layout = layout_of(tree(a=3))
+    written = Cache.make(layout, "cpu", folder=folder)
+    shutil.copytree(tmp_path / "train", tmp_path / "elsewhere/train")  # times of change too
+    monkeypatch.setattr("fastdarts.data.cache.read_rgb", lambda path: pytest.fail(f"{path} was decoded"))
+    moved = layout_of(tmp_path / "elsewhere")
+    assert Cache.make(moved, "cpu", folder=folder).pixels.equal(written.pixels)
+    os.utime(moved.index.path(0), (1, 1))
+    assert moved.key() != layout.key()
 
 
 def test_a_file_larger_than_ram_is_mapped(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from PIL import Image
 from fastdarts.batch import Batch
 from fastdarts.data import DaliReaderLoader, DataError, FolderLoader, ImageIndex, InputStopped
 from fastdarts.data import dali as dali_module
-from fastdarts.data.crop import RATIO
+from fastdarts.data.crop import RATIO, middle
+from fastdarts.data.dali_reader import _middles
 from fastdarts.ops.philox import Stream
 from tests.data.conftest import picture, running, settles
 
@@ -58,7 +59,7 @@ def test_names_that_dali_cannot_be_given_are_refused(tree: Tree) -> None:
     root = tree(a=8)
     folder = os.fsencode(root / "train/a")
     os.rename(folder + b"/a_0.JPEG", folder + b"/\xff.JPEG")
-    with pytest.raises(DataError, match=r"no file names that are not UTF-8: .*udcff\.JPEG'; take --loader dali or") as caught:
+    with pytest.raises(DataError, match=r"no file names that are not UTF-8: .*udcff\.JPEG\"; take --loader dali or") as caught:
         loader(ImageIndex.from_root(root))
     str(caught.value).encode()
     os.rename(folder + b"/\xff.JPEG", folder + "/ä 日本.JPEG".encode())
@@ -118,6 +119,34 @@ def test_centre_view(sample: Path) -> None:
         b = next(theirs)
     assert_same_but_pixels(a, b)
     assert (a.images.int() - b.images.int()).abs().float().mean() < 2
+
+
+def test_of_a_long_thin_image_the_middle_is_resized(tmp_path: Path) -> None:
+    """As crop.middle has it; the centre is torchvision's."""
+    sizes = [(640, 20), (20, 640), (40, 30), (8000, 1), (321, 20), (7, 113)]
+    (tmp_path / "train/a").mkdir(parents=True)
+    for i, size in enumerate(sizes):
+        picture(*size, i).save(tmp_path / f"train/a/{i}.JPEG")
+    files = [str(path) for path in sorted((tmp_path / "train/a").iterdir())]
+    device = torch.device("cpu")
+
+    def graph(fn: Any) -> tuple[Any, ...]:
+        encoded, _ = fn.readers.file(files=files)
+        return _middles(fn, fn.peek_image_shape(encoded, adjust_orientation=False))
+
+    pipe = dali_module.pipeline(graph, len(sizes), 1, device)
+    pipe.schedule_run()
+    corners, shapes = (made.tolist() for made in dali_module.outputs(pipe, device))
+    for (width, height), (top, left), (h, w) in zip(sizes, corners, shapes, strict=True):
+        assert (left, top, left + w, top + h) == (middle(width, height) or (0, 0, width, height))
+    index = ImageIndex.from_root(tmp_path)
+    with (
+        loader(index, train=False, image_size=16) as ours,
+        FolderLoader(index, torch.arange(6), workers=0, **settings(train=False, image_size=16)) as theirs,
+    ):
+        a, b = next(ours), next(theirs)
+    assert_same_but_pixels(a, b)
+    assert (a.images.int() - b.images.int()).abs().float().mean((1, 2, 3)).max() < 12
 
 
 def test_resuming_is_bit_identical(tree: Tree) -> None:

@@ -18,7 +18,10 @@ from fastdarts.batch import Batch
 from fastdarts.data import BatchSampler, DataError, EvalLoader, FolderLoader, ImageIndex, crop_box, crop_words, flips, verify
 from fastdarts.data.prefetch import DEPTH
 from fastdarts.data.sampler import shuffled
+from fastdarts.data.view import View
+from fastdarts.data.workers import Decoder
 from fastdarts.ops.philox import Stream, philox4x32
+from tests.data.conftest import picture
 
 functional = pytest.importorskip("torchvision.transforms.v2.functional")
 Tree = Callable[..., Path]
@@ -293,3 +296,31 @@ def test_real_odd_files(shared_data: Path, tmp_path: Path) -> None:
     gray = index.files.index("train/odd/n02692877_airship.JPEG")
     pixels = batch.images[batch.index == gray]
     assert pixels[..., 0].equal(pixels[..., 1]) and pixels[..., 1].equal(pixels[..., 2])
+
+
+@pytest.mark.parametrize("size", [(640, 20), (20, 640)])
+def test_of_a_long_thin_image_only_the_middle_is_resized(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where whole pixels begin alike, it is the centre of the whole image resized, to the bit."""
+    image, view = picture(*size, 1), View(16, 0, Stream.EVAL, False, (0.08, 1.0))
+    expected = np.asarray(functional.center_crop(functional.resize(image, [18]), [16, 16]))
+    resize, seen = functional.resize, []
+    monkeypatch.setattr(functional, "resize", lambda image, size: seen.append(image.size) or resize(image, size))
+    assert np.array_equal(np.asarray(Decoder(view).crop(image, [])), expected)
+    assert seen == [tuple(min(side, 320) for side in size)]
+
+
+@pytest.mark.parametrize("size", [(8000, 1), (1, 8000), (1, 1), (2, 33)])
+def test_images_of_odd_sizes_are_seen_in_little_memory(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    resize, most = functional.resize, []
+
+    def watched(image: Image.Image, size: list[int]) -> Image.Image:
+        made = resize(image, size)
+        most.append(made.width * made.height)
+        return made
+
+    monkeypatch.setattr(functional, "resize", watched)
+    image = Image.new("RGB", size, (200, 30, 30))
+    for train in (False, True):
+        crop = Decoder(View(224, 0, Stream.EVAL, train, (0.08, 1.0))).crop(image, [2**31] * 40)
+        assert crop.size == (224, 224) and crop.getpixel((100, 100)) == (200, 30, 30)
+    assert all(pixels <= 16 * 256 * 256 for pixels in most)

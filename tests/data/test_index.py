@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -79,8 +80,17 @@ def test_missing_root(tmp_path: Path) -> None:
 
 
 def test_root_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "images.tar").touch()
-    assert "Not a directory" in refusal(tmp_path / "images.tar")
+    (tmp_path / "images.txt").touch()
+    assert "images.txt is a file: expected a readable folder, ROOT of ROOT/train" in refusal(tmp_path / "images.txt")
+
+
+def test_an_archive_that_was_not_unpacked(tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        archive.add(tmp_path / "packed", "train")
+    shutil.copy(tmp_path / "images.tar", tmp_path / "packed")
+    assert "images.tar is a tar archive: unpack it and give the folder" in refusal(tmp_path / "images.tar")
+    assert "found images.tar; images.tar is an archive, unpack it" in refusal(tmp_path / "packed")
 
 
 def test_missing_train(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_a_killed_worker_is_said_and_the_next_call_goes_on(tree: Callable[..., P
         assert next(loader).images.equal(expected.images)
         (worker,) = multiprocessing.active_children()
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(InputStopped, match=r"a process that decodes train images has died \(killed from outside"):
+        with pytest.raises(InputStopped, match=r"a process that decodes train images was killed \(SIGKILL\)"):
             for _ in range(50):
                 expected = next(whole)
                 assert next(loader).images.equal(expected.images)

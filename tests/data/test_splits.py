@@ -1,13 +1,12 @@
-"""Class-balanced, disjoint subsets, and the lists that they are kept as."""
+"""Class-balanced, disjoint subsets."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.data import DataError, ImageIndex, read_list, subsets, write_list
+from fastdarts.data import DataError, ImageIndex, subsets
 from fastdarts.ops.philox import philox4x32
 
 
@@ -80,41 +79,3 @@ def test_rounding_is_no_overlap() -> None:
 def test_one_image_in_each_class() -> None:
     with pytest.raises(DataError, match="none is left for validation"):
         subsets(index_of(1, 1, 1), 0.5, 0.5, seed=0)
-
-
-def test_list_round_trip(tree: Callable[..., Path], tmp_path: Path) -> None:
-    root = tree(a=4, b=4)
-    (root / "train/a/a_0.JPEG").rename(root / "train/a/gr\u00fc\u00df' e.JPEG")
-    index = ImageIndex.from_root(root)
-    chosen = torch.tensor([1, 3, 6])
-    write_list(tmp_path / "list.txt", index, chosen)
-    lines = (tmp_path / "list.txt").read_text().splitlines()
-    assert lines == ["train/a/a_2.JPEG", "train/a/gr\u00fc\u00df' e.JPEG", "train/b/b_2.JPEG"]
-    assert read_list(tmp_path / "list.txt", index).equal(chosen)
-
-
-def test_a_list_by_hand(tmp_path: Path) -> None:
-    path = tmp_path / "mine.txt"
-    path.write_text("train/c1/1.JPEG \r\n\ntrain/c0/2.JPEG")
-    assert read_list(path, index_of(3, 3)).tolist() == [2, 4]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "train/c0/0.JPEG\nc0/1.JPEG\nx",
-            "2 of 3 are not images of root: c0/1.JPEG, x; names are relative to it, as in",
-        ),
-        ("train/c0/0.JPEG\n" * 2, "lists an image twice: train/c0/0.JPEG"),
-        ("\n\n", "is empty"),
-        (None, "cannot read the file list"),
-    ],
-)
-def test_wrong_lists(text: str | None, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "list.txt"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(DataError, match=message) as caught:
-        read_list(path, index_of(2))
-    assert "list.txt" in str(caught.value) and "\n" not in str(caught.value)

@@ -49,13 +49,29 @@ def test_other_settings_are_refused_and_named(tmp_path):
     assert "--epochs is 4 but was 3" in str(error.value) and "--seed is 1 but was 0" in str(error.value)
 
 
-def test_a_folder_or_file_of_something_else_is_refused(tmp_path):
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(RunFolderError, match="other files"):
+@pytest.mark.parametrize("name", ["console.txt", "slurm-1.out", ".DS_Store", ".nfs0001", "._x", "train.log", "thesis.tex"])
+def test_files_that_are_not_a_runs_are_left_alone(tmp_path, name):
+    """A scheduler's or the shell's output, what the system puts there, notes."""
+    (tmp_path / name).write_text("x")
+    folder = RunFolder.open(tmp_path, SearchImagenetSettings())
+    with folder.locked():
+        folder.create({"settings": asdict(SearchImagenetSettings())})
+        folder.save({"epoch": 1})
+    assert RunFolder.open(tmp_path, SearchImagenetSettings()).restore() == {"epoch": 1}
+    assert (tmp_path / name).read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "name", ["report.html", "log.txt", "checkpoint.3.pt", "train.txt", "status", "cell_normal.svg", "sweep.json"]
+)
+def test_what_a_run_would_replace_is_refused_and_named(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(RunFolderError, match=name.replace("sweep.json", "holds a sweep")) as error:
         RunFolder.open(tmp_path, SearchImagenetSettings())
+    assert "name another folder" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(RunFolderError, match="is a file"):
-        RunFolder.open(tmp_path / "thesis.tex", SearchImagenetSettings())
-    assert (tmp_path / "thesis.tex").read_text() == "x"
+        RunFolder.open(tmp_path / name, SearchImagenetSettings())
+    assert (tmp_path / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": 3}'])
@@ -66,6 +82,7 @@ def test_damaged_settings_are_named(tmp_path, text):
 
 
 def test_a_run_killed_before_its_settings_begins_anew(tmp_path):
+    (tmp_path / ".lock").touch()
     (tmp_path / "train.txt").write_text("train/a/1.JPEG\n")
     assert RunFolder.open(tmp_path, SearchImagenetSettings()).saved is None
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 
 import pytest
@@ -37,10 +38,10 @@ def test_status_is_one_line_replaced_at_most_once_a_second(tmp_path, monkeypatch
     assert line() == "running  step 1/9"
     status.running("step 3/9")
     assert line() == "running  step 3/9"
-    status.finished()
-    assert line() == "finished  step 3/9"
-    status.stopped("a disk\nis  full")
-    assert line() == "stopped: a disk is full  step 3/9"
+    status.finished("step 9/9")
+    assert line() == "finished  step 9/9"
+    status.stopped("a disk\nis  full", "step 4/9")
+    assert line() == "stopped: a disk is full  step 4/9"
     assert [p.name for p in tmp_path.iterdir()] == ["status"]
 
 
@@ -61,6 +62,20 @@ def test_the_window_is_traced_and_no_step_outside_it(tmp_path, caplog):
     names = {event["name"] for event in json.loads((tmp_path / "trace-2-3.json").read_text())["traceEvents"]}
     assert {"step 2", "step 3"} <= names and not {"step 1", "step 4"} & names
     assert "steps 2 to 3 are traced" in caplog.text
+
+
+@pytest.mark.parametrize("name", [b"run\xe9", b"run\n"])
+def test_a_folder_of_any_name_gets_its_trace_and_event_files(name, tmp_path):
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    board = Board(folder, S0)
+    board.step(1, 0.5, None, 1.0)
+    board.close()
+    Profiler(Window(1, 1), folder, torch.device("cpu")).after_step(1)
+    assert json.loads((folder / "trace-1-1.json").read_text())["traceEvents"]
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1 and len(list(folder.iterdir())) == 2
+    assert {entry.name for entry in tmp_path.iterdir()} == {folder.name}
 
 
 def test_a_window_from_the_first_step_on_and_one_that_is_cut_off(tmp_path, caplog):

@@ -1,6 +1,11 @@
 """The sizes of a search's images: where they come from, and that a continued run has them too."""
 
+import json
+import logging
 import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +14,10 @@ import torch
 from PIL import Image
 
 from fastdarts.data import DataError
-from fastdarts.engine import RunFolder
-from fastdarts.inputs.images import ImageFiles
-from fastdarts.settings import SearchImagenetSettings
+from fastdarts.engine import RunFolder, RunFolderError
+from fastdarts.inputs.images import ImageArrays, ImageFiles, Images
+from fastdarts.report.run import read_run
+from fastdarts.settings import SearchCifarSettings, SearchImagenetSettings
 
 
 @pytest.fixture
@@ -74,3 +80,115 @@ def test_without_the_store_it_reads_headers(settings: SearchImagenetSettings, tm
     with pytest.raises(DataError, match="No such file") as caught:
         again.measured(2)
     assert name in str(caught.value)
+
+
+def begun(settings: SearchImagenetSettings | SearchCifarSettings, images: Images) -> RunFolder:
+    """The folder of a run that began with these images."""
+    folder = RunFolder(Path(settings.save))
+    images.write(folder)
+    folder.create({"settings": asdict(settings), "data": images.facts()})
+    return folder
+
+
+def continued(settings: SearchImagenetSettings | SearchCifarSettings, kind: type[Images] = ImageFiles) -> Images:
+    return kind.choose(settings, RunFolder.open(Path(settings.save), settings))
+
+
+def test_images_that_moved_are_those_of_the_run(
+    settings: SearchImagenetSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    checked = choose(settings).checked(2)
+    begun(settings, checked)
+    assert continued(settings).train.equal(checked.train) and "began" not in caplog.text
+    shutil.move(tmp_path / "images", tmp_path / "elsewhere")
+    there = replace(settings, data=str(tmp_path / "elsewhere"))
+    again = continued(there)
+    assert again.train.equal(checked.train) and again.val.equal(checked.val)
+    assert again.measured(2).sizes.equal(checked.sizes)
+    assert f"images are in {tmp_path}/elsewhere now; they were in {tmp_path}/images when it began" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (
+            lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+            r"files of the same names, but of other sizes: \d+ bytes then",
+        ),
+        (lambda path: path.rename(path.with_name("x.JPEG")), "16 then, 16 now, without train/class"),
+        (lambda path: path.unlink(), "16 then, 15 now, without train/class"),
+        (lambda path: shutil.copy(path, path.with_name("x.JPEG")), "16 then, 17 now"),
+    ],
+)
+def test_other_images_elsewhere_are_refused(
+    harm: Callable[[Path], object], says: str, settings: SearchImagenetSettings, tmp_path: Path
+) -> None:
+    checked = choose(settings).checked(2)
+    begun(settings, checked)
+    shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
+    harm(tmp_path / "elsewhere" / checked.index.files[int(checked.val[2])])
+    with pytest.raises(RunFolderError, match=f"elsewhere are not those that .* began with .{says}"):
+        continued(replace(settings, data=str(tmp_path / "elsewhere")))
+
+
+def test_a_run_that_noted_no_sizes_goes_on_only_where_it_began(settings: SearchImagenetSettings, tmp_path: Path) -> None:
+    folder = begun(settings, choose(settings).checked(2))
+    facts = json.loads(folder["settings.json"].read_text())
+    del facts["data"]["bytes"], facts["data"]["bytes_sha256"]
+    folder.create(facts)
+    continued(settings)
+    shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
+    with pytest.raises(RunFolderError, match=f"noted no sizes of files.* they were in {tmp_path}/images"):
+        continued(replace(settings, data=str(tmp_path / "elsewhere")))
+
+
+def test_lists_that_moved_are_compared(settings: SearchImagenetSettings, tmp_path: Path) -> None:
+    """Also where a file of theirs was left out."""
+    drawn = choose(settings)
+    begun(replace(settings, save=str(tmp_path / "lists")), drawn)
+    lists = {f"{part}_list": str(tmp_path / f"lists/{part}.txt") for part in ("train", "val")}
+    settings = replace(settings, **lists)
+    Path(drawn.index.path(int(drawn.train[1]))).write_bytes(b"")
+    checked = choose(settings).checked(2)
+    begun(settings, checked)
+    shutil.copytree(tmp_path / "lists", tmp_path / "copies")
+    copies = {name: path.replace("/lists/", "/copies/") for name, path in lists.items()}
+    assert continued(replace(settings, **copies)).train.equal(checked.train)
+    lines = Path(copies["val_list"]).read_text().splitlines()
+    Path(copies["val_list"]).write_text("\n".join(lines[1:]))
+    with pytest.raises(RunFolderError, match=f"--val_list .*copies/val.txt differs from .*lists/val.txt.* in {lines[0]}: give"):
+        continued(replace(settings, **copies))
+
+
+def test_any_file_name_in_lists_log_and_report(
+    settings: SearchImagenetSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = os.fsencode(tmp_path / "images/train/class0") + b"/"
+    odd = [b"a\n0.JPEG", b"\xe9.JPEG", b"a\r.JPEG", b" b.JPEG", b'"c".JPEG', b"bad\n\xff.JPEG"]
+    for number, name in enumerate(odd):
+        os.rename(folder + b"%d.JPEG" % number, folder + name)
+    os.rename(tmp_path / "images/train/class1", os.fsencode(tmp_path / "images/train") + b"/class\xff\n")
+    open(folder + odd[-1], "wb").close()
+    settings = replace(settings, train_fraction=0.5, val_fraction=0.5, save=os.fsdecode(bytes(tmp_path) + b"/run\xe9"))
+    checked = choose(settings).checked(2)
+    run = begun(settings, checked)
+    again = continued(settings)
+    assert again.train.equal(checked.train) and again.val.equal(checked.val) and len(checked.train) + len(checked.val) == 15
+    (line,) = run["excluded.txt"].read_text().splitlines()
+    assert line == '"train/class0/bad\\n\\udcff.JPEG"\tempty file'
+    assert f"left out: {line.partition(chr(9))[0]}: empty file" in caplog.text
+    run["metrics.jsonl"].write_text('{"kind": "epoch", "epoch": 1}\n')
+    assert read_run(run.path).excluded == [line]
+
+
+def test_a_file_of_images_may_move(tmp_path: Path) -> None:
+    pixels = np.arange(8 * 16 * 16 * 3, dtype=np.uint8).reshape(8, 16, 16, 3)
+    for name, images in (("a", pixels), ("same", pixels), ("other", 255 - pixels)):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(8) % 2)
+    settings = SearchCifarSettings(data=str(tmp_path / "a.npz"), save=str(tmp_path / "run"), threads=1)
+    images = ImageArrays.choose(settings, RunFolder(Path(settings.save)))
+    begun(settings, images)
+    assert continued(replace(settings, data=str(tmp_path / "same.npz")), ImageArrays).val.equal(images.val)
+    with pytest.raises(RunFolderError, match=r"other.npz are not those that .* began with \(8 then, 8 now\)"):
+        continued(replace(settings, data=str(tmp_path / "other.npz")), ImageArrays)

@@ -55,6 +55,26 @@ def test_another_default_keeps_help_and_range(capsys):
     assert "epochs before alpha moves; in proportion if only --epochs is given (default: 0)" in out
 
 
+@pytest.mark.parametrize("name", ["data", "save", "train_list", "val_list", "space", "benchmark", "cache_folder"])
+def test_a_home_folder_is_found_in_every_path(name, tmp_path, monkeypatch):
+    """Behind "=" no shell finds it, nor in a file or from Python."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert getattr(S.make(given(f"--{name}=~/a b")), name) == f"{tmp_path}/a b"
+    assert getattr(S(**{name: "a~/~"}), name) == "a~/~"
+    monkeypatch.setattr("os.path.expanduser", lambda text: text)  # as without a home folder
+    with pytest.raises(ConfigError, match="~/a: there is no home folder that ~ could be"):
+        S(**{name: "~/a"})
+
+
+def test_another_place_is_no_other_setting():
+    """What lies there is compared when the run goes on; a name is no place, and nothing is not either."""
+    there = S(data="/b", train_list="/b/t", val_list="/b/v", space="/b/x.json")
+    saved = asdict(S(data="/a", train_list="/a/t", val_list="/a/v", space="/a/x.json"))
+    assert there.differences(saved) == []
+    assert S(data="/b", space="s1").differences(asdict(S(data="/a"))) == ["--space is 's1' but was 's0'"]
+    assert len(S().differences(saved)) == 4
+
+
 def test_only_what_is_given_is_returned():
     assert given() == {}
     assert given("--epochs", "3", "--no-edge_normalization") == {"epochs": 3, "edge_normalization": False}

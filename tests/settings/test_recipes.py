@@ -271,7 +271,9 @@ IMAGES = {"data": "PATH", "image_size": 32}  # CIFAR's
 
 def sweeps(root: Path) -> dict[str, list[Combination]]:
     """The combinations of each row of docs/recipes.md's table of sweeps."""
-    described = (root / "docs/recipes.md").read_text(encoding="utf-8").partition("\n| of | axes | flags |\n")[2].partition("\n\n")[0]
+    described = (
+        (root / "docs/recipes.md").read_text(encoding="utf-8").partition("\n| of | axes | flags |\n")[2].partition("\n\n")[0]
+    )
     rows, command, checked = {}, SWEPT["search_cifar"], set()
     for line in described.splitlines()[1:]:
         name, axes, behind = line.strip("| ").split(" | ")

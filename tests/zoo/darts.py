@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tests.zoo.driver import CLASSES, Entry, loss_of
+from tests.zoo.driver import CLASSES, Entry, event, loss_of
 from tests.zoo.operations import OPS, PRIMITIVES, FactorizedReduce, ReLUConvBN, convolution
 from tests.zoo.probes import EVAL, NEW, SECOND_ORDER
 
@@ -154,6 +154,50 @@ class Gaea(Network):
         return ([list(row) for row in self.alphas(cell)],)
 
 
+class PositiveMixedOp(MixedOp):
+    """GAEA's own: every candidate runs, and those of positive weight count."""
+
+    def forward(self, x: Tensor, weights: Sequence[Tensor] | Tensor) -> Tensor:
+        outs = [op(x) for op in self._ops]
+        return sum(w * out for w, out in zip(weights, outs, strict=True) if w > 0)
+
+
+class OptionalEdgeWeights(Cell):
+    """Edges' weights, if any, and whether one candidate is left, which is asked of the search's end only."""
+
+    def forward(
+        self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None = None, discrete: bool = False
+    ) -> Tensor:
+        states = [self.preprocess0(s0), self.preprocess1(s1)]
+        offset = 0
+        for _ in range(self._steps):
+            outs = [self._ops[offset + j](h, weights[offset + j]) for j, h in enumerate(states)]
+            if edge_weights is not None:
+                outs = [edge_weights[offset + j] * out for j, out in enumerate(outs)]
+            offset += len(states)
+            states.append(sum(outs))
+        return torch.cat(states[-self._multiplier :], dim=1)
+
+
+class GaeaPositive(Gaea):
+    """Normal cells are called without edges' weights, reduction cells with those of `edge_weights` (E,)."""
+
+    def __init__(self, C: int = 4, layers: int = 3, steps: int = 2) -> None:
+        super().__init__(C, layers, steps)
+        self.edge_weights = torch.linspace(0.5, 1.5, self.edges)
+
+    def make_cell(self, *arguments: Any) -> nn.Module:
+        return OptionalEdgeWeights(self._steps, *arguments, mixed=PositiveMixedOp)
+
+    def cell_arguments(self, cell: nn.Module) -> tuple[Any, ...]:
+        return self.alphas(cell), self.edge_weights if cell.reduction else None, False
+
+    def forget(self) -> None:
+        """The weights of some candidates become 0: they run, and neither they nor their layers get a gradient."""
+        for alpha in self.arch_parameters():
+            alpha.data[1:3, 2::3] = 0.0
+
+
 class ExponentiatedGradient(Optimizer):
     """w <- w * exp(-lr * dL/dw), rows renormalised: stays on the simplex."""
 
@@ -210,6 +254,14 @@ ENTRIES = [
     Entry("darts_second_order", Network, "cell", "weights written through .data between forwards", (EVAL, NEW, SECOND_ORDER)),
     Entry("fairdarts", FairDarts, "cell", "only the weights differ", (EVAL,)),
     Entry("gaea", Gaea, "cell", "only the weights differ, lists of scalars", outer=ExponentiatedGradient),
+    Entry(
+        "gaea_positive",
+        GaeaPositive,
+        "cell",
+        "candidates of weight 0 run and do not count",
+        (EVAL, event(2, "zeros", "forget")),
+        outer=ExponentiatedGradient,
+    ),
     Entry(
         "sdarts_rs", Sdarts, "cell", "only the weights differ", inner=lambda model, x, y: model.perturbed(random_alpha, x, y)
     ),

@@ -83,6 +83,24 @@ class PcDarts(Network):
         return (*super().cell_arguments(cell), torch.cat([F.softmax(node, dim=-1) for node in nodes]))
 
 
+class UnshuffledMixedOp(PartialMixedOp):
+    """PC-DARTS' variant of random channels as released: it draws a permutation, does not use it, and does not shuffle."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        torch.randperm(x.shape[1])
+        processed, bypass = x.split([x.shape[1] // self.k, x.shape[1] - x.shape[1] // self.k], dim=1)
+        mixed = sum(w * op(processed) for w, op in zip(weights, self._ops, strict=True))
+        return torch.cat([mixed, bypass if mixed.shape[2] == x.shape[2] else self.mp(bypass)], dim=1)
+
+
+class PcDartsRandom(PcDarts):
+    def make_cell(self, *arguments: Any) -> nn.Module:
+        cell = PartialCell(self._steps, *arguments, k=self.k)
+        for op in cell._ops:
+            op.__class__ = UnshuffledMixedOp
+        return cell
+
+
 class PcDartsImageNet(PcDarts):
     """Two stems that together shrink the image eight times; the first cell reads both, so it counts as after a reduction."""
 
@@ -186,6 +204,7 @@ class Drnas(Network):
 
 
 ENTRIES = [
+    Entry("pcdarts_random", PcDartsRandom, "left alone", "the mixed op draws numbers"),
     Entry("pcdarts", PcDarts, "cell", "the forward takes beta as well", (EVAL,)),
     Entry(
         "pcdarts_imagenet", PcDartsImageNet, "op", "each mixed op runs twice in a forward: its statistics move twice", side=96

@@ -1,0 +1,20 @@
+"""Modules of the user's own, which register candidates."""
+
+from importlib import import_module
+
+from fastdarts.settings import ConfigError
+
+
+def import_modules(modules: str | None) -> None:
+    """Import the modules, which have commas between their names. Raises ConfigError for one that is not there.
+
+    What a module itself raises is left as it is, with the traceback that shows where.
+    """
+    for name in () if modules is None else map(str.strip, modules.split(",")):
+        if not all(map(str.isidentifier, name.split("."))):
+            raise ConfigError(f"--modules {modules}: {name!r} is not a module's name, as my_candidates or package.module")
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            looked = "modules are looked for in the present folder and on PYTHONPATH"
+            raise ConfigError(f"--modules: {name} cannot be imported: {error}; {looked}") from error

@@ -1,0 +1,205 @@
+"""What the code of a function reads and writes, by name, as far as its bytecode tells.
+
+Names are not followed through the code's variables: an attribute that is named anywhere counts as read from any object. What
+is certain to be a container that the code itself has made may be changed; any other change is told.
+"""
+
+import builtins
+import dis
+import hashlib
+import re
+from collections import deque
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from types import CodeType
+from typing import NamedTuple
+
+ASKED = {"getattr", "hasattr"}  # builtins that read the attribute that a string names
+_PURE = """abs all any bool bytes callable chr complex dict divmod enumerate filter float frozenset getattr hasattr int
+isinstance issubclass iter len list map max min next object ord pow property range reversed round set slice sorted staticmethod
+str sum super tuple type zip"""
+PURE = {getattr(builtins, name) for name in re.findall(r"\w+", _PURE)}
+DYNAMIC = {  # names that reach more than a name tells
+    *("eval", "exec", "compile", "globals", "locals", "vars", "dir", "setattr", "delattr", "__import__", "import_module"),
+    *("__dict__", "__getattribute__", "__setattr__", "__delattr__", "__closure__", "__globals__", "__defaults__"),
+    *("__kwdefaults__", "__code__", "__self__", "__func__", "__subclasses__", "__reduce__", "__reduce_ex__", "attrgetter"),
+    *("methodcaller", "_parameters", "_buffers", "parameters", "named_parameters", "buffers", "named_buffers", "state_dict"),
+    *("get_parameter", "get_buffer", "get_extra_state", "register_buffer", "register_parameter", "add_module", "__setitem__"),
+    *("__delitem__", "__iadd__", "__ior__", "setitem", "delitem", "iadd", "ior", "iand", "isub", "imul", "ixor", "iconcat"),
+    *("is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_deterministic_algorithms_warn_only_enabled"),
+    *("are_deterministic_algorithms_enabled", "get_default_dtype", "get_default_device", "get_rng_state", "initial_seed"),
+    *("get_num_threads", "get_float32_matmul_precision", "environ", "getenv"),
+}
+MUTATORS: dict[type, set[str]] = {
+    list: {"append", "extend", "insert", "remove", "pop", "clear", "sort", "reverse", "[]=", "+=", "*="},
+    dict: {"update", "setdefault", "pop", "popitem", "clear", "move_to_end", "subtract", "[]=", "|="},
+    set: {
+        *("add", "discard", "remove", "pop", "clear", "update", "intersection_update", "difference_update"),
+        *("symmetric_difference_update", "|=", "&=", "-=", "^="),
+    },
+    deque: {
+        *("append", "appendleft", "extend", "extendleft", "insert", "remove", "pop", "popleft", "clear", "rotate", "reverse"),
+        *("[]=", "+=", "*="),
+    },
+}
+_CHANGES = set().union(*MUTATORS.values())
+_WRITES = {"STORE_ATTR": "sets", "DELETE_ATTR": "deletes", "STORE_GLOBAL": "sets", "DELETE_GLOBAL": "deletes"}
+_NEW = {  # instructions whose result is an object that nobody else has
+    *("BUILD_LIST", "BUILD_MAP", "BUILD_CONST_KEY_MAP", "BUILD_SET", "BUILD_TUPLE", "LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE"),
+    *("BINARY_OP", "LOAD_CONST", "LOAD_SMALL_INT", "UNARY_NEGATIVE", "UNARY_NOT", "COMPARE_OP"),
+}
+_LOADS, _STORES = ("LOAD_FAST", "LOAD_DEREF"), ("STORE_FAST", "STORE_DEREF")
+
+
+class Step(NamedTuple):
+    """An instruction: its name, its number, what it names, whether code jumps to it or from it, what it does to the stack."""
+
+    name: str
+    number: int
+    what: object
+    target: bool
+    jumps: bool
+    effect: int
+
+
+class Facts(NamedTuple):
+    """What a function's code does besides computing, functions within included.
+
+    attributes  names of what it reads from objects
+    names       of the globals and builtins that it reads
+    changes     methods and operators that may change a container that is not its own, each with the global whose attribute
+                it is, or None
+    refusal     what cannot be followed, a phrase that follows "its forward"; None where all can
+    digest      equal for equal code
+    """
+
+    attributes: frozenset[str]
+    names: frozenset[str]
+    changes: frozenset[tuple[str, str | None]]
+    refusal: str | None
+    digest: str
+
+
+@lru_cache(maxsize=4096)
+def facts(code: CodeType) -> Facts:
+    """Of a function's code."""
+    codes = list(_within(code))
+    steps = [list(_steps(c)) for c in codes]
+    refusals = [why for s in steps for why in _refusals(s, set(code.co_freevars))]
+    attributes, names = set(), set()
+    for of_code in steps:
+        for i, step in enumerate(of_code):
+            if step.name in ("LOAD_GLOBAL", "LOAD_NAME"):
+                names.add(step.what)
+                if step.what in ASKED:
+                    attributes.add(_asked(of_code, i))
+            elif step.name == "NAMED":
+                attributes.add(step.what)
+    if None in attributes:
+        refusals.append("reads an attribute whose name it computes")
+    dynamic = sorted((attributes | names) & DYNAMIC)
+    refusals += [f"uses {dynamic[0]}, which may read or write anything"] if dynamic else []
+    arguments = {name for c in codes for name in c.co_varnames[: _arguments(c)]}
+    return Facts(
+        frozenset(attributes - {None}),
+        frozenset(names),
+        frozenset(_changes(steps, arguments)),
+        refusals[0] if refusals else None,
+        hashlib.sha256(repr([(c.co_code, c.co_names, _constants(c), c.co_freevars) for c in codes]).encode()).hexdigest(),
+    )
+
+
+def _within(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _within(constant)
+
+
+def _constants(code: CodeType) -> list[str]:
+    """Sorted where a set's order is not its own from one process to the next."""
+    constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
+    return [repr(sorted(map(repr, c))) if isinstance(c, frozenset) else repr(c) for c in constants]
+
+
+def _arguments(code: CodeType) -> int:
+    return code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & 4) + bool(code.co_flags & 8)
+
+
+def _steps(code: CodeType) -> Iterator[Step]:
+    """The instructions in one spelling for all versions of Python: pairs taken apart, attributes called NAMED."""
+    for i in dis.get_instructions(code):
+        jumps = i.opcode in dis.hasjrel or i.opcode in dis.hasjabs
+        effect = dis.stack_effect(i.opcode, i.arg, jump=False)
+        name, number = i.opname, i.arg or 0
+        if name == "BINARY_OP":
+            name = {"=": "INPLACE", "]": "BINARY_SUBSCR"}.get(i.argrepr[-1:], name)
+            yield Step(name, number, i.argrepr, i.is_jump_target, jumps, effect)
+        elif isinstance(i.argval, tuple) and "FAST" in name:
+            for kind, what in zip(re.findall("LOAD|STORE", name), i.argval, strict=True):
+                yield Step(f"{kind}_FAST", 0, what, i.is_jump_target, False, 1 if kind == "LOAD" else -1)
+        elif name.startswith(("LOAD_FAST", "STORE_FAST")) and name != "LOAD_FAST_AND_CLEAR":
+            yield Step(name[: name.index("FAST") + 4], number, i.argval, i.is_jump_target, jumps, effect)
+        elif i.opcode in dis.hasname and name not in ("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_NAME", *_WRITES):
+            yield Step("NAMED", number, i.argval, i.is_jump_target, jumps, effect)
+        else:
+            yield Step(name, number, i.argval, i.is_jump_target, jumps, effect)
+
+
+def _refusals(steps: list[Step], outer: set[str]) -> Iterator[str]:
+    for step in steps:
+        if step.name in _WRITES:
+            yield f"{_WRITES[step.name]} {step.what}: it would not when it is fused"
+        elif step.name in ("STORE_DEREF", "DELETE_DEREF") and step.what in outer:
+            yield f"sets {step.what}, a variable of the function around it"
+        elif step.name == "IMPORT_NAME" and str(step.what).split(".")[0] not in ("torch", "math"):
+            yield f"imports {step.what}"
+        elif step.name in ("MATCH_CLASS", "LOAD_BUILD_CLASS", "IMPORT_STAR"):
+            yield "matches or makes classes"
+
+
+def _asked(steps: list[Step], index: int) -> str | None:
+    """The name in getattr(object, "name") and the like, where it is a constant."""
+    depth, second, third = 0, index, index  # arguments on the stack; where the last two of them begin
+    for i in range(index + 1, len(steps)):
+        step = steps[i]
+        if step.jumps or step.target or depth < 0:
+            return None
+        if step.name in ("PRECALL", "CALL") and step.number == depth and depth in (2, 3):
+            name = steps[second]
+            alone = second + 1 == (i if depth == 2 else third)
+            return name.what if alone and name.name == "LOAD_CONST" and isinstance(name.what, str) else None
+        if depth == 1 and step.effect > 0:
+            second = i
+        elif depth == 2 and step.effect > 0:
+            third = i
+        depth += step.effect
+    return None
+
+
+def _changes(steps: list[list[Step]], arguments: set[str]) -> Iterator[tuple[str, str | None]]:
+    """What may change a container that is no new one in a variable."""
+    stored: dict[object, bool] = {name: False for name in arguments}
+    for of_code in steps:
+        for before, step in pairwise(of_code):
+            if step.name in _STORES:
+                new = (before.name in _NEW or before.name == "INPLACE") and not step.target
+                stored[step.what] = stored.get(step.what, True) and new
+
+    def own(step: Step) -> bool:
+        return step.name in _LOADS and stored.get(step.what, False)
+
+    for of_code in steps:
+        for i, step in enumerate(of_code):
+            before = of_code[i - 1]
+            if step.name == "NAMED" and step.what in _CHANGES and (step.target or not own(before)):
+                yield step.what, before.what if before.name == "LOAD_GLOBAL" and not step.target else None
+            elif step.name in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE"):
+                simple = step.name != "STORE_SLICE" and before.name in (*_LOADS, "LOAD_CONST", "LOAD_SMALL_INT")
+                if not simple or step.target or before.target or not own(of_code[i - 2]):
+                    yield "[]=", None
+            elif step.name == "INPLACE":
+                after = of_code[i + 1]
+                if not (after.name in _STORES and stored.get(after.what, False)):
+                    yield str(step.what), None

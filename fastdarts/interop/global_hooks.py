@@ -1,0 +1,43 @@
+"""Hooks that torch calls for every module of the process: torch.nn.modules.module.register_module_forward_hook and the like."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.nn.modules import module as modules
+
+from fastdarts.logs import say_once
+
+SLOW = "global module hooks are registered: converted modules run their class' own forward, in which every module is heard"
+
+
+def global_hooks() -> bool:
+    """Whether any is registered, so that every module has to run on its own."""
+    found = bool(
+        modules._global_forward_pre_hooks
+        or modules._global_forward_hooks
+        or modules._global_backward_pre_hooks
+        or modules._global_backward_hooks
+    )
+    if found:
+        say_once(SLOW)
+    return found
+
+
+@contextmanager
+def without_global_hooks() -> Iterator[None]:
+    """Inside, none is called; afterwards they are registered as before."""
+    registries: list[dict[int, Any]] = [
+        modules._global_forward_pre_hooks,
+        modules._global_forward_hooks,
+        modules._global_backward_pre_hooks,
+        modules._global_backward_hooks,
+    ]
+    before = [dict(registry) for registry in registries]
+    for registry in registries:
+        registry.clear()
+    try:
+        yield
+    finally:
+        for registry, hooks in zip(registries, before, strict=True):
+            registry.update(hooks)

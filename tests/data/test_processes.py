@@ -1,0 +1,127 @@
+"""Worker processes: what they need of the system, what is said where they cannot have it, and how one ends."""
+
+import errno
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable
+from multiprocessing import resource_sharer
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastdarts.data import FolderLoader, ImageIndex, InputStopped, processes, verify, workers
+from fastdarts.ops.philox import Stream
+
+Tree = Callable[..., Path]
+
+
+def loader(index: ImageIndex, workers: int = 1) -> FolderLoader:
+    return FolderLoader(
+        index, torch.arange(len(index)), stream=Stream.TRAIN, seed=3, batch_size=3, image_size=16, workers=workers
+    )
+
+
+def test_images_take_no_room_in_dev_shm(tree: Tree) -> None:
+    with loader(ImageIndex.from_root(tree(a=6))) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        for process in (os.getpid(), worker.pid):
+            maps = Path(f"/proc/{process}/maps").read_text()
+            assert "fastdarts-batches" in maps and "/dev/shm" not in maps
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_batches_come_in_order_and_stay_as_they_were(tree: Tree, count: int) -> None:
+    """Slots are used again and again; a batch is a copy."""
+    index = ImageIndex.from_root(tree(a=7, b=8))
+    whole = loader(index, 0)
+    with loader(index, count) as batches:
+        taken = [next(batches) for _ in range(12)]
+    for batch in taken:
+        assert all(map(torch.equal, batch, next(whole)))
+
+
+def test_memory_that_is_handed_to_a_process_that_starts_is_the_same() -> None:
+    """Where processes are spawned it travels by its descriptor."""
+    slots = processes.Slots(2, (3, 4, 4, 3))
+    other = ForkingPickler.loads(ForkingPickler.dumps(slots))
+    resource_sharer.stop()
+    slots.close()
+    other.close()
+    slots.batches[1]["images"][2] = 7
+    slots.batches[1]["at"] = 2
+    assert not other.batches[0]["images"].any() and other.batches[1]["images"][2].min() == 7 and other.batches[1]["at"] == 2
+
+
+def test_a_script_without_a_guard_is_told_so(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the process that imports the script again, and in the one that started it."""
+    index = ImageIndex.from_root(tree(a=6))
+    monkeypatch.setattr(multiprocessing, "get_context", lambda: multiprocessing.context.SpawnContext())
+    with monkeypatch.context() as patch, pytest.raises(InputStopped, match=r"^a script that .* `if __name__ == '__main__':`"):
+        patch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
+        next(loader(index))
+    fork = multiprocessing.context.ForkContext()
+    monkeypatch.setattr(fork, "get_start_method", lambda: "spawn")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda: fork)
+    monkeypatch.setattr(processes, "_work", lambda *_: os._exit(1))
+    with pytest.raises(InputStopped, match=r"ended with status 1: a script that .* `if __name__ == '__main__':`"):
+        next(loader(index))
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGKILL])
+def test_a_process_that_dies_is_named_with_its_file(tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    index = ImageIndex.from_root(tree(a=3))
+    plain = workers.read_rgb
+
+    def read(path: str) -> Any:
+        if path == index.path(1):
+            os.kill(os.getpid(), number)
+        return plain(path)
+
+    monkeypatch.setattr(workers, "read_rgb", read)
+    with pytest.raises(InputStopped) as caught:
+        next(loader(index))
+    said = str(caught.value)
+    assert signal.Signals(number).name in said and "\n" not in said
+    assert ("want of memory" in said and "--workers" in said) if number == signal.SIGKILL else index.path(1) in said
+    assert not multiprocessing.active_children()
+
+
+def test_too_many_open_files(tree: Tree) -> None:
+    """Processes do not start; files are not taken for broken ones, in a process and in a thread, and before a search."""
+    index = ImageIndex.from_root(tree(a=6))
+    batches = loader(index), loader(index, 0)
+    next(loader(index, 0))  # whatever is imported meanwhile
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = os.open(os.devnull, os.O_RDONLY)
+    os.close(spare)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (spare, hard))
+    try:
+        for attempt in (lambda: next(batches[0]), lambda: next(batches[1]), lambda: verify(index, torch.arange(6), 1)):
+            with pytest.raises(InputStopped, match="Too many open files: raise `ulimit -n`"):
+                attempt()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert next(batches[0]).images.equal(next(batches[1]).images)
+    batches[0].close()
+
+
+@pytest.mark.parametrize(("number", "says"), [(errno.EAGAIN, "ulimit -u"), (errno.ENOMEM, "memory")])
+def test_a_process_that_cannot_be_started(tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int, says: str) -> None:
+    """The ones that were started before it are ended."""
+    start, started = multiprocessing.process.BaseProcess.start, []
+
+    def second(process: Any) -> None:
+        if started:
+            raise OSError(number, os.strerror(number))
+        started.append(start(process))
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", second)
+    with pytest.raises(InputStopped, match=f"^2 worker processes cannot be started: .*{says}.*; take fewer --workers"):
+        next(loader(ImageIndex.from_root(tree(a=6)), 2))
+    assert started and not multiprocessing.active_children()
