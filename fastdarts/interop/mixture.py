@@ -15,7 +15,7 @@ from fastdarts.interop.classes import PLAN
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
 from fastdarts.interop.tree import bare, customary, heard, signature
-from fastdarts.ops.graph import Candidate, Edge, Graph
+from fastdarts.kernels.graph import Candidate, Edge, Graph
 
 Attributes = tuple[tuple[str, Any], ...]
 Weights = Tensor | Sequence[Tensor | float]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdarts.interop.recognise import Path, layer_at
 from fastdarts.interop.tree import Tree
-from fastdarts.ops.graph import Graph
+from fastdarts.kernels.graph import Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 
 

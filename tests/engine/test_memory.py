@@ -14,8 +14,8 @@ from bench.workload import Workload
 from fastdarts.engine import NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
 from fastdarts.engine.counted import HEADER, Counted, Workspace
 from fastdarts.engine.heap import MAPPED, PADDING, WALLED, Heap
+from fastdarts.kernels.mixed_cell_launches import Call, Needs
 from fastdarts.kernels.mixed_cell_plan import Plan
-from fastdarts.kernels.mixed_cell_table import Call, Needs
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.search import SoftmaxRelaxation
