@@ -276,8 +276,8 @@ def state_gradient(
                         p_x, i_channel, m_by, i_image, i_met_row, i_met_column, m_pixel, height, width, C
                     )
                     b_g, _ = cell.tile_at(p_g, i_image, i_met_row, i_met_column, m_pixel, Ho, Wo, i_channel, m_by, C)
-                    b_mine = ((i_row & 1) * 2 + (i_column & 1))[:, None]
-                    b_total += tl.where(b_place == b_mine, beta * b_g, 0.0)
+                    b_own = ((i_row & 1) * 2 + (i_column & 1))[:, None]
+                    b_total += tl.where(b_place == b_own, beta * b_g, 0.0)
         if first < last:
             b_x = cell.rows_of(p_x, i_pixel, m_pixel, i_channel, m_channel, C)
             b_total += tl.where(b_x > 0, b_behind_relu, 0.0)

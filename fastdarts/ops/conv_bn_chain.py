@@ -68,8 +68,8 @@ def conv_bn_chain(
     """
     constants = Constants(running, list(strides), outputs, training, momentum, eps, sync)
     _check(x, weights, norms, constants)
-    given = x, list(weights), list(norms), constants
-    return backends.run("conv_bn_chain", backend, x.device, backends.arithmetic(x), *given)
+    args = x, list(weights), list(norms), constants
+    return backends.run("conv_bn_chain", backend, x.device, backends.arithmetic(x), *args)
 
 
 def definition(
@@ -156,7 +156,7 @@ class _ConvBNChain(torch.autograd.Function):
 
             return None, *batch_norm.through_definition("conv_bn_chain", again, [x, *parameters], wanted, grads[:-1])
         need_x, need_weights = wanted[0], any(wanted[1:])
-        given = ConvBNChainBackward(
+        args = ConvBNChainBackward(
             [g.contiguous(memory_format=torch.channels_last) for g in grads[:-1]],
             x,
             *_parted(parameters, layers),
@@ -169,7 +169,7 @@ class _ConvBNChain(torch.autograd.Function):
             need_weights,
             handle(c.sync),
         )
-        grad_x, *of_parameters = torch.ops.fastdarts.conv_bn_chain_backward(*given)
+        grad_x, *of_parameters = torch.ops.fastdarts.conv_bn_chain_backward(*args)
         flat = [g for group in of_parameters for g in group] if need_weights else [None] * len(parameters)
         return None, grad_x if need_x else None, *flat
 

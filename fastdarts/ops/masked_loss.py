@@ -63,8 +63,8 @@ def masked_loss(
     """
     constants = Constants(images, flip, mask, list(mean), list(std), norm)
     _check(levels, bias, constants)
-    given = list(levels), bias, *constants
-    return backends.run("masked_loss", backend, images.device, backends.arithmetic(levels[0]), *given)
+    args = list(levels), bias, *constants
+    return backends.run("masked_loss", backend, images.device, backends.arithmetic(levels[0]), *args)
 
 
 def upsampled_sum(levels: Sequence[Tensor], bias: Tensor, size: tuple[int, int]) -> Tensor:

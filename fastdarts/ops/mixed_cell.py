@@ -89,8 +89,8 @@ def mixed_cell(
     constants = Constants(running, channels, graph, partial_channels, training, momentum, eps, sync)
     _check(inputs, ops, edges, weights, constants)
     x = inputs[0]
-    given = list(inputs), ops, edges, weights, constants
-    return backends.run("mixed_cell", backend, x.device, backends.arithmetic(x), *given)
+    args = list(inputs), ops, edges, weights, constants
+    return backends.run("mixed_cell", backend, x.device, backends.arithmetic(x), *args)
 
 
 def channel_shuffle(x: Tensor, k: int) -> Tensor:
@@ -269,7 +269,7 @@ class _MixedCell(torch.autograd.Function):
 
             return None, *batch_norm.through_definition("mixed_cell", again, [ops, edges, weights, *inputs], wanted, grad)
         need_ops, need_weights, need_inputs = any(wanted[:2]), wanted[2], any(wanted[3:])
-        given = MixedCellBackward(
+        args = MixedCellBackward(
             grad.contiguous(memory_format=torch.channels_last),
             inputs,
             ops,
@@ -287,7 +287,7 @@ class _MixedCell(torch.autograd.Function):
             need_weights,
             handle(c.sync),
         )
-        grad_inputs, grad_ops, grad_edges, grad_weights = torch.ops.fastdarts.mixed_cell_backward(*given)
+        grad_inputs, grad_ops, grad_edges, grad_weights = torch.ops.fastdarts.mixed_cell_backward(*args)
         grads = (g if w else None for g, w in zip((grad_ops, grad_edges, grad_weights), wanted, strict=False))
         return None, *grads, *(grad_inputs or [None] * len(inputs))
 

@@ -67,10 +67,10 @@ def patch_mask(
     (value - 255 mean) * (1 / (255 std)), both constants and the arithmetic in float64 for float64, else in float32.
     All backends agree bit for bit. Raises ValueError for arguments that do not fit and BackendUnavailable.
     """
-    given = PatchMask(images, index, step, flip, fill, seed, stream, patch_size, num_masked, list(mean), list(std))
-    _check(given, dtype)
+    args = PatchMask(images, index, step, flip, fill, seed, stream, patch_size, num_masked, list(mean), list(std))
+    _check(args, dtype)
     signed = seed - 2**64 if seed >= 2**63 else seed  # the schema's int has 64 bits and a sign
-    return backends.run("patch_mask", backend, images.device, dtype, *given._replace(seed=signed))
+    return backends.run("patch_mask", backend, images.device, dtype, *args._replace(seed=signed))
 
 
 def normalise(
@@ -162,9 +162,9 @@ backends.register(
 )
 
 
-def _check(given: PatchMask, dtype: torch.dtype) -> None:
+def _check(args: PatchMask, dtype: torch.dtype) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as patch_mask documents them."""
-    images, index, step, flip, fill, seed, stream, patch_size, num_masked, mean, std = given
+    images, index, step, flip, fill, seed, stream, patch_size, num_masked, mean, std = args
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
         raise ValueError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {tuple(images.shape)}")
     n, h, w, _ = images.shape

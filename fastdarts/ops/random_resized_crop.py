@@ -48,9 +48,9 @@ def random_resized_crop(
     CPU and by the definition. The GPU kernel does not raise: it reads nothing outside the cache, and an image or a box that
     does not fit gives black pixels, so that the host need not wait for it.
     """
-    given = RandomResizedCrop(pixels, start, size, boxes, image_size)
-    _check(given)
-    return backends.run("random_resized_crop", backend, pixels.device, torch.uint8, *given)
+    args = RandomResizedCrop(pixels, start, size, boxes, image_size)
+    _check(args)
+    return backends.run("random_resized_crop", backend, pixels.device, torch.uint8, *args)
 
 
 def weights(n: int, image_size: int) -> Tensor:
@@ -108,12 +108,12 @@ backends.register(
 )
 
 
-def _check(given: RandomResizedCrop) -> None:
+def _check(args: RandomResizedCrop) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as random_resized_crop documents them.
 
     Values of tensors are not looked at: on a GPU the host would wait for them.
     """
-    pixels, start, size, boxes, image_size = given
+    pixels, start, size, boxes, image_size = args
     if pixels.dtype != torch.uint8 or pixels.dim() != 1 or not pixels.is_contiguous():
         raise ValueError(f"pixels must be uint8 (B,) and contiguous, got {pixels.dtype} {tuple(pixels.shape)}")
     if not 1 <= image_size <= MOST_SIDE:

@@ -79,8 +79,8 @@ def relu_conv_bns(
     """
     constants = Constants(running, training, momentum, eps, sync)
     _check(xs, weights, constants)
-    given = list(xs), [list(w) for w in weights], constants
-    return backends.run("relu_conv_bn", backend, xs[0].device, backends.arithmetic(xs[0]), *given)
+    args = list(xs), [list(w) for w in weights], constants
+    return backends.run("relu_conv_bn", backend, xs[0].device, backends.arithmetic(xs[0]), *args)
 
 
 def definition(
@@ -193,7 +193,7 @@ class _ReLUConvBN(torch.autograd.Function):
             of_tensors = batch_norm.through_definition("relu_conv_bn", again, [*xs, *weights], wanted, grads[:layers])
             return None, None, *of_tensors
         need_xs, need_weights = wanted[:layers], any(wanted[layers:])
-        given = ReLUConvBNBackward(
+        args = ReLUConvBNBackward(
             [g.contiguous(memory_format=torch.channels_last) for g in grads[:layers]],
             xs,
             weights,
@@ -206,7 +206,7 @@ class _ReLUConvBN(torch.autograd.Function):
             need_weights,
             handle(c.sync),
         )
-        grad_xs, grad_weights = torch.ops.fastdarts.relu_conv_bn_backward(*given)
+        grad_xs, grad_weights = torch.ops.fastdarts.relu_conv_bn_backward(*args)
         wanted_xs = (g if need else None for g, need in zip(grad_xs, need_xs, strict=True))
         return None, None, *wanted_xs, *(grad_weights or [None] * len(weights))
 
