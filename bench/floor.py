@@ -21,7 +21,7 @@ from bench import ceilings
 from bench.records import RESULTS, append, tagged
 from bench.workload import CELL, CELL_SIZE, OURS, SUPERNETS, Run, Workload, WorkloadError, build
 from fastdarts import native
-from fastdarts.ops.graph import Candidate, Graph, convolutions
+from fastdarts.kernels.graph import Candidate, Graph, convolutions
 
 PROG = "python -m bench.floor"
 POOLS = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.PLAIN_AVG_POOL_3)

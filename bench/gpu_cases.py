@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from fastdarts.kernels.mixed_cell_launches import Call, Needs
 from fastdarts.kernels.mixed_cell_plan import launch_plan
-from fastdarts.kernels.mixed_cell_table import Call, Needs
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
 from fastdarts.ops.masked_loss import masked_loss
 from fastdarts.ops.mixed_cell import mixed_cell

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 
 from bench.workload import SUPERNETS, Workload, WorkloadError, make_supernet
+from fastdarts.kernels.mixed_cell_launches import Call, Launch, Needs
 from fastdarts.kernels.mixed_cell_plan import launch_plan
-from fastdarts.kernels.mixed_cell_table import Call, Launch, Needs
 from fastdarts.supernet.network import STEM_STRIDE
 
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -1,4 +1,4 @@
-// How many numbers the CPU's mixed_cell keeps for its backward: what the op's fake kernel has to know.
+// The size of what the CPU mixed_cell saves for its backward, for the op's fake kernel.
 #pragma once
 
 #include <cstdint>

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastdarts.ops.graph import Edge, Graph
+from fastdarts.kernels.graph import Edge, Graph
 from fastdarts.ops.masked_loss import masked_loss
 from fastdarts.ops.mixed_cell import channel_shuffle, mixed_cell
 from fastdarts.ops.patch_mask import patch_mask

@@ -1,8 +1,7 @@
-"""Compiles the Triton kernels ahead of time, for GPUs that need not be there, and says what they use.
+"""Compile the Triton kernels ahead of time and report their resources. Needs neither a GPU nor a driver.
 
-Every module of the package that has kernels has `specimens(dtype)`: its kernels as production launches them. The compiler
-finds type errors that the interpreter does not know, and its result tells what a launch costs: registers, shared memory,
-and bytes that did not fit into registers. Neither a GPU nor a driver is needed.
+Every module of the package with kernels has `specimens(dtype)`: its kernels as production launches them. The compiler finds
+type errors that the interpreter misses, and reports the cost of a launch: registers, shared memory, spilled bytes.
 """
 
 import importlib
@@ -35,7 +34,7 @@ TYPES = {
 
 
 def pointer(dtype: torch.dtype) -> str:
-    """Triton's name for a pointer to numbers of this dtype."""
+    """Triton's type of a pointer to this dtype."""
     return f"*{TYPES[dtype]}"
 
 
@@ -50,8 +49,8 @@ class Specimen:
                 ("sm_90") that gives them
     settings    the name of its row in launch.json
     dtype       of the op's tensors in memory
-    label       what tells it from the other specimens of the kernel: the shape
-    unaligned   arguments whose value need not be a multiple of 16; pointers always are, integers unless named here
+    label       the shape, which distinguishes specimens of the same kernel
+    unaligned   integers whose value need not be a multiple of 16; other integers and all pointers are multiples
     """
 
     kernel: Any
@@ -69,7 +68,7 @@ class Specimen:
 
 @dataclass(frozen=True)
 class Usage:
-    """What one launch of a compiled kernel uses.
+    """Resources of one launch of a compiled kernel.
 
     registers     of each thread
     shared_bytes  of each block
@@ -109,14 +108,14 @@ def _compiled(specimen: Specimen, arch: int) -> Any:
 
 
 def _aligned(i: int, kind: str | tuple[str, ...]) -> list[tuple[int, ...]]:
-    """Where argument i holds what is a multiple of 16: pointers and integers."""
+    """Positions of the pointers and integers in argument i, which are multiples of 16."""
     if isinstance(kind, tuple):
         return [(i, j) for j, each in enumerate(kind) if each[0] == "*"]
     return [(i,)] if kind[0] == "*" or kind in ("i32", "i64") else []
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    """What cuobjdump reports of the one function in it: REG, STACK, SHARED, LOCAL, ..."""
+    """cuobjdump's report on the cubin's only function: REG, STACK, SHARED, LOCAL, ..."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +146,7 @@ def compile_specimen(specimen: Specimen, arch: int) -> Usage:
 
 
 def modules() -> Iterator[Any]:
-    """The modules of this package that hold kernels and say which, by `specimens(dtype)`."""
+    """The modules of this package that have kernels and `specimens(dtype)`."""
     from triton import JITFunction
 
     for found in sorted(pkgutil.iter_modules(kernels.__path__), key=lambda m: m.name):
@@ -157,7 +156,7 @@ def modules() -> Iterator[Any]:
 
 
 def all_specimens() -> list[Specimen]:
-    """Every kernel at every dtype; one whose tensors have the same dtype in any network, once."""
+    """Every kernel at every dtype; once if its tensors have the same dtype in any network."""
     found: list[Specimen] = []
     for module in modules():
         for dtype in DTYPES:

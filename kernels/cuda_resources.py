@@ -1,4 +1,4 @@
-"""What the CUDA kernels of the native module use, as the compiler left it there: registers, shared memory, spills.
+"""Resources of the native module's CUDA kernels: registers, shared memory, spills.
 
 Needs cuobjdump (the CUDA toolkit's, or the one that Triton brings), neither a GPU nor a driver.
 """

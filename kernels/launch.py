@@ -1,10 +1,9 @@
 """Launch settings of the Triton kernels: a table by kernel, architecture and dtype, apart from the kernels.
 
-launch.json: kernel -> target ("sm_80", "sm_90", "default") -> dtype ("float32", ..., "any") -> what a launch is given:
-block sizes by the kernel's names for them, num_warps, num_stages; and "backend": "cuda" where a record shows that the CUDA
-kernel of the native module is faster. `python -m bench.tune` rewrites it on the machine at
-hand. The table is fixed and nothing is tuned while a search runs: the order of a sum depends on the blocks, so a choice
-by time would change results from run to run.
+launch.json: kernel -> target ("sm_80", "sm_90", "default") -> dtype ("float32", ..., "any") -> settings of a launch: block
+sizes by the kernel's names for them, num_warps, num_stages; and "backend": "cuda" where a record shows that the native
+module's CUDA kernel is faster. `python -m bench.tune` rewrites it on the current machine. Nothing is tuned during a search:
+the order of a sum depends on the blocks, so choosing by time would change results from run to run.
 """
 
 import json
@@ -42,7 +41,7 @@ def _settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
 
 
 def settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
-    """What a launch of `kernel` is given beside its arguments: block sizes, num_warps, num_stages, enable_fp_fusion.
+    """Settings of a launch of `kernel`, added to its arguments: block sizes, num_warps, num_stages, enable_fp_fusion.
 
     kernel  its name in launch.json
     dtype   of the op's tensors in memory
@@ -55,12 +54,12 @@ def settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
 
 
 def backend(kernel: str, dtype: torch.dtype, target: str) -> str:
-    """Whose kernel a launch takes, where both can: "triton", or "cuda" (csrc/cuda). Arguments as of `settings`."""
+    """The preferred kernel of a launch: "triton", or "cuda" (csrc/cuda). Arguments as of `settings`."""
     return _settings(kernel, dtype, target)["backend"]
 
 
 def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, Any]) -> None:
-    """Set a row of the table, in this process only: what bench.tune tries. One that says no backend keeps the present one."""
+    """Set a row of the table, in this process only (for bench.tune). A row without a backend keeps the current one."""
     row = {"backend": backend(kernel, dtype, target)} | row
     if row["backend"] == "triton":
         del row["backend"]
@@ -70,7 +69,7 @@ def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, Any]) -
 
 @cache
 def target_of(device: torch.device) -> str:
-    """The target of a CUDA device, "sm_90" say; "default" for any other (the interpreter's tensors are on the CPU)."""
+    """The target of a CUDA device, such as "sm_90"; "default" for others (the interpreter's tensors are on the CPU)."""
     if device.type != "cuda":
         return "default"
     major, minor = torch.cuda.get_device_capability(device)
@@ -78,5 +77,5 @@ def target_of(device: torch.device) -> str:
 
 
 def on(device: torch.device) -> AbstractContextManager:
-    """Where launches for tensors on `device` belong: Triton takes the current CUDA device, not the tensors'."""
+    """Context manager for launches on `device`: Triton launches on the current CUDA device, not the tensors'."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -4,7 +4,7 @@ fastdarts/ops/masked_loss.py says what each argument means and holds the definit
 tile of pixels and folds its errors back to the few cells of each level that the tile lies between: those sums, not the
 errors, are written. Then the tiles' sums are added in a fixed order, so that results repeat bit for bit.
 
-Letters: N images of H x W pixels, patches of SIDE x SIDE, tiles of ROWS x COLS, levels of h x w cells, of which a tile
+Notation: N images of H x W pixels, patches of SIDE x SIDE, tiles of ROWS x COLS, levels of h x w cells, of which a tile
 touches at most K x J; `part` numbers in all levels together.
 """
 
@@ -14,167 +14,133 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from fastdarts.kernels import launch
+from fastdarts.kernels.arguments import MaskedLoss, MaskedLossResults
 from fastdarts.kernels.compile import Specimen, pointer
 
 
 @triton.jit
 def place(i, IN: tl.constexpr, OUT: tl.constexpr):
     """Where bilinear interpolation of IN numbers to OUT (align_corners=False) looks for number i: near, far, far's share."""
-    at = tl.maximum((2 * i + 1) * IN - OUT, 0)  # in units of 1 / (2 OUT)
-    near = at // (2 * OUT)
-    rest = at - near * (2 * OUT)
-    return near, tl.where(rest == 0, near, tl.minimum(near + 1, IN - 1)), rest.to(tl.float32) / (2 * OUT)
+    o_at = tl.maximum((2 * i + 1) * IN - OUT, 0)  # in units of 1 / (2 OUT)
+    i_near = o_at // (2 * OUT)
+    o_rest = o_at - i_near * (2 * OUT)
+    return i_near, tl.where(o_rest == 0, i_near, tl.minimum(i_near + 1, IN - 1)), o_rest.to(tl.float32) / (2 * OUT)
 
 
 @triton.jit
 def weight(i, cell, IN: tl.constexpr, OUT: tl.constexpr):
     """The share that `cell` has in number i."""
-    near, far, share = place(i, IN, OUT)
-    return tl.where(near == cell, 1 - share, 0.0) + tl.where(far == cell, share, 0.0)
+    i_near, i_far, b_share = place(i, IN, OUT)
+    return tl.where(i_near == cell, 1 - b_share, 0.0) + tl.where(i_far == cell, b_share, 0.0)
 
 
 @triton.jit
 def compare(
-    levels,
-    bias_ptr,
-    images_ptr,
-    flip_ptr,
-    mask_ptr,
-    sums_ptr,
-    parts_ptr,
-    shift0,
-    shift1,
-    shift2,
-    scale0,
-    scale1,
-    scale2,
-    SIZES: tl.constexpr,
-    STRIDES: tl.constexpr,
-    FOOTPRINTS: tl.constexpr,
-    OFFSETS: tl.constexpr,
-    PART: tl.constexpr,
-    LEVELS: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    SIDE: tl.constexpr,
-    SQUARED: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
+    p_levels, p_bias, p_images, p_flip, p_mask, p_sums, p_parts,
+    shift0, shift1, shift2, scale0, scale1, scale2,
+    SIZES: tl.constexpr, STRIDES: tl.constexpr, FOOTPRINTS: tl.constexpr, OFFSETS: tl.constexpr, PART: tl.constexpr,
+    LEVELS: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr, SQUARED: tl.constexpr,
+    GRADIENT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
     """sums (3, programs): of losses, of slopes, masked pixels. parts (programs, PART): slopes folded back to the levels.
 
     For each level, SIZES has h, w; STRIDES n, c, y, x; FOOTPRINTS K, J and J's power of two; OFFSETS its place in a part.
     """
     TILES_W: tl.constexpr = (W + COLS - 1) // COLS
     TILES_H: tl.constexpr = (H + ROWS - 1) // ROWS
-    tile = tl.program_id(0)
-    colour = tile % 3
-    col0 = tile // 3 % TILES_W * COLS
-    row0 = tile // (3 * TILES_W) % TILES_H * ROWS
-    n = (tile // (3 * TILES_W * TILES_H)).to(tl.int64)
+    i_tile = tl.program_id(0)
+    colour = i_tile % 3
+    col0 = i_tile // 3 % TILES_W * COLS
+    row0 = i_tile // (3 * TILES_W) % TILES_H * ROWS
+    n = (i_tile // (3 * TILES_W * TILES_H)).to(tl.int64)
     i_row = row0 + tl.arange(0, ROWS)[:, None]
     i_col = col0 + tl.arange(0, COLS)[None, :]
-    patch = i_row // SIDE * (W // SIDE) + i_col // SIDE
+    i_patch = i_row // SIDE * (W // SIDE) + i_col // SIDE
     m_pixel = (i_row < H) & (i_col < W)
-    m_pixel = m_pixel & (tl.load(mask_ptr + n * ((H // SIDE) * (W // SIDE)) + patch, mask=m_pixel, other=0) != 0)
+    m_pixel = m_pixel & (tl.load(p_mask + n * ((H // SIDE) * (W // SIDE)) + i_patch, mask=m_pixel, other=0) != 0)
 
-    source = tl.where(tl.load(flip_ptr + n) != 0, W - 1 - i_col, i_col)
-    pixel = tl.load(images_ptr + n * (H * W * 3) + (i_row * W + source) * 3 + colour, mask=m_pixel, other=0)
+    i_source = tl.where(tl.load(p_flip + n) != 0, W - 1 - i_col, i_col)
+    b_pixel = tl.load(p_images + n * (H * W * 3) + (i_row * W + i_source) * 3 + colour, mask=m_pixel, other=0)
     shift = tl.where(colour == 0, shift0, tl.where(colour == 1, shift1, shift2))
     scale = tl.where(colour == 0, scale0, tl.where(colour == 1, scale1, scale2))
-    error = tl.load(bias_ptr + colour).to(tl.float32) - (pixel.to(tl.float32) - shift) * scale
+    b_error = tl.load(p_bias + colour).to(tl.float32) - (b_pixel.to(tl.float32) - shift) * scale
     for i in tl.static_range(LEVELS):
-        y_near, y_far, y_share = place(i_row, SIZES[2 * i], H)
-        x_near, x_far, x_share = place(i_col, SIZES[2 * i + 1], W)
-        plane = levels[i] + n * STRIDES[4 * i] + colour * STRIDES[4 * i + 1]
-        p_near, p_far = plane + y_near * STRIDES[4 * i + 2], plane + y_far * STRIDES[4 * i + 2]
-        x_near, x_far = x_near * STRIDES[4 * i + 3], x_far * STRIDES[4 * i + 3]
-        left = tl.load(p_near + x_near, mask=m_pixel, other=0.0).to(tl.float32)
-        right = tl.load(p_near + x_far, mask=m_pixel, other=0.0).to(tl.float32)
-        near = left + x_share * (right - left)
-        left = tl.load(p_far + x_near, mask=m_pixel, other=0.0).to(tl.float32)
-        right = tl.load(p_far + x_far, mask=m_pixel, other=0.0).to(tl.float32)
-        far = left + x_share * (right - left)
-        error += near + y_share * (far - near)
-    error = tl.where(m_pixel, error, 0.0)
+        i_y_near, i_y_far, b_y_share = place(i_row, SIZES[2 * i], H)
+        i_x_near, i_x_far, b_x_share = place(i_col, SIZES[2 * i + 1], W)
+        p_plane = p_levels[i] + n * STRIDES[4 * i] + colour * STRIDES[4 * i + 1]
+        p_near, p_far = p_plane + i_y_near * STRIDES[4 * i + 2], p_plane + i_y_far * STRIDES[4 * i + 2]
+        i_x_near, i_x_far = i_x_near * STRIDES[4 * i + 3], i_x_far * STRIDES[4 * i + 3]
+        b_left = tl.load(p_near + i_x_near, mask=m_pixel, other=0.0).to(tl.float32)
+        b_right = tl.load(p_near + i_x_far, mask=m_pixel, other=0.0).to(tl.float32)
+        b_near = b_left + b_x_share * (b_right - b_left)
+        b_left = tl.load(p_far + i_x_near, mask=m_pixel, other=0.0).to(tl.float32)
+        b_right = tl.load(p_far + i_x_far, mask=m_pixel, other=0.0).to(tl.float32)
+        b_far = b_left + b_x_share * (b_right - b_left)
+        b_error += b_near + b_y_share * (b_far - b_near)
+    b_error = tl.where(m_pixel, b_error, 0.0)
 
     if SQUARED:
-        slope = error
-        loss = error * error
+        b_slope = b_error
+        b_loss = b_error * b_error
     else:
-        slope = tl.where(error > 0, 1.0, tl.where(error < 0, -1.0, 0.0))
-        loss = tl.abs(error)
+        b_slope = tl.where(b_error > 0, 1.0, tl.where(b_error < 0, -1.0, 0.0))
+        b_loss = tl.abs(b_error)
     programs = tl.num_programs(0)
-    tl.store(sums_ptr + tile, tl.sum(tl.sum(loss, 1), 0))
-    tl.store(sums_ptr + programs + tile, tl.sum(tl.sum(slope, 1), 0))
-    tl.store(sums_ptr + 2 * programs + tile, tl.sum(tl.sum(m_pixel.to(tl.float32), 1), 0))
+    tl.store(p_sums + i_tile, tl.sum(tl.sum(b_loss, 1), 0))
+    tl.store(p_sums + programs + i_tile, tl.sum(tl.sum(b_slope, 1), 0))
+    tl.store(p_sums + 2 * programs + i_tile, tl.sum(tl.sum(m_pixel.to(tl.float32), 1), 0))
 
     if GRADIENT:
-        p_part = parts_ptr + tile.to(tl.int64) * PART
-        column = col0 + tl.arange(0, COLS)[:, None]
+        p_part = p_parts + i_tile.to(tl.int64) * PART
+        i_column = col0 + tl.arange(0, COLS)[:, None]
         for i in tl.static_range(LEVELS):
             y_first, _, _ = place(row0, SIZES[2 * i], H)
             x_first, _, _ = place(col0, SIZES[2 * i + 1], W)
-            j = tl.arange(0, FOOTPRINTS[3 * i + 2])
-            across = weight(column, x_first + j[None, :], SIZES[2 * i + 1], W)
+            i_cell = tl.arange(0, FOOTPRINTS[3 * i + 2])
+            b_across = weight(i_column, x_first + i_cell[None, :], SIZES[2 * i + 1], W)
             for k in range(FOOTPRINTS[3 * i]):
-                row = tl.sum(slope * weight(i_row, y_first + k, SIZES[2 * i], H), 0)
-                cells = tl.sum(row[:, None] * across, 0)
-                tl.store(p_part + OFFSETS[i] + k * FOOTPRINTS[3 * i + 1] + j, cells, mask=j < FOOTPRINTS[3 * i + 1])
+                b_row = tl.sum(b_slope * weight(i_row, y_first + k, SIZES[2 * i], H), 0)
+                b_cells = tl.sum(b_row[:, None] * b_across, 0)
+                tl.store(p_part + OFFSETS[i] + k * FOOTPRINTS[3 * i + 1] + i_cell, b_cells, mask=i_cell < FOOTPRINTS[3 * i + 1])
 
 
 @triton.jit
-def total(
-    sums_ptr, loss_ptr, grad_bias_ptr, factor_ptr, programs, SQUARED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
-):
+def total(p_sums, p_loss, p_grad_bias, p_factor, programs, SQUARED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
     """The loss, the bias' gradient, and factor: what a sum of slopes is multiplied by. One program."""
     i_first = tl.arange(0, BLOCK)
-    loss = tl.full([BLOCK], 0, tl.float64)
-    terms = tl.full([BLOCK], 0, tl.float64)
-    slope0 = tl.full([BLOCK], 0, tl.float64)
-    slope1 = tl.full([BLOCK], 0, tl.float64)
-    slope2 = tl.full([BLOCK], 0, tl.float64)
+    b_loss = tl.full([BLOCK], 0, tl.float64)
+    b_terms = tl.full([BLOCK], 0, tl.float64)
+    b_slope0 = tl.full([BLOCK], 0, tl.float64)
+    b_slope1 = tl.full([BLOCK], 0, tl.float64)
+    b_slope2 = tl.full([BLOCK], 0, tl.float64)
     for first in range(0, programs, BLOCK):
         i_tile = first + i_first
         m_tile = i_tile < programs
-        loss += tl.load(sums_ptr + i_tile, mask=m_tile, other=0.0)
-        terms += tl.load(sums_ptr + 2 * programs + i_tile, mask=m_tile, other=0.0)
+        b_loss += tl.load(p_sums + i_tile, mask=m_tile, other=0.0)
+        b_terms += tl.load(p_sums + 2 * programs + i_tile, mask=m_tile, other=0.0)
         if GRADIENT:
-            slope = tl.load(sums_ptr + programs + i_tile, mask=m_tile, other=0.0)
-            slope0 += tl.where(i_tile % 3 == 0, slope, 0.0)
-            slope1 += tl.where(i_tile % 3 == 1, slope, 0.0)
-            slope2 += tl.where(i_tile % 3 == 2, slope, 0.0)
-    count = tl.sum(terms, 0)
-    tl.store(loss_ptr, (tl.sum(loss, 0) / count).to(tl.float32))
+            b_slope = tl.load(p_sums + programs + i_tile, mask=m_tile, other=0.0)
+            b_slope0 += tl.where(i_tile % 3 == 0, b_slope, 0.0)
+            b_slope1 += tl.where(i_tile % 3 == 1, b_slope, 0.0)
+            b_slope2 += tl.where(i_tile % 3 == 2, b_slope, 0.0)
+    count = tl.sum(b_terms, 0)
+    tl.store(p_loss, (tl.sum(b_loss, 0) / count).to(tl.float32))
     if GRADIENT:
         factor = tl.where(count > 0, (2.0 if SQUARED else 1.0) / tl.maximum(count, 1.0), 0.0)
-        tl.store(factor_ptr, factor)
-        tl.store(grad_bias_ptr, (factor * tl.sum(slope0, 0)).to(tl.float32))
-        tl.store(grad_bias_ptr + 1, (factor * tl.sum(slope1, 0)).to(tl.float32))
-        tl.store(grad_bias_ptr + 2, (factor * tl.sum(slope2, 0)).to(tl.float32))
+        tl.store(p_factor, factor)
+        tl.store(p_grad_bias, (factor * tl.sum(b_slope0, 0)).to(tl.float32))
+        tl.store(p_grad_bias + 1, (factor * tl.sum(b_slope1, 0)).to(tl.float32))
+        tl.store(p_grad_bias + 2, (factor * tl.sum(b_slope2, 0)).to(tl.float32))
 
 
 @triton.jit
 def fold(
-    parts_ptr,
-    factor_ptr,
-    grad_ptr,
-    SIZE: tl.constexpr,
-    STRIDE: tl.constexpr,
-    K: tl.constexpr,
-    J: tl.constexpr,
-    OFFSET: tl.constexpr,
-    PART: tl.constexpr,
-    H: tl.constexpr,
-    W: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    p_parts, p_factor, p_grad,
+    SIZE: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, J: tl.constexpr, OFFSET: tl.constexpr, PART: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """grad of one level: each cell adds what the tiles around it hold for it. A program has BLOCK cells of one colour."""
     TILES_W: tl.constexpr = (W + COLS - 1) // COLS
     TILES_H: tl.constexpr = (H + ROWS - 1) // ROWS
@@ -182,20 +148,20 @@ def fold(
     BLOCKS: tl.constexpr = (CELLS + BLOCK - 1) // BLOCK
     program = tl.program_id(0)
     i_cell = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    y, x = i_cell // SIZE[1], i_cell % SIZE[1]
+    i_y, i_x = i_cell // SIZE[1], i_cell % SIZE[1]
     colour = program // BLOCKS % 3
     n = (program // BLOCKS // 3).to(tl.int64)
-    slope = tl.full([BLOCK], 0, tl.float64)
+    b_slope = tl.full([BLOCK], 0, tl.float64)
     for i in range(TILES_H * TILES_W):
         y_first, _, _ = place(i // TILES_W * ROWS, SIZE[0], H)
         x_first, _, _ = place(i % TILES_W * COLS, SIZE[1], W)
-        k, j = y - y_first, x - x_first
-        m_cell = (i_cell < CELLS) & (k >= 0) & (k < K) & (j >= 0) & (j < J)
-        p_part = parts_ptr + ((n * (TILES_H * TILES_W) + i) * 3 + colour) * PART + OFFSET
-        slope += tl.load(p_part + k * J + j, mask=m_cell, other=0.0)
-    grad = (slope * tl.load(factor_ptr)).to(tl.float32)
-    p_grad = grad_ptr + n * STRIDE[0] + colour * STRIDE[1] + y * STRIDE[2] + x * STRIDE[3]
-    tl.store(p_grad, grad, mask=i_cell < CELLS)
+        i_k, i_j = i_y - y_first, i_x - x_first
+        m_cell = (i_cell < CELLS) & (i_k >= 0) & (i_k < K) & (i_j >= 0) & (i_j < J)
+        p_part = p_parts + ((n * (TILES_H * TILES_W) + i) * 3 + colour) * PART + OFFSET
+        b_slope += tl.load(p_part + i_k * J + i_j, mask=m_cell, other=0.0)
+    b_grad = (b_slope * tl.load(p_factor)).to(tl.float32)
+    p_cell = p_grad + n * STRIDE[0] + colour * STRIDE[1] + i_y * STRIDE[2] + i_x * STRIDE[3]
+    tl.store(p_cell, b_grad, mask=i_cell < CELLS)
 
 
 def _near(i: int, size: int, out: int) -> int:
@@ -271,18 +237,9 @@ def _summed(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-def run(
-    levels: Sequence[Tensor],
-    bias: Tensor,
-    images: Tensor,
-    flip: Tensor,
-    mask: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    norm: str,
-    need_grad: bool,
-) -> tuple[Tensor, list[Tensor], Tensor]:
+def run(a: MaskedLoss) -> MaskedLossResults:
     """loss, grad_levels, grad_bias of ops.masked_loss; two launches, and one for each level where gradients are asked for."""
+    levels, bias, images, flip, mask, mean, std, norm, need_grad = a
     N, H, W, _ = images.shape
     loss = bias.new_empty(())
     grad_levels = [torch.empty_like(level, dtype=_summed(level.dtype)) for level in levels] if need_grad else []
@@ -306,7 +263,7 @@ def run(
             constexprs = plan.fold(i, grad.stride(), folded["BLOCK"])
             grid = (N * 3 * triton.cdiv(grad.shape[2] * grad.shape[3], constexprs["BLOCK"]),)
             fold[grid](parts, factor, grad, **folded | constexprs)
-    return loss, grad_levels, grad_bias
+    return MaskedLossResults(loss, grad_levels, grad_bias)
 
 
 SPECIMENS = {  # H = W, side of a patch, sides of the levels
@@ -328,8 +285,8 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
         def whole(target: str, plan: Callable[[str], Plan] = plan, strides: list = strides) -> dict:
             return plan(target).compare([s for level in strides for s in level], False, True)
 
-        pointers = {"levels": (number,) * len(levels), "bias_ptr": number, "images_ptr": "*u8", "flip_ptr": "*i8"}
-        pointers |= {"mask_ptr": "*i8", "sums_ptr": "*fp32", "parts_ptr": "*fp32"}
+        pointers = {"p_levels": (number,) * len(levels), "p_bias": number, "p_images": "*u8", "p_flip": "*i8"}
+        pointers |= {"p_mask": "*i8", "p_sums": "*fp32", "p_parts": "*fp32"}
         numbers = {f"{name}{c}": "fp32" for name in ("shift", "scale") for c in range(3)}
         found.append(Specimen(compare, pointers | numbers, whole, "masked_loss.compare", dtype, label))
         for i, stride in enumerate(strides):
@@ -337,9 +294,9 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
             def one(target: str, plan: Callable[[str], Plan] = plan, i: int = i, stride: tuple = stride) -> dict:
                 return plan(target).fold(i, stride, launch.settings("masked_loss.fold", dtype, target)["BLOCK"])
 
-            pointers = {"parts_ptr": "*fp32", "factor_ptr": "*fp64", "grad_ptr": "*fp32"}
+            pointers = {"p_parts": "*fp32", "p_factor": "*fp64", "p_grad": "*fp32"}
             found.append(Specimen(fold, pointers, one, "masked_loss.fold", dtype, f"{label}: {levels[i]}"))
-    signature = {"sums_ptr": "*fp32", "loss_ptr": number, "grad_bias_ptr": "*fp32", "factor_ptr": "*fp64", "programs": "i32"}
+    signature = {"p_sums": "*fp32", "p_loss": number, "p_grad_bias": "*fp32", "p_factor": "*fp64", "programs": "i32"}
     constexprs = {"SQUARED": False, "GRADIENT": True}
     found.append(Specimen(total, signature, constexprs, "masked_loss.total", dtype, "all tiles", frozenset({"programs"})))
     return found

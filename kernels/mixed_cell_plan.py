@@ -1,23 +1,23 @@
-"""What the Triton kernels of mixed_cell do for a graph and a shape: the list of launches, the table they read, memory.
+"""The plan of mixed_cell's kernels for a graph and a shape: the list of launches, the table they read, memory.
 
-Letters: N images, C channels of a state, k the divisor of partial channels, Cq = C/k, H W pixels of an input, Ho Wo of a
+Notation: N images, C channels of a state, k the divisor of partial channels, Cq = C/k, H W pixels of an input, Ho Wo of a
 node, m = N*Ho*Wo, E edges, B BatchNorms. Needs no Triton.
 
-States become ready in waves: the inputs are of level 0, a node one above the highest state that it reads. A launch does one
-stage of a wave, for all edges and candidates at once: which ones it finds in the table, rows of int64 that depend on the
-graph and the shape only and lie on the device. Forward, wave by wave: first halves (with the dilated and dense
-convolutions) and pools' sums, factors of their BNs, second halves, factors, nodes. Backward, from the last level down: the
-pools' gradients and the gradient of a level's nodes, sums over the edges into them, second halves, middles, first halves;
-then the inputs, and, if they are wanted, all weights. Where ranks share batch statistics, they exchange sums twice in a wave,
-once after a launch for all BNs that are ready.
+States become ready in waves: the inputs have level 0, a node is one above the highest state that it reads. A launch runs one
+stage of a wave for all edges and candidates at once; it reads which ones from the table, rows of int64 on the device that
+depend on the graph and the shape only. Forward, wave by wave: first halves (with the dilated and dense convolutions) and
+pools' sums, scale and shift of their BNs, second halves, scale and shift, nodes. Backward, from the last level down: the
+pools' gradients and the gradient of a level's nodes, sums over the edges into them, second halves, the BNs between the
+halves, first halves; then the inputs and, if needed, all weights. Ranks that share batch statistics exchange sums twice in a
+wave, once after a launch for all BNs that are ready.
 """
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from math import prod
 
-from fastdarts.kernels.mixed_cell_table import (
-    ALIGN,
+from fastdarts.kernels.graph import DENSE, DILATED, KERNEL, Graph, convolutions, norms
+from fastdarts.kernels.mixed_cell_launches import (
     FREE,
     LEARNT,
     MOST_INPUTS,
@@ -25,33 +25,36 @@ from fastdarts.kernels.mixed_cell_table import (
     TAPS,
     WIDEST,
     Call,
-    Edge,
-    Kind,
     Launch,
     Memory,
     Needs,
-    Node,
-    Norm,
-    Pool,
     Split,
-    State,
-    Sum,
-    Term,
-    Unit,
     padded,
 )
-from fastdarts.ops.graph import DENSE, DILATED, KERNEL, Candidate, Graph, convolutions, norms
+from fastdarts.kernels.rows import (
+    ALIGN,
+    Candidate,
+    EdgeRow,
+    Kind,
+    NodeRow,
+    NormRow,
+    PoolRow,
+    StateRow,
+    SumRow,
+    TermRow,
+    UnitRow,
+)
 
 
 class Plan:
-    """A call taken apart; `forward` or `backward` then lists launches and fills the table.
+    """The launches of one call and the table that they read.
 
-    saved     how many numbers the forward keeps: each convolution's y, (m, Cq), the states that edges read, (m, C), and, from
+    saved     numbers that the forward saves: each convolution's y, (m, Cq), the states that edges read, (m, C), and, from
               norms_at on, the factors of each BN's xhat in float32, (B, 3, Cq)
-    parts     into how many the pixels are cut where sums are taken
+    parts     of the pixels, where sums are taken
     slots     middles of separable convolutions
     learnt    rows of the gradients of all weights, one for each part
-    work      how many numbers the backward works on
+    work      numbers of the backward's workspace
     """
 
     def __init__(self, call: Call, needs: Needs | None = None) -> None:
@@ -67,8 +70,8 @@ class Plan:
         self.m = N * self.Ho * self.Wo
         self.table: list[int] = []
         self.launches: list[Launch] = []
-        self.units: list[Unit] = []
-        self.terms: list[list[Term]] = [[] for _ in graph.edges]
+        self.units: list[UnitRow] = []
+        self.terms: list[list[TermRow]] = [[] for _ in graph.edges]
         self.columns: list[dict[Candidate, tuple[int, int]]] = []  # of each edge: candidate -> its column and BN
         self._saved, self._work = Memory(), Memory()
         self.slots = self.learnt = 0
@@ -100,7 +103,7 @@ class Plan:
         self.state += [self._saved.take(self.m * self.C) if self.leaving[graph.inputs + j] else -1 for j in range(graph.nodes)]
         self.grad = [-1] * graph.inputs + [self._work.take(self.m * self.C) if self.needs else -1 for _ in range(graph.nodes)]
         weights = norm = 0
-        seconds: list[tuple[int, Unit]] = []
+        seconds: list[tuple[int, UnitRow]] = []
         self.unit_range: list[tuple[int, int]] = []
         for i, edge in enumerate(graph.edges):
             first = len(self.units)
@@ -115,9 +118,9 @@ class Plan:
                         self.slots += 1
                         second = self._second(unit, self._saved.take(size))
                         seconds.append((column, second))
-                        self.terms[i].append(Term(second.y, second.norm, column))
+                        self.terms[i].append(TermRow(second.y, second.norm, column))
                     else:
-                        self.terms[i].append(Term(y, norm, column))
+                        self.terms[i].append(TermRow(y, norm, column))
                     self.units.append(unit)
                 weights += sum(map(prod, convolutions(candidate, edge.stride, self.Cq)))
                 norm += norms(candidate, edge.stride)
@@ -130,11 +133,11 @@ class Plan:
     def _source(self, state: int) -> tuple[int, int]:
         return (state, 0) if state < self.graph.inputs else (-1, max(self.state[state], 0))
 
-    def _unit(self, i: int, candidate: Candidate, weights: int, norm: int, y: int) -> Unit:
+    def _unit(self, i: int, candidate: Candidate, weights: int, norm: int, y: int) -> UnitRow:
         edge = self.graph.edges[i]
         kernel = 0 if candidate in DENSE or candidate == Candidate.SKIP else KERNEL[candidate]
         halves = int(candidate == Candidate.SKIP)
-        return Unit(
+        return UnitRow(
             *self._source(edge.source),
             edge=i,
             stride=edge.stride,
@@ -155,7 +158,7 @@ class Plan:
             dz=self._gradient(i) if kernel else -1,
         )
 
-    def _second(self, first: Unit, y: int) -> Unit:
+    def _second(self, first: UnitRow, y: int) -> UnitRow:
         """The second half after a first one."""
         depthwise = first.pointwise + self.Cq**2
         return first._replace(
@@ -199,7 +202,7 @@ class Plan:
     # ------------------------------------------------------------------------------------------------ the table
 
     def _add(self, numbers: Iterable[int]) -> int:
-        """Append to the table; where that begins."""
+        """Append to the table; returns the offset."""
         begin = len(self.table)
         self.table.extend(numbers)
         return begin
@@ -218,11 +221,11 @@ class Plan:
     ) -> None:
         """Append a launch for the listed rows, if there are any: `programs` of them each. cost: numbers and operations."""
         if listed:
-            given = {"listed": self._add(listed), **values}
+            given = {"o_listed": self._add(listed), **values}
             begin = self._add(exchanged if self.call.shared else ())
             self.launches.append(Launch(kernel, programs * len(listed), given, *cost, range(begin, len(self.table))))
 
-    def _pool_rows(self) -> list[Pool]:
+    def _pool_rows(self) -> list[PoolRow]:
         rows = []
         for edges in self._pools:
             edge = self.graph.edges[edges[0]]
@@ -231,14 +234,14 @@ class Plan:
             size = self.m * self.Cq if self.needs and self._pulled(edge.source) else 0
             room = [self._work.take(size) for _ in range(3)]
             slots = [found[0] if found else -1 for found in (highest, average)]
-            rows.append(Pool(*self._source(edge.source), edges[0], edge.stride, *slots, begin, begin + len(edges), *room))
+            rows.append(PoolRow(*self._source(edge.source), edges[0], edge.stride, *slots, begin, begin + len(edges), *room))
         return rows
 
     def _pulled(self, state: int) -> bool:
         """Whether a backward finds the state's gradient."""
         return state >= self.graph.inputs or bool(self.needs and self.needs.inputs)
 
-    def _edge_rows(self, sums: Sequence[Sequence[Sum]]) -> tuple[list[Edge], list[Term]]:
+    def _edge_rows(self, sums: Sequence[Sequence[SumRow]]) -> tuple[list[EdgeRow], list[TermRow]]:
         rows, terms, summed = [], [], 0
         carriers = {edges[-1]: i for i, edges in enumerate(self._pools)}
         for i, edge in enumerate(self.graph.edges):
@@ -246,7 +249,7 @@ class Plan:
             begin = len(terms)
             terms += self.terms[i]
             rows.append(
-                Edge(
+                EdgeRow(
                     *self._source(edge.source),
                     edge.stride,
                     begin,
@@ -278,22 +281,22 @@ class Plan:
             n: row.avg_slot for row, es in self._with_pools(pool_rows) for n in self._pool_norms(es, Candidate.AVG_POOL_3)
         }
         into = [[i for i, e in enumerate(graph.edges) if e.node == j] for j in range(graph.nodes)]
-        nodes = [Node(j, self.state[graph.inputs + j], es[0], es[-1] + 1) for j, es in enumerate(into)]
-        norm_rows = [Norm(n, shared.get(n, n)) for n in range(graph.norms)]
+        nodes = [NodeRow(j, self.state[graph.inputs + j], es[0], es[-1] + 1) for j, es in enumerate(into)]
+        norm_rows = [NormRow(n, shared.get(n, n)) for n in range(graph.norms)]
         at: dict[str, int | bool] = {
-            "units": self._rows(self.units),
-            "edges_at": self._rows(edges),
-            "terms": self._rows(terms),
-            "nodes_at": self._rows(nodes),
-            "pools_at": self._rows(pool_rows),
-            "norms_at": self._rows(norm_rows),
+            "o_units": self._rows(self.units),
+            "o_edges": self._rows(edges),
+            "o_terms": self._rows(terms),
+            "o_nodes": self._rows(nodes),
+            "o_pools": self._rows(pool_rows),
+            "o_norms": self._rows(norm_rows),
         }
         summed = at | Split.of(self.m, *SUMMED).values()
         free = at | Split.of(self.m, *FREE).values()
         if call.chosen:
-            self.launches.append(Launch("places", len(graph.edges)))
+            self.launches.append(Launch("channel_inverse", len(graph.edges)))
         if not call.batch:
-            self._factors(range(graph.norms), summed)
+            self._bn_scale_shift(range(graph.norms), summed)
         for level in range(max(self.level)):
             units = [i for i in range(self.seconds) if self.level[graph.edges[self.units[i].edge].source] == level]
             first, dense = ([i for i in units if bool(self.units[i].kernel) == wanted] for wanted in (True, False))
@@ -304,29 +307,29 @@ class Plan:
                 ready = [self.units[i].norm for i in units]
                 ready += [n for n in shared if self._source_level_of_pool(n) == level]
                 self._pool_sums(pool_rows, level, summed)
-                self._factors(ready, summed)
+                self._bn_scale_shift(ready, summed)
             self._convolve("separable", second, summed | {"SECOND": True})
             if call.batch:
-                self._factors([self.units[i].norm for i in second], summed)
+                self._bn_scale_shift([self.units[i].norm for i in second], summed)
             self._nodes(nodes, level + 1, free)
 
-    def _with_pools(self, rows: Sequence[Pool]) -> Iterable[tuple[Pool, list[int]]]:
+    def _with_pools(self, rows: Sequence[PoolRow]) -> Iterable[tuple[PoolRow, list[int]]]:
         return zip(rows, self._pools, strict=True)
 
     def _level_of(self, unit: int) -> int:
         return self.level[self.graph.edges[self.units[unit].edge].source]
 
     def _source_level_of_pool(self, norm: int) -> int:
-        """Of the state whose pool has this BN."""
+        """Level of the state whose pool has this BN."""
         pools = Candidate.MAX_POOL_3, Candidate.AVG_POOL_3
         (edge,) = (i for i, c in enumerate(self.columns) if any(c.get(p, (0, -1))[1] == norm for p in pools))
         return self.level[self.graph.edges[edge].source]
 
-    def _reads(self, unit: Unit) -> int:
+    def _reads(self, unit: UnitRow) -> int:
         """Pixels of what a unit reads."""
         return self.N * self.H * self.W if unit.source >= 0 else self.m
 
-    def _products(self, unit: Unit) -> int:
+    def _products(self, unit: UnitRow) -> int:
         """Operations of a unit's convolutions."""
         return 2 * self.m * self.Cq * (unit.kernel**2 + self.Cq * (1 if unit.kernel or unit.halves else unit.taps))
 
@@ -335,7 +338,7 @@ class Plan:
         numbers = sum(self._reads(u) + self.m for u in units) * self.Cq
         self._launch(kernel, listed, int(values["parts"]), values, (numbers, sum(map(self._products, units))))
 
-    def _pool_sums(self, rows: Sequence[Pool], level: int, values: dict[str, int | bool]) -> None:
+    def _pool_sums(self, rows: Sequence[PoolRow], level: int, values: dict[str, int | bool]) -> None:
         listed = [
             i
             for i, (row, edges) in enumerate(self._with_pools(rows))
@@ -347,13 +350,13 @@ class Plan:
     def _pixels(self, source: int) -> int:
         return self.N * self.H * self.W if source >= 0 else self.m
 
-    def _factors(self, listed: Sequence[int], values: dict[str, int | bool]) -> None:
-        """Of the listed BNs; with statistics of all ranks from the rank's own, and, when they were exchanged, from those."""
-        self._launch("factors", listed, 1, values, (0, 0), listed)
+    def _bn_scale_shift(self, listed: Sequence[int], values: dict[str, int | bool]) -> None:
+        """Scale and shift of the listed BNs; if ranks share statistics, from the rank's own, then from all."""
+        self._launch("bn_scale_shift", listed, 1, values, (0, 0), listed)
         if self.call.shared:
-            self._launch("factors", listed, 1, values | {"BATCH": False}, (0, 0))
+            self._launch("bn_scale_shift", listed, 1, values | {"BATCH": False}, (0, 0))
 
-    def _nodes(self, nodes: Sequence[Node], level: int, values: dict[str, int | bool]) -> None:
+    def _nodes(self, nodes: Sequence[NodeRow], level: int, values: dict[str, int | bool]) -> None:
         listed = [j for j in range(len(nodes)) if self.level[self.graph.inputs + j] == level]
         edges = [i for j in listed for i in range(nodes[j].edges, nodes[j].edges_end)]
         terms = sum(len(self.terms[i]) for i in edges)
@@ -366,25 +369,25 @@ class Plan:
 
     @property
     def _tiles(self) -> int:
-        """Of channels, in `node` and `state_gradient`."""
+        """Tiles of channels in `node` and `state_gradient`."""
         return -(-self.C // padded(self.Cq)) if self.call.chosen else self.call.partial_channels
 
     # ------------------------------------------------------------------------------------------------- backward
 
-    def _sum_rows(self, needs: Needs) -> list[list[Sum]]:
-        """What is summed for each edge: for BNs and, where those are wanted, for the weights of candidates and edges."""
+    def _sum_rows(self, needs: Needs) -> list[list[SumRow]]:
+        """The sums of each edge: for BNs and, if needed, for the weights of candidates and edges."""
         rows = []
         for i, edge in enumerate(self.graph.edges):
             columns = self.columns[i]
-            row = [Sum(i, Kind.Y, t.column, t.y, t.norm) for t in self.terms[i]]
+            row = [SumRow(i, Kind.Y, t.column, t.y, t.norm) for t in self.terms[i]]
             pools = {Candidate.MAX_POOL_3: Kind.MAX, Candidate.AVG_POOL_3: Kind.AVG}
-            row += [Sum(i, kind, columns[c][0], 0, columns[c][1]) for c, kind in pools.items() if c in columns]
+            row += [SumRow(i, kind, columns[c][0], 0, columns[c][1]) for c, kind in pools.items() if c in columns]
             if needs.ops:
                 plain, skip = columns.get(Candidate.PLAIN_AVG_POOL_3), columns.get(Candidate.SKIP)
-                row += [Sum(i, Kind.AVG, plain[0], 0, -1)] if plain else []
-                row += [Sum(i, Kind.SKIP, skip[0], 0, -1)] if skip and edge.stride == 1 else []
+                row += [SumRow(i, Kind.AVG, plain[0], 0, -1)] if plain else []
+                row += [SumRow(i, Kind.SKIP, skip[0], 0, -1)] if skip and edge.stride == 1 else []
                 by = self.call.weighted and self.call.partial_channels > 1
-                row += [Sum(i, Kind.BYPASS, -1, 0, -1)] if by else []
+                row += [SumRow(i, Kind.BYPASS, -1, 0, -1)] if by else []
             rows.append(row)
         return rows
 
@@ -397,19 +400,19 @@ class Plan:
         for s, leaving in enumerate(self.leaving):
             begin = self._add(leaving)
             node = s - graph.inputs if s >= graph.inputs else -1
-            states.append(State(*self._source(s), node, max(self.grad[s], 0), begin, begin + len(leaving)))
+            states.append(StateRow(*self._source(s), node, max(self.grad[s], 0), begin, begin + len(leaving)))
         at: dict[str, int | bool] = {
-            "units": self._rows(self.units),
-            "edges_at": self._rows(edges),
-            "sums_at": self._rows(row for rows in self.sums for row in rows),
-            "states_at": self._rows(states),
-            "pools_at": self._rows(pool_rows),
+            "o_units": self._rows(self.units),
+            "o_edges": self._rows(edges),
+            "o_sums": self._rows(row for rows in self.sums for row in rows),
+            "o_states": self._rows(states),
+            "o_pools": self._rows(pool_rows),
         }
         self.summed = call.batch or needs.ops
         summed, learnt = (Split.of(self.m, *how) for how in (SUMMED, LEARNT))
         at |= {"middle_parts": self.parts, "sum_parts": self.parts}
         if call.chosen:
-            self.launches.append(Launch("places", len(graph.edges)))
+            self.launches.append(Launch("channel_inverse", len(graph.edges)))
         for level in range(max(self.level), 0, -1):
             nodes = [s for s in range(graph.inputs, graph.inputs + graph.nodes) if self.level[s] == level]
             self._pull(states, pool_rows, nodes, at)
@@ -419,7 +422,9 @@ class Plan:
         if needs.weights and self.numbers:
             self._learn(at | learnt.values(), learnt.parts)
 
-    def _pull(self, rows: Sequence[State], pools: Sequence[Pool], states: Sequence[int], at: dict[str, int | bool]) -> None:
+    def _pull(
+        self, rows: Sequence[StateRow], pools: Sequence[PoolRow], states: Sequence[int], at: dict[str, int | bool]
+    ) -> None:
         """The gradients of states."""
         free = Split.of(self.m, *FREE)
         listed = [i for i, edges in enumerate(self._pools) if self.graph.edges[edges[0]].source in states]
@@ -448,11 +453,15 @@ class Plan:
         size = self.m * self.Cq
         if self.summed:
             self._launch(
-                "sums", listed, split.parts, at | split.values(), ((len(listed) + len(edges)) * size, 6 * len(listed) * size)
+                "grad_sums",
+                listed,
+                split.parts,
+                at | split.values(),
+                ((len(listed) + len(edges)) * size, 6 * len(listed) * size),
             )
         mixed = {"SUMMED": self.summed, "NEED_OPS": bool(self.needs and self.needs.ops)}
         norms = [row.norm for i in edges if self._works(i) for row in self.sums[i] if row.norm >= 0]
-        self._launch("mix", edges, 1, at | mixed, (0, 0), norms)
+        self._launch("mix_weights", edges, 1, at | mixed, (0, 0), norms)
         units = [i for i, u in enumerate(self.units) if u.edge in edges and u.kernel and self._works(u.edge)]
         first, second = ([i for i in units if (i >= self.seconds) == wanted] for wanted in (False, True))
         free = Split.of(self.m, *FREE)
@@ -462,7 +471,7 @@ class Plan:
             if some is second:
                 cost = 3 * len(some) * size, sum(2 * size * self.units[i].kernel ** 2 for i in some)
                 slots = [self.units[i].slot for i in some]
-                self._launch("middle", some, split.parts, at | split.values(), cost, slots)
+                self._launch("bn_backward_inner", some, split.parts, at | split.values(), cost, slots)
 
     def _learn(self, values: dict[str, int | bool], parts: int) -> None:
         """The gradients of all weights."""
@@ -482,17 +491,17 @@ class Plan:
             taps = max(u.taps for u in units)
             cost = sum(self._reads(u) * self.Cq + 2 * size for u in units), sum(map(self._products, units))
             self._launch("dense_gradient", listed, parts * taps, values | {"most_taps": taps}, cost)
-        self.launches.append(Launch("collect", -1, {"parts": parts}, self.numbers, parts * self.numbers))
+        self.launches.append(Launch("reduce_parts", -1, {"parts": parts}, self.numbers, parts * self.numbers))
 
 
 def launch_plan(call: Call, needs: Needs | None = None) -> list[Launch]:
-    """The launches of a call's forward, or of the backward that finds what it `needs`, in order: what the op executes."""
+    """The launches of a call's forward, or of the backward for `needs`, in order, as the op executes them."""
     return Plan(call, needs).launches
 
 
 @lru_cache(maxsize=1024)
 def saved_numbers(code: tuple[int, ...], shape: tuple[int, int, int, int], partial_channels: int) -> int:
-    """How many numbers a forward keeps for its backward; `code` is an encoded graph."""
+    """Numbers that a forward saves for its backward; `code` is an encoded graph."""
     return Plan(Call(Graph.decode(code), shape, partial_channels)).saved
 
 
@@ -504,5 +513,5 @@ def work_numbers(
     flags: tuple[bool, bool, bool, bool],
     needs: tuple[bool, bool, bool],
 ) -> int:
-    """How many numbers a backward works on; flags and needs as of Call and Needs."""
+    """Numbers of a backward's workspace; flags and needs as of Call and Needs."""
     return Plan(Call(Graph.decode(code), shape, partial_channels, *flags), Needs(*needs)).work

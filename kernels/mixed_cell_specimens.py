@@ -1,4 +1,4 @@
-"""The kernels of mixed_cell as production launches have them, for compile.py: argument types, constants, widths."""
+"""Specimens of mixed_cell's kernels for compile.py: argument types, constants and widths as production launches have them."""
 
 from collections.abc import Mapping
 from itertools import product
@@ -7,10 +7,10 @@ from typing import Any
 import torch
 
 from fastdarts.kernels.compile import Specimen, pointer
-from fastdarts.kernels.mixed_cell_table import padded
+from fastdarts.kernels.mixed_cell_launches import MOST_INPUTS, padded
 
-# each value of these makes another kernel; of the other flags the dearer one counts, but `factors` has two ways to statistics,
-# and a step of the weights alone, of edges without weights (plain DARTS'), is compiled too
+# each value of these makes another kernel; of other flags only the costlier value is compiled, except that `bn_scale_shift`
+# has two sources of statistics, and that a step of the weights alone on edges without weights (plain DARTS) is compiled too
 FLAGS = ("CHOSEN", "SECOND", "DENSE")
 PLAIN = {"WEIGHTED": False, "NEED_OPS": False}
 ALWAYS = {"BATCH": True, "WEIGHTED": True, "SUMMED": True, "NEED_OPS": True, "NODES": 4, "NORMS": 84, "COLUMNS": 16}
@@ -24,13 +24,15 @@ INTEGER64, FLOAT32, FLOAT64, INTEGER32 = (
         "p_table p_channels",
         "p_norms p_statistics p_coefficients p_sums p_middles p_parts",
         "p_result p_mean p_var",
-        "p_places",
+        "p_inverse",
     )
 )
 
 
-def _type(name: str, dtype: torch.dtype) -> str:
+def _type(name: str, dtype: torch.dtype) -> str | tuple[str, ...]:
     """Triton's type of an argument."""
+    if name in ("p_inputs", "p_grad_inputs"):
+        return (pointer(dtype),) * MOST_INPUTS
     if name == "eps":
         return "fp32"
     if not name.startswith("p_"):
@@ -42,7 +44,7 @@ def _type(name: str, dtype: torch.dtype) -> str:
 
 
 def specimens(kernels: Mapping[str, Any], dtype: torch.dtype, widths: tuple[Width, ...]) -> list[Specimen]:
-    """Each of the kernels, by its name in launch.json, at each width and with each flag that it has."""
+    """Each kernel, by its name in launch.json, at each width and with each of its flags."""
     found = []
     for name, kernel in kernels.items():
         arguments = kernel.arg_names
@@ -50,7 +52,7 @@ def specimens(kernels: Mapping[str, Any], dtype: torch.dtype, widths: tuple[Widt
         signature = {a: _type(a, dtype) for a in arguments if a not in constexprs}
         integers = frozenset(a for a, kind in signature.items() if kind == "i32")
         seen = set()
-        batches = (True, False) if name == "factors" else (True,)
+        batches = (True, False) if name == "bn_scale_shift" else (True,)
         flags_of = widths, (False, True), (False, True), batches, ({}, PLAIN)
         for (Cq, k, chosen), second, dense, batch, plain in product(*flags_of):
             sizes = {"C": Cq * k, "CQ": Cq, "BC": padded(Cq), "BALL": padded(Cq * k)}

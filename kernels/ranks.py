@@ -1,16 +1,26 @@
-"""BatchNorm's sums over the ranks that share a batch, between two launches of a kernel's op. Plain PyTorch.
+"""Sums of a BatchNorm over the ranks that share a batch, between two launches of an op. Plain PyTorch.
 
-Each rank has as many values of a BN as every other. All ranks call these in the same order, and all get the same bits.
+All ranks hold the same number of values of a BN, call these functions in the same order and get the same bits.
 """
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastdarts.ops.batch_norm import Sync
+
+class Sync(Protocol):
+    """The ranks that share a batch (engine.distributed.World). All ranks call `sum` equally often, in the same order."""
+
+    rank: int
+    size: int
+
+    def sum(self, flat: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over the ranks."""
 
 
 def statistics(own: Tensor, sync: Sync) -> Tensor:
-    """Mean and biased variance of the values of all ranks, from those of this rank's: float64 (2, ...)."""
+    """Mean and biased variance over all ranks' values, from this rank's own: float64 (2, ...)."""
     table = own.new_zeros(sync.size, own.numel())
     table[sync.rank] = own.flatten()
     sync.sum(table)

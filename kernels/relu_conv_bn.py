@@ -1,11 +1,12 @@
 """ReLU, 1x1 convolution, BatchNorm: forward. fastdarts/ops/relu_conv_bn.py holds the definition.
 
-The convolution's epilogue takes mean and spread of each tile about the tile's own mean; they are merged; one pass
-normalises in place. With running statistics the epilogue normalises. The sums over pixels are cut into pieces that depend
-on the shape alone and merged in order, so results repeat bit for bit. relu_conv_bn_backward.py has the gradients.
+The convolution's epilogue computes mean and spread of each tile about the tile's own mean; these are merged; one pass
+normalises in place. With running statistics the epilogue normalises. Sums over pixels are split by the shape alone and merged
+in order, so results repeat bit for bit. relu_conv_bn_backward.py has the gradients.
 
-Letters: C input channels, HALF output channels of each of TAPS weights, D = TAPS * HALF, m output pixels; W pixels of an
-input row. Memory is channels_last: number o of pixel i lies at i * D + o. Sums are float32, merged in float64.
+Notation (prefixes as in mixed_cell_parts.py): C input channels, HALF output channels of each of TAPS weights, D = TAPS * HALF,
+m output pixels; W pixels of an input row. Memory is channels_last: number o of pixel i is at i * D + o. Sums are float32,
+merged in float64.
 """
 
 from collections.abc import Sequence
@@ -18,60 +19,47 @@ from torch import Tensor
 
 from fastdarts.kernels import launch, ranks
 from fastdarts.kernels.compile import Specimen, pointer
-from fastdarts.ops.batch_norm import Sync
+from fastdarts.kernels.ranks import Sync
 
 # x, weights, running mean and variance (both or none)
 Layer = tuple[Tensor, Sequence[Tensor], Tensor | None, Tensor | None]
 
 
 @triton.jit
-def input_pixel(i, tap, TAPS: tl.constexpr, W: tl.constexpr):
+def input_pixel(i_out, tap, TAPS: tl.constexpr, W: tl.constexpr):
     """The input pixel of output pixel i: itself, or with two taps the one of its 2 x 2 pixels at (tap, tap)."""
     if TAPS == 1:
-        return i
+        return i_out
     else:
-        return (2 * (i // (W // 2)) + tap) * W + 2 * (i % (W // 2)) + tap
+        return (2 * (i_out // (W // 2)) + tap) * W + 2 * (i_out % (W // 2)) + tap
 
 
 @triton.jit
-def load_weight(w0_ptr, w1_ptr, tap, offset, mask):
+def load_weight(p_w0, p_w1, tap, i_weight, m_block):
     """Numbers of the tap's weight."""
     if tap == 0:  # noqa: SIM108 (a branch of the program, not a choice of values)
-        w = tl.load(w0_ptr + offset, mask=mask, other=0.0)
+        b_w = tl.load(p_w0 + i_weight, mask=m_block, other=0.0)
     else:
-        w = tl.load(w1_ptr + offset, mask=mask, other=0.0)
-    return w
+        b_w = tl.load(p_w1 + i_weight, mask=m_block, other=0.0)
+    return b_w
 
 
 @triton.jit
-def load_scale(statistics_ptr, i_out, m_out, eps, D: tl.constexpr):
+def load_scale(p_statistics, i_out, m_out, eps, D: tl.constexpr):
     """mean as a sum of two float32 numbers, and 1 / sqrt(var + eps)."""
-    mean = tl.load(statistics_ptr + i_out, mask=m_out, other=0.0)
-    var = tl.load(statistics_ptr + D + i_out, mask=m_out, other=1.0)
-    high = mean.to(tl.float32)
-    return high, (mean - high).to(tl.float32), (1.0 / tl.sqrt(var + eps)).to(tl.float32)
+    b_mean = tl.load(p_statistics + i_out, mask=m_out, other=0.0)
+    b_var = tl.load(p_statistics + D + i_out, mask=m_out, other=1.0)
+    b_high = b_mean.to(tl.float32)
+    return b_high, (b_mean - b_high).to(tl.float32), (1.0 / tl.sqrt(b_var + eps)).to(tl.float32)
 
 
 @triton.jit
 def convolve(
-    x_ptr,
-    w0_ptr,
-    w1_ptr,
-    statistics_ptr,
-    out_ptr,
-    parts_ptr,
-    eps,
-    m,
-    tiles,
-    C: tl.constexpr,
-    HALF: tl.constexpr,
-    TAPS: tl.constexpr,
-    W: tl.constexpr,
-    NORMALISE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
+    p_x, p_w0, p_w1, p_statistics, p_out, p_parts,
+    eps, m, tiles,
+    C: tl.constexpr, HALF: tl.constexpr, TAPS: tl.constexpr, W: tl.constexpr, NORMALISE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
     """out (m, D) of `tiles` tiles a program. NORMALISE: with the statistics; else parts (programs, 2, D): mean, spread."""
     D: tl.constexpr = TAPS * HALF
     BLOCKS: tl.constexpr = (HALF + BLOCK_D - 1) // BLOCK_D
@@ -81,80 +69,80 @@ def convolve(
     m_out = i_half < HALF
     i_out = tap * HALF + i_half
     count = tl.full([], 0, tl.float32)
-    mean = tl.full([BLOCK_D], 0, tl.float32)
-    spread = tl.full([BLOCK_D], 0, tl.float32)
-    high, low, r = mean, mean, mean
+    b_mean = tl.full([BLOCK_D], 0, tl.float32)
+    b_spread = tl.full([BLOCK_D], 0, tl.float32)
+    b_high, b_low, b_r = b_mean, b_mean, b_mean
     if NORMALISE:
-        high, low, r = load_scale(statistics_ptr, i_out, m_out, eps, D)
+        b_high, b_low, b_r = load_scale(p_statistics, i_out, m_out, eps, D)
     for tile in range(program * tiles, tl.minimum(program * tiles + tiles, tl.cdiv(m, BLOCK_M))):
         i_pixel = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         m_pixel = i_pixel < m
-        p_x = x_ptr + input_pixel(i_pixel, tap, TAPS, W)[:, None] * C
-        y = tl.full([BLOCK_M, BLOCK_D], 0, tl.float32)
+        p_pixel = p_x + input_pixel(i_pixel, tap, TAPS, W)[:, None] * C
+        b_y = tl.full([BLOCK_M, BLOCK_D], 0, tl.float32)
         for first in range(0, C, BLOCK_C):
             i_in = first + tl.arange(0, BLOCK_C)
             m_in = i_in < C
-            x = tl.load(p_x + i_in[None, :], mask=m_pixel[:, None] & m_in[None, :], other=0.0)
-            w_mask = m_in[:, None] & m_out[None, :]
-            w = load_weight(w0_ptr, w1_ptr, tap, i_half[None, :] * C + i_in[:, None], w_mask)
-            y = tl.dot(tl.where(x < 0, tl.zeros_like(x), x), w, y, input_precision="ieee")
+            b_x = tl.load(p_pixel + i_in[None, :], mask=m_pixel[:, None] & m_in[None, :], other=0.0)
+            m_weight = m_in[:, None] & m_out[None, :]
+            b_w = load_weight(p_w0, p_w1, tap, i_half[None, :] * C + i_in[:, None], m_weight)
+            b_y = tl.dot(tl.where(b_x < 0, tl.zeros_like(b_x), b_x), b_w, b_y, input_precision="ieee")
         if NORMALISE:
-            y = ((y - high[None, :]) - low[None, :]) * r[None, :]
-        rounded = y.to(out_ptr.dtype.element_ty)
-        tl.store(out_ptr + i_pixel[:, None] * D + i_out[None, :], rounded, mask=m_pixel[:, None] & m_out[None, :])
+            b_y = ((b_y - b_high[None, :]) - b_low[None, :]) * b_r[None, :]
+        b_rounded = b_y.to(p_out.dtype.element_ty)
+        tl.store(p_out + i_pixel[:, None] * D + i_out[None, :], b_rounded, mask=m_pixel[:, None] & m_out[None, :])
         if not NORMALISE:  # what is in memory is what will be normalised
-            y = rounded.to(tl.float32)
+            b_y = b_rounded.to(tl.float32)
             here = tl.minimum(m - tile * BLOCK_M, BLOCK_M).to(tl.float32)
-            tile_mean = tl.sum(tl.where(m_pixel[:, None], y, 0.0), 0) / here
-            away = tl.where(m_pixel[:, None], y - tile_mean[None, :], 0.0)
-            apart = tile_mean - mean
+            b_tile_mean = tl.sum(tl.where(m_pixel[:, None], b_y, 0.0), 0) / here
+            b_away = tl.where(m_pixel[:, None], b_y - b_tile_mean[None, :], 0.0)
+            b_apart = b_tile_mean - b_mean
             share = here / (count + here)
-            spread += tl.sum(away * away, 0) + apart * apart * (count * share)
-            mean += apart * share
+            b_spread += tl.sum(b_away * b_away, 0) + b_apart * b_apart * (count * share)
+            b_mean += b_apart * share
             count += here
     if not NORMALISE:
-        p_part = parts_ptr + program.to(tl.int64) * (2 * D) + i_out
-        tl.store(p_part, mean, mask=m_out)
-        tl.store(p_part + D, spread, mask=m_out)
+        p_part = p_parts + program.to(tl.int64) * (2 * D) + i_out
+        tl.store(p_part, b_mean, mask=m_out)
+        tl.store(p_part + D, b_spread, mask=m_out)
 
 
 @triton.jit
-def merge(parts_ptr, statistics_ptr, m, rows, programs, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+def merge(p_parts, p_statistics, m, rows, programs, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
     """statistics (2, D) float64: mean and biased variance, of parts over `rows` pixels each (the last over what is left)."""
     i_out = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
-    sums = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
+    b_sums = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
     for first in range(0, programs, BLOCK_P):
         i_part = first + tl.arange(0, BLOCK_P)
-        mask = (i_part < programs)[:, None] & m_out[None, :]
-        count = tl.minimum(m - i_part * rows, rows).to(tl.float64)
-        p_part = parts_ptr + i_part[:, None] * (2 * D) + i_out[None, :]
-        sums += tl.where(mask, count[:, None] * tl.load(p_part, mask=mask, other=0.0), 0.0)
-    mean = tl.sum(sums, 0) / m
-    sums = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
+        m_block = (i_part < programs)[:, None] & m_out[None, :]
+        b_count = tl.minimum(m - i_part * rows, rows).to(tl.float64)
+        p_part = p_parts + i_part[:, None] * (2 * D) + i_out[None, :]
+        b_sums += tl.where(m_block, b_count[:, None] * tl.load(p_part, mask=m_block, other=0.0), 0.0)
+    b_mean = tl.sum(b_sums, 0) / m
+    b_sums = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
     for first in range(0, programs, BLOCK_P):
         i_part = first + tl.arange(0, BLOCK_P)
-        mask = (i_part < programs)[:, None] & m_out[None, :]
-        count = tl.minimum(m - i_part * rows, rows).to(tl.float64)
-        p_part = parts_ptr + i_part[:, None] * (2 * D) + i_out[None, :]
-        apart = tl.load(p_part, mask=mask, other=0.0) - mean[None, :]
-        spread = tl.load(p_part + D, mask=mask, other=0.0)
-        sums += tl.where(mask, spread + count[:, None] * (apart * apart), 0.0)
-    tl.store(statistics_ptr + i_out, mean, mask=m_out)
-    tl.store(statistics_ptr + D + i_out, tl.sum(sums, 0) / m, mask=m_out)
+        m_block = (i_part < programs)[:, None] & m_out[None, :]
+        b_count = tl.minimum(m - i_part * rows, rows).to(tl.float64)
+        p_part = p_parts + i_part[:, None] * (2 * D) + i_out[None, :]
+        b_apart = tl.load(p_part, mask=m_block, other=0.0) - b_mean[None, :]
+        b_spread = tl.load(p_part + D, mask=m_block, other=0.0)
+        b_sums += tl.where(m_block, b_spread + b_count[:, None] * (b_apart * b_apart), 0.0)
+    tl.store(p_statistics + i_out, b_mean, mask=m_out)
+    tl.store(p_statistics + D + i_out, tl.sum(b_sums, 0) / m, mask=m_out)
 
 
 @triton.jit
-def normalise(out_ptr, statistics_ptr, eps, m, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+def normalise(p_out, p_statistics, eps, m, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     """out = (out - mean) / sqrt(var + eps), in place."""
     i_pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     i_out = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
-    mask = (i_pixel < m)[:, None] & m_out[None, :]
-    high, low, r = load_scale(statistics_ptr, i_out, m_out, eps, D)
-    p_out = out_ptr + i_pixel[:, None] * D + i_out[None, :]
-    y = tl.load(p_out, mask=mask, other=0.0).to(tl.float32)
-    tl.store(p_out, (((y - high[None, :]) - low[None, :]) * r[None, :]).to(out_ptr.dtype.element_ty), mask=mask)
+    m_block = (i_pixel < m)[:, None] & m_out[None, :]
+    b_high, b_low, b_r = load_scale(p_statistics, i_out, m_out, eps, D)
+    p_block = p_out + i_pixel[:, None] * D + i_out[None, :]
+    b_y = tl.load(p_block, mask=m_block, other=0.0).to(tl.float32)
+    tl.store(p_block, (((b_y - b_high[None, :]) - b_low[None, :]) * b_r[None, :]).to(p_out.dtype.element_ty), mask=m_block)
 
 
 def sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, dict[str, int]]:
@@ -252,8 +240,8 @@ def specimen(
     kernel: Any, settings: str, dtype: torch.dtype, label: str, constexprs: dict[str, Any], **extents: int
 ) -> Specimen:
     """With pointers to `dtype`, but for what is summed; blocks as a launch of these extents has them."""
-    summed = {"statistics_ptr": "*fp64", "parts_ptr": "*fp32", "factor_ptr": "*fp32"}
-    names = [name for name in kernel.arg_names if name.endswith("_ptr")]
+    summed = {"p_statistics": "*fp64", "p_parts": "*fp32", "p_factor": "*fp32"}
+    names = [name for name in kernel.arg_names if name.startswith("p_")]
     signature = {name: summed.get(name, pointer(dtype)) for name in names} | COUNTS
 
     def whole(target: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """ReLU, 1x1 convolution, BatchNorm: gradients. fastdarts/ops/relu_conv_bn.py holds the definition.
 
 BatchNorm's two sums first; then the gradient of x and that of the weights, both from dy = a g + q xhat + c, which is formed
-in registers. Sums over pixels are cut into pieces that depend on the shape alone and added in order, in float64.
+in registers. Sums over pixels are split by the shape alone and added in order, in float64.
 
-Letters as in relu_conv_bn.py.
+Notation as in relu_conv_bn.py.
 """
 
 from collections.abc import Sequence
@@ -16,84 +16,75 @@ from torch import Tensor
 
 from fastdarts.kernels import launch, ranks
 from fastdarts.kernels.compile import Specimen
+from fastdarts.kernels.ranks import Sync
 from fastdarts.kernels.relu_conv_bn import SHAPES, blocks, input_pixel, load_weight, sizes, specimen, split
-from fastdarts.ops.batch_norm import Sync
 
 Layer = tuple[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor]  # grad, x, weights, out, statistics
 
 
 @triton.jit
-def load_dy(g_ptr, xhat_ptr, factor_ptr, i_number, i_out, m_out, m_number, D: tl.constexpr):
+def load_dy(p_g, p_xhat, p_factor, i_number, i_out, m_out, m_number, D: tl.constexpr):
     """dL/dy = a g + q xhat + c at (pixels, outputs), zero where m_number is False."""
-    a = tl.load(factor_ptr + i_out, mask=m_out, other=0.0)
-    q = tl.load(factor_ptr + D + i_out, mask=m_out, other=0.0)
-    c = tl.load(factor_ptr + 2 * D + i_out, mask=m_out, other=0.0)
-    g = tl.load(g_ptr + i_number, mask=m_number, other=0.0).to(tl.float32)
-    xhat = tl.load(xhat_ptr + i_number, mask=m_number, other=0.0).to(tl.float32)
-    return tl.where(m_number, a[None, :] * g + (q[None, :] * xhat + c[None, :]), 0.0)
+    b_a = tl.load(p_factor + i_out, mask=m_out, other=0.0)
+    b_q = tl.load(p_factor + D + i_out, mask=m_out, other=0.0)
+    b_c = tl.load(p_factor + 2 * D + i_out, mask=m_out, other=0.0)
+    b_g = tl.load(p_g + i_number, mask=m_number, other=0.0).to(tl.float32)
+    b_xhat = tl.load(p_xhat + i_number, mask=m_number, other=0.0).to(tl.float32)
+    return tl.where(m_number, b_a[None, :] * b_g + (b_q[None, :] * b_xhat + b_c[None, :]), 0.0)
 
 
 @triton.jit
-def backward_sums(g_ptr, xhat_ptr, parts_ptr, m, tiles, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+def grad_sums(p_g, p_xhat, p_parts, m, tiles, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
     """parts (programs, 2, D): sums of g and of g * xhat over `tiles` tiles of pixels."""
     program = tl.program_id(0)
     i_out = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
-    s0 = tl.full([BLOCK_D], 0, tl.float32)
-    s1 = tl.full([BLOCK_D], 0, tl.float32)
+    b_s0 = tl.full([BLOCK_D], 0, tl.float32)
+    b_s1 = tl.full([BLOCK_D], 0, tl.float32)
     for tile in range(program * tiles, tl.minimum(program * tiles + tiles, tl.cdiv(m, BLOCK_M))):
         i_pixel = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         i_number = i_pixel[:, None] * D + i_out[None, :]
-        mask = (i_pixel < m)[:, None] & m_out[None, :]
-        g = tl.load(g_ptr + i_number, mask=mask, other=0.0).to(tl.float32)
-        xhat = tl.load(xhat_ptr + i_number, mask=mask, other=0.0).to(tl.float32)
-        s0 += tl.sum(g, 0)
-        s1 += tl.sum(g * xhat, 0)
-    p_part = parts_ptr + program.to(tl.int64) * (2 * D) + i_out
-    tl.store(p_part, s0, mask=m_out)
-    tl.store(p_part + D, s1, mask=m_out)
+        m_block = (i_pixel < m)[:, None] & m_out[None, :]
+        b_g = tl.load(p_g + i_number, mask=m_block, other=0.0).to(tl.float32)
+        b_xhat = tl.load(p_xhat + i_number, mask=m_block, other=0.0).to(tl.float32)
+        b_s0 += tl.sum(b_g, 0)
+        b_s1 += tl.sum(b_g * b_xhat, 0)
+    p_part = p_parts + program.to(tl.int64) * (2 * D) + i_out
+    tl.store(p_part, b_s0, mask=m_out)
+    tl.store(p_part + D, b_s1, mask=m_out)
 
 
 @triton.jit
-def factors(
-    parts_ptr, statistics_ptr, factor_ptr, eps, m, programs, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def bn_backward_coefficients(
+    p_parts, p_statistics, p_factor,
+    eps, m, programs,
+    D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """factor (3, D): a, q, c of dy. No programs: the statistics are constants, and q and c are zero."""
     i_out = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
-    s0 = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
-    s1 = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
+    b_s0 = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
+    b_s1 = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
     for first in range(0, programs, BLOCK_P):
         i_part = first + tl.arange(0, BLOCK_P)
-        mask = (i_part < programs)[:, None] & m_out[None, :]
-        p_part = parts_ptr + i_part[:, None] * (2 * D) + i_out[None, :]
-        s0 += tl.load(p_part, mask=mask, other=0.0)
-        s1 += tl.load(p_part + D, mask=mask, other=0.0)
-    r = 1.0 / tl.sqrt(tl.load(statistics_ptr + D + i_out, mask=m_out, other=1.0) + eps)
-    tl.store(factor_ptr + i_out, r.to(tl.float32), mask=m_out)
-    tl.store(factor_ptr + D + i_out, (-r * tl.sum(s1, 0) / m).to(tl.float32), mask=m_out)
-    tl.store(factor_ptr + 2 * D + i_out, (-r * tl.sum(s0, 0) / m).to(tl.float32), mask=m_out)
+        m_block = (i_part < programs)[:, None] & m_out[None, :]
+        p_part = p_parts + i_part[:, None] * (2 * D) + i_out[None, :]
+        b_s0 += tl.load(p_part, mask=m_block, other=0.0)
+        b_s1 += tl.load(p_part + D, mask=m_block, other=0.0)
+    b_r = 1.0 / tl.sqrt(tl.load(p_statistics + D + i_out, mask=m_out, other=1.0) + eps)
+    tl.store(p_factor + i_out, b_r.to(tl.float32), mask=m_out)
+    tl.store(p_factor + D + i_out, (-b_r * tl.sum(b_s1, 0) / m).to(tl.float32), mask=m_out)
+    tl.store(p_factor + 2 * D + i_out, (-b_r * tl.sum(b_s0, 0) / m).to(tl.float32), mask=m_out)
 
 
 @triton.jit
 def gradient_x(
-    g_ptr,
-    xhat_ptr,
-    x_ptr,
-    w0_ptr,
-    w1_ptr,
-    factor_ptr,
-    grad_ptr,
+    p_g, p_xhat, p_x, p_w0, p_w1, p_factor, p_grad,
     m,
-    C: tl.constexpr,
-    HALF: tl.constexpr,
-    TAPS: tl.constexpr,
-    W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    C: tl.constexpr, HALF: tl.constexpr, TAPS: tl.constexpr, W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):
-    """grad of x where a tap took it and the ReLU let it through; with two taps also the zeros beside it."""
+):  # fmt: skip
+    """grad of x: dx where the ReLU passed; with two taps also the zeros of the pixels that no tap reads."""
     D: tl.constexpr = TAPS * HALF
     BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     tap = tl.program_id(1) // BLOCKS
@@ -101,42 +92,32 @@ def gradient_x(
     m_in = i_in < C
     i_pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_pixel = i_pixel < m
-    dx = tl.full([BLOCK_M, BLOCK_C], 0, tl.float32)
+    b_dx = tl.full([BLOCK_M, BLOCK_C], 0, tl.float32)
     for first in range(0, HALF, BLOCK_D):
         i_half = first + tl.arange(0, BLOCK_D)
         m_out = i_half < HALF
         i_out = tap * HALF + i_half
         i_number = i_pixel[:, None] * D + i_out[None, :]
-        dy = load_dy(g_ptr, xhat_ptr, factor_ptr, i_number, i_out, m_out, m_pixel[:, None] & m_out[None, :], D)
-        w = load_weight(w0_ptr, w1_ptr, tap, i_half[:, None] * C + i_in[None, :], m_out[:, None] & m_in[None, :])
-        dx = tl.dot(dy.to(w.dtype), w, dx, input_precision="ieee")
-    source = input_pixel(i_pixel, tap, TAPS, W)
-    mask = m_pixel[:, None] & m_in[None, :]
-    i_number = source[:, None] * C + i_in[None, :]
-    x = tl.load(x_ptr + i_number, mask=mask, other=0.0)
-    dx = tl.where(x > 0, dx, 0.0).to(grad_ptr.dtype.element_ty)
-    tl.store(grad_ptr + i_number, dx, mask=mask)
+        b_dy = load_dy(p_g, p_xhat, p_factor, i_number, i_out, m_out, m_pixel[:, None] & m_out[None, :], D)
+        b_w = load_weight(p_w0, p_w1, tap, i_half[:, None] * C + i_in[None, :], m_out[:, None] & m_in[None, :])
+        b_dx = tl.dot(b_dy.to(b_w.dtype), b_w, b_dx, input_precision="ieee")
+    i_source = input_pixel(i_pixel, tap, TAPS, W)
+    m_block = m_pixel[:, None] & m_in[None, :]
+    i_number = i_source[:, None] * C + i_in[None, :]
+    b_x = tl.load(p_x + i_number, mask=m_block, other=0.0)
+    b_dx = tl.where(b_x > 0, b_dx, 0.0).to(p_grad.dtype.element_ty)
+    tl.store(p_grad + i_number, b_dx, mask=m_block)
     if TAPS == 2:
-        tl.store(grad_ptr + i_number + (1 - 2 * tap) * C, tl.zeros_like(dx), mask=mask)
+        tl.store(p_grad + i_number + (1 - 2 * tap) * C, tl.zeros_like(b_dx), mask=m_block)
 
 
 @triton.jit
 def gradient_weights(
-    g_ptr,
-    xhat_ptr,
-    x_ptr,
-    factor_ptr,
-    parts_ptr,
-    m,
-    tiles,
-    C: tl.constexpr,
-    HALF: tl.constexpr,
-    TAPS: tl.constexpr,
-    W: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    p_g, p_xhat, p_x, p_factor, p_parts,
+    m, tiles,
+    C: tl.constexpr, HALF: tl.constexpr, TAPS: tl.constexpr, W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
-):
+):  # fmt: skip
     """parts (programs, D, C): the weights' gradient over `tiles` tiles of pixels."""
     D: tl.constexpr = TAPS * HALF
     BLOCKS: tl.constexpr = (HALF + BLOCK_D - 1) // BLOCK_D
@@ -146,33 +127,33 @@ def gradient_weights(
     i_in = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_out, m_in = i_half < HALF, i_in < C
     i_out = tap * HALF + i_half
-    grad = tl.full([BLOCK_D, BLOCK_C], 0, tl.float32)
+    b_grad = tl.full([BLOCK_D, BLOCK_C], 0, tl.float32)
     for tile in range(program * tiles, tl.minimum(program * tiles + tiles, tl.cdiv(m, BLOCK_M))):
         i_pixel = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
         m_pixel = i_pixel < m
         i_number = i_pixel[:, None] * D + i_out[None, :]
-        dy = load_dy(g_ptr, xhat_ptr, factor_ptr, i_number, i_out, m_out, m_pixel[:, None] & m_out[None, :], D)
-        p_x = x_ptr + input_pixel(i_pixel, tap, TAPS, W)[:, None] * C + i_in[None, :]
-        x = tl.load(p_x, mask=m_pixel[:, None] & m_in[None, :], other=0.0)
-        x = tl.where(x < 0, tl.zeros_like(x), x)
-        grad = tl.dot(tl.trans(dy.to(x.dtype)), x, grad, input_precision="ieee")
-    p_part = parts_ptr + program.to(tl.int64) * (D * C) + i_out[:, None] * C + i_in[None, :]
-    tl.store(p_part, grad, mask=m_out[:, None] & m_in[None, :])
+        b_dy = load_dy(p_g, p_xhat, p_factor, i_number, i_out, m_out, m_pixel[:, None] & m_out[None, :], D)
+        p_pixel = p_x + input_pixel(i_pixel, tap, TAPS, W)[:, None] * C + i_in[None, :]
+        b_x = tl.load(p_pixel, mask=m_pixel[:, None] & m_in[None, :], other=0.0)
+        b_x = tl.where(b_x < 0, tl.zeros_like(b_x), b_x)
+        b_grad = tl.dot(tl.trans(b_dy.to(b_x.dtype)), b_x, b_grad, input_precision="ieee")
+    p_part = p_parts + program.to(tl.int64) * (D * C) + i_out[:, None] * C + i_in[None, :]
+    tl.store(p_part, b_grad, mask=m_out[:, None] & m_in[None, :])
 
 
 @triton.jit
-def collect(parts_ptr, grad0_ptr, grad1_ptr, programs, NUMBERS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr):
+def reduce_parts(p_parts, p_grad0, p_grad1, programs, NUMBERS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr):
     """The sum of the parts (programs, NUMBERS), its first half to grad0 and its second to grad1."""
     i_number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.full([BLOCK], 0, tl.float64)
-    p_part = parts_ptr + i_number
+    b_total = tl.full([BLOCK], 0, tl.float64)
+    p_part = p_parts + i_number
     for _ in range(programs):
-        total += tl.load(p_part, mask=i_number < NUMBERS, other=0.0)
+        b_total += tl.load(p_part, mask=i_number < NUMBERS, other=0.0)
         p_part += NUMBERS
     ONE: tl.constexpr = NUMBERS // TAPS
-    grad = total.to(tl.float32).to(grad0_ptr.dtype.element_ty)
-    tl.store(grad0_ptr + i_number, grad, mask=i_number < ONE)
-    tl.store(grad1_ptr + i_number - ONE, grad, mask=(i_number >= ONE) & (i_number < NUMBERS))
+    b_grad = b_total.to(tl.float32).to(p_grad0.dtype.element_ty)
+    tl.store(p_grad0 + i_number, b_grad, mask=i_number < ONE)
+    tl.store(p_grad1 + i_number - ONE, b_grad, mask=(i_number >= ONE) & (i_number < NUMBERS))
 
 
 def backward(
@@ -216,7 +197,7 @@ def backwards(
 
 
 def _given(kernel: str, like: Tensor, **extents: int) -> tuple[dict[str, Any], int]:
-    """Launch settings, and into how many programs at most pixels are cut."""
+    """Launch settings, and the most programs that share the pixels."""
     row = launch.settings(f"relu_conv_bn.{kernel}", like.dtype, launch.target_of(like.device))
     return blocks(row, **extents), row.get("PROGRAMS", 1)
 
@@ -227,14 +208,16 @@ def _factors(grad: Tensor, out: Tensor, statistics: Tensor, eps: float, batch_st
     m = out.numel() // D
     factor = out.new_empty(3, D, dtype=torch.float32)
     with launch.on(out.device):
-        chosen, most = _given("backward_sums", out, BLOCK_M=m, BLOCK_D=D)
+        chosen, most = _given("grad_sums", out, BLOCK_M=m, BLOCK_D=D)
         programs, tiles = split(m, chosen["BLOCK_M"], most) if batch_statistics else (0, 0)
         parts = out.new_empty(programs, 2, D, dtype=torch.float32)
         if batch_statistics:
             grid = (programs, triton.cdiv(D, chosen["BLOCK_D"]))
-            backward_sums[grid](grad, out, parts, m, tiles, D=D, **chosen)
-        chosen, _ = _given("factors", out, BLOCK_P=max(programs, 1), BLOCK_D=D)
-        factors[(triton.cdiv(D, chosen["BLOCK_D"]),)](parts, statistics, factor, eps, m, programs, D=D, **chosen)
+            grad_sums[grid](grad, out, parts, m, tiles, D=D, **chosen)
+        chosen, _ = _given("bn_backward_coefficients", out, BLOCK_P=max(programs, 1), BLOCK_D=D)
+        bn_backward_coefficients[(triton.cdiv(D, chosen["BLOCK_D"]),)](
+            parts, statistics, factor, eps, m, programs, D=D, **chosen
+        )
     return factor
 
 
@@ -258,9 +241,9 @@ def _gradients(
             parts = x.new_empty(programs, D, C, dtype=torch.float32)
             grid = (programs, taps * triton.cdiv(half, chosen["BLOCK_D"]), triton.cdiv(C, chosen["BLOCK_C"]))
             gradient_weights[grid](grad, out, x, factor, parts, m, tiles, **shape, **chosen)
-            chosen, _ = _given("collect", x, BLOCK=D * C)
+            chosen, _ = _given("reduce_parts", x, BLOCK=D * C)
             grid = (triton.cdiv(D * C, chosen["BLOCK"]),)
-            collect[grid](parts, grad_weights[0], grad_weights[-1], programs, NUMBERS=D * C, TAPS=taps, **chosen)
+            reduce_parts[grid](parts, grad_weights[0], grad_weights[-1], programs, NUMBERS=D * C, TAPS=taps, **chosen)
     return grad_x, grad_weights
 
 
@@ -274,11 +257,11 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
         many = 2**16
         product = {"BLOCK_M": many, "BLOCK_D": half, "BLOCK_C": C}
         for kernel, constexprs, extents in (
-            (backward_sums, {"D": D}, {"BLOCK_M": many, "BLOCK_D": D}),
-            (factors, {"D": D}, {"BLOCK_P": many, "BLOCK_D": D}),
+            (grad_sums, {"D": D}, {"BLOCK_M": many, "BLOCK_D": D}),
+            (bn_backward_coefficients, {"D": D}, {"BLOCK_P": many, "BLOCK_D": D}),
             (gradient_x, given, product),
             (gradient_weights, given, product),
-            (collect, {"NUMBERS": D * C, "TAPS": taps}, {"BLOCK": D * C}),
+            (reduce_parts, {"NUMBERS": D * C, "TAPS": taps}, {"BLOCK": D * C}),
         ):
             found.append(specimen(kernel, f"relu_conv_bn.{kernel.__name__}", dtype, label, constexprs, **extents))
     return found

@@ -1,6 +1,6 @@
 // What csrc/cpu/conv_bn_chain.cpp asks of its kernels: one layer of the chain at a time.
 //
-// Letters: N images of H x W input and Ho x Wo output pixels, C input and D output channels; all tensors NHWC.
+// Notation: N images of H x W input and Ho x Wo output pixels, C input and D output channels; all tensors NHWC.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // Depthwise convolutions of one image, its input padded, one vector of channels at a time.
 //
-// Letters: K taps a side, D dilation, S stride, B outputs of a row that are computed together in registers.
+// Notation: K taps a side, D dilation, S stride, B outputs of a row that are computed together in registers.
 // `row`, `pixel` and `tap` are distances in numbers between rows and pixels of an image and between taps of a kernel.
 #pragma once
 

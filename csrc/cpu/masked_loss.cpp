@@ -2,7 +2,7 @@
 // row by row: nothing of the images' size is written. fastdarts/ops/masked_loss.py says what each argument means and
 // holds the definition.
 //
-// Letters: N images of H x W pixels, levels of h x w, rows x cols patches of p x p pixels, T the dtype of the levels.
+// Notation: N images of H x W pixels, levels of h x w, rows x cols patches of p x p pixels, T the dtype of the levels.
 #include "masked_loss.h"
 
 #include <ATen/Parallel.h>

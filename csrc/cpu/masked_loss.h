@@ -1,6 +1,6 @@
 // What csrc/cpu/masked_loss.cpp asks of its kernels.
 //
-// Letters: W pixels of an image's row. A row is 3 * W numbers, colour c of pixel x at 3 * x + c, and as many more as
+// Notation: W pixels of an image's row. A row is 3 * W numbers, colour c of pixel x at 3 * x + c, and as many more as
 // make whole blocks: three vectors each, so that every block begins with the same colour.
 #pragma once
 

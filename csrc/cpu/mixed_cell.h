@@ -1,6 +1,6 @@
 // What csrc/cpu/mixed_cell.cpp asks of its kernels: a cell taken apart into plain numbers.
 //
-// Letters: N images of H x W pixels (Ho x Wo after the stride), C channels of which Cq = C/k pass through the
+// Notation: N images of H x W pixels (Ho x Wo after the stride), C channels of which Cq = C/k pass through the
 // candidates, E edges, K columns of `ops`, L lanes of a vector, G images that share a vector.
 //
 // Block layout, of everything that the candidates see: [blocks][rows][pixels][vectors * L], where lane g * (L / G) + c
@@ -10,23 +10,9 @@
 
 #include <cstdint>
 
-namespace fastdarts {
+#include "../rows.h"
 
-// The codes of fastdarts.ops.mixed_cell.Candidate.
-enum Candidate : int64_t {
-  NONE,
-  SKIP,
-  MAX_POOL_3,
-  AVG_POOL_3,
-  SEP_CONV_3,
-  SEP_CONV_5,
-  DIL_CONV_3,
-  DIL_CONV_5,
-  CONV_1,
-  CONV_3,
-  PLAIN_AVG_POOL_3,
-  CANDIDATES,
-};
+namespace fastdarts {
 
 // One convolution and its BN: a dilated one, either half of a separable one, or a dense one.
 struct Unit {

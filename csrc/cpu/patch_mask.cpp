@@ -1,7 +1,7 @@
 // uint8 NHWC -> normalised, mirrored, masked; one pass. fastdarts/ops/patch_mask.py says what each argument means and
 // holds the definition that this must equal bit for bit.
 //
-// Letters: N images of H x W pixels, P = rows * cols patches of p x p pixels, T the dtype of the output.
+// Notation: N images of H x W pixels, P = rows * cols patches of p x p pixels, T the dtype of the output.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../rows.h"
 #include "isa.h"
 #include "normalise.h"
 #include "philox.h"
@@ -19,8 +20,6 @@
 
 namespace fastdarts {
 namespace {
-
-constexpr uint32_t PURPOSE_MASK = 4;  // philox.Purpose.MASK
 
 struct Image {
   int64_t height, width, patch, rows, cols;

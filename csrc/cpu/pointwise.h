@@ -1,6 +1,6 @@
 // Products of pixels with small matrices: 1x1 convolutions, their transposes and their weight gradients.
 //
-// Letters: L lanes of a vector, G images that lie side by side in a vector (then it holds L / G channels of each: that
+// Notation: L lanes of a vector, G images that lie side by side in a vector (then it holds L / G channels of each: that
 // is how fewer than L channels are laid out), P pixels and B vectors of channels computed together in registers.
 #pragma once
 

@@ -1,7 +1,7 @@
 // Boxes of cached uint8 images -> S x S pixels, in one pass. fastdarts/ops/random_resized_crop.py says what each
 // argument means and holds the definition that this must equal bit for bit.
 //
-// Letters: N images of H x W pixels, boxes of h x w pixels in them, S pixels a side of the output.
+// Notation: N images of H x W pixels, boxes of h x w pixels in them, S pixels a side of the output.
 #include "random_resized_crop.h"
 
 #include <ATen/Parallel.h>
@@ -10,13 +10,13 @@
 
 #include <vector>
 
+#include "../rows.h"
 #include "isa.h"
 #include "tensors.h"
 
 namespace fastdarts {
 namespace {
 
-constexpr int64_t MOST_SIDE = 1 << 14;  // ops.random_resized_crop.MOST_SIDE
 constexpr int64_t COLOURS = 3;
 
 // Where box n lies, after a check that this is inside its image, and the image inside the `bytes` of the buffer.

@@ -4,7 +4,8 @@
 // A row of the box becomes floats, then a row of S pixels (rounded) in a ring of as many rows as an output row needs;
 // an output row is the weighted sum of those. Weights and sums are integers below 2^24, so float32 is exact and fast.
 //
-// Letters: h x w pixels of the box, S pixels a side of the output, n = h or w, numbers = 3 * pixels.
+// Notation: h x w pixels of the box, S pixels a side of the output, n = h or w, numbers = 3 * pixels.
+#include "../rows.h"
 #include "isa.h"
 #include "random_resized_crop.h"
 #include "scratch.h"
@@ -15,8 +16,7 @@ namespace {
 
 using Quad = float __attribute__((vector_size(16)));  // a pixel and one number of the next
 
-constexpr int BITS = 14;  // of a weight: those of one output sum to 2^14
-constexpr float HALF = 1 << (BITS - 1), UNIT = 1.0F / (1 << BITS);
+constexpr float HALF = 1 << (CROP_BITS - 1), UNIT = 1.0F / (1 << CROP_BITS);
 constexpr int64_t COLOURS = 3;
 constexpr int64_t ROWS = 4;                                     // rows of the box that share the loads of the weights
 constexpr int64_t VECTORS = 4, BLOCK = VECTORS * LANES<float>;  // numbers of an output row at once
@@ -52,7 +52,7 @@ void fill(int64_t n, int64_t S, const Axis& axis) {
     for (int64_t k = 0; k < axis.taps; ++k) total += share(k);
     for (int64_t k = 0; k < axis.taps; ++k) {
       sum += share(k);
-      const int64_t upto = ((sum << (BITS + 1)) + total) / (2 * total);
+      const int64_t upto = ((sum << (CROP_BITS + 1)) + total) / (2 * total);
       axis.weight[i * axis.taps + k] = static_cast<float>(upto - before);
       before = upto;
     }

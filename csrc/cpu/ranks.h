@@ -1,6 +1,6 @@
-// Sums over the ranks that share a batch, for synchronised BatchNorm. A rank is told of the others by a handle
-// (fastdarts/ops/sync.py); 0 is none: it is alone. These call Python, which may wait for the other ranks and may raise:
-// only the thread of the op calls them, between parallel regions. Plain declarations, for kernel files too.
+// Sums over the ranks that share a batch, for synchronised BatchNorm. Ranks are passed as an integer handle
+// (fastdarts/ops/sync.py); 0: a single process. These functions call Python, which may wait for other ranks and may
+// raise: only the op's own thread calls them, between parallel regions. Plain declarations, for kernel files too.
 #pragma once
 
 #include <cstdint>

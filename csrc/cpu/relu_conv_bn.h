@@ -1,6 +1,6 @@
 // What csrc/cpu/relu_conv_bn.cpp asks of its kernels.
 //
-// Letters: N images of H x W input and Ho x Wo output pixels, C input and D output channels; all tensors NHWC.
+// Notation: N images of H x W input and Ho x Wo output pixels, C input and D output channels; all tensors NHWC.
 //
 // One layer at a time, or two that are ready together (of one N, Ho, Wo): then one sum over the ranks serves both.
 #pragma once

@@ -52,8 +52,8 @@ void launch(const std::string& kernel, const std::string& dtype, int64_t program
 #define FASTDARTS_FIELD(name) args.name = integer(given, #name);
   FASTDARTS_CELL_INTEGERS(FASTDARTS_FIELD)
 #undef FASTDARTS_FIELD
-  if (args.CQ > WIDEST && kernel == "separable") {
-    throw py::value_error("the CUDA kernel separable takes at most " + std::to_string(WIDEST) + " channels, got " +
+  if (args.CQ > CUDA_WIDEST && kernel == "separable") {
+    throw py::value_error("the CUDA kernel separable takes at most " + std::to_string(CUDA_WIDEST) + " channels, got " +
                           std::to_string(args.CQ));
   }
   const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));

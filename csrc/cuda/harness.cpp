@@ -1,6 +1,5 @@
 // Runs the kernels of this folder on the CPU, as plain C++: all threads of a block phase by phase, block after block.
-// Made for the sanitizers: what a kernel is given lies in blocks of memory of just that size, what threads share is
-// filled with NaN.
+// Made for the sanitizers: each argument has an allocation of exactly its size, shared memory is filled with NaN.
 //
 //   harness FILE   reads: kernel, dtype, number of programs, "forward" or "backward" (the order of a block's threads,
 //   which

@@ -2,24 +2,27 @@
 // memory, sums of a BN. kernels/mixed_cell_plan.py makes the plan; a launch is that of the Triton kernel of the same
 // name, with its arguments, its table and its memory.
 //
-// Letters: C channels of a state, CQ of them that pass through an edge's candidates, H W pixels of an input, Ho Wo of a
-// node, m pixels of all nodes' images. Prefixes: p_ pointer, i_ index. Offsets in the table count blocks of 16 numbers.
+// Notation: C channels of a state, CQ of them that pass through an edge's candidates, H W pixels of an input, Ho Wo of
+// a node, m pixels of all nodes' images. Prefixes: p_ pointer, i_ index, o_ offset in the table. Offsets of tensors
+// count blocks of 16 numbers.
 #pragma once
 
 #include <type_traits>
 
+#include "../rows.h"
 #include "block.h"
 
 namespace fastdarts::cuda {
 
-// The names of the Triton kernels' arguments, and WIDE_MIX: p_ops and p_edges are float32 whatever the dtype, as under
-// autocast. A kernel has those that it reads, the others are null and 0.
+// The names of the Triton kernels' arguments, a tuple's one by one, and WIDE_MIX: p_ops and p_edges are float32
+// whatever the dtype, as under autocast. A kernel has those that it reads, the others are null and 0.
 // clang-format off
 #define FASTDARTS_CELL_POINTERS(X) \
-  X(p_x0) X(p_x1) X(p_x2) X(p_x3) X(p_saved) X(p_work) X(p_grad) X(p_dx0) X(p_dx1) X(p_dx2) X(p_dx3) X(p_weights) \
-  X(p_channels) X(p_norms) X(p_statistics) X(p_coefficients) X(p_ops) X(p_edges) X(p_parts) X(p_table)
+  X(p_inputs0) X(p_inputs1) X(p_inputs2) X(p_inputs3) X(p_saved) X(p_work) X(p_grad) X(p_grad_inputs0) \
+  X(p_grad_inputs1) X(p_grad_inputs2) X(p_grad_inputs3) X(p_weights) X(p_channels) X(p_norms) X(p_statistics) \
+  X(p_coefficients) X(p_ops) X(p_edges) X(p_parts) X(p_table)
 #define FASTDARTS_CELL_INTEGERS(X) \
-  X(listed) X(units) X(edges_at) X(states_at) X(pools_at) X(H) X(W) X(Ho) X(Wo) X(m) X(pixels) X(per) X(parts) \
+  X(o_listed) X(o_units) X(o_edges) X(o_states) X(o_pools) X(H) X(W) X(Ho) X(Wo) X(m) X(pixels) X(per) X(parts) \
   X(columns) X(numbers) X(C) X(CQ) X(NODES) X(TILES) X(CHOSEN) X(BATCH) X(WEIGHTED) X(SECOND) X(DENSE) \
   X(WIDE_MIX)
 // clang-format on
@@ -32,67 +35,6 @@ struct CellArgs {
   FASTDARTS_CELL_INTEGERS(FASTDARTS_FIELD)
 #undef FASTDARTS_FIELD
 };
-
-// Rows of the table, their fields in the order of kernels/mixed_cell_table.py.
-enum UnitField {
-  UNIT_SOURCE,
-  UNIT_STATE,
-  UNIT_EDGE,
-  UNIT_STRIDE,
-  UNIT_KERNEL,
-  UNIT_DILATION,
-  UNIT_TAPS,
-  UNIT_HALVES,
-  UNIT_DEPTHWISE,
-  UNIT_POINTWISE,
-  UNIT_Y,
-  UNIT_NORM,
-  UNIT_BEFORE_Y,
-  UNIT_BEFORE_NORM,
-  UNIT_BEFORE_GRAD,
-  UNIT_GRAD,
-  UNIT_MIDDLE,
-  UNIT_SLOT,
-  UNIT_DZ,
-  UNIT
-};
-enum EdgeField {
-  EDGE_SOURCE,
-  EDGE_STATE,
-  EDGE_STRIDE,
-  EDGE_TERMS,
-  EDGE_TERMS_END,
-  EDGE_MAX,
-  EDGE_MAX_NORM,
-  EDGE_AVG,
-  EDGE_AVG_NORM,
-  EDGE_PLAIN,
-  EDGE_SKIP,
-  EDGE_UNITS,
-  EDGE_UNITS_END,
-  EDGE_GRAD,
-  EDGE_POOL,
-  EDGE_SUMS,
-  EDGE_SUMS_END,
-  EDGE
-};
-enum PoolField {
-  POOL_SOURCE,
-  POOL_STATE,
-  POOL_EDGE,
-  POOL_STRIDE,
-  POOL_MAX_SLOT,
-  POOL_AVG_SLOT,
-  POOL_LEAVING,
-  POOL_LEAVING_END,
-  POOL_DMAX,
-  POOL_PLACE,
-  POOL_DAVG,
-  POOL
-};
-enum StateField { STATE_SOURCE, STATE_STATE, STATE_NODE, STATE_GRAD, STATE_LEAVING, STATE_LEAVING_END, STATE };
-constexpr int64_t ALIGN = 16;
-constexpr int64_t WIDEST = 64;  // most channels CQ of `separable`: its threads have all outputs of a pixel in registers
 
 FASTDARTS_FN const int64_t* table_of(const CellArgs& a) { return static_cast<const int64_t*>(a.p_table); }
 
@@ -121,10 +63,10 @@ struct Source {
 // A state as an edge reads it: an input, or, for source -1, what the forward kept.
 template <class T>
 FASTDARTS_FN Source<T> state_of(const CellArgs& a, int64_t source, int64_t state, int64_t edge, int64_t stride) {
-  const void* p = source == 0   ? a.p_x0
-                  : source == 1 ? a.p_x1
-                  : source == 2 ? a.p_x2
-                  : source == 3 ? a.p_x3
+  const void* p = source == 0   ? a.p_inputs0
+                  : source == 1 ? a.p_inputs1
+                  : source == 2 ? a.p_inputs2
+                  : source == 3 ? a.p_inputs3
                                 : at_block<T>(a.p_saved, state);
   const bool kept = source < 0;
   return {static_cast<const T*>(p),

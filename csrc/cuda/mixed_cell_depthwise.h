@@ -1,5 +1,5 @@
 // What the kernels of mixed_cell's depthwise convolutions share: the rectified input of a unit in shared memory, and
-// which of its numbers meet in which tap. Launches, letters: mixed_cell.h.
+// which of its numbers meet in which tap. Launches and notation: mixed_cell.h.
 #pragma once
 
 #include "mixed_cell.h"
@@ -25,7 +25,7 @@ struct Unit {
     x.stride = static_cast<int>(row[UNIT_STRIDE]);
   }
   FASTDARTS_FN Unit(const CellArgs& a, int64_t i_row)
-      : Unit(table_of(a) + a.units + table_of(a)[a.listed + i_row] * UNIT) {
+      : Unit(table_of(a) + a.o_units + table_of(a)[a.o_listed + i_row] * UNIT) {
     if constexpr (IS_SECOND) {
       x = {
           at_block<T>(a.p_saved, row[UNIT_BEFORE_Y]), a.CQ, nullptr, static_cast<int>(a.Ho), static_cast<int>(a.Wo), 1};

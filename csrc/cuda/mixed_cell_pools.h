@@ -1,4 +1,4 @@
-// The 3x3 pools of mixed_cell: the sums of their BNs, and their gradients. Launches, letters: mixed_cell.h.
+// The 3x3 pools of mixed_cell: the sums of their BNs, and their gradients. Launches and notation: mixed_cell.h.
 #pragma once
 
 #include "mixed_cell.h"
@@ -26,7 +26,7 @@ struct PoolTile {
   int thread;
 
   FASTDARTS_FN PoolTile(const CellArgs& a, int i_row, int chunk, int t)
-      : row(table_of(a) + a.pools_at + table_of(a)[a.listed + i_row] * POOL),
+      : row(table_of(a) + a.o_pools + table_of(a)[a.o_listed + i_row] * POOL),
         x(state_of<T>(a, row[POOL_SOURCE], row[POOL_STATE], row[POOL_EDGE], row[POOL_STRIDE])),
         first(chunk * CB),
         thread(t) {}
@@ -124,8 +124,8 @@ struct PoolSums {
   }
 };
 
-// Gradients of the maximum and the mean of a state, summed over the edges that pool it; where each maximum lies. A
-// block: CB channels of one tile; the plan's parts leave no sums here, so that tiles need not follow them.
+// Gradients of the maximum and the mean of a state, summed over the edges that pool it; and the place of each maximum.
+// A block: CB channels of one tile; the plan's parts leave no sums here, so that tiles need not follow them.
 template <class T>
 struct PoolGradient {
   using Args = CellArgs;
@@ -178,7 +178,7 @@ struct PoolGradient {
     const int64_t* table = table_of(args);
     Two dmax = {{0.0F, 0.0F}}, davg = {{0.0F, 0.0F}};
     for (int64_t i = pools.row[POOL_LEAVING]; i < pools.row[POOL_LEAVING_END]; ++i) {
-      const int64_t* edge = table + args.edges_at + table[i] * EDGE;
+      const int64_t* edge = table + args.o_edges + table[i] * EDGE;
       const Two g = read(at_block<T>(args.p_work, edge[EDGE_GRAD]) + pixel * args.C, in);
       if (edge[EDGE_MAX] >= 0) add(dmax, g, pooled.best, edge[EDGE_MAX_NORM], in);
       if (edge[EDGE_AVG] >= 0) add(davg, g, pooled.mean, edge[EDGE_AVG_NORM], in);

@@ -1,5 +1,5 @@
 // Half of a separable convolution of mixed_cell: depthwise from a rectified tile, the 1x1 product, the sums of its BN.
-// Launches, letters: mixed_cell.h.
+// Launches and notation: mixed_cell.h.
 #pragma once
 
 #include "mixed_cell_depthwise.h"
@@ -167,7 +167,7 @@ struct Separable {
   }
 };
 
-// run.template operator()<Kernel>(args, blocks) for a launch of the plan; CQ is at most WIDEST.
+// run.template operator()<Kernel>(args, blocks) for a launch of the plan; CQ is at most CUDA_WIDEST.
 template <class Run>
 void separable(const CellArgs& args, Dtype dtype, int64_t programs, Run run) {
   with_dtype(dtype, [&]<class T>(T) {

@@ -1,4 +1,5 @@
-// The gradient of a state of mixed_cell, where all edges that leave it keep its size. Launches, letters: mixed_cell.h.
+// The gradient of a state of mixed_cell, where all edges that leave it keep its size. Launches and notation:
+// mixed_cell.h.
 #pragma once
 
 #include "mixed_cell_depthwise.h"
@@ -51,7 +52,7 @@ struct StateGradient {
         tile(tiles.at(block / chunks / groups % tiles.count())),
         strip(t, tiles.columns) {
     const int i_row = block / chunks / groups / tiles.count();
-    row = table_of(a) + a.states_at + table_of(a)[a.listed + i_row] * STATE;
+    row = table_of(a) + a.o_states + table_of(a)[a.o_listed + i_row] * STATE;
     leaving = row[STATE_LEAVING] - 1;
     next_edge();
   }
@@ -61,7 +62,7 @@ struct StateGradient {
     return programs / a.parts / a.TILES * tiles * chunks * (a.C / a.CQ);
   }
 
-  FASTDARTS_FN const int64_t* edge() const { return table_of(args) + args.edges_at + table_of(args)[leaving] * EDGE; }
+  FASTDARTS_FN const int64_t* edge() const { return table_of(args) + args.o_edges + table_of(args)[leaving] * EDGE; }
   FASTDARTS_FN bool is_through() const { return group == 0; }
   FASTDARTS_FN bool is_pool() const { return unit == edge()[EDGE_UNITS_END]; }
 
@@ -75,7 +76,7 @@ struct StateGradient {
   FASTDARTS_FN int rounds() const {
     int64_t n = 0;
     for (int64_t i = row[STATE_LEAVING]; is_through() && i < row[STATE_LEAVING_END]; ++i) {
-      const int64_t* e = table_of(args) + args.edges_at + table_of(args)[i] * EDGE;
+      const int64_t* e = table_of(args) + args.o_edges + table_of(args)[i] * EDGE;
       n += e[EDGE_UNITS_END] - e[EDGE_UNITS] + (e[EDGE_POOL] >= 0);
     }
     return static_cast<int>(n);
@@ -105,7 +106,7 @@ struct StateGradient {
   }
 
   FASTDARTS_FN void load_unit() const {
-    const int64_t* p_unit = table_of(args) + args.units + unit * UNIT;
+    const int64_t* p_unit = table_of(args) + args.o_units + unit * UNIT;
     const int taps = static_cast<int>(p_unit[UNIT_KERNEL] * p_unit[UNIT_KERNEL]);
     load_from(shared.convolution.dz, p_unit[UNIT_DZ],
               static_cast<int>(p_unit[UNIT_DILATION] * (p_unit[UNIT_KERNEL] / 2)));
@@ -119,7 +120,7 @@ struct StateGradient {
   }
 
   FASTDARTS_FN void add_unit() {
-    const Unit<T, false> convolution(table_of(args) + args.units + unit * UNIT);
+    const Unit<T, false> convolution(table_of(args) + args.o_units + unit * UNIT);
     convolution.with_sizes([&]<int K, int D, int S>() {
       if constexpr (S == 1) {
         Unit<T, false>::template meet<K, D, 1, 1>(
@@ -133,7 +134,7 @@ struct StateGradient {
   }
 
   FASTDARTS_FN void load_pool() const {
-    const int64_t* p_pool = table_of(args) + args.pools_at + edge()[EDGE_POOL] * POOL;
+    const int64_t* p_pool = table_of(args) + args.o_pools + edge()[EDGE_POOL] * POOL;
     load_from(shared.pools.dmax, p_pool[POOL_DMAX], 1);
     load_from(shared.pools.place, p_pool[POOL_PLACE], 1);
     load_from(shared.pools.davg, p_pool[POOL_DAVG], 1);
@@ -168,11 +169,11 @@ struct StateGradient {
     }
     const auto x = state_of<T>(args, row[STATE_SOURCE], row[STATE_STATE], 0, 1);
     const int64_t source = row[STATE_SOURCE];
-    const bool has_edges = row[STATE_LEAVING] < row[STATE_LEAVING_END];  // a node that nobody reads was not kept
-    void* p_dx = source == 0   ? args.p_dx0
-                 : source == 1 ? args.p_dx1
-                 : source == 2 ? args.p_dx2
-                 : source == 3 ? args.p_dx3
+    const bool has_edges = row[STATE_LEAVING] < row[STATE_LEAVING_END];  // a node without readers is not saved
+    void* p_dx = source == 0   ? args.p_grad_inputs0
+                 : source == 1 ? args.p_grad_inputs1
+                 : source == 2 ? args.p_grad_inputs2
+                 : source == 3 ? args.p_grad_inputs3
                                : at_block<T>(args.p_work, row[STATE_GRAD]);
 #pragma unroll
     for (int i = 0; i < STRIP; ++i) {
@@ -196,7 +197,7 @@ struct StateGradient {
   // What an edge gives back without a stencil: through skip, or for channels that pass by.
   FASTDARTS_FN void add_straight(Two& to, int64_t i_leaving, int64_t pixel, const Channels& own) const {
     const int64_t i_edge = table_of(args)[i_leaving];
-    const int64_t* e = table_of(args) + args.edges_at + i_edge * EDGE;
+    const int64_t* e = table_of(args) + args.o_edges + i_edge * EDGE;
     if (is_through() && e[EDGE_SKIP] < 0) return;
     float weight = args.WEIGHTED ? mix_at<T>(args, args.p_edges, i_edge) : 1.0F;
     if (is_through()) weight *= mix_at<T>(args, args.p_ops, i_edge * args.columns + e[EDGE_SKIP]);

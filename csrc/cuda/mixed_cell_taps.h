@@ -1,4 +1,4 @@
-// Gradients of mixed_cell's depthwise kernels: sums over pixels of dz times what each tap reads. Launches, letters:
+// Gradients of mixed_cell's depthwise kernels: sums over pixels of dz times what each tap reads. Launches and notation:
 // mixed_cell.h.
 #pragma once
 

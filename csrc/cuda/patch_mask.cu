@@ -7,13 +7,12 @@
 
 #include <tuple>
 
+#include "../rows.h"
 #include "launch.h"
 #include "patch_mask.h"
 
 namespace fastdarts::cuda {
 namespace {
-
-constexpr int64_t PURPOSE_MASK = 4;  // philox.Purpose.MASK
 
 Dtype dtype_of(at::ScalarType type) {
   if (type == at::kFloat) return Dtype::float32;

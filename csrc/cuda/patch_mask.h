@@ -1,7 +1,7 @@
 // patch_mask's kernels: which patches of each image are masked, then one pass over the pixels.
 // fastdarts/ops/patch_mask.py says what is computed; masks are the CPU's bit for bit.
 //
-// Letters: N images of H x W pixels in 3 channels, P = rows * cols patches of side x side pixels.
+// Notation: N images of H x W pixels in 3 channels, P = rows * cols patches of side x side pixels.
 #pragma once
 
 #include "block.h"

@@ -26,7 +26,7 @@ from fastdarts.interop.parts import Layers, alike, run, usual
 from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Layout, as_preprocess, recognise
 from fastdarts.interop.tree import heard, signature
-from fastdarts.ops.graph import Candidate, Edge, Graph
+from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 
 

@@ -18,8 +18,8 @@ from fastdarts.interop.probe import Differs
 from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import Layout, Unknown, as_preprocess, recognise
 from fastdarts.interop.tree import bare, signature
+from fastdarts.kernels.graph import Candidate
 from fastdarts.ops.backend import choose
-from fastdarts.ops.graph import Candidate
 
 Level = Literal["cell", "op"]
 KS = (1, 2, 3, 4, 5, 6, 8)  # divisors of partial channels that are tried

@@ -17,7 +17,7 @@ from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
 from fastdarts.interop.tree import bare, customary, heard, signature
-from fastdarts.ops.graph import Candidate, Edge, Graph
+from fastdarts.kernels.graph import Candidate, Edge, Graph
 
 NOT_TRACED = "fastdarts looks at every layer before a fused call: traced, each look is a guard and each size compiles anew"
 Attributes = tuple[tuple[str, int], ...]

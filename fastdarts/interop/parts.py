@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Path, layer_at
 from fastdarts.interop.tree import Tree, customary
+from fastdarts.kernels.graph import Graph
 from fastdarts.ops.batch_norm import recomputed_to_here
-from fastdarts.ops.graph import Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 
 

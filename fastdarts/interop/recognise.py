@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fastdarts.ops.graph import Candidate
+from fastdarts.kernels.graph import Candidate
 
 Path = tuple[str, ...]  # names of children, from a candidate down to a layer
 TRANSPARENT = (nn.Identity, nn.Dropout, nn.Dropout2d)

@@ -1,8 +1,8 @@
-"""Which implementation of an op runs, and why not a faster one.
+"""Choose the implementation of an op, and log why a faster one was not chosen.
 
-Each op registers its backends, fastest first and the definition last. A backend's check returns None or the sentence why
-it cannot serve tensors of a device and a dtype. "auto" takes the first that can and logs its choice once; a backend asked
-for by name runs or raises.
+Each op registers its backends, fastest first and the definition last. A backend's check returns None, or the reason why it
+does not support tensors of a device and a dtype. "auto" takes the first that does and logs its choice once; a backend named
+explicitly runs or raises.
 """
 
 import importlib
@@ -26,14 +26,16 @@ OLDEST_GPU = (8, 0)  # compute capability
 
 
 class BackendUnavailable(RuntimeError):
-    """The backend that was asked for by name cannot serve the call; the message says why."""
+    """The explicitly named backend does not support the call; the message says why."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation: `run` takes the op's arguments, `check` says why it cannot take these tensors.
+    """One implementation of an op.
 
-    `limit` takes the arguments too: why it cannot take this call although it can take such tensors, or None.
+    check  why it does not support tensors of a device and a dtype, or None
+    run    takes the op's arguments
+    limit  takes the op's arguments: why it does not support this call although it supports such tensors, or None
     """
 
     name: str
@@ -49,7 +51,7 @@ _dtypes: dict[str, tuple[torch.dtype, ...]] = {}
 def register(op: str, *backends: Backend, dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)) -> None:
     """Set an op's backends, fastest first; the last one serves every device and dtype.
 
-    dtypes  the common ones, of which describe() tells
+    dtypes  the common ones, which describe() lists
     """
     _ops[op] = {b.name: b for b in backends}
     _dtypes[op] = dtypes
@@ -138,9 +140,9 @@ def _autocast(device: str) -> torch.dtype | None:
 
 @torch.compiler.assume_constant_result  # torch.compile takes the choice as it is, it does not trace it
 def choose(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the backend that serves `op` on `device` at `dtype`; `backend` is "auto" or a name.
+    """The name of the backend of `op` on `device` at `dtype`; `backend` is "auto" or a name.
 
-    Raises ValueError for a name the op does not have, BackendUnavailable for one that cannot serve.
+    Raises ValueError for a name that the op does not have, BackendUnavailable for one that is not available.
     """
     return _decide(op, backend, device, dtype)
 
@@ -180,7 +182,7 @@ def run(op: str, backend: str, device: torch.device, dtype: torch.dtype, *args: 
 
 @torch.compiler.assume_constant_result
 def _beyond(op: str, backend: str, chosen: str, why: str) -> str:
-    """Who serves a call that is beyond the chosen backend's limit."""
+    """The backend of a call that is beyond the chosen backend's limit."""
     if backend != "auto":
         raise BackendUnavailable(f"{op}: backend {backend!r} cannot serve this call: {why}")
     last = list(_ops[op])[-1]
@@ -189,7 +191,7 @@ def _beyond(op: str, backend: str, chosen: str, why: str) -> str:
 
 
 def refusals(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    """For each backend of `op`, fastest first: None, or the sentence why it cannot serve."""
+    """For each backend of `op`, fastest first: None, or the reason why it is not available."""
     return {b.name: b.check(device, dtype) for b in _ops[op].values()}
 
 
@@ -210,7 +212,7 @@ def describe() -> list[dict[str, Any]]:
 
 
 def _faster(refused: dict[str, str | None]) -> dict[str, str]:
-    """The backends before the first that can serve, with their sentences."""
+    """The backends before the first available one, with their reasons."""
     return {n: why for n, why in list(refused.items())[: list(refused).index(_first(refused))] if why}
 
 

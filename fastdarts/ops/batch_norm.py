@@ -1,6 +1,6 @@
-"""What the ops that end in BatchNorm without affine parameters share: running statistics, checks, the double backward.
+"""Shared by the ops that end in BatchNorm without affine parameters: running statistics, checks, the double backward.
 
-Letters: N images, H W pixels of what is normalised, m = N*H*W, B channels of all of an op's norms one after the other.
+Notation: N images, H W pixels of the normalised tensor, m = N*H*W, B channels of all of an op's norms, concatenated.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ def batch_norm(
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * scale + shift over (N, H, W): batch statistics when training or without running ones.
 
-    x (N, B, H, W); running, moved in place when training: the unbiased variance; scale, shift (B,), both or none. With
+    x (N, B, H, W); running, updated in place when training: the unbiased variance; scale, shift (B,), both or none. With
     `sync`, batch statistics are those of the images of all ranks, each of which calls this in the same order, forward and
     backward.
     """
@@ -42,7 +42,7 @@ def batch_norm(
 
 
 def _synchronised(x: Tensor, running: Running | None, momentum: float, eps: float, sync: Sync) -> Tensor:
-    """batch_norm with the statistics of all ranks, without scale and shift; half precision is widened, to float32.
+    """batch_norm with the statistics of all ranks, without scale and shift; half precision is computed in float32.
 
     One sum over the ranks forward, one backward: of a table in which each has a row with its mean and its sum of squares
     around that. All ranks have as many values.
@@ -80,7 +80,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def update_running(running: Running, statistics: Tensor, m: int, momentum: float, sync: Sync | None = None) -> None:
-    """Move the running statistics in place towards what a native op normalised with.
+    """Update the running statistics in place with those that a native op normalised with.
 
     statistics  float64 (2, B): mean and biased variance over m values of each rank; the running variance takes the unbiased
                 one
@@ -107,7 +107,7 @@ def check(running: Running | None, B: int, like: Tensor, training: bool, m: int,
     """Raise ValueError unless the arguments of a BatchNorm fit; `like` is a tensor of the op's parameters.
 
     running  None, or mean and variance: (B,), of like's dtype and device
-    m        how many values each channel's statistics are taken over; batch statistics need two
+    m        values of a channel; batch statistics need two
     """
     if not 0 <= momentum <= 1 or not eps > 0:
         raise ValueError(f"momentum must lie within 0..1 and eps above 0, got {momentum} and {eps}")
@@ -130,7 +130,7 @@ def through_definition(
 ) -> list[Tensor | None]:
     """The gradients of `definition(*tensors)` that are `wanted`, differentiable in turn, in `tensors` and in `grad`.
 
-    What a native op's backward returns under create_graph=True.
+    A native op's backward returns these under create_graph=True.
     """
     say_once(f"{op}: a gradient that is differentiated again (create_graph=True) is computed through the definition")
     # aliases: a state may have been computed from another one, and that path is not this op's

@@ -1,36 +1,37 @@
 """3x3 convolutions, each with BatchNorm, with ReLUs between them: the stem of a network.
 
-Letters: N images, H W pixels, C channels of the input, D_i channels of layer i, L layers, m values of a channel.
+Notation: N images, H W pixels, C channels of the input, D_i channels of layer i, L layers, m values of a channel.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdarts.kernels.arguments import ConvBNChain, ConvBNChainBackward, ConvBNChainGradients, ConvBNChainResults
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm
 from fastdarts.ops.batch_norm import Running
+from fastdarts.ops.schema import Op
 from fastdarts.ops.sync import Sync, handle
 
 Norm = tuple[Tensor, Tensor]  # weight and bias of a BatchNorm, (D,) each
+FORWARD = Op("conv_bn_chain", ConvBNChain, ConvBNChainResults)
+BACKWARD = Op("conv_bn_chain_backward", ConvBNChainBackward, ConvBNChainGradients)
 
-torch.library.define(
-    "fastdarts::conv_bn_chain",
-    "(Tensor x, Tensor[] weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor[] running_means, "
-    "Tensor[] running_vars, int[] strides, int outputs, float eps, int sync) -> "
-    "(Tensor[] outs, Tensor[] ys, Tensor statistics)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fastdarts::conv_bn_chain_backward",
-    "(Tensor[] grads, Tensor x, Tensor[] weights, Tensor[] norm_weights, Tensor[] norm_biases, Tensor[] ys, "
-    "Tensor statistics, int[] strides, float eps, bool batch_statistics, bool need_x, bool need_weights, int sync) -> "
-    "(Tensor grad_x, Tensor[] grad_weights, Tensor[] grad_norm_weights, Tensor[] grad_norm_biases)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+
+class Constants(NamedTuple):
+    """The arguments of conv_bn_chain that are not differentiable, in the definition's order."""
+
+    running: Sequence[Running] | None
+    strides: list[int]
+    outputs: int
+    training: bool
+    momentum: float
+    eps: float
+    sync: Sync | None
 
 
 def conv_bn_chain(
@@ -53,7 +54,7 @@ def conv_bn_chain(
     weights   of each layer (D_i, D_(i-1), 3, 3), D_0 = C, border of one zero pixel. Of x' dtype, as are the norms (any
               floating point one under autocast)
     norms     of each layer BatchNorm's weight and bias: (D_i,) each
-    running   None, or of each layer running mean and variance: (D_i,) of the weights' dtype. Moved in place, once, when
+    running   None, or of each layer running mean and variance: (D_i,) of the weights' dtype. Updated in place, once, when
               training
     strides   of each layer 1 or 2
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
@@ -65,8 +66,9 @@ def conv_bn_chain(
     any layout. Differentiable twice in x, weights and norms. Raises ValueError for arguments that do not fit,
     BackendUnavailable.
     """
-    _check(x, weights, norms, running, strides, outputs, training, momentum, eps)
-    args = x, list(weights), list(norms), running, list(strides), outputs, training, momentum, eps, sync
+    constants = Constants(running, list(strides), outputs, training, momentum, eps, sync)
+    _check(x, weights, norms, constants)
+    args = x, list(weights), list(norms), constants
     return backends.run("conv_bn_chain", backend, x.device, backends.arithmetic(x), *args)
 
 
@@ -82,7 +84,7 @@ def definition(
     eps: float,
     sync: Sync | None = None,
 ) -> tuple[Tensor, ...]:
-    """What conv_bn_chain computes, in plain PyTorch at any dtype on any device; arguments as there."""
+    """conv_bn_chain in plain PyTorch, at any dtype on any device; same arguments."""
     outs: list[Tensor] = []
     for i, (weight, (scale, shift), stride) in enumerate(zip(weights, norms, strides, strict=True)):
         if i:  # in place, as customary, where nobody else sees it
@@ -104,108 +106,72 @@ def _sizes(x: Tensor, weights: Sequence[Tensor], strides: Sequence[int]) -> list
     return sizes
 
 
-@torch.library.register_fake("fastdarts::conv_bn_chain")
-def _fake(
-    x: Tensor,
-    weights: list[Tensor],
-    norm_weights: list[Tensor],
-    norm_biases: list[Tensor],
-    running_means: list[Tensor],
-    running_vars: list[Tensor],
-    strides: list[int],
-    outputs: int,
-    eps: float,
-    sync: int,
-) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    sizes = _sizes(x, weights, strides)
+@FORWARD.fake
+def _fake(a: ConvBNChain) -> ConvBNChainResults:
+    x, sizes = a.x, _sizes(a.x, a.weights, a.strides)
 
     def empty(size: tuple[int, ...]) -> Tensor:
         return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
     statistics = x.new_empty(3, sum(size[1] for size in sizes), dtype=torch.float64)
-    return [empty(size) for size in sizes[-outputs:]], [empty(size) for size in sizes], statistics
+    return ConvBNChainResults([empty(size) for size in sizes[-a.outputs :]], [empty(size) for size in sizes], statistics)
 
 
-@torch.library.register_fake("fastdarts::conv_bn_chain_backward")
-def _fake_backward(
-    grads: list[Tensor],
-    x: Tensor,
-    weights: list[Tensor],
-    norm_weights: list[Tensor],
-    norm_biases: list[Tensor],
-    ys: list[Tensor],
-    statistics: Tensor,
-    strides: list[int],
-    eps: float,
-    batch_statistics: bool,
-    need_x: bool,
-    need_weights: bool,
-    sync: int,
-) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last) if need_x else x.new_empty(0)
-    like = (weights, norm_weights, norm_weights)
-    return grad_x, *([t.new_empty(t.shape) for t in tensors] if need_weights else [] for tensors in like)
+@BACKWARD.fake
+def _fake_backward(a: ConvBNChainBackward) -> ConvBNChainGradients:
+    grad_x = torch.empty_like(a.x, memory_format=torch.channels_last) if a.need_x else a.x.new_empty(0)
+    like = a.weights, a.norm_weights, a.norm_biases
+    return ConvBNChainGradients(grad_x, *([t.new_empty(t.shape) for t in ts] if a.need_weights else [] for ts in like))
 
 
 class _ConvBNChain(torch.autograd.Function):
     """The registered op and its gradients; x is channels_last-contiguous, the parameters are contiguous."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        strides: list[int],
-        outputs: int,
-        eps: float,
-        sync: Sync | None,
-        running: list[list[Tensor]],
-        x: Tensor,
-        *parameters: Tensor,
-    ) -> tuple[Tensor, ...]:
-        layers = len(strides)
-        weights, scales, shifts = _parted(parameters, layers)
-        outs, ys, statistics = torch.ops.fastdarts.conv_bn_chain(
-            x, weights, scales, shifts, *running, strides, outputs, eps, handle(sync)
-        )
+    def forward(ctx: Any, constants: Constants, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """Returns outputs, then statistics. constants.running: None where the batch's statistics normalise."""
+        c = constants
+        running = [[], []] if c.running is None else [list(buffers) for buffers in zip(*c.running, strict=True)]
+        rest = *running, c.strides, c.outputs, c.eps, handle(c.sync)
+        outs, ys, statistics = torch.ops.fastdarts.conv_bn_chain(x, *_parted(parameters, len(c.strides)), *rest)
         ctx.save_for_backward(x, statistics, *ys, *parameters)
-        ctx.strides, ctx.outputs, ctx.eps, ctx.sync, ctx.batch_statistics = strides, outputs, eps, sync, not running[0]
+        ctx.constants, ctx.batch_statistics = c._replace(running=None), c.running is None
         ctx.mark_non_differentiable(statistics)
         return *outs, statistics
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layers = len(ctx.strides)
+        c = ctx.constants
+        layers = len(c.strides)
         x, statistics, *rest = ctx.saved_tensors
         ys, parameters = rest[:layers], rest[layers:]
-        wanted = ctx.needs_input_grad[5:]  # of x and each parameter
+        _, *wanted = ctx.needs_input_grad  # of x and each parameter
         if torch.is_grad_enabled():
 
             def again(x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
                 weights, scales, shifts = _parted(parameters, layers)
                 running = None if ctx.batch_statistics else _layers(statistics.to(x.dtype), weights)
                 norms = list(zip(scales, shifts, strict=True))
-                return definition(x, weights, norms, running, ctx.strides, ctx.outputs, False, 0.0, ctx.eps, ctx.sync)
+                return definition(x, weights, norms, *c._replace(running=running, training=False, momentum=0.0))
 
-            through = batch_norm.through_definition("conv_bn_chain", again, [x, *parameters], wanted, grads[:-1])
-            return None, None, None, None, None, *through
-        weights, scales, shifts = _parted(parameters, layers)
+            return None, *batch_norm.through_definition("conv_bn_chain", again, [x, *parameters], wanted, grads[:-1])
         need_x, need_weights = wanted[0], any(wanted[1:])
-        grad_x, *of_parameters = torch.ops.fastdarts.conv_bn_chain_backward(
+        args = ConvBNChainBackward(
             [g.contiguous(memory_format=torch.channels_last) for g in grads[:-1]],
             x,
-            weights,
-            scales,
-            shifts,
+            *_parted(parameters, layers),
             ys,
             statistics,
-            ctx.strides,
-            ctx.eps,
+            c.strides,
+            c.eps,
             ctx.batch_statistics,
             need_x,
             need_weights,
-            handle(ctx.sync),
+            handle(c.sync),
         )
+        grad_x, *of_parameters = torch.ops.fastdarts.conv_bn_chain_backward(*args)
         flat = [g for group in of_parameters for g in group] if need_weights else [None] * len(parameters)
-        return None, None, None, None, None, grad_x if need_x else None, *flat
+        return None, grad_x if need_x else None, *flat
 
 
 def _parted(parameters: Sequence[Tensor], layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -220,50 +186,34 @@ def _layers(statistics: Tensor, weights: Sequence[Tensor]) -> list[Running]:
     return list(zip(mean.split(sizes), var.split(sizes), strict=True))
 
 
-def _registered(
-    x: Tensor,
-    weights: list[Tensor],
-    norms: list[Norm],
-    running: Sequence[Running] | None,
-    strides: list[int],
-    outputs: int,
-    training: bool,
-    momentum: float,
-    eps: float,
-    sync: Sync | None,
-) -> tuple[Tensor, ...]:
+def _registered(x: Tensor, weights: list[Tensor], norms: list[Norm], constants: Constants) -> tuple[Tensor, ...]:
+    c = constants
     x = x.contiguous(memory_format=torch.channels_last)
     parameters = [t.contiguous() for t in (*weights, *(n[0] for n in norms), *(n[1] for n in norms))]
-    given = [[], []] if training or running is None else [list(buffers) for buffers in zip(*running, strict=True)]
-    *outs, statistics = _ConvBNChain.apply(strides, outputs, eps, sync, given, x, *parameters)
-    if training and running is not None:
-        sizes = _sizes(x, weights, strides)
-        for buffers, (mean, var), (N, _, H, W) in zip(running, _layers(statistics, weights), sizes, strict=True):
-            batch_norm.update_running(buffers, torch.stack([mean, var]), N * H * W, momentum, sync)
+    *outs, statistics = _ConvBNChain.apply(c._replace(running=None) if c.training else c, x, *parameters)
+    if c.training and c.running is not None:
+        sizes = _sizes(x, weights, c.strides)
+        for buffers, (mean, var), (N, _, H, W) in zip(c.running, _layers(statistics, weights), sizes, strict=True):
+            batch_norm.update_running(buffers, torch.stack([mean, var]), N * H * W, c.momentum, c.sync)
     return tuple(outs)
+
+
+def _by_definition(x: Tensor, weights: list[Tensor], norms: list[Norm], constants: Constants) -> tuple[Tensor, ...]:
+    return definition(x, weights, norms, *constants)
 
 
 backends.register(
     "conv_bn_chain",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="conv_bn_chain"), _registered),
-    backends.Backend("definition", backends.anything, definition),
+    backends.Backend("definition", backends.anything, _by_definition),
 )
 
 
-def _check(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    norms: Sequence[Norm],
-    running: Sequence[Running] | None,
-    strides: Sequence[int],
-    outputs: int,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> None:
+def _check(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm], constants: Constants) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as conv_bn_chain documents them."""
     if x.dim() != 4 or not x.is_floating_point() or not x.numel():
         raise ValueError(f"x must be floating point (N, C, H, W) and not empty, got {x.dtype} {tuple(x.shape)}")
+    running, strides, outputs, training, momentum, eps, _ = constants
     layers = len(weights)
     if not layers or {len(norms), len(strides), len(running if running is not None else norms)} != {layers}:
         given = f"{layers} weights, {len(norms)} norms, {len(strides)} strides"

@@ -1,27 +1,35 @@
 """Reconstruction loss on masked pixels of a prediction that is a sum of upsampled low-resolution maps.
 
-Letters: N images of H x W pixels, p pixels a patch's side, h_l w_l the resolution of level l, L levels.
+Notation: N images of H x W pixels, p pixels a patch's side, h_l w_l the resolution of level l, L levels.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdarts.kernels.arguments import MaskedLoss, MaskedLossResults
 from fastdarts.ops import backend as backends
 from fastdarts.ops.batch_norm import through_definition
 from fastdarts.ops.patch_mask import normalise
+from fastdarts.ops.schema import Op
 
 Norm = Literal["l1", "l2"]
 
-torch.library.define(
-    "fastdarts::masked_loss",
-    "(Tensor[] levels, Tensor bias, Tensor images, Tensor flip, Tensor mask, float[] mean, float[] std, str norm, "
-    "bool need_grad) -> (Tensor loss, Tensor[] grad_levels, Tensor grad_bias)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+OP = Op("masked_loss", MaskedLoss, MaskedLossResults)
+
+
+class Constants(NamedTuple):
+    """The arguments of masked_loss that are not differentiable, in the definition's order."""
+
+    images: Tensor
+    flip: Tensor
+    mask: Tensor
+    mean: list[float]
+    std: list[float]
+    norm: Norm
 
 
 def masked_loss(
@@ -48,13 +56,14 @@ def masked_loss(
     norm       "l1" or "l2"
     backend    "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
 
-    Returns a scalar of the levels' dtype: sum over masked pixels and colours / (masked pixels * 3). Unmasked pixels have no
-    part in it. Differentiable twice in `levels` and `bias`. The fused backends compute loss and gradient in one pass over
+    Returns a scalar of the levels' dtype: sum over masked pixels and colours / (masked pixels * 3). Unmasked pixels do not
+    contribute. Differentiable twice in `levels` and `bias`. The fused backends compute loss and gradient in one pass over
     the pixels, write nothing of the images' size, and give the same bits in each run and for any number of threads; on a
     GPU, sums are float32 whatever the dtype. Raises ValueError for arguments that do not fit and BackendUnavailable.
     """
-    _check(levels, bias, images, flip, mask, mean, std, norm)
-    args = list(levels), bias, images, flip, mask, list(mean), list(std), norm
+    constants = Constants(images, flip, mask, list(mean), list(std), norm)
+    _check(levels, bias, constants)
+    args = list(levels), bias, *constants
     return backends.run("masked_loss", backend, images.device, backends.arithmetic(levels[0]), *args)
 
 
@@ -81,7 +90,7 @@ def definition(
     std: Sequence[float],
     norm: Norm,
 ) -> Tensor:
-    """What masked_loss computes, in plain PyTorch at any dtype on any device; arguments as there."""
+    """masked_loss in plain PyTorch, at any dtype on any device; same arguments."""
     size = (images.shape[1], images.shape[2])
     target = normalise(images, flip, mean=mean, std=std, dtype=levels[0].dtype)
     patch_size = size[0] // mask.shape[1]
@@ -91,32 +100,33 @@ def definition(
     return torch.where(pixel_mask(mask, patch_size), error, 0).sum() / terms
 
 
-@torch.library.register_fake("fastdarts::masked_loss")
-def _fake(levels: list[Tensor], bias: Tensor, *rest: Any) -> tuple[Tensor, list[Tensor], Tensor]:
-    need_grad = rest[-1]
-    grad_levels = [torch.empty_like(level, dtype=_summed(level.dtype)) for level in levels] if need_grad else []
-    return bias.new_empty(()), grad_levels, bias.new_empty(3 if need_grad else 0, dtype=_summed(bias.dtype))
+@OP.fake
+def _fake(a: MaskedLoss) -> MaskedLossResults:
+    grad_levels = [torch.empty_like(level, dtype=_summed(level.dtype)) for level in a.levels] if a.need_grad else []
+    grad_bias = a.bias.new_empty(3 if a.need_grad else 0, dtype=_summed(a.bias.dtype))
+    return MaskedLossResults(a.bias.new_empty(()), grad_levels, grad_bias)
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:
-    """Of a gradient as the op returns it, before the loss' own gradient scales it: half precision would lose it."""
+    """Dtype of a gradient before the loss' own gradient scales it: half precision would underflow."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
-@torch.library.impl("fastdarts::masked_loss", "cuda")
-def _on_gpu(*args: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+@OP.cuda
+def _on_gpu(a: MaskedLoss) -> MaskedLossResults:
     from fastdarts.kernels import masked_loss as kernels  # not above: Triton may be missing
 
-    return kernels.run(*args)
+    return kernels.run(a)
 
 
 class _MaskedLoss(torch.autograd.Function):
-    """The registered op, which brings the gradient with the loss: backward scales it."""
+    """The registered op, which computes the gradient with the loss; backward scales it."""
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, flip: Tensor, mask: Tensor, settings: tuple, bias: Tensor, *levels: Tensor) -> Tensor:
-        loss, grad_levels, grad_bias = torch.ops.fastdarts.masked_loss(levels, bias, images, flip, mask, *settings, True)
-        ctx.settings = settings
+    def forward(ctx: Any, constants: Constants, bias: Tensor, *levels: Tensor) -> Tensor:
+        loss, grad_levels, grad_bias = torch.ops.fastdarts.masked_loss(levels, bias, *constants, True)
+        images, flip, mask, *_ = constants
+        ctx.constants = constants._replace(images=None, flip=None, mask=None)
         ctx.save_for_backward(images, flip, mask, bias, *levels, grad_bias, *grad_levels)
         return loss
 
@@ -124,21 +134,21 @@ class _MaskedLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, flip, mask, *rest = ctx.saved_tensors
         inputs, grads = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-        wanted = ctx.needs_input_grad[4:]
+        _, *wanted = ctx.needs_input_grad  # of bias and each level
         if torch.is_grad_enabled():
+            constants = ctx.constants._replace(images=images, flip=flip, mask=mask)
 
             def again(bias: Tensor, *levels: Tensor) -> Tensor:
-                return definition(levels, bias, images, flip, mask, *ctx.settings)
+                return definition(levels, bias, *constants)
 
-            return None, None, None, None, *through_definition("masked_loss", again, inputs, wanted, grad)
-        scaled = ((g * grad).to(t.dtype) if w else None for g, t, w in zip(grads, inputs, wanted, strict=True))
-        return None, None, None, None, *scaled
+            return None, *through_definition("masked_loss", again, inputs, wanted, grad)
+        return None, *((g * grad).to(t.dtype) if w else None for g, t, w in zip(grads, inputs, wanted, strict=True))
 
 
-def _registered(levels: list[Tensor], bias: Tensor, images: Tensor, flip: Tensor, mask: Tensor, *settings: Any) -> Tensor:
+def _registered(levels: list[Tensor], bias: Tensor, *constants: Any) -> Tensor:
     if torch.is_grad_enabled() and any(t.requires_grad for t in (bias, *levels)):
-        return _MaskedLoss.apply(images, flip, mask, settings, bias, *levels)
-    return torch.ops.fastdarts.masked_loss(levels, bias, images, flip, mask, *settings, False)[0]
+        return _MaskedLoss.apply(Constants(*constants), bias, *levels)
+    return torch.ops.fastdarts.masked_loss(levels, bias, *constants, False)[0]
 
 
 backends.register(
@@ -149,17 +159,9 @@ backends.register(
 )
 
 
-def _check(
-    levels: Sequence[Tensor],
-    bias: Tensor,
-    images: Tensor,
-    flip: Tensor,
-    mask: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
-    norm: str,
-) -> None:
+def _check(levels: Sequence[Tensor], bias: Tensor, constants: Constants) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as masked_loss documents them."""
+    images, flip, mask, mean, std, norm = constants
     if not levels:
         raise ValueError("levels must be at least one map (N, 3, h, w), got none")
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
@@ -183,6 +185,6 @@ def _check(
         if tensor.device != levels[0].device:
             raise ValueError(f"{name} is on {tensor.device}, the levels are on {levels[0].device}; move it there")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean and std must be three numbers each, std above 0, got {list(mean)} and {list(std)}")
+        raise ValueError(f"mean and std must be three numbers each, std above 0, got {mean} and {std}")
     if norm not in get_args(Norm):
         raise ValueError(f"norm must be l1 or l2, got {norm!r}")

@@ -1,6 +1,6 @@
 """All mixed edges of a cell as one op: every candidate of every edge, weighted and summed into the cell's nodes.
 
-Letters: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, H W pixels, s the stride of the
+Notation: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, H W pixels, s the stride of the
 edges that leave the inputs, m = N*(H/s)*(W/s), E edges, K candidates of the longest list, B BatchNorms.
 """
 
@@ -9,7 +9,7 @@ from functools import reduce
 from itertools import repeat
 from math import prod
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,27 +17,29 @@ from torch import Tensor
 
 from fastdarts import native
 from fastdarts.kernels import mixed_cell_plan
+from fastdarts.kernels.arguments import MixedCell, MixedCellBackward, MixedCellGradients, MixedCellResults
+from fastdarts.kernels.graph import DENSE, DILATED, KERNEL, Candidate, Edge, Graph
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm, relu_conv_bn
 from fastdarts.ops.batch_norm import Running
-from fastdarts.ops.graph import DENSE, DILATED, KERNEL, Candidate, Edge, Graph
+from fastdarts.ops.schema import Op
 from fastdarts.ops.sync import Sync, handle, ranks_of
 
-torch.library.define(
-    "fastdarts::mixed_cell",
-    "(Tensor[] inputs, Tensor ops, Tensor? edges, Tensor weights, Tensor? running_mean, Tensor? running_var, "
-    "Tensor? channels, int[] graph, int partial_channels, float eps, int sync) -> "
-    "(Tensor out, Tensor statistics, Tensor saved)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fastdarts::mixed_cell_backward",
-    "(Tensor grad, Tensor[] inputs, Tensor ops, Tensor? edges, Tensor weights, Tensor statistics, Tensor saved, "
-    "Tensor? channels, int[] graph, int partial_channels, float eps, bool batch_statistics, bool need_inputs, "
-    "bool need_ops, bool need_weights, int sync) -> "
-    "(Tensor[] grad_inputs, Tensor grad_ops, Tensor grad_edges, Tensor grad_weights)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+FORWARD = Op("mixed_cell", MixedCell, MixedCellResults)
+BACKWARD = Op("mixed_cell_backward", MixedCellBackward, MixedCellGradients)
+
+
+class Constants(NamedTuple):
+    """The arguments of mixed_cell that are not differentiable, in the definition's order."""
+
+    running: Running | None
+    channels: Tensor | None
+    graph: Graph
+    partial_channels: int
+    training: bool
+    momentum: float
+    eps: float
+    sync: Sync | None
 
 
 def mixed_cell(
@@ -64,12 +66,12 @@ def mixed_cell(
     ops       (E, K): the weight of candidate k on edge e, any real number; columns past an edge's own list are ignored
     edges     (E,) or None (all 1): the weight of an edge, bypassed channels included
     weights   (n,): all convolutions, those of `graph.convolutions(Cq)` one after the other
-    running   None, or the packed running means and variances of all BatchNorms: (B * Cq,) each, B = graph.norms. Moved in
-              place, once, when training
+    running   None, or the packed running means and variances of all BatchNorms: (B * Cq,) each, B = graph.norms. Updated
+              in place, once, when training
     channels  int64 (E, Cq): which channels of its state pass through each edge's candidates, distinct in each row, and keep
               their places. None: the first Cq, and the channels of the edge are shuffled over k groups, as in PC-DARTS' code
               (processed channel p becomes channel p*k, bypassed channel g*Cq + p becomes channel p*k + g)
-    graph     which edges there are and what each may do
+    graph     the cell's edges and their candidates
     partial_channels  k: the channels that do not pass through the candidates bypass them (2x2 max-pooled under stride 2)
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; at most 4 inputs, Cq at
@@ -81,12 +83,13 @@ def mixed_cell(
     backend takes inputs and weights in autocast's dtype, in which it returns, and ops, edges and running statistics as they
     are.
     Returns (N, nodes * C, H/s, W/s), the nodes one after the other; channels_last from a native backend, which takes inputs
-    in any layout. The output is nobody's state and may be modified in place. Differentiable twice in inputs, ops, edges and
+    in any layout. No backward reads the output: it may be modified in place. Differentiable twice in inputs, ops, edges and
     weights. Raises ValueError for arguments that do not fit and BackendUnavailable.
     """
-    _check(inputs, ops, edges, weights, running, channels, graph, partial_channels, training, momentum, eps)
+    constants = Constants(running, channels, graph, partial_channels, training, momentum, eps, sync)
+    _check(inputs, ops, edges, weights, constants)
     x = inputs[0]
-    args = list(inputs), ops, edges, weights, running, channels, graph, partial_channels, training, momentum, eps, sync
+    args = list(inputs), ops, edges, weights, constants
     return backends.run("mixed_cell", backend, x.device, backends.arithmetic(x), *args)
 
 
@@ -110,7 +113,7 @@ def definition(
     eps: float,
     sync: Sync | None = None,
 ) -> Tensor:
-    """What mixed_cell computes, in plain PyTorch at any dtype on any device; arguments as there."""
+    """mixed_cell in plain PyTorch, at any dtype on any device; same arguments."""
     parts = _Parts(weights, running, graph, inputs[0].shape[1] // partial_channels, (training, momentum, eps, sync))
     rows, betas = ops.unbind(), None if edges is None else edges.unbind()
     states = list(inputs)
@@ -126,7 +129,7 @@ def definition(
 
 
 class _Parts:
-    """Deals out the packed weights and running statistics, one convolution and one BatchNorm after the other."""
+    """Iterates over the packed weights and running statistics, convolution by convolution and BatchNorm by BatchNorm."""
 
     def __init__(
         self, weights: Tensor, running: Running | None, graph: Graph, C: int, how: tuple[bool, float, float, Sync | None]
@@ -191,85 +194,48 @@ def _apply(parts: _Parts, candidate: Candidate, x: Tensor, stride: int) -> Tenso
     return parts.separable(parts.separable(x, kernel, stride), kernel, 1)
 
 
-def _sizes(x: Tensor, graph: Sequence[int]) -> tuple[int, int, int, int]:
-    """(N, nodes * C, H', W') of the output; x is an input, graph encoded."""
+@FORWARD.fake
+def _fake(a: MixedCell) -> MixedCellResults:
+    x, graph = a.inputs[0], Graph.decode(a.graph)
     N, C, H, W = x.shape
-    nodes, stride = graph[1], graph[5]
-    return N, nodes * C, H // stride, W // stride
-
-
-@torch.library.register_fake("fastdarts::mixed_cell")
-def _fake(
-    inputs: list[Tensor],
-    ops: Tensor,
-    edges: Tensor | None,
-    weights: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    channels: Tensor | None,
-    graph: list[int],
-    partial_channels: int,
-    eps: float,
-    sync: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    x = inputs[0]
-    out = torch.empty(_sizes(x, graph), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    statistics = x.new_empty(2, Graph.decode(graph).norms * (x.shape[1] // partial_channels), dtype=torch.float64)
+    size = N, graph.nodes * C, H // graph.stride, W // graph.stride
+    out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    statistics = x.new_empty(2, graph.norms * (C // a.partial_channels), dtype=torch.float64)
     if x.device.type == "cuda":
         shape = tuple(map(int, x.shape))  # where it is dynamic it becomes fixed, as for the C++ kernel below
-        length = mixed_cell_plan.saved_numbers(tuple(graph), shape, partial_channels)
+        length = mixed_cell_plan.saved_numbers(tuple(a.graph), shape, a.partial_channels)
     else:
-        length = native.module().mixed_cell_saved(graph, list(x.shape), partial_channels, x.element_size())
-    return out, statistics, x.new_empty(length)
+        length = native.module().mixed_cell_saved(a.graph, list(x.shape), a.partial_channels, x.element_size())
+    return MixedCellResults(out, statistics, x.new_empty(length))
 
 
-@torch.library.register_fake("fastdarts::mixed_cell_backward")
-def _fake_backward(
-    grad: Tensor,
-    inputs: list[Tensor],
-    ops: Tensor,
-    edges: Tensor | None,
-    weights: Tensor,
-    statistics: Tensor,
-    saved: Tensor,
-    channels: Tensor | None,
-    graph: list[int],
-    partial_channels: int,
-    eps: float,
-    batch_statistics: bool,
-    need_inputs: bool,
-    need_ops: bool,
-    need_weights: bool,
-    sync: int,
-) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-    grad_inputs = [torch.empty_like(x, memory_format=torch.channels_last) for x in inputs] if need_inputs else []
-    grad_weights = weights.new_empty(weights.shape if need_weights else 0)
-    sizes = (ops.shape, ops.shape[:1]) if need_ops else (0, 0)
-    return grad_inputs, *(ops.new_empty(size) for size in sizes), grad_weights
+@BACKWARD.fake
+def _fake_backward(a: MixedCellBackward) -> MixedCellGradients:
+    grad_inputs = [torch.empty_like(x, memory_format=torch.channels_last) for x in a.inputs] if a.need_inputs else []
+    grad_ops, grad_edges = (a.ops.new_empty(size if a.need_ops else 0) for size in (a.ops.shape, a.ops.shape[:1]))
+    return MixedCellGradients(grad_inputs, grad_ops, grad_edges, a.weights.new_empty(a.weights.shape if a.need_weights else 0))
 
 
-@torch.library.impl("fastdarts::mixed_cell", "cuda")
-def _on_gpu(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+@FORWARD.cuda
+def _on_gpu(a: MixedCell) -> MixedCellResults:
     from fastdarts.kernels import mixed_cell as kernels  # not above: Triton may be missing
 
-    *rest, sync = args
-    return kernels.forward(*rest, sync=ranks_of(sync))
+    return kernels.forward(a, ranks_of(a.sync))
 
 
-@torch.library.impl("fastdarts::mixed_cell_backward", "cuda")
-def _backward_on_gpu(*args: Any) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
+@BACKWARD.cuda
+def _backward_on_gpu(a: MixedCellBackward) -> MixedCellGradients:
     from fastdarts.kernels import mixed_cell as kernels
 
-    *rest, sync = args
-    return kernels.backward(*rest, sync=ranks_of(sync))
+    return kernels.backward(a, ranks_of(a.sync))
 
 
-def backward_scratch(*args: Any) -> int:
-    """Bytes that a GPU's backward works on beside what it gives, by the registered op's arguments; nothing is computed."""
-    _, inputs, _, edges, _, _, _, channels, graph, partial_channels, _, batch, *needs, sync = args
-    flags = channels is not None, batch, edges is not None, batch and sync != 0
-    of = tuple(graph), tuple(inputs[0].shape), partial_channels, flags, tuple(needs)
-    return mixed_cell_plan.work_numbers(*of) * inputs[0].element_size()
+def backward_scratch(a: MixedCellBackward) -> int:
+    """Bytes of workspace of a backward on a GPU, besides its results. Computes nothing."""
+    flags = a.channels is not None, a.batch_statistics, a.edges is not None, a.batch_statistics and a.sync != 0
+    needs = a.need_inputs, a.need_ops, a.need_weights
+    x = a.inputs[0]
+    return mixed_cell_plan.work_numbers(tuple(a.graph), tuple(x.shape), a.partial_channels, flags, needs) * x.element_size()
 
 
 class _MixedCell(torch.autograd.Function):
@@ -277,44 +243,33 @@ class _MixedCell(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        graph: Graph,
-        partial_channels: int,
-        eps: float,
-        sync: Sync | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        channels: Tensor | None,
-        ops: Tensor,
-        edges: Tensor | None,
-        weights: Tensor,
-        *inputs: Tensor,
+        ctx: Any, constants: Constants, ops: Tensor, edges: Tensor | None, weights: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        code = graph.encode()
-        out, statistics, saved = torch.ops.fastdarts.mixed_cell(
-            inputs, ops, edges, weights, mean, var, channels, code, partial_channels, eps, handle(sync)
-        )
-        ctx.save_for_backward(ops, edges, weights, *inputs, channels, statistics, saved)
-        ctx.graph, ctx.partial_channels, ctx.eps, ctx.sync = graph, partial_channels, eps, sync
-        ctx.batch_statistics = mean is None
+        """Returns out and statistics. constants.running: None where the batch's statistics normalise."""
+        c = constants
+        mean, var = (None, None) if c.running is None else c.running
+        rest = c.graph.encode(), c.partial_channels, c.eps, handle(c.sync)
+        out, statistics, saved = torch.ops.fastdarts.mixed_cell(inputs, ops, edges, weights, mean, var, c.channels, *rest)
+        ctx.save_for_backward(ops, edges, weights, *inputs, c.channels, statistics, saved)
+        ctx.constants, ctx.batch_statistics = c._replace(running=None, channels=None), c.running is None
         ctx.mark_non_differentiable(statistics)
         return out, statistics
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         ops, edges, weights, *inputs, channels, statistics, saved = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[7:]  # of ops, edges, weights and each input
-        none = (None,) * 7
+        _, *wanted = ctx.needs_input_grad  # of ops, edges, weights and each input
+        c = ctx.constants
         if torch.is_grad_enabled():
             running = None if ctx.batch_statistics else tuple(statistics.to(ops.dtype))
-            rest = channels, ctx.graph, ctx.partial_channels, False, 0.0, ctx.eps, ctx.sync
+            c = c._replace(running=running, channels=channels, training=False, momentum=0.0)
 
             def again(ops: Tensor, edges: Tensor | None, weights: Tensor, *inputs: Tensor) -> Tensor:
-                return definition(inputs, ops, edges, weights, running, *rest)
+                return definition(inputs, ops, edges, weights, *c)
 
-            return *none, *batch_norm.through_definition("mixed_cell", again, [ops, edges, weights, *inputs], wanted, grad)
+            return None, *batch_norm.through_definition("mixed_cell", again, [ops, edges, weights, *inputs], wanted, grad)
         need_ops, need_weights, need_inputs = any(wanted[:2]), wanted[2], any(wanted[3:])
-        grad_inputs, grad_ops, grad_edges, grad_weights = torch.ops.fastdarts.mixed_cell_backward(
+        args = MixedCellBackward(
             grad.contiguous(memory_format=torch.channels_last),
             inputs,
             ops,
@@ -323,50 +278,43 @@ class _MixedCell(torch.autograd.Function):
             statistics,
             saved,
             channels,
-            ctx.graph.encode(),
-            ctx.partial_channels,
-            ctx.eps,
+            c.graph.encode(),
+            c.partial_channels,
+            c.eps,
             ctx.batch_statistics,
             need_inputs,
             need_ops,
             need_weights,
-            handle(ctx.sync),
+            handle(c.sync),
         )
+        grad_inputs, grad_ops, grad_edges, grad_weights = torch.ops.fastdarts.mixed_cell_backward(*args)
         grads = (g if w else None for g, w in zip((grad_ops, grad_edges, grad_weights), wanted, strict=False))
-        return *none, *grads, *(grad_inputs or [None] * len(inputs))
+        return None, *grads, *(grad_inputs or [None] * len(inputs))
 
 
-def _registered(
-    inputs: list[Tensor],
-    ops: Tensor,
-    edges: Tensor | None,
-    weights: Tensor,
-    running: Running | None,
-    channels: Tensor | None,
-    graph: Graph,
-    partial_channels: int,
-    training: bool,
-    momentum: float,
-    eps: float,
-    sync: Sync | None,
-) -> Tensor:
-    dtype = backends.arithmetic(inputs[0])
+def _registered(inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, constants: Constants) -> Tensor:
+    dtype, c = backends.arithmetic(inputs[0]), constants
     laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
     ops, weights = ops.contiguous(), weights.to(dtype).contiguous()
-    edges, channels = (None if t is None else t.contiguous() for t in (edges, channels))
-    mean, var = (None, None) if training or running is None else running
-    how = graph, partial_channels, eps, sync
-    out, statistics = _MixedCell.apply(*how, mean, var, channels, ops, edges, weights, *laid_out)
-    if training and running is not None:
-        batch_norm.update_running(running, statistics, out.numel() // out.shape[1], momentum, sync)
+    edges, channels = (None if t is None else t.contiguous() for t in (edges, c.channels))
+    fixed = c._replace(running=None if c.training else c.running, channels=channels)
+    out, statistics = _MixedCell.apply(fixed, ops, edges, weights, *laid_out)
+    if c.training and c.running is not None:
+        batch_norm.update_running(c.running, statistics, out.numel() // out.shape[1], c.momentum, c.sync)
     return out
 
 
-def _beyond_triton(inputs: list[Tensor], *args: Any) -> str | None:
+def _by_definition(inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, constants: Constants) -> Tensor:
+    return definition(inputs, ops, edges, weights, *constants)
+
+
+def _beyond_triton(
+    inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, constants: Constants
+) -> str | None:
     most, widest = mixed_cell_plan.MOST_INPUTS, mixed_cell_plan.WIDEST
     if len(inputs) > most:
         return f"its kernels take cells of at most {most} inputs, this one has {len(inputs)}"
-    Cq = inputs[0].shape[1] // args[6]
+    Cq = inputs[0].shape[1] // constants.partial_channels
     return None if Cq <= widest else f"its kernels take at most {widest} channels through a candidate, got {Cq}"
 
 
@@ -374,27 +322,16 @@ backends.register(
     "mixed_cell",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="mixed_cell"), _registered),
     backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, _beyond_triton),
-    backends.Backend("definition", backends.anything, definition),
+    backends.Backend("definition", backends.anything, _by_definition),
 )
 
 
-def _check(
-    inputs: Sequence[Tensor],
-    ops: Tensor,
-    edges: Tensor | None,
-    weights: Tensor,
-    running: Running | None,
-    channels: Tensor | None,
-    graph: Graph,
-    partial_channels: int,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> None:
+def _check(inputs: Sequence[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, constants: Constants) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as mixed_cell documents them."""
+    running, channels, graph, k, training, momentum, eps, _ = constants
     if len(inputs) != graph.inputs:
         raise ValueError(f"the graph has {graph.inputs} inputs, got {len(inputs)}")
-    x, E, k, s = inputs[0], len(graph.edges), partial_channels, graph.stride
+    x, E, s = inputs[0], len(graph.edges), graph.stride
     if x.dim() != 4 or not x.is_floating_point() or not x.numel():
         raise ValueError(f"inputs must be floating point (N, C, H, W) and not empty, got {x.dtype} {tuple(x.shape)}")
     N, C, H, W = x.shape

@@ -1,6 +1,6 @@
-"""uint8 NHWC images -> normalised, mirrored and masked, in one pass: the first thing that happens to a batch.
+"""Normalise, mirror and mask uint8 NHWC images in one pass: the first op on a batch.
 
-Letters: N images of H x W pixels in 3 channels, p pixels a side of a patch, P = (H/p) * (W/p) patches an image.
+Notation: N images of H x W pixels in 3 channels, p pixels a side of a patch, P = (H/p) * (W/p) patches an image.
 """
 
 from collections.abc import Sequence
@@ -10,20 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdarts.kernels.arguments import PatchMask, PatchMaskResults
 from fastdarts.ops import backend as backends
 from fastdarts.ops.philox import Purpose, random_words, smallest
+from fastdarts.ops.schema import Op, schema
 
-SCHEMA = (
-    "(Tensor images, Tensor index, Tensor step, Tensor flip, Tensor fill, int seed, int stream, int patch_size, "
-    "int num_masked, float[] mean, float[] std) -> (Tensor, Tensor)"
-)
-torch.library.define("fastdarts::patch_mask", SCHEMA, tags=torch.Tag.pt2_compliant_tag)
+OP = Op("patch_mask", PatchMask, PatchMaskResults)
 # the native module's CUDA kernel: kernels/patch_mask.py takes it where launch.json says so
-torch.library.define("fastdarts::patch_mask_cuda", SCHEMA)
+torch.library.define("fastdarts::patch_mask_cuda", schema(PatchMask, PatchMaskResults))
 
 
 def num_masked(ratio: float, patches: int) -> int:
-    """How many of `patches` patches the mask ratio hides: floor(ratio * patches + 0.5), in float64.
+    """Masked patches among `patches` at a mask ratio: floor(ratio * patches + 0.5), in float64.
 
     Raises ValueError unless 0 <= ratio <= 1.
     """
@@ -69,16 +67,16 @@ def patch_mask(
     (value - 255 mean) * (1 / (255 std)), both constants and the arithmetic in float64 for float64, else in float32.
     All backends agree bit for bit. Raises ValueError for arguments that do not fit and BackendUnavailable.
     """
-    _check(images, index, step, flip, fill, seed, stream, patch_size, num_masked, mean, std, dtype)
+    args = PatchMask(images, index, step, flip, fill, seed, stream, patch_size, num_masked, list(mean), list(std))
+    _check(args, dtype)
     signed = seed - 2**64 if seed >= 2**63 else seed  # the schema's int has 64 bits and a sign
-    args = images, index, step, flip, fill, signed, stream, patch_size, num_masked, list(mean), list(std)
-    return backends.run("patch_mask", backend, images.device, dtype, *args)
+    return backends.run("patch_mask", backend, images.device, dtype, *args._replace(seed=signed))
 
 
 def normalise(
     images: Tensor, flip: Tensor, *, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """What patch_mask writes where nothing is masked: `dtype` (N, 3, H, W) in channels_last memory; arguments as there."""
+    """patch_mask without a mask: `dtype` (N, 3, H, W) in channels_last memory; same arguments."""
     pixels = torch.where(flip.view(-1, 1, 1, 1), images.flip(2), images)
     pixels = pixels.to(torch.float64 if dtype == torch.float64 else torch.float32)
     channels = [(pixels[..., c] - 255 * mean[c]) * (1 / (255 * std[c])) for c in range(3)]
@@ -98,7 +96,7 @@ def definition(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
-    """What patch_mask computes, in plain PyTorch on any device; arguments as there, seed modulo 2**64."""
+    """patch_mask in plain PyTorch, on any device; same arguments, seed modulo 2**64."""
     n, h, w, _ = images.shape
     rows, cols = h // patch_size, w // patch_size
     words = random_words(seed % 2**64, stream, step, index, Purpose.MASK, rows * cols)
@@ -111,19 +109,18 @@ def definition(
 torch.library.impl("fastdarts::patch_mask", "default")(definition)
 
 
-@torch.library.impl("fastdarts::patch_mask", "cuda")
-def _on_gpu(*args: Any) -> tuple[Tensor, Tensor]:
+@OP.cuda
+def _on_gpu(a: PatchMask) -> PatchMaskResults:
     from fastdarts.kernels import patch_mask as kernels  # not above: Triton may be missing
 
-    return kernels.run(*args)
+    return kernels.run(a)
 
 
-@torch.library.register_fake("fastdarts::patch_mask")
-def _fake(images: Tensor, index: Tensor, step: Tensor, flip: Tensor, fill: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    n, h, w, _ = images.shape
-    patch_size = rest[2]
-    x = fill.new_empty(n, h, w, 3).permute(0, 3, 1, 2)
-    return x, images.new_empty(n, h // patch_size, w // patch_size, dtype=torch.bool)
+@OP.fake
+def _fake(a: PatchMask) -> PatchMaskResults:
+    n, h, w, _ = a.images.shape
+    x = a.fill.new_empty(n, h, w, 3).permute(0, 3, 1, 2)
+    return PatchMaskResults(x, a.images.new_empty(n, h // a.patch_size, w // a.patch_size, dtype=torch.bool))
 
 
 class _PatchMask(torch.autograd.Function):
@@ -142,17 +139,18 @@ class _PatchMask(torch.autograd.Function):
         _, rows, cols = mask.shape
         patch_sums = grad.unflatten(3, (cols, -1)).unflatten(2, (rows, -1)).sum((3, 5))  # (N, 3, rows, cols)
         fill_grad = torch.where(mask[:, None], patch_sums, 0).sum((0, 2, 3))
-        return None, None, None, None, fill_grad, *[None] * 6
+        return tuple(fill_grad if name == "fill" else None for name in PatchMask._fields)
 
 
 def _registered(*args: Any) -> tuple[Tensor, Tensor]:
     return _PatchMask.apply(*args)
 
 
-def _beyond_triton(images: Tensor, *rest: Any) -> str | None:
+def _beyond_triton(*args: Any) -> str | None:
     from fastdarts.kernels.patch_mask import MOST_PATCHES
 
-    patches = (images.shape[1] // rest[6]) * (images.shape[2] // rest[6])
+    a = PatchMask(*args)
+    patches = (a.images.shape[1] // a.patch_size) * (a.images.shape[2] // a.patch_size)
     return None if patches <= MOST_PATCHES else f"its kernel takes at most {MOST_PATCHES} patches an image, got {patches}"
 
 
@@ -164,21 +162,9 @@ backends.register(
 )
 
 
-def _check(
-    images: Tensor,
-    index: Tensor,
-    step: Tensor,
-    flip: Tensor,
-    fill: Tensor,
-    seed: int,
-    stream: int,
-    patch_size: int,
-    num_masked: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    dtype: torch.dtype,
-) -> None:
+def _check(args: PatchMask, dtype: torch.dtype) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as patch_mask documents them."""
+    images, index, step, flip, fill, seed, stream, patch_size, num_masked, mean, std = args
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3:
         raise ValueError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {tuple(images.shape)}")
     n, h, w, _ = images.shape
@@ -201,4 +187,4 @@ def _check(
     if not 0 <= seed < 2**64 or not 0 <= stream < 256:
         raise ValueError(f"seed must be within 0..2**64 - 1 and stream within 0..255, got {seed} and {stream}")
     if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean and std must be three numbers each, std above 0, got {list(mean)} and {list(std)}")
+        raise ValueError(f"mean and std must be three numbers each, std above 0, got {mean} and {std}")

@@ -4,13 +4,15 @@ Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 
 counter = (word // 4, index, time, purpose + 256 * stream). So an image's crop or mask does not depend on the
 batch it is in, on the loader, on the rank, nor on what was drawn before.
 
-Letters: N keys (image indices, say), n words for each of them.
+Notation: N keys (image indices, for example), n words for each of them.
 """
 
 from enum import IntEnum
 
 import torch
 from torch import Tensor
+
+from fastdarts.kernels.rows import PURPOSE_MASK
 
 M0, M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
 W0, W1 = 0x9E3779B9, 0xBB67AE85  # key increments (golden ratio, sqrt(3) - 1)
@@ -19,7 +21,7 @@ ROUNDS = 10
 
 
 class Stream(IntEnum):
-    """Whose randomness it is."""
+    """The consumer of the random words."""
 
     TRAIN = 0  # the images that move the weights
     VAL = 1  # the images that move alpha
@@ -27,13 +29,13 @@ class Stream(IntEnum):
 
 
 class Purpose(IntEnum):
-    """What the words are drawn for; `time` is the epoch for data and the step for what changes at each step."""
+    """The purpose of the words; `time` is the epoch for data and the step for choices made at each step."""
 
     SUBSET = 0  # which images of a class belong to which split; time 0
     ORDER = 1  # order of an epoch; time = epoch
     CROP = 2  # crop box; time = epoch
     FLIP = 3  # mirror; time = epoch
-    MASK = 4  # masked patches; time = step
+    MASK = PURPOSE_MASK  # masked patches; time = step
     CHANNELS = 5  # partial channels of an edge; time = step, index = edge
     JIGSAW = 6  # permutation of an image's tiles; time = step
 

@@ -1,6 +1,6 @@
-"""Boxes of decoded images of any sizes, cut out and resized to squares: what a resident cache hands to a search.
+"""Crop boxes out of decoded images of any sizes and resize them to squares: the reader of a resident cache.
 
-Letters: N images of H x W pixels in 3 channels, boxes of h x w pixels in them, S pixels a side of the result, B bytes of
+Notation: N images of H x W pixels in 3 channels, boxes of h x w pixels in them, S pixels a side of the result, B bytes of
 the cache; along one axis, n pixels of the box (h or w), output i in 0 .. S, input j in 0 .. n.
 """
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastdarts.kernels.arguments import RandomResizedCrop
+from fastdarts.kernels.rows import CROP_BITS as BITS
+from fastdarts.kernels.rows import MOST_SIDE
 from fastdarts.ops import backend as backends
+from fastdarts.ops.schema import Op
 
-BITS = 14  # of a weight: those of one output sum to 2**BITS
-MOST_SIDE = 2**14  # pixels of a cached image's side, and of the result's: the GPU's kernel counts in 32 bits
-
-SCHEMA = "(Tensor pixels, Tensor start, Tensor size, Tensor boxes, int image_size) -> Tensor"
-torch.library.define("fastdarts::random_resized_crop", SCHEMA, tags=torch.Tag.pt2_compliant_tag)
+OP = Op("random_resized_crop", RandomResizedCrop, Tensor)
 
 
 def random_resized_crop(
@@ -45,11 +45,12 @@ def random_resized_crop(
     quarter of the numbers differ by one. Over a search's boxes that is less than 0.1 levels on average.
 
     Raises ValueError for arguments that do not fit, and BackendUnavailable. Where images and boxes lie is checked on the
-    CPU and by the definition. The GPU's kernel does not say: it reads nothing outside the cache, and an image or a box that
+    CPU and by the definition. The GPU kernel does not raise: it reads nothing outside the cache, and an image or a box that
     does not fit gives black pixels, so that the host need not wait for it.
     """
-    _check(pixels, start, size, boxes, image_size)
-    return backends.run("random_resized_crop", backend, pixels.device, torch.uint8, pixels, start, size, boxes, image_size)
+    args = RandomResizedCrop(pixels, start, size, boxes, image_size)
+    _check(args)
+    return backends.run("random_resized_crop", backend, pixels.device, torch.uint8, *args)
 
 
 def weights(n: int, image_size: int) -> Tensor:
@@ -64,7 +65,7 @@ def weights(n: int, image_size: int) -> Tensor:
 
 
 def definition(pixels: Tensor, start: Tensor, size: Tensor, boxes: Tensor, image_size: int) -> Tensor:
-    """What random_resized_crop computes, in plain PyTorch on any device; the host waits for start, size and boxes."""
+    """random_resized_crop in plain PyTorch, on any device; the host waits for start, size and boxes."""
     out = pixels.new_empty(start.shape[0], image_size, image_size, 3)
     rows = zip(start.tolist(), size.tolist(), boxes.tolist(), strict=True)
     for n, (first, (height, width), (top, left, h, w)) in enumerate(rows):
@@ -82,16 +83,16 @@ def definition(pixels: Tensor, start: Tensor, size: Tensor, boxes: Tensor, image
 torch.library.impl("fastdarts::random_resized_crop", "default")(definition)
 
 
-@torch.library.impl("fastdarts::random_resized_crop", "cuda")
-def _on_gpu(*args: Any) -> Tensor:
+@OP.cuda
+def _on_gpu(a: RandomResizedCrop) -> Tensor:
     from fastdarts.kernels import random_resized_crop as kernels  # not above: Triton may be missing
 
-    return kernels.run(*args)
+    return kernels.run(a)
 
 
-@torch.library.register_fake("fastdarts::random_resized_crop")
-def _fake(pixels: Tensor, start: Tensor, size: Tensor, boxes: Tensor, image_size: int) -> Tensor:
-    return pixels.new_empty(start.shape[0], image_size, image_size, 3)
+@OP.fake
+def _fake(a: RandomResizedCrop) -> Tensor:
+    return a.pixels.new_empty(a.start.shape[0], a.image_size, a.image_size, 3)
 
 
 def _registered(*args: Any) -> Tensor:
@@ -107,11 +108,12 @@ backends.register(
 )
 
 
-def _check(pixels: Tensor, start: Tensor, size: Tensor, boxes: Tensor, image_size: int) -> None:
+def _check(args: RandomResizedCrop) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as random_resized_crop documents them.
 
     Values of tensors are not looked at: on a GPU the host would wait for them.
     """
+    pixels, start, size, boxes, image_size = args
     if pixels.dtype != torch.uint8 or pixels.dim() != 1 or not pixels.is_contiguous():
         raise ValueError(f"pixels must be uint8 (B,) and contiguous, got {pixels.dtype} {tuple(pixels.shape)}")
     if not 1 <= image_size <= MOST_SIDE:

@@ -1,33 +1,34 @@
 """ReLU, 1x1 convolution, BatchNorm: a cell's preprocess layer, at full resolution or halving it (FactorizedReduce).
 
-Letters: N images, C input and D output channels, H W pixels, m = N*H'*W' values of an output channel.
+Notation: N images, C input and D output channels, H W pixels, m = N*H'*W' values of an output channel.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdarts.kernels.arguments import ReLUConvBN, ReLUConvBNBackward, ReLUConvBNGradients, ReLUConvBNResults
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm
 from fastdarts.ops.batch_norm import Running
+from fastdarts.ops.schema import Op
 from fastdarts.ops.sync import Sync, handle, ranks_of
 
-# of one layer, or of two that are ready together: layer i has counts[i] of the weights
-torch.library.define(
-    "fastdarts::relu_conv_bn",
-    "(Tensor[] xs, Tensor[] weights, int[] counts, Tensor[] running_means, Tensor[] running_vars, float eps, int sync) -> "
-    "(Tensor[] outs, Tensor[] statistics)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
-torch.library.define(
-    "fastdarts::relu_conv_bn_backward",
-    "(Tensor[] grads, Tensor[] xs, Tensor[] weights, int[] counts, Tensor[] outs, Tensor[] statistics, float eps, "
-    "bool batch_statistics, bool[] need_xs, bool need_weights, int sync) -> (Tensor[] grad_xs, Tensor[] grad_weights)",
-    tags=torch.Tag.pt2_compliant_tag,
-)
+FORWARD = Op("relu_conv_bn", ReLUConvBN, ReLUConvBNResults)
+BACKWARD = Op("relu_conv_bn_backward", ReLUConvBNBackward, ReLUConvBNGradients)
+
+
+class Constants(NamedTuple):
+    """The arguments of relu_conv_bns that are not differentiable, in the definition's order."""
+
+    running: Sequence[Running] | None  # of each layer
+    training: bool
+    momentum: float
+    eps: float
+    sync: Sync | None
 
 
 def relu_conv_bn(
@@ -46,7 +47,7 @@ def relu_conv_bn(
     x         (N, C, H, W), floating point
     weights   one (D, C, 1, 1): stride 1. Two (D/2, C, 1, 1): FactorizedReduce, each of stride 2, the second one pixel on
               (odd rows and columns), concatenated; H and W even. Of x' dtype (any floating point one under autocast)
-    running   None, or running mean and variance: (D,), of the weights' dtype. Moved in place, once, when training
+    running   None, or running mean and variance: (D,), of the weights' dtype. Updated in place, once, when training
     training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
     momentum  of the running statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
@@ -54,7 +55,7 @@ def relu_conv_bn(
 
     Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a fused backend, which takes x in any layout. Under
     autocast all is in autocast's dtype but the running statistics; sums are float32 on a GPU whatever the dtype, and
-    products of float32 are float32's (never TF32).
+    products of float32 are never TF32.
     Differentiable twice in x and in the weights. Raises ValueError for arguments that do not fit, BackendUnavailable.
     """
     layer = [x], [weights], None if running is None else [running]
@@ -76,8 +77,9 @@ def relu_conv_bns(
 
     xs, weights and running hold those of each layer. The outputs agree in N, H and W, the xs in dtype and device.
     """
-    _check(xs, weights, running, training, momentum, eps)
-    args = list(xs), [list(w) for w in weights], running, training, momentum, eps, sync
+    constants = Constants(running, training, momentum, eps, sync)
+    _check(xs, weights, constants)
+    args = list(xs), [list(w) for w in weights], constants
     return backends.run("relu_conv_bn", backend, xs[0].device, backends.arithmetic(xs[0]), *args)
 
 
@@ -90,7 +92,7 @@ def definition(
     eps: float,
     sync: Sync | None = None,
 ) -> Tensor:
-    """What relu_conv_bn computes, in plain PyTorch at any dtype on any device; arguments as there."""
+    """relu_conv_bn in plain PyTorch, at any dtype on any device; same arguments."""
     x = F.relu(x)
     if len(weights) == 1:
         y = F.conv2d(x, weights[0])
@@ -111,18 +113,10 @@ def halving_convolution(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
     return F.conv2d(x[:, :, offset:, offset:], weight, stride=2)
 
 
-def _definitions(
-    xs: Sequence[Tensor],
-    weights: Sequence[Sequence[Tensor]],
-    running: Sequence[Running] | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    sync: Sync | None,
-) -> tuple[Tensor, ...]:
+def _definitions(xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], constants: Constants) -> tuple[Tensor, ...]:
     """`definition` of each layer."""
-    layers = zip(xs, weights, running or [None] * len(xs), strict=True)
-    return tuple(definition(x, w, buffers, training, momentum, eps, sync) for x, w, buffers in layers)
+    layers = zip(xs, weights, constants.running or [None] * len(xs), strict=True)
+    return tuple(definition(x, w, *constants._replace(running=buffers)) for x, w, buffers in layers)
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, int, int, int]:
@@ -137,151 +131,108 @@ def _apart(weights: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor
     return [[next(rest) for _ in range(count)] for count in counts]
 
 
-@torch.library.register_fake("fastdarts::relu_conv_bn")
-def _fake(
-    xs: list[Tensor],
-    weights: list[Tensor],
-    counts: list[int],
-    running_means: list[Tensor],
-    running_vars: list[Tensor],
-    eps: float,
-    sync: int,
-) -> tuple[list[Tensor], list[Tensor]]:
-    sizes = [_sizes(x, w) for x, w in zip(xs, _apart(weights, counts), strict=True)]
+@FORWARD.fake
+def _fake(a: ReLUConvBN) -> ReLUConvBNResults:
+    sizes = [_sizes(x, w) for x, w in zip(a.xs, _apart(a.weights, a.counts), strict=True)]
     outs = [
         torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        for x, size in zip(xs, sizes, strict=True)
+        for x, size in zip(a.xs, sizes, strict=True)
     ]
-    return outs, [out.new_empty(2, size[1], dtype=torch.float64) for out, size in zip(outs, sizes, strict=True)]
+    statistics = [out.new_empty(2, size[1], dtype=torch.float64) for out, size in zip(outs, sizes, strict=True)]
+    return ReLUConvBNResults(outs, statistics)
 
 
-@torch.library.register_fake("fastdarts::relu_conv_bn_backward")
-def _fake_backward(
-    grads: list[Tensor],
-    xs: list[Tensor],
-    weights: list[Tensor],
-    counts: list[int],
-    outs: list[Tensor],
-    statistics: list[Tensor],
-    eps: float,
-    batch_statistics: bool,
-    need_xs: list[bool],
-    need_weights: bool,
-    sync: int,
-) -> tuple[list[Tensor], list[Tensor]]:
+@BACKWARD.fake
+def _fake_backward(a: ReLUConvBNBackward) -> ReLUConvBNGradients:
     grad_xs = [
         torch.empty_like(x, memory_format=torch.channels_last) if need else x.new_empty(0)
-        for x, need in zip(xs, need_xs, strict=True)
+        for x, need in zip(a.xs, a.need_xs, strict=True)
     ]
-    return grad_xs, [w.new_empty(w.shape) for w in weights] if need_weights else []
+    return ReLUConvBNGradients(grad_xs, [w.new_empty(w.shape) for w in a.weights] if a.need_weights else [])
 
 
-@torch.library.impl("fastdarts::relu_conv_bn", "cuda")
-def _on_gpu(
-    xs: list[Tensor],
-    weights: list[Tensor],
-    counts: list[int],
-    running_means: list[Tensor],
-    running_vars: list[Tensor],
-    eps: float,
-    sync: int,
-) -> tuple[list[Tensor], list[Tensor]]:
+@FORWARD.cuda
+def _on_gpu(a: ReLUConvBN) -> ReLUConvBNResults:
     from fastdarts.kernels import relu_conv_bn as kernels  # not above: Triton may be missing
 
-    none = [None] * len(xs)
-    layers = zip(xs, _apart(weights, counts), running_means or none, running_vars or none, strict=True)
-    outs, statistics = zip(*kernels.forwards(list(layers), eps, ranks_of(sync)), strict=True)
-    return list(outs), list(statistics)
+    none = [None] * len(a.xs)
+    layers = zip(a.xs, _apart(a.weights, a.counts), a.running_means or none, a.running_vars or none, strict=True)
+    outs, statistics = zip(*kernels.forwards(list(layers), a.eps, ranks_of(a.sync)), strict=True)
+    return ReLUConvBNResults(list(outs), list(statistics))
 
 
-@torch.library.impl("fastdarts::relu_conv_bn_backward", "cuda")
-def _backward_on_gpu(
-    grads: list[Tensor],
-    xs: list[Tensor],
-    weights: list[Tensor],
-    counts: list[int],
-    outs: list[Tensor],
-    statistics: list[Tensor],
-    eps: float,
-    batch_statistics: bool,
-    need_xs: list[bool],
-    need_weights: bool,
-    sync: int,
-) -> tuple[list[Tensor], list[Tensor]]:
+@BACKWARD.cuda
+def _backward_on_gpu(a: ReLUConvBNBackward) -> ReLUConvBNGradients:
     from fastdarts.kernels import relu_conv_bn_backward as kernels
 
-    layers = list(zip(grads, xs, _apart(weights, counts), outs, statistics, strict=True))
-    done = kernels.backwards(layers, eps, batch_statistics, need_xs, need_weights, ranks_of(sync))
-    return [grad_x for grad_x, _ in done], [g for _, of_weights in done for g in of_weights]
+    layers = list(zip(a.grads, a.xs, _apart(a.weights, a.counts), a.outs, a.statistics, strict=True))
+    done = kernels.backwards(layers, a.eps, a.batch_statistics, a.need_xs, a.need_weights, ranks_of(a.sync))
+    return ReLUConvBNGradients([grad_x for grad_x, _ in done], [g for _, of_weights in done for g in of_weights])
 
 
 class _ReLUConvBN(torch.autograd.Function):
     """The registered op and its gradients; xs are channels_last-contiguous, the weights are contiguous."""
 
     @staticmethod
-    def forward(
-        ctx: Any, counts: list[int], eps: float, sync: Sync | None, running: list[list[Tensor]], *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        """tensors: xs, then all weights. Returns the layers' outputs, then their statistics."""
-        layers = len(counts)
+    def forward(ctx: Any, constants: Constants, counts: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
+        """tensors: xs, then all weights. Returns the layers' outputs, then their statistics.
+
+        constants.running: None where the batch's statistics normalise.
+        """
+        layers, c = len(counts), constants
         xs, weights = tensors[:layers], tensors[layers:]
-        outs, statistics = torch.ops.fastdarts.relu_conv_bn(xs, weights, counts, *running, eps, handle(sync))
+        running = [[], []] if c.running is None else [list(buffers) for buffers in zip(*c.running, strict=True)]
+        outs, statistics = torch.ops.fastdarts.relu_conv_bn(xs, weights, counts, *running, c.eps, handle(c.sync))
         ctx.save_for_backward(*tensors, *outs, *statistics)
-        ctx.counts, ctx.eps, ctx.sync, ctx.batch_statistics = counts, eps, sync, not running[0]
+        ctx.constants, ctx.counts, ctx.batch_statistics = c._replace(running=None), counts, c.running is None
         ctx.mark_non_differentiable(*statistics)
         return *outs, *statistics
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         layers, weights_end = len(ctx.counts), len(ctx.counts) + sum(ctx.counts)
-        saved, none = ctx.saved_tensors, (None,) * 4
+        saved, c = ctx.saved_tensors, ctx.constants
         xs, weights = saved[:layers], saved[layers:weights_end]
         outs, statistics = saved[weights_end : weights_end + layers], saved[weights_end + layers :]
-        wanted = ctx.needs_input_grad[4:]  # of each x and each weight
+        _, _, *wanted = ctx.needs_input_grad  # of each x and each weight
         if torch.is_grad_enabled():
             running = None if ctx.batch_statistics else [tuple(s.to(xs[0].dtype)) for s in statistics]
+            c = c._replace(running=running, training=False, momentum=0.0)
 
             def again(*tensors: Tensor) -> tuple[Tensor, ...]:
-                given = tensors[:layers], _apart(tensors[layers:], ctx.counts), running
-                return _definitions(*given, False, 0.0, ctx.eps, ctx.sync)
+                return _definitions(tensors[:layers], _apart(tensors[layers:], ctx.counts), c)
 
-            return *none, *batch_norm.through_definition("relu_conv_bn", again, [*xs, *weights], wanted, grads[:layers])
-        need_xs, need_weights = list(wanted[:layers]), any(wanted[layers:])
-        grad_xs, grad_weights = torch.ops.fastdarts.relu_conv_bn_backward(
+            of_tensors = batch_norm.through_definition("relu_conv_bn", again, [*xs, *weights], wanted, grads[:layers])
+            return None, None, *of_tensors
+        need_xs, need_weights = wanted[:layers], any(wanted[layers:])
+        args = ReLUConvBNBackward(
             [g.contiguous(memory_format=torch.channels_last) for g in grads[:layers]],
             xs,
             weights,
             ctx.counts,
             outs,
             statistics,
-            ctx.eps,
+            c.eps,
             ctx.batch_statistics,
             need_xs,
             need_weights,
-            handle(ctx.sync),
+            handle(c.sync),
         )
+        grad_xs, grad_weights = torch.ops.fastdarts.relu_conv_bn_backward(*args)
         wanted_xs = (g if need else None for g, need in zip(grad_xs, need_xs, strict=True))
-        return *none, *wanted_xs, *(grad_weights or [None] * len(weights))
+        return None, None, *wanted_xs, *(grad_weights or [None] * len(weights))
 
 
-def _registered(
-    xs: list[Tensor],
-    weights: list[list[Tensor]],
-    running: Sequence[Running] | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    sync: Sync | None,
-) -> tuple[Tensor, ...]:
-    dtype, layers = backends.arithmetic(xs[0]), len(xs)
+def _registered(xs: list[Tensor], weights: list[list[Tensor]], constants: Constants) -> tuple[Tensor, ...]:
+    dtype, layers, c = backends.arithmetic(xs[0]), len(xs), constants
     laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in xs]
     flat = [w.to(dtype).contiguous() for each in weights for w in each]
-    given = [[], []] if training or running is None else [list(buffers) for buffers in zip(*running, strict=True)]
-    results = _ReLUConvBN.apply([len(w) for w in weights], eps, sync, given, *laid_out, *flat)
+    fixed = c._replace(running=None) if c.training else c
+    results = _ReLUConvBN.apply(fixed, [len(w) for w in weights], *laid_out, *flat)
     outs, statistics = results[:layers], results[layers:]
-    if training and running is not None:
-        for buffers, moved, out in zip(running, statistics, outs, strict=True):
-            batch_norm.update_running(buffers, moved, out.numel() // out.shape[1], momentum, sync)
+    if c.training and c.running is not None:
+        for buffers, moved, out in zip(c.running, statistics, outs, strict=True):
+            batch_norm.update_running(buffers, moved, out.numel() // out.shape[1], c.momentum, c.sync)
     return outs
 
 
@@ -293,28 +244,20 @@ backends.register(
 )
 
 
-def _check(
-    xs: Sequence[Tensor],
-    weights: Sequence[Sequence[Tensor]],
-    running: Sequence[Running] | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> None:
+def _check(xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], constants: Constants) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as relu_conv_bns documents them."""
+    running = constants.running
     if len(xs) not in (1, 2) or {len(weights), len(xs if running is None else running)} != {len(xs)}:
         raise ValueError(f"one layer or two, each with its weights: got {len(xs)} inputs, {len(weights)} lists of weights")
     for i, (x, each) in enumerate(zip(xs, weights, strict=True)):
-        _check_layer(x, each, None if running is None else running[i], training, momentum, eps)
+        _check_layer(x, each, constants._replace(running=None if running is None else running[i]))
         backends.check_alike("the second input", x, xs[0])
     sizes = {(N, H, W) for N, _, H, W in map(_sizes, xs, weights)}
     if len(sizes) > 1:
         raise ValueError(f"layers that run together must agree in images and pixels, got {sorted(sizes)}")
 
 
-def _check_layer(
-    x: Tensor, weights: Sequence[Tensor], running: Running | None, training: bool, momentum: float, eps: float
-) -> None:
+def _check_layer(x: Tensor, weights: Sequence[Tensor], constants: Constants) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as relu_conv_bn documents them."""
     if x.dim() != 4 or not x.is_floating_point() or not x.numel():
         raise ValueError(f"x must be floating point (N, C, H, W) and not empty, got {x.dtype} {tuple(x.shape)}")
@@ -328,4 +271,5 @@ def _check_layer(
     N, D, H, W = _sizes(x, weights)
     if len(weights) == 2 and (x.shape[2] % 2 or x.shape[3] % 2):
         raise ValueError(f"two weights halve the image: its sides must be even, got {x.shape[2]} x {x.shape[3]} pixels")
-    batch_norm.check(running, D, first, training, N * H * W, momentum, eps)
+    c = constants
+    batch_norm.check(c.running, D, first, c.training, N * H * W, c.momentum, c.eps)

@@ -1,27 +1,17 @@
-"""The ranks that share a batch, for synchronised BatchNorm, and how a registered op is told of them: by a number."""
+"""Process groups for synchronised BatchNorm, passed to custom ops as an integer handle."""
 
-from typing import Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-
-class Sync(Protocol):
-    """The ranks that share a batch (engine.distributed.World). All call `sum` equally often, in the same order."""
-
-    rank: int
-    size: int
-
-    def sum(self, flat: Tensor) -> None:
-        """Replace a contiguous tensor by its sum over the ranks."""
-
+from fastdarts.kernels.ranks import Sync
 
 _given: WeakValueDictionary[int, Sync] = WeakValueDictionary()
 
 
 def handle(sync: Sync | None) -> int:
-    """What the argument `sync` of a registered op is: 0 for None, else a number that is good as long as `sync` lives."""
+    """The argument `sync` of a registered op: 0 for None, else a number that is valid as long as `sync` lives."""
     if sync is None:
         return 0
     _given[id(sync)] = sync
@@ -29,7 +19,7 @@ def handle(sync: Sync | None) -> int:
 
 
 def ranks_of(number: int) -> Sync | None:
-    """Whose handle that is. Raises ValueError for one that has ended."""
+    """The ranks behind a handle. Raises ValueError for one that is no longer valid."""
     if number and number not in _given:
         raise ValueError(f"sync = {number} is the handle of no ranks, or they have ended")
     return _given[number] if number else None
@@ -40,9 +30,9 @@ torch.library.define("fastdarts::over_ranks", "(Tensor row, bool apart, int sync
 
 @torch.library.impl("fastdarts::over_ranks", "CPU")
 def _over_ranks(row: Tensor, apart: bool, sync: int) -> tuple[Tensor, int]:
-    """What the C++ kernels call (csrc/cpu/ranks.cpp), with this rank's row of numbers.
+    """Called by the C++ kernels (csrc/cpu/ranks.cpp) with this rank's row of numbers.
 
-    Returns the rows of all ranks under each other (apart) or their sum, and how many ranks there are.
+    Returns the rows of all ranks stacked (apart) or their sum, and the number of ranks.
     """
     ranks = ranks_of(sync)
     if ranks is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastdarts.kernels.arguments import MixedCellBackward
 from fastdarts.ops import mixed_cell
 from fastdarts.steps.glibc_heap import Block, Heap
 
@@ -43,13 +44,13 @@ class Counted(TorchDispatchMode):
         native = self.host and func.namespace == "fastdarts"
         backward = func is torch.ops.fastdarts.mixed_cell_backward.default
         if backward and self.host:
-            self._scratch(*args)
+            self._scratch(MixedCellBackward(*args))
         for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor):
                 # of the native ops, states and what is kept are in the workspace; statistics are torch's own
                 self.add(tensor, native and tensor.dim() in (1, 4), made=True)
         if backward and not self.host:  # on a GPU beside what it gives
-            self.peak = max(self.peak, self.live + mixed_cell.backward_scratch(*args))
+            self.peak = max(self.peak, self.live + mixed_cell.backward_scratch(MixedCellBackward(*args)))
         return results
 
     def _results(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -112,10 +113,9 @@ class Counted(TorchDispatchMode):
         self._seen.discard(key)
         self._workspace.give(block)
 
-    def _scratch(self, grad: Tensor, inputs: list[Tensor], *rest: Any) -> None:
+    def _scratch(self, a: MixedCellBackward) -> None:
         """The fused cell's backward sums up its nodes' gradients in blocks of its own; twice where channels are shuffled."""
-        k = rest[7]
-        block, grown = self._workspace.take(grad.numel() * grad.element_size() * (2 if k > 1 else 1))
+        block, grown = self._workspace.take(a.grad.numel() * a.grad.element_size() * (2 if a.partial_channels > 1 else 1))
         self._grow(grown)
         self._workspace.give(block)
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
-from fastdarts.ops.graph import Candidate, Edge, Graph
+from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.spaces import Kind, Skeleton, Space
 
 

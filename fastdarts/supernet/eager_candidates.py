@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastdarts.kernels.graph import Edge, Graph
 from fastdarts.kernels.mixed_cell_plan import MOST_INPUTS
-from fastdarts.ops.graph import Edge, Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.spaces import CANDIDATES, SKELETONS, Kind, Space
 from fastdarts.spaces.candidates import Candidate, Family

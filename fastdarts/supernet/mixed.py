@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdarts.kernels.graph import Graph
 from fastdarts.ops.batch_norm import Running
-from fastdarts.ops.graph import Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdarts.kernels.mixed_cell_cuda import unfit
-from fastdarts.kernels.mixed_cell_table import TAPS, Launch, Needs, Pool, State, Unit
+from fastdarts.kernels.mixed_cell_launches import TAPS, Launch, Needs
+from fastdarts.kernels.rows import PoolRow, StateRow, UnitRow
 from tests.cuda.launches import Memory, convolve, flat, merged, moments, pools
 from tests.ops.cells import Call
 from tests.ops.exactness import assert_exact
@@ -33,7 +34,7 @@ def check_moments(statistics: Tensor, single: Tensor, double: Tensor, memory: Me
 
 def separable(memory: Memory, one: Launch, left: Left) -> int:
     Cq, kept = memory.plan.Cq, memory.given["p_saved"].clone()
-    units = memory.rows(one, Unit, "units")
+    units = memory.rows(one, UnitRow, "o_units")
     for unit in units:
         y = memory.images(left["p_saved"], unit.y, Cq)
         eager = convolve(memory, unit, torch.float32, rounded=True).to(memory.dtype)
@@ -48,7 +49,7 @@ def separable(memory: Memory, one: Launch, left: Left) -> int:
 
 
 def pool_sums(memory: Memory, one: Launch, left: Left) -> int:
-    rows, statistics = memory.rows(one, Pool, "pools_at"), left["p_statistics"].clone()
+    rows, statistics = memory.rows(one, PoolRow, "o_pools"), left["p_statistics"].clone()
     for pool in rows:
         x = memory.state(pool)
         single, double = pools(x.float(), pool.stride), pools(x.double(), pool.stride)
@@ -62,7 +63,7 @@ def pool_sums(memory: Memory, one: Launch, left: Left) -> int:
 
 def pool_gradient(memory: Memory, one: Launch, left: Left) -> int:
     Cq, kept = memory.plan.Cq, memory.given["p_work"].clone()
-    rows = memory.rows(one, Pool, "pools_at")
+    rows = memory.rows(one, PoolRow, "o_pools")
     for pool in rows:
         offsets = {"dmax": pool.dmax, "place": pool.place, "davg": pool.davg}
         got = {name: memory.images(left["p_work"], offset, Cq) for name, offset in offsets.items()}
@@ -76,7 +77,7 @@ def pool_gradient(memory: Memory, one: Launch, left: Left) -> int:
     return len(rows)
 
 
-def _pool_gradients(memory: Memory, one: Launch, pool: Pool, kind: torch.dtype) -> dict[str, Tensor]:
+def _pool_gradients(memory: Memory, one: Launch, pool: PoolRow, kind: torch.dtype) -> dict[str, Tensor]:
     """Gradients of a state's maximum and mean, (N, Cq, Ho, Wo), computed at `kind`; the maximum's place."""
     best, place, mean, count = pools(memory.state(pool).to(kind), pool.stride)
     dmax, davg = torch.zeros_like(best), torch.zeros_like(best)
@@ -99,7 +100,7 @@ def _pool_gradients(memory: Memory, one: Launch, pool: Pool, kind: torch.dtype) 
 
 def tap_gradient(memory: Memory, one: Launch, left: Left) -> int:
     Cq, parts = memory.plan.Cq, left["p_parts"].clone()
-    units = memory.rows(one, Unit, "units", TAPS)
+    units = memory.rows(one, UnitRow, "o_units", TAPS)
     for unit in units:
         numbers = slice(unit.depthwise, unit.depthwise + Cq * unit.kernel**2)
         for i, pixels in enumerate(memory.parts(one)):
@@ -111,7 +112,7 @@ def tap_gradient(memory: Memory, one: Launch, left: Left) -> int:
     return len(units)
 
 
-def _tap_gradients(memory: Memory, unit: Unit, pixels: slice, kind: torch.dtype) -> Tensor:
+def _tap_gradients(memory: Memory, unit: UnitRow, pixels: slice, kind: torch.dtype) -> Tensor:
     """A part's gradient of a unit's depthwise kernel, (Cq, 1, K, K), computed at `kind`."""
     Cq, K = memory.plan.Cq, unit.kernel
     dz = memory.images(memory.given["p_work"], unit.dz, Cq).to(kind)
@@ -124,9 +125,9 @@ def _tap_gradients(memory: Memory, unit: Unit, pixels: slice, kind: torch.dtype)
 
 def state_gradient(memory: Memory, one: Launch, left: Left) -> int:
     plan, kept = memory.plan, dict(memory.given)
-    states = memory.rows(one, State, "states_at", int(one.values["TILES"]))
+    states = memory.rows(one, StateRow, "o_states", int(one.values["TILES"]))
     for state in states:
-        where = f"p_dx{state.source}" if state.source >= 0 else "p_work"
+        where = f"p_grad_inputs{state.source}" if state.source >= 0 else "p_work"
         place = slice(0, plan.m * plan.C) if state.source >= 0 else memory.place(state.grad, plan.C)
         size = plan.N, *((plan.H, plan.W) if state.source >= 0 else (plan.Ho, plan.Wo)), plan.C
         got = left[where].view(-1)[place].view(size).permute(0, 3, 1, 2)
@@ -135,16 +136,16 @@ def state_gradient(memory: Memory, one: Launch, left: Left) -> int:
         whole = kept[where].clone()
         whole.view(-1)[place] = left[where].view(-1)[place]
         kept[where] = whole
-    assert all(same_bits(left[name], kept[name]) for name in ("p_dx0", "p_dx1", "p_dx2", "p_dx3", "p_work"))
+    assert all(same_bits(left[name], kept[name]) for name in (*(f"p_grad_inputs{i}" for i in range(4)), "p_work"))
     return len(states)
 
 
-def _state_gradient(memory: Memory, one: Launch, state: State, kind: torch.dtype) -> Tensor:
+def _state_gradient(memory: Memory, one: Launch, state: StateRow, kind: torch.dtype) -> Tensor:
     """The gradient of a state whose edges have stride 1, (N, C, H, W) in the order of its memory, computed at `kind`."""
     plan, given = memory.plan, memory.given
     Cq, k, work = plan.Cq, plan.C // plan.Cq, given["p_work"]
     if state.source >= 0:
-        x = given[f"p_x{state.source}"].permute(0, 3, 1, 2).to(kind)
+        x = given[f"p_inputs{state.source}"].permute(0, 3, 1, 2).to(kind)
     elif state.leaving < state.leaving_end:
         x = memory.images(given["p_saved"], state.state, plan.C).to(kind)
     else:  # a node that nobody reads was not kept
@@ -159,12 +160,12 @@ def _state_gradient(memory: Memory, one: Launch, state: State, kind: torch.dtype
         if edge.skip >= 0:
             total[:, :Cq] += beta * given["p_ops"][i, edge.skip].to(kind) * g[:, :Cq]
         for u in range(edge.units, edge.units_end):
-            unit = memory.row(Unit, one.values["units"], u)
+            unit = memory.row(UnitRow, one.values["o_units"], u)
             taps = given["p_weights"][unit.depthwise :][: Cq * unit.kernel**2].view(Cq, 1, unit.kernel, unit.kernel).to(kind)
             dz, reach = memory.images(work, unit.dz, Cq).to(kind), unit.dilation * (unit.kernel // 2)
             behind[:, :Cq] += F.conv_transpose2d(dz, taps, None, 1, reach, 0, Cq, unit.dilation)
         if edge.pool >= 0:
-            pool = memory.row(Pool, one.values["pools_at"], edge.pool)
+            pool = memory.row(PoolRow, one.values["o_pools"], edge.pool)
             dmax, place, davg = (memory.images(work, at, Cq).to(kind) for at in (pool.dmax, pool.place, pool.davg))
             for t in range(9):
                 given_back = F.pad(davg + dmax * (place == t), (1, 1, 1, 1))

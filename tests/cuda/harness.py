@@ -1,6 +1,6 @@
 """The CUDA kernels on the CPU: builds csrc/cuda/harness.cpp under the sanitizers, gives it a launch, reads back what it wrote.
 
-Letters as in kernels/mixed_cell_plan.py.
+Notation as in kernels/mixed_cell_plan.py.
 """
 
 import fcntl

@@ -1,6 +1,6 @@
 """Launches of mixed_cell's plan on random memory: what a kernel is given, the rows it works on, and what rows should come to.
 
-Letters as in kernels/mixed_cell_plan.py. Forward and backward need not have run before: whatever a launch reads (states, y,
+Notation as in kernels/mixed_cell_plan.py. Forward and backward need not have run before: whatever a launch reads (states, y,
 gradients, factors) is random.
 """
 
@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastdarts.kernels.mixed_cell_launches import Call as PlanCall
+from fastdarts.kernels.mixed_cell_launches import Launch, Needs
 from fastdarts.kernels.mixed_cell_plan import Plan
-from fastdarts.kernels.mixed_cell_table import ALIGN, Edge, Launch, Needs, Pool, State, Unit
-from fastdarts.kernels.mixed_cell_table import Call as PlanCall
-from fastdarts.ops.graph import Candidate
+from fastdarts.kernels.rows import ALIGN, Candidate, EdgeRow, PoolRow, StateRow, UnitRow
 from tests.ops.cells import Call, dense, one_edge
 
 CONVOLUTIONS = (Candidate.SEP_CONV_3, Candidate.SEP_CONV_5, Candidate.DIL_CONV_3, Candidate.DIL_CONV_5)
@@ -57,7 +57,7 @@ class Memory:
         factors = torch.stack(
             [normal(norms, plan.Cq), 0.5 + torch.rand(norms, plan.Cq, generator=draw), normal(norms, plan.Cq)], 1
         )
-        tensors: dict[str, Tensor] = {f"p_x{i}": (inputs[i] if i < len(inputs) else inputs[0]).to(dtype) for i in range(4)}
+        tensors: dict[str, Tensor] = {f"p_inputs{i}": (inputs[i] if i < len(inputs) else inputs[0]).to(dtype) for i in range(4)}
         tensors |= {"p_saved": zeros_too(plan.saved).to(dtype), "p_work": zeros_too(plan.work).to(dtype)}
         tensors |= {name: named[name.removeprefix("p_")].detach().to(dtype) for name in ("p_ops", "p_weights")}
         tensors["p_edges"] = named["edges"].detach().to(dtype) if call.edges else tensors["p_ops"]
@@ -65,7 +65,7 @@ class Memory:
         tensors["p_channels"] = call.constants()["channels"] if call.chosen else tensors["p_table"]
         tensors |= {"p_norms": factors, "p_coefficients": normal(norms, 3, plan.Cq)}
         tensors["p_grad"] = call.constants(dtype)["grad"].permute(0, 2, 3, 1)
-        tensors |= {f"p_dx{i}": torch.full_like(tensors["p_x0"], torch.nan) for i in range(4)}
+        tensors |= {f"p_grad_inputs{i}": torch.full_like(tensors["p_inputs0"], torch.nan) for i in range(4)}
         tensors["p_statistics"] = torch.full((norms, plan.parts, 3, plan.Cq), torch.nan)
         tensors["p_parts"] = torch.full((plan.learnt, plan.numbers), torch.nan)
         sizes = {"H": plan.H, "W": plan.W, "Ho": plan.Ho, "Wo": plan.Wo, "m": plan.m, "numbers": plan.numbers}
@@ -73,22 +73,22 @@ class Memory:
         sizes["NODES"] = plan.graph.nodes
         sizes["columns"] = named["ops"].shape[1]
         memory = Memory(call, plan, dtype, {name: t.contiguous() for name, t in tensors.items()} | sizes)
-        for at in {int(one.values["pools_at"]) for one in plan.launches if needs and "pools_at" in one.values}:
+        for at in {int(one.values["o_pools"]) for one in plan.launches if needs and "o_pools" in one.values}:
             for i in range(len(plan._pools)):
-                place = memory.place(memory.row(Pool, at, i).place, plan.Cq)
+                place = memory.place(memory.row(PoolRow, at, i).place, plan.Cq)
                 tensors["p_work"][place] = torch.randint(9, (plan.m * plan.Cq,), generator=draw).to(dtype)
         return memory
 
     def rows(self, one: Launch, row: type, at: str, programs: int = 1) -> list:
         """The rows of the table that a launch works on, each with so many programs for each part."""
         n = one.programs // (int(one.values["parts"]) * programs)
-        found = self.plan.table[one.values["listed"] : one.values["listed"] + n]
+        found = self.plan.table[one.values["o_listed"] : one.values["o_listed"] + n]
         return [self.row(row, one.values[at], i) for i in found]
 
-    def edges(self, one: Launch, row: Pool | State) -> list[tuple[int, Edge]]:
+    def edges(self, one: Launch, row: PoolRow | StateRow) -> list[tuple[int, EdgeRow]]:
         """The edges that leave a state (of a pool: that pool it), with their numbers."""
         numbers = self.plan.table[row.leaving : row.leaving_end]
-        return [(i, self.row(Edge, one.values["edges_at"], i)) for i in numbers]
+        return [(i, self.row(EdgeRow, one.values["o_edges"], i)) for i in numbers]
 
     def row(self, row: type, at: int, i: int) -> tuple:
         """Row i of those that begin at `at`."""
@@ -110,10 +110,10 @@ class Memory:
         """Which channels pass through an edge."""
         return self.given["p_channels"][edge] if self.call.chosen else torch.arange(self.plan.Cq)
 
-    def state(self, row: Unit | Pool) -> Tensor:
+    def state(self, row: UnitRow | PoolRow) -> Tensor:
         """What a unit or pool reads, (N, Cq, H, W)."""
         if row.source >= 0:
-            whole = self.given[f"p_x{row.source}"].permute(0, 3, 1, 2)
+            whole = self.given[f"p_inputs{row.source}"].permute(0, 3, 1, 2)
         else:
             whole = self.images(self.given["p_saved"], row.state, self.plan.C)
         return whole[:, self.chosen(row.edge)]
@@ -122,7 +122,7 @@ class Memory:
         mean, scale, shift = self.given["p_norms"][norm].to(x.dtype)[:, None, :, None, None]
         return (x - mean) * scale + shift
 
-    def rectified(self, unit: Unit, kind: torch.dtype) -> Tensor:
+    def rectified(self, unit: UnitRow, kind: torch.dtype) -> Tensor:
         """The input of a unit's depthwise convolution, computed at `kind`."""
         if unit.before_y < 0:
             return F.relu(self.state(unit).to(kind))
@@ -134,7 +134,7 @@ class Memory:
         return [slice(i * per, min(i * per + per, self.plan.m)) for i in range(int(one.values["parts"]))]
 
 
-def convolve(memory: Memory, unit: Unit, kind: torch.dtype, rounded: bool = False) -> Tensor:
+def convolve(memory: Memory, unit: UnitRow, kind: torch.dtype, rounded: bool = False) -> Tensor:
     """y of a unit, (N, Cq, Ho, Wo), computed at `kind`; rounded: each result to the memory's dtype, as op by op."""
     Cq, K = memory.plan.Cq, unit.kernel
 

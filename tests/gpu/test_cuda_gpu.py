@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fastdarts import native
 from fastdarts.kernels import mixed_cell_cuda
-from fastdarts.kernels.mixed_cell_table import Launch
+from fastdarts.kernels.mixed_cell_launches import Launch
 from fastdarts.ops.patch_mask import definition
 from tests.cuda.checks import CHECKS, launches, same_bits
 from tests.cuda.launches import CALLS, Memory
@@ -52,7 +52,7 @@ def test_weights_of_candidates_and_edges_may_be_float32(kernel: str, name: str) 
     for memory, one, given in launches(kernel, CALLS[name], torch.bfloat16):
         wide = given | {mix: given[mix].float() for mix in ("p_ops", "p_edges")}
         narrow, left = (after("cuda", memory, one, each) for each in (given, wide))
-        assert all(same_bits(left[written], narrow[written]) for written in ("p_work", "p_dx0", "p_dx1"))
+        assert all(same_bits(left[written], narrow[written]) for written in ("p_work", "p_grad_inputs0", "p_grad_inputs1"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.ops.graph import Candidate, Graph
+from fastdarts.kernels.graph import Candidate, Graph
 from tests.ops.cells import EVERY, S0, STRIDED, Call, dense, one_edge
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
 from tests.ops.test_mixed_cell import OP, flat

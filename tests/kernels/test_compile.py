@@ -21,21 +21,21 @@ import triton.language as tl
 
 from fastdarts.kernels import compile as compiler
 from fastdarts.kernels import launch
-from fastdarts.kernels.mixed_cell_table import WIDEST
+from fastdarts.kernels.mixed_cell_launches import WIDEST
 
 ROWS: list[dict[str, Any]] = []
 MOST_SHARED = 163 * 1024  # bytes that a block has on an A100
 
 
 @triton.jit
-def running_sum(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
-    i = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + i, mask=i < n, other=0.0)
-    tl.store(y_ptr + i, tl.cumsum(x, 0) * x + x, mask=i < n)
+def running_sum(p_x, p_y, n, BLOCK: tl.constexpr):
+    i_number = tl.arange(0, BLOCK)
+    b_x = tl.load(p_x + i_number, mask=i_number < n, other=0.0)
+    tl.store(p_y + i_number, tl.cumsum(b_x, 0) * b_x + b_x, mask=i_number < n)
 
 
 def toy(**constexprs: int) -> compiler.Specimen:
-    signature = {"x_ptr": "*fp32", "y_ptr": "*fp32", "n": "i32"}
+    signature = {"p_x": "*fp32", "p_y": "*fp32", "n": "i32"}
     return compiler.Specimen(running_sum, signature, constexprs, "toy", torch.float32, "toy")
 
 
@@ -80,6 +80,14 @@ def test_the_widest_candidates_fit_into_shared_memory(module: str) -> None:
     found = [one for one in kernels.specimens(torch.float32, ((WIDEST, 1, False),)) if one.name in products]
     used = {(one.name, one.label): compiler.compile_specimen(one, 80).shared_bytes for one in found}
     assert used and max(used.values()) <= MOST_SHARED, used
+
+
+def test_names_of_arguments_follow_the_grammar() -> None:
+    """p_: a pointer or a tuple of pointers; compile-time constants in capitals."""
+    for specimen in compiler.all_specimens():
+        pointers = {name for name, kind in specimen.signature.items() if "*" in kind[0][0]}
+        assert pointers == {name for name in specimen.kernel.arg_names if name.startswith("p_")}, specimen.name
+        assert all(p.name.isupper() for p in specimen.kernel.params if p.is_constexpr), specimen.name
 
 
 def test_every_kernel_of_the_table_is_compiled_and_has_a_default() -> None:

@@ -54,21 +54,23 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "without_cuda", lambda: None)
     monkeypatch.setattr(native, "module", lambda: type("Module", (), {"cuda_launches": lambda: ["separable"]}))
     assert mixed_cell_cuda.refusal("separable", HALF, {"CQ": 16}) is None
-    assert "written in Triton only" in mixed_cell_cuda.refusal("mix", HALF, {})
+    assert "written in Triton only" in mixed_cell_cuda.refusal("mix_weights", HALF, {})
     assert "not for float64" in mixed_cell_cuda.refusal("separable", torch.float64, {"CQ": 16})
     assert "at most 64 channels, got 128" in mixed_cell_cuda.refusal("separable", HALF, {"CQ": 128})
 
 
 def state_gradient_arguments() -> dict[str, Any]:
     """Such as the CUDA kernel takes, without weights of candidates and edges."""
-    tensors = {name: torch.empty(64, dtype=HALF) for name in ("p_saved", "p_x0", "p_x1", "p_x2", "p_x3", "p_grad")}
+    tensors = {
+        name: torch.empty(64, dtype=HALF) for name in ("p_saved", "p_inputs0", "p_inputs1", "p_inputs2", "p_inputs3", "p_grad")
+    }
     return tensors | {"CQ": 16, "CHOSEN": False, "DENSE": False, "pixels": 4, "m": 4}
 
 
 def test_an_input_that_begins_between_two_pairs_is_refused() -> None:
     given = state_gradient_arguments() | {name: torch.empty(2, dtype=HALF) for name in ("p_ops", "p_edges")}
     assert mixed_cell_cuda.unfit("state_gradient", given) is None
-    for name in ("p_x2", "p_grad"):
+    for name in ("p_inputs2", "p_grad"):
         assert "multiples of 8 bytes" in mixed_cell_cuda.unfit("state_gradient", given | {name: given[name][1:]})
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.kernels import masked_loss as kernels
+from fastdarts.kernels.arguments import MaskedLoss
 from fastdarts.ops.masked_loss import definition
 from tests.ops.exactness import Named, assert_exact, uninitialised_memory_is_nan
 
@@ -42,7 +43,7 @@ def named(loss: Tensor, grad_levels: list[Tensor], grad_bias: Tensor, dtype: tor
 
 def by_kernels(args: tuple, norm: str, need_grad: bool = True) -> Named:
     with uninitialised_memory_is_nan():
-        loss, *grads = kernels.run(*args, MEAN, STD, norm, need_grad)
+        loss, *grads = kernels.run(MaskedLoss(*args, MEAN, STD, norm, need_grad))
     return named(loss, *grads, args[1].dtype)
 
 
@@ -77,7 +78,7 @@ def test_the_same_bits_of_any_strides_in_each_run_and_without_gradients(norm: st
     ):
         got = by_kernels((same, *spread, turned), norm)
         assert all(torch.equal(got[part], want[part]) for part in want)
-    (loss, *none) = kernels.run(levels, bias, images, flip, mask, MEAN, STD, norm, False)
+    (loss, *none) = kernels.run(MaskedLoss(levels, bias, images, flip, mask, MEAN, STD, norm, False))
     assert torch.equal(loss, want["loss"])
     assert none[0] == [] and none[1].numel() == 0
 

@@ -7,10 +7,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from fastdarts.kernels.graph import Candidate, Graph
+from fastdarts.kernels.mixed_cell_launches import FREE, SUMMED, WIDEST, Call, Needs, Split
 from fastdarts.kernels.mixed_cell_plan import Plan, launch_plan, saved_numbers
-from fastdarts.kernels.mixed_cell_table import ALIGN, FREE, SUMMED, WIDEST, Call, Needs, Split
+from fastdarts.kernels.rows import ALIGN
 from fastdarts.ops import mixed_cell
-from fastdarts.ops.graph import Candidate, Graph
 from tests.ops import cells
 from tests.ops.cells import EVERY, S0, dense, one_edge
 
@@ -26,11 +27,11 @@ def counts(call: Call, needs: Needs | None = None) -> Counter:
 def test_a_normal_cell() -> None:
     """Four waves: 24 launches forward, 29 backward for the weights of candidates, 34 with those of convolutions."""
     call = Call(NORMAL, CIFAR)
-    forward = {"separable": 8, "pool_sums": 4, "factors": 8, "node": 4}
+    forward = {"separable": 8, "pool_sums": 4, "bn_scale_shift": 8, "node": 4}
     assert counts(call) == forward and sum(forward.values()) == 24
-    alpha = {"pool_gradient": 4, "state_gradient": 5, "sums": 4, "mix": 4, "product": 8, "middle": 4}
+    alpha = {"pool_gradient": 4, "state_gradient": 5, "grad_sums": 4, "mix_weights": 4, "product": 8, "bn_backward_inner": 4}
     assert counts(call, ALPHA) == alpha and sum(alpha.values()) == 29
-    learnt = {"matrix_gradient": 2, "tap_gradient": 2, "collect": 1}
+    learnt = {"matrix_gradient": 2, "tap_gradient": 2, "reduce_parts": 1}
     assert counts(call, Needs()) == alpha | learnt and sum((alpha | learnt).values()) == 34
 
 
@@ -44,19 +45,21 @@ def test_a_reduction_cell() -> None:
 
 @pytest.mark.parametrize("graph", [NORMAL, REDUCTION])
 def test_running_statistics_and_random_channels(graph: Graph) -> None:
-    """Without batch statistics all factors are there at once; drawn channels are inverted once in each direction."""
+    """Without batch statistics all scales and shifts are there at once; drawn channels are inverted once in each direction."""
     batch = counts(Call(graph, CIFAR))
     running = counts(Call(graph, CIFAR, batch=False))
-    assert running == batch - Counter(pool_sums=4, factors=7)
-    assert counts(Call(graph, CIFAR, 4, chosen=True)) == batch + Counter(places=1)
-    assert counts(Call(graph, CIFAR, 4, chosen=True), Needs()) == counts(Call(graph, CIFAR), Needs()) + Counter(places=1)
+    assert running == batch - Counter(pool_sums=4, bn_scale_shift=7)
+    assert counts(Call(graph, CIFAR, 4, chosen=True)) == batch + Counter(channel_inverse=1)
+    assert counts(Call(graph, CIFAR, 4, chosen=True), Needs()) == counts(Call(graph, CIFAR), Needs()) + Counter(
+        channel_inverse=1
+    )
 
 
 @pytest.mark.parametrize("graph", [NORMAL, REDUCTION])
 def test_ranks_exchange_eight_times_in_each_direction(graph: Graph) -> None:
     """Each BN once forward; backward each that ends at a node once, and each middle. Else the launches are the same."""
     alone, shared = Call(graph, CIFAR), Call(graph, CIFAR, shared=True)
-    assert counts(shared) == counts(alone) + Counter(factors=8) and counts(shared, Needs()) == counts(alone, Needs())
+    assert counts(shared) == counts(alone) + Counter(bn_scale_shift=8) and counts(shared, Needs()) == counts(alone, Needs())
     middles = 14 * 2
     for needs, wanted in (
         (None, range(graph.norms)),
@@ -68,9 +71,11 @@ def test_ranks_exchange_eight_times_in_each_direction(graph: Graph) -> None:
             kernel: [one.exchanged for one in plan.launches if one.kernel == kernel and one.exchanged]
             for kernel in counts(shared, needs)
         }
-        ends = [plan.table[i] for kernel in ("factors", "mix") for place in exchanged.get(kernel, []) for i in place]
+        ends = [
+            plan.table[i] for kernel in ("bn_scale_shift", "mix_weights") for place in exchanged.get(kernel, []) for i in place
+        ]
         assert sum(map(len, exchanged.values())) == 8 and len(ends) == len(set(ends)) == len(wanted)
-        slots = [plan.table[i] for place in exchanged.get("middle", []) for i in place]
+        slots = [plan.table[i] for place in exchanged.get("bn_backward_inner", []) for i in place]
         assert sorted(slots) == list(range(middles if needs else 0))
     assert not any(one.exchanged for needs in (None, Needs()) for one in launch_plan(alone, needs))
 
@@ -93,11 +98,11 @@ def test_launches_grow_with_nodes_and_not_with_edges(nodes: int) -> None:
 def test_only_what_is_asked_for_is_launched() -> None:
     call = Call(NORMAL, CIFAR)
     only_mix = counts(call, Needs(inputs=False, weights=False))
-    assert only_mix == counts(call, ALPHA) - Counter(pool_gradient=1, state_gradient=1, product=2, middle=1)
-    assert counts(Call(NORMAL, CIFAR, batch=False), Needs(ops=False))["sums"] == 0
+    assert only_mix == counts(call, ALPHA) - Counter(pool_gradient=1, state_gradient=1, product=2, bn_backward_inner=1)
+    assert counts(Call(NORMAL, CIFAR, batch=False), Needs(ops=False))["grad_sums"] == 0
     nothing = one_edge(Candidate.NONE, Candidate.SKIP)
     assert counts(Call(nothing, CIFAR)) == {"node": 1}
-    assert counts(Call(nothing, CIFAR), Needs()) == {"state_gradient": 2, "sums": 1, "mix": 1}
+    assert counts(Call(nothing, CIFAR), Needs()) == {"state_gradient": 2, "grad_sums": 1, "mix_weights": 1}
 
 
 def test_bytes_and_operations_of_a_normal_cell() -> None:
@@ -165,7 +170,7 @@ def test_wide_candidates_are_beyond_the_kernels() -> None:
     graph = one_edge(Candidate.SKIP)
     for C, k, fits in ((WIDEST, 1, True), (2 * WIDEST, 2, True), (2 * WIDEST, 1, False), (3 * WIDEST, 2, False)):
         x = torch.empty(1, C, 2, 2)
-        why = mixed_cell._beyond_triton([x], None, None, None, None, None, graph, k, True, 0.1, 1e-5, None)
+        why = mixed_cell._beyond_triton([x], x, None, x, mixed_cell.Constants(None, None, graph, k, True, 0.1, 1e-5, None))
         if fits:
             assert why is None and Plan(Call(graph, (1, C, 2, 2), k)).Cq == WIDEST
         else:

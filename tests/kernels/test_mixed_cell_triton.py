@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fastdarts.kernels import mixed_cell as kernels
+from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
+from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops import batch_norm
-from fastdarts.ops.graph import Candidate, Edge, Graph
 from tests.ops.cells import EVERY, STRIDED, Call, dense, one_edge
 from tests.ops.exactness import Named, assert_exact, double, uninitialised_memory_is_nan
 
@@ -32,11 +33,11 @@ def by_kernels(call: Call, dtype: torch.dtype, needs: tuple[bool, bool, bool] = 
     mean, var = (None, None) if call.training or running is None else running
     cell = rest["channels"], call.graph.encode(), call.k, call.eps
     with uninitialised_memory_is_nan():
-        out, statistics, saved = kernels.forward(inputs, ops, edges, weights, mean, var, *cell)
+        out, statistics, saved = kernels.forward(MixedCell(inputs, ops, edges, weights, mean, var, *cell, 0))
         result = {"out": out.clone()}
         out.fill_(float("nan"))  # nobody's state
         given = channels_last(rest["grad"]), inputs, ops, edges, weights, statistics, saved, *cell, mean is None
-        grad_inputs, grad_ops, grad_edges, grad_weights = kernels.backward(*given, *needs)
+        grad_inputs, grad_ops, grad_edges, grad_weights = kernels.backward(MixedCellBackward(*given, *needs, 0))
     if running:
         if call.training:
             batch_norm.update_running(running, statistics, out.numel() // out.shape[1], 0.1)

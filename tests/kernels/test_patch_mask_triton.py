@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.kernels import patch_mask as kernels
+from fastdarts.kernels.arguments import PatchMask
 from fastdarts.ops.patch_mask import definition
 from tests.ops.exactness import uninitialised_memory_is_nan
 
@@ -24,7 +25,7 @@ def arguments(n: int, h: int, w: int, p: int, masked: int, dtype: torch.dtype, s
 
 def assert_same_bits(args: list) -> None:
     with uninitialised_memory_is_nan():
-        ours = kernels.run(*args)
+        ours = kernels.run(PatchMask(*args))
     for mine, want in zip(ours, definition(*args), strict=True):
         assert (mine.dtype == want.dtype and mine.stride() == want.stride()) or not mine.numel()
         assert torch.equal(mine, want)
@@ -48,11 +49,11 @@ def test_any_strides() -> None:
 
     images, index, step, flip, fill, *rest = arguments(3, 8, 12, 4, 2, torch.float32)
     turned = images.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
-    x, mask = kernels.run(turned, spread(index), step, spread(flip), spread(fill), *rest)
+    x, mask = kernels.run(PatchMask(turned, spread(index), step, spread(flip), spread(fill), *rest))
     want = definition(images, index, step, flip, fill, *rest)
     assert torch.equal(x, want[0]) and torch.equal(mask, want[1])
 
 
 def test_more_patches_than_a_block_holds_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 65536 patches an image, got 66049"):
-        kernels.run(*arguments(1, 257, 257, 1, 1, torch.float32))
+        kernels.run(PatchMask(*arguments(1, 257, 257, 1, 1, torch.float32)))

@@ -7,6 +7,7 @@ import triton.language as tl
 
 from fastdarts.kernels import launch
 from fastdarts.kernels import random_resized_crop as kernels
+from fastdarts.kernels.arguments import RandomResizedCrop
 from fastdarts.ops.random_resized_crop import MOST_SIDE, definition
 from tests.ops.exactness import uninitialised_memory_is_nan
 from tests.ops.test_random_resized_crop import SMALL, Crops, crops, photographs
@@ -14,7 +15,7 @@ from tests.ops.test_random_resized_crop import SMALL, Crops, crops, photographs
 
 def assert_same_bits(given: Crops, S: int) -> None:
     with uninitialised_memory_is_nan():
-        ours = kernels.run(*given, S)
+        ours = kernels.run(RandomResizedCrop(*given, S))
     want = definition(*given, S)
     assert ours.dtype == want.dtype and ours.stride() == want.stride()
     assert torch.equal(ours, want)
@@ -60,13 +61,13 @@ def test_quotients_are_exact_up_to_the_largest_side() -> None:
 def test_strides_and_sizes_in_32_bits() -> None:
     pixels, start, size, boxes = crops(SMALL[:3])
     spread = [torch.stack([t, t + 1], 1)[:, 0] for t in (start, size.int(), boxes)]
-    assert torch.equal(kernels.run(pixels, *spread, 6), definition(pixels, start, size, boxes, 6))
+    assert torch.equal(kernels.run(RandomResizedCrop(pixels, *spread, 6)), definition(pixels, start, size, boxes, 6))
 
 
 def test_no_images_and_no_pixels() -> None:
-    assert kernels.run(*crops([]), 5).shape == (0, 5, 5, 3)
+    assert kernels.run(RandomResizedCrop(*crops([]), 5)).shape == (0, 5, 5, 3)
     pixels, *place = crops(SMALL[:1])
-    assert not kernels.run(pixels[:2], *place, 5).any()
+    assert not kernels.run(RandomResizedCrop(pixels[:2], *place, 5)).any()
 
 
 def test_what_does_not_fit_is_black_and_the_others_stay() -> None:
@@ -80,4 +81,4 @@ def test_what_does_not_fit_is_black_and_the_others_stay() -> None:
     columns |= {name: boxes[:, i] for i, name in enumerate(("top", "left", "h", "w"))}
     for n, (name, value) in enumerate(each, 1):
         columns[name][n] = value
-    assert torch.equal(kernels.run(pixels, start, size, boxes, 4), want)
+    assert torch.equal(kernels.run(RandomResizedCrop(pixels, start, size, boxes, 4)), want)

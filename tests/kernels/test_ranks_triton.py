@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fastdarts.kernels import mixed_cell, ranks, relu_conv_bn, relu_conv_bn_backward
+from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
+from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops import batch_norm
-from fastdarts.ops.graph import Candidate, Edge, Graph
 from fastdarts.ops.mixed_cell import definition
 from fastdarts.ops.relu_conv_bn import definition as layer
 from tests.kernels.turns import Turns, on_ranks, share, whole
@@ -36,10 +37,10 @@ def cell_by_kernels(call: cells.Call, dtype: torch.dtype, rank: Turns, needs: tu
     running = (rest["mean"], rest["var"]) if call.running else None
     mean, var = (None, None) if call.training or running is None else running
     constant = rest["channels"], call.graph.encode(), call.k, call.eps
-    out, statistics, saved = mixed_cell.forward(inputs, ops, edges, weights, mean, var, *constant, rank)
+    out, statistics, saved = mixed_cell.forward(MixedCell(inputs, ops, edges, weights, mean, var, *constant, 0), rank)
     grad = share(rest["grad"], rank).contiguous(memory_format=torch.channels_last)
-    given = grad, inputs, ops, edges, weights, statistics, saved, *constant, mean is None, *needs, rank
-    grad_inputs, grad_ops, grad_edges, grad_weights = mixed_cell.backward(*given)
+    given = grad, inputs, ops, edges, weights, statistics, saved, *constant, mean is None, *needs, 0
+    grad_inputs, grad_ops, grad_edges, grad_weights = mixed_cell.backward(MixedCellBackward(*given), rank)
     result = {"out": out}
     if running:
         if call.training:

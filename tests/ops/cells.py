@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastdarts.ops.graph import STRIDE_ONE, Candidate, Edge, Graph
+from fastdarts.kernels.graph import STRIDE_ONE, Candidate, Edge, Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.ops.sync import Sync
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan

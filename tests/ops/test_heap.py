@@ -87,7 +87,7 @@ def test_halving_is_a_convolution_of_stride_2(H: int, W: int, layout: torch.memo
 
 PROGRAM = """
 import torch
-from fastdarts.ops.graph import Candidate
+from fastdarts.kernels.graph import Candidate
 from tests.ops.cells import Call, one_edge
 from tests.ops.test_relu_conv_bn import Call as Layer
 

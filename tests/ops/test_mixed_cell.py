@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.logs import say_once
 from fastdarts.ops.backend import BackendUnavailable
-from fastdarts.ops.graph import Candidate, Edge, Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 from tests.ops.cells import EVERY, S0, STRIDED, Call, dense, one_edge
 from tests.ops.exactness import assert_exact, gradients, on_threads

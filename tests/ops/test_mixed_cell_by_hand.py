@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.ops.graph import Candidate
+from fastdarts.kernels.graph import Candidate
 from fastdarts.ops.mixed_cell import channel_shuffle, mixed_cell
 from tests.ops.cells import one_edge
 from tests.support.backends import BACKENDS

@@ -1,6 +1,6 @@
 """BatchNorm over the images of several ranks, by the C++ kernels: what one rank gives for the whole batch, and how many sums.
 
-Letters: N images of all ranks, C channels of a node, k the divisor of partial channels.
+Notation: N images of all ranks, C channels of a node, k the divisor of partial channels.
 """
 
 from dataclasses import dataclass, field
@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastdarts.kernels.graph import Candidate
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.conv_bn_chain import conv_bn_chain
-from fastdarts.ops.graph import Candidate
 from fastdarts.ops.relu_conv_bn import relu_conv_bn, relu_conv_bns
 from fastdarts.ops.sync import Sync, handle, ranks_of
 from tests.ops import cells

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench.memory import ALLOWED, cases, compare, predicted
 from bench.workload import Workload
+from fastdarts.kernels.mixed_cell_launches import Call, Needs
 from fastdarts.kernels.mixed_cell_plan import Plan
-from fastdarts.kernels.mixed_cell_table import Call, Needs
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.search import SoftmaxRelaxation

@@ -1,34 +1,17 @@
-"""What ops.mixed_cell is told about a cell: its edges, what each may do, and how that is packed.
+"""The graph of a cell: its edges, their candidates, and how their weights are packed.
 
-Letters: C channels that pass through a candidate, E edges, B BatchNorms.
+Notation: C channels that pass through a candidate, E edges, B BatchNorms.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
 from itertools import islice
 from math import prod
 from typing import NamedTuple
 
+from fastdarts.kernels.rows import Candidate
+
 Shape = tuple[int, int, int, int]
-
-
-class Candidate(IntEnum):
-    """What an edge may do to its state; the numbers are the C++ kernels' too. No convolution has a bias."""
-
-    NONE = 0  # zero
-    SKIP = 1  # the state itself; under stride 2 FactorizedReduce (ReLU, two 1x1 convolutions, BN)
-    MAX_POOL_3 = 2  # 3x3 maximum, BN
-    AVG_POOL_3 = 3  # 3x3 mean that does not count padding, BN
-    SEP_CONV_3 = 4  # twice: ReLU, depthwise convolution, 1x1 convolution, BN; only the first strides
-    SEP_CONV_5 = 5
-    DIL_CONV_3 = 6  # ReLU, depthwise convolution of dilation 2, 1x1 convolution, BN
-    DIL_CONV_5 = 7
-    CONV_1 = 8  # ReLU, convolution of all channels, BN
-    CONV_3 = 9
-    PLAIN_AVG_POOL_3 = 10  # AVG_POOL_3 without BN
-
-
 KERNEL = {
     Candidate.SEP_CONV_3: 3,
     Candidate.SEP_CONV_5: 5,
@@ -57,7 +40,7 @@ def convolutions(candidate: Candidate, stride: int, C: int) -> list[Shape]:
 
 
 def norms(candidate: Candidate, stride: int) -> int:
-    """How many BatchNorms a candidate has."""
+    """The number of BatchNorms of a candidate."""
     if candidate in WITHOUT_NORM or (candidate == Candidate.SKIP and stride == 1):
         return 0
     return 2 if candidate in SEPARABLE else 1
@@ -82,7 +65,7 @@ class Graph:
     inputs: int
     nodes: int
     edges: tuple[Edge, ...]
-    # from here on what follows from those, kept because each call asks for it
+    # derived from those, stored because each call reads them
     stride: int = field(init=False, repr=False, compare=False)  # of the edges that leave inputs
     norms: int = field(init=False, repr=False, compare=False)  # B
     longest: int = field(init=False, repr=False, compare=False)  # candidates of the longest list
@@ -127,7 +110,7 @@ class Graph:
         return [shape for edge in self.edges for c in edge.candidates for shape in convolutions(c, edge.stride, C)]
 
     def size(self, C: int) -> int:
-        """How many numbers those are: sum(map(prod, convolutions(C)))."""
+        """The number of weights on C channels: sum(map(prod, convolutions(C)))."""
         return self._size[0] * C * C + self._size[1] * C
 
     def encode(self) -> list[int]:

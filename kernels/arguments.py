@@ -1,0 +1,199 @@
+"""Arguments and results of the registered ops. Everything in Python reads them by name, C++ takes them in this order.
+
+fastdarts/ops/schema.py makes the ops' schemas from these classes and hands their objects to fake and GPU kernels. Tensors are
+laid out as the kernels need them: images channels_last-contiguous, everything else contiguous. `sync` is a handle of
+fastdarts/ops/sync.py. Needs no Triton.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class MixedCell(NamedTuple):
+    """Of fastdarts::mixed_cell. Without running statistics, those of the batch normalise."""
+
+    inputs: list[Tensor]
+    ops: Tensor
+    edges: Tensor | None
+    weights: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    channels: Tensor | None
+    graph: list[int]  # Graph.encode()
+    partial_channels: int
+    eps: float
+    sync: int
+
+
+class MixedCellResults(NamedTuple):
+    out: Tensor
+    statistics: Tensor  # float64 (2, B * Cq): mean and biased variance
+    saved: Tensor  # for the backward, in the backend's own layout
+
+
+class MixedCellBackward(NamedTuple):
+    """Of fastdarts::mixed_cell_backward."""
+
+    grad: Tensor
+    inputs: list[Tensor]
+    ops: Tensor
+    edges: Tensor | None
+    weights: Tensor
+    statistics: Tensor
+    saved: Tensor
+    channels: Tensor | None
+    graph: list[int]
+    partial_channels: int
+    eps: float
+    batch_statistics: bool
+    need_inputs: bool
+    need_ops: bool  # and edges
+    need_weights: bool
+    sync: int
+
+
+class MixedCellGradients(NamedTuple):
+    """Empty where not needed."""
+
+    grad_inputs: list[Tensor]
+    grad_ops: Tensor
+    grad_edges: Tensor
+    grad_weights: Tensor
+
+
+class ReLUConvBN(NamedTuple):
+    """Of fastdarts::relu_conv_bn: one layer, or two that are ready together."""
+
+    xs: list[Tensor]
+    weights: list[Tensor]  # of all layers
+    counts: list[int]  # weights of each layer
+    running_means: list[Tensor]  # empty: the batch's statistics normalise
+    running_vars: list[Tensor]
+    eps: float
+    sync: int
+
+
+class ReLUConvBNResults(NamedTuple):
+    outs: list[Tensor]
+    statistics: list[Tensor]  # float64 (2, D) each: mean and biased variance
+
+
+class ReLUConvBNBackward(NamedTuple):
+    """Of fastdarts::relu_conv_bn_backward."""
+
+    grads: list[Tensor]
+    xs: list[Tensor]
+    weights: list[Tensor]
+    counts: list[int]
+    outs: list[Tensor]
+    statistics: list[Tensor]
+    eps: float
+    batch_statistics: bool
+    need_xs: list[bool]
+    need_weights: bool
+    sync: int
+
+
+class ReLUConvBNGradients(NamedTuple):
+    grad_xs: list[Tensor]  # empty tensors where not needed
+    grad_weights: list[Tensor]  # empty where not needed
+
+
+class ConvBNChain(NamedTuple):
+    """Of fastdarts::conv_bn_chain; one entry a layer."""
+
+    x: Tensor
+    weights: list[Tensor]
+    norm_weights: list[Tensor]
+    norm_biases: list[Tensor]
+    running_means: list[Tensor]  # empty: the batch's statistics normalise
+    running_vars: list[Tensor]
+    strides: list[int]
+    outputs: int
+    eps: float
+    sync: int
+
+
+class ConvBNChainResults(NamedTuple):
+    outs: list[Tensor]
+    ys: list[Tensor]  # for the backward, one a layer
+    statistics: Tensor  # float64 (3, sum of D_i): mean, biased variance, and what the backend keeps
+
+
+class ConvBNChainBackward(NamedTuple):
+    """Of fastdarts::conv_bn_chain_backward."""
+
+    grads: list[Tensor]
+    x: Tensor
+    weights: list[Tensor]
+    norm_weights: list[Tensor]
+    norm_biases: list[Tensor]
+    ys: list[Tensor]
+    statistics: Tensor
+    strides: list[int]
+    eps: float
+    batch_statistics: bool
+    need_x: bool
+    need_weights: bool  # and norms
+    sync: int
+
+
+class ConvBNChainGradients(NamedTuple):
+    """Empty where not needed."""
+
+    grad_x: Tensor
+    grad_weights: list[Tensor]
+    grad_norm_weights: list[Tensor]
+    grad_norm_biases: list[Tensor]
+
+
+class PatchMask(NamedTuple):
+    """Of fastdarts::patch_mask and, on a GPU, fastdarts::patch_mask_cuda."""
+
+    images: Tensor
+    index: Tensor
+    step: Tensor
+    flip: Tensor
+    fill: Tensor
+    seed: int  # its 64 bits, signed
+    stream: int
+    patch_size: int
+    num_masked: int
+    mean: list[float]
+    std: list[float]
+
+
+class PatchMaskResults(NamedTuple):
+    x: Tensor
+    mask: Tensor
+
+
+class MaskedLoss(NamedTuple):
+    """Of fastdarts::masked_loss, which gives the gradients with the loss where they are needed."""
+
+    levels: list[Tensor]
+    bias: Tensor
+    images: Tensor
+    flip: Tensor
+    mask: Tensor
+    mean: list[float]
+    std: list[float]
+    norm: str
+    need_grad: bool
+
+
+class MaskedLossResults(NamedTuple):
+    loss: Tensor
+    grad_levels: list[Tensor]
+    grad_bias: Tensor
+
+
+class RandomResizedCrop(NamedTuple):
+    """Of fastdarts::random_resized_crop."""
+
+    pixels: Tensor
+    start: Tensor
+    size: Tensor
+    boxes: Tensor
+    image_size: int
