@@ -104,9 +104,9 @@ def definition(
 def halving_convolution(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
     """1x1 convolution of stride 2 from pixel (offset, offset) on: (N, C, H, W), (D, C, 1, 1) -> (N, D, H', W').
 
-    On a CPU the pixels are taken first. F.conv2d with stride=2 writes out of bounds there: oneDNN's AVX2 kernel for the
-    weight gradient (seen in 3.13.3 of torch 2.15) packs the pixels of a float32 channels_last x into a buffer that is too
-    small where C < 8 and H and W are even. The heap is corrupted; the result is right. What is taken first is also faster.
+    On a CPU the pixels are taken first. F.conv2d with stride=2 packs them in oneDNN's AVX2 kernel of the weight gradient
+    (seen in 3.13.3, of torch 2.15) into a buffer that is too small for a float32 channels_last x of C < 8 and even H and W:
+    threads overwrite each other's pixels, so that the gradient is wrong, and the last one corrupts the heap.
     """
     if x.device.type == "cpu":
         return F.conv2d(x[:, :, offset::2, offset::2], weight)

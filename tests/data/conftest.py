@@ -1,5 +1,6 @@
 """Small folders of images, made for each test."""
 
+import multiprocessing.queues  # noqa: F401  (imported late otherwise, when `nobody` may not read Python itself)
 import os
 import shutil
 import tempfile
