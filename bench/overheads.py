@@ -56,7 +56,7 @@ from fastdarts.steps.stage_timer import METHODS, Stages
 PROG = "python -m bench.overheads"
 SUPERNET = "mae-imagenet"
 EPOCH_IMAGES = 128_000  # that train the weights in an epoch of the main job: a tenth of ImageNet
-GUARD = ((Buffers, "kept"), (Kept, "put_back_where"), (bilevels, "non_finite"), (bilevels, "step_unless"))
+GUARD = ((Buffers, "kept"), (Kept, "restore_where"), (bilevels, "non_finite"), (bilevels, "step_if_finite"))
 PARTS = {  # what runs between two steps, and the row it counts for
     "recent steps": ((RecentSteps, "note"), (RecentSteps, "look")),
     "progress and metrics": ((Progress, "due"), (Progress, "line"), (RunFolder, "append")),

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.records import RESULTS, append, milliseconds, tagged
 from bench.workload import OURS, SUPERNETS, Steps, Workload, WorkloadError, build
-from fastdarts.engine import Seat, World
+from fastdarts.engine import RankInfo, World
 from fastdarts.settings import ConfigError, Settings, setting
 
 PROG = "python -m bench.scaling"
@@ -124,12 +124,12 @@ def _rank(rank: int, workload: Workload, settings: ScalingSettings, folder: str)
     store = dist.FileStore(str(Path(folder) / "store"), settings.ranks)
     limit = timedelta(minutes=30)  # the others wait while rank 0 works alone
     dist.init_process_group("gloo", store=store, rank=rank, world_size=settings.ranks, timeout=limit)
-    world = World(Seat(rank, settings.ranks, rank, settings.ranks), backend="gloo")
+    world = World(RankInfo(rank, settings.ranks, rank, settings.ranks), backend="gloo")
     shared = build(replace(workload, batch=workload.batch // settings.ranks), OURS)
     average = _Timed(world)
     assert isinstance(shared, Steps)
     shared.bilevel.bilevel.reduce = average
-    whole = build(workload, OURS) if world.leads else None
+    whole = build(workload, OURS) if world.is_main else None
     times: Times = {"alone": [], "together": [], "averaging": []}
     for number in range(-settings.warm_up, settings.rounds):
         seconds = {"alone": _seconds(whole) if whole is not None else 0.0}
@@ -140,7 +140,7 @@ def _rank(rank: int, workload: Workload, settings: ScalingSettings, folder: str)
         if number >= 0:
             for name, value in seconds.items():
                 times[name].append(value)
-    if world.leads:
+    if world.is_main:
         torch.save(times, Path(folder) / "times")
     world.wait()
     dist.destroy_process_group()

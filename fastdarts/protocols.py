@@ -29,12 +29,12 @@ class Ranks(Protocol):
     """The processes that train together, each on an equal share of every batch (engine.World)."""
 
     size: int
-    leads: bool  # whether this one tells of what all have in common
+    is_main: bool  # whether this one tells of what all have in common
 
     def average(self, flat: Tensor) -> None:
         """Replace `flat` by its mean over the ranks."""
 
-    def copy_from_lead(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Make all tensors what they are on the rank that leads, in place."""
 
 

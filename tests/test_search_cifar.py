@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from fastdarts.data import ImageArray
-from fastdarts.engine import RunFolder, Session, Stopping, World, steps_of
+from fastdarts.engine import RunFolder, Session, SignalHandler, World, steps_of
 from fastdarts.inputs.images import ImageArrays
 from fastdarts.inputs.source import CIFAR, CIFAR10, CIFAR100
 from fastdarts.protocols import StepReport
@@ -201,9 +201,9 @@ def test_batch_norm_of_ones_own_is_not_synchronised(data: Path, tmp_path: Path, 
     resolved = resolve(given | {"image_size": 16})
     images = ImageArrays.choose(resolved.settings, RunFolder(tmp_path / "run"))
     free = free_for(resolved.settings, World())
-    two = SimpleNamespace(alone=False, size=2, rank=0, backend="gloo")
+    two = SimpleNamespace(is_single=False, size=2, rank=0, backend="gloo")
     with pytest.raises(ConfigError, match=r"--sync_bn: cells\.0\._ops: BatchNorm in a candidate of one's own"):
-        prepare(resolved, images, free, two, Stopping())
+        prepare(resolved, images, free, two, SignalHandler())
 
 
 def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:

@@ -13,7 +13,7 @@ from fastdarts import engine, steps
 from fastdarts.cli.resolve import Resolver, without_effect
 from fastdarts.data import DataError, InputStopped
 from fastdarts.data.errors import REMEDIES, shortage
-from fastdarts.engine import RankLost, RanksDisagree, RunFolderError, Seat, Stopping, ToldElsewhere, World, WorldError
+from fastdarts.engine import PeerError, RankInfo, RankLost, RanksDisagree, RunFolderError, SignalHandler, World, WorldError
 from fastdarts.logs import any_text
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.runs.resolved import Resolved
@@ -32,12 +32,12 @@ class Command:
     """A command: `fastdarts NAME`, `python -m fastdarts.NAME`.
 
     resolve  knows its name, its flags and its images
-    run      does it: (name, resolved, stopping, world)
+    run      does it: (name, resolved, signals, world)
     about    what --help says of it
     """
 
     resolve: Resolver
-    run: Callable[[str, Resolved, Stopping, World], None]
+    run: Callable[[str, Resolved, SignalHandler, World], None]
     about: str
 
     @property
@@ -53,20 +53,20 @@ class Command:
         After 75 and 130 the same command with --save continues. Under torchrun it is one rank of a search.
         """
         given = self.resolve.settings.parse(argv, self.prog, self.about)
-        threads, seat = torch.get_num_threads(), Seat()
+        threads, info = torch.get_num_threads(), RankInfo()
         again = "the same command with --save of this run's folder continues it"
 
         def tell(what: str, everywhere: bool = True) -> None:
-            if everywhere or seat.rank == 0:  # what all ranks come to alike is said once
-                print(f"{seat.prefix}{self.prog}: {what}", file=sys.stderr)
+            if everywhere or info.rank == 0:  # what all ranks come to alike is said once
+                print(f"{info.prefix}{self.prog}: {what}", file=sys.stderr)
 
         try:
-            seat = Seat.of_environment()
-            with seat.log(), engine.Stopping() as stopping:
+            info = RankInfo.of_environment()
+            with info.log(), engine.SignalHandler() as signals:
                 if given.values.get("data") is None:
                     log.info(self.resolve.dataset.notice)
-                self._run(given, seat, stopping)
-        except ToldElsewhere:
+                self._run(given, info, signals)
+        except PeerError:
             return 2
         except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError, WorldError) as error:
             tell(f"error: {error}")
@@ -98,21 +98,21 @@ class Command:
             torch.set_num_threads(threads)  # the caller's
         return 0
 
-    def _run(self, given: Given, seat: Seat, stopping: Stopping) -> None:
+    def _run(self, given: Given, info: RankInfo, signals: SignalHandler) -> None:
         """Find the other ranks, then run on each what is given."""
         values, flags = given.values, self.resolve.settings
         how = {name: values.get(name, getattr(flags, name)) for name in ("device", "dist_timeout", "dist_backend")}
-        with World.join(seat, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
-            resolved = world.together(lambda: self.resolve(values, seat))
-            for line in without_effect(resolved, given.asked) if world.leads else ():
+        with World.join(info, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
+            resolved = world.on_all_ranks(lambda: self.resolve(values, info))
+            for line in without_effect(resolved, given.asked) if world.is_main else ():
                 log.warning(line)
             world.compare(_alike(resolved))
             s = resolved.settings
             try:
                 with tf32(s.tf32), engine.algorithms(s.deterministic, s.device):
-                    self.run(self.resolve.command, resolved, stopping, world)
+                    self.run(self.resolve.command, resolved, signals, world)
             except RankLost:
-                stopping.check()  # all were asked to end, and the others were sooner
+                signals.check()  # all were asked to end, and the others were sooner
                 raise
 
 

@@ -9,7 +9,7 @@ import torch
 
 from fastdarts import engine, steps
 from fastdarts.cli.modules import import_modules
-from fastdarts.engine import Seat
+from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DataSet
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.ops.backend import choose
@@ -39,11 +39,11 @@ class Resolver:
     settings: type[AnySearch]
     dataset: DataSet
 
-    def __call__(self, given: Mapping[str, Any], seat: Seat = Seat()) -> Resolved:  # noqa: B008 - a tuple
-        """On the rank of that seat. Raises ConfigError."""
+    def __call__(self, given: Mapping[str, Any], info: RankInfo = RankInfo()) -> Resolved:  # noqa: B008 - a tuple
+        """On the rank of that info. Raises ConfigError."""
         settings = self.settings.make(self._values(dict(given)))
         import_modules(settings.modules)
-        settings = replace(settings, device=_device(settings.device, seat), threads=settings.threads or seat.threads())
+        settings = replace(settings, device=_device(settings.device, info), threads=settings.threads or info.threads())
         _check_device(settings)
         _check_watching(settings)
         resolved = Resolved.of(settings, self.dataset)
@@ -152,17 +152,17 @@ def _check_watching(settings: groups.Watching) -> None:
         raise ConfigError(f"--tensorboard: {why}")
     if settings.profile is not None:
         try:
-            engine.Window.parse(settings.profile)
+            engine.ProfileRange.parse(settings.profile)
         except ValueError as error:
             raise ConfigError(f"--profile {settings.profile}: {error}") from error
 
 
-def _device(name: str, seat: Seat) -> str:
-    """The device that `name` stands for on the rank of that seat, tried out. Raises ConfigError."""
+def _device(name: str, info: RankInfo) -> str:
+    """The device that `name` stands for on that rank, tried out. Raises ConfigError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and seat.size > 1:
-        name = f"cuda:{seat.local_rank % max(1, torch.cuda.device_count())}"
+    if name == "cuda" and info.size > 1:
+        name = f"cuda:{info.local_rank % max(1, torch.cuda.device_count())}"
     if name.partition(":")[0] not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: neither auto, cpu, cuda nor cuda:N")
     try:

@@ -50,11 +50,11 @@ class RanksDisagree(RuntimeError):
     """Ranks hold different values where all must be equal; the message names rank and tensors."""
 
 
-class ToldElsewhere(RuntimeError):
+class PeerError(RuntimeError):
     """Another rank failed in what all do together, and says so itself."""
 
 
-class Seat(NamedTuple):
+class RankInfo(NamedTuple):
     """Which of the processes this one is: on all nodes, and on its own."""
 
     rank: int = 0
@@ -63,14 +63,14 @@ class Seat(NamedTuple):
     local_size: int = 1
 
     @staticmethod
-    def of_environment() -> "Seat":
+    def of_environment() -> "RankInfo":
         """As torchrun says; without torchrun, alone. Raises WorldError where only a part of what it sets is there."""
         if os.environ.get("WORLD_SIZE", "1") == "1":
-            return Seat()
+            return RankInfo()
         if missing := [name for name in VARIABLES if name not in os.environ]:
             raise WorldError(f"WORLD_SIZE is set and {', '.join(missing)} not: start several processes with torchrun")
         try:
-            return Seat(*(int(os.environ[name]) for name in VARIABLES[:4]))
+            return RankInfo(*(int(os.environ[name]) for name in VARIABLES[:4]))
         except ValueError as error:
             raise WorldError(f"of torchrun's variables {', '.join(VARIABLES[:4])} one is no number: {error}") from error
 
@@ -110,7 +110,7 @@ class World:
 
     def __init__(
         self,
-        seat: Seat = Seat(),  # noqa: B008 - a tuple
+        info: RankInfo = RankInfo(),  # noqa: B008 - a tuple
         *,
         backend: str | None = None,
         timeout: float = 600.0,
@@ -118,43 +118,43 @@ class World:
         group: dist.ProcessGroup | None = None,
     ) -> None:
         """store: where the ranks meet without limit of time; group: None for torch's default one."""
-        self.seat, self.backend, self.timeout = seat, backend, timeout
-        self.rank, self.size = seat.rank, seat.size
-        self._store, self._group, self._meetings = store, group, 0
+        self.info, self.backend, self.timeout = info, backend, timeout
+        self.rank, self.size = info.rank, info.size
+        self._store, self._group, self._barriers = store, group, 0
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is rank 0, which alone writes files and reports."""
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
+    def is_single(self) -> bool:
         return self.size == 1
 
     @staticmethod
     @contextmanager
-    def join(seat: Seat, device: str, timeout: float, backend: Backend = "auto") -> Iterator["World"]:
+    def join(info: RankInfo, device: str, timeout: float, backend: Backend = "auto") -> Iterator["World"]:
         """Inside, all ranks that torchrun started.
 
         device   "auto", "cpu", "cuda" or "cuda:N": a GPU takes NCCL, unless `backend` says gloo
         timeout  seconds within which the others must come, and answer later
         Raises WorldError.
         """
-        if seat.size == 1:
-            yield World(seat, timeout=timeout)
+        if info.size == 1:
+            yield World(info, timeout=timeout)
             return
-        chosen = _backend(seat, device, backend)
+        chosen = _backend(info, device, backend)
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         limit = timedelta(seconds=timeout)
         try:
-            store, _, _ = next(dist.rendezvous("env://", seat.rank, seat.size, timeout=limit))
-            store = _of_this_start(store, seat, limit)
+            store, _, _ = next(dist.rendezvous("env://", info.rank, info.size, timeout=limit))
+            store = _of_this_start(store, info, limit)
             kinds = "cpu:gloo,cuda:nccl" if chosen == "nccl" else "gloo"
-            dist.init_process_group(kinds, store=store, rank=seat.rank, world_size=seat.size, timeout=limit)
+            dist.init_process_group(kinds, store=store, rank=info.rank, world_size=info.size, timeout=limit)
         except (RuntimeError, ValueError, OSError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise WorldError(f"{seat.size} ranks did not meet at {address} within {timeout:g} seconds: {why}") from error
-        world, failed = World(seat, backend=chosen, timeout=timeout, store=store), True
+            raise WorldError(f"{info.size} ranks did not meet at {address} within {timeout:g} seconds: {why}") from error
+        world, failed = World(info, backend=chosen, timeout=timeout, store=store), True
         try:
             yield world
             failed = False
@@ -179,7 +179,7 @@ class World:
 
         Does not wait for a GPU.
         """
-        told = torch.tensor([signal, int(due and self.leads)])
+        told = torch.tensor([signal, int(due and self.is_main)])
         if self.backend is not None:
             self._call("agreeing", partial(dist.all_reduce, told, dist.ReduceOp.MAX, group=self._group))
         signal, saves = told.tolist()
@@ -189,9 +189,9 @@ class World:
         """Until all have come here."""
         self.agree(0, False)
 
-    def copy_from_lead(self, tensors: Iterable[Tensor]) -> None:
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Make all tensors what they are on rank 0, in place."""
-        if self.alone:
+        if self.is_single:
             return
         kinds: dict[torch.dtype, list[Tensor]] = {}
         for t in tensors:
@@ -204,57 +204,59 @@ class World:
 
     def gather(self, value: T) -> list[T]:
         """Each rank's value, by rank."""
-        if self.alone:
+        if self.is_single:
             return [value]
         values: list[Any] = [None] * self.size
         self._call("comparing notes", partial(dist.all_gather_object, values, value, group=self._group))
         return values
 
-    def lead(self, work: Callable[[], T], send: Callable[[T], Any] = lambda result: result, *, begun: bool = False) -> Any:
+    def on_rank_zero(
+        self, work: Callable[[], T], send: Callable[[T], Any] = lambda result: result, *, begun: bool = False
+    ) -> Any:
         """work() on rank 0: its result there, and `send(result)` on the others.
 
         begun  False: however long it takes. True, once the ranks have begun to step: within the time-out
-        What it raises is raised on rank 0, ToldElsewhere on the others.
+        What it raises is raised on rank 0, PeerError on the others.
         """
-        if self.alone:
+        if self.is_single:
             return work()
         result: Any = None
         sent: list[Any] = [None, None]  # whether it failed, what it gave
         error: Exception | None = None
-        if self.leads:
+        if self.is_main:
             try:
                 result = work()
                 sent = [False, send(result)]
             except Exception as raised:
                 error, sent = raised, [True, None]
         if not begun:
-            self._meet()
+            self._barrier()
         self._call("waiting for rank 0", partial(dist.broadcast_object_list, sent, group_src=0, group=self._group, device=CPU))
         if error is not None:
             raise error
         if sent[0]:
-            raise ToldElsewhere("rank 0 could not begin")
-        return result if self.leads else sent[1]
+            raise PeerError("rank 0 could not begin")
+        return result if self.is_main else sent[1]
 
-    def together(self, work: Callable[[], T]) -> T:
+    def on_all_ranks(self, work: Callable[[], T]) -> T:
         """work() on every rank, however long it takes; where one fails, all do.
 
-        Each error is raised where it came up, unless a rank before has the same one; elsewhere ToldElsewhere.
+        Each error is raised where it came up, unless a rank before has the same one; elsewhere PeerError.
         """
-        if self.alone:
+        if self.is_single:
             return work()
         result, error = None, None
         try:
             result = work()
         except Exception as raised:
             error = raised
-        self._meet()
+        self._barrier()
         errors = self.gather(None if error is None else f"{type(error).__name__}: {error}")
         if not any(errors):
             return result  # type: ignore[return-value]
         if error is not None and errors[self.rank] not in errors[: self.rank]:
             raise error
-        raise ToldElsewhere("another rank could not begin")
+        raise PeerError("another rank could not begin")
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Raise WorldError, on all ranks, unless all have the same facts; the first difference is named."""
@@ -279,20 +281,20 @@ class World:
             raise RanksDisagree(f"{when}, ranks hold different values: {'; '.join(told)} of {len(tensors)} tensors")
 
     def _leave(self) -> None:
-        """By one rank that ends too early: those that wait for it in `_meet` need not."""
+        """By one rank that ends too early: those that wait for it in `_barrier` need not."""
         if self._store is not None:
             with suppress(RuntimeError):  # the store may be gone, which tells the others as well
                 self._store.set(LEFT, str(self.rank))
 
-    def _meet(self) -> None:
+    def _barrier(self) -> None:
         """Wait until all ranks are here, without limit: as long as the store is there and none has left.
 
         A signal is answered meanwhile, as it is not within a collective.
         """
         if self._store is None:
             return
-        self._meetings += 1
-        names = [f"fastdarts/{self._meetings}/{rank}" for rank in range(self.size)]
+        self._barriers += 1
+        names = [f"fastdarts/{self._barriers}/{rank}" for rank in range(self.size)]
         self._call("meeting", partial(self._store.set, names[self.rank], "here"))
         said = monotonic()
         while True:
@@ -324,7 +326,7 @@ def checksum(tensor: Tensor) -> Tensor:
     return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
 
 
-def _of_this_start(store: dist.Store, seat: Seat, limit: timedelta) -> dist.Store:
+def _of_this_start(store: dist.Store, info: RankInfo, limit: timedelta) -> dist.Store:
     """The part of torchrun's store that only the processes of this start know.
 
     After a restart it still holds what those before have left, their addresses too. So each rank shows a fresh token, rank 0
@@ -340,22 +342,22 @@ def _of_this_start(store: dist.Store, seat: Seat, limit: timedelta) -> dist.Stor
             sleep(POLL)
 
     def answer() -> None:
-        for key in [f"fastdarts/token/{rank}" for rank in range(1, seat.size)]:
+        for key in [f"fastdarts/token/{rank}" for rank in range(1, info.size)]:
             if store.check([key]):
                 store.set(f"fastdarts/part/{store.get(key).decode()}", name)
 
-    if seat.rank:
-        store.set(f"fastdarts/token/{seat.rank}", token)
+    if info.rank:
+        store.set(f"fastdarts/token/{info.rank}", token)
         wait_for([f"fastdarts/part/{token}"])
         name = store.get(f"fastdarts/part/{token}").decode()
-        store.set(f"{name}/{seat.rank}", "here")
+        store.set(f"{name}/{info.rank}", "here")
     else:
         name = f"fastdarts/{token}"
-        wait_for([f"{name}/{rank}" for rank in range(1, seat.size)], answer)
+        wait_for([f"{name}/{rank}" for rank in range(1, info.size)], answer)
     return dist.PrefixStore(name, store)
 
 
-def _backend(seat: Seat, device: str, asked: Backend) -> str:
+def _backend(info: RankInfo, device: str, asked: Backend) -> str:
     """NCCL where every rank has a GPU of its own, else gloo. Raises WorldError for what cannot be."""
     if device.startswith("cpu") or not torch.cuda.is_available():
         if asked == "nccl":
@@ -364,11 +366,11 @@ def _backend(seat: Seat, device: str, asked: Backend) -> str:
     if asked == "gloo":
         return "gloo"
     gpus = torch.cuda.device_count()
-    if device.startswith("cuda:") and seat.local_size > 1:
+    if device.startswith("cuda:") and info.local_size > 1:
         raise WorldError(
-            f"--device {device}: {seat.local_size} ranks would share it; leave it out, or take --dist_backend gloo"
+            f"--device {device}: {info.local_size} ranks would share it; leave it out, or take --dist_backend gloo"
         )
-    if seat.local_rank >= gpus:
-        raise WorldError(f"{seat.local_size} ranks on a node with {gpus} GPUs: start as many with --nproc-per-node")
-    torch.cuda.set_device(seat.local_rank)
+    if info.local_rank >= gpus:
+        raise WorldError(f"{info.local_size} ranks on a node with {gpus} GPUs: start as many with --nproc-per-node")
+    torch.cuda.set_device(info.local_rank)
     return "nccl"

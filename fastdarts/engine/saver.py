@@ -47,7 +47,7 @@ class Saver:
         """Take a checkpoint: copy the state now, write it during the next steps. valid: an epoch's figures, if it ends here."""
         best, rng = self._is_best(valid or {}), world.gather(rng_state(self.trainable.device))
         self.saved, self.saved_at = self.trainable.done.steps, perf_counter()
-        if world.leads:
+        if world.is_main:
             state = self.trainable.state_dict() | {"rng": rng, "best": self.best}
             self.writer.write(state, lambda copy: self.folder.save(copy, best, self.keep))
 

@@ -11,12 +11,12 @@ from fastdarts.batch import Batch
 from fastdarts.engine.bad_numbers import BadStep, RecentSteps, over_ranks
 from fastdarts.engine.checkpoints import steps_of
 from fastdarts.engine.distributed import World
+from fastdarts.engine.monitor import MonitorOptions, RunMonitor
 from fastdarts.engine.progress import Progress
 from fastdarts.engine.reporter import Reporter
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
 from fastdarts.engine.saver import Saver
-from fastdarts.engine.signals import Asking, Stopped, Stopping
-from fastdarts.engine.watch import Watch, WatchOptions
+from fastdarts.engine.signals import InterruptibleLoader, SignalHandler, Stopped
 from fastdarts.protocols import DivergedError, Hooks, InputStopped, StepReport, Trainable
 
 REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
@@ -25,7 +25,7 @@ REWINDS = 3  # to one checkpoint, before it is given up
 log = logging.getLogger("fastdarts")
 
 
-class SessionOptions(WatchOptions, Protocol):
+class SessionOptions(MonitorOptions, Protocol):
     """What a Session reads of a command's settings, which say what each means."""
 
     @property
@@ -55,7 +55,7 @@ class Session:
 
     reporter  what this kind of run records and reports besides
     files     names by an image's number, to name a bad batch
-    stopping  takes the signals; without it nothing but the end stops the run
+    signals   takes them; without it nothing but the end stops the run
     world     the ranks that train together: each has a Session, rank 0's alone reads and writes the folder and reports
     """
 
@@ -67,12 +67,12 @@ class Session:
         reporter: Reporter,
         *,
         files: Sequence[str],
-        stopping: Stopping | None = None,
+        signals: SignalHandler | None = None,
         world: World | None = None,
     ) -> None:
         self.trainable, self.folder, self.settings, self.reporter = trainable, folder, settings, reporter
-        self.files, self.stopping, self.world = files, stopping or Stopping(), world or World()
-        self.watch: Watch | None = None  # rank 0's, while it trains
+        self.files, self.signals, self.world = files, signals or SignalHandler(), world or World()
+        self.monitor: RunMonitor | None = None  # rank 0's, while it trains
         self.recent = RecentSteps(trainable.parts)
         self.saver = Saver(trainable, folder, minutes=settings.checkpoint_minutes, keep=settings.keep_checkpoints)
         self.rewound: Counter[int] = Counter()  # by the checkpoint's steps
@@ -84,19 +84,21 @@ class Session:
         DivergedError where numbers went bad, leaving the checkpoint before that; OSError when one cannot be written;
         InputStopped, RankLost and RanksDisagree.
         """
-        state = self.world.lead(self.folder.restore)
-        self.world.together(lambda: self._load(state))
+        state = self.world.on_rank_zero(self.folder.restore)
+        self.world.on_all_ranks(lambda: self._load(state))
         if state is not None:
             done = self.trainable.done
             inside = f" and {part} steps" if (part := done.steps - done.epochs * self._steps_an_epoch) else ""
             log.info(f"continuing {self.folder.path} after epoch {done.epochs} of {self.trainable.total.epochs}{inside}")
         try:
-            with self.stopping.deferred(), ExitStack() as watched:
-                with self.stopping.deferred(shared=not self.world.alone):
+            with self.signals.deferred(), ExitStack() as watched:
+                with self.signals.deferred(shared=not self.world.is_single):
                     if state is None and self.settings.on_bad == "rewind":
                         self.saver.save(self.world)  # the beginning, to have something to go back to
-                    if self.world.leads:
-                        self.watch = watched.enter_context(Watch(self.trainable, self.folder, self.settings, self.reporter))
+                    if self.world.is_main:
+                        self.monitor = watched.enter_context(
+                            RunMonitor(self.trainable, self.folder, self.settings, self.reporter)
+                        )
                     self._compare("before the first step")
                     self._train()
                 self._conclude()
@@ -113,7 +115,7 @@ class Session:
             self.saver.writer.close()
         if state is not None and steps_of(state) == self.trainable.done.steps:
             log.info(f"nothing is left to do in {self.folder.path}")
-        if self.world.leads:
+        if self.world.is_main:
             self.reporter.finished()
 
     @property
@@ -122,29 +124,29 @@ class Session:
 
     def _train(self) -> None:
         """The remaining epochs."""
-        hooks = Hooks(self._on_step, self.stopping.at_once, self._batches)
+        hooks = Hooks(self._on_step, self.signals.at_once, self._batches)
         published = perf_counter()
         while True:
             try:
                 for record in self.trainable.epochs(hooks):
                     self._record(record)
-                    if self.world.leads and perf_counter() - published > REPORT_SECONDS:
-                        with self.stopping.at_once():
+                    if self.world.is_main and perf_counter() - published > REPORT_SECONDS:
+                        with self.signals.at_once():
                             self.reporter.publish()
                         published = perf_counter()
                 return
             except Rewind as rewind:
                 self._rewind(rewind.bad)
             except InputStopped:  # a signal to all processes of a job may end those that decode, too
-                if self.world.alone:
-                    self.stopping.check()
+                if self.world.is_single:
+                    self.signals.check()
                 raise
 
     def _conclude(self) -> None:
         """The other ranks have nothing left to do and leave. From here on this one is alone."""
-        if self.world.leads:
+        if self.world.is_main:
             self.world = World()
-            self.reporter.conclude(self.stopping.at_once)
+            self.reporter.conclude(self.signals.at_once)
 
     def _load(self, state: dict[str, Any] | None) -> None:
         """Take the trainable to `state`, and what goes with it."""
@@ -158,43 +160,43 @@ class Session:
         self.saver.writer.check()
         self.recent.note(report, self.trainable.positions)
         due = self.progress.due(report)
-        if due and self.watch is not None:
-            self.watch.line(report, self.progress)
-        signal, save = self.world.agree(self.stopping.signal, self.saver.late)
+        if due and self.monitor is not None:
+            self.monitor.line(report, self.progress)
+        signal, save = self.world.agree(self.signals.signal, self.saver.late)
         last = report.step % self._steps_an_epoch == 0
         if due or save or signal or last or self.recent.full:
             self._look()
         every = self.settings.check_ranks_every
         if every and report.step % every == 0:
             self._compare(f"after step {report.step}")
-        if self.watch is not None:
-            self.watch.step(report)
+        if self.monitor is not None:
+            self.monitor.step(report)
         if signal:
-            raise self.stopping.agreed(signal)
+            raise self.signals.agreed(signal)
         if save:
             self.saver.save(self.world)
 
     def _batches(self, batches: Iterable[Batch]) -> Iterable[Batch]:
         """An evaluation's batches, between which ranks agree on signals; one process alone is interrupted anywhere."""
-        if self.world.alone:
+        if self.world.is_single:
             return batches
-        return Asking(batches, self._ask, lambda mine: max(self.world.gather(mine)))
+        return InterruptibleLoader(batches, self._ask, lambda mine: max(self.world.gather(mine)))
 
     def _ask(self) -> None:
         """Raise Stopped on all ranks if any has got a signal."""
-        signal, _ = self.world.agree(self.stopping.signal, False)
+        signal, _ = self.world.agree(self.signals.signal, False)
         if signal:
-            raise self.stopping.agreed(signal)
+            raise self.signals.agreed(signal)
 
     def _compare(self, when: str) -> None:
         """Raise RanksDisagree unless all ranks hold the same parameters."""
-        if self.settings.check_ranks_every and not self.world.alone:
+        if self.settings.check_ranks_every and not self.world.is_single:
             self.world.check_equal(self.trainable.named_tensors(), when)
 
     def _record(self, record: dict[str, Any]) -> None:
         """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
-        if self.watch is not None:
-            self.watch.epoch(record)
+        if self.monitor is not None:
+            self.monitor.epoch(record)
         self.saver.save(self.world, record["valid"])
 
     def _bad_steps(self) -> list[BadStep]:
@@ -202,7 +204,7 @@ class Session:
         bad = self.recent.look(self.trainable.seeking())
         if bad:
             bad = over_ranks(self.world.gather(bad))
-        if bad and self.world.leads:
+        if bad and self.world.is_main:
             for step in bad[-SHOWN:]:
                 log.warning(step.told(self.files))
             more = f"{len(bad)} such steps since the last look" if len(bad) > 1 else ""
@@ -222,7 +224,7 @@ class Session:
     def _rewind(self, bad: BadStep) -> None:
         """Back to the last checkpoint, and on with the batches after the bad step's."""
         self.saver.writer.wait()
-        state = self.world.lead(self.folder.restore, begun=True)
+        state = self.world.on_rank_zero(self.folder.restore, begun=True)
         if state is None:
             raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")
         step = steps_of(state)
@@ -231,5 +233,5 @@ class Session:
             raise DivergedError(f"{bad.told(self.files)}; went back to step {step} {REWINDS} times and it came to the same")
         self._load(state)
         self.trainable.move_loaders(bad.positions)
-        if self.world.leads:
+        if self.world.is_main:
             log.warning(f"back to step {step}, going on with the images after those of step {bad.step}")

@@ -35,7 +35,7 @@ class Stopped(BaseException):
         return INTERRUPTED if self.number == signal.SIGINT else AGAIN
 
 
-class Stopping:
+class SignalHandler:
     """Context manager: installs signal handlers (main thread only) and restores the previous ones on exit.
 
     A second SIGINT ends the process immediately, by the default handler.
@@ -46,7 +46,7 @@ class Stopping:
         self._at_once, self._shared = True, False
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> "Stopping":
+    def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._come) for number in SIGNALS}
         return self
@@ -101,7 +101,7 @@ class Batches(Sized, Protocol[T_co]):
     def __iter__(self) -> Iterator[T_co]: ...
 
 
-class Asking(Generic[T_co]):
+class InterruptibleLoader(Generic[T_co]):
     """A rank's `batches`, after each of which all ranks ask whether to end.
 
     ask   called by all ranks as often as by the one with the most batches; may raise

@@ -17,7 +17,7 @@ def no_tensorboard() -> str | None:
     return None
 
 
-class Board:
+class TensorBoardLogger:
     """Writes event files into `folder`; those of a continued run hide what was written after its checkpoint.
 
     done  steps that the run has behind it

@@ -35,7 +35,7 @@ def open_input(
     world           the ranks that share each batch; each has all images
     """
     world = world or World()
-    place = world.lead(lambda: _place(settings, images, reserved, world))
+    place = world.on_rank_zero(lambda: _place(settings, images, reserved, world))
     where = settings.device if place == "device" else "cpu"
     common = common_of(settings, world)
     array = Pixels(images.index.pixels.to(where), images.index.labels)
@@ -54,7 +54,7 @@ def _place(settings: SearchCifarSettings, images: ImageArrays, reserved: int, wo
     device = torch.device(settings.device)
     if device.type == "cpu":
         return "ram"
-    place = placement.choose("auto", images.index.pixels.nbytes, device, reserved=reserved, copies=world.seat.local_size)
+    place = placement.choose("auto", images.index.pixels.nbytes, device, reserved=reserved, copies=world.info.local_size)
     return "device" if place.where == "device" else "ram"
 
 

@@ -83,18 +83,18 @@ def open_input(
     chosen = torch.cat([images.train, images.val])
     layout = _layout(settings, images, chosen, images.sizes[chosen])
     world = world or World()
-    place = world.lead(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))
+    place = world.on_rank_zero(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))
     common = common_of(settings, world)
     log.info(place.told)
     if place.where == "off":
-        own = world.together(lambda: _route(settings, saved))
-        route, told = world.lead(lambda: own)
+        own = world.on_all_ranks(lambda: _route(settings, saved))
+        route, told = world.on_rank_zero(lambda: own)
         log.info(told)
         workers = settings.workers if settings.workers >= 0 else max(1, min(8, threads - 1))
         make = partial(_decoding, settings, images, route, workers, common)
     else:
         make = partial(_cached, settings, images, layout, place.where, threads, common)
-    train, val, evaluation, facts = world.together(make)
+    train, val, evaluation, facts = world.on_all_ranks(make)
     small = EvalLoader(images.index, images.val[:pictures], batch_size=pictures, image_size=settings.image_size, workers=0)
     given = Input(train, val, evaluation, small, facts, "input: {route}, --cache {cache}".format(**facts))
     if saved and saved["route"] != given.facts["route"]:
@@ -172,7 +172,7 @@ def _place(
         return placement.Place("off", "no cache: the run began without one")
     folder = _folder(settings)
     taken = layout.room_taken(folder) if layout is not None and folder is not None and asked != "off" else 0
-    device, copies = torch.device(settings.device), world.seat.local_size
+    device, copies = torch.device(settings.device), world.info.local_size
     place = placement.choose(asked, size, device, folder, taken, reserved, copies)
     if place.where != "off" and settings.loader != "auto":
         return place._replace(told=f"{place.told}; --loader {settings.loader} is not used")

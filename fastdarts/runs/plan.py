@@ -10,7 +10,7 @@ import torch
 from fastdarts import engine, steps
 from fastdarts.data import placement
 from fastdarts.data.prefetch import DEPTH
-from fastdarts.engine import Stopping, World
+from fastdarts.engine import SignalHandler, World
 from fastdarts.inputs.batches import steps_of_an_epoch
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
@@ -46,18 +46,18 @@ class Plan(NamedTuple):
 
 def free_for(settings: groups.Device, world: World) -> Free:
     """What the rank with the least may take; ranks that share a device share it equally."""
-    seat = world.seat
-    there = (seat.rank - seat.local_rank, settings.device)  # a node's first rank names it
+    info = world.info
+    there = (info.rank - info.local_rank, settings.device)  # a node's first rank names it
     every = world.gather((there, steps.free_bytes(settings.device)))
     sharing = Counter(where for where, _ in every)
     return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
-def prepare(resolved: Resolved, images: Images, free: Free, world: World, stopping: Stopping) -> Plan:
+def prepare(resolved: Resolved, images: Images, free: Free, world: World, signals: SignalHandler) -> Plan:
     """By one rank. Raises ConfigError and DataError for what does not fit, Stopped between two steps that it counts."""
-    resolved = resolved.replaced(batch_size=_batch_size(resolved, images, free, world, stopping))
+    resolved = resolved.replaced(batch_size=_batch_size(resolved, images, free, world, signals))
     steps = steps_of_an_epoch(resolved.settings, images, world.size)
-    memory = _memory(resolved, images, world, stopping)
+    memory = _memory(resolved, images, world, signals)
     return Plan(resolved.settings.batch_size, memory, _told(resolved, images, memory, steps, free, world))
 
 
@@ -66,19 +66,19 @@ def _on_meta(resolved: Resolved, images: Images, stage: Stage, space: Space | No
         return build(resolved, len(images.index.classes), stage, space)
 
 
-def _memory(resolved: Resolved, images: Images, world: World, stopping: Stopping) -> int:
+def _memory(resolved: Resolved, images: Images, world: World, signals: SignalHandler) -> int:
     """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most.
 
     Raises Stopped, but not while a step is counted: torch's C++ calls what counts, and an exception there ends the process.
     """
 
     def counted(space: Space, stage: Stage) -> int:
-        stopping.check()
-        with stopping.deferred():
+        signals.check()
+        with signals.deferred():
             return _stage_memory(resolved, images, world, space, stage)
 
     most = max(counted(each, stage) for stage in resolved.stages for each in heaviest(resolved.space, stage))
-    stopping.check()
+    signals.check()
     return most
 
 
@@ -98,18 +98,18 @@ def _stage_memory(resolved: Resolved, images: Images, world: World, space: Space
             unrolled=settings.unrolled,
             hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
             ahead=2 * (DEPTH + 1),
-            averaged=not world.alone,
+            averaged=not world.is_single,
         )
     except ValueError as error:  # of BatchNorm, with one value for each channel
         raise ConfigError(f"--batch_size {settings.batch_size}, --image_size {size}: {error}") from error
 
 
-def _batch_size(resolved: Resolved, images: Images, free: Free, world: World, stopping: Stopping) -> int:
+def _batch_size(resolved: Resolved, images: Images, free: Free, world: World, signals: SignalHandler) -> int:
     """What was asked for, or what "auto" stands for: the largest that fits. Raises ConfigError where none does."""
     if resolved.settings.batch_size:
         return resolved.settings.batch_size
     split = min(len(images.train), len(images.val))
-    found = _largest(resolved, images, free, split, world, stopping)
+    found = _largest(resolved, images, free, split, world, signals)
     multiple = f"multiple of {_multiple(world)}"
     if not found:
         raise ConfigError(
@@ -128,19 +128,19 @@ def _multiple(world: World) -> int:
     return lcm(steps.STEP, world.size)
 
 
-def _largest(resolved: Resolved, images: Images, free: Free, most: int, world: World, stopping: Stopping) -> int:
+def _largest(resolved: Resolved, images: Images, free: Free, most: int, world: World, signals: SignalHandler) -> int:
     """The largest batch over all ranks, at most `most`, whose step fits in what is free; 0 where none does."""
 
     def peak(batch_size: int) -> int:
-        return _memory(resolved.replaced(batch_size=batch_size), images, world, stopping)
+        return _memory(resolved.replaced(batch_size=batch_size), images, world, signals)
 
     return steps.largest_batch(peak, int(placement.SHARE * free.bytes), most, _multiple(world))
 
 
-def too_little(resolved: Resolved, images: Images, memory: int, free: Free, world: World, stopping: Stopping) -> str:
+def too_little(resolved: Resolved, images: Images, memory: int, free: Free, world: World, signals: SignalHandler) -> str:
     """What to do where memory gave out, with figures. A signal changes nothing: the same command would not get further."""
-    with stopping.deferred():
-        undisturbed = Stopping()  # takes no signals
+    with signals.deferred():
+        undisturbed = SignalHandler()  # takes no signals
         largest = _largest(resolved, images, free, resolved.settings.batch_size - 1, world, undisturbed)
     share, were = resolved.settings.batch_size // world.size, placement.gib(free.bytes)
     told = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
@@ -158,7 +158,7 @@ def _told(resolved: Resolved, images: Images, memory: int, steps: int, free: Fre
     """
     index, settings, stages = images.index, resolved.settings, resolved.stages
     supernet, _ = _on_meta(resolved, images, stages[0])
-    if settings.sync_bn and not world.alone:
+    if settings.sync_bn and not world.is_single:
         try:
             supernet.synchronise(world)
         except ValueError as error:  # a candidate of one's own
@@ -177,10 +177,10 @@ def _told(resolved: Resolved, images: Images, memory: int, steps: int, free: Fre
         f"{moving // len(stages)}{of_each} (--begin {settings.begin}); {passes} image passes forward and backward",
         *_stages(stages),
         f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
-        + ("" if world.alone else ", for each rank"),
+        + ("" if world.is_single else ", for each rank"),
         *_shares(settings, world),
     ]
-    if settings.profile is not None and (last := engine.Window.parse(settings.profile).last) > steps * settings.epochs:
+    if settings.profile is not None and (last := engine.ProfileRange.parse(settings.profile).last) > steps * settings.epochs:
         raise ConfigError(
             f"--profile {settings.profile}: the search has {steps * settings.epochs} steps, none is number {last}"
         )
@@ -215,7 +215,7 @@ def _stages(stages: tuple[Stage, ...]) -> list[str]:
 
 def _shares(settings: AnySearch, world: World) -> list[str]:
     """The plan's lines on ranks."""
-    if world.alone:
+    if world.is_single:
         return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []
     share = settings.batch_size // world.size
     norm = f"BatchNorm over all {settings.batch_size}" if settings.sync_bn else f"BatchNorm over each rank's {share}"

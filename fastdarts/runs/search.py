@@ -12,7 +12,7 @@ import torch
 
 from fastdarts import engine, provenance, steps
 from fastdarts.data import DataError
-from fastdarts.engine import RankLost, RanksDisagree, RunFolder, RunFolderError, Session, Stopping, World
+from fastdarts.engine import RankLost, RanksDisagree, RunFolder, RunFolderError, Session, SignalHandler, World
 from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
@@ -32,48 +32,48 @@ from fastdarts.supernet import Network
 log = logging.getLogger("fastdarts")
 
 
-def run(name: str, resolved: Resolved, stopping: Stopping, world: World | None = None) -> None:
+def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | None = None) -> None:
     """Search as resolved: make or continue the run folder, or, with dry_run, only tell what would be done.
 
     name   of the command
     world  the ranks that do it together, each of which calls this; the folder is rank 0's
     """
     world = world or World()
-    cores, dataset = world.seat.threads(), resolved.dataset
+    cores, dataset = world.info.threads(), resolved.dataset
     torch.set_num_threads(resolved.settings.threads)
-    benchmark = world.lead(lambda: benchmark_of(resolved), lambda _: None)
+    benchmark = world.on_rank_zero(lambda: benchmark_of(resolved), lambda _: None)
     folder = _folder(name, resolved, world)
     if folder.saved is not None:
         resolved = resolved.kept(folder.saved["settings"])
-    found = world.lead(lambda: dataset.images.choose(resolved.settings, folder), Images.splits)
-    images = world.together(lambda: found if world.leads else dataset.images.listed(resolved.settings, found))
-    resolved = world.together(lambda: resolved.replaced(image_size=images.side(resolved.settings)))
+    found = world.on_rank_zero(lambda: dataset.images.choose(resolved.settings, folder), Images.splits)
+    images = world.on_all_ranks(lambda: found if world.is_main else dataset.images.listed(resolved.settings, found))
+    resolved = world.on_all_ranks(lambda: resolved.replaced(image_size=images.side(resolved.settings)))
     free = free_for(resolved.settings, world)
-    prepared = world.lead(lambda: prepare(resolved, images, free, world, stopping))  # before any file is decoded
+    prepared = world.on_rank_zero(lambda: prepare(resolved, images, free, world, signals))  # before any file is decoded
     if resolved.settings.dry_run:
-        forecast = world.lead(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))
+        forecast = world.on_rank_zero(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))
         log.info(f"{prepared.told}\n{forecast}")
         return
     with ExitStack() as held:
         if folder.saved is not None:
-            world.lead(lambda: held.enter_context(folder.locked()))
-        found = world.lead(lambda: images.ready(resolved.settings, cores, folder.saved is not None), Images.splits)
-        images = found if world.leads else images.taking(found)
+            world.on_rank_zero(lambda: held.enter_context(folder.locked()))
+        found = world.on_rank_zero(lambda: images.ready(resolved.settings, cores, folder.saved is not None), Images.splits)
+        images = found if world.is_main else images.taking(found)
         if images.excluded:
-            prepared = world.lead(lambda: prepare(resolved, images, free, world, stopping))
+            prepared = world.on_rank_zero(lambda: prepare(resolved, images, free, world, signals))
         memory, plan = prepared.memory, prepared.told
         resolved = resolved.replaced(batch_size=prepared.batch_size)
         settings = resolved.settings
-        held.enter_context(steps.memory_told(lambda: too_little(resolved, images, memory, free, world, stopping)))
+        held.enter_context(steps.memory_told(lambda: too_little(resolved, images, memory, free, world, signals)))
         saved = None if folder.saved is None else folder.saved.get("input")
         how = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
         given = held.enter_context(closing(dataset.open_input(settings, images, **how)))
-        stages = Stages() if world.leads else None
+        stages = Stages() if world.is_main else None
         search = _start(resolved, images, given, world, stages)
         if folder.saved is None:
             more = {"input": given.facts, "ranks": world.size}
-            world.lead(lambda: _begin(held.enter_context, _facts(name, resolved, images) | more, images, folder))
-        if world.leads:
+            world.on_rank_zero(lambda: _begin(held.enter_context, _facts(name, resolved, images) | more, images, folder))
+        if world.is_main:
             held.enter_context(engine.log_to(folder["log.txt"]))
         log.info(plan)
         log.info(f"run folder {folder.path}, {provenance.commit()}")
@@ -81,7 +81,7 @@ def run(name: str, resolved: Resolved, stopping: Stopping, world: World | None =
         _say_what_changed(folder, settings, world)
         more = {"report": write_report, "benchmark": benchmark, "stages": stages}
         reporter = SearchReporter(search, folder, settings, given.pictures, **more)
-        session = Session(search, folder, settings, reporter, files=images.index.files, stopping=stopping, world=world)
+        session = Session(search, folder, settings, reporter, files=images.index.files, signals=signals, world=world)
         try:
             session.run()
         except (DivergedError, RanksDisagree, RankLost, OSError) as error:
@@ -107,8 +107,8 @@ def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
 
     name = f"{command.replace('_', '-')}-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path(settings.save or name)
-    found = world.lead(opened, lambda folder: folder.saved)
-    if world.leads:
+    found = world.on_rank_zero(opened, lambda folder: folder.saved)
+    if world.is_main:
         return found
     folder = RunFolder(path)
     folder.saved = found
@@ -123,7 +123,7 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World, timer
         supernet, objective = build(resolved, len(images.index.classes), stage, space)
         supernet.to(settings.device, memory_format=torch.channels_last)
         objective.to(settings.device)
-        if settings.sync_bn and not world.alone:
+        if settings.sync_bn and not world.is_single:
             supernet.synchronise(world)
         draw_apart(world)
         return supernet, objective
@@ -141,12 +141,12 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World, timer
         given.val,
         settings,
         eval_loader=given.evaluation,
-        ranks=None if world.alone else world,
+        ranks=None if world.is_single else world,
         captured=captured,
         method=METHODS[settings.method],
         progressive=stages if settings.progressive else None,
     )
-    world.copy_from_lead([*search.named_tensors().values(), *supernet.buffers(), *objective.buffers()])
+    world.broadcast([*search.named_tensors().values(), *supernet.buffers(), *objective.buffers()])
     return search
 
 
@@ -155,7 +155,7 @@ def draw_apart(world: World) -> None:
 
     The generators go on from a seed of each rank's own, which follows from their state; of one process alone they are left.
     """
-    if not world.alone:
+    if not world.is_single:
         torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)
 
 
@@ -170,7 +170,7 @@ def _begin(
 
 def _say_what_changed(folder: RunFolder, settings: AnySearch, world: World) -> None:
     """What a continued run does otherwise than it began, and what that changes."""
-    if folder.saved is None or not world.leads:
+    if folder.saved is None or not world.is_main:
         return
     ranks, threads = folder.saved.get("ranks", 1), folder.saved["settings"].get("threads", settings.threads)
     if ranks != world.size:

@@ -16,7 +16,7 @@ from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.search.precision import Precision
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.search.updates import Buffers, Kept, non_finite, step_unless
+from fastdarts.search.updates import Buffers, Kept, non_finite, step_if_finite
 from fastdarts.supernet import Network, same_draws
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
@@ -164,9 +164,9 @@ class Bilevel:
         """Clip the gradients and step along them, or, where `bad` is 1, put everything back and count."""
         if clip:
             clip_grad_norm_(parameters, clip)
-        step_unless(bad, optimizer)
+        step_if_finite(bad, optimizer)
         optimizer.zero_grad()
-        before.put_back_where(bad)
+        before.restore_where(bad)
         skipped += bad.long()
         if self.precision.scale is not None:
             self.precision.scale.update(bad)

@@ -1,4 +1,4 @@
-"""Early stopping: rules that end a search before its cells collapse. They see what is known after each epoch, nothing else.
+"""Early signals: rules that end a search before its cells collapse. They see what is known after each epoch, nothing else.
 
 Both look only at epochs in which alpha moves: before that, the cell is what chance made of the first alpha.
 """

@@ -121,8 +121,8 @@ class Search:
         if self.ranks is not None:
             modules = self.supernet, self.objective
             tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-            self.ranks.copy_from_lead([*self.relaxation.parameters(), *tensors])
-        if self.ranks is None or self.ranks.leads:
+            self.ranks.broadcast([*self.relaxation.parameters(), *tensors])
+        if self.ranks is None or self.ranks.is_main:
             log.info(f"stage {number + 1} of {len(self.stages)} begins: {stage}")
 
     def _enter(self, number: int, space: Space) -> None:
@@ -253,7 +253,7 @@ class Search:
         told = " and ".join(f"{n} of {mean.of} updates of {part.name}" for n, mean, part in parts if n)
         if not self.seeking() and any(n == mean.of for n, mean in zip(skipped, means, strict=True) if mean.of):
             raise DivergedError(f"{epoch}: {told} had gradients that are not finite; try a smaller learning_rate")
-        if self.ranks is None or self.ranks.leads:
+        if self.ranks is None or self.ranks.is_main:
             log.warning(f"{epoch}: {told} were skipped, their gradients were not finite")
 
     def seeking(self) -> bool:

@@ -27,7 +27,7 @@ def non_finite(loss: Tensor, grads: Iterable[Tensor], inverse: Tensor) -> Tensor
 
 
 @torch.no_grad()
-def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+def step_if_finite(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """optimizer.step(), of which nothing remains where `bad` is 1: neither in its parameters nor in its state.
 
     torch's fused SGD and Adam look at `bad` themselves. Any other optimizer steps, and what it changed is put back by
@@ -104,7 +104,7 @@ class Kept(NamedTuple):
         return [b for group in self.groups for b in group if b.is_floating_point()]
 
     @torch.no_grad()
-    def put_back_where(self, bad: Tensor) -> None:
+    def restore_where(self, bad: Tensor) -> None:
         """Make the buffers what they were where `bad` is 1; they keep their addresses."""
         if known(bad) and not bad:
             return

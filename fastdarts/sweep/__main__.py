@@ -18,7 +18,7 @@ from typing import NoReturn
 import torch
 
 from fastdarts import provenance
-from fastdarts.engine import RunFolderError, Stopped, Stopping, duration, write_text
+from fastdarts.engine import RunFolderError, SignalHandler, Stopped, duration, write_text
 from fastdarts.logs import any_text
 from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
 from fastdarts.settings.values import path_of
@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_metric(given.metric, left)
         grid.check(left, elsewhere)
         executor = _executor(given, folder)
-        with folder.locked(), Stopping() as stopping, stopping.deferred():
+        with folder.locked(), SignalHandler() as signals, signals.deferred():
             sweep = Sweep(given.command, grid, folder, given.metric)
-            sweep.run(combinations, executor, stopping)
+            sweep.run(combinations, executor, signals)
             return sweep.close({combination.name for combination in combinations})
     except (SweepError, RunFolderError, NoExecutor) as error:
         return _told(f"error: {error}", 2)
@@ -78,7 +78,7 @@ class Sweep:
         self.facts = {"command": command, "fixed": grid.fixed, "axes": list(grid.axes)}
         self.facts |= {"commit": provenance.commit(), "versions": provenance.versions()}
 
-    def run(self, combinations: Sequence[Combination], executor: Executor, stopping: Stopping) -> None:
+    def run(self, combinations: Sequence[Combination], executor: Executor, signals: SignalHandler) -> None:
         """Run what has not finished. Raises Stopped after a signal, which is passed on, when all that runs has ended."""
         left = self.folder.left(combinations)
         print(f"{len(combinations)} runs in {self.folder.path}, {len(combinations) - len(left)} of them finished", flush=True)
@@ -86,26 +86,26 @@ class Sweep:
         self._record()
         try:
             while waiting or running:
-                while waiting and len(running) < executor.jobs and not stopping.signal:
+                while waiting and len(running) < executor.jobs and not signals.signal:
                     combination = waiting.popleft()
                     running[combination.name] = (self._start(combination, executor), perf_counter())
                 for name, (job, began) in list(running.items()):
                     status = job.poll()
                     if status is not None:
                         del running[name]
-                        self._ended(name, status, bool(stopping.signal), perf_counter() - began)
-                if stopping.signal and not told:
+                        self._ended(name, status, bool(signals.signal), perf_counter() - began)
+                if signals.signal and not told:
                     waiting.clear()
                     told = True
                     for job, _ in running.values():
-                        job.stop(stopping.signal)
+                        job.stop(signals.signal)
                 elif running:
                     sleep(executor.pause)
         finally:  # nothing is left behind by a sweep that fails itself
             for job, _ in running.values():
                 job.stop(signal.SIGTERM)
             self._table()
-        stopping.check()
+        signals.check()
 
     def close(self, asked: Set[str]) -> int:
         """Write table and plot, name what has not finished; returns the exit status, 0 if that is none of the runs `asked` for.

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 TIMEOUTS = 100  # times that a job is queued again after its time was up; submitit's local executor stops at 6
-LEFT = 75  # exit status of a run that was asked to stop: engine.stopping's AGAIN
+LEFT = 75  # exit status of a run that was asked to stop: engine.signals' AGAIN
 PAUSE, SLURM_PAUSE = 0.1, 5.0  # seconds between two looks at what runs
 REPEAT = 3.0  # seconds after which a local job is asked to stop again: submitit loses signals that come while it starts one
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastdarts import engine
 from fastdarts.batch import Batch
-from fastdarts.engine import RankLost, RanksDisagree, Seat, ToldElsewhere, World, WorldError
+from fastdarts.engine import PeerError, RankInfo, RankLost, RanksDisagree, World, WorldError
 from fastdarts.engine.distributed import _of_this_start, checksum
 from fastdarts.ops.batch_norm import batch_norm
 from fastdarts.runs import plan
@@ -101,7 +101,7 @@ def gradients_of_shares(world: World, size: int) -> tuple[list[Tensor], Tensor, 
     grads, losses, statistics = [], [], []
     for rank in range(size):
         one = make(**EXACT)
-        mine = share(batch(0, 8), World(Seat(rank, size)))
+        mine = share(batch(0, 8), World(RankInfo(rank, size)))
         loss = one._train_loss(number(0), mine)
         loss.backward(inputs=one.weights)
         grads.append(torch.cat([w.grad.flatten() for w in one.weights if w.grad is not None]))
@@ -137,7 +137,7 @@ def normalised(world: World) -> dict[str, Tensor]:
     scale, shift = (torch.randn(3, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2))
     running = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     x.requires_grad_()
-    out = batch_norm(x, running, True, 0.1, 1e-5, None if world.alone else world, scale, shift)
+    out = batch_norm(x, running, True, 0.1, 1e-5, None if world.is_single else world, scale, shift)
     first = torch.autograd.grad((out * by).square().sum(), [x, scale, shift], create_graph=True)
     (second,) = torch.autograd.grad((first[0] * again).square().sum(), x)
     named = dict(zip(("d x", "d scale", "d shift"), first, strict=True)) | {"out": out, "d d x": second}
@@ -186,7 +186,7 @@ def searched(world: World) -> tuple[list[dict[str, Any]], int]:
         Shares(1, world),
         SearchSettings(epochs=2, begin=1, warmup_epochs=0, learning_rate=0.02, hessian_every=1),
         eval_loader=evaluation,
-        ranks=None if world.alone else world,
+        ranks=None if world.is_single else world,
     )
     clock, hooks = ("seconds", "input_seconds", "images_per_s"), Hooks(lambda report: images.append(report.images))
     return [{n: v for n, v in record.items() if n not in clock} for record in search.epochs(hooks)], sum(images)
@@ -231,7 +231,7 @@ def meetings(world: World) -> list[Any]:
     def outcome(work: Callable[[], Any]) -> Any:
         try:
             return work()
-        except (ValueError, ToldElsewhere, WorldError) as error:
+        except (ValueError, PeerError, WorldError) as error:
             return type(error).__name__, str(error)
 
     def fails(where: bool, told: str) -> int:
@@ -240,18 +240,18 @@ def meetings(world: World) -> list[Any]:
         return world.rank
 
     weights = [torch.full((2, 3), float(world.rank)), torch.full((), world.rank)]
-    world.copy_from_lead(weights)
+    world.broadcast(weights)
     total = torch.tensor([float(world.rank)])
     world.average(total)
     return [
         world.agree(15 * (world.rank == 2), world.rank == 0),
         world.agree(0, world.rank == 2),
         world.gather(10 * world.rank),
-        world.lead(lambda: "found", lambda text: text.upper()),
-        outcome(lambda: world.lead(lambda: fails(True, "no such folder"))),
-        outcome(lambda: world.together(lambda: world.rank)),
-        outcome(lambda: world.together(lambda: fails(world.rank in (1, 2), "no GPU"))),
-        outcome(lambda: world.together(lambda: fails(world.rank > 0, f"of {world.rank}"))),
+        world.on_rank_zero(lambda: "found", lambda text: text.upper()),
+        outcome(lambda: world.on_rank_zero(lambda: fails(True, "no such folder"))),
+        outcome(lambda: world.on_all_ranks(lambda: world.rank)),
+        outcome(lambda: world.on_all_ranks(lambda: fails(world.rank in (1, 2), "no GPU"))),
+        outcome(lambda: world.on_all_ranks(lambda: fails(world.rank > 0, f"of {world.rank}"))),
         outcome(lambda: world.compare({"--seed": 3, "--momentum": 0.9 - 0.1 * (world.rank == 2)})),
         sum(float(w.sum()) for w in weights),
         float(total),
@@ -259,11 +259,11 @@ def meetings(world: World) -> list[Any]:
 
 
 def test_meetings(four: Pool) -> None:
-    elsewhere = ("ToldElsewhere", "another rank could not begin")
+    elsewhere = ("PeerError", "another rank could not begin")
     differ = ("WorldError", "rank 2 was not started as rank 0 was: --momentum is 0.8 there and 0.9 on rank 0")
     for rank, got in enumerate(four(3, meetings)):
         assert got[:4] == [(15, True), (0, False), [0, 10, 20], "FOUND" if rank else "found"]
-        assert got[4] == (("ToldElsewhere", "rank 0 could not begin") if rank else ("ValueError", "no such folder"))
+        assert got[4] == (("PeerError", "rank 0 could not begin") if rank else ("ValueError", "no such folder"))
         assert got[5] == rank
         assert got[6] == (("ValueError", "no GPU") if rank == 1 else elsewhere)  # the same error is said once
         assert got[7] == (("ValueError", f"of {rank}") if rank else elsewhere)
@@ -342,17 +342,17 @@ def test_a_rank_that_does_not_answer_is_lost_within_the_time_out() -> None:
 
 def test_a_rank_that_leaves_is_not_waited_for() -> None:
     store = dist.HashStore()
-    one, two = (World(Seat(rank, 2), store=store) for rank in range(2))
+    one, two = (World(RankInfo(rank, 2), store=store) for rank in range(2))
     two._leave()
     with pytest.raises(RankLost, match=r"rank 0 of 2 lost the others while meeting: .*\(rank 1 has ended\)"):
-        one.together(lambda: 5)
+        one.on_all_ranks(lambda: 5)
 
 
 def test_a_process_alone_meets_nobody() -> None:
     world, flat = World(), torch.arange(3.0)
     world.average(flat)
-    assert flat.tolist() == [0.0, 1.0, 2.0] and world.alone and world.leads
-    assert world.lead(lambda: 5) == world.together(lambda: 5) == 5 and world.gather(7) == [7]
+    assert flat.tolist() == [0.0, 1.0, 2.0] and world.is_single and world.is_main
+    assert world.on_rank_zero(lambda: 5) == world.on_all_ranks(lambda: 5) == 5 and world.gather(7) == [7]
     assert world.agree(15, True) == (15, True)
     world.wait()
     world.compare({})
@@ -361,18 +361,18 @@ def test_a_process_alone_meets_nobody() -> None:
 def test_the_seat_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    assert Seat.of_environment() == Seat() and Seat().threads() == torch.get_num_threads()
+    assert RankInfo.of_environment() == RankInfo() and RankInfo().threads() == torch.get_num_threads()
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     with pytest.raises(WorldError, match="LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT not: start several"):
-        Seat.of_environment()
+        RankInfo.of_environment()
     for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
-    assert Seat.of_environment() == Seat(3, 4, 1, 1) and Seat.of_environment().prefix == "[rank 3] "
+    assert RankInfo.of_environment() == RankInfo(3, 4, 1, 1) and RankInfo.of_environment().prefix == "[rank 3] "
     monkeypatch.setenv("RANK", "three")
     with pytest.raises(WorldError, match="one is no number"):
-        Seat.of_environment()
-    assert Seat(0, 64, 0, 64).threads() == max(1, len(os.sched_getaffinity(0)) // 64)
+        RankInfo.of_environment()
+    assert RankInfo(0, 64, 0, 64).threads() == max(1, len(os.sched_getaffinity(0)) // 64)
 
 
 def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,10 +381,10 @@ def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
     with (
         pytest.raises(WorldError, match=r"2 ranks did not meet at 127\.0\.0\.1:\d+ within 1 seconds"),
-        World.join(Seat(0, 2, 0, 2), "cpu", 1.0),
+        World.join(RankInfo(0, 2, 0, 2), "cpu", 1.0),
     ):
         pass
-    with pytest.raises(WorldError, match="NCCL is for GPUs"), World.join(Seat(0, 2, 0, 2), "cpu", 1.0, "nccl"):
+    with pytest.raises(WorldError, match="NCCL is for GPUs"), World.join(RankInfo(0, 2, 0, 2), "cpu", 1.0, "nccl"):
         pass
 
 
@@ -393,14 +393,14 @@ def test_what_an_earlier_start_left_in_the_store_is_not_taken() -> None:
     store, limit, names = dist.HashStore(), timedelta(seconds=20), []
     for _ in range(2):
         with ThreadPoolExecutor(3) as threads:
-            parts = list(threads.map(lambda rank: _of_this_start(store, Seat(rank, 3), limit), range(3)))
+            parts = list(threads.map(lambda rank: _of_this_start(store, RankInfo(rank, 3), limit), range(3)))
         parts[0].set("address", "mine")
         assert [part.get("address") for part in parts] == [b"mine"] * 3
         names.append(parts[0])
     names[0].set("address", "old")
     assert names[1].get("address") == b"mine"
     with pytest.raises(dist.DistStoreError, match="some did not come"):
-        _of_this_start(store, Seat(0, 3), timedelta(seconds=0.2))
+        _of_this_start(store, RankInfo(0, 3), timedelta(seconds=0.2))
 
 
 def test_work_reaches_the_ranks(four: Pool) -> None:

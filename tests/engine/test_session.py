@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.engine import Reporter, RunFolder, RunFolderError, Seat, Session, Stopped, Stopping, World
+from fastdarts.engine import RankInfo, Reporter, RunFolder, RunFolderError, Session, SignalHandler, Stopped, World
 from fastdarts.engine.checkpoints import load_checkpoint
 from fastdarts.protocols import DivergedError, Extent, Hooks, Part, StepReport
 
@@ -141,8 +141,8 @@ def train(
     torch.manual_seed(0)
     folder.mkdir(exist_ok=True)
     line = Line(world or World(), act, poison)
-    with Stopping() as stopping:
-        how = {"files": FILES, "stopping": stopping, "world": world}
+    with SignalHandler() as signals:
+        how = {"files": FILES, "signals": signals, "world": world}
         Session(line, RunFolder(folder), Options(**options), reporter or Reporter(), **how).run()
     return line
 
@@ -316,7 +316,7 @@ def rank_of_two(rank: int, port: int, folder: Path, act: Act) -> None:
     seat = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     os.environ.update({name: str(value) for name, value in (seat | meeting).items()})
-    with World.join(Seat.of_environment(), "cpu", 60.0) as world:
+    with World.join(RankInfo.of_environment(), "cpu", 60.0) as world:
         try:
             line = train(folder, act if rank else lambda step: None, world=world)
         except Stopped as stopped:

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from fastdarts.engine import Stopped, Stopping
+from fastdarts.engine import SignalHandler, Stopped
 from fastdarts.engine.signals import SIGNALS
 
 
@@ -21,7 +21,7 @@ def send(number):
 )
 def test_a_signal_ends_what_is_not_deferred(number, status):
     before = [signal.getsignal(n) for n in SIGNALS]
-    with pytest.raises(Stopped) as stopped, Stopping():
+    with pytest.raises(Stopped) as stopped, SignalHandler():
         send(number)
         pytest.fail("went on")
     assert stopped.value.status == status and str(stopped.value) == signal.Signals(number).name
@@ -29,7 +29,7 @@ def test_a_signal_ends_what_is_not_deferred(number, status):
 
 
 def test_no_exception_clause_swallows_it():
-    with pytest.raises(Stopped), Stopping():
+    with pytest.raises(Stopped), SignalHandler():
         try:
             send(signal.SIGTERM)
         except Exception:
@@ -37,48 +37,48 @@ def test_no_exception_clause_swallows_it():
 
 
 def test_while_deferred_it_is_noted():
-    with Stopping() as stopping, stopping.deferred():
+    with SignalHandler() as signals, signals.deferred():
         send(signal.SIGTERM)
         send(signal.SIGUSR1)  # the first one counts
-        assert stopping.signal == signal.SIGTERM
+        assert signals.signal == signal.SIGTERM
         with pytest.raises(Stopped, match="SIGTERM"):
-            stopping.check()
-        with pytest.raises(Stopped, match="SIGTERM"), stopping.at_once():
+            signals.check()
+        with pytest.raises(Stopped, match="SIGTERM"), signals.at_once():
             pytest.fail("went on")
 
 
 def test_inside_deferred_some_things_may_be_broken_off():
-    with Stopping() as stopping, stopping.deferred():
-        with stopping.at_once():
+    with SignalHandler() as signals, signals.deferred():
+        with signals.at_once():
             pass
-        with pytest.raises(Stopped), stopping.at_once():
+        with pytest.raises(Stopped), signals.at_once():
             send(signal.SIGUSR1)
             pytest.fail("went on")
 
 
 def test_with_other_ranks_nothing_is_broken_off():
-    with Stopping() as stopping, stopping.deferred():
-        with stopping.deferred(shared=True):
-            with stopping.at_once():
+    with SignalHandler() as signals, signals.deferred():
+        with signals.deferred(shared=True):
+            with signals.at_once():
                 send(signal.SIGTERM)
-            with stopping.deferred(), stopping.at_once():
-                assert stopping.signal == signal.SIGTERM
-        with pytest.raises(Stopped), stopping.at_once():
+            with signals.deferred(), signals.at_once():
+                assert signals.signal == signal.SIGTERM
+        with pytest.raises(Stopped), signals.at_once():
             pytest.fail("went on")
 
 
 def test_what_all_ranks_agree_on_counts_from_then_on():
-    with Stopping() as stopping, stopping.deferred():
-        stopped = stopping.agreed(signal.SIGUSR1)
+    with SignalHandler() as signals, signals.deferred():
+        stopped = signals.agreed(signal.SIGUSR1)
         send(signal.SIGTERM)
-        assert (stopped.number, stopped.agreed, stopping.signal) == (signal.SIGUSR1, True, signal.SIGUSR1)
+        assert (stopped.number, stopped.agreed, signals.signal) == (signal.SIGUSR1, True, signal.SIGUSR1)
 
 
 def test_another_thread_leaves_the_handlers_alone():
     seen = []
 
     def enter():
-        with Stopping():
+        with SignalHandler():
             seen.extend(signal.getsignal(n) for n in SIGNALS)
 
     before = [signal.getsignal(n) for n in SIGNALS]
@@ -91,10 +91,10 @@ def test_another_thread_leaves_the_handlers_alone():
 def test_a_second_interrupt_ends_the_process_at_once(root):
     code = """
 import os, signal
-from fastdarts.engine import Stopping
-with Stopping() as stopping, stopping.deferred():
+from fastdarts.engine import SignalHandler
+with SignalHandler() as signals, signals.deferred():
     os.kill(os.getpid(), signal.SIGINT)
-    print("noted", stopping.signal, flush=True)
+    print("noted", signals.signal, flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     print("went on")
 """

@@ -22,7 +22,7 @@ from fastdarts import provenance
 from fastdarts.engine import algorithms
 from fastdarts.search import Bilevel, tf32
 from fastdarts.search.optimizers import arch_optimizer, set_rate, weight_optimizer
-from fastdarts.search.updates import non_finite, step_unless
+from fastdarts.search.updates import non_finite, step_if_finite
 from fastdarts.search_imagenet import main
 from fastdarts.steps import CapturedBilevel, CaptureError
 from tests.support import bilevels
@@ -217,7 +217,7 @@ def test_optimizers_skip_on_the_device(kind: str, first_bad: int) -> None:
             p[0].grad = grad.clone()
             if number == first_bad:
                 p[0].grad[17] = torch.inf
-            step_unless(non_finite(one, [p[0].grad], one), optimizer)
+            step_if_finite(non_finite(one, [p[0].grad], one), optimizer)
         ends.append([p[0], *(t for t in optimizer.state[p[0]].values() if isinstance(t, Tensor))])
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -364,6 +364,6 @@ def test_apex_moves_parameters_as_torch_does() -> None:
             for number, grad in enumerate(grads):
                 p.grad = grad.clone()
                 bad = torch.full((), float(number == 1), device="cuda")
-                step_unless(bad, optimizer)
+                step_if_finite(bad, optimizer)
             ends.append(p.detach())
         torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-6)

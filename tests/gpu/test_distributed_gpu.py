@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastdarts.engine import Seat, World
+from fastdarts.engine import RankInfo, World
 from fastdarts.steps import CapturedBilevel
 from tests.support import bilevels
 from tests.support.bilevels import differing, everything
@@ -42,7 +42,7 @@ def run(world: World, capture: bool, settings: dict[str, Any]) -> tuple[dict[str
 def by_nccl(settings: dict[str, Any], port: int) -> list[str]:
     """What a captured run between NCCL's averages leaves otherwise than an uncaptured one, beyond rounding."""
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    world = World(Seat(), backend="nccl")
+    world = World(RankInfo(), backend="nccl")
     (captured, mine, why), (plain, theirs, _) = (run(world, capture, settings) for capture in (True, False))
     dist.destroy_process_group()
     assert why is None and mine == pytest.approx(theirs, rel=1e-9)

@@ -166,11 +166,11 @@ def test_a_flag_that_decides_nothing_is_said(search: Search, capsys: pytest.Capt
 def test_input_that_stops_ends_the_run_with_a_line(
     search: Search, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    class Stopping(CacheLoader):
+    class SignalHandler(CacheLoader):
         def __next__(self) -> None:
             raise InputStopped("no input for 300 seconds, stuck at: a test")
 
-    monkeypatch.setattr(input_module, "CacheLoader", Stopping)
+    monkeypatch.setattr(input_module, "CacheLoader", SignalHandler)
     search("run", status=1)
     line = capsys.readouterr().err.strip()
     assert "stopped: no input for 300 seconds, stuck at: a test; the same command" in line and "\n" not in line

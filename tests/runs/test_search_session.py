@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastdarts.engine import Seat, World
+from fastdarts.engine import RankInfo, World
 from fastdarts.search_imagenet import main
 from fastdarts.spaces.lookup import TableError
 from tests.support.runs import KILLED, SPLIT, TINY, Ranks, without_reports, write_tree
@@ -91,7 +91,7 @@ class Two(World):
     """Rank 0 of two, where the other one has the same to say; `calls` counts what both would do together."""
 
     def __init__(self) -> None:
-        super().__init__(Seat(0, 2, 0, 2))
+        super().__init__(RankInfo(0, 2, 0, 2))
         self.calls = 0
 
     def agree(self, signal: int, due: bool) -> tuple[int, bool]:
@@ -102,15 +102,15 @@ class Two(World):
         self.calls += 1
         return [value, value]
 
-    def lead(self, work: Callable[[], Any], *_: object, **__: object) -> Any:
+    def on_rank_zero(self, work: Callable[[], Any], *_: object, **__: object) -> Any:
         self.calls += 1
         return work()
 
-    def together(self, work: Callable[[], Any]) -> Any:
+    def on_all_ranks(self, work: Callable[[], Any]) -> Any:
         self.calls += 1
         return work()
 
-    def copy_from_lead(self, tensors: object) -> None:
+    def broadcast(self, tensors: object) -> None:
         self.calls += 1
 
 

@@ -240,7 +240,7 @@ def test_without_a_rule_there_is_no_history() -> None:
 class Another:
     """Two ranks, the other of which has figures of its own."""
 
-    size, leads = 2, True
+    size, is_main = 2, True
 
     def __init__(self, skips: float) -> None:
         self.skips = skips

@@ -402,11 +402,11 @@ def test_steps_are_captured_anew_in_each_stage_and_ranks_begin_it_alike() -> Non
     copied: list[int] = []
 
     class Ranks:
-        size, leads = 2, True
+        size, is_main = 2, True
 
         def average(self, flat: Tensor) -> None: ...
 
-        def copy_from_lead(self, tensors: Any) -> None:
+        def broadcast(self, tensors: Any) -> None:
             copied.append(sum(t.numel() for t in tensors))
 
     made: list[Bilevel] = []

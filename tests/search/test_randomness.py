@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.engine import Seat, World
+from fastdarts.engine import RankInfo, World
 from fastdarts.objectives import Classification
 from fastdarts.runs.search import draw_apart
 from fastdarts.search import Search, seeded
@@ -66,7 +66,7 @@ def test_figures_draw_the_same_each_time_and_leave_the_generator(figure: Callabl
 def test_ranks_draw_apart_and_each_the_same_again(size: int) -> None:
     def draws(rank: int) -> list[float]:
         torch.manual_seed(3)
-        draw_apart(World(Seat(rank, size)))
+        draw_apart(World(RankInfo(rank, size)))
         return torch.rand(4).tolist()
 
     assert draws(0) == draws(0) and (draws(0) == draws(1)) == (size == 1)

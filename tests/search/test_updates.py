@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdarts.ops.philox import Stream
 from fastdarts.search import Bilevel, updates
-from fastdarts.search.updates import Buffers, non_finite, obeys, step_unless
+from fastdarts.search.updates import Buffers, non_finite, obeys, step_if_finite
 from tests.support.bilevels import batch, differing, everything, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,10 +83,10 @@ def test_a_skipped_step_leaves_no_trace(name: str, bad_steps: tuple[int, ...]) -
             if step in bad_steps:
                 before = [p.detach().clone() for p in parameters]
                 parameters[1].grad[5] = float("nan")
-                step_unless(non_finite(ZERO, [p.grad for p in parameters[:3]], ONE), optimizer)
+                step_if_finite(non_finite(ZERO, [p.grad for p in parameters[:3]], ONE), optimizer)
                 assert all(map(torch.equal, before, parameters))
             elif skipping:
-                step_unless(non_finite(ZERO, [p.grad for p in parameters[:3]], ONE), optimizer)
+                step_if_finite(non_finite(ZERO, [p.grad for p in parameters[:3]], ONE), optimizer)
             else:
                 optimizer.step()  # as it always did
         state = [t for p in parameters[:3] for t in optimizer.state[p].values() if isinstance(t, Tensor)]
@@ -107,7 +107,7 @@ def test_nothing_of_the_scaler_stays_on_the_optimizer() -> None:
     p = torch.zeros(2, requires_grad=True)
     p.grad = torch.ones(2)
     optimizer = OPTIMIZERS["fused Adam"]([p])
-    step_unless(ZERO, optimizer)
+    step_if_finite(ZERO, optimizer)
     assert not hasattr(optimizer, "found_inf") and not hasattr(optimizer, "grad_scale")
 
 
@@ -125,11 +125,11 @@ def test_buffers_are_put_back_only_where_asked(on_host: bool, monkeypatch: pytes
         saved = buffers.kept()
         module(torch.full((2, 3, 4, 4), float("nan"), dtype=torch.float64))
         moved = {n: b.clone() for n, b in module.named_buffers()}
-        saved.put_back_where(bad)
+        saved.restore_where(bad)
         want = before if bad else moved
         assert all(torch.equal(want[n].nan_to_num(7.0), b.nan_to_num(7.0)) for n, b in module.named_buffers())
         assert addresses == [b.data_ptr() for b in module.buffers()]
-    Buffers(torch.nn.Linear(2, 2)).kept().put_back_where(ONE)  # has none
+    Buffers(torch.nn.Linear(2, 2)).kept().restore_where(ONE)  # has none
 
 
 def by_hand(bilevel: Bilevel, step: int, val_too: bool = True) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastdarts.batch import Batch
-from fastdarts.engine import Seat, World
+from fastdarts.engine import RankInfo, World
 from fastdarts.search import Bilevel
 from fastdarts.spaces import Space
 from tests.support import bilevels
@@ -75,8 +75,8 @@ def _serve(pipe: Connection, rank: int, size: int, port: int, timeout: float) ->
         group = dist.new_group(list(range(part)), timeout=limit)
         prefixed = dist.PrefixStore(f"of {part}", store)
         if rank < part:
-            seat = Seat(rank, part, rank, part)
-            worlds[part] = World(seat, backend="gloo", timeout=timeout, store=prefixed, group=group)
+            info = RankInfo(rank, part, rank, part)
+            worlds[part] = World(info, backend="gloo", timeout=timeout, store=prefixed, group=group)
     while True:
         part, work, args = pipe.recv()
         try:
@@ -92,8 +92,8 @@ def share(batch: Batch, world: World) -> Batch:
 
 def bilevel(world: World, sync: bool, **settings: Any) -> Bilevel:
     """tests.support.bilevels.make for a rank; `sync`: BatchNorm over the images of all ranks."""
-    made = bilevels.make(reduce=None if world.alone else world.average, **settings)
-    if sync and not world.alone:
+    made = bilevels.make(reduce=None if world.is_single else world.average, **settings)
+    if sync and not world.is_single:
         made.supernet.synchronise(world)
     return made
 

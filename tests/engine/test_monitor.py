@@ -8,12 +8,12 @@ import time
 import pytest
 import torch
 
-from fastdarts.engine import Window, no_tensorboard
+from fastdarts.engine import ProfileRange, no_tensorboard
 from fastdarts.engine import status as status_file
+from fastdarts.engine.monitor import of_epoch
 from fastdarts.engine.profile import Profiler
 from fastdarts.engine.status import Status
-from fastdarts.engine.tensorboard import Board
-from fastdarts.engine.watch import of_epoch
+from fastdarts.engine.tensorboard import TensorBoardLogger
 from fastdarts.runs.search_session import scalars
 from fastdarts.spaces import S0
 from fastdarts.steps import CapturedBilevel
@@ -48,12 +48,12 @@ def test_status_is_one_line_replaced_at_most_once_a_second(tmp_path, monkeypatch
 @pytest.mark.parametrize("text", ["5", "5:3", "0:3", "a:b", "1:2:3", "-1:3", "", "1:", "1.0:2"])
 def test_windows_that_are_none(text):
     with pytest.raises(ValueError, match=r"step"):
-        Window.parse(text)
+        ProfileRange.parse(text)
 
 
 def test_the_window_is_traced_and_no_step_outside_it(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastdarts")
-    profiler = Profiler(Window.parse("2:3"), tmp_path, torch.device("cpu"))
+    profiler = Profiler(ProfileRange.parse("2:3"), tmp_path, torch.device("cpu"))
     for step in range(1, 6):
         with torch.profiler.record_function(f"step {step}"):
             torch.ones(3).sum()
@@ -69,10 +69,10 @@ def test_a_folder_of_any_name_gets_its_trace_and_event_files(name, tmp_path):
     pytest.importorskip("tensorboard")
     folder = tmp_path / os.fsdecode(name)
     folder.mkdir()
-    board = Board(folder, S0)
+    board = TensorBoardLogger(folder, S0)
     board.step(1, 0.5, None, 1.0)
     board.close()
-    Profiler(Window(1, 1), folder, torch.device("cpu")).after_step(1)
+    Profiler(ProfileRange(1, 1), folder, torch.device("cpu")).after_step(1)
     assert json.loads((folder / "trace-1-1.json").read_text())["traceEvents"]
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1 and len(list(folder.iterdir())) == 2
     assert {entry.name for entry in tmp_path.iterdir()} == {folder.name}
@@ -80,7 +80,7 @@ def test_a_folder_of_any_name_gets_its_trace_and_event_files(name, tmp_path):
 
 def test_a_window_from_the_first_step_on_and_one_that_is_cut_off(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastdarts")
-    profiler = Profiler(Window(1, 2), tmp_path, torch.device("cpu"))
+    profiler = Profiler(ProfileRange(1, 2), tmp_path, torch.device("cpu"))
     profiler.after_step(1)
     profiler.close()
     assert "no trace: the run ended before step 2" in caplog.text and not list(tmp_path.iterdir())
@@ -148,13 +148,13 @@ def test_event_files_hold_what_was_measured(tmp_path):
         "hessian": 3.0,
     }
     timing = {"seconds": 2.0, "input_seconds": 0.5, "stages": {"weights": 1.0}}
-    board = Board(tmp_path)
+    board = TensorBoardLogger(tmp_path)
     board.write(2, {"loss/train": 0.75, "loss/alpha": 0.5})
     board.write(4, of_epoch(record, timing) | scalars(record, S0))
     board.write(6, {"loss/train": 9.0, "loss/alpha": None})
     board.close()
     time.sleep(1.1)  # event files are ordered by the second
-    again = Board(tmp_path, done=4)
+    again = TensorBoardLogger(tmp_path, done=4)
     again.write(6, {"loss/train": 0.125})
     again.close()
     events = EventAccumulator(str(tmp_path)).Reload()

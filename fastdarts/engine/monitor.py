@@ -7,19 +7,19 @@ from math import isfinite
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from fastdarts.engine.profile import Profiler, Window
+from fastdarts.engine.profile import Profiler, ProfileRange
 from fastdarts.engine.progress import Progress, duration
 from fastdarts.engine.reporter import Reporter
 from fastdarts.engine.run_folder import RunFolder
 from fastdarts.engine.status import Status
-from fastdarts.engine.tensorboard import Board
+from fastdarts.engine.tensorboard import TensorBoardLogger
 from fastdarts.protocols import StepReport, Trainable
 
 TIMING = ("seconds", "input_seconds", "images_per_s")  # of an epoch's record, what differs between two runs of one seed
 log = logging.getLogger("fastdarts")
 
 
-class WatchOptions(Protocol):
+class MonitorOptions(Protocol):
     """What is read of a command's settings."""
 
     @property
@@ -28,26 +28,26 @@ class WatchOptions(Protocol):
     def profile(self) -> str | None: ...
 
 
-class Watch:
+class RunMonitor:
     """Watches one run, from where it begins or continues to its end: a context manager.
 
     Inside, `step` is called after each step, `line` after those that get a line in the log, `epoch` after each epoch. Leaving
     writes the final status: finished, or stopped and why.
     """
 
-    def __init__(self, trainable: Trainable, folder: RunFolder, settings: WatchOptions, reporter: Reporter) -> None:
+    def __init__(self, trainable: Trainable, folder: RunFolder, settings: MonitorOptions, reporter: Reporter) -> None:
         self.trainable, self.folder, self.reporter = trainable, folder, reporter
         self.parts, self.epochs = trainable.parts, trainable.total.epochs
         self.loss = folder.last_loss(f"{self.parts[0].loss}_loss")  # of a continued run, its last epoch's
         self.status = Status(folder["status"])
-        self.board = self.profiler = None
+        self.tensorboard = self.profiler = None
         done = trainable.done
         with ExitStack() as opened:
             if settings.tensorboard:
-                self.board = Board(folder.path, done.steps)
-                opened.callback(self.board.close)
+                self.tensorboard = TensorBoardLogger(folder.path, done.steps)
+                opened.callback(self.tensorboard.close)
             if settings.profile is not None:
-                self.profiler = Profiler(Window.parse(settings.profile), folder.path, trainable.device, done.steps)
+                self.profiler = Profiler(ProfileRange.parse(settings.profile), folder.path, trainable.device, done.steps)
                 opened.callback(self.profiler.close)
             self._opened = opened.pop_all()
         self.status.running(self._where())
@@ -72,9 +72,9 @@ class Watch:
             f"epoch {report.epoch}/{self.epochs}  step {report.step}/{report.steps}  loss {losses[self.parts[0].loss]:.4f}  "
             f"images/s {pace.images_per_s:.1f}  left {duration(pace.seconds_left)}"
         )
-        if self.board is not None:
+        if self.tensorboard is not None:
             scalars = {f"loss/{name}": loss for name, loss in losses.items()}
-            self.board.write(report.step, scalars | {"speed/images_per_s": pace.images_per_s})
+            self.tensorboard.write(report.step, scalars | {"speed/images_per_s": pace.images_per_s})
         if any(skipped := report.skipped.tolist()):
             told = " and ".join(f"{n} of {part.name}" for n, part in zip(skipped, self.parts, strict=True) if n)
             log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
@@ -90,9 +90,9 @@ class Watch:
         self.reporter.extend(record)
         self.folder.append("metrics.jsonl", {"kind": "epoch"} | record)
         self.folder.append("timing.jsonl", {"epoch": record["epoch"]} | timing)
-        if self.board is not None:
-            self.board.write(record["step"], of_epoch(record, timing) | self.reporter.scalars(record))
-            self.board.flush()
+        if self.tensorboard is not None:
+            self.tensorboard.write(record["step"], of_epoch(record, timing) | self.reporter.scalars(record))
+            self.tensorboard.flush()
         figures = "  ".join(f"valid {name} {value:.4f}" for name, value in (record["valid"] or {}).items())
         loss, waiting = self.parts[0].loss, timing["input_seconds"] / timing["seconds"]
         log.info(
