@@ -33,7 +33,7 @@ processes = get_context("fork")
 class Line:
     """Least squares by noisy gradients with momentum: three numbers of an image tell its label.
 
-    act     called in each step with its number, from 1
+    act     called in each step with its number, from 1, and with -number while it waits for the batch after that step
     poison  an image that makes the loss NaN
     """
 
@@ -70,6 +70,7 @@ class Line:
 
     def _advance(self, hooks: Hooks) -> None:
         with hooks.interruptible():
+            self.act(-self.step)
             batch = self._batch(self.positions % STEPS)
         self.positions += 1
         self.act(self.step + 1)
@@ -259,6 +260,16 @@ def test_stopped_it_loses_nothing(step: int, finished: Path, tmp_path: Path) -> 
     assert (tmp_path / "run" / "status").read_text().startswith("stopped: SIGTERM")
     train(tmp_path / "run")
     assert_same(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize(("poison", "saved"), [(-1, 2), (7, None)], ids=["good", "bad"])
+def test_stopped_while_it_waits_it_saves_what_is_good(poison: int, saved: int | None, tmp_path: Path) -> None:
+    """The second step's numbers are bad and nobody has looked yet: with --on_bad stop they are in no checkpoint."""
+    seldom = {"on_bad": "stop", "log_every": 100, "checkpoint_minutes": 0.0}
+    with pytest.raises(Stopped):
+        train(tmp_path, at(-2, signal.SIGTERM), poison, **seldom)
+    path = tmp_path / "checkpoint.pt"
+    assert (load_checkpoint(path)["step"] if path.exists() else None) == saved
 
 
 def test_the_end_of_a_run_is_broken_off_where_it_allows_that(finished: Path, tmp_path: Path) -> None:
