@@ -70,6 +70,7 @@ class Facts(NamedTuple):
     names       of the globals and builtins that it reads
     changes     methods and operators that may change a container that is not its own, each with the global whose attribute
                 it is, or None
+    sets        attributes of its first argument that it sets before anything in it can read them
     refusal     what cannot be followed, a phrase that follows "its forward"; None where all can
     digest      equal for equal code
     """
@@ -77,6 +78,7 @@ class Facts(NamedTuple):
     attributes: frozenset[str]
     names: frozenset[str]
     changes: frozenset[tuple[str, str | None]]
+    sets: frozenset[str]
     refusal: str | None
     digest: str
 
@@ -86,7 +88,8 @@ def facts(code: CodeType) -> Facts:
     """Of a function's code."""
     codes = list(_within(code))
     steps = [list(_steps(c)) for c in codes]
-    refusals = [why for s in steps for why in _refusals(s, set(code.co_freevars))]
+    sets = _first_set(code, steps)
+    refusals = [why for s in steps for why in _refusals(s, set(code.co_freevars), sets)]
     attributes, names = set(), set()
     for of_code in steps:
         for i, step in enumerate(of_code):
@@ -102,9 +105,10 @@ def facts(code: CodeType) -> Facts:
     refusals += [f"uses {dynamic[0]}, which may read or write anything"] if dynamic else []
     arguments = {name for c in codes for name in c.co_varnames[: _arguments(c)]}
     return Facts(
-        frozenset(attributes - {None}),
+        frozenset(attributes - {None} - sets),
         frozenset(names),
         frozenset(_changes(steps, arguments)),
+        sets,
         refusals[0] if refusals else None,
         hashlib.sha256(repr([(c.co_code, c.co_names, _constants(c), c.co_freevars) for c in codes]).encode()).hexdigest(),
     )
@@ -147,9 +151,24 @@ def _steps(code: CodeType) -> Iterator[Step]:
             yield Step(name, number, i.argval, i.is_jump_target, jumps, effect)
 
 
-def _refusals(steps: list[Step], outer: set[str]) -> Iterator[str]:
+def _first_set(code: CodeType, steps: list[list[Step]]) -> frozenset[str]:
+    """Attributes of the first argument that the code sets once, always, and before it or a function within reads them."""
+    own, *within = steps
+    found, read = set(), set()
+    for before, step in pairwise(own):
+        if step.jumps or step.target:
+            break
+        of_first = code.co_argcount and (before.name, before.what) == ("LOAD_FAST", code.co_varnames[0])
+        if step.name == "STORE_ATTR" and of_first:
+            found |= {step.what} - read
+        read |= {step.what} if step.name == "NAMED" else set()
+    once = {s.what for s in own if s.name in _WRITES and sum(s.what == o.what for o in own if o.name in _WRITES) == 1}
+    return frozenset(found & once - {s.what for of_code in within for s in of_code if s.name in ("NAMED", *_WRITES)})
+
+
+def _refusals(steps: list[Step], outer: set[str], sets: frozenset[str]) -> Iterator[str]:
     for step in steps:
-        if step.name in _WRITES:
+        if step.name in _WRITES and step.what not in sets:
             yield f"{_WRITES[step.name]} {step.what}: it would not when it is fused"
         elif step.name in ("STORE_DEREF", "DELETE_DEREF") and step.what in outer:
             yield f"sets {step.what}, a variable of the function around it"

@@ -70,9 +70,10 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     What a forward reads besides its arguments is found from its code: attributes, class attributes, globals, variables of
     functions around it, and what objects and containers there hold. Each call compares it; while it is other than it was when
     it was tried, the class' own forward runs. revert and convert again try the module as it is then. A module is left alone,
-    and the report says why, if its forward reads a tensor of its own, writes anything, draws random numbers, or reads what its
-    code does not tell (getattr with a computed name, vars, eval, objects without __dict__). Code of torch, numpy and Python's
-    pure modules is trusted; what is replaced in them is not seen.
+    and the report says why, if its forward reads a tensor of its own, draws random numbers, reads what its code does not tell
+    (getattr with a computed name, vars, eval, objects without __dict__), or writes anything but an attribute that it sets
+    before it reads it (GAEA's): a fused call does not set that, as the report says. Code of torch, numpy and Python's pure
+    modules is trusted; what is replaced in them is not seen.
     Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot serve it.
     """
@@ -150,7 +151,8 @@ class _Converter:
             why = self.cell(module)
             inner = [n for n in done if n.startswith(f"{name}." if name else "")]
             if why is None:
-                yield Line(name, "cell", "")
+                told = {done[n].why: None for n in inner if done[n].why}
+                yield Line(name, "cell", "; ".join(told))
                 for n in inner:
                     done.pop(n)
                 for child in module.__dict__[PLAN].before:
@@ -190,7 +192,8 @@ class _Converter:
         plan.channels_last, plan.reads, plan.attributes = self.channels_last, reads, attributes
         _mixed(module, plan)
         unknown = [f"candidate {i}: {a.why}" for i, a in enumerate(layouts) if isinstance(a, Unknown)]
-        return Line(name, "partly", "; ".join(unknown)) if unknown else Line(name, "op")
+        left = [f"its forward also sets {', '.join(reads.sets)}, which a fused call does not"] if reads.sets else []
+        return Line(name, "partly" if unknown else "op", "; ".join([*unknown, *left]))
 
     def _without_layers(self, layer: nn.Module) -> tuple[Candidate, int] | None:
         """What a layer without parameters does, as far as a random image tells."""

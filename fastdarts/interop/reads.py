@@ -104,13 +104,16 @@ class Reads:
     apart   children, or lists of children, that are fused with the module: their forwards and what these hold do not count
     free    plain attributes of the module that somebody else compares
     layers  somebody else compares the modules within, their parameters, hooks and settings: they are what is fused
-    Raises Unwatched where a forward writes, or reads what cannot be watched.
+    sets    names of attributes that the forward only leaves behind: it sets them before it reads them
+    Raises Unwatched where a forward writes anything else, or reads what cannot be watched.
     """
 
     def __init__(self, module: nn.Module, apart: Sequence[str] = (), free: Sequence[str] = (), layers: bool = False) -> None:
         self.how = tuple(apart), frozenset(free), layers
         self.names, found = _settled(module, *self.how)
-        self.key = found.key()
+        if clash := found.sets & self.names:
+            raise Unwatched(f"its forward sets {min(clash)}, which it reads elsewhere")
+        self.key, self.sets = found.key(), sorted(found.sets)
         self.last: tuple[Any, ...] = module, found.watched, True
 
     def same(self, module: nn.Module) -> bool:
@@ -169,6 +172,7 @@ class _Look:
         self.seen: dict[Any, int] = {}
         self.kept: list[Any] = []  # so that no id is given away
         self.queue: deque[tuple[Callable[..., None], Any, str]] = deque()
+        self.sets: frozenset[str] = frozenset()
         self.changes: set[str] = set()
         self.containers: dict[type, str] = {}
 
@@ -316,6 +320,9 @@ class _Look:
         if known.refusal:
             of = "" if path == "it.forward" else f"uses {_short(path)}, which "
             raise Unwatched(f"its forward {of}{known.refusal}")
+        if known.sets and path != "it.forward":
+            raise Unwatched(f"its forward uses {_short(path)}, which sets {min(known.sets)}")
+        self.sets |= known.sets
         self.tokens.append(known.digest)
         self.grown |= known.attributes
         self.watched.append(Code(value, (value.__code__, value.__defaults__, value.__kwdefaults__)))
