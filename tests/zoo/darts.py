@@ -155,11 +155,11 @@ class Gaea(Network):
 
 
 class PositiveMixedOp(MixedOp):
-    """GAEA's own: every candidate runs, and those of positive weight count."""
+    """GAEA's own: every candidate runs and stays with the module, and those of positive weight count."""
 
     def forward(self, x: Tensor, weights: Sequence[Tensor] | Tensor) -> Tensor:
-        outs = [op(x) for op in self._ops]
-        return sum(w * out for w, out in zip(weights, outs, strict=True) if w > 0)
+        self._fs = [op(x) for op in self._ops]
+        return sum(w * out for w, out in zip(weights, self._fs, strict=True) if w > 0)
 
 
 class OptionalEdgeWeights(Cell):
