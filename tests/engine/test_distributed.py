@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastdarts import engine
 from fastdarts.batch import Batch
 from fastdarts.engine import PeerError, RankInfo, RankLost, RanksDisagree, World, WorldError
 from fastdarts.engine.distributed import _of_this_start, checksum
@@ -272,11 +271,11 @@ def test_meetings(four: Pool) -> None:
 
 def may_take(world: World) -> int:
     """Of ranks 0 and 1, which share a GPU with 80 bytes, and rank 2, which has one with 60."""
-    plan.engine = SimpleNamespace(free_bytes=lambda _: (80, 80, 60)[world.rank])
+    planned_with, plan.steps = plan.steps, SimpleNamespace(free_bytes=lambda _: (80, 80, 60)[world.rank])
     try:
         return plan.free_for(SearchImagenetSettings(device=("cuda:0", "cuda:0", "cuda:1")[world.rank]), world).bytes
     finally:
-        plan.engine = engine
+        plan.steps = planned_with
 
 
 def test_ranks_that_share_a_device_share_its_memory(four: Pool) -> None:
