@@ -1,6 +1,8 @@
 """Differentiable architecture search with masked image modelling, fast. Commands: `python -m fastdarts.NAME`."""
 
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -11,8 +13,17 @@ if (_root / "CMakeLists.txt").is_file() and (_root / "kernels").is_dir():
     __path__.append(str(_root))
 
 
+class CallableSearch(ModuleType):
+    """What the folder `search` is as a module: `fastdarts.search("mae-nas-cifar10", data=...)` calls facade.search."""
+
+    def __call__(self, *args: Any, **settings: Any) -> Any:
+        return import_module("fastdarts.facade").search(*args, **settings)
+
+
 def __getattr__(name: str) -> Any:
-    """convert, revert and verify of fastdarts.interop, loaded when they are asked for."""
+    """convert, revert and verify of fastdarts.interop, and the callable module search, loaded when they are asked for."""
+    if name == "search":
+        return import_module("fastdarts.search")
     if name in ("convert", "revert", "verify"):
         from fastdarts import interop
 

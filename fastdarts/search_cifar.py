@@ -13,7 +13,8 @@ from fastdarts.runs.search import run
 from fastdarts.settings import SearchCifarSettings
 
 resolve = Resolver("search_cifar", SearchCifarSettings, CIFAR)
-main = Command(resolve, run, __doc__).main
+command = Command(resolve, run, __doc__)
+main = command.main
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from fastdarts.runs.search import run
 from fastdarts.settings import SearchImagenetSettings
 
 resolve = Resolver("search_imagenet", SearchImagenetSettings, IMAGENET)
-main = Command(resolve, run, __doc__).main
+command = Command(resolve, run, __doc__)
+main = command.main
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 # From top to bottom; a name is a folder or a file of fastdarts. What stands together on a line does not import each other,
 # unless SIDEWAYS has it.
 LAYERS = """
+facade
 search_imagenet search_cifar info sweep __main__
 cli runs
 inputs engine steps search proxies predictors report

@@ -3,8 +3,9 @@
 import errno
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +33,12 @@ class Command:
     """A command: `fastdarts NAME`, `python -m fastdarts.NAME`.
 
     resolve  knows its name, its flags and its images
-    run      does it: (name, resolved, signals, world)
+    run      does it: (name, resolved, signals, world) -> the run folder
     about    what --help says of it
     """
 
     resolve: Resolver
-    run: Callable[[str, Resolved, SignalHandler, World], None]
+    run: Callable[[str, Resolved, SignalHandler, World], Path]
     about: str
 
     @property
@@ -53,7 +54,7 @@ class Command:
         After 75 and 130 the same command with --save continues. Under torchrun it is one rank of a search.
         """
         given = self.resolve.settings.parse(argv, self.prog, self.about)
-        threads, info = torch.get_num_threads(), RankInfo()
+        info = RankInfo()
         again = "the same command with --save of this run's folder continues it"
 
         def tell(what: str, everywhere: bool = True) -> None:
@@ -62,10 +63,7 @@ class Command:
 
         try:
             info = RankInfo.of_environment()
-            with info.log(), engine.SignalHandler() as signals:
-                if given.values.get("data") is None:
-                    log.info(self.resolve.dataset.notice)
-                self._run(given, info, signals)
+            self._start(given, info)
         except PeerError:
             return 2
         except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError, WorldError) as error:
@@ -94,12 +92,25 @@ class Command:
         except engine.Stopped as stopped:
             tell(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
             return stopped.status
-        finally:
-            torch.set_num_threads(threads)  # the caller's
         return 0
 
-    def _run(self, given: Given, info: RankInfo, signals: SignalHandler) -> None:
-        """Find the other ranks, then run on each what is given."""
+    def call(self, values: Mapping[str, Any]) -> Path:
+        """Run the command with settings by name, not all of them; returns the run folder. Raises what `main` would print."""
+        return self._start(Given(dict(values), {}, False), RankInfo.of_environment())
+
+    def _start(self, given: Given, info: RankInfo) -> Path:
+        """With a log, signals and the caller's threads put back."""
+        threads = torch.get_num_threads()
+        try:
+            with info.log(), engine.SignalHandler() as signals:
+                if given.values.get("data") is None:
+                    log.info(self.resolve.dataset.notice)
+                return self._run(given, info, signals)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _run(self, given: Given, info: RankInfo, signals: SignalHandler) -> Path:
+        """Find the other ranks, then run on each what is given; returns the run folder."""
         values, flags = given.values, self.resolve.settings
         how = {name: values.get(name, getattr(flags, name)) for name in ("device", "dist_timeout", "dist_backend")}
         with World.join(info, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
@@ -110,7 +121,7 @@ class Command:
             s = resolved.settings
             try:
                 with tf32(s.tf32), engine.algorithms(s.deterministic, s.device):
-                    self.run(self.resolve.command, resolved, signals, world)
+                    return self.run(self.resolve.command, resolved, signals, world)
             except RankLost:
                 signals.check()  # all were asked to end, and the others were sooner
                 raise

@@ -32,8 +32,8 @@ from fastdarts.supernet import Network
 log = logging.getLogger("fastdarts")
 
 
-def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | None = None) -> None:
-    """Search as resolved: make or continue the run folder, or, with dry_run, only tell what would be done.
+def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | None = None) -> Path:
+    """Search as resolved: make or continue the run folder, or, with dry_run, only tell what would be done. Returns its path.
 
     name   of the command
     world  the ranks that do it together, each of which calls this; the folder is rank 0's
@@ -53,7 +53,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
     if resolved.settings.dry_run:
         forecast = world.on_rank_zero(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))
         log.info(f"{prepared.told}\n{forecast}")
-        return
+        return folder.path
     with ExitStack() as held:
         if folder.saved is not None:
             world.on_rank_zero(lambda: held.enter_context(folder.locked()))
@@ -90,6 +90,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         except DataError as error:  # of a file that was good when it was checked
             raise DataError(f"{error}; put the file back, and the same command continues the run") from error
         log.info(f"{search.result()}\nreport {folder['report.html']}")
+        return folder.path
 
 
 def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:

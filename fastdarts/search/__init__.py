@@ -1,5 +1,11 @@
-"""HOW alpha moves and is read out: the bilevel step, relaxation, schedules, selection, signs of collapse."""
+"""HOW alpha moves and is read out: the bilevel step, relaxation, schedules, selection, signs of collapse.
 
+The module itself can be called: `fastdarts.search("mae-nas-cifar10", data=...)` is fastdarts.facade.search.
+"""
+
+import sys
+
+from fastdarts import CallableSearch
 from fastdarts.protocols import DivergedError, Hooks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
@@ -40,3 +46,6 @@ __all__ = [
     "stages_of",
     "tf32",
 ]
+
+
+sys.modules[__name__].__class__ = CallableSearch

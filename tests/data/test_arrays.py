@@ -194,8 +194,8 @@ def test_gray_images_have_three_equal_channels(gray: np.ndarray, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("cifar-10-python.tar.gz", gzip.compress(b"x"), "packed by gzip: unpack it"),
-        ("a.npz.gz", gzip.compress(b"x"), "packed by gzip: unpack it"),
+        ("cifar-10-python.tar.gz", gzip.compress(b"x", mtime=0), "packed by gzip: unpack it"),
+        ("a.npz.gz", gzip.compress(b"x", mtime=0), "packed by gzip: unpack it"),
         ("a.npy", b"\x93NUMPY\1\0", "one array of numpy.save, without labels: write"),
         ("a.mat", b"MATLAB 5.0 MAT-file", r"a MATLAB file: write its images and labels with numpy.savez"),
         ("a.h5", b"\x89HDF\r\n\x1a\n", "an HDF5 file"),

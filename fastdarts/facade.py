@@ -1,0 +1,34 @@
+"""A whole search as one call: `fastdarts.search("mae-nas-cifar10", data=..., save=...)`."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastdarts.registry import RECIPES
+from fastdarts.settings import ConfigError
+from fastdarts.spaces import Architecture
+from fastdarts.spaces.genotype import Genotype, read_architecture_json
+
+
+class Found(NamedTuple):
+    """What a search found: its cell, and the run folder with everything else."""
+
+    genotype: Genotype | Architecture
+    folder: Path
+
+
+def search(recipe: str | None = None, *, command: str | None = None, **settings: Any) -> Found:
+    """Search as `fastdarts COMMAND --recipe RECIPE --SETTING VALUE ...` does, in this process.
+
+    recipe    a published search; None: the command's own defaults
+    command   "search_imagenet" or "search_cifar"; None: the recipe's, else search_imagenet
+    settings  any flag by name: data, save, epochs, ...; the same call with the same `save` continues an interrupted run
+
+    Raises what the command would print in one line: ConfigError, DataError, RunFolderError, DivergedError, Stopped, ...
+    """
+    if settings.get("dry_run"):
+        raise ConfigError("dry_run finds no cell: give --dry_run to the command")
+    name = command or (RECIPES[recipe].command if recipe in RECIPES else "search_imagenet")
+    given = settings if recipe is None else settings | {"recipe": recipe}
+    folder = import_module(f"fastdarts.{name}").command.call(given)
+    return Found(read_architecture_json((folder / "genotype.json").read_text(encoding="utf-8")), folder)
