@@ -135,7 +135,7 @@ class _ConvBNChain(torch.autograd.Function):
         rest = *running, c.strides, c.outputs, c.eps, handle(c.sync)
         outs, ys, statistics = torch.ops.fastdarts.conv_bn_chain(x, *_parted(parameters, len(c.strides)), *rest)
         ctx.save_for_backward(x, statistics, *ys, *parameters)
-        ctx.constants, ctx.batch_statistics = c._replace(running=None), c.running is None
+        ctx.constants, ctx.batch_statistics = c if c.running is None else c._replace(running=None), c.running is None
         ctx.mark_non_differentiable(statistics)
         return *outs, statistics
 

@@ -16,6 +16,7 @@ from fastdarts.ops.philox import Purpose, random_words, smallest
 from fastdarts.ops.schema import Op, schema
 
 OP = Op("patch_mask", PatchMask, PatchMaskResults)
+NONE, FILL = (None,) * len(PatchMask._fields), PatchMask._fields.index("fill")  # of gradients
 # the native module's CUDA kernel: kernels/patch_mask.py takes it where launch.json says so
 torch.library.define("fastdarts::patch_mask_cuda", schema(PatchMask, PatchMaskResults))
 
@@ -69,8 +70,9 @@ def patch_mask(
     """
     args = PatchMask(images, index, step, flip, fill, seed, stream, patch_size, num_masked, list(mean), list(std))
     _check(args, dtype)
-    signed = seed - 2**64 if seed >= 2**63 else seed  # the schema's int has 64 bits and a sign
-    return backends.run("patch_mask", backend, images.device, dtype, *args._replace(seed=signed))
+    if seed >= 2**63:  # the schema's int has 64 bits and a sign
+        args = args._replace(seed=seed - 2**64)
+    return backends.run("patch_mask", backend, images.device, dtype, *args)
 
 
 def normalise(
@@ -139,7 +141,7 @@ class _PatchMask(torch.autograd.Function):
         _, rows, cols = mask.shape
         patch_sums = grad.unflatten(3, (cols, -1)).unflatten(2, (rows, -1)).sum((3, 5))  # (N, 3, rows, cols)
         fill_grad = torch.where(mask[:, None], patch_sums, 0).sum((0, 2, 3))
-        return tuple(fill_grad if name == "fill" else None for name in PatchMask._fields)
+        return *NONE[:FILL], fill_grad, *NONE[FILL + 1 :]
 
 
 def _registered(*args: Any) -> tuple[Tensor, Tensor]:

@@ -184,7 +184,8 @@ class _ReLUConvBN(torch.autograd.Function):
         running = [[], []] if c.running is None else [list(buffers) for buffers in zip(*c.running, strict=True)]
         outs, statistics = torch.ops.fastdarts.relu_conv_bn(xs, weights, counts, *running, c.eps, handle(c.sync))
         ctx.save_for_backward(*tensors, *outs, *statistics)
-        ctx.constants, ctx.counts, ctx.batch_statistics = c._replace(running=None), counts, c.running is None
+        ctx.constants = c if c.running is None else c._replace(running=None)
+        ctx.counts, ctx.batch_statistics = counts, c.running is None
         ctx.mark_non_differentiable(*statistics)
         return *outs, *statistics
 
@@ -227,7 +228,7 @@ def _registered(xs: list[Tensor], weights: list[list[Tensor]], constants: Consta
     dtype, layers, c = backends.arithmetic(xs[0]), len(xs), constants
     laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in xs]
     flat = [w.to(dtype).contiguous() for each in weights for w in each]
-    fixed = c._replace(running=None) if c.training else c
+    fixed = c._replace(running=None) if c.training and c.running is not None else c
     results = _ReLUConvBN.apply(fixed, [len(w) for w in weights], *laid_out, *flat)
     outs, statistics = results[:layers], results[layers:]
     if c.training and c.running is not None:
@@ -250,14 +251,14 @@ def _check(xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], constants:
     if len(xs) not in (1, 2) or {len(weights), len(xs if running is None else running)} != {len(xs)}:
         raise ValueError(f"one layer or two, each with its weights: got {len(xs)} inputs, {len(weights)} lists of weights")
     for i, (x, each) in enumerate(zip(xs, weights, strict=True)):
-        _check_layer(x, each, constants._replace(running=None if running is None else running[i]))
+        _check_layer(x, each, None if running is None else running[i], constants)
         backends.check_alike("the second input", x, xs[0])
     sizes = {(N, H, W) for N, _, H, W in map(_sizes, xs, weights)}
     if len(sizes) > 1:
         raise ValueError(f"layers that run together must agree in images and pixels, got {sorted(sizes)}")
 
 
-def _check_layer(x: Tensor, weights: Sequence[Tensor], constants: Constants) -> None:
+def _check_layer(x: Tensor, weights: Sequence[Tensor], running: Running | None, constants: Constants) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as relu_conv_bn documents them."""
     if x.dim() != 4 or not x.is_floating_point() or not x.numel():
         raise ValueError(f"x must be floating point (N, C, H, W) and not empty, got {x.dtype} {tuple(x.shape)}")
@@ -272,4 +273,4 @@ def _check_layer(x: Tensor, weights: Sequence[Tensor], constants: Constants) -> 
     if len(weights) == 2 and (x.shape[2] % 2 or x.shape[3] % 2):
         raise ValueError(f"two weights halve the image: its sides must be even, got {x.shape[2]} x {x.shape[3]} pixels")
     c = constants
-    batch_norm.check(c.running, D, first, c.training, N * H * W, c.momentum, c.eps)
+    batch_norm.check(running, D, first, c.training, N * H * W, c.momentum, c.eps)
