@@ -5,7 +5,7 @@ CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 SANITIZED ?= tests/ops
 
-.PHONY: install demo test test-sanitized lint bench campaign test-gpu
+.PHONY: install demo test test-fast test-sanitized lint docs bench campaign test-gpu
 
 install: .venv/fastdarts.installed
 
@@ -29,9 +29,17 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/codespell
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: install lint
 	$(BIN)/python -m pytest -n 2 --benchmark-disable tests bench
+
+# without processes, Triton's interpreter and compilers
+test-fast: install
+	$(BIN)/python -m pytest -n 2 -m "not campaign and not slow" --benchmark-disable tests
 
 # the ops' tests on a module of its own, built with the address and undefined behaviour sanitizers; minutes
 test-sanitized: install
