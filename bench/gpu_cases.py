@@ -2,7 +2,7 @@
 
 `python -m bench.gpu_cases` runs each once, small, at every dtype: what bench/gpu.sh runs under compute-sanitizer.
 
-Letters: N images of S x S pixels, C input and D output channels, m output pixels, b bytes of a number.
+Notation: N images of S x S pixels, C input and D output channels, m output pixels, b bytes of a number.
 """
 
 import re

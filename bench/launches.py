@@ -3,7 +3,7 @@
 `python -m bench.launches --supernet cifar --batch 64`: for each kernel of ops.mixed_cell its launches, grids, bytes and
 operations, and the time that the bytes alone take at a copy bandwidth: a floor, not a measurement.
 
-Letters: N images, S pixels a side, C channels of a node, k the divisor of partial channels.
+Notation: N images, S pixels a side, C channels of a node, k the divisor of partial channels.
 """
 
 import argparse

@@ -5,7 +5,7 @@ library as its search command uses it: on a GPU its step is replayed as CUDA gra
 definition, one operator after another: each edge evaluated once, alpha's gradient without any weight's, fused optimizers,
 batches that stay on the device.
 
-Letters: N images, S pixels a side, C channels of a node, k the divisor of partial channels.
+Notation: N images, S pixels a side, C channels of a node, k the divisor of partial channels.
 """
 
 from collections.abc import Callable

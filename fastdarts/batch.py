@@ -1,6 +1,6 @@
 """The one record that travels from a loader to an objective.
 
-Letters: N images, S pixels a side.
+Notation: N images, S pixels a side.
 """
 
 from typing import NamedTuple

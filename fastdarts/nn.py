@@ -1,6 +1,6 @@
 """For those who write their own search networks: MixedOp and Cell with the customary signatures, and the ops as functions.
 
-Letters: N images, C channels of a node, k the divisor of partial channels, H W pixels, E edges, K candidates.
+Notation: N images, C channels of a node, k the divisor of partial channels, H W pixels, E edges, K candidates.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Images and labels in a .npz file: an array of pixels, or JPEG files one after the other. Nothing in it is unpickled.
 
-Letters: N images, H, W their sides.
+Notation: N images, H, W their sides.
 """
 
 import logging

@@ -1,6 +1,6 @@
 """Batches of images that are in memory: cut out of the padded image at random, where the images lie; no file, no decoding.
 
-Letters: M images of H x W pixels in memory, N of a batch on this rank, S pixels a side of what is cut out.
+Notation: M images of H x W pixels in memory, N of a batch on this rank, S pixels a side of what is cut out.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Small images that are all of one size, kept in memory: CIFAR's python batches, .npz files, folders of image files.
 
-Letters: N images, S pixels a side.
+Notation: N images, S pixels a side.
 """
 
 import hashlib

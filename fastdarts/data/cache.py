@@ -1,6 +1,6 @@
 """The images of a search, decoded once and kept in one flat buffer: on the device, in RAM, or in a memory-mapped file.
 
-Letters: M cached images, B bytes of all of them.
+Notation: M cached images, B bytes of all of them.
 """
 
 import hashlib

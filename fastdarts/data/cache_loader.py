@@ -1,6 +1,6 @@
 """Batches from the resident cache: boxes cut out of decoded images and resized by one op, where the cache lies.
 
-Letters: N images a batch on this rank, S pixels a side.
+Notation: N images a batch on this rank, S pixels a side.
 """
 
 from collections.abc import Iterator

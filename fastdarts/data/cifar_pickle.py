@@ -1,6 +1,6 @@
 """CIFAR's python batches, which are pickles: read without executing anything that a pickle may ask for.
 
-Letters: N images of 32 x 32 pixels.
+Notation: N images of 32 x 32 pixels.
 """
 
 import pickle

@@ -1,6 +1,6 @@
 """Batches decoded by NVIDIA's DALI: nvJPEG on a GPU, libjpeg-turbo in DALI's threads on a CPU.
 
-Letters: N images a batch on this rank, S pixels a side.
+Notation: N images a batch on this rank, S pixels a side.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Batches whose files DALI reads itself, and whose boxes it draws.
 
-Letters: N images a batch on this rank, S pixels a side.
+Notation: N images a batch on this rank, S pixels a side.
 """
 
 import logging

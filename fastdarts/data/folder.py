@@ -1,6 +1,6 @@
 """Batches from image files, decoded and cropped by torchvision in worker processes.
 
-Letters: N images a batch on this rank, S pixels a side.
+Notation: N images a batch on this rank, S pixels a side.
 """
 
 from collections.abc import Iterable, Iterator

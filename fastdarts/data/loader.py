@@ -1,6 +1,6 @@
 """What every source of training batches promises, whatever decodes the images.
 
-Letters: N images a batch on this rank, S pixels a side.
+Notation: N images a batch on this rank, S pixels a side.
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,6 @@
 """The customary cell of another codebase as one fused call, and its preprocess layers.
 
-Letters: N images, C channels, E edges, K candidates of the longest list.
+Notation: N images, C channels, E edges, K candidates of the longest list.
 """
 
 from dataclasses import dataclass

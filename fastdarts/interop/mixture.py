@@ -1,6 +1,6 @@
 """The mixed operation of another codebase: its known candidates as one fused call, the others beside it.
 
-Letters: N images, C channels, Cq = C/k that pass through the candidates, K candidates.
+Notation: N images, C channels, Cq = C/k that pass through the candidates, K candidates.
 """
 
 from collections.abc import Iterator, Sequence

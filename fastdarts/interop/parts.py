@@ -1,6 +1,6 @@
 """The parameters and statistics of another codebase's candidates, as one call of ops.mixed_cell takes them.
 
-Letters: E edges, K candidates, Cq channels that pass through a candidate.
+Notation: E edges, K candidates, Cq channels that pass through a candidate.
 """
 
 from collections.abc import Sequence

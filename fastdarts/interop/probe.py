@@ -1,6 +1,6 @@
 """Whether a converted module does what its own class does: both run on copies, on small random inputs in float64.
 
-Letters: N images, C channels, E edges, K candidates.
+Notation: N images, C channels, E edges, K candidates.
 """
 
 from collections.abc import Callable, Iterator

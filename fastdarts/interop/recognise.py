@@ -1,6 +1,6 @@
 """What the modules of another DARTS codebase are: told by their layers, whatever their classes and attributes are called.
 
-Letters: C channels that pass through a candidate, D channels that come out.
+Notation: C channels that pass through a candidate, D channels that come out.
 """
 
 from collections.abc import Iterator

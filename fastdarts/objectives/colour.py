@@ -1,7 +1,7 @@
 """The colours that colourisation tells apart: the ab plane of CIE Lab in steps of 10 (Zhang et al., "Colorful Image
 Colorization", ECCV 2016, section 2.1).
 
-Letters: N images, S pixels a side.
+Notation: N images, S pixels a side.
 """
 
 import torch

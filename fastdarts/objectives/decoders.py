@@ -1,6 +1,6 @@
 """From the supernet's features back to an image.
 
-Letters: N images, S pixels a side, F_l the feature of stage l (C_l channels, h_l pixels a side), D decoder width.
+Notation: N images, S pixels a side, F_l the feature of stage l (C_l channels, h_l pixels a side), D decoder width.
 """
 
 from collections.abc import Sequence

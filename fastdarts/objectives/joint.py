@@ -1,7 +1,7 @@
 """MIM-DARTS: classification and masked reconstruction from one encoding ("alpha DARTS Once More: Enhancing Differentiable
 Architecture Search by Masked Image Modeling").
 
-Letters: N images, S pixels a side, p pixels a patch's side, C channels of the last feature.
+Notation: N images, S pixels a side, p pixels a patch's side, C channels of the last feature.
 """
 
 from typing import NamedTuple

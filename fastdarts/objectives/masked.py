@@ -1,6 +1,6 @@
 """MAE-NAS: masked reconstruction ("Masked Autoencoders Are Robust NAS Learners").
 
-Letters: N images, S pixels a side, p pixels a patch's side.
+Notation: N images, S pixels a side, p pixels a patch's side.
 """
 
 from collections.abc import Sequence

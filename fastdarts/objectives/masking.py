@@ -1,6 +1,6 @@
 """The masked input of an objective: which patches are hidden, and behind what.
 
-Letters: N images, S pixels a side, p pixels a patch's side, P = (S/p)**2 patches an image.
+Notation: N images, S pixels a side, p pixels a patch's side, P = (S/p)**2 patches an image.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """Pretext tasks, alone and beside classification: rotation, colourisation, jigsaw (Liu et al., "Are Labels Necessary for
 Neural Architecture Search?", ECCV 2020, as MIM-DARTS, section 4.3, compares itself with them).
 
-Letters: N images, S pixels a side, M inputs of the supernet, C channels of its last feature, K classes of the task.
+Notation: N images, S pixels a side, M inputs of the supernet, C channels of its last feature, K classes of the task.
 """
 
 import math

@@ -1,6 +1,6 @@
 """A cell's relaxed weights as a table of edges and operations.
 
-Letters: E edges of a cell, K places in a record's row (padded), O names of operations in the whole cell.
+Notation: E edges of a cell, K places in a record's row (padded), O names of operations in the whole cell.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Images side by side: what the network saw, what it drew, what was there.
 
-Letters: N images, H x W pixels.
+Notation: N images, H x W pixels.
 """
 
 import math

@@ -1,6 +1,6 @@
 """How alpha becomes the weights of a cell: DARTS' softmax, PC-DARTS' edge normalisation.
 
-Letters: E edges of a cell, K candidates of its longest list.
+Notation: E edges of a cell, K candidates of its longest list.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """How much memory a bilevel step takes at most, found by taking one on tensors without storage; and what fits.
 
-Letters: N images of a batch, S pixels a side.
+Notation: N images of a batch, S pixels a side.
 """
 
 import re

@@ -1,6 +1,6 @@
 """What every supernet is to a search: cells in three stages, and the feature that each stage ends with.
 
-Letters: N images, S pixels a side, C channels of a cell's nodes, E edges of a cell.
+Notation: N images, S pixels a side, C channels of a cell's nodes, E edges of a cell.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
 """A cell: two preprocess layers, then its mixed edges.
 
-Letters: N images, C channels of a node, k the divisor of partial channels, H W pixels, E edges, K candidates.
+Notation: N images, C channels of a node, k the divisor of partial channels, H W pixels, E edges, K candidates.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """Candidates that no fused op computes: they run eagerly beside those that one does, node by node.
 
-Letters: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, H W pixels, s an edge's stride,
+Notation: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, H W pixels, s an edge's stride,
 E edges of a cell, K candidates of the longest list.
 """
 

@@ -1,6 +1,6 @@
 """The mixed edges of a cell: one op, one packed parameter, and the customary names in state_dict.
 
-Letters: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, E edges, B BatchNorms.
+Notation: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, E edges, B BatchNorms.
 """
 
 import math

@@ -1,6 +1,6 @@
 """NAS-Bench-201's supernet (Dong and Yang, ICLR 2020): a stem, three stages of cells, residual blocks between them.
 
-Letters: N images, S pixels a side, C channels of a stage.
+Notation: N images, S pixels a side, C channels of a stage.
 """
 
 from collections.abc import Mapping

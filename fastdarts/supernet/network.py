@@ -1,6 +1,6 @@
 """DARTS' supernet: a stem and cells, two of which reduce.
 
-Letters: N images, S pixels a side, C channels of the first stage's nodes, L cells, E edges of a cell.
+Notation: N images, S pixels a side, C channels of the first stage's nodes, L cells, E edges of a cell.
 """
 
 from collections.abc import Mapping

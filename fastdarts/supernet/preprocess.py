@@ -1,6 +1,6 @@
 """What brings a cell's two inputs to its channels and its size. Parameter names are those of DARTS' codebases.
 
-Letters: N images, C channels, H W pixels.
+Notation: N images, C channels, H W pixels.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ Written from the papers and the public codebases' semantics, not from the librar
 arithmetic: padding and shifted slices for every stencil, einsum for every 1x1, mean and variance for batch norm, index
 formulas for the shuffle and the upsampling. Slow, for float64 and small shapes; gradients through torch.autograd.
 
-Letters: N images, C channels, H W pixels, k the partial-channel divisor, e an edge of a cell (0..13), j a node's input.
+Notation: N images, C channels, H W pixels, k the partial-channel divisor, e an edge of a cell (0..13), j a node's input.
 Names of weights and buffers are the ones quark0/darts and PC-DARTS give them: `theta` maps name -> weight, `stats` maps
 name of a batch norm -> (running mean, running variance), each (C,).
 """

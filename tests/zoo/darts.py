@@ -1,6 +1,6 @@
 """DARTS, and the codebases that only weigh its candidates otherwise: FairDARTS, GAEA, SDARTS.
 
-Letters: C channels of a node, E edges, K candidates.
+Notation: C channels of a node, E edges, K candidates.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
 """Codebases that decide between an edge's candidates in a run: DARTS-PT (lists by edge, noise), SGAS, lists that shrink.
 
-Letters: C channels of a node, E edges, K candidates.
+Notation: C channels of a node, E edges, K candidates.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Search frameworks' forms of DARTS: NASLib, NNI, archai, pt.darts.
 
-Letters: C channels of a node, E edges, K candidates.
+Notation: C channels of a node, E edges, K candidates.
 """
 
 from collections.abc import Sequence

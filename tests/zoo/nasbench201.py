@@ -1,6 +1,6 @@
 """NAS-Bench-201's cell as DARTS mixes it and as GDAS samples it, and GDAS on DARTS' cells.
 
-Letters: C channels, E edges (6), K candidates (5).
+Notation: C channels, E edges (6), K candidates (5).
 """
 
 from collections.abc import Sequence

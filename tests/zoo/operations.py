@@ -3,7 +3,7 @@
 What they compute is in one place here; how a codebase wraps them differs on purpose: `.op` or `.net`, flat or nested, a pool
 beside its BatchNorm or a module that holds both, FactorizedReduce by a slice or by padding.
 
-Letters: C channels, k kernel size.
+Notation: C channels, k kernel size.
 """
 
 from collections.abc import Callable

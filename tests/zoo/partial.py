@@ -1,6 +1,6 @@
 """Codebases with partial channels: PC-DARTS (once and twice evaluated, ImageNet's stem), SDARTS' variant of it, DrNAS.
 
-Letters: C channels of a node, k the divisor of partial channels, E edges, K candidates.
+Notation: C channels of a node, k the divisor of partial channels, E edges, K candidates.
 """
 
 from collections.abc import Sequence

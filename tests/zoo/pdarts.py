@@ -1,6 +1,6 @@
 """P-DARTS: candidates switched on or off for each edge, dropout after the identity, alpha as Parameters.
 
-Letters: C channels of a node, E edges, K candidates that are on.
+Notation: C channels of a node, E edges, K candidates that are on.
 """
 
 from collections.abc import Sequence
