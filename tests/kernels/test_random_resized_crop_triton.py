@@ -40,9 +40,9 @@ def test_any_tiles(ROWS: int, COLS: int, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @triton.jit
-def round_all(sums_ptr, total_ptr, out_ptr, BLOCK: tl.constexpr):
+def round_all(p_sums, p_total, p_out, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
-    tl.store(out_ptr + i, kernels.rounded(tl.load(sums_ptr + i), tl.load(total_ptr + i)))
+    tl.store(p_out + i, kernels.rounded(tl.load(p_sums + i), tl.load(p_total + i)))
 
 
 def test_quotients_are_exact_up_to_the_largest_side() -> None:
