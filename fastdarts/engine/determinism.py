@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -21,7 +21,7 @@ class NotDeterministicError(RuntimeError):
 
 
 @contextmanager
-def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None]:
+def algorithms(deterministic: bool, device: torch.device | str) -> Generator[None]:
     """Inside, torch's libraries take the fastest algorithms, or deterministic ones, and a line says what is switched off.
 
     The library's own kernels give the same bits in each run either way, and so does everything on a CPU. Without it cuDNN

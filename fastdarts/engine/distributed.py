@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -80,7 +80,7 @@ class RankInfo(NamedTuple):
         return f"[rank {self.rank}] " if self.rank else ""
 
     @contextmanager
-    def log(self) -> Iterator[None]:
+    def log(self) -> Generator[None]:
         """Inside, rank 0's log goes to stdout; the others' warnings go to stderr, with their rank."""
         if self.rank == 0:
             with log_to(sys.stdout):
@@ -133,7 +133,7 @@ class World:
 
     @staticmethod
     @contextmanager
-    def join(info: RankInfo, device: str, timeout: float, backend: Backend = "auto") -> Iterator["World"]:
+    def join(info: RankInfo, device: str, timeout: float, backend: Backend = "auto") -> Generator["World"]:
         """Inside, all ranks that torchrun started.
 
         device   "auto", "cpu", "cuda" or "cuda:N": a GPU takes NCCL, unless `backend` says gloo

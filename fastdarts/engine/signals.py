@@ -7,7 +7,7 @@ agreed on it: after a step, or after a batch of an evaluation.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator, Sized
 from contextlib import contextmanager
 from types import FrameType
 from typing import Generic, Protocol, TypeVar
@@ -62,7 +62,7 @@ class SignalHandler:
         yield from self._set(False, shared or self._shared)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self) -> Generator[None]:
         """Inside, also inside `deferred`, a signal raises Stopped wherever it comes; so does one that was noted before."""
         if not self._shared:
             self.check()

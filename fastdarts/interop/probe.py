@@ -3,7 +3,7 @@
 Notation: N images, C channels, E edges, K candidates.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -24,7 +24,7 @@ class Differs(ValueError):
 
 
 @contextmanager
-def quietly(device: torch.device) -> Iterator[None]:
+def quietly(device: torch.device) -> Generator[None]:
     """Inside, random numbers are drawn from a seed of their own; the generators outside stay untouched."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():

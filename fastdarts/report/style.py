@@ -5,7 +5,7 @@ Figures are `matplotlib.figure.Figure` objects, never pyplot's global state, on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ def printable(text: str, limit: int = 32) -> str:
 
 
 @contextmanager
-def own_style() -> Iterator[None]:
+def own_style() -> Generator[None]:
     """Inside, figures are of matplotlib's defaults, whatever the user's matplotlibrc or styles say. Also a decorator."""
     import matplotlib
 

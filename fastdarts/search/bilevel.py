@@ -3,7 +3,7 @@
 min_alpha L_val(w*(alpha), alpha)  subject to  w*(alpha) = argmin_w L_train(w, alpha)      (DARTS, Eq. 3 and 4)
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -257,7 +257,7 @@ class Bilevel:
 
 
 @contextmanager
-def held(weights: list[Tensor]) -> Iterator[None]:
+def held(weights: list[Tensor]) -> Generator[None]:
     """Inside, `weights` are constants: a fused op decides in its forward whether its backward computes their gradients."""
     moving = [w for w in weights if w.requires_grad]
     try:
@@ -270,7 +270,7 @@ def held(weights: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def frozen_buffers(*modules: nn.Module) -> Iterator[None]:
+def frozen_buffers(*modules: nn.Module) -> Generator[None]:
     """Inside, forwards may move the modules' buffers (BatchNorm's statistics); at the end they are as they were."""
     buffers = [b for module in modules for b in module.buffers()]
     saved = [b.clone() for b in buffers]

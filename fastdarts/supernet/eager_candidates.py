@@ -4,7 +4,7 @@ Notation: N images, C channels of a node, k the divisor of partial channels, Cq 
 E edges of a cell, K candidates of the longest list.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Drawing(nn.Module):
 
 
 @contextmanager
-def same_draws(module: nn.Module) -> Iterator[None]:
+def same_draws(module: nn.Module) -> Generator[None]:
     """Inside, every forward of the Drawing modules below draws what the first one drew: losses differ by weights alone."""
     drawing = [m for m in module.modules() if isinstance(m, Drawing)]
     for each in drawing:
