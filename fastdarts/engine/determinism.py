@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -30,7 +31,8 @@ def algorithms(deterministic: bool, device: torch.device | str) -> Generator[Non
     used it before: it reads the size of its workspaces once.
     """
     on_gpu = torch.device(device).type == "cuda"
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    cudnn = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
     before = (
         cudnn.benchmark,
         cudnn.deterministic,

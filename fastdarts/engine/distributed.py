@@ -245,7 +245,8 @@ class World:
         """
         if self.is_single:
             return work()
-        result, error = None, None
+        result: Any = None
+        error = None
         try:
             result = work()
         except Exception as raised:
@@ -253,7 +254,7 @@ class World:
         self._barrier()
         errors = self.gather(None if error is None else f"{type(error).__name__}: {error}")
         if not any(errors):
-            return result  # type: ignore[return-value]
+            return result
         if error is not None and errors[self.rank] not in errors[: self.rank]:
             raise error
         raise PeerError("another rank could not begin")
