@@ -135,7 +135,7 @@ def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRela
 class _Counting(Bilevel):
     """A Bilevel whose updates take no memory of their own, as those of fused optimizers."""
 
-    def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         optimizer.zero_grad()
 
 
