@@ -3,7 +3,7 @@
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 
@@ -23,7 +23,7 @@ def warn_once(sentence: str) -> None:
 
 
 @contextmanager
-def any_text() -> Iterator[None]:
+def any_text() -> Generator[None]:
     """Inside, stdout and stderr print any text: what their encoding lacks is escaped, as \\xe9 is, and raises nothing.
 
     Around a command, whatever the locale and PYTHONIOENCODING are. Also a decorator.

@@ -65,6 +65,14 @@ def module() -> ModuleType | None:
     return load()[0]
 
 
+def required() -> ModuleType:
+    """fastdarts._C. Raises RuntimeError, which says why, without it."""
+    module, why = load()
+    if module is None:
+        raise RuntimeError(why)
+    return module
+
+
 def reason() -> str | None:
     """None when the native module is loaded, else the sentence why it is not."""
     return load()[1]

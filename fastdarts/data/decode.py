@@ -3,7 +3,7 @@
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import BinaryIO
@@ -73,7 +73,7 @@ def header_size(path: str) -> tuple[int, int] | str:
 
 
 @contextmanager
-def pillow_warnings() -> Iterator[None]:
+def pillow_warnings() -> Generator[None]:
     """Inside, an image beyond Image.MAX_IMAGE_PIXELS is an error and Pillow's other warnings are not printed.
 
     For the whole process, since that is what Python's filters of warnings are for: enter it in one thread alone.

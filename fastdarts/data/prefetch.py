@@ -1,7 +1,7 @@
 """Batches made ahead of the step that takes them, in a thread, with a watchdog that names what is stuck."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, Full, Queue
@@ -33,7 +33,7 @@ class _Made(NamedTuple):
     event: torch.cuda.Event | None  # on a GPU: when its tensors are there
 
 
-def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout: float = STALLED) -> Iterator[Batch]:
+def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout: float = STALLED) -> Generator[Batch]:
     """The same batches, made DEPTH ahead of the consumer in a thread and moved to `device`.
 
     batches  run in that thread, under a CUDA stream of its own where `device` is a GPU; what they raise is raised here

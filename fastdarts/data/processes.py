@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -153,7 +153,7 @@ class Pool:
             process.join(GRACE)
 
 
-def by_processes(view: View, requests: Iterable[Request], workers: int) -> Iterator[tuple[Request, np.ndarray]]:
+def by_processes(view: View, requests: Iterable[Request], workers: int) -> Generator[tuple[Request, np.ndarray]]:
     """The requests, in their order, with their images, uint8 (N, S, S, 3), which stay until the next.
 
     The first request is the largest. Raises DataError and InputStopped as Pool does.
@@ -177,7 +177,8 @@ def by_processes(view: View, requests: Iterable[Request], workers: int) -> Itera
 
 def _work(view: View, slots: Slots, pipe: Connection) -> None:
     """What a process does: it answers each (slot, request) when the slot is filled, until the other end is gone."""
-    main = multiprocessing.parent_process().pid
+    parent_process: Any = multiprocessing.parent_process()  # there is one: this is a child
+    main = parent_process.pid
     for number in (signal.SIGINT, signal.SIGUSR1):  # the main process answers them, also where all processes of a job get them
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

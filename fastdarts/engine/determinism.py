@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -21,7 +22,7 @@ class NotDeterministicError(RuntimeError):
 
 
 @contextmanager
-def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None]:
+def algorithms(deterministic: bool, device: torch.device | str) -> Generator[None]:
     """Inside, torch's libraries take the fastest algorithms, or deterministic ones, and a line says what is switched off.
 
     The library's own kernels give the same bits in each run either way, and so does everything on a CPU. Without it cuDNN
@@ -30,7 +31,8 @@ def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None
     used it before: it reads the size of its workspaces once.
     """
     on_gpu = torch.device(device).type == "cuda"
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    cudnn = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
     before = (
         cudnn.benchmark,
         cudnn.deterministic,

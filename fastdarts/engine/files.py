@@ -1,7 +1,7 @@
 """Files that are either the old one or the new one, whatever happens meanwhile."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +18,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextmanager
-def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Generator[Path]:
     """Inside, what `write` wrote lies on the disk in a temporary file beside `path`, to be moved; else it is removed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def named_plainly(folder: Path) -> Iterator[Path]:
+def named_plainly(folder: Path) -> Generator[Path]:
     """Inside, a path to `folder`, which is there, for libraries that take neither bytes that are no UTF-8 nor line breaks."""
     if str(folder).isprintable():
         yield folder

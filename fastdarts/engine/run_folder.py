@@ -18,7 +18,7 @@ a redirected console, what the system puts there.
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -94,7 +94,7 @@ class RunFolder:
         return self.path / name
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Generator[None]:
         """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does.
 
         A lock of POSIX: it ends with its process, however that ends, and is not inherited by processes that it forks.

@@ -5,7 +5,7 @@ Notation: N images of a batch, S pixels a side.
 
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
@@ -135,7 +135,7 @@ def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRela
 class _Counting(Bilevel):
     """A Bilevel whose updates take no memory of their own, as those of fused optimizers."""
 
-    def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         optimizer.zero_grad()
 
 
@@ -191,7 +191,7 @@ def exhausted(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(tell: Callable[[], str]) -> Iterator[None]:
+def memory_told(tell: Callable[[], str]) -> Generator[None]:
     """Inside, memory that gives out is raised as NoMemory with what `tell` says."""
     try:
         yield

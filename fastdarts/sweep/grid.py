@@ -16,8 +16,14 @@ from fastdarts.settings import ConfigError, SearchCifarSettings, SearchImagenetS
 
 OF_A_SWEEP = {"save": "the sweep names each run's folder itself", "dry_run": "a sweep runs what it starts"}
 # what only the machine that runs knows whether it can be done: not checked where another one is asked to
-OF_A_MACHINE = {"device": "cpu", "amp": "off", "backend": "auto", "cuda_graph": "auto", "optimizer_backend": "torch"}
-OF_A_MACHINE |= {"tensorboard": False}
+OF_A_MACHINE = {
+    "device": "cpu",
+    "amp": "off",
+    "backend": "auto",
+    "cuda_graph": "auto",
+    "optimizer_backend": "torch",
+    "tensorboard": False,
+}
 _ODD = re.compile(r"[^\w.+-]+")
 
 
