@@ -1,24 +1,24 @@
-"""Something put before a module's class, in place: isinstance, attributes, parameters and names stay.
+"""Add mixins to a module's class, in place: isinstance, attributes, parameters and names are preserved.
 
-The class that results is made on the fly, and copied and pickled as the module's own and what was put before it.
+The combined class is created dynamically; it is copied and pickled as the module's class and the mixin.
 """
 
 from typing import Any
 
 from torch import nn
 
-PLAN = "_fastdarts"  # the attribute that holds what the mixin has to know
+PLAN = "_fastdarts"  # the attribute that holds the mixin's data
 _classes: dict[tuple[type, type], type] = {}
 
 
 def put_before(module: nn.Module, mixin: type, attribute: str, plan: Any) -> None:
-    """Methods of `mixin` come before those of the module's class; it finds `plan` as that attribute."""
+    """Put `mixin` before the module's class in its method resolution order; it reads `plan` from `attribute`."""
     module.__dict__[attribute] = plan
     module.__class__ = _class(type(module), mixin)
 
 
 def take_back(module: nn.Module, *attributes: str) -> None:
-    """The module's own class again, without those attributes."""
+    """Restore the module's original class and delete the attributes."""
     while hasattr(type(module), "_own"):
         module.__class__ = type(module)._own
     for name in attributes:
