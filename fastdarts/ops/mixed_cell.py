@@ -147,7 +147,7 @@ class _Parts:
         return batch_norm.batch_norm(x, next(self.running), *self.how)
 
     def separable(self, x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
-        """ReLU, depthwise convolution, 1x1 convolution, BN."""
+        """Apply ReLU, depthwise convolution, 1x1 convolution, BN."""
         x = self.convolve(F.relu(x), stride, dilation * (kernel // 2), dilation, groups=x.shape[1])
         return self.normalise(self.convolve(x))
 
@@ -170,13 +170,13 @@ def _edge(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor, chosen: Tensor 
 
 
 def _mix(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor) -> Tensor:
-    """The edge's candidates on x (N, Cq, H, W), weighted and summed from left to right."""
+    """Sum the edge's weighted candidates on x (N, Cq, H, W) from left to right."""
     listed = zip(weights.unbind(), edge.candidates, strict=False)  # a row may be padded to the longest list of the cell
     return reduce(add, (w * _apply(parts, candidate, x, edge.stride) for w, candidate in listed))
 
 
 def _apply(parts: _Parts, candidate: Candidate, x: Tensor, stride: int) -> Tensor:
-    """One candidate on x (N, Cq, H, W), unweighted."""
+    """Apply one candidate to x (N, Cq, H, W), unweighted."""
     kernel = KERNEL.get(candidate, 0)
     if candidate == Candidate.NONE:
         return x[:, :, ::stride, ::stride].mul(0.0)
@@ -202,7 +202,7 @@ def _fake(a: MixedCell) -> MixedCellResults:
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     statistics = x.new_empty(2, graph.norms * (C // a.partial_channels), dtype=torch.float64)
     if x.device.type == "cuda":
-        shape = tuple(map(int, x.shape))  # where it is dynamic it becomes fixed, as for the C++ kernel below
+        shape = tuple(map(int, x.shape))  # makes dynamic shapes static, as for the C++ kernel below
         length = mixed_cell_plan.saved_numbers(tuple(a.graph), shape, a.partial_channels)
     else:
         length = native.module().mixed_cell_saved(a.graph, list(x.shape), a.partial_channels, x.element_size())
@@ -231,7 +231,7 @@ def _backward_on_gpu(a: MixedCellBackward) -> MixedCellGradients:
 
 
 def backward_scratch(a: MixedCellBackward) -> int:
-    """Bytes of workspace of a backward on a GPU, besides its results. Computes nothing."""
+    """Return the bytes of workspace of a backward on a GPU, without its results. Computes nothing."""
     flags = a.channels is not None, a.batch_statistics, a.edges is not None, a.batch_statistics and a.sync != 0
     needs = a.need_inputs, a.need_ops, a.need_weights
     x = a.inputs[0]
@@ -245,7 +245,7 @@ class _MixedCell(torch.autograd.Function):
     def forward(
         ctx: Any, constants: Constants, ops: Tensor, edges: Tensor | None, weights: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns out and statistics. constants.running: None where the batch's statistics normalise."""
+        """Return out and statistics. constants.running is None if the batch's statistics normalise."""
         c = constants
         mean, var = (None, None) if c.running is None else c.running
         rest = c.graph.encode(), c.partial_channels, c.eps, handle(c.sync)
