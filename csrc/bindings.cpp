@@ -1,5 +1,5 @@
-// fastdarts._C: facts about the build, the processor and the threads. Ops are not bound here: they register themselves
-// with torch's dispatcher when this module is loaded.
+// fastdarts._C: properties of the build, the processor and the threads. Ops have no bindings here: they register
+// themselves with torch's dispatcher when this module is loaded.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -1,4 +1,4 @@
-// The size of what the CPU mixed_cell saves for its backward, for the op's fake kernel.
+// The size of the CPU mixed_cell's memory for its backward, for the op's fake kernel.
 #pragma once
 
 #include <cstdint>

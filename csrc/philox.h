@@ -1,4 +1,4 @@
-// Philox4x32-10 (Salmon et al., SC 2011): the same words as fastdarts/ops/philox.py, which says what they are for.
+// Philox4x32-10 (Salmon et al., SC 2011): the same words as fastdarts/ops/philox.py, which documents their purposes.
 #pragma once
 
 #include <array>

@@ -1,7 +1,7 @@
-"""Arguments and results of the registered ops. Everything in Python reads them by name, C++ takes them in this order.
+"""Arguments and results of the registered ops. Python reads them by name, C++ takes them in this order.
 
-fastdarts/ops/schema.py makes the ops' schemas from these classes and hands their objects to fake and GPU kernels. Tensors are
-laid out as the kernels need them: images channels_last-contiguous, everything else contiguous. `sync` is a handle of
+fastdarts/ops/schema.py builds the ops' schemas from these classes and passes their objects to fake and GPU kernels. Kernels
+require these layouts: images channels_last-contiguous, everything else contiguous. `sync` is a handle of
 fastdarts/ops/sync.py. Needs no Triton.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class MixedCell(NamedTuple):
-    """Of fastdarts::mixed_cell. Without running statistics, those of the batch normalise."""
+    """Arguments of fastdarts::mixed_cell. Without running statistics, those of the batch normalise."""
 
     inputs: list[Tensor]
     ops: Tensor
@@ -33,7 +33,7 @@ class MixedCellResults(NamedTuple):
 
 
 class MixedCellBackward(NamedTuple):
-    """Of fastdarts::mixed_cell_backward."""
+    """Arguments of fastdarts::mixed_cell_backward."""
 
     grad: Tensor
     inputs: list[Tensor]
@@ -54,7 +54,7 @@ class MixedCellBackward(NamedTuple):
 
 
 class MixedCellGradients(NamedTuple):
-    """Empty where not needed."""
+    """Gradients of mixed_cell, empty if not needed."""
 
     grad_inputs: list[Tensor]
     grad_ops: Tensor
@@ -63,7 +63,7 @@ class MixedCellGradients(NamedTuple):
 
 
 class ReLUConvBN(NamedTuple):
-    """Of fastdarts::relu_conv_bn: one layer, or two that are ready together."""
+    """Arguments of fastdarts::relu_conv_bn: one layer, or two that are ready together."""
 
     xs: list[Tensor]
     weights: list[Tensor]  # of all layers
@@ -80,7 +80,7 @@ class ReLUConvBNResults(NamedTuple):
 
 
 class ReLUConvBNBackward(NamedTuple):
-    """Of fastdarts::relu_conv_bn_backward."""
+    """Arguments of fastdarts::relu_conv_bn_backward."""
 
     grads: list[Tensor]
     xs: list[Tensor]
@@ -96,12 +96,12 @@ class ReLUConvBNBackward(NamedTuple):
 
 
 class ReLUConvBNGradients(NamedTuple):
-    grad_xs: list[Tensor]  # empty tensors where not needed
-    grad_weights: list[Tensor]  # empty where not needed
+    grad_xs: list[Tensor]  # empty tensors if not needed
+    grad_weights: list[Tensor]  # empty if not needed
 
 
 class ConvBNChain(NamedTuple):
-    """Of fastdarts::conv_bn_chain; one entry a layer."""
+    """Arguments of fastdarts::conv_bn_chain; one entry a layer."""
 
     x: Tensor
     weights: list[Tensor]
@@ -122,7 +122,7 @@ class ConvBNChainResults(NamedTuple):
 
 
 class ConvBNChainBackward(NamedTuple):
-    """Of fastdarts::conv_bn_chain_backward."""
+    """Arguments of fastdarts::conv_bn_chain_backward."""
 
     grads: list[Tensor]
     x: Tensor
@@ -140,7 +140,7 @@ class ConvBNChainBackward(NamedTuple):
 
 
 class ConvBNChainGradients(NamedTuple):
-    """Empty where not needed."""
+    """Gradients of conv_bn_chain, empty if not needed."""
 
     grad_x: Tensor
     grad_weights: list[Tensor]
@@ -149,7 +149,7 @@ class ConvBNChainGradients(NamedTuple):
 
 
 class PatchMask(NamedTuple):
-    """Of fastdarts::patch_mask and, on a GPU, fastdarts::patch_mask_cuda."""
+    """Arguments of fastdarts::patch_mask and, on a GPU, fastdarts::patch_mask_cuda."""
 
     images: Tensor
     index: Tensor
@@ -170,7 +170,7 @@ class PatchMaskResults(NamedTuple):
 
 
 class MaskedLoss(NamedTuple):
-    """Of fastdarts::masked_loss, which gives the gradients with the loss where they are needed."""
+    """Arguments of fastdarts::masked_loss, which also returns the gradients if they are needed."""
 
     levels: list[Tensor]
     bias: Tensor
@@ -190,7 +190,7 @@ class MaskedLossResults(NamedTuple):
 
 
 class RandomResizedCrop(NamedTuple):
-    """Of fastdarts::random_resized_crop."""
+    """Arguments of fastdarts::random_resized_crop."""
 
     pixels: Tensor
     start: Tensor

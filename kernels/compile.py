@@ -34,19 +34,19 @@ TYPES = {
 
 
 def pointer(dtype: torch.dtype) -> str:
-    """Triton's type of a pointer to this dtype."""
+    """Return Triton's type of a pointer to this dtype."""
     return f"*{TYPES[dtype]}"
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """One kernel as one production launch has it.
+    """One kernel as in one production launch.
 
     kernel      the function under @triton.jit
-    signature   of each argument that is no constexpr: Triton's type, `pointer(dtype)`, "i32", "i64" or "fp32"; of a tuple
+    signature   of each argument that is not constexpr: Triton's type, `pointer(dtype)`, "i32", "i64" or "fp32"; of a tuple
                 of pointers: a tuple of types
-    constexprs  the values of those constexprs that do not come from the launch settings, or a function of the target
-                ("sm_90") that gives them
+    constexprs  the values of those constexprs that do not come from the launch settings, or a function from the target
+                ("sm_90") to them
     settings    the name of its row in launch.json
     dtype       of the op's tensors in memory
     label       the shape, which distinguishes specimens of the same kernel
@@ -72,7 +72,7 @@ class Usage:
 
     registers     of each thread
     shared_bytes  of each block
-    spill_bytes   of each thread, in local memory: registers that were spilled
+    spill_bytes   of each thread, in local memory
     """
 
     kernel: str
@@ -109,14 +109,14 @@ def _compiled(specimen: Specimen, arch: int) -> Any:
 
 
 def _aligned(i: int, kind: str | tuple[str, ...]) -> list[tuple[int, ...]]:
-    """Positions of the pointers and integers in argument i, which are multiples of 16."""
+    """Return the positions of the pointers and integers in argument i that are multiples of 16."""
     if isinstance(kind, tuple):
         return [(i, j) for j, each in enumerate(kind) if each[0] == "*"]
     return [(i,)] if kind[0] == "*" or kind in ("i32", "i64") else []
 
 
 def _resources(cubin: bytes) -> dict[str, int]:
-    """cuobjdump's report on the cubin's only function: REG, STACK, SHARED, LOCAL, ..."""
+    """Parse cuobjdump's report on the cubin's only function: REG, STACK, SHARED, LOCAL, ..."""
     from triton import knobs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +130,7 @@ def _resources(cubin: bytes) -> dict[str, int]:
 def compile_specimen(specimen: Specimen, arch: int) -> Usage:
     """Compile for compute capability arch/10 (80 or 90, say) with the launch settings of that architecture.
 
-    Raises what Triton raises where the kernel does not compile, ValueError for an argument without type and value.
+    Raises Triton's exceptions if the kernel does not compile, ValueError for an argument without type and value.
     """
     compiled = _compiled(specimen, arch)
     used = _resources(compiled.asm["cubin"])
@@ -147,7 +147,7 @@ def compile_specimen(specimen: Specimen, arch: int) -> Usage:
 
 
 def modules() -> Iterator[Any]:
-    """The modules of this package that have kernels and `specimens(dtype)`."""
+    """Yield the modules of this package that have kernels and `specimens(dtype)`."""
     from triton import JITFunction
 
     for found in sorted(pkgutil.iter_modules(kernels.__path__), key=lambda m: m.name):
@@ -157,7 +157,7 @@ def modules() -> Iterator[Any]:
 
 
 def all_specimens() -> list[Specimen]:
-    """Every kernel at every dtype; once if its tensors have the same dtype in any network."""
+    """Return every kernel at every dtype; once if its tensors have the same dtype in any network."""
     found: list[Specimen] = []
     for module in modules():
         for dtype in DTYPES:
@@ -166,5 +166,5 @@ def all_specimens() -> list[Specimen]:
 
 
 def report() -> list[dict[str, Any]]:
-    """One row for each specimen and architecture: the fields of Usage."""
+    """Return one row for each specimen and architecture: the fields of Usage."""
     return [asdict(compile_specimen(specimen, arch)) for specimen in all_specimens() for arch in ARCHITECTURES]

@@ -1,6 +1,6 @@
-"""Resources of the native module's CUDA kernels: registers, shared memory, spills.
+"""Report resources of the native module's CUDA kernels: registers, shared memory, spills.
 
-Needs cuobjdump (the CUDA toolkit's, or the one that Triton brings), neither a GPU nor a driver.
+Needs cuobjdump (from the CUDA toolkit or from Triton), neither a GPU nor a driver.
 """
 
 import re
@@ -18,7 +18,7 @@ FLAGS = re.compile(r"L([bi])(\d+)E")
 
 
 def cuobjdump() -> str | None:
-    """The program's path, or None."""
+    """Return the program's path, or None."""
     if found := shutil.which("cuobjdump"):
         return found
     if find_spec("triton") is None:
@@ -29,7 +29,7 @@ def cuobjdump() -> str | None:
 
 
 def report(library: Path) -> list[dict[str, Any]]:
-    """One row for each kernel and architecture in a library: the fields of compile.Usage. Raises RuntimeError."""
+    """Return one row for each kernel and architecture in a library: the fields of compile.Usage. Raises RuntimeError."""
     program = cuobjdump()
     if program is None:
         raise RuntimeError("cuobjdump is not found: neither the CUDA toolkit nor Triton is installed")

@@ -28,7 +28,7 @@ STRIDE_ONE = (*DENSE, Candidate.PLAIN_AVG_POOL_3)  # no cell that strides has th
 
 
 def convolutions(candidate: Candidate, stride: int, C: int) -> list[Shape]:
-    """The weights of a candidate on C channels, in the order in which they are applied."""
+    """Return the weights of a candidate on C channels, in the order of application."""
     if candidate == Candidate.SKIP:
         return [(C // 2, C, 1, 1)] * 2 if stride == 2 else []
     if candidate not in KERNEL:
@@ -40,14 +40,14 @@ def convolutions(candidate: Candidate, stride: int, C: int) -> list[Shape]:
 
 
 def norms(candidate: Candidate, stride: int) -> int:
-    """The number of BatchNorms of a candidate."""
+    """Return the number of BatchNorms of a candidate."""
     if candidate in WITHOUT_NORM or (candidate == Candidate.SKIP and stride == 1):
         return 0
     return 2 if candidate in SEPARABLE else 1
 
 
 class Edge(NamedTuple):
-    """From a state to a node: states 0 .. inputs-1 are the op's inputs, state inputs+j is node j."""
+    """An edge from a state to a node: states 0 .. inputs-1 are the op's inputs, state inputs+j is node j."""
 
     source: int
     node: int
@@ -65,7 +65,7 @@ class Graph:
     inputs: int
     nodes: int
     edges: tuple[Edge, ...]
-    # derived from those, stored because each call reads them
+    # derived fields, stored because each call reads them
     stride: int = field(init=False, repr=False, compare=False)  # of the edges that leave inputs
     norms: int = field(init=False, repr=False, compare=False)  # B
     longest: int = field(init=False, repr=False, compare=False)  # candidates of the longest list
@@ -106,20 +106,20 @@ class Graph:
             raise ValueError("the edges that leave inputs must all have one stride, so that nodes are of one size")
 
     def convolutions(self, C: int) -> list[Shape]:
-        """The weights on C channels in the order in which they are packed: edge by edge, candidate by candidate."""
+        """Return the weights on C channels in packing order: edge by edge, candidate by candidate."""
         return [shape for edge in self.edges for c in edge.candidates for shape in convolutions(c, edge.stride, C)]
 
     def size(self, C: int) -> int:
-        """The number of weights on C channels: sum(map(prod, convolutions(C)))."""
+        """Return the number of weights on C channels: sum(map(prod, convolutions(C)))."""
         return self._size[0] * C * C + self._size[1] * C
 
     def encode(self) -> list[int]:
-        """As the registered op takes it: inputs, nodes, E, then for each edge source, node, stride, n, n candidates."""
+        """Encode for the registered op: inputs, nodes, E, then for each edge source, node, stride, n, n candidates."""
         return self._code
 
     @staticmethod
     def decode(code: Sequence[int]) -> "Graph":
-        """The inverse of encode."""
+        """Decode the result of encode."""
         numbers = iter(code)
         inputs, nodes, E = islice(numbers, 3)
         edges = []

@@ -1,8 +1,8 @@
-"""Launch settings of the Triton kernels: a table by kernel, architecture and dtype, apart from the kernels.
+"""Launch settings of the Triton kernels: a table by kernel, architecture and dtype, separate from the kernels.
 
 launch.json: kernel -> target ("sm_80", "sm_90", "default") -> dtype ("float32", ..., "any") -> settings of a launch: block
-sizes by the kernel's names for them, num_warps, num_stages; and "backend": "cuda" where a record shows that the native
-module's CUDA kernel is faster. `python -m bench.tune` rewrites it on the current machine. Nothing is tuned during a search:
+sizes by the kernel's names for them, num_warps, num_stages; and "backend": "cuda" if a record shows that the native
+module's CUDA kernel is faster. `python -m bench.tune` rewrites it on the current machine. A search tunes nothing:
 the order of a sum depends on the blocks, so choosing by time would change results from run to run.
 """
 
@@ -15,15 +15,15 @@ from typing import Any
 import torch
 
 TABLE = Path(__file__).with_name("launch.json")
-OPTIONS = frozenset({"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"})  # the compiler's; the others are the kernel's
-COMMON = {"enable_fp_fusion": True}  # said aloud, because Triton's default changes between versions
+OPTIONS = frozenset({"num_warps", "num_stages", "maxnreg", "enable_fp_fusion"})  # compiler options; the rest are the kernel's
+COMMON = {"enable_fp_fusion": True}  # explicit, because Triton's default changes between versions
 
 Table = dict[str, dict[str, dict[str, dict[str, Any]]]]
 
 
 @cache
 def table() -> Table:
-    """launch.json."""
+    """Load launch.json."""
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
@@ -41,20 +41,19 @@ def _settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
 
 
 def settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
-    """Settings of a launch of `kernel`, added to its arguments: block sizes, num_warps, num_stages, enable_fp_fusion.
+    """Return the settings of a launch of `kernel`, to pass as arguments: block sizes, num_warps, num_stages, enable_fp_fusion.
 
     kernel  its name in launch.json
     dtype   of the op's tensors in memory
-    target  "sm_80", "sm_90", ... (`target_of`); one that the table does not name takes "default"
+    target  "sm_80", "sm_90", ... (`target_of`); one that is not in the table takes "default"
 
-    A row of the target goes before the default's, a row of the dtype before "any". Raises KeyError for a kernel that the
-    table does not have.
+    A row of the target precedes the default's, a row of the dtype precedes "any". Raises KeyError for an unknown kernel.
     """
     return {name: value for name, value in _settings(kernel, dtype, target).items() if name != "backend"}
 
 
 def backend(kernel: str, dtype: torch.dtype, target: str) -> str:
-    """The preferred kernel of a launch: "triton", or "cuda" (csrc/cuda). Arguments as of `settings`."""
+    """Return the preferred kernel of a launch: "triton", or "cuda" (csrc/cuda). Arguments as of `settings`."""
     return _settings(kernel, dtype, target)["backend"]
 
 
@@ -69,7 +68,7 @@ def replace(kernel: str, dtype: torch.dtype, target: str, row: dict[str, Any]) -
 
 @cache
 def target_of(device: torch.device) -> str:
-    """The target of a CUDA device, such as "sm_90"; "default" for others (the interpreter's tensors are on the CPU)."""
+    """Return the target of a CUDA device, such as "sm_90"; "default" for others (the interpreter's tensors are on the CPU)."""
     if device.type != "cuda":
         return "default"
     major, minor = torch.cuda.get_device_capability(device)

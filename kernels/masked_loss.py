@@ -1,8 +1,8 @@
 """Masked L1 or L2 loss of an upsampled sum of low-resolution levels, with its gradient: one pass over the pixels.
 
-fastdarts/ops/masked_loss.py says what each argument means and holds the definition. A program compares one colour of a
-tile of pixels and folds its errors back to the few cells of each level that the tile lies between: those sums, not the
-errors, are written. Then the tiles' sums are added in a fixed order, so that results repeat bit for bit.
+fastdarts/ops/masked_loss.py documents the arguments and has the definition. A program compares one colour of a
+tile of pixels and folds its errors back to the few cells of each level around the tile: it writes those sums, not the
+errors. Then the tiles' sums are added in a fixed order, so results are bitwise reproducible.
 
 Notation: N images of H x W pixels, patches of SIDE x SIDE, tiles of ROWS x COLS, levels of h x w cells, of which a tile
 touches at most K x J; `part` numbers in all levels together.
@@ -22,7 +22,7 @@ from fastdarts.kernels.compile import Specimen, pointer
 
 @triton.jit
 def place(i, IN: tl.constexpr, OUT: tl.constexpr):
-    """Where bilinear interpolation of IN numbers to OUT (align_corners=False) looks for number i: near, far, far's share."""
+    """Return near, far and far's share for number i of a bilinear interpolation from IN to OUT (align_corners=False)."""
     o_at = tl.maximum((2 * i + 1) * IN - OUT, 0)  # in units of 1 / (2 OUT)
     i_near = o_at // (2 * OUT)
     o_rest = o_at - i_near * (2 * OUT)
@@ -31,7 +31,7 @@ def place(i, IN: tl.constexpr, OUT: tl.constexpr):
 
 @triton.jit
 def weight(i, cell, IN: tl.constexpr, OUT: tl.constexpr):
-    """The share that `cell` has in number i."""
+    """Return the share of `cell` in number i."""
     i_near, i_far, b_share = place(i, IN, OUT)
     return tl.where(i_near == cell, 1 - b_share, 0.0) + tl.where(i_far == cell, b_share, 0.0)
 
@@ -44,9 +44,9 @@ def compare(
     LEVELS: tl.constexpr, H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr, SQUARED: tl.constexpr,
     GRADIENT: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """sums (3, programs): of losses, of slopes, masked pixels. parts (programs, PART): slopes folded back to the levels.
+    """Compute sums (3, programs): losses, slopes, masked pixels; parts (programs, PART): slopes folded back to the levels.
 
-    For each level, SIZES has h, w; STRIDES n, c, y, x; FOOTPRINTS K, J and J's power of two; OFFSETS its place in a part.
+    For each level, SIZES has h, w; STRIDES n, c, y, x; FOOTPRINTS K, J and J's power of two; OFFSETS its offset in a part.
     """
     TILES_W: tl.constexpr = (W + COLS - 1) // COLS
     TILES_H: tl.constexpr = (H + ROWS - 1) // ROWS
@@ -108,7 +108,7 @@ def compare(
 
 @triton.jit
 def total(p_sums, p_loss, p_grad_bias, p_factor, programs, SQUARED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr):
-    """The loss, the bias' gradient, and factor: what a sum of slopes is multiplied by. One program."""
+    """Compute the loss, the bias' gradient, and factor, which scales sums of slopes. One program."""
     i_first = tl.arange(0, BLOCK)
     b_loss = tl.full([BLOCK], 0, tl.float64)
     b_terms = tl.full([BLOCK], 0, tl.float64)
@@ -141,7 +141,7 @@ def fold(
     SIZE: tl.constexpr, STRIDE: tl.constexpr, K: tl.constexpr, J: tl.constexpr, OFFSET: tl.constexpr, PART: tl.constexpr,
     H: tl.constexpr, W: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """grad of one level: each cell adds what the tiles around it hold for it. A program has BLOCK cells of one colour."""
+    """Compute one level's gradient: each cell adds its shares of the tiles around it. A program has BLOCK cells of a colour."""
     TILES_W: tl.constexpr = (W + COLS - 1) // COLS
     TILES_H: tl.constexpr = (H + ROWS - 1) // ROWS
     CELLS: tl.constexpr = SIZE[0] * SIZE[1]
@@ -165,19 +165,19 @@ def fold(
 
 
 def _near(i: int, size: int, out: int) -> int:
-    """`place`'s near."""
+    """Return `place`'s near."""
     return max((2 * i + 1) * size - out, 0) // (2 * out)
 
 
 def _footprint(size: int, out: int, tile: int) -> int:
-    """How many cells of `size` a tile of `tile` of `out` numbers lies between at most."""
+    """Return the largest number of cells of `size` around a tile of `tile` of `out` numbers."""
     firsts = range(0, out, tile)
     return max(min(_near(min(i + tile, out) - 1, size, out) + 1, size - 1) - _near(i, size, out) + 1 for i in firsts)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the kernels are compiled for: sizes of the image, a patch, a tile and each level."""
+    """Compile-time parameters of the kernels: sizes of the image, a patch, a tile and each level."""
 
     H: int
     W: int
@@ -188,7 +188,7 @@ class Plan:
 
     @property
     def tiles(self) -> int:
-        """Of an image, each in three colours."""
+        """Return the number of tiles of an image, times three colours."""
         return triton.cdiv(self.H, self.ROWS) * triton.cdiv(self.W, self.COLS)
 
     @property
@@ -197,14 +197,14 @@ class Plan:
 
     @property
     def offsets(self) -> list[int]:
-        """Of each level in a part, and last the part's size."""
+        """Return the offset of each level in a part, and last the part's size."""
         ends = [0]
         for k, j in self.footprints:
             ends.append(ends[-1] + k * j)
         return ends
 
     def compare(self, strides: Sequence[int], squared: bool, gradient: bool) -> dict:
-        """`compare`'s constexprs."""
+        """Return `compare`'s constexprs."""
         return {
             "SIZES": tuple(n for size in self.sizes for n in size),
             "STRIDES": tuple(strides),
@@ -217,7 +217,7 @@ class Plan:
         } | self._common()
 
     def fold(self, level: int, strides: Sequence[int], block: int) -> dict:
-        """`fold`'s constexprs for one level; at most `block` cells a program."""
+        """Return `fold`'s constexprs for one level; at most `block` cells a program."""
         (h, w), (k, j) = self.sizes[level], self.footprints[level]
         own = {"SIZE": (h, w), "STRIDE": tuple(strides), "K": k, "J": j, "OFFSET": self.offsets[level]}
         return own | {"BLOCK": min(block, triton.next_power_of_2(h * w))} | self._common()
@@ -227,18 +227,18 @@ class Plan:
 
 
 def _plan(H: int, W: int, side: int, sizes: Sequence[tuple[int, int]], given: dict) -> Plan:
-    """With tiles of the launch settings, which it takes out of `given`; no larger than the image needs."""
+    """Return the plan with tiles of the launch settings, removed from `given`, no larger than the image needs."""
     rows, cols = (min(given.pop(name), triton.next_power_of_2(n)) for name, n in (("ROWS", H), ("COLS", W)))
     return Plan(H, W, side, rows, cols, tuple(sizes))
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:
-    """Of a gradient as the op returns it; ops.masked_loss says why."""
+    """Return the dtype of a gradient as the op returns it; see ops.masked_loss."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 def run(a: MaskedLoss) -> MaskedLossResults:
-    """loss, grad_levels, grad_bias of ops.masked_loss; two launches, and one for each level where gradients are asked for."""
+    """Compute loss, grad_levels, grad_bias of ops.masked_loss; two launches, and one for each level if gradients are needed."""
     levels, bias, images, flip, mask, mean, std, norm, need_grad = a
     N, H, W, _ = images.shape
     loss = bias.new_empty(())
@@ -273,7 +273,7 @@ SPECIMENS = {  # H = W, side of a patch, sides of the levels
 
 
 def specimens(dtype: torch.dtype) -> list[Specimen]:
-    """The kernels with gradients, L1, levels in channels_last memory; `total` once."""
+    """Return the kernels with gradients, L1, levels in channels_last memory; `total` once."""
     number = pointer(dtype)
     found = []
     for label, (side, patch, levels) in SPECIMENS.items():

@@ -45,7 +45,7 @@ KERNELS = {
 Shape = tuple[int, int, int, int]
 
 
-@cache  # for good: a captured CUDA graph goes on reading the table
+@cache  # kept forever: a captured CUDA graph keeps reading the table
 def _planned(
     code: tuple[int, ...],
     shape: Shape,
@@ -54,7 +54,7 @@ def _planned(
     needs: tuple[bool, bool, bool] | None,
     device: torch.device,
 ) -> tuple[Plan, Tensor]:
-    """A plan, and its table on the device; flags are chosen, batch, weighted, shared."""
+    """Return a plan, and its table on the device; flags are chosen, batch, weighted, shared."""
     plan = Plan(Call(Graph.decode(code), shape, partial_channels, *flags), None if needs is None else Needs(*needs))
     return plan, torch.tensor(plan.table or [0], dtype=torch.int64, device=device)
 
@@ -114,12 +114,12 @@ def _exchange(one: Launch, plan: Plan, table: Tensor, names: dict[str, Any], syn
 
 
 def _inputs(tensors: Sequence[Tensor], spare: Tensor) -> tuple[Tensor, ...]:
-    """A tensor for each input that the kernels can take; `spare` where there are fewer."""
+    """Return a tensor for each input that the kernels can take; missing ones become `spare`."""
     return *tensors, *(spare for _ in range(MOST_INPUTS - len(tensors)))
 
 
 def _common(plan: Plan, table: Tensor, a: MixedCell | MixedCellBackward, saved: Tensor) -> dict[str, Any]:
-    """The arguments that both directions' kernels read. A pointer without a tensor in this call is a dummy, never read."""
+    """Return the arguments of both directions' kernels. A pointer without a tensor in this call is a dummy, never read."""
     numbers = plan.graph.norms * 3 * plan.Cq
     norms = saved.narrow(0, plan.norms_at, numbers * 4 // saved.element_size()).view(torch.float32)
     inverse = table if a.channels is None else a.channels.new_empty((len(plan.graph.edges), plan.C), dtype=torch.int32)
@@ -138,9 +138,9 @@ def _common(plan: Plan, table: Tensor, a: MixedCell | MixedCellBackward, saved: 
 
 
 def forward(a: MixedCell, sync: Sync | None = None) -> MixedCellResults:
-    """The registered op.
+    """Run the registered op.
 
-    sync  where there are no running statistics, the batch's are those of all its ranks, which have as many images each
+    sync  without running statistics, batch statistics are those of all its ranks, which have as many images each
     """
     x, batch = a.inputs[0], a.running_mean is None
     flags = a.channels is not None, batch, a.edges is not None, batch and sync is not None
@@ -164,7 +164,7 @@ def forward(a: MixedCell, sync: Sync | None = None) -> MixedCellResults:
 
 
 def backward(a: MixedCellBackward, sync: Sync | None = None) -> MixedCellGradients:
-    """The registered backward; sync is the forward's."""
+    """Run the registered backward; sync is the forward's."""
     x, ops, needs = a.inputs[0], a.ops, (a.need_inputs, a.need_ops, a.need_weights)
     flags = a.channels is not None, a.batch_statistics, a.edges is not None, a.batch_statistics and sync is not None
     plan, table = _planned(tuple(a.graph), tuple(x.shape), a.partial_channels, flags, needs, x.device)

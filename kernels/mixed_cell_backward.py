@@ -22,7 +22,7 @@ def product(
     o_listed, o_units, m, per, parts, middle_parts,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """dz = dL/d(depthwise output) = pointwise matrix, transposed, times dL/dy."""
+    """Compute dz = dL/d(depthwise output) = pointwise matrix, transposed, times dL/dy."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     p_row = p_table + o_units + tl.load(p_table + o_listed + tl.program_id(0) // parts) * UNIT.SIZE
@@ -55,7 +55,7 @@ def bn_backward_inner(
     o_listed, o_units, Ho, Wo, m, per, parts,
     CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """Between the halves: d = dL/dxhat of a first half from the second's dz; the sums of d and of d xhat."""
+    """Compute d = dL/dxhat of a first half from the second half's dz; also the sums of d and of d xhat."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     p_row = p_table + o_units + tl.load(p_table + o_listed + tl.program_id(0) // parts) * UNIT.SIZE
@@ -97,7 +97,7 @@ def pool_gradient(
     o_listed, o_pools, o_edges, H, W, Ho, Wo, m, per, parts, columns,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the 3x3 maximum and mean of a state, summed over the edges that pool it; the place of each maximum."""
+    """Compute gradients of a state's 3x3 maximum and mean, summed over the edges that pool it; also each maximum's position."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     p_row = p_table + o_pools + tl.load(p_table + o_listed + tl.program_id(0) // parts) * POOL.SIZE
@@ -159,7 +159,7 @@ def state_gradient(
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, NODES: tl.constexpr,
     CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
-    """A state's gradient: from the output, and from each edge that leaves the state.
+    """Compute a state's gradient: from the output, and from each edge that leaves the state.
 
     A node's gradient is stored in the channel order of the edges into it: first the channels of the candidates, then the
     bypassed ones. Tiles of channels as in `node`, here of the state's own channels.
@@ -286,7 +286,7 @@ def state_gradient(
 
 
 def specimens(dtype: torch.dtype, widths: tuple[Width, ...] = WIDTHS) -> list[Specimen]:
-    """Each kernel as a launch has it, at the widths of the usual networks."""
+    """Return each kernel as launched, at the widths of the usual networks."""
     kernels: dict[str, Any] = {"product": product, "bn_backward_inner": bn_backward_inner}
     kernels |= {"pool_gradient": pool_gradient, "state_gradient": state_gradient}
     return mixed_cell_specimens.specimens(kernels, dtype, widths)

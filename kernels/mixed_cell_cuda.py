@@ -1,4 +1,4 @@
-"""Launches of mixed_cell's CUDA kernels (csrc/cuda), where the native module has them.
+"""Launches of mixed_cell's CUDA kernels (csrc/cuda), if the native module has them.
 
 A CUDA kernel replaces the Triton kernel of the same name: same arguments, same table, same memory. launch.json chooses between
 the two.
@@ -12,12 +12,12 @@ import torch
 from fastdarts import native
 from fastdarts.kernels.rows import CUDA_WIDEST
 
-PAIR = 8  # bytes of two numbers that `state_gradient` reads at once, where they are float32
-MIXING = "pool_gradient", "state_gradient"  # they read the weights of candidates and edges
+PAIR = 8  # bytes of two numbers that `state_gradient` reads at once, for float32
+MIXING = "pool_gradient", "state_gradient"  # kernels that read the weights of candidates and edges
 
 
 def refusal(kernel: str, dtype: torch.dtype, given: Mapping[str, Any]) -> str | None:
-    """Why the CUDA kernels cannot serve a launch with these arguments on tensors of this dtype, or None."""
+    """Return why the CUDA kernels cannot run a launch with these arguments on tensors of this dtype, or None."""
     if why := native.without_cuda():
         return why
     if kernel not in native.required().cuda_launches():
@@ -28,7 +28,7 @@ def refusal(kernel: str, dtype: torch.dtype, given: Mapping[str, Any]) -> str | 
 
 
 def unfit(kernel: str, given: Mapping[str, Any]) -> str | None:
-    """Why the CUDA kernel of this name does not take these arguments, or None."""
+    """Return why the CUDA kernel of this name does not take these arguments, or None."""
     if kernel == "separable" and given["CQ"] > CUDA_WIDEST:
         return f"the CUDA kernel separable takes at most {CUDA_WIDEST} channels, got {given['CQ']}"
     if kernel in MIXING and _mix(given) not in ({given["p_saved"].dtype}, {torch.float32}):
@@ -46,21 +46,21 @@ def unfit(kernel: str, given: Mapping[str, Any]) -> str | None:
 
 
 def _mix(given: Mapping[str, Any]) -> set[torch.dtype]:
-    """Dtypes of the weights of candidates and edges: under autocast float32 (or as given), else the inputs'."""
+    """Return the dtypes of the weights of candidates and edges: under autocast float32 (or as given), else the inputs'."""
     return {given["p_ops"].dtype, given["p_edges"].dtype}
 
 
 def arguments(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A Triton kernel's arguments as the CUDA kernels name them: the tensors of a tuple one by one."""
+    """Return a Triton kernel's arguments as the CUDA kernels name them: the tensors of a tuple one by one."""
     tuples = {name: value for name, value in given.items() if isinstance(value, tuple)}
     return {**given, **{f"{name}{i}": one for name, value in tuples.items() for i, one in enumerate(value)}}
 
 
 def launch(kernel: str, dtype: torch.dtype, programs: int, device: torch.device, given: Mapping[str, Any]) -> None:
-    """Start the CUDA kernel on the device's current stream.
+    """Launch the CUDA kernel on the device's current stream.
 
     programs  the size of the Triton launch's grid
-    given     the Triton kernel's arguments by name, as of `arguments`; those that the CUDA kernel does not have are ignored
+    given     the Triton kernel's arguments by name, as of `arguments`; those unknown to the CUDA kernel are ignored
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     wide = {"WIDE_MIX": _mix(given) == {torch.float32}}

@@ -1,8 +1,8 @@
 """Forward kernels of mixed_cell: convolutions and pools with the sums of their BNs, scale and shift of BNs, node sums.
 
 Notation as in mixed_cell_parts.py. A launch runs one stage for all its rows of the table (an edge's candidate, a node, ...):
-program number = row * parts + part. A part is `per` consecutive pixels, which its program takes tile by tile. Sums over
-pixels are taken within a part and merged over the parts in order: results repeat bit for bit.
+program number = row * parts + part. A part is `per` consecutive pixels, which its program processes tile by tile. Sums over
+pixels are computed within a part and merged over the parts in order: results are bitwise reproducible.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def separable(
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, BATCH: tl.constexpr,
     SECOND: tl.constexpr,
 ):  # fmt: skip
-    """y = pointwise(depthwise(relu(x))), or of relu(xhat of the first half) where SECOND; the sums of y's BN."""
+    """Compute y = pointwise(depthwise(relu(x))), or of relu(xhat of the first half) if SECOND; also the sums of y's BN."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     i_unit = tl.load(p_table + o_listed + tl.program_id(0) // parts)
@@ -87,7 +87,7 @@ def dense(
     o_listed, o_units, H, W, Ho, Wo, m, per, parts,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """y = convolution of all channels of relu(x): 1x1, 3x3, or the two halves of FactorizedReduce; the sums of y's BN."""
+    """Compute y = dense convolution of relu(x): 1x1, 3x3, or both halves of FactorizedReduce; also the sums of y's BN."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     i_unit = tl.load(p_table + o_listed + tl.program_id(0) // parts)
@@ -136,7 +136,7 @@ def pool_sums(
     o_listed, o_pools, H, W, Ho, Wo, m, per, parts,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    """Sums of the BNs that follow a state's 3x3 maximum and mean."""
+    """Compute the sums of the BNs after a state's 3x3 maximum and mean."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     p_row = p_table + o_pools + tl.load(p_table + o_listed + tl.program_id(0) // parts) * POOL.SIZE
@@ -180,7 +180,7 @@ def bn_scale_shift(
     o_listed, o_norms, m, per, parts, eps,
     NORMS: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of a BN (merged over the parts, or the running ones), and scale and shift of its xhat."""
+    """Compute mean and variance of a BN (merged over the parts, or the running ones), and scale and shift of its xhat."""
     p_row = p_table + o_norms + tl.load(p_table + o_listed + tl.program_id(0)) * NORM.SIZE
     i_norm = tl.load(p_row + NORM.NORM)
     i_c = tl.arange(0, BC)
@@ -222,7 +222,7 @@ def bn_scale_shift(
 
 @triton.jit
 def channel_inverse(p_channels, p_inverse, C: tl.constexpr, CQ: tl.constexpr, BALL: tl.constexpr):
-    """The inverse of an edge's channels: the position of each channel among those of the candidates, -1 for bypassed ones."""
+    """Invert an edge's channels: the position of each channel among those of the candidates, -1 for bypassed ones."""
     i_edge = tl.program_id(0)
     i_channel = tl.arange(0, BALL)
     b_place = tl.full([BALL], -1, tl.int32)
@@ -238,7 +238,7 @@ def node(
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, NODES: tl.constexpr,
     CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """s_j = sum over its edges of beta * (sum of a * xhat, pools, skip), or beta * the state for bypassed channels.
+    """Compute s_j = sum over its edges of beta * (sum of a * xhat, pools, skip), or beta * the state for bypassed channels.
 
     A program handles one tile of channels: without CHOSEN one group, of which the first passes through the candidates. Stores
     in the order of the channel shuffle, to the output and, if edges read it, to the node's state.
@@ -323,7 +323,7 @@ def node(
 
 
 def specimens(dtype: torch.dtype, widths: tuple[Width, ...] = WIDTHS) -> list[Specimen]:
-    """Each kernel as a launch has it, at the widths of the usual networks."""
+    """Return each kernel as launched, at the widths of the usual networks."""
     kernels: dict[str, Any] = {"separable": separable, "dense": dense, "pool_sums": pool_sums}
     kernels |= {"bn_scale_shift": bn_scale_shift, "channel_inverse": channel_inverse, "node": node}
     return mixed_cell_specimens.specimens(kernels, dtype, widths)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from fastdarts.kernels.graph import Graph
 from fastdarts.kernels.rows import ALIGN
 
-MOST_INPUTS = 4  # the kernels' pointers
-WIDEST = 128  # channels of a candidate: a matrix of twice as many on a side needs more shared memory than a block has
+MOST_INPUTS = 4  # number of the kernels' input pointers
+WIDEST = 128  # channels of a candidate: a matrix of twice the width needs more shared memory than a block has
 TAPS = 5  # rows of the largest depthwise kernel
 
 
@@ -75,7 +75,7 @@ class Split:
 
     @staticmethod
     def of(pixels: int, most: int, least: int) -> "Split":
-        """At most `most` parts, each of a multiple of `least` pixels; the last may be smaller."""
+        """Split into at most `most` parts, each of a multiple of `least` pixels; the last may be smaller."""
         per = -(-pixels // (most * least)) * least
         return Split(per, -(-pixels // per))
 
@@ -83,10 +83,10 @@ class Split:
         return {"per": self.per, "parts": self.parts}
 
 
-# most parts, and what their sizes are multiples of, in pixels
-SUMMED = 256, 64  # where each part stores sums
-FREE = 1 << 20, 128  # where it stores none
-LEARNT = 32, 64  # where it stores the gradients of all weights
+# maximum number of parts, and the divisor of their sizes, in pixels
+SUMMED = 256, 64  # for parts that store sums
+FREE = 1 << 20, 128  # for parts that store none
+LEARNT = 32, 64  # for parts that store the gradients of all weights
 
 
 class Memory:
@@ -102,5 +102,5 @@ class Memory:
 
 
 def padded(channels: int) -> int:
-    """The width of a tile of channels: a power of two, at least the tensor cores' 16."""
+    """Return the width of a tile of channels: a power of two, at least the tensor cores' 16."""
     return max(16, 1 << (channels - 1).bit_length())

@@ -22,7 +22,7 @@ BLOCK = tl.constexpr(rows.ALIGN)
 
 
 class Numbers(tl.constexpr):
-    """Numbers by name. A kernel names them as globals (not through a module), or Triton's cache would ignore a change."""
+    """Numbers by name. Kernels refer to them as globals (not through a module), or Triton's cache would ignore a change."""
 
     def __init__(self, numbers: Mapping[str, int]) -> None:
         super().__init__(namedtuple("Numbers", numbers)(**numbers))
@@ -34,7 +34,7 @@ class Numbers(tl.constexpr):
 
 
 def _fields(row: type[Any]) -> Numbers:
-    """Where each field of a row of the table is, and the SIZE of a row."""
+    """Return the position of each field of a row of the table, and the SIZE of a row."""
     return Numbers({field.upper(): i for i, field in enumerate((*row._fields, "size"))})
 
 
@@ -54,7 +54,7 @@ def kernel(function: Callable[..., None]) -> triton.JITFunction:
 
 @triton.jit
 def state_of(p_inputs, p_kept, source, o_state):
-    """Pointer to a state: an input, or, for source -1, a block of what the call keeps."""
+    """Return the pointer to a state: an input, or, for source -1, a block of saved memory."""
     p_x = p_kept + o_state * BLOCK
     if source == 0:
         p_x = p_inputs[0]
@@ -69,7 +69,7 @@ def state_of(p_inputs, p_kept, source, o_state):
 
 @triton.jit
 def coordinates(i_pixel, height, width):
-    """(image, row, column) of a pixel."""
+    """Return (image, row, column) of a pixel."""
     i_line = i_pixel // width
     i_image = i_line // height
     return i_image, i_line - i_image * height, i_pixel - i_line * width
@@ -77,7 +77,7 @@ def coordinates(i_pixel, height, width):
 
 @triton.jit
 def channels_of(p_channels, i_edge, CQ: tl.constexpr, BC: tl.constexpr, CHOSEN: tl.constexpr):
-    """The channels of its state that pass through an edge's candidates, (BC,)."""
+    """Return the channels of an edge's state that pass through its candidates, (BC,)."""
     i_c = tl.arange(0, BC)
     if CHOSEN:
         i_c = tl.load(p_channels + i_edge * CQ + i_c, mask=i_c < CQ, other=0).to(tl.int32)
@@ -86,7 +86,7 @@ def channels_of(p_channels, i_edge, CQ: tl.constexpr, BC: tl.constexpr, CHOSEN: 
 
 @triton.jit
 def through_of(p_inverse, i_edge, i_tile, i_channel, m_channel, C: tl.constexpr, CHOSEN: tl.constexpr):
-    """The positions of a state's channels among those of an edge's candidates; -1 for bypassed channels."""
+    """Return the positions of a state's channels among those of an edge's candidates; -1 for bypassed channels."""
     if CHOSEN:
         i_through = tl.load(p_inverse + i_edge * C + i_channel, mask=m_channel, other=-1)
     else:
@@ -100,7 +100,7 @@ def tile_at(
     i_image, i_row, i_column, m_pixel, height, width, i_channel, m_channel,
     ROW: tl.constexpr,
 ):  # fmt: skip
-    """An image's pixels in float32, 0 outside the image; and the mask of the pixels inside."""
+    """Load an image's pixels in float32, 0 outside the image; also return the mask of the pixels inside."""
     m_inside = m_pixel & (i_row >= 0) & (i_row < height) & (i_column >= 0) & (i_column < width)
     i_pixel = ((i_image * height + i_row) * width + i_column).to(tl.int64)
     m_block = m_inside[:, None] & m_channel[None, :]
@@ -109,20 +109,20 @@ def tile_at(
 
 @triton.jit
 def rows_of(p_x, i_pixel, m_pixel, i_channel, m_channel, ROW):
-    """Numbers of pixels in float32, 0 where masked."""
+    """Load numbers of pixels in float32, 0 where masked."""
     m_block = m_pixel[:, None] & m_channel[None, :]
     return tl.load(p_x + i_pixel.to(tl.int64)[:, None] * ROW + i_channel[None, :], mask=m_block, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def rectified(b_x):
-    """ReLU that keeps NaN."""
+    """Apply ReLU, keeping NaN."""
     return tl.where(b_x <= 0, 0.0, b_x)
 
 
 @triton.jit
 def three(p_rows, i_row, i_c, m_c, CQ: tl.constexpr):
-    """Row i_row of a (rows, 3, CQ) table of float32: three times (BC,)."""
+    """Load row i_row of a (rows, 3, CQ) table of float32: three times (BC,)."""
     p_row = p_rows + i_row * 3 * CQ + i_c
     b_first = tl.load(p_row, mask=m_c, other=0.0)
     b_second = tl.load(p_row + CQ, mask=m_c, other=0.0)
@@ -131,13 +131,13 @@ def three(p_rows, i_row, i_c, m_c, CQ: tl.constexpr):
 
 @triton.jit
 def normalised(b_y, b_mean, b_scale, b_shift):
-    """xhat: the mean's float32 head is subtracted before any rounding, its tail is in the shift."""
+    """Compute xhat: subtracts the mean's float32 head before any rounding; its tail is in the shift."""
     return (b_y - b_mean[None, :]) * b_scale[None, :] + b_shift[None, :]
 
 
 @triton.jit
 def rectified_input(b_x, m_inside, b_mean, b_scale, b_shift, SECOND: tl.constexpr):
-    """The input of a depthwise convolution: relu(x), or, in a second half, relu(xhat); 0 outside the image in either."""
+    """Return the input of a depthwise convolution: relu(x), or, in a second half, relu(xhat); 0 outside the image in either."""
     if SECOND:
         b_x = tl.where(m_inside[:, None], normalised(b_x, b_mean, b_scale, b_shift), 0.0)
     return rectified(b_x)
@@ -152,7 +152,7 @@ def depthwise(
     i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation, b_mean, b_scale, b_shift,
     ROW: tl.constexpr, K: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """The depthwise convolution of relu(x), of relu(xhat) where SECOND, at a tile of output pixels: (BP, BC)."""
+    """Compute the depthwise convolution of relu(x), of relu(xhat) if SECOND, at a tile of output pixels: (BP, BC)."""
     b_out = tl.full([i_row.shape[0], i_c.shape[0]], 0.0, tl.float32)
     reach = dilation * (K // 2)
     for i in range(K):
@@ -170,7 +170,7 @@ def depthwise_transposed(
     i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
     ROW: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of a tile of input pixels from dz (height, width) through the depthwise convolution: (BP, BC)."""
+    """Compute the gradient of a tile of input pixels from dz (height, width) through the depthwise convolution: (BP, BC)."""
     b_out = tl.full([i_row.shape[0], i_c.shape[0]], 0.0, tl.float32)
     reach = dilation * (K // 2)
     for i in range(K):
@@ -185,7 +185,7 @@ def depthwise_transposed(
 
 @triton.jit
 def tap_offset(t, taps, halves):
-    """(rows, columns) from a dense convolution's output pixel, times its stride, to the input of tap t."""
+    """Return (rows, columns) from a dense convolution's output pixel, times its stride, to the input of tap t."""
     side = tl.where(taps == 9, 3, 1)
     return tl.where(halves != 0, t, t // side - side // 2), tl.where(halves != 0, t, t % side - side // 2)
 
@@ -196,7 +196,7 @@ def dense_matrix(
     t, taps, halves, i_out, m_out, i_in, m_in,
     CQ: tl.constexpr,
 ):  # fmt: skip
-    """Tap t of a dense convolution: (outputs, inputs), in the order in which the indices are given."""
+    """Load tap t of a dense convolution: (outputs, inputs), in the order of the given indices."""
     i_flat = i_out * CQ + i_in
     o_tap = tl.where(halves != 0, i_flat, i_flat * taps + t)
     m_tap = m_out & m_in & (tl.where(halves != 0, i_out // (CQ // 2), t) == t)
@@ -209,7 +209,7 @@ def pools(
     i_channel, m_c, i_image, i_row, i_column, m_pixel, height, width, stride,
     ROW: tl.constexpr,
 ):  # fmt: skip
-    """Maximum, its place among the nine (the first in row-major order), mean and count of a 3x3 window."""
+    """Compute maximum, its position among the nine (the first in row-major order), mean and count of a 3x3 window."""
     b_best = tl.full([i_row.shape[0], i_channel.shape[0]], float("-inf"), tl.float32)
     b_total = tl.full([i_row.shape[0], i_channel.shape[0]], 0.0, tl.float32)
     b_place = tl.full([i_row.shape[0], i_channel.shape[0]], 0, tl.int32)
@@ -233,7 +233,7 @@ def largest_of_four(
     i_channel, m_c, i_image, i_row, i_column, m_pixel, height, width,
     ROW: tl.constexpr,
 ):  # fmt: skip
-    """The 2x2 maximum at output pixels; place (the first) and value."""
+    """Compute the 2x2 maximum at output pixels: position (the first) and value."""
     b_best, _ = tile_at(p_x, i_image, i_row * 2, i_column * 2, m_pixel, height, width, i_channel, m_c, ROW)
     b_place = tl.full(b_best.shape, 0, tl.int32)
     for t in tl.static_range(1, 4):
@@ -250,7 +250,7 @@ def largest_of_four(
 
 @triton.jit
 def deviations(b_y, m_pixel, b_pivot, b_total, b_squares, is_first):
-    """Add a tile to the sums of y less the pivot, and of its squares; the pivot is the mean of the part's first tile."""
+    """Add a tile to the sums of y minus the pivot, and of its squares; the pivot is the mean of the part's first tile."""
     b_y = tl.where(m_pixel[:, None], b_y, 0.0)
     if is_first:
         b_pivot = tl.sum(b_y, axis=0) / tl.sum(tl.where(m_pixel, 1.0, 0.0), axis=0)
@@ -260,7 +260,7 @@ def deviations(b_y, m_pixel, b_pivot, b_total, b_squares, is_first):
 
 @triton.jit
 def store_three(p_rows, i_row, i_c, m_c, b_first, b_second, b_third, CQ: tl.constexpr):
-    """Write row i_row of a (rows, 3, CQ) table."""
+    """Store row i_row of a (rows, 3, CQ) table."""
     p_row = p_rows + i_row * 3 * CQ + i_c
     tl.store(p_row, b_first, mask=m_c)
     tl.store(p_row + CQ, b_second, mask=m_c)
@@ -269,7 +269,7 @@ def store_three(p_rows, i_row, i_c, m_c, b_first, b_second, b_third, CQ: tl.cons
 
 @triton.jit
 def merged(p_rows, i_row, parts, i_c, m_c, CQ: tl.constexpr):
-    """The sums over parts of rows (parts, 2, CQ) of float32 from i_row on, in float64 and in order: twice (BC,)."""
+    """Sum rows (parts, 2, CQ) of float32 over the parts, starting at i_row, in float64 and in order: twice (BC,)."""
     b_first = tl.full([i_c.shape[0]], 0.0, tl.float64)
     b_second = tl.full([i_c.shape[0]], 0.0, tl.float64)
     for part in range(0, parts, 16):
@@ -287,7 +287,7 @@ def gradient_of_norm(
     m, middle_parts, i_c, m_c,
     CQ: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
-    """a, c0, c1 of a unit's dL/dy = a (g - c0 - c1 xhat), g the gradient that reaches its BN."""
+    """Return a, c0, c1 of a unit's dL/dy = a (g - c0 - c1 xhat); g is the gradient at its BN's output."""
     i_norm = tl.load(p_row + UNIT.NORM)
     b_a, b_c0, b_c1 = three(p_coefficients, i_norm, i_c, m_c, CQ)
     if tl.load(p_row + UNIT.MIDDLE) != 0:
@@ -307,7 +307,7 @@ def gradient_tile(
     i_pixel, m_pixel, g_row, i_g, i_c, m_c, b_mean, b_scale, b_shift, b_a, b_c0, b_c1,
     CQ: tl.constexpr,
 ):  # fmt: skip
-    """dL/dy of a tile, from the gradient that reaches its BN and from y: (BP, BC)."""
+    """Compute dL/dy of a tile, from the gradient at its BN's output and from y: (BP, BC)."""
     b_g = rows_of(p_g, i_pixel, m_pixel, i_g, m_c, g_row)
     b_xhat = normalised(rows_of(p_y, i_pixel, m_pixel, i_c, m_c, CQ), b_mean, b_scale, b_shift)
     return tl.where(m_pixel[:, None], b_a[None, :] * (b_g - b_c0[None, :] - b_xhat * b_c1[None, :]), 0.0)

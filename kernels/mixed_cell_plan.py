@@ -4,8 +4,8 @@ Notation: N images, C channels of a state, k the divisor of partial channels, Cq
 node, m = N*Ho*Wo, E edges, B BatchNorms. Needs no Triton.
 
 States become ready in waves: the inputs have level 0, a node is one above the highest state that it reads. A launch runs one
-stage of a wave for all edges and candidates at once; it reads which ones from the table, rows of int64 on the device that
-depend on the graph and the shape only. Forward, wave by wave: first halves (with the dilated and dense convolutions) and
+stage of a wave for all edges and candidates at once. The table says which ones: rows of int64 on the device, which depend
+on the graph and the shape only. Forward, wave by wave: first halves (with the dilated and dense convolutions) and
 pools' sums, scale and shift of their BNs, second halves, scale and shift, nodes. Backward, from the last level down: the
 pools' gradients and the gradient of a level's nodes, sums over the edges into them, second halves, the BNs between the
 halves, first halves; then the inputs and, if needed, all weights. Ranks that share batch statistics exchange sums twice in a
@@ -49,12 +49,12 @@ from fastdarts.kernels.rows import (
 class Plan:
     """The launches of one call and the table that they read.
 
-    saved     numbers that the forward saves: each convolution's y, (m, Cq), the states that edges read, (m, C), and, from
-              norms_at on, the factors of each BN's xhat in float32, (B, 3, Cq)
-    parts     of the pixels, where sums are taken
-    slots     middles of separable convolutions
+    saved     size of the forward's saved memory, in numbers: each convolution's y, (m, Cq), the states that edges read, (m, C),
+              and, from norms_at on, the factors of each BN's xhat in float32, (B, 3, Cq)
+    parts     of the pixels, for sums
+    slots     sums between the halves of separable convolutions
     learnt    rows of the gradients of all weights, one for each part
-    work      numbers of the backward's workspace
+    work      size of the backward's workspace, in numbers
     """
 
     def __init__(self, call: Call, needs: Needs | None = None) -> None:
@@ -77,7 +77,7 @@ class Plan:
         self.slots = self.learnt = 0
         self._levels()
         self._lay_out()
-        self.norms_at = self._saved.take(2 * 3 * graph.norms * self.Cq) * ALIGN  # room for float32 in any dtype
+        self.norms_at = self._saved.take(2 * 3 * graph.norms * self.Cq) * ALIGN  # space for float32 in any dtype
         self.saved = self._saved.blocks * ALIGN
         self.parts = Split.of(self.m, *SUMMED).parts
         if needs is None:
@@ -96,7 +96,7 @@ class Plan:
         self.leaving = [[i for i, e in enumerate(graph.edges) if e.source == s] for s in range(graph.inputs + graph.nodes)]
 
     def _lay_out(self) -> None:
-        """What `saved` holds, and the units: those that read a state, edge by edge, then the second halves."""
+        """Lay out `saved`, and list the units: those that read a state, edge by edge, then the second halves."""
         graph, size = self.graph, self.m * self.Cq
         # by state: in `saved`, and a node's gradient in the workspace
         self.state = [-1] * graph.inputs
@@ -126,7 +126,7 @@ class Plan:
                 norm += norms(candidate, edge.stride)
             self.unit_range.append((first, len(self.units)))
             self.columns.append(columns)
-        self.seconds = len(self.units)  # the first of them
+        self.seconds = len(self.units)  # index of the first one
         self.units += [unit for _, unit in seconds]
         self.numbers = weights
 
@@ -159,7 +159,7 @@ class Plan:
         )
 
     def _second(self, first: UnitRow, y: int) -> UnitRow:
-        """The second half after a first one."""
+        """Return the second half after a first one."""
         depthwise = first.pointwise + self.Cq**2
         return first._replace(
             source=-1,
@@ -178,18 +178,18 @@ class Plan:
         )
 
     def _gradient(self, edge: int) -> int:
-        """Room in the workspace for a gradient of (m, Cq), if one flows through the edge."""
+        """Allocate workspace for a gradient of (m, Cq), if one flows through the edge."""
         return self._work.take(self.m * self.Cq) if self.needs and self._works(edge) else -1
 
     def _works(self, edge: int) -> bool:
-        """Whether a backward goes through an edge's convolutions."""
+        """Return whether a backward passes through an edge's convolutions."""
         return self.graph.edges[edge].source >= self.graph.inputs or bool(
             self.needs and (self.needs.inputs or self.needs.weights)
         )
 
     @cached_property
     def _pools(self) -> list[list[int]]:
-        """Edges whose 3x3 pools read the same channels of the same state."""
+        """Return groups of edges whose 3x3 pools read the same channels of the same state."""
         pooled = [[i for i in leaving if self._pooled(i)] for leaving in self.leaving]
         return [[i] for edges in pooled for i in edges] if self.call.chosen else [edges for edges in pooled if edges]
 
@@ -219,7 +219,7 @@ class Plan:
         cost: tuple[int, int],
         exchanged: Sequence[int] = (),
     ) -> None:
-        """Append a launch for the listed rows, if there are any: `programs` of them each. cost: numbers and operations."""
+        """Append a launch for the listed rows, if any: `programs` for each. cost: numbers and operations."""
         if listed:
             given = {"o_listed": self._add(listed), **values}
             begin = self._add(exchanged if self.call.shared else ())
@@ -238,7 +238,7 @@ class Plan:
         return rows
 
     def _pulled(self, state: int) -> bool:
-        """Whether a backward finds the state's gradient."""
+        """Return whether a backward computes the state's gradient."""
         return state >= self.graph.inputs or bool(self.needs and self.needs.inputs)
 
     def _edge_rows(self, sums: Sequence[Sequence[SumRow]]) -> tuple[list[EdgeRow], list[TermRow]]:
@@ -320,17 +320,17 @@ class Plan:
         return self.level[self.graph.edges[self.units[unit].edge].source]
 
     def _source_level_of_pool(self, norm: int) -> int:
-        """Level of the state whose pool has this BN."""
+        """Return the level of the state whose pool has this BN."""
         pools = Candidate.MAX_POOL_3, Candidate.AVG_POOL_3
         (edge,) = (i for i, c in enumerate(self.columns) if any(c.get(p, (0, -1))[1] == norm for p in pools))
         return self.level[self.graph.edges[edge].source]
 
     def _reads(self, unit: UnitRow) -> int:
-        """Pixels of what a unit reads."""
+        """Return the number of pixels of a unit's input."""
         return self.N * self.H * self.W if unit.source >= 0 else self.m
 
     def _products(self, unit: UnitRow) -> int:
-        """Operations of a unit's convolutions."""
+        """Return the operations of a unit's convolutions."""
         return 2 * self.m * self.Cq * (unit.kernel**2 + self.Cq * (1 if unit.kernel or unit.halves else unit.taps))
 
     def _convolve(self, kernel: str, listed: Sequence[int], values: dict[str, int | bool]) -> None:
@@ -351,7 +351,7 @@ class Plan:
         return self.N * self.H * self.W if source >= 0 else self.m
 
     def _bn_scale_shift(self, listed: Sequence[int], values: dict[str, int | bool]) -> None:
-        """Scale and shift of the listed BNs; if ranks share statistics, from the rank's own, then from all."""
+        """Launch scale and shift of the listed BNs; if ranks share statistics, from the rank's own, then from all."""
         self._launch("bn_scale_shift", listed, 1, values, (0, 0), listed)
         if self.call.shared:
             self._launch("bn_scale_shift", listed, 1, values | {"BATCH": False}, (0, 0))
@@ -369,13 +369,13 @@ class Plan:
 
     @property
     def _tiles(self) -> int:
-        """Tiles of channels in `node` and `state_gradient`."""
+        """Return the number of tiles of channels in `node` and `state_gradient`."""
         return -(-self.C // padded(self.Cq)) if self.call.chosen else self.call.partial_channels
 
     # ------------------------------------------------------------------------------------------------- backward
 
     def _sum_rows(self, needs: Needs) -> list[list[SumRow]]:
-        """The sums of each edge: for BNs and, if needed, for the weights of candidates and edges."""
+        """Return the sums of each edge: for BNs and, if needed, for the weights of candidates and edges."""
         rows = []
         for i, edge in enumerate(self.graph.edges):
             columns = self.columns[i]
@@ -425,7 +425,7 @@ class Plan:
     def _pull(
         self, rows: Sequence[StateRow], pools: Sequence[PoolRow], states: Sequence[int], at: dict[str, int | bool]
     ) -> None:
-        """The gradients of states."""
+        """Launch the gradients of states."""
         free = Split.of(self.m, *FREE)
         listed = [i for i, edges in enumerate(self._pools) if self.graph.edges[edges[0]].source in states]
         edges = [i for pool in listed for i in self._pools[pool]]
@@ -446,7 +446,7 @@ class Plan:
         self._launch("state_gradient", list(states), free.parts * self._tiles, values, (numbers, operations))
 
     def _through(self, nodes: Sequence[int], at: dict[str, int | bool], split: Split) -> None:
-        """Through the edges into nodes whose gradients are there."""
+        """Launch the backward through the edges into nodes whose gradients are complete."""
         edges = [i for i, e in enumerate(self.graph.edges) if e.node in nodes]
         begins = [sum(map(len, self.sums[:i])) for i in range(len(self.sums))]
         listed = [begins[i] + j for i in edges for j in range(len(self.sums[i]))]
@@ -474,7 +474,7 @@ class Plan:
                 self._launch("bn_backward_inner", some, split.parts, at | split.values(), cost, slots)
 
     def _learn(self, values: dict[str, int | bool], parts: int) -> None:
-        """The gradients of all weights."""
+        """Launch the gradients of all weights."""
         size, self.learnt = self.m * self.Cq, parts
         separable = [i for i, u in enumerate(self.units) if u.kernel]
         for second in (False, True):
@@ -495,13 +495,13 @@ class Plan:
 
 
 def launch_plan(call: Call, needs: Needs | None = None) -> list[Launch]:
-    """The launches of a call's forward, or of the backward for `needs`, in order, as the op executes them."""
+    """Return the launches of a call's forward, or of the backward for `needs`, in order, as the op executes them."""
     return Plan(call, needs).launches
 
 
 @lru_cache(maxsize=1024)
 def saved_numbers(code: tuple[int, ...], shape: tuple[int, int, int, int], partial_channels: int) -> int:
-    """Numbers that a forward saves for its backward; `code` is an encoded graph."""
+    """Return the size of a forward's saved memory, in numbers; `code` is an encoded graph."""
     return Plan(Call(Graph.decode(code), shape, partial_channels)).saved
 
 
@@ -513,5 +513,5 @@ def work_numbers(
     flags: tuple[bool, bool, bool, bool],
     needs: tuple[bool, bool, bool],
 ) -> int:
-    """Numbers of a backward's workspace; flags and needs as of Call and Needs."""
+    """Return the size of a backward's workspace, in numbers; flags and needs as of Call and Needs."""
     return Plan(Call(Graph.decode(code), shape, partial_channels, *flags), Needs(*needs)).work

@@ -9,13 +9,13 @@ import torch
 from fastdarts.kernels.compile import Specimen, pointer
 from fastdarts.kernels.mixed_cell_launches import MOST_INPUTS, padded
 
-# each value of these makes another kernel; of other flags only the costlier value is compiled, except that `bn_scale_shift`
-# has two sources of statistics, and that a step of the weights alone on edges without weights (plain DARTS) is compiled too
+# each value of these gives another kernel; of other flags only the costlier value is compiled, with two exceptions:
+# `bn_scale_shift` has two sources of statistics, and steps of the weights on unweighted edges (plain DARTS) are compiled too
 FLAGS = ("CHOSEN", "SECOND", "DENSE")
 PLAIN = {"WEIGHTED": False, "NEED_OPS": False}
 ALWAYS = {"BATCH": True, "WEIGHTED": True, "SUMMED": True, "NEED_OPS": True, "NODES": 4, "NORMS": 84, "COLUMNS": 16}
 Width = tuple[int, int, bool]  # Cq, the divisor of partial channels, whether channels are drawn at random
-# the narrowest and the widest of the usual networks; ALL_WIDTHS also what lies between
+# the narrowest and the widest of the usual networks; ALL_WIDTHS adds those in between
 WIDTHS: tuple[Width, ...] = ((4, 4, True), (64, 1, False))
 ALL_WIDTHS: tuple[Width, ...] = (*WIDTHS, (8, 2, False), (16, 1, False), (16, 4, True), (32, 1, False))
 INTEGER64, FLOAT32, FLOAT64, INTEGER32 = (
@@ -30,7 +30,7 @@ INTEGER64, FLOAT32, FLOAT64, INTEGER32 = (
 
 
 def _type(name: str, dtype: torch.dtype) -> str | tuple[str, ...]:
-    """Triton's type of an argument."""
+    """Return Triton's type of an argument."""
     if name in ("p_inputs", "p_grad_inputs"):
         return (pointer(dtype),) * MOST_INPUTS
     if name == "eps":
@@ -44,7 +44,7 @@ def _type(name: str, dtype: torch.dtype) -> str | tuple[str, ...]:
 
 
 def specimens(kernels: Mapping[str, Any], dtype: torch.dtype, widths: tuple[Width, ...]) -> list[Specimen]:
-    """Each kernel, by its name in launch.json, at each width and with each of its flags."""
+    """Return each kernel, by its name in launch.json, at each width and with each of its flags."""
     found = []
     for name, kernel in kernels.items():
         arguments = kernel.arg_names

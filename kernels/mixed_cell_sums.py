@@ -22,7 +22,7 @@ def grad_sums(
     o_listed, o_edges, o_sums, H, W, Ho, Wo, m, per, parts,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    """Sums over a part, by channel, of a node's gradient g, and of g times one term of an edge into the node.
+    """Sum, over a part and by channel, a node's gradient g, and g times one term of an edge into the node.
 
     The term is a candidate's xhat, the mean without BN, the state itself, or the bypassed channels (summed over channels too).
     """
@@ -91,7 +91,7 @@ def mix_weights(
     CQ: tl.constexpr, BC: tl.constexpr, COLUMNS: tl.constexpr, WEIGHTED: tl.constexpr, BATCH: tl.constexpr,
     SUMMED: tl.constexpr, NEED_OPS: tl.constexpr,
 ):  # fmt: skip
-    """An edge's share of the gradients of ops and edges; for each of its BNs a, c0, c1 of dL/dy = a (g - c0 - c1 xhat)."""
+    """Compute an edge's share of the gradients of ops and edges, and a, c0, c1 of each BN's dL/dy = a (g - c0 - c1 xhat)."""
     i_edge = tl.load(p_table + o_listed + tl.program_id(0))
     p_edge = p_table + o_edges + i_edge * EDGE.SIZE
     i_c = tl.arange(0, BC)
@@ -126,6 +126,6 @@ def mix_weights(
 
 
 def specimens(dtype: torch.dtype, widths: tuple[Width, ...] = WIDTHS) -> list[Specimen]:
-    """Each kernel as a launch has it, at the widths of the usual networks."""
+    """Return each kernel as launched, at the widths of the usual networks."""
     kernels: dict[str, Any] = {"grad_sums": grad_sums, "mix_weights": mix_weights}
     return mixed_cell_specimens.specimens(kernels, dtype, widths)

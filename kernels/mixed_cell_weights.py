@@ -1,4 +1,4 @@
-"""Backward kernels of mixed_cell for the gradients of its weights, launched where these are needed.
+"""Backward kernels of mixed_cell for the gradients of its weights, launched if these are needed.
 
 Notation as in mixed_cell_parts.py, launches as in mixed_cell_forward.py. Each part has a row as long as all weights;
 `reduce_parts` adds the rows in order.
@@ -23,7 +23,7 @@ def matrix_gradient(
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, BATCH: tl.constexpr,
     SECOND: tl.constexpr,
 ):  # fmt: skip
-    """A part of dL/d(pointwise matrix) = sum over pixels of dL/dy times the recomputed depthwise output."""
+    """Compute a part of dL/d(pointwise matrix) = sum over pixels of dL/dy times the recomputed depthwise output."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     p_row = p_table + o_units + tl.load(p_table + o_listed + tl.program_id(0) // parts) * UNIT.SIZE
@@ -86,7 +86,7 @@ def tap_gradient(
     o_listed, o_units, H, W, Ho, Wo, m, per, parts, numbers,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
-    """A part of the gradient of one row of a depthwise kernel: sums over pixels of dz times the input of each tap.
+    """Compute a part of the gradient of one row of a depthwise kernel: sums over pixels of dz times each tap's input.
 
     Five programs for each unit and part; those past a kernel's rows do nothing.
     """
@@ -157,7 +157,7 @@ def dense_gradient(
     o_listed, o_units, H, W, Ho, Wo, m, per, parts, numbers, most_taps,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr,
 ):  # fmt: skip
-    """A part of the gradient of one tap of a dense convolution: sum over pixels of dL/dy times the tap's input."""
+    """Compute a part of the gradient of one tap of a dense convolution: sum over pixels of dL/dy times the tap's input."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     t = tl.program_id(0) // parts % most_taps
@@ -199,7 +199,7 @@ def dense_gradient(
 
 @cell.kernel
 def reduce_parts(p_parts, p_grad_weights, parts, numbers, TILE: tl.constexpr):
-    """The weights' gradients: the parts, added in order."""
+    """Add the parts of the weights' gradients in order."""
     i_number = tl.program_id(0) * TILE + tl.arange(0, TILE)
     m_block = i_number < numbers
     b_total = tl.full([TILE], 0.0, tl.float64)
@@ -210,7 +210,7 @@ def reduce_parts(p_parts, p_grad_weights, parts, numbers, TILE: tl.constexpr):
 
 
 def specimens(dtype: torch.dtype, widths: tuple[Width, ...] = WIDTHS) -> list[Specimen]:
-    """Each kernel as a launch has it, at the widths of the usual networks."""
+    """Return each kernel as launched, at the widths of the usual networks."""
     kernels: dict[str, Any] = {"matrix_gradient": matrix_gradient, "tap_gradient": tap_gradient}
     kernels |= {"dense_gradient": dense_gradient, "reduce_parts": reduce_parts}
     return mixed_cell_specimens.specimens(kernels, dtype, widths)

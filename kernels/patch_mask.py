@@ -1,6 +1,6 @@
-"""uint8 NHWC -> normalised, mirrored, masked: which patches of each image, then one pass over the pixels.
+"""uint8 NHWC -> normalised, mirrored, masked: choose the patches of each image, then one pass over the pixels.
 
-fastdarts/ops/patch_mask.py says what each argument means and holds the definition that this equals bit for bit.
+fastdarts/ops/patch_mask.py documents the arguments and has the definition, which this equals bit for bit.
 
 Notation: N images of H x W pixels in 3 channels, P patches an image, COLS of them in a row, of SIDE x SIDE pixels.
 """
@@ -26,10 +26,10 @@ def choose_patches(
     seed, use, num_masked,
     P: tl.constexpr, BLOCK: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
-    """mask (N, P): True at the num_masked smallest (random word, patch) pairs of each image. One program an image.
+    """Compute mask (N, P): True at the num_masked smallest (random word, patch) pairs of each image. One program an image.
 
-    A pair is word * 2**(BITS - 32) + patch, below 2**BITS - 1. The largest bound below which lie at most num_masked pairs
-    is found bit by bit; pairs differ, so below it lie exactly so many.
+    A pair is word * 2**(BITS - 32) + patch, below 2**BITS - 1. A bitwise search finds the largest bound with at most num_masked
+    pairs below it; all pairs differ, so their number below the bound is exactly num_masked.
     """
     n = tl.program_id(0).to(tl.int64)
     i_patch = tl.arange(0, BLOCK)
@@ -56,7 +56,7 @@ def write_pixels(
     shift0, shift1, shift2, scale0, scale1, scale2,
     H: tl.constexpr, W: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """x: (pixel - shift) * scale, or the fill's colour. A program writes BLOCK numbers of ROWS rows of an image."""
+    """Compute x: (pixel - shift) * scale, or the fill's colour. A program writes BLOCK numbers of ROWS rows of an image."""
     NUMBERS: tl.constexpr = 3 * W
     TILES_W: tl.constexpr = (NUMBERS + BLOCK - 1) // BLOCK
     TILES_H: tl.constexpr = (H + ROWS - 1) // ROWS
@@ -78,7 +78,7 @@ def write_pixels(
 
 
 def run(a: PatchMask) -> PatchMaskResults:
-    """x and mask of ops.patch_mask; two launches. Raises ValueError for more than 65536 patches an image."""
+    """Compute x and mask of ops.patch_mask; two launches. Raises ValueError for more than 65536 patches an image."""
     images, index, step, flip, fill, seed, stream, patch_size, num_masked, mean, std = a
     N, H, W, _ = images.shape
     rows, cols = H // patch_size, W // patch_size
@@ -111,12 +111,12 @@ def run(a: PatchMask) -> PatchMaskResults:
 
 
 def _bits(block: int) -> int:
-    """Of a pair: one more than the patches need, so that no pair has all bits set."""
+    """Return the bits of a pair: one more than the patches need, so that no pair has all bits set."""
     return WORD_BITS + block.bit_length()
 
 
 def specimens(dtype: torch.dtype) -> list[Specimen]:
-    """Both kernels for 224 x 224 pixels in patches of 8, and 32 x 32 in patches of 4."""
+    """Return both kernels for 224 x 224 pixels in patches of 8, and 32 x 32 in patches of 4."""
     number = pointer(dtype)
     loose = {"seed": "i64", "use": "i32", "num_masked": "i32"}
     numbers = {f"{name}{c}": "fp32" for name in ("shift", "scale") for c in range(3)}

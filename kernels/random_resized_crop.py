@@ -1,7 +1,7 @@
-"""Boxes of cached images to squares of S x S pixels: each output pixel gathers its own inputs, one launch.
+"""Resize boxes of cached images to S x S pixels: each output pixel gathers its own inputs, one launch.
 
-fastdarts/ops/random_resized_crop.py says what each argument means and holds the definition that this equals bit for bit.
-All is in 32-bit integers but the addresses: a side has at most 2**14 pixels, so sums of shares stay below 2**29.
+fastdarts/ops/random_resized_crop.py documents the arguments and has the definition, which this equals bit for bit.
+Except for addresses, all integers have 32 bits: a side has at most 2**14 pixels, so sums of shares stay below 2**29.
 
 Notation: N images of H x W pixels in a cache of B bytes, boxes of h x w pixels, S pixels a side of the output; of one axis,
 n pixels of the box (h or w), output i, input j = first + k with k in 0 .. taps.
@@ -24,15 +24,16 @@ MOST_SIDE = tl.constexpr(rows.MOST_SIDE)
 
 @triton.jit
 def share(i_in, b_distance, n, twice):
-    """t_ij: how far the pixel's centre, `distance` from the output's, is inside the triangle; none beyond the box."""
+    """Return t_ij: the distance of the pixel's centre, `distance` from the output's, inside the triangle; 0 beyond the box."""
     return tl.where(i_in < n, tl.maximum(twice - tl.abs(b_distance), 0), 0)
 
 
 @triton.jit
 def rounded(b_sums, b_total):
-    """floor(2**14 sums / total + 1/2), for 0 <= sums <= total < 2**29.
+    """Return floor(2**14 sums / total + 1/2), for 0 <= sums <= total < 2**29.
 
-    float32's quotient is off by at most one, which its remainder tells: that is right modulo 2**32, and below 4 total.
+    float32's quotient is off by at most one, and the remainder corrects it: the remainder is exact modulo 2**32, and below
+    4 total.
     """
     b_guess = (b_sums.to(tl.float32) * (ONE / b_total.to(tl.float32)) + 0.5).to(tl.int32)
     b_rest = (b_sums << (BITS + 1)) + b_total - b_guess * (2 * b_total)
@@ -41,7 +42,7 @@ def rounded(b_sums, b_total):
 
 @triton.jit
 def axis(i_out, n, S: tl.constexpr):
-    """Of outputs i: twice the triangle's half-width, the most taps, the first input, its distance, the sum of shares.
+    """Return, for outputs i: twice the triangle's half-width, the most taps, the first input, its distance, the sum of shares.
 
     Lengths are in units of 1/(2 S) pixels of the box.
     """
@@ -62,7 +63,7 @@ def resize(
     B,
     S: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """out (N, S, S, 3). A program writes ROWS x COLS pixels of an image; black ones where image or box do not fit."""
+    """Compute out (N, S, S, 3), black where image or box are out of bounds. A program writes ROWS x COLS pixels of an image."""
     TILES_W: tl.constexpr = (S + COLS - 1) // COLS
     TILES_H: tl.constexpr = (S + ROWS - 1) // ROWS
     i_tile = tl.program_id(0)
@@ -77,7 +78,7 @@ def resize(
     m_sides = (H >= 1) & (H <= MOST_SIDE) & (W >= 1) & (W <= MOST_SIDE)
     m_box = (h >= 1) & (h <= H) & (top >= 0) & (top <= H - h) & (w >= 1) & (w <= W) & (left >= 0) & (left <= W - w)
     m_fits = m_sides & m_box & (start >= 0) & (start <= B - 3 * H * W)
-    # what does not fit is one pixel, the cache's first, and black in the end
+    # an invalid box reads one pixel, the cache's first, and is black in the end
     p_corner = p_pixels + tl.where(m_fits, start + 3 * (top * W + left), 0)
     h = tl.where(m_fits, h, 1).to(tl.int32)
     w = tl.where(m_fits, w, 1).to(tl.int32)
@@ -125,12 +126,12 @@ def resize(
 
 
 def run(a: RandomResizedCrop) -> Tensor:
-    """The result of ops.random_resized_crop; one launch."""
+    """Compute the result of ops.random_resized_crop; one launch."""
     pixels, start, size, boxes, image_size = a
     out = pixels.new_empty(start.shape[0], image_size, image_size, 3)
     if not out.numel():
         return out
-    if pixels.numel() < 3:  # not one pixel to read
+    if pixels.numel() < 3:  # less than one pixel to read
         return out.zero_()
     settings = launch.settings("random_resized_crop.resize", torch.uint8, launch.target_of(pixels.device))
     tiles = triton.cdiv(image_size, settings["ROWS"]) * triton.cdiv(image_size, settings["COLS"])
@@ -141,7 +142,7 @@ def run(a: RandomResizedCrop) -> Tensor:
 
 
 def specimens(dtype: torch.dtype) -> list[Specimen]:
-    """To 224 and to 64 pixels, out of more than 2**31 bytes. Pixels are bytes, whatever `dtype` a network has."""
+    """Return kernels to 224 and to 64 pixels, from more than 2**31 bytes. Pixels are bytes, whatever a network's `dtype`."""
     pointers = {"p_pixels": "*u8", "p_start": "*i64", "p_size": "*i32", "p_boxes": "*i64", "p_out": "*u8"}
     signature, loose = pointers | {"B": "i64"}, frozenset({"B"})
     name = "random_resized_crop.resize"

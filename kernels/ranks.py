@@ -20,7 +20,7 @@ class Sync(Protocol):
 
 
 def statistics(own: Tensor, sync: Sync) -> Tensor:
-    """Mean and biased variance over all ranks' values, from this rank's own: float64 (2, ...)."""
+    """Return mean and biased variance over all ranks' values, from this rank's own: float64 (2, ...)."""
     table = own.new_zeros(sync.size, own.numel())
     table[sync.rank] = own.flatten()
     sync.sum(table)
@@ -30,7 +30,7 @@ def statistics(own: Tensor, sync: Sync) -> Tensor:
 
 
 def mean(own: Tensor, sync: Sync) -> Tensor:
-    """The mean over the ranks, of own's shape and dtype; added up in float64."""
+    """Return the mean over the ranks, of own's shape and dtype; added up in float64."""
     total = own.to(torch.float64, copy=True, memory_format=torch.contiguous_format).flatten()
     sync.sum(total)
     return (total / sync.size).to(own.dtype).view(own.shape)

@@ -27,7 +27,7 @@ Layer = tuple[Tensor, Sequence[Tensor], Tensor | None, Tensor | None]
 
 @triton.jit
 def input_pixel(i_out, tap, TAPS: tl.constexpr, W: tl.constexpr):
-    """The input pixel of output pixel i: itself, or with two taps the one of its 2 x 2 pixels at (tap, tap)."""
+    """Return the input pixel of output pixel i: itself, or with two taps the one of its 2 x 2 pixels at (tap, tap)."""
     if TAPS == 1:
         return i_out
     else:
@@ -36,7 +36,7 @@ def input_pixel(i_out, tap, TAPS: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def load_weight(p_w0, p_w1, tap, i_weight, m_block):
-    """Numbers of the tap's weight."""
+    """Load numbers of the tap's weight."""
     if tap == 0:  # noqa: SIM108 (a branch of the program, not a choice of values)
         b_w = tl.load(p_w0 + i_weight, mask=m_block, other=0.0)
     else:
@@ -46,7 +46,7 @@ def load_weight(p_w0, p_w1, tap, i_weight, m_block):
 
 @triton.jit
 def load_scale(p_statistics, i_out, m_out, eps, D: tl.constexpr):
-    """mean as a sum of two float32 numbers, and 1 / sqrt(var + eps)."""
+    """Load mean as a sum of two float32 numbers, and 1 / sqrt(var + eps)."""
     b_mean = tl.load(p_statistics + i_out, mask=m_out, other=0.0)
     b_var = tl.load(p_statistics + D + i_out, mask=m_out, other=1.0)
     b_high = b_mean.to(tl.float32)
@@ -60,7 +60,7 @@ def convolve(
     C: tl.constexpr, HALF: tl.constexpr, TAPS: tl.constexpr, W: tl.constexpr, NORMALISE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out (m, D) of `tiles` tiles a program. NORMALISE: with the statistics; else parts (programs, 2, D): mean, spread."""
+    """Compute out (m, D), `tiles` tiles a program. NORMALISE: by the statistics; else parts (programs, 2, D): mean, spread."""
     D: tl.constexpr = TAPS * HALF
     BLOCKS: tl.constexpr = (HALF + BLOCK_D - 1) // BLOCK_D
     program = tl.program_id(0)
@@ -90,7 +90,7 @@ def convolve(
             b_y = ((b_y - b_high[None, :]) - b_low[None, :]) * b_r[None, :]
         b_rounded = b_y.to(p_out.dtype.element_ty)
         tl.store(p_out + i_pixel[:, None] * D + i_out[None, :], b_rounded, mask=m_pixel[:, None] & m_out[None, :])
-        if not NORMALISE:  # what is in memory is what will be normalised
+        if not NORMALISE:  # statistics of the stored, rounded values, which are the ones normalised
             b_y = b_rounded.to(tl.float32)
             here = tl.minimum(m - tile * BLOCK_M, BLOCK_M).to(tl.float32)
             b_tile_mean = tl.sum(tl.where(m_pixel[:, None], b_y, 0.0), 0) / here
@@ -108,7 +108,7 @@ def convolve(
 
 @triton.jit
 def merge(p_parts, p_statistics, m, rows, programs, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
-    """statistics (2, D) float64: mean and biased variance, of parts over `rows` pixels each (the last over what is left)."""
+    """Compute statistics (2, D) float64: mean and biased variance, from parts over `rows` pixels each (fewer in the last)."""
     i_out = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
     b_sums = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
@@ -134,7 +134,7 @@ def merge(p_parts, p_statistics, m, rows, programs, D: tl.constexpr, BLOCK_P: tl
 
 @triton.jit
 def normalise(p_out, p_statistics, eps, m, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """out = (out - mean) / sqrt(var + eps), in place."""
+    """Compute out = (out - mean) / sqrt(var + eps), in place."""
     i_pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     i_out = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
@@ -146,19 +146,19 @@ def normalise(p_out, p_statistics, eps, m, D: tl.constexpr, BLOCK_M: tl.constexp
 
 
 def sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, dict[str, int]]:
-    """m, and the constexprs that describe the op: C, HALF, TAPS, W."""
+    """Return m, and the constexprs that describe the op: C, HALF, TAPS, W."""
     (N, C, H, W), taps = x.shape, len(weights)
     return N * (H // taps) * (W // taps), {"C": C, "HALF": weights[0].shape[0], "TAPS": taps, "W": W}
 
 
 def blocks(given: dict[str, Any], **extents: int) -> dict[str, Any]:
-    """The launch settings with blocks no larger than their extents ask for, and no smaller than a product takes (16)."""
+    """Return the launch settings with blocks limited to their extents, but at least 16, the minimum of a matrix product."""
     cut = {name: max(16, min(given[name], triton.next_power_of_2(extent))) for name, extent in extents.items()}
     return {name: value for name, value in given.items() if name != "PROGRAMS"} | cut
 
 
 def split(m: int, block: int, most: int) -> tuple[int, int]:
-    """(programs, tiles of each) for m pixels in tiles of `block`: at most `most` programs."""
+    """Return (programs, tiles of each) for m pixels in tiles of `block`: at most `most` programs."""
     tiles = triton.cdiv(triton.cdiv(m, block), most)
     return triton.cdiv(triton.cdiv(m, block), tiles), tiles
 
@@ -171,7 +171,7 @@ def forward(
     eps: float,
     sync: Sync | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """out and statistics of the registered op; three launches, or one where the running statistics are given.
+    """Return out and statistics of the registered op; three launches, or one with running statistics.
 
     sync  batch statistics are those of all its ranks, which have as many images each
     """
@@ -179,7 +179,7 @@ def forward(
 
 
 def forwards(layers: Sequence[Layer], eps: float, sync: Sync | None = None) -> list[tuple[Tensor, Tensor]]:
-    """`forward` of layers that are ready together: the ranks sum once for all. All or none have running statistics."""
+    """Run `forward` of layers that are ready together, with one sum over the ranks. All or none have running statistics."""
     done = [_convolved(*layer, eps) for layer in layers]
     if layers[0][2] is not None:
         return done
@@ -195,7 +195,7 @@ def forwards(layers: Sequence[Layer], eps: float, sync: Sync | None = None) -> l
 def _convolved(
     x: Tensor, weights: Sequence[Tensor], running_mean: Tensor | None, running_var: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The convolution and its own statistics, or, normalised with them, the running ones."""
+    """Return the convolution and its statistics, or, with running statistics, the normalised convolution and these."""
     x = x.contiguous(memory_format=torch.channels_last)
     w0, w1 = (w.contiguous() for w in (weights[0], weights[-1]))
     m, shape = sizes(x, weights)
@@ -219,7 +219,7 @@ def _convolved(
 
 
 def _normalise(out: Tensor, statistics: Tensor, eps: float) -> None:
-    """In place."""
+    """Normalise in place."""
     D = out.shape[1]
     m = out.numel() // D
     given = blocks(launch.settings("relu_conv_bn.normalise", out.dtype, launch.target_of(out.device)), BLOCK_D=D, BLOCK_M=m)
@@ -239,7 +239,7 @@ COUNTS = {"eps": "fp32", "m": "i32", "tiles": "i32", "rows": "i32", "programs": 
 def specimen(
     kernel: Any, settings: str, dtype: torch.dtype, label: str, constexprs: dict[str, Any], **extents: int
 ) -> Specimen:
-    """With pointers to `dtype`, but for what is summed; blocks as a launch of these extents has them."""
+    """Return a specimen with pointers to `dtype`, except for sums; blocks as in a launch of these extents."""
     summed = {"p_statistics": "*fp64", "p_parts": "*fp32", "p_factor": "*fp32"}
     names = [name for name in kernel.arg_names if name.startswith("p_")]
     signature = {name: summed.get(name, pointer(dtype)) for name in names} | COUNTS
@@ -252,7 +252,7 @@ def specimen(
 
 
 def specimens(dtype: torch.dtype) -> list[Specimen]:
-    """The forward kernels of CIFAR's and ImageNet's preprocess layers."""
+    """Return the forward kernels of CIFAR's and ImageNet's preprocess layers."""
     found = []
     for label, shape in SHAPES.items():
         given = dict(zip(("C", "HALF", "TAPS", "W"), shape, strict=True))

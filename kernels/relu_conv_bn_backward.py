@@ -1,6 +1,6 @@
 """ReLU, 1x1 convolution, BatchNorm: gradients. fastdarts/ops/relu_conv_bn.py holds the definition.
 
-BatchNorm's two sums first; then the gradient of x and that of the weights, both from dy = a g + q xhat + c, which is formed
+BatchNorm's two sums first; then the gradient of x and that of the weights, both from dy = a g + q xhat + c, computed
 in registers. Sums over pixels are split by the shape alone and added in order, in float64.
 
 Notation as in relu_conv_bn.py.
@@ -24,7 +24,7 @@ Layer = tuple[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor]  # grad, x, weig
 
 @triton.jit
 def load_dy(p_g, p_xhat, p_factor, i_number, i_out, m_out, m_number, D: tl.constexpr):
-    """dL/dy = a g + q xhat + c at (pixels, outputs), zero where m_number is False."""
+    """Compute dL/dy = a g + q xhat + c at (pixels, outputs), zero where m_number is False."""
     b_a = tl.load(p_factor + i_out, mask=m_out, other=0.0)
     b_q = tl.load(p_factor + D + i_out, mask=m_out, other=0.0)
     b_c = tl.load(p_factor + 2 * D + i_out, mask=m_out, other=0.0)
@@ -35,7 +35,7 @@ def load_dy(p_g, p_xhat, p_factor, i_number, i_out, m_out, m_number, D: tl.const
 
 @triton.jit
 def grad_sums(p_g, p_xhat, p_parts, m, tiles, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """parts (programs, 2, D): sums of g and of g * xhat over `tiles` tiles of pixels."""
+    """Compute parts (programs, 2, D): sums of g and of g * xhat over `tiles` tiles of pixels."""
     program = tl.program_id(0)
     i_out = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
@@ -60,7 +60,7 @@ def bn_backward_coefficients(
     eps, m, programs,
     D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """factor (3, D): a, q, c of dy. No programs: the statistics are constants, and q and c are zero."""
+    """Compute factor (3, D): a, q, c of dy. Without programs, the statistics are constants, and q and c are zero."""
     i_out = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
     b_s0 = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
@@ -84,7 +84,7 @@ def gradient_x(
     C: tl.constexpr, HALF: tl.constexpr, TAPS: tl.constexpr, W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """grad of x: dx where the ReLU passed; with two taps also the zeros of the pixels that no tap reads."""
+    """Compute the gradient of x: dx where the ReLU passed; with two taps also the zeros of pixels that no tap reads."""
     D: tl.constexpr = TAPS * HALF
     BLOCKS: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     tap = tl.program_id(1) // BLOCKS
@@ -118,7 +118,7 @@ def gradient_weights(
     C: tl.constexpr, HALF: tl.constexpr, TAPS: tl.constexpr, W: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """parts (programs, D, C): the weights' gradient over `tiles` tiles of pixels."""
+    """Compute parts (programs, D, C): the weights' gradient over `tiles` tiles of pixels."""
     D: tl.constexpr = TAPS * HALF
     BLOCKS: tl.constexpr = (HALF + BLOCK_D - 1) // BLOCK_D
     program = tl.program_id(0)
@@ -143,7 +143,7 @@ def gradient_weights(
 
 @triton.jit
 def reduce_parts(p_parts, p_grad0, p_grad1, programs, NUMBERS: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr):
-    """The sum of the parts (programs, NUMBERS), its first half to grad0 and its second to grad1."""
+    """Sum the parts (programs, NUMBERS): the first half to grad0, the second to grad1."""
     i_number = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     b_total = tl.full([BLOCK], 0, tl.float64)
     p_part = p_parts + i_number
@@ -168,7 +168,7 @@ def backward(
     need_weights: bool,
     sync: Sync | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """grad_x and grad_weights of the registered op; at most five launches. sync: the forward's."""
+    """Return grad_x and grad_weights of the registered op; at most five launches. sync: the forward's."""
     layer = grad, x, weights, out, statistics
     return backwards([layer], eps, batch_statistics, [need_x], need_weights, sync)[0]
 
@@ -181,7 +181,7 @@ def backwards(
     need_weights: bool,
     sync: Sync | None = None,
 ) -> list[tuple[Tensor, list[Tensor]]]:
-    """`backward` of layers that the forward had together: the ranks sum once for all."""
+    """Run `backward` of the layers of one forward, with one sum over the ranks."""
     laid_out = [[t.contiguous(memory_format=torch.channels_last) for t in (grad, x, out)] for grad, x, _, out, _ in layers]
     factors_of = [
         _factors(grad, out, layer[4], eps, batch_statistics) for (grad, _, out), layer in zip(laid_out, layers, strict=True)
@@ -197,13 +197,13 @@ def backwards(
 
 
 def _given(kernel: str, like: Tensor, **extents: int) -> tuple[dict[str, Any], int]:
-    """Launch settings, and the most programs that share the pixels."""
+    """Return launch settings, and the most programs that share the pixels."""
     row = launch.settings(f"relu_conv_bn.{kernel}", like.dtype, launch.target_of(like.device))
     return blocks(row, **extents), row.get("PROGRAMS", 1)
 
 
 def _factors(grad: Tensor, out: Tensor, statistics: Tensor, eps: float, batch_statistics: bool) -> Tensor:
-    """factor (3, D) of dL/dy = a g + q xhat + c; q and c of this rank's pixels."""
+    """Return factor (3, D) of dL/dy = a g + q xhat + c; q and c of this rank's pixels."""
     D = out.shape[1]
     m = out.numel() // D
     factor = out.new_empty(3, D, dtype=torch.float32)
@@ -248,7 +248,7 @@ def _gradients(
 
 
 def specimens(dtype: torch.dtype) -> list[Specimen]:
-    """The backward kernels of the same layers."""
+    """Return the backward kernels of the same layers."""
     found = []
     for label, shape in SHAPES.items():
         given = dict(zip(("C", "HALF", "TAPS", "W"), shape, strict=True))

@@ -1,6 +1,6 @@
-"""The numbers that Python, the Triton kernels and the C++ kernels agree on: codes, rows of the plan's table, limits.
+"""Numbers shared by Python, the Triton kernels and the C++ kernels: codes, rows of the plan's table, limits.
 
-This file says them once. `python -m fastdarts.kernels.rows` writes them to csrc/rows.h, which is checked in;
+This file is their only source. `python -m fastdarts.kernels.rows` writes them to csrc/rows.h, which is checked in;
 tests/kernels/test_rows.py fails when it is stale. Imports neither Triton nor torch.
 
 Notation: C channels of a state, Cq of them that pass through an edge's candidates, m pixels of a node.
@@ -24,7 +24,7 @@ CUDA_WIDEST = 64  # channels of the CUDA kernel `separable`, whose threads hold 
 
 
 class Candidate(IntEnum):
-    """What an edge may do to its state. No convolution has a bias."""
+    """A candidate operation of an edge. No convolution has a bias."""
 
     NONE = 0  # zero
     SKIP = 1  # the state itself; under stride 2 FactorizedReduce (ReLU, two 1x1 convolutions, BN)
@@ -40,7 +40,7 @@ class Candidate(IntEnum):
 
 
 class Kind(IntEnum):
-    """What `grad_sums` multiplies a gradient with."""
+    """The term that `grad_sums` multiplies with a gradient."""
 
     Y = 0  # xhat of a convolution
     MAX = 1  # xhat of the 3x3 maximum
@@ -71,13 +71,13 @@ class UnitRow(NamedTuple):
     before_norm: int
     before_grad: int
     grad: int  # in the workspace: the gradient that reaches the BN
-    middle: int  # 1 for a first half: `grad` is its own, not the node's
+    middle: int  # 1 for a first half: `grad` is its own gradient, not the node's
     slot: int  # of the sums between the halves
     dz: int  # in the workspace: gradient of the depthwise convolution's output; -1: not needed
 
 
 class EdgeRow(NamedTuple):
-    """An edge: what its node adds up, and what its state gets back."""
+    """An edge: the terms of its node's sum, and of its state's gradient."""
 
     source: int
     state: int
@@ -89,7 +89,7 @@ class EdgeRow(NamedTuple):
     avg: int
     avg_norm: int
     plain: int
-    skip: int  # -1 under stride 2: there it is a unit
+    skip: int  # -1 under stride 2, where it is a unit
     units: int  # range of the UnitRows that read the state
     units_end: int
     grad: int  # in the workspace: the node's gradient
@@ -99,7 +99,7 @@ class EdgeRow(NamedTuple):
 
 
 class TermRow(NamedTuple):
-    """A convolution's output, as the node adds it up."""
+    """A convolution's output, as a term of the node's sum."""
 
     y: int
     norm: int
@@ -174,7 +174,7 @@ def _constant(kind: str, name: str) -> str:
 
 
 def header() -> str:
-    """The text of csrc/rows.h."""
+    """Return the text of csrc/rows.h."""
     fields = []
     for row in ROWS:
         prefix = row.__name__.removesuffix("Row")

@@ -1,5 +1,5 @@
-// Convolutions with BN and ReLUs between them as one op: fastdarts/ops/conv_bn_chain.py says what each argument means
-// and holds the definition that this must equal.
+// Convolutions with BN and ReLUs between them as one op. fastdarts/ops/conv_bn_chain.py documents the arguments and has
+// the definition, which this must equal.
 #include "conv_bn_chain.h"
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// What csrc/cpu/conv_bn_chain.cpp asks of its kernels: one layer of the chain at a time.
+// Kernel interface of csrc/cpu/conv_bn_chain.cpp: one layer of the chain per call.
 //
 // Notation: N images of H x W input and Ho x Wo output pixels, C input and D output channels; all tensors NHWC.
 #pragma once
@@ -12,10 +12,10 @@ struct LinkPlan {
   int64_t N, H, W, Ho, Wo, C, D, stride;
   bool batch_statistics;
   double eps;
-  int64_t sync;  // of ranks.h: who shares the statistics; 0 where they are not the batch's
+  int64_t sync;  // handle of ranks.h: the ranks that share the statistics; 0 for running statistics
 };
 
-// What a layer reads: relu(scale * data + shift), or, where scale is nullptr, data.
+// A layer's input: relu(scale * data + shift), or data if scale is nullptr.
 template <typename T>
 struct LinkInput {
   const T* data;
@@ -29,10 +29,10 @@ struct LinkForward {
   const T* weight;       // (D, C, 3, 3)
   const T* norm_weight;  // (D,)
   const T* norm_bias;
-  double* mean;  // (D,): written, or read where there are no batch statistics
+  double* mean;  // (D,): output, or input for running statistics
   double* variance;
-  double* centre;  // (D,): the mean of what y holds
-  T* y;            // the convolution less one number a channel
+  double* centre;  // (D,): the mean of y as stored
+  T* y;            // the convolution minus one number a channel
   T* scale;        // (D,): BN is scale * y + shift
   T* shift;
   T* out;  // BN's output, or nullptr

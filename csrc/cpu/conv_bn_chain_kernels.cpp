@@ -1,8 +1,8 @@
 // One layer of a chain of 3x3 convolutions with BN, forward and backward, for one instruction set.
-// fastdarts/ops/conv_bn_chain.py holds the definition that this must equal.
+// fastdarts/ops/conv_bn_chain.py has the definition, which this must equal.
 //
-// A layer stores its convolution y, less a pivot (see mixed_cell_kernels.cpp), and nothing else: BN and the ReLU before
-// the next convolution are formed row by row where they are read, forward and backward by the same lines. Backward: one
+// A layer stores only its convolution y minus a pivot (see mixed_cell_kernels.cpp). The same lines, forward and
+// backward, compute BN and the next convolution's ReLU row by row on read. Backward: one
 // pass for BN's two sums, then, image by image, dL/dy, the weights' gradient and the transposed convolution.
 #include "conv_bn_chain.h"
 #include "isa.h"
@@ -16,7 +16,7 @@ namespace {
 
 constexpr int64_t KERNEL = 3;
 
-// W copies of C numbers: what belongs to a channel, for a whole row at once.
+// W copies of C per-channel numbers, for a whole row at once.
 template <typename T>
 void repeat(const T* channel, int64_t C, int64_t W, T* row) {
   for (int64_t w = 0; w < W; ++w) copy(channel, C, row + w * C);
@@ -87,7 +87,7 @@ class Link {
    public:
     explicit Window(const Link& link) : link_(link), rows_(KERNEL * link.slot) {}
 
-    // Those of output row r of image n; offsets()[k] is where row k lies in data().
+    // For output row r of image n; offsets()[k] is the offset of row k in data().
     void move(int64_t n, int64_t r) {
       for (int64_t k = 0; k < KERNEL; ++k) {
         const int64_t i = r * link_.p.stride + k - 1, place = (i + KERNEL) % KERNEL;
@@ -254,7 +254,7 @@ class Backward : Link<T> {
   struct Taps {
     int count = 0;
     const T* matrix = nullptr;                                // (count, D, in)
-    int64_t rows[KERNEL * KERNEL], columns[KERNEL * KERNEL];  // where each one's dy lies, from pixel (r, c) / stride
+    int64_t rows[KERNEL * KERNEL], columns[KERNEL * KERNEL];  // offset of each one's dy, from pixel (r, c) / stride
   };
 
   const LinkBackward<T>& c;
@@ -368,7 +368,7 @@ class Backward : Link<T> {
     }
   }
 
-  // Row r of image n of grad_in; dy lies within a border of zeros.
+  // Row r of image n of grad_in; dy has a border of zeros.
   void transpose_row(int64_t n, int64_t r, const T* dy, T* narrow, T* read) const {
     T* to = c.grad_in + (n * p.H + r) * row;
     for (int64_t b = 0; b < p.stride && b < p.W; ++b) {

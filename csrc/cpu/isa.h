@@ -1,9 +1,8 @@
-// Which instruction set the kernels of this process run with.
+// The instruction set of this process' kernels.
 //
-// A kernel file (*_kernels.cpp) is compiled once for each instruction set, every time in a namespace of its own named
-// by the macro ISA, and hands out one table of functions. To keep one set's code out of another's, such a file includes
-// only vector.h and plain declarations: no ATen, and nothing of the standard library that leaves inline functions
-// behind.
+// A kernel file (*_kernels.cpp) is compiled once for each instruction set, each time in a separate namespace, named
+// by the macro ISA, and exports one table of functions. To keep one set's code out of another's, such a file includes
+// only vector.h and plain declarations: no ATen, and no standard library headers that emit inline functions.
 #pragma once
 
 #include <cstdint>
@@ -12,13 +11,13 @@ namespace fastdarts {
 
 enum class Isa { portable, avx2, avx512 };
 
-// The chosen one: at first the best that this processor has.
+// The current one; initially the best that this processor supports.
 Isa isa();
 const char* name(Isa isa);
-// Chooses by name; false where the name is unknown, not compiled in, or not of this processor.
+// Chooses by name; returns false if the name is unknown, not compiled in, or not supported by this processor.
 bool set_isa(const char* name);
 
-// `tables[i]` is a kernel file's table for Isa i, nullptr where it is not compiled in.
+// `tables[i]` is a kernel file's table for Isa i, nullptr if it is not compiled in.
 template <typename Table>
 const Table& kernels(const Table* const (&tables)[3]) {
   return *tables[static_cast<int>(isa())];
@@ -38,7 +37,7 @@ void for_each(int64_t n, const Body& body) {
       const_cast<void*>(static_cast<const void*>(&body)));
 }
 
-// The same, each thread from the last of its part to the first: what the pass before left in its cache comes first.
+// The same, each thread in reverse order: data that the previous pass left in its cache comes first.
 template <typename Body>
 void for_each_backwards(int64_t n, const Body& body) {
   parallel(

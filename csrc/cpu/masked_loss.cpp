@@ -1,6 +1,6 @@
 // Masked L1 or L2 loss of an upsampled sum of low-resolution levels, with its gradient, in one pass over the pixels,
-// row by row: nothing of the images' size is written. fastdarts/ops/masked_loss.py says what each argument means and
-// holds the definition.
+// row by row, without buffers of the images' size. fastdarts/ops/masked_loss.py documents the arguments and has
+// the definition.
 //
 // Notation: N images of H x W pixels, levels of h x w, rows x cols patches of p x p pixels, T the dtype of the levels.
 #include "masked_loss.h"
@@ -58,7 +58,7 @@ class Aligned {
   std::vector<CacheLine> lines_;
 };
 
-// Where bilinear interpolation of `in` numbers to `out` (align_corners=False) looks for number i.
+// The cells that bilinear interpolation of `in` numbers to `out` (align_corners=False) reads for number i.
 struct Place {
   int64_t near, far;
   double share;  // of far
@@ -71,7 +71,7 @@ struct Place {
   }
 };
 
-// The columns that each number of a row of `width` pixels lies between; mirrored: the row is stored from right to left.
+// The columns around each number of a row of `width` pixels; mirrored: the row is stored from right to left.
 template <typename T>
 struct ColumnTable {
   std::vector<int32_t> near, far;
@@ -88,7 +88,7 @@ struct ColumnTable {
   Columns<T> get() const { return {near.data(), far.data(), share.data()}; }
 };
 
-// What all images share.
+// Shared by all images.
 template <typename T>
 struct Common {
   const Kernels<T>& kernels;
@@ -96,7 +96,7 @@ struct Common {
   int64_t numbers, padded;      // of a row: 3 * W, and whole blocks
   std::vector<T> shift, scale;  // of each number of a row: the target is (pixel - shift) * scale
   std::vector<T> bias;          // of each number of a block
-  double gradient;              // what a sum of signs (l1) or errors (l2) is to be multiplied by
+  double gradient;              // factor of a sum of signs (l1) or errors (l2)
 
   Common(const Kernels<T>& kernels, Normalise<T> normalise, const Batch& batch, double terms)
       : kernels(kernels),
@@ -124,8 +124,8 @@ struct Level {
   }
 };
 
-// The two rows of a level that a row of pixels lies between, each expanded to the width of the image: row r in slot
-// r % 2. Pixels come from top to bottom, so each row is expanded once; its gradient is folded back when it is left.
+// The two rows of a level around a row of pixels, each expanded to the width of the image: row r in slot
+// r % 2. Pixels come from top to bottom, so each row is expanded once; its gradient is folded back when it is replaced.
 template <typename T>
 class Window {
  public:
@@ -196,12 +196,12 @@ class Window {
   std::vector<Slot> slots_;
 };
 
-// Of one image or of all: errors, and by colours what the bias' gradient is made of.
+// Of one image or of all: errors, and the sums by colour for the bias' gradient.
 struct Sums {
   double loss = 0, colours[3] = {};
 };
 
-// What one thread needs for image after image.
+// A thread's buffers, reused for each of its images.
 template <typename T>
 class Worker {
  public:

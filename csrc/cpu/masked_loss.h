@@ -1,4 +1,4 @@
-// What csrc/cpu/masked_loss.cpp asks of its kernels.
+// Kernel interface of csrc/cpu/masked_loss.cpp.
 //
 // Notation: W pixels of an image's row. A row is 3 * W numbers, colour c of pixel x at 3 * x + c, and as many more as
 // make whole blocks: three vectors each, so that every block begins with the same colour.
@@ -15,8 +15,8 @@ struct Columns {
   const T* share;
 };
 
-// Vertical interpolation: a level's prediction for a row is near + share * (far - near), two rows that may be one. What
-// is to be added to their gradients is added there.
+// Vertical interpolation: a level's prediction for a row is near + share * (far - near), two rows that may be one.
+// near_grad and far_grad accumulate their gradients.
 template <typename T>
 struct Rows {
   const T *near, *far;
@@ -24,12 +24,12 @@ struct Rows {
   T share;
 };
 
-// A row of an image and of what is predicted for it.
+// A row of an image and of its prediction.
 template <typename T>
 struct Line {
   const Rows<T>* levels;
   int64_t n_levels;
-  const int64_t* blocks;  // where the blocks that hold masked pixels begin
+  const int64_t* blocks;  // offsets of the blocks with masked pixels
   int64_t n_blocks;
   const T* masked;  // 0 where a number is not masked
   const T* target;

@@ -1,6 +1,6 @@
-// The mixed edges of a cell as one op: fastdarts/ops/mixed_cell.py says what each argument means and holds the
-// definition that this must equal. Here a call's graph is taken apart into a plan (mixed_cell.h), memory is laid out,
-// and the kernels of the chosen instruction set do the work.
+// The mixed edges of a cell as one op. fastdarts/ops/mixed_cell.py documents the arguments and has the definition,
+// which this must equal. This file converts a call's graph to a plan (mixed_cell.h), lays out memory and calls the
+// kernels of the chosen instruction set.
 #include "mixed_cell.h"
 
 #include <ATen/Parallel.h>
@@ -37,7 +37,7 @@ struct Plan : CellPlan {
   std::vector<Unit> unit_list;
   std::vector<int> channel_list, shuffle_list, unshuffle_list;
   std::vector<int64_t> state_list;
-  std::vector<std::pair<int64_t, int64_t>> gaps;  // of `saved`: what nothing is written to
+  std::vector<std::pair<int64_t, int64_t>> gaps;  // of `saved`: ranges that nothing is written to
 
   Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_channels, int64_t element_size);
   Plan(const Plan&) = delete;
@@ -50,7 +50,7 @@ struct Plan : CellPlan {
   void add_unit(int column, int kernel, int dilation, int stride, int before);
   void add_dense(int column, int stride, bool halves, int side);
 
-  int64_t weights_ = 0;  // numbers of `weights` that are spoken for
+  int64_t weights_ = 0;  // allocated numbers of `weights`
 };
 
 Plan::Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_channels, int64_t element_size)
@@ -92,7 +92,7 @@ Plan::Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_chan
                 "mixed_cell: the edges from inputs share a stride");
   }
   Ho = strided ? (H + 1) / 2 : H, Wo = strided ? (W + 1) / 2 : W;
-  // What is kept for backward: y of each convolution, the states that feed edges, the pivots; each from a whole line.
+  // Saved for backward: y of each convolution, the states that feed edges, the pivots; each aligned to a cache line.
   const auto add = [&](int64_t n) {
     const int64_t begin = saved;
     saved = (begin + n + 15) / 16 * 16;

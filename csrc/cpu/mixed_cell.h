@@ -1,10 +1,10 @@
-// What csrc/cpu/mixed_cell.cpp asks of its kernels: a cell taken apart into plain numbers.
+// Kernel interface of csrc/cpu/mixed_cell.cpp: a cell as plain numbers.
 //
 // Notation: N images of H x W pixels (Ho x Wo after the stride), C channels of which Cq = C/k pass through the
 // candidates, E edges, K columns of `ops`, L lanes of a vector, G images that share a vector.
 //
-// Block layout, of everything that the candidates see: [blocks][rows][pixels][vectors * L], where lane g * (L / G) + c
-// of a vector is channel c of image G * block + g. For Cq a multiple of L this is NHWC; below L, images fill the
+// Block layout of all tensors in candidates: [blocks][rows][pixels][vectors * L], where lane g * (L / G) + c
+// of a vector is channel c of image G * block + g. For Cq a multiple of L this is NHWC; below L, images share the
 // vector.
 #pragma once
 
@@ -22,9 +22,9 @@ struct Unit {
   bool halves;                       // dense: each of two taps gives half of the channels (FactorizedReduce)
   int before, after;                 // the other half of a separable convolution, -1 where there is none
   int bn;
-  int64_t depthwise, pointwise;  // where its matrices begin in `weights`
-  int64_t y;                     // where its output (before BN, less the pivot) begins in `saved`
-  int64_t pack;                  // where its matrices begin in kernel layout
+  int64_t depthwise, pointwise;  // offsets of its matrices in `weights`
+  int64_t y;                     // offset of its output (before BN, minus the pivot) in `saved`
+  int64_t pack;                  // offset of its matrices in kernel layout
 };
 
 struct MixedEdge {
@@ -43,16 +43,16 @@ struct CellPlan {
   bool shared;                             // all edges process the same channels: those of row 0 of `channels`
   bool direct;                             // block layout is the states' own NHWC
   const int* channels;                     // (E, Cq)
-  const int* shuffled;    // (C,): where input channel c lands in the node, or nullptr: in its own place
-  const int* unshuffled;  // (C,): the input channel that lands in the node's channel c
-  const int64_t* state;   // (nodes,): where a node's state begins in `saved`, -1 for one that feeds no edge
-  int64_t pivots;         // where the pivots (bns, Cq) begin in `saved`
-  int64_t saved, packed;  // numbers in `saved` and in all matrices in kernel layout
+  const int* shuffled;                     // (C,): the node's channel of input channel c, or nullptr: c itself
+  const int* unshuffled;                   // (C,): the input channel of the node's channel c
+  const int64_t* state;                    // (nodes,): offset of a node's state in `saved`, -1 if it feeds no edge
+  int64_t pivots;                          // offset of the pivots (bns, Cq) in `saved`
+  int64_t saved, packed;                   // numbers in `saved` and in all matrices in kernel layout
   // How many edges go through a stage together: few keep the caches, many the threads busy, all are one sum over ranks.
   int edges_at_once;
   bool batch_statistics;
   double eps;
-  int64_t sync;  // of ranks.h: who shares the statistics; 0 where they are not the batch's
+  int64_t sync;  // handle of ranks.h: the ranks that share the statistics; 0 for running statistics
 };
 
 template <typename T>
@@ -61,7 +61,7 @@ struct CellForward {
   const double* ops;       // (E, K)
   const double* edges;     // (E,)
   const T* weights;
-  double* mean;      // (bns, Cq): written, or read where there are no batch statistics
+  double* mean;      // (bns, Cq): output, or input for running statistics
   double* variance;  // likewise, biased
   T* saved;
   T* out;  // NHWC, nodes * C channels

@@ -160,7 +160,7 @@ class Backward : BackwardConvolutions<T, G> {
     for (int64_t i = 0; i < image; i += L) store(to + i, load(to + i) + a * load(g + i));
   }
 
-  // The part of a pool's gradient, a * g + q * pool + c, that is the edge's own: a * g to `to`, q and c to `rest`.
+  // An edge's own part of a pool's gradient, a * g + q * pool + c: a * g to `to`, q and c to `rest`.
   void pool_gradient(const T* factor, const T* g, double* rest, T* to) const {
     for (int64_t i = 0; i < width; i += L) {
       const V a = load(factor + i);
@@ -169,7 +169,7 @@ class Backward : BackwardConvolutions<T, G> {
     for (int64_t i = 0; i < 2 * width; ++i) rest[i] += static_cast<double>(factor[width + i]);
   }
 
-  // The part that all edges share: to += q * pool + c.
+  // The part common to all edges: to += q * pool + c.
   void finish_pool(bool max, int s, int stride, int64_t block, const T* x, const double* rest, int bn, T* to) const {
     if (bn < 0 || !p.batch_statistics) return;
     const Scratch<T> line(this->columns(s) * width), pooled(p.Wo * width), start(width), factor(3 * width);
@@ -189,7 +189,7 @@ class Backward : BackwardConvolutions<T, G> {
     this->hide_missing(block, pixels, to);
   }
 
-  // Of image n: the gradient of the channels that pass by.
+  // The gradient of the bypassed channels, of image n.
   void pass_back(int s, int64_t n) {
     const int64_t h = this->height(s), w = this->columns(s);
     const Scratch<T> factor(p.C);

@@ -6,7 +6,7 @@
 namespace fastdarts::ISA {
 namespace {
 
-// What convolutions give to the gradients of their weights and of the states that they read.
+// Gradients of the convolutions' weights and of the states that they read.
 template <typename T, int G>
 class BackwardConvolutions : protected BackwardSums<T, G> {
   using Base = BackwardSums<T, G>;
@@ -86,7 +86,7 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
   };
   Run blocks_of(int64_t chunk) const { return {chunk * p.blocks / chunks, (chunk + 1) * p.blocks / chunks}; }
 
-  // What a unit's backward works with, for one run of blocks.
+  // Buffers of a unit's backward, for one run of blocks.
   struct Work {
     Work(const BackwardConvolutions& b, int64_t h, int64_t w)
         : x(b.padded(h, w)),

@@ -6,7 +6,7 @@
 namespace fastdarts::ISA {
 namespace {
 
-// What all stages of the backward read, and per candidate the sums that its BN's gradient needs.
+// Inputs of all stages of the backward, and the sums for each candidate's BN gradient.
 template <typename T, int G>
 class BackwardSums : protected Cell<T, G> {
   using Base = Cell<T, G>;
@@ -72,7 +72,7 @@ class BackwardSums : protected Cell<T, G> {
     for (int64_t q = 0; q < n; ++q) clear(numbers + q * width + from, L - from);
   }
 
-  // value where a channel passes by an edge's candidates, 0 where it goes through them; (C,).
+  // value for channels that bypass an edge's candidates, 0 for the others; (C,).
   void passing(int edge, T value, T* to) const {
     for (int64_t i = 0; i < p.C; ++i) to[i] = value;
     for (int64_t i = 0; i < p.Cq; ++i) to[this->channels(edge)[i]] = 0;
@@ -82,7 +82,7 @@ class BackwardSums : protected Cell<T, G> {
     this->expand(start, [&](int64_t ch) { return bn < 0 ? T(0) : -pivots[bn * p.Cq + ch]; });
   }
 
-  // Of what is stored: the mean less the pivot.
+  // As stored: the mean minus the pivot.
   double mean_of(int bn, int64_t ch) const {
     return c.mean[bn * p.Cq + ch] - static_cast<double>(pivots[bn * p.Cq + ch]);
   }
@@ -112,7 +112,7 @@ class BackwardSums : protected Cell<T, G> {
   const int64_t slots;             // of `sums`: the gradient's own, then one for each column
   const Scratch<double> sums;      // (E, blocks, slots, width): of g, and of g times each candidate's output
   const Scratch<double> totals;    // (E, slots, Cq): of g, and of g times each normalised candidate's xhat
-  const Scratch<double> bypassed;  // (E, blocks): sum of g times what passes by
+  const Scratch<double> bypassed;  // (E, blocks): sum of g times the bypassed channels
 
   double* sums_of(int edge, int64_t block, int slot) const {
     return sums + ((edge * p.blocks + block) * slots + slot) * width;

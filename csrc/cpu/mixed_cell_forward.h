@@ -6,7 +6,7 @@
 namespace fastdarts::ISA {
 namespace {
 
-// The nodes' sums over the convolutions' y, pools, skips and what passes by.
+// The nodes' sums over the convolutions' y, pools, skips and bypassed channels.
 template <typename T, int G>
 class Forward : ForwardConvolutions<T, G> {
   static constexpr int MOST = 12;  // terms of one edge: at most as many as there are candidates

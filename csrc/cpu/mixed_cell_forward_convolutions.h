@@ -6,7 +6,7 @@
 namespace fastdarts::ISA {
 namespace {
 
-// What both parts of the forward read, and y of all convolutions with the statistics of their BNs and of the pools'.
+// Inputs of both parts of the forward, and y of all convolutions with the statistics of their BNs and of the pools'.
 template <typename T, int G>
 class ForwardConvolutions : protected Cell<T, G> {
   using Base = Cell<T, G>;

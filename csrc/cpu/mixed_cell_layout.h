@@ -1,4 +1,4 @@
-// What both directions of the fused cell share: sizes, the way between NHWC and block layout (mixed_cell.h), matrices
+// Base of both directions of the fused cell: sizes, conversion between NHWC and block layout (mixed_cell.h), matrices
 // in kernel layout, one convolution's outputs.
 #pragma once
 
@@ -15,10 +15,10 @@
 namespace fastdarts::ISA {
 namespace {
 
-constexpr int64_t PAD = 4;  // zero pixels around an image: what the widest kernel (5 taps, dilation 2) reaches
+constexpr int64_t PAD = 4;  // zero pixels around an image: the reach of the widest kernel (5 taps, dilation 2)
 constexpr bool BOTH[] = {true, false}, ORDER[] = {false, true};
 
-// What both directions share: sizes, the way between NHWC and block layout, a convolution's outputs.
+// Base of both directions: sizes, conversion between NHWC and block layout, a convolution's outputs.
 template <typename T, int G>
 class Cell {
  protected:
@@ -106,7 +106,7 @@ class Cell {
     }
   }
 
-  // States in block layout, where they have one of their own: the inputs', then the nodes'.
+  // Copies of states in block layout, if it differs from their own layout: the inputs', then the nodes'.
   bool in_blocks() const { return p.shared && !p.direct; }
   int64_t size_of(int state) const { return p.blocks * height(state) * columns(state) * width; }
   int64_t all_states() const { return in_blocks() ? p.inputs * size_of(0) + p.nodes * size_of(p.inputs) : 0; }
@@ -185,7 +185,7 @@ class Cell {
 
   // ---------------------------------------------------------------------------------------------- convolution
 
-  // Where a padded image begins for output (r, 0) of a unit.
+  // The start of a padded image for output (r, 0) of a unit.
   const T* first_tap(const Unit& u, const T* padded_image, int64_t row, int64_t r) const {
     const int64_t reach = u.dilation * (u.kernel - 1) / 2;
     return padded_image + (r * u.stride + PAD - reach) * row + (PAD - reach) * width;
@@ -255,7 +255,7 @@ class Cell {
     });
   }
 
-  // Row r of what passes by the candidates of an edge, of one image: of the state itself, or of its 2x2 maxima, in
+  // Row r of the channels that bypass an edge's candidates, of one image: of the state itself, or of its 2x2 maxima, in
   // `buffer`.
   const T* pass_row(const MixedEdge& e, const T* x, int64_t r, T* buffer) const {
     const int64_t w = columns(e.source);

@@ -1,4 +1,4 @@
-// Pixels to what the network sees of them: what patch_mask writes and masked_loss compares with.
+// Normalisation of pixels, shared by patch_mask and masked_loss.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Small helpers on runs of numbers, and the sizes that both fused layers work in.
+// Small helpers on runs of numbers, and the block sizes of both fused layers.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 namespace fastdarts::ISA {
 
 constexpr int64_t TILE = 64;   // pixels whose intermediate results stay in the first-level cache
-constexpr int64_t CHUNKS = 8;  // runs of images, each with partial weight gradients of its own
+constexpr int64_t CHUNKS = 8;  // runs of images with separate partial weight gradients
 
 template <typename T>
 void clear(T* numbers, int64_t n) {

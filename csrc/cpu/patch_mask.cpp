@@ -1,5 +1,5 @@
-// uint8 NHWC -> normalised, mirrored, masked; one pass. fastdarts/ops/patch_mask.py says what each argument means and
-// holds the definition that this must equal bit for bit.
+// uint8 NHWC -> normalised, mirrored, masked; one pass. fastdarts/ops/patch_mask.py documents the arguments and has
+// the definition, which this must equal bit for bit.
 //
 // Notation: N images of H x W pixels, P = rows * cols patches of p x p pixels, T the dtype of the output.
 #include <ATen/Parallel.h>
@@ -53,7 +53,7 @@ void choose_patches(Words counter, uint64_t seed, int64_t num_masked, std::vecto
   for (int64_t i = 0; i < num_masked; ++i) mask[static_cast<uint32_t>(pairs[i])] = true;
 }
 
-// Four bytes at once, where that stays inside the row: the fourth is overwritten by the next pixel.
+// Four bytes at once, if inside the row: the next pixel overwrites the fourth.
 void mirror(const uint8_t* in, int64_t width, uint8_t* out) {
   for (int64_t w = 0; w < width; ++w) {
     const bool inside = 0 < w && w < width - 1;

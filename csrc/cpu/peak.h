@@ -1,9 +1,9 @@
-// The rate of fused multiply-adds that bench.floor holds the kernels against.
+// The peak rate of fused multiply-adds, the reference of bench.floor.
 #pragma once
 
 namespace fastdarts {
 
-// Runs 2 * lanes * 12 * `rounds` float operations on the calling thread; returns how many that were.
+// Runs 2 * lanes * 12 * `rounds` float operations on the calling thread; returns their number.
 struct PeakKernels {
   double (*run)(long rounds);
 };

@@ -11,7 +11,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// The part of the window of output i that lies inside 0 .. size.
+// The part of output i's window inside 0 .. size.
 ALWAYS_INLINE Range window(int64_t i, int64_t stride, int64_t size) {
   const int64_t begin = i * stride - 1, end = begin + 3;
   return {begin < 0 ? 0 : begin, end > size ? size : end};

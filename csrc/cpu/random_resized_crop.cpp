@@ -1,5 +1,5 @@
-// Boxes of cached uint8 images -> S x S pixels, in one pass. fastdarts/ops/random_resized_crop.py says what each
-// argument means and holds the definition that this must equal bit for bit.
+// Boxes of cached uint8 images -> S x S pixels, in one pass. fastdarts/ops/random_resized_crop.py documents the
+// arguments and has the definition, which this must equal bit for bit.
 //
 // Notation: N images of H x W pixels, boxes of h x w pixels in them, S pixels a side of the output.
 #include "random_resized_crop.h"
@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t COLOURS = 3;
 
-// Where box n lies, after a check that this is inside its image, and the image inside the `bytes` of the buffer.
+// The address of box n, after checking that it is inside its image, and the image inside the `bytes` of the buffer.
 random_resized_crop::Box box_of(int64_t n, const uint8_t* pixels, int64_t bytes, int64_t start, const int64_t* size,
                                 const int64_t* box) {
   const int64_t H = size[0], W = size[1], top = box[0], left = box[1], h = box[2], w = box[3];

@@ -1,4 +1,4 @@
-// What csrc/cpu/random_resized_crop.cpp asks of its kernel.
+// Kernel interface of csrc/cpu/random_resized_crop.cpp.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// One box resized to S x S pixels, for one instruction set. fastdarts/ops/random_resized_crop.py holds the definition
-// that this must equal bit for bit.
+// One box resized to S x S pixels, for one instruction set. fastdarts/ops/random_resized_crop.py has the definition,
+// which this must equal bit for bit.
 //
 // A row of the box becomes floats, then a row of S pixels (rounded) in a ring of as many rows as an output row needs;
 // an output row is the weighted sum of those. Weights and sums are integers below 2^24, so float32 is exact and fast.
@@ -128,7 +128,7 @@ void down(const float* const* row, int64_t taps_given, const float* weight, int6
 
 using Across = void (*)(const float*, int64_t, const Axis&, int64_t, float* const*);
 using Down = void (*)(const float* const*, int64_t, const float*, int64_t, uint8_t*);
-constexpr int64_t COMMON = 5;  // fewer taps than this have loops of their own
+constexpr int64_t COMMON = 5;  // numbers of taps below this have separate loops
 constexpr Across ACROSS[COMMON] = {across<0>, across<1>, across<2>, across<3>, across<4>};
 constexpr Down DOWN[COMMON] = {down<0>, down<1>, down<2>, down<3>, down<4>};
 
@@ -154,7 +154,7 @@ void resize(const random_resized_crop::Box& box) {
   fill(box.h, S, rows);
   const Across to_ring = ACROSS[columns.taps < COMMON ? columns.taps : 0];
   const Down from_ring = DOWN[rows.taps < COMMON ? rows.taps : 0];
-  // what is never written but read with the last pixel or block
+  // numbers that are never written but read with the last pixel or block
   for (int64_t r = 0; r < ROWS; ++r) in[r * in_pitch + wide] = 0;
   for (int64_t r = 0; r < ring_rows; ++r) {
     for (int64_t x = numbers; x < ring_pitch; ++x) ring[r * ring_pitch + x] = 0;

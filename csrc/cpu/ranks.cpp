@@ -11,8 +11,8 @@
 namespace fastdarts {
 namespace {
 
-// The ranks' rows under each other, or (not apart) their sum; and how many ranks there are. Python code behind torch's
-// dispatcher, which takes the interpreter's lock and hands exceptions on.
+// Returns the ranks' rows stacked, or (not apart) their sum; and the number of ranks. Calls Python through torch's
+// dispatcher, which takes the interpreter's lock and forwards exceptions.
 std::tuple<at::Tensor, int64_t> over_ranks(const at::Tensor& row, bool apart, int64_t sync) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("fastdarts::over_ranks", "")

@@ -1,5 +1,5 @@
-// ReLU, 1x1 convolution, BN as one op: fastdarts/ops/relu_conv_bn.py says what each argument means and holds the
-// definition that this must equal.
+// ReLU, 1x1 convolution, BN as one op. fastdarts/ops/relu_conv_bn.py documents the arguments and has the definition,
+// which this must equal.
 #include "relu_conv_bn.h"
 
 #include <ATen/core/List.h>

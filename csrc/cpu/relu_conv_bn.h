@@ -1,4 +1,4 @@
-// What csrc/cpu/relu_conv_bn.cpp asks of its kernels.
+// Kernel interface of csrc/cpu/relu_conv_bn.cpp.
 //
 // Notation: N images of H x W input and Ho x Wo output pixels, C input and D output channels; all tensors NHWC.
 //
@@ -20,7 +20,7 @@ template <typename T>
 struct LayerForward {
   const T* x;
   const T* const* weights;  // of each tap: (D / taps, C)
-  double* mean;             // (D,): written, or read where there are no batch statistics
+  double* mean;             // (D,): output, or input for running statistics
   double* variance;
   T* out;
 };
@@ -36,7 +36,7 @@ struct LayerBackward {
   T* const* grad_weights;  // of each tap, or nullptr: not needed
 };
 
-// plans and calls: of `layers` layers; sync: of ranks.h, who shares the statistics; 0 where they are not the batch's.
+// plans and calls: of `layers` layers; sync: handle of ranks.h, 0 for running statistics.
 struct LayerKernels {
   void (*forward_float)(const LayerPlan*, const LayerForward<float>*, int layers, int64_t sync);
   void (*forward_double)(const LayerPlan*, const LayerForward<double>*, int layers, int64_t sync);

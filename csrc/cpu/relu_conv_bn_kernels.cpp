@@ -1,7 +1,7 @@
-// ReLU, 1x1 convolution, BN, forward and backward, for one instruction set. fastdarts/ops/relu_conv_bn.py holds the
-// definition that this must equal. Forward: the convolution less a pivot (see mixed_cell_kernels.cpp) with BN's sums,
-// then one pass that normalises in place. Backward: one pass for BN's two sums, one for the gradients; the output is
-// xhat, so nothing but it and x is kept.
+// ReLU, 1x1 convolution, BN, forward and backward, for one instruction set. fastdarts/ops/relu_conv_bn.py has the
+// definition, which this must equal. Forward: the convolution minus a pivot (see mixed_cell_kernels.cpp) with BN's
+// sums, then one pass that normalises in place. Backward: one pass for BN's two sums, one for the gradients; the
+// output is xhat, so only it and x are saved.
 #include "isa.h"
 #include "numbers.h"
 #include "pointwise.h"
@@ -110,7 +110,7 @@ class Forward : Layer<T> {
     return 1;
   }
 
-  // BN, by what begin() wrote, over all ranks.
+  // BN, from the results of begin(), over all ranks.
   void finish(const double* mean, const double* variance, int64_t) {
     if (p.batch_statistics) {
       copy(mean, p.D, c.mean);
@@ -339,7 +339,7 @@ class Backward : Layer<T> {
     }
   }
 
-  // The gradient of what a tap took, where the ReLU let it through, to its place.
+  // Scatters the gradient of a tap's input, where the ReLU passed it.
   void put(int64_t n, int tap, int64_t r0, int64_t r1, const T* taken, const T* dx) const {
     for (int64_t r = r0; r < r1; ++r) {
       T* row = c.grad_x + (n * p.H + r * stride + tap) * p.W * p.C;

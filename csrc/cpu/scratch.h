@@ -1,4 +1,4 @@
-// A block of the workspace for the length of a scope. Only kernel files include this (see isa.h).
+// Workspace memory for the duration of a scope. Only kernel files include this (see isa.h).
 #pragma once
 
 #include <cstddef>

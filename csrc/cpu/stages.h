@@ -1,4 +1,4 @@
-// How long the stages of the fused cell take: wall time, added up over all calls, for bench.floor.
+// Wall time of the fused cell's stages, summed over all calls, for bench.floor.
 #pragma once
 
 namespace fastdarts {

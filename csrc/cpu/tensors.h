@@ -1,4 +1,4 @@
-// Tensors for the CPU's ops: from the workspace, and as the pointers that kernels take. Not for kernel files.
+// Tensors of the CPU ops: from the workspace, and as kernel pointers. Not for kernel files.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@
 
 namespace fastdarts {
 
-// Numbers from the workspace, which gets them back when the tensor ends.
+// A tensor of workspace memory, returned to the workspace when the tensor is destroyed.
 inline at::Tensor from_workspace(at::IntArrayRef sizes, at::IntArrayRef strides, int64_t n,
                                  const at::TensorOptions& options) {
   void* data = take(static_cast<std::size_t>(n) * options.dtype().itemsize());

@@ -52,7 +52,7 @@ ALWAYS_INLINE Vec<T> all(T value) {
   return value - Vec<T>{};  // minus zero changes no number, so that nothing but a broadcast is left
 }
 
-// Unaligned: numbers of torch's tensors start where they will.
+// Unaligned: torch's tensors may start at any address.
 template <typename T>
 ALWAYS_INLINE Vec<T> load(const T* from) {
   Vec<T> v;

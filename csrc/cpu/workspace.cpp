@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::size_t HEADER = 64, HUGE_PAGE = std::size_t{2} << 20;
 
-// The address sanitizer should see each block's exact end, and its use after it was handed back.
+// The address sanitizer should see each block's exact end, and its use after release.
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool KEEPS = false;
 #else
@@ -33,7 +33,7 @@ struct Pool {
 };
 
 Pool& pool() {
-  static Pool* pool = new Pool;  // never destroyed: tensors that live until the process ends give back to it
+  static Pool* pool = new Pool;  // never destroyed: tensors that live until the process ends release to it
   return *pool;
 }
 
@@ -49,7 +49,7 @@ void* allocate(std::size_t size) {
   void* block = nullptr;
   if (posix_memalign(&block, size < HUGE_PAGE ? HEADER : HUGE_PAGE, size) != 0) throw std::bad_alloc();
 #if defined(__linux__)
-  if (size >= HUGE_PAGE) madvise(block, size, MADV_HUGEPAGE);  // a wish: what the system refuses is slower, not wrong
+  if (size >= HUGE_PAGE) madvise(block, size, MADV_HUGEPAGE);  // a hint: refusal costs speed, not correctness
 #endif
   return block;
 }

@@ -1,4 +1,4 @@
-// What fastdarts._C has of the CUDA kernels that are no op of their own.
+// Bindings of the CUDA kernels in fastdarts._C, except registered ops.
 #pragma once
 
 #include <pybind11/pybind11.h>

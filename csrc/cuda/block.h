@@ -1,5 +1,5 @@
 // A kernel as phases between barriers, so that one source is device code and plain C++: on a GPU the threads of a block
-// go through the phases side by side with a barrier after each, elsewhere (harness.cpp) one after the other, phase by
+// run the phases in parallel with a barrier after each, elsewhere (harness.cpp) one after the other, phase by
 // phase.
 //
 // A kernel is a struct, and an object of it is one thread of a block:
@@ -9,8 +9,8 @@
 //   (Args, Shared, block, thread)   constructor; it may write to Shared, never read it
 //   rounds()            how often the ROUND phases are gone through; the same for all threads of a block
 //   phase<I>(round)     phase I, those after the last round being ROUND, ROUND + 1, ...
-// Within a phase no thread reads what another one writes. Sums have a fixed order; floats are never added up
-// atomically.
+// Within a phase no thread reads what another one writes. Sums have a fixed order; there are no floating-point
+// atomics.
 #pragma once
 
 #include <cstdint>
@@ -112,7 +112,7 @@ inline void add_count(int& to, int n) { to += n; }
 
 #endif
 
-// N numbers that lie side by side, read or written at once where they are aligned to their whole size.
+// N adjacent numbers, read or written at once if aligned to their whole size.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Vector {
   T lane[N];

@@ -1,5 +1,5 @@
 // Runs the kernels of this folder on the CPU, as plain C++: all threads of a block phase by phase, block after block.
-// Made for the sanitizers: each argument has an allocation of exactly its size, shared memory is filled with NaN.
+// For the sanitizers: each argument has an allocation of exactly its size, shared memory is filled with NaN.
 //
 //   harness FILE   reads: kernel, dtype, number of programs, "forward" or "backward" (the order of a block's threads,
 //   which

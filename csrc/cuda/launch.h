@@ -1,4 +1,4 @@
-// Starts a kernel of block.h on a stream. For .cu files.
+// Launches a kernel of block.h on a stream. For .cu files.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -10,7 +10,7 @@
 
 namespace fastdarts::cuda {
 
-// What the launch functions of the kernels' headers call.
+// Called by the launch functions of the kernels' headers.
 struct OnDevice {
   cudaStream_t stream;
 

@@ -1,6 +1,6 @@
-// What mixed_cell's CUDA kernels share: arguments and rows of the plan's table, tiles of pixels with a halo in shared
-// memory, sums of a BN. kernels/mixed_cell_plan.py makes the plan; a launch is that of the Triton kernel of the same
-// name, with its arguments, its table and its memory.
+// Shared by mixed_cell's CUDA kernels: arguments and rows of the plan's table, tiles of pixels with a halo in shared
+// memory, sums of a BN. kernels/mixed_cell_plan.py makes the plan; a launch equals that of the Triton kernel of the
+// same name: same arguments, table and memory.
 //
 // Notation: C channels of a state, CQ of them that pass through an edge's candidates, H W pixels of an input, Ho Wo of
 // a node, m pixels of all nodes' images. Prefixes: p_ pointer, i_ index, o_ offset in the table. Offsets of tensors
@@ -49,7 +49,7 @@ FASTDARTS_FN float mix_at(const CellArgs& a, const void* p, int64_t i) {
   return a.WIDE_MIX ? static_cast<const float*>(p)[i] : to_float(static_cast<const T*>(p)[i]);
 }
 
-// Images that a stencil reads: where, how large, which numbers of a pixel.
+// Images that a stencil reads: address, size, channels of a pixel.
 template <class T>
 struct Source {
   const T* p;
@@ -77,7 +77,7 @@ FASTDARTS_FN Source<T> state_of(const CellArgs& a, int64_t source, int64_t state
           static_cast<int>(stride)};
 }
 
-// A BN's xhat: the mean's head is taken away before anything is rounded, its tail is in the shift.
+// A BN's xhat: the mean's head is subtracted before any rounding, its tail is in the shift.
 struct Normal {
   float mean, scale, shift;
   FASTDARTS_FN float operator()(float y) const { return (y - mean) * scale + shift; }
@@ -153,7 +153,7 @@ struct Tiles {
   }
 };
 
-// How many input pixels a tile of output pixels reads at most.
+// The largest number of input pixels that a tile of output pixels reads.
 constexpr int halo_pixels(int stride, int reach) {
   const auto side = [&](int n) { return (n - 1) * stride + 1 + 2 * reach; };
   return side(8) * side(16);

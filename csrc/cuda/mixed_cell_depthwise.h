@@ -1,5 +1,5 @@
-// What the kernels of mixed_cell's depthwise convolutions share: the rectified input of a unit in shared memory, and
-// which of its numbers meet in which tap. Launches and notation: mixed_cell.h.
+// Shared by the kernels of mixed_cell's depthwise convolutions: the rectified input of a unit in shared memory, and
+// the numbers that each tap reads. Launches and notation: mixed_cell.h.
 #pragma once
 
 #include "mixed_cell.h"

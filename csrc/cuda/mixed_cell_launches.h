@@ -1,4 +1,4 @@
-// Launches of mixed_cell that have a CUDA kernel, each named like the Triton kernel that it can replace.
+// Launches of mixed_cell that have a CUDA kernel, each named like the Triton kernel that it replaces.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,4 +1,4 @@
-// Starts the kernels of mixed_cell_pools.h.
+// Launches the kernels of mixed_cell_pools.h.
 #include "launch.h"
 #include "mixed_cell_launches.h"
 #include "mixed_cell_pools.h"

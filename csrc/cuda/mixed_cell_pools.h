@@ -5,14 +5,14 @@
 
 namespace fastdarts::cuda {
 
-// Maximum, its place among the nine (the first in row-major order), mean and count of a 3x3 window, of two channels.
+// Maximum, its position among the nine (the first in row-major order), mean and count of a 3x3 window, of two channels.
 struct Pooled {
   Two best, mean;
   int place[2];
   float count;
 };
 
-// What both kernels of this file do to a tile: CB channels of a state in shared memory, the windows of a thread's
+// Shared by both kernels of this file: CB channels of a state in shared memory, the windows of a thread's
 // strip.
 template <class T>
 struct PoolTile {

@@ -1,4 +1,4 @@
-// Starts the kernel of mixed_cell_state.h.
+// Launches the kernel of mixed_cell_state.h.
 #include "launch.h"
 #include "mixed_cell_launches.h"
 #include "mixed_cell_state.h"

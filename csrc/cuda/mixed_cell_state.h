@@ -1,4 +1,4 @@
-// The gradient of a state of mixed_cell, where all edges that leave it keep its size. Launches and notation:
+// The gradient of a state of mixed_cell, if all edges that leave it keep its size. Launches and notation:
 // mixed_cell.h.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Gradients of mixed_cell's depthwise kernels: sums over pixels of dz times what each tap reads. Launches and notation:
+// Gradients of mixed_cell's depthwise kernels: sums over pixels of dz times each tap's input. Launches and notation:
 // mixed_cell.h.
 #pragma once
 

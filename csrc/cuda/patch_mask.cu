@@ -1,4 +1,4 @@
-// Registers patch_mask_cuda, which kernels/patch_mask.py may take instead of its own kernels; they are in patch_mask.h.
+// Registers patch_mask_cuda, an alternative to the Triton kernels of kernels/patch_mask.py; kernels in patch_mask.h.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>

@@ -1,5 +1,5 @@
-// patch_mask's kernels: which patches of each image are masked, then one pass over the pixels.
-// fastdarts/ops/patch_mask.py says what is computed; masks are the CPU's bit for bit.
+// patch_mask's kernels: choose each image's masked patches, then one pass over the pixels.
+// fastdarts/ops/patch_mask.py documents the computation; masks equal the CPU's bit for bit.
 //
 // Notation: N images of H x W pixels in 3 channels, P = rows * cols patches of side x side pixels.
 #pragma once

@@ -1,7 +1,7 @@
-"""What the code of a function reads and writes, by name, as far as its bytecode tells.
+"""Static analysis of bytecode: the names that a function reads and writes.
 
-Names are not followed through the code's variables: an attribute that is named anywhere counts as read from any object. What
-is certain to be a container that the code itself has made may be changed; any other change is told.
+Names are not followed through the code's variables: a named attribute counts as read from any object. Only changes of
+containers that the code has provably created itself are allowed; every other change is reported.
 """
 
 import builtins
@@ -15,12 +15,12 @@ from itertools import pairwise
 from types import CodeType
 from typing import Any, NamedTuple
 
-ASKED = {"getattr", "hasattr"}  # builtins that read the attribute that a string names
+ASKED = {"getattr", "hasattr"}  # builtins that read an attribute named by a string
 _PURE = """abs all any bool bytes callable chr complex dict divmod enumerate filter float frozenset getattr hasattr int
 isinstance issubclass iter len list map max min next object ord pow property range reversed round set slice sorted staticmethod
 str sum super tuple type zip"""
 PURE = {getattr(builtins, name) for name in re.findall(r"\w+", _PURE)}
-DYNAMIC = {  # names that reach more than a name tells
+DYNAMIC = {  # names through which code reaches more than its bytecode names
     *("eval", "exec", "compile", "globals", "locals", "vars", "dir", "setattr", "delattr", "__import__", "import_module"),
     *("__dict__", "__getattribute__", "__setattr__", "__delattr__", "__closure__", "__globals__", "__defaults__"),
     *("__kwdefaults__", "__code__", "__self__", "__func__", "__subclasses__", "__reduce__", "__reduce_ex__", "attrgetter"),
@@ -45,7 +45,7 @@ MUTATORS: dict[type, set[str]] = {
 }
 _CHANGES = set().union(*MUTATORS.values())
 _WRITES = {"STORE_ATTR": "sets", "DELETE_ATTR": "deletes", "STORE_GLOBAL": "sets", "DELETE_GLOBAL": "deletes"}
-_NEW = {  # instructions whose result is an object that nobody else has
+_NEW = {  # instructions that return a new, unshared object
     *("BUILD_LIST", "BUILD_MAP", "BUILD_CONST_KEY_MAP", "BUILD_SET", "BUILD_TUPLE", "LIST_EXTEND", "SET_UPDATE", "DICT_UPDATE"),
     *("BINARY_OP", "LOAD_CONST", "LOAD_SMALL_INT", "UNARY_NEGATIVE", "UNARY_NOT", "COMPARE_OP"),
 }
@@ -53,7 +53,7 @@ _LOADS, _STORES = ("LOAD_FAST", "LOAD_DEREF"), ("STORE_FAST", "STORE_DEREF")
 
 
 class Step(NamedTuple):
-    """An instruction: its name, its number, what it names, whether code jumps to it or from it, what it does to the stack."""
+    """An instruction: name, index, operand, whether it is a jump target, whether it jumps, and its stack effect."""
 
     name: str
     number: int
@@ -64,14 +64,14 @@ class Step(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a function's code does besides computing, functions within included.
+    """Side effects and dependencies of a function's code, nested functions included.
 
-    attributes  names of what it reads from objects
-    names       of the globals and builtins that it reads
-    changes     methods and operators that may change a container that is not its own, each with the global whose attribute
-                it is, or None
-    sets        attributes of its first argument that it sets before anything in it can read them
-    refusal     what cannot be followed, a phrase that follows "its forward"; None where all can
+    attributes  names read from objects
+    names       globals and builtins read
+    changes     methods and operators that may change a container that the code has not created, each with the global whose
+                attribute it is, or None
+    sets        attributes of the first argument that the code sets before anything in it can read them
+    refusal     why the code cannot be analysed, a phrase that follows "its forward"; None if it can
     digest      equal for equal code
     """
 
@@ -85,7 +85,7 @@ class Facts(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def facts(code: CodeType) -> Facts:
-    """Of a function's code."""
+    """Analyse a function's code."""
     codes = list(_within(code))
     steps = [list(_steps(c)) for c in codes]
     sets = _first_set(code, steps)
@@ -122,7 +122,7 @@ def _within(code: CodeType) -> Iterator[CodeType]:
 
 
 def _constants(code: CodeType) -> list[str]:
-    """Sorted where a set's order is not its own from one process to the next."""
+    """Return the constants' texts; sets are sorted, since their order differs between processes."""
     constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
     return [repr(sorted(map(repr, c))) if isinstance(c, frozenset) else repr(c) for c in constants]
 
@@ -132,7 +132,7 @@ def _arguments(code: CodeType) -> int:
 
 
 def _steps(code: CodeType) -> Iterator[Step]:
-    """The instructions in one spelling for all versions of Python: pairs taken apart, attributes called NAMED."""
+    """Normalise the instructions across Python versions: split superinstructions, map attribute reads to NAMED."""
     for i in dis.get_instructions(code):
         jumps = i.opcode in dis.hasjrel or i.opcode in dis.hasjabs
         effect = dis.stack_effect(i.opcode, i.arg, jump=False)
@@ -152,7 +152,7 @@ def _steps(code: CodeType) -> Iterator[Step]:
 
 
 def _first_set(code: CodeType, steps: list[list[Step]]) -> frozenset[str]:
-    """Attributes of the first argument that the code sets once, always, and before it or a function within reads them."""
+    """Return attributes of the first argument that the code sets once, always, and before any read (also in nested code)."""
     own, *within = steps
     found, read = set(), set()
     for before, step in pairwise(own):
@@ -179,8 +179,8 @@ def _refusals(steps: list[Step], outer: set[str], sets: frozenset[str]) -> Itera
 
 
 def _asked(steps: list[Step], index: int) -> str | None:
-    """The name in getattr(object, "name") and the like, where it is a constant."""
-    depth, second, third = 0, index, index  # arguments on the stack; where the last two of them begin
+    """Return the constant name in getattr(object, "name") and the like, or None."""
+    depth, second, third = 0, index, index  # arguments on the stack; the start of the last two of them
     for i in range(index + 1, len(steps)):
         step = steps[i]
         if step.jumps or step.target or depth < 0:
@@ -198,7 +198,7 @@ def _asked(steps: list[Step], index: int) -> str | None:
 
 
 def _changes(steps: list[list[Step]], arguments: set[str]) -> Iterator[tuple[str, str | None]]:
-    """What may change a container that is no new one in a variable."""
+    """Yield operations that may change a container, except new ones held in variables."""
     stored: dict[object, bool] = {name: False for name in arguments}
     for of_code in steps:
         for before, step in pairwise(of_code):

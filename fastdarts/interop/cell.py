@@ -1,4 +1,4 @@
-"""The customary cell of another codebase as one fused call, and its preprocess layers.
+"""A DARTS cell of another codebase as one fused call, and its preprocess layers.
 
 Notation: N images, C channels, E edges, K candidates of the longest list.
 """
@@ -32,14 +32,14 @@ from fastdarts.ops.relu_conv_bn import relu_conv_bn
 
 @dataclass
 class PreprocessPlan:
-    """Where the layers of a ReLU, 1x1 convolution, BatchNorm are, and what kind of module held them when it was tried."""
+    """Locations of a preprocess layer's ReLU, 1x1 convolution and BatchNorm, and their modules' kinds when verified."""
 
     kind: tuple[Any, ...]
     found: Layers
     backend: str = "auto"
 
     def update(self, module: nn.Module) -> Layers | None:
-        """The layers as they are now; None where it is no such layer any more."""
+        """Return the current layers, or None if the module is no longer such a layer."""
         if self.found.same(module):
             return self.found
         layer = as_preprocess(recognise(module)) if signature(module) == self.kind else None
@@ -50,7 +50,7 @@ class PreprocessPlan:
 
 
 class FusedPreprocess(Before):
-    """What a converted preprocess layer does before its own class."""
+    """Mixin in front of a converted preprocess layer's class."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x (N, C, H, W) -> (N, D, H/s, W/s)."""
@@ -60,7 +60,7 @@ class FusedPreprocess(Before):
 
 @torch.compiler.disable(reason=NOT_TRACED)
 def _preprocessed(layer: nn.Module, x: Tensor) -> Tensor | None:
-    """None where the layer's own forward must do it."""
+    """Return None if the layer's own forward has to run."""
     plan: PreprocessPlan = layer.__dict__[PLAN]
     found = plan.update(layer)
     if found is None or found.tree.heard() or not found.as_tried(layer):
@@ -84,13 +84,13 @@ def _preprocessed(layer: nn.Module, x: Tensor) -> Tensor | None:
 
 @dataclass
 class CellPlan:
-    """What is known of a cell of two inputs whose node i reads all states before it, in the order of its list.
+    """Verified facts of a cell of two inputs whose node i reads all earlier states, in the order of its list.
 
     before   names of its two preprocess layers
     name     of its list of mixed operations
-    beta     it takes the edges' weights after the candidates'
-    bare     it may be called without them or with None in their place: all are 1
-    further  values of its remaining arguments with which it was tried: others go to its own forward
+    beta     whether it takes the edges' weights after the candidates'
+    bare     whether they may be omitted or None: all are 1
+    further  verified values of its remaining arguments: other values run its own forward
     reads, channels_last  as of a MixturePlan
     """
 
@@ -104,7 +104,7 @@ class CellPlan:
     bare: bool = False
 
     def split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]] | None:
-        """Candidates' weights, edges' weights or None, and further arguments; None where they are not as the plan says."""
+        """Return candidates' weights, edges' weights or None, and further arguments; None if they do not match the plan."""
         if not arguments or (self.beta and not self.bare and len(arguments) < 2):
             return None
         beta = arguments[1] if self.beta and len(arguments) > 1 else None
@@ -114,7 +114,7 @@ class CellPlan:
 
 
 class FusedCell(Before):
-    """What a converted cell does before its own class, whose mixed operations are converted, too."""
+    """Mixin in front of a converted cell's class, whose mixed operations are converted, too."""
 
     def forward(self, s0: Tensor, s1: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """s0, s1 (N, C, H, W), weights (E, K) or E rows, edges' weights (E,) where the class takes them."""
@@ -130,7 +130,7 @@ class FusedCell(Before):
 
 
 def _equal(given: tuple[Any, ...], tried: tuple[Any, ...]) -> bool:
-    """Whether arguments are the first of those that were tried; a tensor is none of them."""
+    """Compare arguments with the first of the verified ones; a tensor equals none of them."""
     pairs = zip(given, tried, strict=False)
     return len(given) <= len(tried) and not any(isinstance(a, Tensor) or a != b for a, b in pairs)
 
@@ -139,7 +139,7 @@ def _equal(given: tuple[Any, ...], tried: tuple[Any, ...]) -> bool:
 def _fused(
     cell: nn.Module, plan: CellPlan, s0: Tensor, s1: Tensor, rows: Tensor | list[Weights], betas: Weights | None
 ) -> Tensor | None:
-    """None where the cell's own forward must do it."""
+    """Return None if the cell's own forward has to run."""
     listed: Any = cell._modules.get(plan.name)
     edges: list[nn.Module] = [] if listed is None else list(listed._modules.values())
     nodes = nodes_of(len(edges))
@@ -177,7 +177,7 @@ def _fused(
 
 
 def _edge_by_edge(edges: list[nn.Module], inputs: list[Tensor], rows: Tensor | list[Weights], betas: Weights | None) -> Tensor:
-    """What the whole cell computes, by its mixed operations."""
+    """Compute the whole cell by its mixed operations."""
     states = list(inputs)
     for node in range(nodes_of(len(edges))):
         first = len(states) * (len(states) - 1) // 2 - 1
@@ -189,7 +189,7 @@ def _edge_by_edge(edges: list[nn.Module], inputs: list[Tensor], rows: Tensor | l
 
 
 def _whole(edge: nn.Module, plan: MixturePlan, found: list[Layers | None]) -> bool:
-    """Whether all of an edge's candidates are fused in this call."""
+    """Return whether all of an edge's candidates are fused in this call."""
     if heard(edge) or not plan.stride:
         return False
     codes = [layout.code for layout in plan.layouts if isinstance(layout, Layout)]
@@ -198,7 +198,7 @@ def _whole(edge: nn.Module, plan: MixturePlan, found: list[Layers | None]) -> bo
 
 
 def _table(rows: Tensor | list[Weights], plans: list[MixturePlan], x: Tensor) -> Tensor | None:
-    """The candidates' weights as one tensor (E, K) beside x; None where they are something else."""
+    """Return the candidates' weights as one tensor (E, K) on x' device, or None for anything else."""
     if isinstance(rows, Tensor):
         fits = rows.dim() == 2 and all(p.takes(rows.shape[1]) for p in plans)
         same = rows.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
@@ -212,14 +212,14 @@ def _table(rows: Tensor | list[Weights], plans: list[MixturePlan], x: Tensor) ->
 
 
 def _picked(ops: Tensor, live: tuple[tuple[int, ...], ...]) -> Tensor:
-    """The columns of the live candidates, in front."""
+    """Gather the columns of the live candidates at the front."""
     if all(row == tuple(range(len(row))) for row in live):
         return ops
     return nn.utils.rnn.pad_sequence([ops[e][list(row or (0,))] for e, row in enumerate(live)], batch_first=True)
 
 
 def nodes_of(edges: int) -> int:
-    """Nodes of a cell of two inputs whose node i has i + 2 edges; 0 where no number of nodes has so many."""
+    """Return the number of nodes of a cell of two inputs whose node i has i + 2 edges; 0 if no number of nodes fits."""
     nodes, total = 0, 0
     while total < edges:
         total += nodes + 2
@@ -229,7 +229,7 @@ def nodes_of(edges: int) -> int:
 
 @lru_cache(maxsize=1024)
 def cell_graph(strides: tuple[int, ...], codes: tuple[tuple[Candidate, ...], ...]) -> Graph | None:
-    """Node i reads states 0 .. i+1, in order; None for strides that are no cell's."""
+    """Build the graph whose node i reads states 0 .. i+1, in order; None for strides that no cell has."""
     edges, number = [], 0
     for node in range(nodes_of(len(codes))):
         for source in range(node + 2):

@@ -1,6 +1,6 @@
-"""Something put before a module's class, in place: isinstance, attributes, parameters and names stay.
+"""Add mixins to a module's class, in place: isinstance, attributes, parameters and names are preserved.
 
-The class that results is made on the fly, and copied and pickled as the module's own and what was put before it.
+The combined class is created dynamically; it is copied and pickled as the module's class and the mixin.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,13 @@ _classes: dict[tuple[type, type], type] = {}
 
 
 def put_before(module: nn.Module, mixin: type, attribute: str, plan: Any) -> None:
-    """Methods of `mixin` come before those of the module's class; it finds `plan` as that attribute."""
+    """Put `mixin` before the module's class in its method resolution order; it reads `plan` from `attribute`."""
     module.__dict__[attribute] = plan
     module.__class__ = _class(type(module), mixin)
 
 
 def take_back(module: nn.Module, *attributes: str) -> None:
-    """The module's own class again, without those attributes."""
+    """Restore the module's original class and delete the attributes."""
     own: Any = type(module)
     while hasattr(own, "_own"):
         own = module.__class__ = own._own

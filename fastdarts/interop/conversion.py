@@ -1,4 +1,4 @@
-"""convert and revert: other people's search networks made fused, in place."""
+"""convert and revert: fuse search networks of other codebases, in place."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -22,16 +22,16 @@ from fastdarts.kernels.graph import Candidate
 from fastdarts.ops.backend import choose
 
 Level = Literal["cell", "op"]
-KS = (1, 2, 3, 4, 5, 6, 8)  # divisors of partial channels that are tried
+KS = (1, 2, 3, 4, 5, 6, 8)  # candidates for the divisor of partial channels
 FUSED = (FusedMixture, FusedCell, FusedPreprocess)
 
 
 class ConvertError(ValueError):
-    """A network that cannot be converted: the message says why and what to do."""
+    """A network that cannot be converted; the message says why and what to do."""
 
 
 class Line(NamedTuple):
-    """What became of one module: "cell", "op", "partly", "preprocess" or "left alone", and what is to be said of it."""
+    """The result for one module: "cell", "op", "partly", "preprocess" or "left alone", with a remark."""
 
     name: str
     became: str
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
 
 class Report(tuple[Line, ...]):
-    """A Line for each module that was looked at; as text a table."""
+    """A Line for each module that was examined; str() gives a table."""
 
     def __str__(self) -> str:
         counts: dict[tuple[str, str], list[str]] = {}
@@ -53,29 +53,29 @@ def _few(names: list[str]) -> str:
 
 
 def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -> Report:
-    """Make the mixed operations of a search network fused, in place, and return what became of each module.
+    """Fuse the mixed operations of a search network, in place, and return the result for each module.
 
-    model    of any DARTS codebase. Parameters, buffers, names, signatures and classes (isinstance) stay; what is no mixed
-             operation, or not a known one, is left as it is
-    level    "cell": a cell whose forward is the customary one becomes one fused call, others' mixed operations one each;
+    model    of any DARTS codebase. Parameters, buffers, names, signatures and classes (isinstance) are preserved; other modules
+             and unknown operations stay unchanged
+    level    "cell": one fused call for a cell with the forward of DARTS, one for each mixed operation of other cells;
              "op": mixed operations only
     backend  of ops.mixed_cell and ops.relu_conv_bn
 
-    Each kind of module is tried on a copy before, on random inputs in float64, in train and eval mode; one that does
-    anything else than ops.mixed_cell keeps its own forward. Whatever a call brings that was not tried (other arguments,
-    hooks on candidates, global module hooks, dropout that drops) goes to the class' own forward. An optimizer made before or
-    after holds the same Parameters. torch.compile leaves fused calls as they are, in graphs around them (not with
-    fullgraph=True). Where converting is broken off, nothing is converted.
+    A copy of each kind of module is verified first, on random inputs in float64, in train and eval mode; if it differs from
+    ops.mixed_cell in any way, it keeps its own forward. A call outside the verified conditions (other arguments, hooks on
+    candidates, global module hooks, active dropout) runs the class' own forward. Optimizers created before or after hold
+    the same Parameters. torch.compile leaves fused calls unchanged between its graphs (not with fullgraph=True). If the
+    conversion is interrupted, nothing is converted.
 
-    What a forward reads besides its arguments is found from its code: attributes, class attributes, globals, variables of
-    functions around it, and what objects and containers there hold. Each call compares it; while it is other than it was when
-    it was tried, the class' own forward runs. revert and convert again try the module as it is then. A module is left alone,
-    and the report says why, if its forward reads a tensor of its own, draws random numbers, reads what its code does not tell
+    The dependencies of a forward besides its arguments are found from its code: attributes, class attributes, globals, closure
+    variables, and the contents of objects and containers there. Each call compares them; while any differs from its verified
+    value, the class' own forward runs. To verify the current module, revert and convert again. A module is left alone,
+    and the report says why, if its forward reads a tensor of its own, draws random numbers, reads what its code does not show
     (getattr with a computed name, vars, eval, objects without __dict__), or writes anything but an attribute that it sets
-    before it reads it (GAEA's): a fused call does not set that, as the report says. Code of torch, numpy and Python's pure
-    modules is trusted; what is replaced in them is not seen.
+    before it reads it (GAEA's): a fused call does not set that attribute, and the report says so. Code of torch, numpy and
+    Python's pure modules is trusted; monkey patches of them are not detected.
     Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
-    for a backend that cannot serve it.
+    for a backend that cannot run it.
     """
     if level not in ("cell", "op"):
         raise ConvertError(f"level {level!r}: it is 'cell' or 'op'")
@@ -101,7 +101,7 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
 
 
 def revert(model: nn.Module) -> None:
-    """Undo convert: every module is of its own class again. Parameters and buffers stay as they are by now.
+    """Undo convert: restore every module's class. Parameters and buffers keep their current values.
 
     Raises ConvertError for a network that is not converted.
     """
@@ -117,20 +117,20 @@ PLANS = {PLAN, RENEW}
 
 
 class Renewed(Before):
-    """A converted network whose class has `new()`: what that gives is converted, too."""
+    """Mixin of a converted network whose class has `new()`: also converts the network that it returns."""
 
     def new(self, *args: Any, **kwargs: Any) -> nn.Module:
-        """The class' own, converted."""
+        """Call the class' method and convert the result."""
         own: Any = super()
         made = own.new(*args, **kwargs)
         level, backend = self.__dict__[RENEW]
-        take_back(made, RENEW)  # where the class makes type(self)
+        take_back(made, RENEW)  # if the class instantiates type(self)
         convert(made, level=level, backend=backend)
         return made
 
 
 class _Converter:
-    """One conversion: what was tried of one kind of module holds for all of that kind."""
+    """State of one conversion: a verified result holds for all modules of the same kind."""
 
     def __init__(self, model: nn.Module, level: Level, backend: str) -> None:
         self.model, self.level, self.backend = model, level, backend
@@ -139,7 +139,7 @@ class _Converter:
         self.tried: dict[Any, Any] = {}
 
     def run(self) -> Iterator[Line]:
-        """Convert, and tell of each module."""
+        """Convert, and yield a Line for each module."""
         done: dict[str, Line] = {}
         for name, module in list(mixtures(self.model)):
             line = self.mixture(name, module)
@@ -165,7 +165,7 @@ class _Converter:
         yield from done.values()
 
     def mixture(self, name: str, module: nn.Module) -> Line | None:
-        """Convert a mixed operation; None for a module that is none."""
+        """Convert a mixed operation; None for any other module."""
         listed, candidates = listing(module)
         layers = dict.fromkeys(filter(None, map(bare, candidates)))
         own = {signature(layer): found for layer in layers if (found := self._without_layers(layer)) is not None}
@@ -196,7 +196,7 @@ class _Converter:
         return Line(name, "partly" if unknown else "op", "; ".join([*unknown, *left]))
 
     def _without_layers(self, layer: nn.Module) -> tuple[Candidate, int] | None:
-        """What a layer without parameters does, as far as a random image tells."""
+        """Identify a layer without parameters by its output on a random image."""
         try:
             kind = _kind(layer, Reads(layer, layers=True).key)
         except Unwatched:
@@ -209,7 +209,7 @@ class _Converter:
         x = torch.randn(probe.N, 4, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
         try:
             y = probe.double(layer).eval()(x)
-        except Exception:  # foreign code: it is no Identity or Zero, whatever it raises
+        except Exception:  # foreign code: whatever it raises, it is no Identity or Zero
             return None
         if isinstance(y, Tensor) and y.shape == x.shape and torch.equal(y, x):
             return Candidate.SKIP, 1
@@ -221,7 +221,7 @@ class _Converter:
         return next(self.model.parameters()).device
 
     def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[int, bool, bool, bool] | str:
-        """A MixturePlan's divisor and flags, or why the forward is not that of a mixed operation."""
+        """Return a MixturePlan's divisor and flags, or why the forward is not that of a mixed operation."""
         subject, why = _subject(module), ""
         if isinstance(subject, str):
             return subject
@@ -237,7 +237,7 @@ class _Converter:
             if differs is not None:
                 why = why or differs
                 continue
-            for skips, positive in ((False, False), (True, False), (False, True)):  # the first that does the same
+            for skips, positive in ((False, False), (True, False), (False, True)):  # the first that matches
                 trial = replace(trial, skips_zeros=skips, positive=positive)
                 differs = _trial(subject, cases, _as(trial))
                 if differs is None:
@@ -247,7 +247,7 @@ class _Converter:
         return why
 
     def cell(self, module: nn.Module) -> str | None:
-        """Convert a cell whose mixed operations are converted; returns None, or why it keeps its own forward."""
+        """Convert a cell whose mixed operations are converted; return None, or why it keeps its own forward."""
         listed, edges = listing(module)
         before = [n for n, child in module._modules.items() if child is not None and not isinstance(child, nn.ModuleList)]
         plans = [e.__dict__[PLAN] for e in edges if isinstance(e, FusedMixture)]
@@ -276,7 +276,7 @@ class _Converter:
         return None
 
     def _try_cell(self, module: nn.Module, before: tuple[str, str], listed: str) -> tuple[bool, bool, tuple[Any, ...]] | str:
-        """A CellPlan's beta, bare and further arguments, or why the forward is not the customary one."""
+        """Return a CellPlan's beta, bare and further arguments, or why the forward is not that of DARTS."""
         parameters = list(inspect.signature(module.forward).parameters.values())
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(plain) < 3 or len(plain) < len(parameters):
@@ -306,7 +306,7 @@ class _Converter:
     def _cell_cases(
         self, own: nn.Module, before: tuple[str, str], listed: str, beta: bool, further: tuple[Any, ...]
     ) -> dict[str, tuple[Any, ...]]:
-        """Arguments to try a cell with."""
+        """Return arguments to verify a cell with."""
         states = [self._image_for(own.get_submodule(name)) for name in before]
         plans = [edge.__dict__[PLAN] for edge in listing(own)[1]]
         tables = probe.rows(len(plans), [len(p.layouts) for p in plans], states[0])
@@ -317,7 +317,7 @@ class _Converter:
         return cases | {probe.LISTS: (*states, rows, *betas, *further)}
 
     def _fuse_preprocess(self, module: nn.Module) -> bool:
-        """Convert a preprocess layer, if it is one."""
+        """Convert a preprocess layer; return whether it is one."""
         found = as_preprocess(recognise(module))
         if found is None:
             return False
@@ -335,7 +335,7 @@ class _Converter:
         return True
 
     def _try_preprocess(self, module: nn.Module, plan: PreprocessPlan) -> str | None:
-        """None, or what the layer does otherwise."""
+        """Return None, or how the layer differs."""
 
         def converted(layer: nn.Module) -> list[nn.Module]:
             put_before(layer, FusedPreprocess, PLAN, replace(plan))
@@ -347,20 +347,20 @@ class _Converter:
         return _trial(subject, {"a random image": (self._image_for(subject.module),)}, converted)
 
     def _image_for(self, layer: nn.Module) -> Tensor:
-        """(N, C, S, S), which becomes (N, D, SIDE, SIDE)."""
+        """Return (N, C, S, S), which the layer maps to (N, D, SIDE, SIDE)."""
         first = next(m for m in layer.modules() if isinstance(m, nn.Conv2d))
         side = probe.SIDE * first.stride[0]
         return torch.randn(probe.N, first.in_channels, side, side, dtype=torch.float64, device=self._device())
 
 
 def _edges_of(module: nn.Module) -> list[nn.Module] | None:
-    """The mixed operations of a module that lists some; None for another."""
+    """Return the mixed operations of a module that lists some, else None."""
     _, edges = listing(module)
     return edges if any(isinstance(e, FusedMixture) for e in edges) else None
 
 
 def _kind(module: nn.Module, *more: Any) -> str:
-    """What modules of one kind have in common, whatever their channels: class, what their forwards read, candidates."""
+    """Return the key of a module's kind, independent of its channels: class, dependencies of its forwards, candidates."""
     stripped = [
         [a._replace(channels=0) if isinstance(a, Layout) else a for a in m]
         if isinstance(m, list) and m and isinstance(m[0], Layout | Unknown)
@@ -372,7 +372,7 @@ def _kind(module: nn.Module, *more: Any) -> str:
 
 
 def _as(trial: MixturePlan) -> Callable[[nn.Module], list[nn.Module]]:
-    """What converts a module by that plan, for a trial."""
+    """Return a function that converts a module by that plan, for a trial."""
     return lambda module: [_mixed(module, replace(trial, layouts=[], found=[]))]
 
 
@@ -382,21 +382,21 @@ def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:
 
 
 def _subject(module: nn.Module) -> probe.Subject | str:
-    """A copy to try out, or why there can be none."""
+    """Return a copy to verify, or why there is none."""
     try:
         return probe.Subject(module)
-    except Exception as error:  # foreign code: tensors that are no leaves, locks, generators
+    except Exception as error:  # foreign code: non-leaf tensors, locks, generators
         return f"no copy of it can be made to try it out: {type(error).__name__}: {_line(error)}"
 
 
 def _trial(
     subject: probe.Subject, cases: dict[str, tuple[Any, ...]], convert: Callable[[nn.Module], list[nn.Module]]
 ) -> str | None:
-    """None, or how a module does otherwise once convert(module) has converted it and what it returns."""
+    """Return None, or how a module differs after convert(module), which returns the modules that it has converted."""
     converted: list[nn.Module] = []
     try:
         probe.try_out(subject, cases, lambda module: converted.extend(convert(module)))
-    except Exception as error:  # foreign code, on arguments that it may not know: whatever it raises, it keeps its forward
+    except Exception as error:  # foreign code, on arguments that it may not support: after any exception it keeps its forward
         return _said(error)
     finally:
         for module in converted:

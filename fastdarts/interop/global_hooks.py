@@ -1,4 +1,4 @@
-"""Hooks that torch calls for every module of the process: torch.nn.modules.module.register_module_forward_hook and the like."""
+"""Global module hooks of the process: torch.nn.modules.module.register_module_forward_hook and the like."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ SLOW = "global module hooks are registered: converted modules run their class' o
 
 
 def global_hooks() -> bool:
-    """Whether any is registered, so that every module has to run on its own."""
+    """Return whether any is registered, so that every module has to run its own forward."""
     found = bool(
         modules._global_forward_pre_hooks
         or modules._global_forward_hooks
@@ -26,7 +26,7 @@ def global_hooks() -> bool:
 
 @contextmanager
 def without_global_hooks() -> Generator[None]:
-    """Inside, none is called; afterwards they are registered as before."""
+    """Disable them inside the context; restore them on exit."""
     registries: list[dict[int, Any]] = [
         modules._global_forward_pre_hooks,
         modules._global_forward_hooks,

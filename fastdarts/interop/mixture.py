@@ -1,4 +1,4 @@
-"""The mixed operation of another codebase: its known candidates as one fused call, the others beside it.
+"""The mixed operation of another codebase: its known candidates as one fused call, the others run eagerly.
 
 Notation: N images, C channels, Cq = C/k that pass through the candidates, K candidates.
 """
@@ -27,19 +27,19 @@ Own = dict[tuple[Any, ...], tuple[Candidate, int]]
 
 @dataclass
 class MixturePlan:
-    """What is known of a mixed operation.
+    """Verified facts of a mixed operation.
 
     name         of its list of candidates
-    skips_zeros  candidates of weight 0 are not computed: their norms stay, their parameters get no gradient
-    positive     only rows of positive weights are those of a mixed operation (GAEA counts no others): with another in it the
-                 class' own forward runs
+    skips_zeros  candidates of weight 0 are not computed: their norms are not updated, their parameters get no gradient
+    positive     only rows of positive weights match a mixed operation (GAEA ignores the others): for other rows the class' own
+                 forward runs
     divisor      k: only the first C/k channels pass through the candidates
     longer       a row may have more weights than there are candidates: the rest is ignored
-    channels_last  images of the network are in that memory format, which whatever runs unconverted sees: it may draw numbers
-    reads        what its forward reads besides its arguments, as it was tried: with anything else it goes its own way
-    attributes   of those, the ones that may be k
-    own          what modules without layers are, by signature: an Identity or Zero that the codebase wrote itself
-    tried        signatures of the candidates of the network that was converted, and keys of what their forwards read
+    channels_last  memory format of the network's images, which unconverted modules see: they may draw random numbers in it
+    reads        verified dependencies of its forward besides its arguments: if any differs, its own forward runs
+    attributes   those of them that may be k
+    own          modules without layers, by signature: the codebase's own Identity or Zero
+    tried        signatures of the converted network's candidates, and keys of their forwards' dependencies
     """
 
     name: str
@@ -57,14 +57,14 @@ class MixturePlan:
     found: list[Layers | None] = field(default_factory=list)
 
     def candidates(self, module: nn.Module) -> list[nn.Module]:
-        """Raises KeyError where the list has gone."""
+        """Return the candidates. Raises KeyError if the list has gone."""
         listed: Any = module._modules[self.name]
         return list(listed._modules.values())
 
     def update(self, module: nn.Module) -> list[Layers | None]:
-        """Where the candidates' layers are now; what has changed is recognised anew. Raises KeyError as `candidates`.
+        """Return the candidates' current layers, recognising changed ones again. Raises KeyError as `candidates`.
 
-        What is found in a replica of DataParallel, one of several threads, is not kept.
+        Results for a replica of DataParallel, one of several threads, are not stored.
         """
         candidates = self.candidates(module)
         as_many = len(candidates) == len(self.found)
@@ -76,7 +76,7 @@ class MixturePlan:
         return found
 
     def recognised(self, candidates: list[nn.Module]) -> tuple[list[Layout | Unknown], list[Layers | None]]:
-        """What they are, where they are of the kinds that were tried, and their layers."""
+        """Return the candidates' layouts, if they are of verified kinds, and their layers."""
         found = [described(c, self.own) for c in candidates]
         for i, c in enumerate(candidates):
             layers = found[i][1]
@@ -85,7 +85,7 @@ class MixturePlan:
         return [layout for layout, _ in found], [layers for _, layers in found]
 
     def unchanged(self, module: nn.Module, k: int) -> bool:
-        """Whether the module's forward reads what it read when it was tried; what was k then may be the k of now."""
+        """Return whether the forward's dependencies have their verified values; attributes that held k may hold the new k."""
         own = vars(module)
         for name, value in self.attributes:
             now = own.get(name)
@@ -94,29 +94,29 @@ class MixturePlan:
         return self.reads is None or self.reads.same(module)
 
     def takes(self, length: int) -> bool:
-        """Whether a row of so many weights serves."""
+        """Return whether a row of this length is valid."""
         return length == len(self.layouts) or (self.longer and length > len(self.layouts))
 
     @property
     def whole(self) -> bool:
-        """Whether all candidates are fused, each another operation, and none drops out."""
+        """Return whether all candidates are fused, all different operations, and none has dropout."""
         codes = {a.code for a in self.layouts if isinstance(a, Layout)}
         return len(codes) == len(self.layouts) and not any(d.p for f in self.found if f is not None for d in f.dropouts)
 
     @property
     def channels(self) -> int:
-        """Cq, or 0 where no candidate says."""
+        """Return Cq, or 0 if no candidate determines it."""
         return next((a.channels for a in self.layouts if isinstance(a, Layout) and a.channels), 0)
 
     @property
     def stride(self) -> int:
-        """1 or 2, or 0 where the candidates do not have one stride."""
+        """Return 1 or 2, or 0 if the candidates' strides differ."""
         strides = {a.stride for a in self.layouts if isinstance(a, Layout)}
         return strides.pop() if len(strides) == 1 else 0
 
 
 def described(candidate: nn.Module, own: Own) -> tuple[Layout | Unknown, Layers | None]:
-    """What a candidate is, and its layers where it can be fused."""
+    """Recognise a candidate and its layers, if it can be fused."""
     layout = proposed(candidate, own)
     if isinstance(layout, Unknown):
         return layout, None
@@ -127,7 +127,7 @@ def described(candidate: nn.Module, own: Own) -> tuple[Layout | Unknown, Layers 
 
 
 def proposed(candidate: nn.Module, own: Own) -> Layout | Unknown:
-    """What a candidate is, by its layers, or, where it has none, by what is known of its kind."""
+    """Recognise a candidate by its layers, or, without layers, by the verified result of its kind."""
     layer = bare(candidate)
     if layer is not None and (known := own.get(signature(layer))) is not None:
         return Layout(*known, 0)
@@ -136,10 +136,10 @@ def proposed(candidate: nn.Module, own: Own) -> Layout | Unknown:
 
 
 class FusedMixture(Before):
-    """What a converted mixed operation does before its own class."""
+    """Mixin in front of a converted mixed operation's class."""
 
     def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
-        """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments go to the class' own forward."""
+        """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments run the class' own forward."""
         out = None if args or kwargs or global_hooks() else _fused(self, x, weights)
         if out is not None:
             return out
@@ -148,7 +148,7 @@ class FusedMixture(Before):
 
 @torch.compiler.disable(reason=NOT_TRACED)
 def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
-    """None where the module's own forward must do it."""
+    """Return None if the module's own forward has to run."""
     plan: MixturePlan = module.__dict__[PLAN]
     try:
         found: list[Any] = plan.update(module)  # of what is fused: Layers
@@ -184,7 +184,7 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
 
 
 def fits(candidate: nn.Module, layout: Layout | Unknown, found: Layers | None) -> bool:
-    """Whether a candidate is fused in this call."""
+    """Return whether a candidate is fused in this call."""
     if not isinstance(layout, Layout) or found is None or heard(candidate) or found.tree.heard():
         return False
     if not found.as_tried(candidate):
@@ -193,12 +193,12 @@ def fits(candidate: nn.Module, layout: Layout | Unknown, found: Layers | None) -
 
 
 def even(stride: int, x: Tensor) -> bool:
-    """Whether a stride of 2 halves the images x (N, C, H, W)."""
+    """Return whether a stride of 2 halves the images x (N, C, H, W)."""
     return stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2)
 
 
 def first_of_each(indices: list[int], layouts: Sequence[Any]) -> list[int]:
-    """Of candidates that are the same operation the first: one call computes each once."""
+    """Return the first of the candidates that are the same operation: one call computes each once."""
     seen: dict[Candidate, int] = {}
     for i in indices:
         seen.setdefault(layouts[i].code, i)
@@ -206,12 +206,12 @@ def first_of_each(indices: list[int], layouts: Sequence[Any]) -> list[int]:
 
 
 def format_of(plan: Any) -> torch.memory_format:
-    """Of the network's images."""
+    """Return the memory format of the network's images."""
     return torch.channels_last if plan.channels_last else torch.contiguous_format
 
 
 def partial_channels(plan: MixturePlan, x: Tensor) -> int:
-    """k, or 0 where x does not fit the candidates."""
+    """Return k, or 0 if x does not fit the candidates."""
     Cq, C = plan.channels or x.shape[1], x.shape[1]
     if C % Cq or (Cq != C and plan.divisor == 1):
         return 0
@@ -219,7 +219,7 @@ def partial_channels(plan: MixturePlan, x: Tensor) -> int:
 
 
 def as_row(weights: Weights, x: Tensor) -> Tensor | None:
-    """The weights as one tensor (K,) beside x; None where they are something else."""
+    """Return the weights as one tensor (K,) on x' device, or None for anything else."""
     if isinstance(weights, Tensor):
         row = weights if weights.dim() == 1 else None
     elif isinstance(weights, list | tuple) and weights and all(_number(w) for w in weights):
@@ -243,12 +243,12 @@ def _dtype(value: Tensor | float, x: Tensor) -> torch.dtype:
 
 @lru_cache(maxsize=1024)
 def edge_graph(stride: int, codes: tuple[Candidate, ...]) -> Graph:
-    """One edge as a graph; kept, since each call asks for it."""
+    """Return one edge as a graph; cached, since each call needs it."""
     return Graph(1, 1, (Edge(0, 0, stride, codes),))
 
 
 def mixtures(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules within, by name, that hold one list of at least two modules; a mixed operation is one of them."""
+    """Yield all submodules, by name, that hold one list of at least two modules; mixed operations are among them."""
     for name, inner in module.named_modules():
         listed = list_of(inner)
         if listed is not None and len(inner._modules[listed]) > 1:
@@ -265,6 +265,6 @@ def listing(module: nn.Module) -> tuple[str, list[nn.Module]]:
 
 
 def list_of(module: nn.Module) -> str | None:
-    """The name of the only list of modules that is not empty."""
+    """Return the name of the only non-empty list of modules."""
     lists = [n for n, child in module._modules.items() if isinstance(child, nn.ModuleList) and len(child)]
     return lists[0] if len(lists) == 1 else None

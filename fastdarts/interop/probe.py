@@ -1,4 +1,4 @@
-"""Whether a converted module does what its own class does: both run on copies, on small random inputs in float64.
+"""Verify that a converted module matches its own class: both run on copies, on small random inputs in float64.
 
 Notation: N images, C channels, E edges, K candidates.
 """
@@ -23,12 +23,12 @@ Outcome = dict[str, Tensor]
 
 
 class Differs(ValueError):
-    """The two do not do the same; the message says where."""
+    """The two differ; the message says where."""
 
 
 @contextmanager
 def quietly(device: torch.device) -> Generator[None]:
-    """Inside, random numbers are drawn from a seed of their own; the generators outside stay untouched."""
+    """Use a separate random seed inside the context; the generators outside are unchanged."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
         torch.manual_seed(0)
@@ -36,7 +36,7 @@ def quietly(device: torch.device) -> Generator[None]:
 
 
 def copy_of(module: nn.Module) -> nn.Module:
-    """deepcopy(module), in half of its time: a module's many empty dictionaries of hooks are not copied one by one."""
+    """Return deepcopy(module) in half the time: a module's many empty hook dictionaries are not copied one by one."""
     inner = list(module.modules())
     memo: dict[int, Any] = {id(m): type(m).__new__(type(m)) for m in inner}
     for m in inner:
@@ -48,7 +48,7 @@ def copy_of(module: nn.Module) -> nn.Module:
 
 
 def double(module: nn.Module) -> nn.Module:
-    """A copy in float64 that drops nothing out."""
+    """Return a copy in float64 with dropout disabled."""
     copied = copy_of(module).double()
     for inner in copied.modules():
         if isinstance(inner, nn.Dropout | nn.Dropout2d):
@@ -57,17 +57,17 @@ def double(module: nn.Module) -> nn.Module:
 
 
 class Subject:
-    """A module on trial, on a copy in float64."""
+    """A module to verify, as a copy in float64."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = double(module)
         self.parameters, self.buffers = list(self.module.named_parameters()), list(self.module.named_buffers())
 
     def outcome(self, arguments: Arguments, training: bool) -> Outcome:
-        """The output, the gradients of arguments and parameters, and the buffers afterwards, which are put back."""
+        """Return the output, the gradients of arguments and parameters, and the buffers afterwards, which are then restored."""
         if self.module.training != training:
             self.module.train(training)
-        torch.manual_seed(0)  # for what draws numbers
+        torch.manual_seed(0)  # for modules that draw random numbers
         given, before = _leaves(arguments), [b.clone() for _, b in self.buffers]
         out = self.module(*given)
         if not isinstance(out, Tensor):
@@ -86,7 +86,7 @@ class Subject:
 
 
 def compare(own: Outcome, converted: Outcome, where: str) -> None:
-    """Raise Differs, naming the first difference. A gradient that one lacks is as good as zeros."""
+    """Raise Differs at the first difference, naming it. A missing gradient equals zeros."""
     names = list(own.keys() | converted.keys())
     mine = [own[n] if n in own else torch.zeros_like(converted[n]) for n in names]
     theirs = [converted[n] if n in converted else torch.zeros_like(own[n]) for n in names]
@@ -102,10 +102,10 @@ def compare(own: Outcome, converted: Outcome, where: str) -> None:
 
 
 def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn.Module], None]) -> None:
-    """Raise Differs unless the module does the same in every case after convert(module).
+    """Raise Differs unless the module gives the same results in every case after convert(module).
 
-    In train and in eval mode; one-hot weights in train mode alone, since another case has their zeros; weights of a softmax
-    once, where they come as lists, too.
+    In train and in eval mode; one-hot weights in train mode only, since another case has their zeros; softmax weights only as
+    lists if the cases have both forms.
     """
     once = [name for name in cases if not (name == SOFT and LISTS in cases)]
     tried = [(name, True) for name in once] + [(name, False) for name in once if name != HOT]
@@ -117,7 +117,7 @@ def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn
 
 
 def rows(count: int, lengths: list[int], like: Tensor) -> dict[str, Tensor]:
-    """Candidates' weights to try, (E, K) each: on the simplex, one-hot, with zeros and negative ones."""
+    """Return candidates' weights to verify with, (E, K) each: on the simplex, one-hot, with zeros and negative ones."""
     longest = max(lengths)
     ragged = torch.tensor([[i < n for i in range(longest)] for n in lengths], device=like.device)
     soft = torch.randn(count, longest, dtype=like.dtype, device=like.device).masked_fill(~ragged, -torch.inf).softmax(-1)
@@ -130,7 +130,7 @@ def rows(count: int, lengths: list[int], like: Tensor) -> dict[str, Tensor]:
 
 
 def _leaves(value: Any) -> Any:
-    """Copies that take gradients."""
+    """Return copies that require gradients."""
     if isinstance(value, Tensor):
         return value.detach().clone().requires_grad_() if value.is_floating_point() else value
     return type(value)(map(_leaves, value)) if isinstance(value, list | tuple) else value

@@ -1,9 +1,9 @@
-"""What a forward reads besides its arguments, and whether that has changed.
+"""Track the dependencies of a forward besides its arguments, and detect changes.
 
-From a module on, everything is followed that the code of its forward, and of what that calls, names: attributes of objects,
-of their classes and of modules, globals, variables of functions around it, and all that containers hold. What is found is
-described by one key, which does not depend on the process; to see a change at little cost the values are kept as well, and
-compared by identity.
+Starting at a module, the tracker follows every name in the code of its forward and of the functions that this calls:
+attributes of objects, of their classes and of modules, globals, closure variables, and the contents of containers. One key,
+independent of the process, describes the result; for fast change detection the values are also kept and compared by
+identity.
 """
 
 import builtins
@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from fastdarts.interop.bytecode import MUTATORS, PURE, facts
 from fastdarts.interop.tree import own_class
 
-MOST = 2000  # objects that a forward may read from
+MOST = 2000  # maximum number of objects that a forward may read from
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 PLAIN = (bool, int, float, complex, str, bytes, range, slice, type(None), type(...), type(NotImplemented))
 PLAIN += (object, torch.dtype, torch.device, torch.Size, torch.memory_format, torch.layout)
-TRUSTED = {  # packages whose code keeps no state that a forward would ask for
+TRUSTED = {  # packages whose code keeps no state that a forward depends on
     *("torch", "fastdarts", "numpy", "math", "cmath", "functools", "itertools", "collections", "typing", "abc", "numbers"),
     *("operator", "einops", "enum", "dataclasses", "contextlib", "_operator", "_functools", "_collections", "_abc", "builtins"),
 }
 CONTAINERS = (list, tuple, deque, dict, set, frozenset, types.MappingProxyType)
 BUILTIN = types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType
 ACCESSORS = (staticmethod, classmethod, property, types.MethodType, partial, types.GenericAlias)
-WRITING = {  # methods that no expression calls, and those whose results are texts
+WRITING = {  # methods that no expression calls, and those that return text
     *("__init__", "__new__", "__setattr__", "__delattr__", "__setitem__", "__delitem__", "__init_subclass__", "__del__"),
     *("__copy__", "__deepcopy__", "__getstate__", "__setstate__", "__reduce__", "__reduce_ex__", "__class_getitem__"),
     *("__repr__", "__str__", "__format__", "__dir__", "__sizeof__", "__getnewargs__", "__set_name__", "__set__", "__delete__"),
@@ -59,7 +59,7 @@ class Named(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """All that a container holds; of a dict, its keys and values."""
+    """All contents of a container; of a dict, its keys and values."""
 
     holder: Any
     held: Any
@@ -74,7 +74,7 @@ class Whole(NamedTuple):
 
 
 class Variable(NamedTuple):
-    """A variable of the function around a function."""
+    """A closure variable of a function."""
 
     cell: types.CellType
     value: Any
@@ -84,7 +84,7 @@ class Variable(NamedTuple):
 
 
 class Code(NamedTuple):
-    """A function's own parts."""
+    """A function's code and defaults."""
 
     function: types.FunctionType
     parts: tuple[Any, ...]
@@ -95,17 +95,17 @@ class Code(NamedTuple):
 
 
 class Unwatched(ValueError):
-    """A forward reads what cannot be watched, or writes: the message says what."""
+    """A forward reads something that cannot be watched, or writes; the message says what."""
 
 
 class Reads:
-    """What a module's forward reads besides its arguments, as it was when it was tried.
+    """Dependencies of a module's forward besides its arguments, at their verified values.
 
-    apart   children, or lists of children, that are fused with the module: their forwards and what these hold do not count
-    free    plain attributes of the module that somebody else compares
-    layers  somebody else compares the modules within, their parameters, hooks and settings: they are what is fused
-    sets    names of attributes that the forward only leaves behind: it sets them before it reads them
-    Raises Unwatched where a forward writes anything else, or reads what cannot be watched.
+    apart   children, or lists of children, that are fused with the module: their forwards and contents do not count
+    free    plain attributes of the module that the caller compares
+    layers  the caller compares submodules, their parameters, hooks and settings, because they are fused
+    sets    names of attributes that the forward sets before it reads them
+    Raises Unwatched if a forward writes anything else, or reads something that cannot be watched.
     """
 
     def __init__(self, module: nn.Module, apart: Sequence[str] = (), free: Sequence[str] = (), layers: bool = False) -> None:
@@ -117,9 +117,9 @@ class Reads:
         self.last: tuple[Any, ...] = module, found.watched, True
 
     def same(self, module: nn.Module) -> bool:
-        """Whether `module` reads what was tried; where something changes back, it does again.
+        """Return whether the dependencies of `module` have their verified values; also true again after a change is reverted.
 
-        What is found in a replica of DataParallel, one of several threads, is not kept.
+        Results for a replica of DataParallel, one of several threads, are not stored.
         """
         last, watched, as_tried = self.last
         if last is module and all([w.same() for w in watched]):
@@ -135,12 +135,12 @@ class Reads:
         return as_tried
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: they find anew what they read."""
+        """State for copies and pickles, without the dependencies: they are found again."""
         return {**self.__dict__, "last": (None, (), False)}
 
 
 def _settled(module: nn.Module, *how: Any) -> tuple[frozenset[str], "_Look"]:
-    """All names by which the code reads attributes, and what it reads. Raises Unwatched."""
+    """Return all attribute names that the code reads, and the dependencies. Raises Unwatched."""
     known = _names.setdefault(own_class(module), {})
     if how in known:
         found = _Look(module, *how, known[how]).run()
@@ -155,11 +155,11 @@ def _settled(module: nn.Module, *how: Any) -> tuple[frozenset[str], "_Look"]:
         names |= found.grown
 
 
-_names: WeakKeyDictionary[type, dict[Any, frozenset[str]]] = WeakKeyDictionary()  # as known from others of the class
+_names: WeakKeyDictionary[type, dict[Any, frozenset[str]]] = WeakKeyDictionary()  # as found for other modules of the class
 
 
 class _Look:
-    """One way through all that is read, with the names that are known to be read."""
+    """One traversal of all dependencies, for a given set of attribute names."""
 
     def __init__(
         self, root: nn.Module, apart: tuple[str, ...], free: frozenset[str], layers: bool, names: frozenset[str]
@@ -170,14 +170,14 @@ class _Look:
         self.tokens: list[str] = []
         self.watched: list[Any] = []
         self.seen: dict[Any, int] = {}
-        self.kept: list[Any] = []  # so that no id is given away
+        self.kept: list[Any] = []  # keeps ids from being reused
         self.queue: deque[tuple[Callable[..., None], Any, str]] = deque()
         self.sets: frozenset[str] = frozenset()
         self.changes: set[str] = set()
         self.containers: dict[type, str] = {}
 
     def run(self) -> Self:
-        """Raises Unwatched; what has been found until then stays."""
+        """Traverse. Raises Unwatched; results up to then are kept."""
         self.inner = {id(m) for m in self.root.modules()}
         lists = [self.root._modules.get(name) for name in self.apart]
         fused = [m for listed in lists for m in _each(listed)]
@@ -195,11 +195,11 @@ class _Look:
         return self
 
     def key(self) -> str:
-        """Of all that is read."""
+        """Return the key of all dependencies."""
         return sha256("\n".join(self.tokens).encode()).hexdigest()
 
     def visit(self, value: Any, path: str) -> None:
-        """Put down what a value is, and what it holds later."""
+        """Record a value, and schedule its contents."""
         kind = type(value)
         if kind in PLAIN or isinstance(value, Enum | EnumMeta):
             self.tokens.append(f"{_name(kind)} {value!r}" if kind is not object else "object")
@@ -217,7 +217,7 @@ class _Look:
             self.queue.append((act, value, path))
 
     def reader(self, value: Any, path: str) -> Callable[[Any, str], None] | None:
-        """What reads on from a value; None where there is nothing more to it. Raises Unwatched."""
+        """Return the method that traverses a value; None for a leaf. Raises Unwatched."""
         if isinstance(value, Tensor):
             raise Unwatched(f"its forward depends on {_short(path)}, a tensor of its own")
         if issubclass(type(value), nn.Module):
@@ -250,7 +250,7 @@ class _Look:
         raise Unwatched(f"its forward reads {_short(path)}, a {type(value).__name__}, which cannot be watched")
 
     def named(self, holder: Any, held: Any, names: Sequence[str], path: str) -> None:
-        """Values by name, also those that are missing."""
+        """Record values by name, missing ones included."""
         values = tuple([held.get(n, MISSING) for n in names])
         self.watched.append(Named(holder, tuple(names), values))
         self.tokens.append(":")
@@ -260,14 +260,14 @@ class _Look:
                 self.visit(value, f"{path}.{name}")
 
     def whole(self, holder: Any) -> Any:
-        """A container's contents as they are now."""
+        """Return a container's current contents."""
         held = tuple(holder) if isinstance(holder, tuple | list | deque) else holder.copy()
         self.watched.append(Whole(holder, held))
         self.tokens.append(":")
         return held
 
     def attributes(self, value: Any, path: str) -> None:
-        """Of an object, those that are named."""
+        """Record an object's named attributes."""
         self.named(value, value.__dict__, self.sorted, path)
 
     def instance(self, value: Any, path: str) -> None:
@@ -308,7 +308,7 @@ class _Look:
         self.visit(value.__wrapped__, path)
 
     def accessor(self, value: Any, path: str) -> None:
-        """What stands between a name and a function."""
+        """Record descriptors and wrappers between a name and a function."""
         parts = ("fget", "func", "args", "keywords", "__func__", "__self__", "__origin__", "__args__")
         skipped = ("__self__",) if isinstance(value, staticmethod | classmethod) else ()
         for part in parts:
@@ -352,7 +352,7 @@ class _Look:
             self.attributes(value, path)
 
     def loose_class(self, value: type, path: str) -> None:
-        """A class that is named: it may be called."""
+        """Record a class that is named: it may be called."""
         self.class_of(value, path)
         if not issubclass(value, nn.Module | BaseException):
             for c in _foreign(value):
@@ -361,7 +361,7 @@ class _Look:
                         self.visit(vars(c)[name], f"{path}.{name}")
 
     def class_of(self, value: type, path: str) -> None:
-        """Attributes of a class and of those that it comes from."""
+        """Record attributes of a class and of its bases."""
         for c in _foreign(value):
             if ("class", c) in self.seen:
                 continue
@@ -375,7 +375,7 @@ class _Look:
             self.queue.append((lambda c, path, names=names: self.named(c, vars(c), names, path), c, path))
 
     def module(self, value: nn.Module, path: str) -> None:
-        """A module within, or one that is reached otherwise."""
+        """Record a submodule, or a module that is reached otherwise."""
         if id(value) in self.fused:
             return
         cls, own = own_class(value), vars(value)
@@ -408,7 +408,7 @@ class _Look:
             self.visit(inner, path)
 
     def aside(self, module: nn.Module, number: int) -> None:
-        """Of a module that is fused with the root: what the root's code names of it, where there is such a thing."""
+        """Record the attributes that the root's code names of a module fused with the root, where it has them."""
         cls, path = own_class(module), f"module {number}"
         if _trusted(cls):
             return
@@ -425,7 +425,7 @@ class _Look:
 
 
 def _each(child: nn.Module | None) -> Iterator[nn.Module]:
-    """A child, or those in it where it is a list."""
+    """Yield a child, or its members if it is a list."""
     if isinstance(child, nn.ModuleList):
         yield from child._modules.values()
     elif child is not None:
@@ -433,7 +433,7 @@ def _each(child: nn.Module | None) -> Iterator[nn.Module]:
 
 
 def _foreign(cls: type) -> list[type]:
-    """A class and those that it comes from, without those of trusted packages."""
+    """Return a class and its bases, except those of trusted packages."""
     return [c for c in cls.__mro__ if not _trusted(c)]
 
 
@@ -443,7 +443,7 @@ def _trusted(value: Any) -> bool:
 
 
 def _told(value: Any) -> str:
-    """What a value is, by names that stay from one process to the next."""
+    """Describe a value by names that are the same in every process."""
     if isinstance(value, types.ModuleType):
         return f"module {value.__name__}"
     if isinstance(value, type):
@@ -454,7 +454,7 @@ def _told(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    """Of a class or function; the main module of a spawned process is that of its parent."""
+    """Return the name of a class or function; a spawned process' main module is named as its parent's."""
     module = getattr(value, "__module__", None)
     return f"{'__main__' if module == '__mp_main__' else module}.{value.__qualname__}"
 
@@ -466,5 +466,5 @@ def _short(path: str) -> str:
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # a variable that has no value yet
+    except ValueError:  # a variable without a value yet
         return MISSING

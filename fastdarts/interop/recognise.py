@@ -1,4 +1,4 @@
-"""What the modules of another DARTS codebase are: told by their layers, whatever their classes and attributes are called.
+"""Recognise the modules of another DARTS codebase by their layers, whatever their classes and attributes are called.
 
 Notation: C channels that pass through a candidate, D channels that come out.
 """
@@ -19,10 +19,10 @@ _DENSE = {1: Candidate.CONV_1, 3: Candidate.CONV_3}
 
 
 class Layout(NamedTuple):
-    """A candidate that can be fused, and where its layers are.
+    """A candidate that can be fused, and the locations of its layers.
 
     channels  that pass through it; 0: any
-    dropouts  that follow it: while one of them drops, it runs on its own
+    dropouts  that follow it: while one is active, the candidate runs its own forward
     """
 
     code: Candidate
@@ -33,7 +33,7 @@ class Layout(NamedTuple):
     dropouts: tuple[Path, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Layout":
-        return self  # nothing in it changes
+        return self  # no part of it changes
 
 
 class Preprocess(NamedTuple):
@@ -44,25 +44,25 @@ class Preprocess(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """What is not recognised, and why."""
+    """A module that is not recognised, and why."""
 
     why: str
 
 
 def layer_at(module: Any, path: Path) -> Any:
-    """Raises KeyError where there is none any more."""
+    """Raises KeyError if it no longer exists."""
     for name in path:
         module = module._modules[name]
     return module
 
 
 def letter_of(layer: nn.Module) -> str | None:
-    """The kind of a layer; None for one that no candidate has."""
+    """Return the kind of a layer; None for one that no candidate has."""
     return next((letter for kind, letter in LETTERS.items() if isinstance(layer, kind)), None)
 
 
 def layers(module: nn.Module, path: Path = ()) -> Iterator[tuple[Path, nn.Module]]:
-    """The layers of a module in the order in which they were registered, which is customarily that of their use."""
+    """Yield the layers of a module in the order of registration, which is normally that of their use."""
     if not module._modules:
         yield path, module
     for name, child in module._modules.items():
@@ -71,9 +71,9 @@ def layers(module: nn.Module, path: Path = ()) -> Iterator[tuple[Path, nn.Module
 
 
 def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
-    """A candidate, a preprocess layer whose channels change, or why it is neither. Only a proposal: interop.probe tries it.
+    """Recognise a candidate or a preprocess layer whose channels change; else say why not. interop.probe verifies it.
 
-    A module without layers and parameters (an Identity or Zero of one's own) is none of these; the probe tells.
+    A module without layers and parameters (a codebase's own Identity or Zero) is none of these; the probe identifies it.
     """
     found = list(layers(module))
     if module._modules and (module._parameters or module._buffers):
@@ -146,7 +146,7 @@ def _reduction(convolutions: list[nn.Conv2d], rest: tuple) -> Layout | Preproces
 
 
 def as_preprocess(found: Layout | Preprocess | Unknown) -> Preprocess | None:
-    """A layer before a cell's edges, also one that keeps the number of channels."""
+    """Return a preprocess layer, including one that keeps the number of channels."""
     if isinstance(found, Layout) and (found.code == Candidate.CONV_1 or (found.code == Candidate.SKIP and found.stride == 2)):
         return Preprocess(found.convolutions, found.norms[0])
     return found if isinstance(found, Preprocess) else None
@@ -157,7 +157,7 @@ def _features(norm: nn.BatchNorm2d) -> int:
 
 
 def _unusual(layer: nn.Module) -> str | None:
-    """Why a layer of a known kind is not as in a search: None, or a sentence."""
+    """Return why a layer of a known kind differs from those of a search, as a sentence, or None."""
     if isinstance(layer, nn.Conv2d) and (layer.bias is not None or layer.padding_mode != "zeros"):
         return "its convolution has a bias" if layer.bias is not None else f"its padding is {layer.padding_mode}"
     if isinstance(layer, nn.BatchNorm2d) and (layer.affine or layer.weight is not None or layer.momentum is None):
@@ -168,7 +168,7 @@ def _unusual(layer: nn.Module) -> str | None:
 
 
 def _shape(conv: nn.Conv2d) -> tuple[Any, ...]:
-    """By its weight, which may have been replaced by a wider one."""
+    """Return the shape from its weight, which may have been replaced by a wider one."""
     D, C, *kernel = conv.weight.shape
     return C * conv.groups, D, tuple(kernel), conv.stride, conv.padding, conv.dilation, conv.groups
 

@@ -1,4 +1,4 @@
-"""Whether a module of another codebase, and all within it, still is what it was when it was recognised."""
+"""Detect changes of a module of another codebase, and of its submodules, since it was recognised."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
 
 
 def own_class(module: nn.Module) -> type:
-    """A module's class, also where something is put before it."""
+    """Return a module's class, ignoring mixins."""
     own: Any = type(module)
     while hasattr(own, "_own"):
         own = own._own
@@ -22,17 +22,17 @@ def own_class(module: nn.Module) -> type:
 
 
 def foreign(module: nn.Module) -> bool:
-    """Whether a module is of the codebase's own making: its plain attributes and its forward may be anything."""
+    """Return whether a module's class belongs to the codebase: its plain attributes and its forward may be anything."""
     return not own_class(module).__module__.startswith("torch.nn.modules.")
 
 
 def plain_values(module: nn.Module) -> list[tuple[str, Any]]:
-    """Plain attributes that may decide what a module of the codebase does, by name."""
+    """Return, by name, plain attributes that may influence a module of the codebase."""
     return sorted((n, v) for n, v in vars(module).items() if isinstance(v, PLAIN) and n != "training")
 
 
 def bare(module: nn.Module) -> nn.Module | None:
-    """The only layer of a module, if it is of the codebase's own making and has no parameters: an Identity or Zero."""
+    """Return the only layer of a module, if its class is the codebase's and has no parameters: an Identity or Zero."""
     while len(module._modules) == 1:
         (child,) = module._modules.values()
         if child is None:
@@ -42,33 +42,33 @@ def bare(module: nn.Module) -> nn.Module | None:
 
 
 def signature(module: nn.Module) -> tuple[Any, ...]:
-    """Classes of a module and all within, and their plain attributes where they are the codebase's own."""
+    """Return the classes of a module and all submodules, and the plain attributes of those of the codebase."""
     return tuple(
         (own_class(m).__module__, own_class(m).__qualname__, *(plain_values(m) if foreign(m) else ())) for m in module.modules()
     )
 
 
 def customary(module: nn.Module) -> bool:
-    """Whether nothing but torch's own layers, one after the other, decides what a module does."""
+    """Return whether a module consists of torch's own layers only, one after the other."""
     return not any(foreign(m) or (m._modules and type(m) is not nn.Sequential) for m in module.modules())
 
 
 def heard(module: nn.Module) -> bool:
-    """Whether somebody listens to a module or has given it another forward, so that it has to run on its own."""
+    """Return whether a module has hooks or a replaced forward, so that it has to run its own forward."""
     s = module.__dict__
     hooks = s["_forward_hooks"] or s["_forward_pre_hooks"] or s["_backward_hooks"] or s["_backward_pre_hooks"]
     return bool(hooks) or "forward" in s
 
 
 class Tree:
-    """A module and all within it, with their places, the names of their parameters and the values that decide what they do."""
+    """A module and its submodules, with their locations, the names of their parameters and the values that determine them."""
 
     def __init__(self, module: nn.Module) -> None:
         self.root = module
         self.parts = [(m, tuple(m._modules.values()), _parameters(m), tuple(_values(m))) for m in module.modules()]
 
     def same(self, module: nn.Module) -> bool:
-        """Whether `module` is the one, and nothing in it has changed but numbers."""
+        """Return whether `module` is the same one, unchanged except for numeric values."""
         if module is not self.root:
             return False
         for inner, children, parameters, values in self.parts:
@@ -84,7 +84,7 @@ class Tree:
         return True
 
     def heard(self) -> bool:
-        """Whether somebody listens to a module within."""
+        """Return whether a submodule has hooks or a replaced forward."""
         return any([heard(m) for m, *_ in self.parts if m is not self.root])
 
 

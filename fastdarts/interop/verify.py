@@ -1,4 +1,4 @@
-"""A converted network beside itself as it was: the largest differences, and how much faster it is."""
+"""Compare a converted network with its original: the largest differences, and the speedup."""
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from fastdarts.interop.conversion import revert
 
-SHOWN = 5  # gradients that are named
+SHOWN = 5  # number of gradients printed
 Arch = Callable[[nn.Module], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Largest differences, each as a share of the largest number of its own tensor, and seconds of forward and backward.
+    """Largest differences, each relative to the largest number of its tensor, and seconds of forward and backward.
 
     output      of the network's output
     parameters  of each Parameter's gradient, by name
@@ -35,7 +35,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """How many times faster the converted network is."""
+        """Return the speedup of the converted network."""
         return self.own / self.converted
 
     def __str__(self) -> str:
@@ -52,12 +52,12 @@ class Comparison:
 
 
 def verify(model: nn.Module, x: Tensor, *, arch: Arch | None = None, rounds: int = 5, show: bool = True) -> Comparison:
-    """Run a converted network and a reverted copy of it on x, in the mode it is in; `model` itself is not touched.
+    """Run a converted network and a reverted copy of it on x, in its current mode; `model` itself stays unchanged.
 
-    x       what the network is called with
-    arch    of a network, its tensors of architecture weights; without it its arch_parameters(), if it has such a method
-    rounds  of which the times are medians, both in turn
-    show    print the comparison, too
+    x       the network's input
+    arch    the network's tensors of architecture weights; default: its arch_parameters(), if it has such a method
+    rounds  number of timed rounds for the medians, alternating
+    show    also print the comparison
     In float32 the two differ by rounding, and where a ReLU's input is that close to 0 a gradient flips; in float64
     (model.double()) they agree to about 1e-12.
     Raises ConvertError for a network that is not converted.
@@ -89,7 +89,7 @@ def _arch_parameters(model: nn.Module) -> Iterable[Tensor]:
 
 
 def _outcome(model: nn.Module, x: Tensor, arch: list[Tensor]) -> tuple[dict[str, Tensor], ...]:
-    """The output, the gradients of parameters and architecture weights, and the buffers."""
+    """Return the output, the gradients of parameters and architecture weights, and the buffers."""
     own = {id(a) for a in arch}
     for t in (*model.parameters(), *arch):
         t.grad = None

@@ -1,4 +1,4 @@
-"""WHAT is minimised: masked reconstruction (MAE-NAS), classification, both (MIM-DARTS), pretext tasks (UnNAS)."""
+"""Objectives: masked reconstruction (MAE-NAS), classification, both (MIM-DARTS), pretext tasks (UnNAS)."""
 
 from fastdarts.objectives.base import IMAGENET_MEAN, IMAGENET_STD, Objective, Reconstructing, Weights
 from fastdarts.objectives.decoders import MimDecoder, MultiScaleDecoder, SingleScaleDecoder

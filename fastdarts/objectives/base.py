@@ -1,4 +1,4 @@
-"""What a search minimises: the one interface of all objectives."""
+"""The common interface of all objectives of a search."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -19,36 +19,36 @@ Weights = Mapping[Kind, CellWeights]
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, autocast is off for the device: a loss is computed in the parameters' dtype."""
-    known = torch.amp.is_autocast_available(device.type)  # not the meta device
+    """Disable autocast for the device inside the context: a loss is computed in the parameters' dtype."""
+    known = torch.amp.is_autocast_available(device.type)  # False for the meta device
     return torch.autocast(device.type, enabled=False) if known else nullcontext()
 
 
 class Objective(nn.Module):
-    """A loss of a supernet on a batch, with whatever head it needs: its parameters are trained with the weights.
+    """A loss of a supernet on a batch, with its head, whose parameters are trained with the weights.
 
-    `needs_labels` tells whether Batch.labels are read.
+    `needs_labels` says whether the objective reads Batch.labels.
     """
 
     needs_labels: bool
 
     def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        """The scalar loss, in the parameters' dtype under autocast too; differentiable in parameters, `weights` and head.
+        """Return the scalar loss, in the parameters' dtype even under autocast; differentiable in parameters, `weights`, head.
 
         step: int64 tensor of one element on the batch's device; stream: a philox.Stream. Both key the randomness.
         """
         raise NotImplementedError
 
     def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars, each a mean over the batch's images; `loss` is one of them. The same randomness at each call."""
+        """Return named scalars, each a mean over the batch's images, `loss` among them. Each call uses the same randomness."""
         raise NotImplementedError
 
 
 class Reconstructing(Objective):
-    """An objective that paints images, so that a person can look at what it has learned."""
+    """An objective with an image output, for visual inspection."""
 
     def reconstruct(self, supernet: Network, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """The images as the supernet saw them, as they were reconstructed (what it saw is kept), and as they are.
+        """Return the images that the supernet saw, their reconstruction (visible pixels kept), and the originals.
 
         Each float (N, 3, S, S) of pixels in [0, 1], not clamped; the same randomness as in `evaluate`.
         """
@@ -56,5 +56,5 @@ class Reconstructing(Objective):
 
 
 def first_step(batch: Batch) -> Tensor:
-    """The step that keys an evaluation's randomness: int64 zero of one element on the batch's device."""
+    """Return the step that keys an evaluation's randomness: int64 zero of one element on the batch's device."""
     return torch.zeros(1, dtype=torch.int64, device=batch.index.device)

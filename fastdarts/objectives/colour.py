@@ -1,4 +1,4 @@
-"""The colours that colourisation tells apart: the ab plane of CIE Lab in steps of 10 (Zhang et al., "Colorful Image
+"""The colour bins of colourisation: the ab plane of CIE Lab in steps of 10 (Zhang et al., "Colorful Image
 Colorization", ECCV 2016, section 2.1).
 
 Notation: N images, S pixels a side.
@@ -24,7 +24,7 @@ WHITE = (0.95047, 1.0, 1.08883)  # D65
 
 
 def lab(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sRGB in [0, 1], (N, 3, S, S) -> L in [0, 100], a and b, each (N, S, S) (CIE 1976, white D65)."""
+    """Convert sRGB in [0, 1], (N, 3, S, S), to L in [0, 100], a and b, each (N, S, S) (CIE 1976, white D65)."""
     linear = torch.where(pixels > 0.04045, ((pixels + 0.055) / 1.055) ** 2.4, pixels / 12.92).unbind(1)
     fx, fy, fz = (
         _f((row[0] * linear[0] + row[1] * linear[1] + row[2] * linear[2]) / w) for row, w in zip(RGB_TO_XYZ, WHITE, strict=True)
@@ -38,7 +38,7 @@ def _f(t: Tensor) -> Tensor:
 
 
 def bin_table() -> Tensor:
-    """int64 (A, B): the bin's number at ((a - FIRST_A) / 10, (b - FIRST_B) / 10), -1 where there is none."""
+    """Return int64 (A, B): the bin's number at ((a - FIRST_A) / 10, (b - FIRST_B) / 10), -1 for none."""
     shape = (max(ROWS) - FIRST_A) // STEP + 1, (max(high for _, high in ROWS.values()) - FIRST_B) // STEP + 1
     rows = [[-1] * shape[1] for _ in range(shape[0])]
     for number, (a, b) in enumerate(BINS):
@@ -47,6 +47,7 @@ def bin_table() -> Tensor:
 
 
 def nearest_bin(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
-    """The nearest bin's number of each pixel, int64 of a's shape. The bins are a regular grid that has every corner of each
-    square a colour can be in, so the nearest is found by rounding."""
+    """Return the number of each pixel's nearest bin, int64 of a's shape. The bins form a regular grid with every corner of each
+    square that a colour can be in, so rounding finds the nearest.
+    """
     return table[((a - FIRST_A) / STEP).round().long(), ((b - FIRST_B) / STEP).round().long()]

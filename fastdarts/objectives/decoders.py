@@ -1,4 +1,4 @@
-"""From the supernet's features back to an image.
+"""Decoders from the supernet's features to an image.
 
 Notation: N images, S pixels a side, F_l the feature of stage l (C_l channels, h_l pixels a side), D decoder width.
 """
@@ -16,7 +16,7 @@ from fastdarts.ops.sync import Sync
 class MultiScaleDecoder(nn.Module):
     """MAE-NAS, Eq. 3: Linear(sum_l Upsample(Conv_l(F_l))), l = 1..3: 1x1 convolutions to D channels, a linear layer to RGB.
 
-    Everything after F_l is linear, so the two matrices of a level are multiplied first and the upsampling carries 3
+    All layers after F_l are linear, so a level's two matrices are multiplied first and the upsampling carries 3
     channels instead of D.
     """
 
@@ -38,7 +38,7 @@ class MultiScaleDecoder(nn.Module):
 
 
 class SingleScaleDecoder(MultiScaleDecoder):
-    """MAE-NAS without the multi-scale decoder: Linear(Upsample(Conv(F_3))), of the last feature only."""
+    """MAE-NAS without the multi-scale decoder: Linear(Upsample(Conv(F_3))), on the last feature only."""
 
     def __init__(self, channels: Sequence[int], width: int = 64) -> None:
         super().__init__(channels[-1:], width)
@@ -49,16 +49,15 @@ class SingleScaleDecoder(MultiScaleDecoder):
 
 
 class MimDecoder(nn.Module):
-    """MIM-DARTS' decoder of the last feature (section 3.2), after the context encoder's.
+    """MIM-DARTS' decoder of the last feature (section 3.2), modelled on the context encoder's.
 
-    A 3x3 convolution spreads the information over the pixels, a 1x1 convolution over the channels; two transposed
-    convolutions enlarge, each after a learned filter (a 3x3 convolution), BatchNorm and ReLU; a 3x3 convolution gives the
-    colours, HardTanh clips them to [-1, 1].
+    A 3x3 convolution mixes pixels, a 1x1 convolution mixes channels. Two transposed convolutions upsample, each after a 3x3
+    convolution, BatchNorm and ReLU. A 3x3 convolution outputs the colours, HardTanh clips them to [-1, 1].
 
     channels  of the last feature
-    factor    image / feature; the two strides share it as powers of two (4 = 2 x 2, 32 = 8 x 4), and what is left of it a
-              bilinear resize makes up for
-    width     D, of everything in between; the paper gives none
+    factor    image / feature; the two strides share it as powers of two (4 = 2 x 2, 32 = 8 x 4), a bilinear resize covers
+              the remainder
+    width     D, of all hidden layers; the paper gives none
     """
 
     def __init__(self, channels: int, factor: int, width: int = 64) -> None:
@@ -76,7 +75,7 @@ class MimDecoder(nn.Module):
     def forward(self, feature: Tensor, size: tuple[int, int], *, training: bool, sync: Sync | None = None) -> Tensor:
         """(N, C, h, w) -> (N, 3, *size), colours in [-1, 1].
 
-        training: BatchNorm takes batch statistics and moves the running ones; with `sync`, those of all ranks.
+        training: BatchNorm uses batch statistics and updates the running ones; with `sync`, those of all ranks.
         """
         x = self.mixing(self.spatial(feature))
         layers: Any = zip(self.filters, self.norms, self.enlarge, strict=True)

@@ -1,4 +1,4 @@
-"""What all objectives with labels share: the linear classifier on the globally averaged last feature."""
+"""The classification head of all objectives with labels: a linear classifier on the globally averaged last feature."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from fastdarts.supernet import Network
 
 
 def attach(supernet: Network, num_classes: int) -> None:
-    """Make the classifier, where DARTS keeps it (`supernet.classifier`). Raises ValueError for fewer than two classes."""
+    """Create the classifier under DARTS' name (`supernet.classifier`). Raises ValueError for fewer than two classes."""
     if num_classes < 2:
         raise ValueError(f"classification needs at least two classes, got {num_classes}")
     supernet.attach_classifier(num_classes)
@@ -22,13 +22,13 @@ def classifier_of(supernet: Network) -> nn.Linear:
 
 
 def class_logits(supernet: Network, pooled: Tensor) -> Tensor:
-    """Averaged features (M, C) -> (M, classes), of the parameters' dtype."""
+    """Map averaged features (M, C) to logits (M, classes), in the parameters' dtype."""
     classifier = classifier_of(supernet)
     return classifier(pooled).to(classifier.weight.dtype)
 
 
 def figures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """`loss` (cross entropy), `top1` and `top5` accuracy in [0, 1] (top5 = 1 for five classes or fewer).
+    """Return `loss` (cross entropy), `top1` and `top5` accuracy in [0, 1] (top5 = 1 for five classes or fewer).
 
     logits (M, classes); labels int64 (M,).
     """

@@ -21,29 +21,29 @@ from fastdarts.ops.philox import Stream
 from fastdarts.ops.sync import Sync
 from fastdarts.supernet import Network
 
-HALF = (0.5, 0.5, 0.5)  # as mean and std: pixels of [0, 1] become targets in [-1, 1], where HardTanh's range is
+HALF = (0.5, 0.5, 0.5)  # mean and std that map pixels of [0, 1] to targets in [-1, 1], HardTanh's range
 
 
 class Encoded(NamedTuple):
-    """What both losses read."""
+    """Inputs of both losses."""
 
     feature: Tensor  # (N, C, h, w)
     prediction: Tensor  # (N, 3, S, S) in [-1, 1], of the parameters' dtype
     mask: Tensor  # bool (N, S/p, S/p), True where the error counts
-    x: Tensor  # (N, 3, S, S), what the supernet saw
+    x: Tensor  # (N, 3, S, S), the supernet's input
 
 
 class Joint(Reconstructing):
-    """L = L_cls + lambda L_mse (Eq. 7), lambda = L_cls / L_mse: both terms weigh alike, whatever their units.
+    """L = L_cls + lambda L_mse (Eq. 7), lambda = L_cls / L_mse: both terms have equal weight, whatever their units.
 
     num_classes  None: reconstruction alone, L = L_mse, labels are not read
-    masking      which patches of the input are hidden (by zeros, after normalising); the squared error counts there alone.
-                 None: whole images, and it counts everywhere
-    mean, std    of pixels in [0, 1]: whole images are normalised by them
+    masking      which patches of the input are hidden (by zeros, after normalising); the squared error covers hidden pixels
+                 only. None: whole images, and the error covers all pixels
+    mean, std    of pixels in [0, 1], to normalise whole images
     backend      of ops.masked_loss
 
-    The classifier lives in the supernet (see Classification). Table 7 with `masking`: "Cls. Rec. mask" with classes, "Rec.
-    mask" without; without either, "Rec.". Raises ValueError for fewer than two classes.
+    The supernet holds the classifier (see Classification). Rows of Table 7 with `masking`: "Cls. Rec. mask" with classes, "Rec.
+    mask" without; without masking and classes, "Rec.". Raises ValueError for fewer than two classes.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Joint(Reconstructing):
         self.decoder = MimDecoder(supernet.tap_channels[-1], supernet.multiple)
 
     def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        """L_cls + lambda L_mse, or L_mse (see Objective.forward).
+        """Return L_cls + lambda L_mse, or L_mse (see Objective.forward).
 
-        Where ranks share a batch, lambda is of each one's own images, with synchronised BatchNorm of all.
+        If ranks share a batch, each computes lambda on its own images; with synchronised BatchNorm lambda covers all images.
         """
         seen = self._encode(supernet, weights, batch, step, stream)
         mse = self._mse(seen.prediction, seen.mask, batch)
@@ -77,7 +77,7 @@ class Joint(Reconstructing):
         return cls + balance(cls, mse, supernet.sync) * mse
 
     def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
-        """`loss`; with labels also `cls_loss`, `mse`, `lambda`, `top1` and `top5`.
+        """Return `loss`; with labels also `cls_loss`, `mse`, `lambda`, `top1` and `top5`.
 
         Without labels, under a mask, also `baseline`: the loss of predicting each image's mean visible colour.
         """
@@ -95,7 +95,7 @@ class Joint(Reconstructing):
         return {"loss": mse, "baseline": self._mse(colour, seen.mask, batch)}
 
     def reconstruct(self, supernet: Network, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Input, reconstructed (visible patches kept) and original images (see Reconstructing.reconstruct)."""
+        """Return input, reconstructed (visible patches kept) and original images (see Reconstructing.reconstruct)."""
         seen = self._encode(supernet, weights, batch, first_step(batch), Stream.EVAL)
         x, S = seen.x, seen.x.shape[2]
         original = normalise(batch.images, batch.flip, mean=(0, 0, 0), std=(1, 1, 1), dtype=x.dtype)
@@ -112,12 +112,12 @@ class Joint(Reconstructing):
         else:
             x, mask = self.masking(batch, step, stream, parameter.new_zeros(3))
         feature = supernet(x, weights, step, stream)[-1]
-        # BatchNorm's mode is the supernet's: statistics of one batch in both, or of the past in both
+        # the supernet's mode decides for both BatchNorms: batch statistics, or running ones
         painted = self.decoder(feature, (x.shape[2], x.shape[3]), training=supernet.training, sync=supernet.sync)
         return Encoded(feature, painted.to(parameter.dtype), mask, x)
 
     def _mse(self, prediction: Tensor, mask: Tensor, batch: Batch) -> Tensor:
-        """Eq. 6 as a mean: over the masked pixels' colours."""
+        """Return Eq. 6 as a mean over the masked pixels' colours."""
         with full_precision(prediction.device):
             return masked_loss(
                 [prediction],
@@ -133,9 +133,9 @@ class Joint(Reconstructing):
 
 
 def balance(cls: Tensor, mse: Tensor, sync: Sync | None = None) -> Tensor:
-    """lambda = L_cls / L_mse as a number, outside the gradient (MIM-DARTS, section 3.2); 0 where it is not finite.
+    """Return lambda = L_cls / L_mse as a constant, outside the gradient (MIM-DARTS, section 3.2); 0 if it is not finite.
 
-    cls, mse: scalars; with `sync`, of their sums over the ranks.
+    cls, mse: scalars; with `sync`, their sums over the ranks are used.
     """
     sums = torch.stack([cls.detach(), mse.detach().to(cls.dtype)])
     if sync is not None:

@@ -23,18 +23,18 @@ DECODERS = {"multi-scale": MultiScaleDecoder, "single-scale": SingleScaleDecoder
 
 
 class MaskedReconstruction(Reconstructing):
-    """Hide patches of each image, reconstruct them from the rest; the loss is on hidden pixels only.
+    """Hide patches of each image and reconstruct them from the rest; the loss covers hidden pixels only.
 
     tap_channels  channels of the supernet's features (Supernet.tap_channels)
     mask_ratio    in (0, 1); floor(mask_ratio * patches + 0.5) patches of each image are hidden
     patch_size    p; must divide S
-    mask_token    what hidden pixels are set to: "zero" (the mean colour) or a "learned" colour
+    mask_token    value of hidden pixels: "zero" (the mean colour) or a "learned" colour
     norm          "l1" or "l2", on normalised pixels
-    decoder       "multi-scale", or "single-scale", which sees the last feature only
+    decoder       "multi-scale", or "single-scale", which reads the last feature only
     seed          of the masks: fresh for each image, step and stream
     backend       of ops.patch_mask and ops.masked_loss
 
-    Raises ValueError for a decoder that does not exist.
+    Raises ValueError for an unknown decoder.
     """
 
     needs_labels = False
@@ -65,12 +65,12 @@ class MaskedReconstruction(Reconstructing):
             self.register_buffer("mask_token", torch.zeros(3), persistent=False)
 
     def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        """The mean reconstruction error of the hidden pixels (see Objective.forward)."""
+        """Return the mean reconstruction error of the hidden pixels (see Objective.forward)."""
         levels, bias, mask, _ = self._predict(supernet, weights, batch, step, stream)
         return self._loss(levels, bias, batch, mask)
 
     def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
-        """`loss`, and `baseline`: the loss of predicting each image's mean visible colour (0 where nothing is visible)."""
+        """Return `loss`, and `baseline`: the loss of predicting each image's mean visible colour (0 if nothing is visible)."""
         levels, bias, mask, x = self._predict(supernet, weights, batch, first_step(batch), Stream.EVAL)
         colour = visible_colour(x, pixel_mask(mask, self.masking.patch_size))
         return {
@@ -79,7 +79,7 @@ class MaskedReconstruction(Reconstructing):
         }
 
     def reconstruct(self, supernet: Network, weights: Weights, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Masked, reconstructed (visible patches kept) and original images (see Reconstructing.reconstruct)."""
+        """Return masked, reconstructed (visible patches kept) and original images (see Reconstructing.reconstruct)."""
         levels, bias, mask, x = self._predict(supernet, weights, batch, first_step(batch), Stream.EVAL)
         original = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=x.dtype)
         prediction = upsampled_sum(levels, bias, (x.shape[2], x.shape[3]))
@@ -90,7 +90,7 @@ class MaskedReconstruction(Reconstructing):
     def _predict(
         self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor]:
-        """Returns the decoder's levels and bias, the mask and the masked input."""
+        """Return the decoder's levels and bias, the mask and the masked input."""
         x, mask = self.masking(batch, step, stream, self.mask_token)
         return *self.decoder(supernet(x, weights, step, stream)), mask, x
 

@@ -1,4 +1,4 @@
-"""The masked input of an objective: which patches are hidden, and behind what.
+"""Random masking of an objective's input images.
 
 Notation: N images, S pixels a side, p pixels a patch's side, P = (S/p)**2 patches an image.
 """
@@ -13,12 +13,12 @@ from fastdarts.ops.patch_mask import num_masked, patch_mask
 
 
 class Masking(NamedTuple):
-    """Patches hidden at random, uniformly without replacement: others for each image, step and stream.
+    """Hide random patches, uniformly without replacement, drawn for each image, step and stream.
 
     ratio       in (0, 1); floor(ratio * P + 0.5) patches of each image are hidden
     patch_size  p; must divide S
     seed        of the masks
-    mean, std   of pixels in [0, 1]: the input is normalised by them
+    mean, std   of pixels in [0, 1], to normalise the input
     backend     of ops.patch_mask
     """
 
@@ -30,7 +30,7 @@ class Masking(NamedTuple):
     backend: str = "auto"
 
     def hidden(self, height: int, width: int) -> int:
-        """How many patches of such an image are hidden. Raises ValueError where patches do not tile it, or for none."""
+        """Return the number of hidden patches in such an image. Raises ValueError if patches do not tile it, or for none."""
         p = self.patch_size
         if p < 1 or height % p or width % p:
             raise ValueError(f"patch_size {p} must divide the images' height {height} and width {width}")
@@ -40,7 +40,7 @@ class Masking(NamedTuple):
         return hidden
 
     def __call__(self, batch: Batch, step: Tensor, stream: int, fill: Tensor) -> tuple[Tensor, Tensor]:
-        """The normalised, mirrored and masked images, of fill's dtype (N, 3, S, S), and the mask, bool (N, S/p, S/p).
+        """Return the normalised, mirrored and masked images, of fill's dtype (N, 3, S, S), and the mask, bool (N, S/p, S/p).
 
         fill: (3,), the colour of hidden pixels in normalised units; differentiable. See ops.patch_mask.
         """
@@ -62,7 +62,7 @@ class Masking(NamedTuple):
 
 
 def visible_colour(x: Tensor, hidden: Tensor) -> Tensor:
-    """The mean colour of each image where it is not hidden, (N, 3, 1, 1); 0 where nothing is visible.
+    """Return the mean colour of each image's visible pixels, (N, 3, 1, 1); 0 if nothing is visible.
 
     x (N, 3, S, S); hidden bool (N, 1, S, S).
     """

@@ -1,5 +1,5 @@
-"""Pretext tasks, alone and beside classification: rotation, colourisation, jigsaw (Liu et al., "Are Labels Necessary for
-Neural Architecture Search?", ECCV 2020, as MIM-DARTS, section 4.3, compares itself with them).
+"""Pretext tasks, alone and with classification: rotation, colourisation, jigsaw (Liu et al., "Are Labels Necessary for
+Neural Architecture Search?", ECCV 2020; baselines of MIM-DARTS, section 4.3).
 
 Notation: N images, S pixels a side, M inputs of the supernet, C channels of its last feature, K classes of the task.
 """
@@ -19,12 +19,12 @@ from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Purpose, Stream, random_words
 from fastdarts.supernet import Network
 
-MOST_NUMBERS = 2**31 - 1  # that torch's bilinear interpolation of channels_last tensors gives on a GPU
-PERMUTATIONS = list(permutations(range(4)))  # of a 2 x 2 grid's tiles, row by row: which tile stands at each place
+MOST_NUMBERS = 2**31 - 1  # largest output of torch's bilinear interpolation of channels_last tensors on a GPU
+PERMUTATIONS = list(permutations(range(4)))  # of a 2 x 2 grid's tiles, row by row: the tile at each position
 
 
 class Task(nn.Module):
-    """What is asked about images without labels, and the head that answers: K = classes.
+    """A classification task on images without labels, and its head: K = classes.
 
     channels   C
     mean, std  of pixels in [0, 1]
@@ -38,19 +38,19 @@ class Task(nn.Module):
         self.head = self.make_head(channels)
 
     def make_head(self, channels: int) -> nn.Linear | nn.Conv2d:
-        """The layer between the feature and the logits: of its average over the pixels."""
+        """Return the layer between the feature's average over the pixels and the logits."""
         return nn.Linear(channels, self.classes)
 
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-        """The supernet's input (M, 3, s, s), of the parameters' dtype, and the right answers, int64."""
+        """Return the supernet's input (M, 3, s, s), of the parameters' dtype, and the targets, int64."""
         raise NotImplementedError
 
     def answer(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
-        """The last feature (M, C, h, w) -> logits (answers, K), of the parameters' dtype; size: of the images."""
+        """Map the last feature (M, C, h, w) to logits (targets, K), of the parameters' dtype; size: of the images."""
         return self.head(feature.mean((2, 3))).to(self.head.weight.dtype)
 
     def images(self, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What classification beside the task reads: averaged features (M, C) and labels (N,), one for each of its rows."""
+        """Return the input of joint classification: averaged features (M, C) and labels (N,), one for each of its rows."""
         return pooled, labels
 
     def _normalised(self, batch: Batch) -> Tensor:
@@ -58,30 +58,30 @@ class Task(nn.Module):
 
 
 class Rotation(Task):
-    """By how many quarter turns (counterclockwise) an image is rotated (Gidaris et al., ICLR 2018).
+    """Predict an image's rotation in quarter turns, counterclockwise (Gidaris et al., ICLR 2018).
 
-    Each image is shown in all four rotations, M = 4N, as UnNAS does: nothing is random.
+    The input has each image in all four rotations, M = 4N, as in UnNAS: nothing is random.
     """
 
     classes = 4
 
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-        """Image 0 turned 0, 1, 2, 3 times, then image 1, ...: (4N, 3, S, S) and (4N,)."""
+        """Return image 0 rotated by 0, 1, 2, 3 quarter turns, then image 1, ...: (4N, 3, S, S) and (4N,)."""
         x = self._normalised(batch).permute(0, 2, 3, 1)
         turned = torch.stack([x.rot90(k, (1, 2)) for k in range(4)], 1).flatten(0, 1)
         return turned.permute(0, 3, 1, 2), torch.arange(4, device=x.device).repeat(len(x))
 
     def images(self, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Each rotation of an image has the image's label."""
+        """Repeat an image's label for each of its rotations."""
         return pooled, labels.repeat_interleave(4)
 
 
 class Colourisation(Task):
-    """Which of 313 bins of the ab plane each pixel's colour is in, told from its lightness (Zhang et al., ECCV 2016).
+    """Predict each pixel's bin, one of 313 in the ab plane, from its lightness (Zhang et al., ECCV 2016).
 
-    As in UnNAS the head is a 1x1 convolution, its logits upsampled to the image, the nearest bin the answer, and lightness
-    is scaled by the means of `mean` and `std`. Unlike there it stands in all three channels, for the stem takes three, and
-    the corners are not aligned when logits are upsampled.
+    As in UnNAS the head is a 1x1 convolution, its logits upsampled to the image, the nearest bin the target, and lightness
+    is scaled by the means of `mean` and `std`. Unlike UnNAS, all three channels hold the lightness, as the stem takes three,
+    and logits are upsampled with align_corners=False.
     """
 
     classes = len(BINS)
@@ -92,11 +92,11 @@ class Colourisation(Task):
         self.register_buffer("table", bin_table(), persistent=False)
 
     def make_head(self, channels: int) -> nn.Conv2d:
-        """A 1x1 convolution: the feature is not averaged."""
+        """Return a 1x1 convolution: the feature is not averaged."""
         return nn.Conv2d(channels, self.classes, 1)
 
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-        """(N, 3, S, S) of lightness, and (N S S,), pixels row by row."""
+        """Return (N, 3, S, S) of lightness, and (N S S,), pixels row by row."""
         dtype = self.head.weight.dtype
         pixels = normalise(batch.images, batch.flip, mean=(0, 0, 0), std=(1, 1, 1), dtype=dtype)
         with full_precision(pixels.device):
@@ -113,11 +113,12 @@ class Colourisation(Task):
 
 
 class Jigsaw(Task):
-    """In which of 24 orders the four tiles of an image stand (Noroozi and Favaro, ECCV 2016; 2 x 2 as in MIM-DARTS).
+    """Predict the order of an image's four tiles, one of 24 (Noroozi and Favaro, ECCV 2016; 2 x 2 as in MIM-DARTS).
 
-    As in UnNAS each tile, normalised by its own mean and deviation, goes through the supernet alone, M = 4N, and the head
-    reads the averaged features of the four places one after the other. Tiles are whole quarters, S/2 pixels a side; UnNAS
-    takes three quarters of that side, at a random place.
+    As in UnNAS each tile, normalised by its own mean and deviation, passes through the supernet separately, M = 4N, and the
+    head
+    reads the averaged features of the four positions, concatenated. Tiles are whole quarters, S/2 pixels a side; UnNAS
+    crops three quarters of that side, at a random position.
 
     seed  of the permutations: fresh for each image, step and stream
     """
@@ -131,7 +132,7 @@ class Jigsaw(Task):
         self.register_buffer("permutations", torch.tensor(PERMUTATIONS), persistent=False)
 
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
-        """The four places of image 0, of image 1, ...: (4N, 3, S/2, S/2), and the permutations' numbers (N,)."""
+        """Return the four positions of image 0, of image 1, ...: (4N, 3, S/2, S/2), and the permutations' numbers (N,)."""
         words = random_words(self.seed, stream, step, batch.index, Purpose.JIGSAW, 1)[:, 0]
         number = (words * self.classes) >> 32  # words are uniform in [0, 2**32)
         x = self._normalised(batch).permute(0, 2, 3, 1)
@@ -143,7 +144,7 @@ class Jigsaw(Task):
         return places.flatten(0, 1).permute(0, 3, 1, 2), number
 
     def make_head(self, channels: int) -> nn.Linear:
-        """Of the four places' averages, one after the other."""
+        """Return a linear layer on the concatenated averages of the four positions."""
         return nn.Linear(4 * channels, self.classes)
 
     def answer(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
@@ -151,16 +152,16 @@ class Jigsaw(Task):
         return self.head(feature.mean((2, 3)).view(-1, 4 * feature.shape[1])).to(self.head.weight.dtype)
 
     def images(self, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """An image's feature is the mean of its tiles'."""
+        """Average an image's feature over its tiles."""
         return pooled.unflatten(0, (-1, 4)).mean(1), labels
 
 
 class Pretext(Objective):
-    """L_task, or beside classification L_cls + L_task: cross entropies of two heads on one encoding.
+    """L_task, or with classification L_cls + L_task: cross entropies of two heads on one encoding.
 
     num_classes  None: the task alone, labels are not read
 
-    The classifier lives in the supernet (see Classification). Raises ValueError for fewer than two classes.
+    The supernet holds the classifier (see Classification). Raises ValueError for fewer than two classes.
     """
 
     def __init__(self, supernet: Network, task: Task, num_classes: int | None = None) -> None:
@@ -171,15 +172,15 @@ class Pretext(Objective):
         self.task = task
 
     def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        """The loss (see Objective.forward)."""
+        """Return the loss (see Objective.forward)."""
         logits, target, classified = self._answers(supernet, weights, batch, step, stream)
         loss = F.cross_entropy(logits, target)
         return loss if classified is None else F.cross_entropy(*classified) + loss
 
     def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
-        """`loss`, and `top1`: of the task alone its accuracy in [0, 1].
+        """Return `loss`, and `top1`: of the task alone its accuracy in [0, 1].
 
-        Beside classification `top1` and `top5` are of the labels, `task_loss` and `task_top1` of the task.
+        With classification, `top1` and `top5` are of the labels, `task_loss` and `task_top1` of the task.
         """
         logits, target, classified = self._answers(supernet, weights, batch, first_step(batch), Stream.EVAL)
         loss, top1 = F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean()
@@ -191,7 +192,7 @@ class Pretext(Objective):
     def _answers(
         self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int
     ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-        """The task's logits and right answers; with labels, classification's."""
+        """Return the task's logits and targets; with labels, also classification's."""
         x, target = self.task.pose(batch, step, stream)
         feature = supernet(x, weights, step, stream)[-1]
         logits = self.task.answer(feature, (batch.images.shape[1], batch.images.shape[2]))

@@ -15,11 +15,11 @@ from fastdarts.supernet import Network
 class Classification(Objective):
     """Cross entropy of a linear classifier on the globally averaged last feature.
 
-    masking  hides patches of the input behind the mean colour (MIM-DARTS, table 7, "Cls." with "mask"); None: whole images,
+    masking  hides patches of the input by the mean colour (MIM-DARTS, table 7, "Cls." with "mask"); None: whole images,
              normalised by mean and std
 
-    The classifier is made here and lives in the supernet under DARTS' name (`classifier`), so that the supernet's
-    state_dict is the customary one. Raises ValueError for fewer than two classes.
+    The supernet holds the classifier, under DARTS' name (`classifier`), so that its state_dict is that of DARTS. Raises
+    ValueError for fewer than two classes.
     """
 
     needs_labels = True
@@ -38,11 +38,11 @@ class Classification(Objective):
         self.mean, self.std, self.masking = mean, std, masking
 
     def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        """The mean cross entropy (see Objective.forward)."""
+        """Return the mean cross entropy (see Objective.forward)."""
         return F.cross_entropy(self._logits(supernet, weights, batch, step, stream), batch.labels)
 
     def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
-        """`loss` (cross entropy), `top1` and `top5` accuracy in [0, 1] (top5 = 1 for five classes or fewer)."""
+        """Return `loss` (cross entropy), `top1` and `top5` accuracy in [0, 1] (top5 = 1 for five classes or fewer)."""
         return figures(self._logits(supernet, weights, batch, first_step(batch), Stream.EVAL), batch.labels)
 
     def _logits(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:

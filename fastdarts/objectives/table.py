@@ -1,4 +1,4 @@
-"""All objectives by name: what each minimises, what it needs, how it is made."""
+"""Table of all objectives by name: description, requirements and constructor of each."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -15,10 +15,10 @@ from fastdarts.supernet import Network
 
 
 class Choices(NamedTuple):
-    """What make_objective was given."""
+    """Arguments of make_objective."""
 
     supernet: Network
-    num_classes: int | None  # None for a row that needs no labels
+    num_classes: int | None  # None if the row needs no labels
     masking: Masking
     mask_token: Literal["zero", "learned"]
     loss: Norm
@@ -28,10 +28,10 @@ class Choices(NamedTuple):
 class Row(NamedTuple):
     """One objective.
 
-    description   what is minimised, for --help
-    title         of a report on its search
+    description   of the loss, for --help
+    title         of the report on a search
     needs_labels  whether Batch.labels are read
-    masks         whether patches are hidden: mask_ratio and patch_size count
+    masks         whether patches are hidden, so that mask_ratio and patch_size apply
     tiles         whether images are cut into 2 x 2 tiles
     """
 
@@ -156,17 +156,17 @@ def make_objective(
     std: Colour = IMAGENET_STD,
     backend: str = "auto",
 ) -> Objective:
-    """The objective of that name (a key of OBJECTIVES), on the default device.
+    """Return the objective of that name (a key of OBJECTIVES), on the default device.
 
-    num_classes                what labels there are; None: there are none. Read where the row needs labels
-    image_size                 pixels a side of the images to come
-    mask_ratio, patch_size     read where the row masks
+    num_classes                number of label classes; None: no labels. Read if the row needs labels
+    image_size                 pixels a side of the images
+    mask_ratio, patch_size     read if the row masks
     mask_token, loss, decoder  of "mae"; MIM-DARTS has its own (zeros, squared error, its decoder)
     seed                       of masks and permutations
     mean, std                  of pixels in [0, 1]
     backend                    of ops.patch_mask and ops.masked_loss
 
-    Raises ValueError with the reason for what does not fit together.
+    Raises ValueError with the reason if these do not fit together.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"there is no objective {name!r}; there are {', '.join(OBJECTIVES)}")

@@ -1,8 +1,8 @@
 """Choose the implementation of an op, and log why a faster one was not chosen.
 
 Each op registers its backends, fastest first and the definition last. A backend's check returns None, or the reason why it
-does not support tensors of a device and a dtype. "auto" takes the first that does and logs its choice once; a backend named
-explicitly runs or raises.
+does not support a device and a dtype. "auto" takes the first supported one and logs its choice once; an explicitly named
+backend runs or raises.
 """
 
 import importlib
@@ -33,9 +33,9 @@ class BackendUnavailable(RuntimeError):
 class Backend:
     """One implementation of an op.
 
-    check  why it does not support tensors of a device and a dtype, or None
+    check  returns None, or why it does not support tensors of a device and a dtype
     run    takes the op's arguments
-    limit  takes the op's arguments: why it does not support this call although it supports such tensors, or None
+    limit  takes the op's arguments: returns None, or why it does not support this call although it supports such tensors
     """
 
     name: str
@@ -58,13 +58,13 @@ def register(op: str, *backends: Backend, dtypes: tuple[torch.dtype, ...] = (tor
 
 
 def anything(device: torch.device, dtype: torch.dtype) -> None:
-    """The definition's check."""
+    """Accept every device and dtype: the definition's check."""
 
 
 def native_cpu(*dtypes: torch.dtype, op: str | None = None) -> Check:
-    """The check of a C++ kernel that is compiled for CPU tensors of these dtypes.
+    """Return the check of a C++ kernel compiled for CPU tensors of these dtypes.
 
-    op  a registered op without a default kernel: a native module that was built before it existed is refused
+    op  a registered op without a default kernel: the check rejects a native module built before the op existed
     """
 
     def check(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -78,7 +78,7 @@ def native_cpu(*dtypes: torch.dtype, op: str | None = None) -> Check:
 
 
 def triton(*dtypes: torch.dtype) -> Check:
-    """The check of a Triton kernel that takes CUDA tensors of these dtypes."""
+    """Return the check of a Triton kernel for CUDA tensors of these dtypes."""
 
     def check(device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda":
@@ -92,7 +92,7 @@ def triton(*dtypes: torch.dtype) -> Check:
 
 @cache
 def lacks_triton() -> str | None:
-    """Why Triton cannot be used in this process, or None."""
+    """Return why Triton cannot be used in this process, or None."""
     oldest = ".".join(map(str, OLDEST_TRITON))
     if find_spec("triton") is None:
         return f"Triton is not installed; pip install 'triton>={oldest}'"
@@ -106,7 +106,7 @@ def lacks_triton() -> str | None:
 
 
 def _lacks_capability(device: torch.device) -> str | None:
-    """Why the kernels do not run on this GPU, or None."""
+    """Return why the kernels do not run on this GPU, or None."""
     if torch.version.cuda is None:
         return "it serves NVIDIA GPUs, this torch is built for another kind"
     if not torch.cuda.is_available():
@@ -119,7 +119,7 @@ def _lacks_capability(device: torch.device) -> str | None:
 
 
 def arithmetic(x: Tensor) -> torch.dtype:
-    """The dtype in which an op on `x` computes: autocast's where that is on (it leaves float64 alone), else x' own."""
+    """Return the dtype in which an op on `x` computes: autocast's if enabled (float64 stays float64), else x' own."""
     autocast = _autocast(x.device.type)
     return x.dtype if autocast is None or x.dtype == torch.float64 else autocast
 
@@ -133,16 +133,16 @@ def check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
 
 
 def _autocast(device: str) -> torch.dtype | None:
-    """The dtype of the autocast that is on for this type of device, or None."""
+    """Return the dtype of the autocast enabled for this type of device, or None."""
     on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else None
 
 
-@torch.compiler.assume_constant_result  # torch.compile takes the choice as it is, it does not trace it
+@torch.compiler.assume_constant_result  # torch.compile uses the choice as a constant instead of tracing it
 def choose(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the backend of `op` on `device` at `dtype`; `backend` is "auto" or a name.
+    """Return the name of the backend of `op` on `device` at `dtype`; `backend` is "auto" or a name.
 
-    Raises ValueError for a name that the op does not have, BackendUnavailable for one that is not available.
+    Raises ValueError for an unknown name, BackendUnavailable for a backend that is not available.
     """
     return _decide(op, backend, device, dtype)
 
@@ -154,10 +154,10 @@ def _decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
         name = _first(refused)
         slower_than = "".join(f"; not {n}: {why}" for n, why in _faster(refused).items())
         missing = native.reason()
-        if missing and missing in refused.values():  # the same for all ops: said once
+        if missing and missing in refused.values():  # the same for all ops: logged once
             say_once(f"the plain-PyTorch definitions run, not the fused kernels: {missing}")
         else:
-            level = logging.DEBUG if device.type == "meta" else logging.INFO  # there only shapes are computed
+            level = logging.DEBUG if device.type == "meta" else logging.INFO  # meta tensors only compute shapes
             log.log(level, "%s on %s, %s: backend %s%s", op, device, _short(dtype), name, slower_than)
         return name
     if backend not in refused:
@@ -168,12 +168,12 @@ def _decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
 
 
 def offered(op: str, backend: str) -> str:
-    """`backend` if `op` has it, else "auto": for one choice that is made for all the ops of a network."""
+    """Return `backend` if `op` has it, else "auto": for one choice that covers all ops of a network."""
     return backend if backend in _ops[op] else "auto"
 
 
 def run(op: str, backend: str, device: torch.device, dtype: torch.dtype, *args: Any) -> Any:
-    """Call `op` by the backend that choose() gives, or by the definition where "auto" chose one that cannot take `args`."""
+    """Call `op` by the backend of choose(), or by the definition if "auto" chose one that cannot take `args`."""
     chosen = _ops[op][choose(op, backend, device, dtype)]
     if chosen.limit is not None and (why := chosen.limit(*args)):
         chosen = _ops[op][_beyond(op, backend, chosen.name, why)]
@@ -182,7 +182,7 @@ def run(op: str, backend: str, device: torch.device, dtype: torch.dtype, *args: 
 
 @torch.compiler.assume_constant_result
 def _beyond(op: str, backend: str, chosen: str, why: str) -> str:
-    """The backend of a call that is beyond the chosen backend's limit."""
+    """Return the backend of a call beyond the chosen backend's limit."""
     if backend != "auto":
         raise BackendUnavailable(f"{op}: backend {backend!r} cannot serve this call: {why}")
     last = list(_ops[op])[-1]
@@ -191,14 +191,14 @@ def _beyond(op: str, backend: str, chosen: str, why: str) -> str:
 
 
 def refusals(op: str, device: torch.device, dtype: torch.dtype) -> dict[str, str | None]:
-    """For each backend of `op`, fastest first: None, or the reason why it is not available."""
+    """Return, for each backend of `op`, fastest first: None, or the reason why it is not available."""
     return {b.name: b.check(device, dtype) for b in _ops[op].values()}
 
 
 def describe() -> list[dict[str, Any]]:
-    """One row for each imported op, device at hand and common dtype of the op: op, device, dtype, backend, refused {name: why}.
+    """Return one row for each imported op, available device and common dtype: op, device, dtype, backend, refused {name: why}.
 
-    Refused are the faster ones.
+    `refused` has the faster backends.
     """
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
     rows = []
@@ -212,7 +212,7 @@ def describe() -> list[dict[str, Any]]:
 
 
 def _faster(refused: dict[str, str | None]) -> dict[str, str]:
-    """The backends before the first available one, with their reasons."""
+    """Return the backends before the first available one, with their reasons."""
     return {n: why for n, why in list(refused.items())[: list(refused).index(_first(refused))] if why}
 
 

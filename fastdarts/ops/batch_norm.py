@@ -46,11 +46,11 @@ def batch_norm(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
 ) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * scale + shift over (N, H, W): batch statistics when training or without running ones.
+    """Compute (x - mean) / sqrt(var + eps) * scale + shift over (N, H, W), with batch or running statistics.
 
-    x (N, B, H, W); running, updated in place when training: the unbiased variance; scale, shift (B,), both or none. With
-    `sync`, batch statistics are those of the images of all ranks, each of which calls this in the same order, forward and
-    backward.
+    Batch statistics when training or without running ones. x (N, B, H, W); running, updated in place when training, with the
+    unbiased variance; scale, shift (B,), both or none. With `sync`, batch statistics cover the images of all ranks, each of
+    which calls this in the same order, forward and backward.
     """
     mean, var = running or (None, None)
     if sync is None or not (training or running is None):
@@ -62,10 +62,10 @@ def batch_norm(
 
 
 def _synchronised(x: Tensor, running: Running | None, momentum: float, eps: float, sync: Sync) -> Tensor:
-    """batch_norm with the statistics of all ranks, without scale and shift; half precision is computed in float32.
+    """Compute batch_norm with the statistics of all ranks, without scale and shift; half precision is computed in float32.
 
-    One sum over the ranks forward, one backward: of a table in which each has a row with its mean and its sum of squares
-    around that. All ranks have as many values.
+    One all-reduce forward, one backward: of a table with a row per rank, its mean and its sum of squares around that mean. All
+    ranks have the same number of values.
     """
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     n = x.numel() // x.shape[1]
@@ -85,7 +85,7 @@ def _synchronised(x: Tensor, running: Running | None, momentum: float, eps: floa
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over the ranks. The gradient of a rank's term is the sum of all ranks' gradients in the sum."""
+    """Sum a tensor over the ranks. The gradient of a rank's term is the sum of all ranks' gradients w.r.t. the sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sync: Sync) -> Tensor:
@@ -114,13 +114,13 @@ def update_running(running: Running, statistics: Tensor, m: int, momentum: float
 
 
 def recomputed_to_here() -> None:
-    """Make a recomputation of torch.utils.checkpoint, which stops at the last tensor that was saved, come as far as this.
+    """Make a recomputation of torch.utils.checkpoint, which stops at the last saved tensor, reach this point.
 
-    Running statistics that move after an op has saved its tensors would otherwise miss the second update that the BatchNorms
-    of a checkpointed module get.
+    A checkpointed module's BatchNorms update running statistics twice. Without this, an op that updates them after saving its
+    tensors would miss the second update.
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        torch.empty(0, requires_grad=True).square()  # saves a tensor of no numbers, and is dropped
+        torch.empty(0, requires_grad=True).square()  # saves an empty tensor, and is dropped
 
 
 def check(running: Running | None, B: int, like: Tensor, training: bool, m: int, momentum: float, eps: float) -> None:
@@ -148,12 +148,12 @@ def through_definition(
     wanted: Sequence[bool],
     grad: Tensor | tuple[Tensor, ...],
 ) -> list[Tensor | None]:
-    """The gradients of `definition(*tensors)` that are `wanted`, differentiable in turn, in `tensors` and in `grad`.
+    """Return the `wanted` gradients of `definition(*tensors)`, differentiable again w.r.t. `tensors` and `grad`.
 
     A native op's backward returns these under create_graph=True.
     """
     say_once(f"{op}: a gradient that is differentiated again (create_graph=True) is computed through the definition")
-    # aliases: a state may have been computed from another one, and that path is not this op's
+    # aliases: one state may depend on another, and that path belongs to another op
     aliases = [None if t is None else t.view_as(t) for t in tensors]
     asked = [a for a, w in zip(aliases, wanted, strict=True) if w and a is not None]
     grads = iter(torch.autograd.grad(definition(*aliases), asked, grad, create_graph=True, allow_unused=True))

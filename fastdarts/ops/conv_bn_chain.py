@@ -48,16 +48,16 @@ def conv_bn_chain(
     backend: str = "auto",
     sync: Sync | None = None,
 ) -> tuple[Tensor, ...]:
-    """u_1 = BN(conv(x)), u_i = BN(conv(ReLU(u_(i-1)))); the last `outputs` of u_1 ... u_L, before their ReLU.
+    """Compute u_1 = BN(conv(x)), u_i = BN(conv(ReLU(u_(i-1)))); return the last `outputs` of u_1 ... u_L, before ReLU.
 
     x         (N, C, H, W), floating point
-    weights   of each layer (D_i, D_(i-1), 3, 3), D_0 = C, border of one zero pixel. Of x' dtype, as are the norms (any
+    weights   of each layer (D_i, D_(i-1), 3, 3), D_0 = C, zero padding of one pixel. Of x' dtype, as are the norms (any
               floating point one under autocast)
     norms     of each layer BatchNorm's weight and bias: (D_i,) each
     running   None, or of each layer running mean and variance: (D_i,) of the weights' dtype. Updated in place, once, when
               training
     strides   of each layer 1 or 2
-    training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
+    training  True: batch statistics. False: the running ones, or, without them, batch statistics
     momentum  of the running statistics
     backend   "auto", "cpu" (C++: float32, float64; keeps one tensor a layer for backward) or "definition"
     sync      sums batch statistics over the ranks that share a batch, layer by layer; all ranks have as many images
@@ -87,7 +87,7 @@ def definition(
     """conv_bn_chain in plain PyTorch, at any dtype on any device; same arguments."""
     outs: list[Tensor] = []
     for i, (weight, (scale, shift), stride) in enumerate(zip(weights, norms, strides, strict=True)):
-        if i:  # in place, as customary, where nobody else sees it
+        if i:  # in place, as usual, unless the tensor is an output
             x = F.relu(x, inplace=i - 1 < len(weights) - outputs)
         buffers = running[i] if running else None
         y = F.conv2d(x, weight, stride=stride, padding=1)
@@ -97,7 +97,7 @@ def definition(
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor], strides: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """(N, D_i, H_i, W_i) of each layer."""
+    """Return (N, D_i, H_i, W_i) of each layer."""
     N, _, H, W = x.shape
     sizes = []
     for w, stride in zip(weights, strides, strict=True):
@@ -129,7 +129,7 @@ class _ConvBNChain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, constants: Constants, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
-        """Returns outputs, then statistics. constants.running: None where the batch's statistics normalise."""
+        """Return outputs, then statistics. constants.running is None if the batch's statistics normalise."""
         c = constants
         running = [[], []] if c.running is None else [list(buffers) for buffers in zip(*c.running, strict=True)]
         rest = *running, c.strides, c.outputs, c.eps, handle(c.sync)
@@ -175,12 +175,12 @@ class _ConvBNChain(torch.autograd.Function):
 
 
 def _parted(parameters: Sequence[Tensor], layers: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Weights, norms' weights, norms' biases, of all layers each."""
+    """Split into weights, norms' weights and norms' biases, of all layers each."""
     return list(parameters[:layers]), list(parameters[layers : 2 * layers]), list(parameters[2 * layers :])
 
 
 def _layers(statistics: Tensor, weights: Sequence[Tensor]) -> list[Running]:
-    """Mean and variance of each layer, out of the rows of all."""
+    """Return mean and variance of each layer, from the rows of all."""
     mean, var, *_ = statistics
     sizes = [w.shape[0] for w in weights]
     return list(zip(mean.split(sizes), var.split(sizes), strict=True))

@@ -44,7 +44,7 @@ def masked_loss(
     norm: Norm = "l1",
     backend: str = "auto",
 ) -> Tensor:
-    """Mean |prediction - pixel| (or its square) over the masked pixels' three colours (SimMIM; MAE-NAS section 3.2.2).
+    """Return mean |prediction - pixel| (or its square) over the masked pixels' three colours (SimMIM; MAE-NAS section 3.2.2).
 
     levels     at least one map (N, 3, h_l, w_l), floating point, any strides; the prediction is
                `upsampled_sum(levels, bias, (H, W))`
@@ -58,7 +58,7 @@ def masked_loss(
 
     Returns a scalar of the levels' dtype: sum over masked pixels and colours / (masked pixels * 3). Unmasked pixels do not
     contribute. Differentiable twice in `levels` and `bias`. The fused backends compute loss and gradient in one pass over
-    the pixels, write nothing of the images' size, and give the same bits in each run and for any number of threads; on a
+    the pixels and store nothing of the images' size. Their results are bitwise reproducible for any number of threads; on a
     GPU, sums are float32 whatever the dtype. Raises ValueError for arguments that do not fit and BackendUnavailable.
     """
     constants = Constants(images, flip, mask, list(mean), list(std), norm)
@@ -68,7 +68,7 @@ def masked_loss(
 
 
 def upsampled_sum(levels: Sequence[Tensor], bias: Tensor, size: tuple[int, int]) -> Tensor:
-    """sum_l Up(levels[l]) + bias: levels (N, 3, h_l, w_l), bias (3,) -> (N, 3, *size); bilinear, align_corners=False."""
+    """Return sum_l Up(levels[l]) + bias: levels (N, 3, h_l, w_l), bias (3,) -> (N, 3, *size); bilinear, align_corners=False."""
     total = bias[:, None, None]
     for level in levels:
         total = total + F.interpolate(level, size=size, mode="bilinear", align_corners=False)
@@ -76,7 +76,7 @@ def upsampled_sum(levels: Sequence[Tensor], bias: Tensor, size: tuple[int, int])
 
 
 def pixel_mask(mask: Tensor, patch_size: int) -> Tensor:
-    """bool (N, H/p, W/p) -> bool (N, 1, H, W), each patch's value at its p x p pixels."""
+    """Expand bool (N, H/p, W/p) to bool (N, 1, H, W), each patch's value to its p x p pixels."""
     return mask.repeat_interleave(patch_size, 1).repeat_interleave(patch_size, 2)[:, None]
 
 
@@ -96,7 +96,7 @@ def definition(
     patch_size = size[0] // mask.shape[1]
     error = upsampled_sum(levels, bias, size) - target
     error = error.abs() if norm == "l1" else error.square()
-    terms = mask.sum() * (patch_size**2 * target.shape[1])  # counted in whole numbers, whatever the dtype
+    terms = mask.sum() * (patch_size**2 * target.shape[1])  # an integer count, whatever the dtype
     return torch.where(pixel_mask(mask, patch_size), error, 0).sum() / terms
 
 
@@ -108,7 +108,7 @@ def _fake(a: MaskedLoss) -> MaskedLossResults:
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of a gradient before the loss' own gradient scales it: half precision would underflow."""
+    """Return the dtype of a gradient before the loss' own gradient scales it: half precision would underflow."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 

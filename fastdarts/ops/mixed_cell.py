@@ -58,31 +58,33 @@ def mixed_cell(
     backend: str = "auto",
     sync: Sync | None = None,
 ) -> Tensor:
-    """The nodes of a cell: node j = sum over its edges e from states i of edges_e * sum_k ops_ek * o_ek(state_i).
+    """Compute the nodes of a cell: node j = sum over its edges e from states i of edges_e * sum_k ops_ek * o_ek(state_i).
 
     (DARTS, Liu et al., ICLR 2019, Eq. 2; with partial channels and edge weights PC-DARTS, Xu et al., ICLR 2020, Eq. 2, 3.)
 
     inputs    states 0, 1, ...: (N, C, H, W) each, floating point, one shape; H and W even if edges stride
     ops       (E, K): the weight of candidate k on edge e, any real number; columns past an edge's own list are ignored
     edges     (E,) or None (all 1): the weight of an edge, bypassed channels included
-    weights   (n,): all convolutions, those of `graph.convolutions(Cq)` one after the other
+    weights   (n,): all convolutions, in the order of `graph.convolutions(Cq)`, concatenated
     running   None, or the packed running means and variances of all BatchNorms: (B * Cq,) each, B = graph.norms. Updated
               in place, once, when training
-    channels  int64 (E, Cq): which channels of its state pass through each edge's candidates, distinct in each row, and keep
-              their places. None: the first Cq, and the channels of the edge are shuffled over k groups, as in PC-DARTS' code
+    channels  int64 (E, Cq): the state's channels that pass through each edge's candidates, distinct in each row; they keep
+              their positions. None: the first Cq, and the edge's channels are shuffled over k groups, as in PC-DARTS' code
               (processed channel p becomes channel p*k, bypassed channel g*Cq + p becomes channel p*k + g)
     graph     the cell's edges and their candidates
-    partial_channels  k: the channels that do not pass through the candidates bypass them (2x2 max-pooled under stride 2)
-    training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
+    partial_channels  k: the other channels bypass the candidates (2x2 max-pooled under stride 2)
+    training  True: batch statistics. False: the running ones, or, without them, batch statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; at most 4 inputs, Cq at
               most 128) or "definition"
-    sync      sums batch statistics over the ranks that share a batch, for all edges that are ready together at once; all
+    sync      sums batch statistics over the ranks that share a batch, once for all edges that are ready together; all
               ranks have as many images
 
-    All tensors are on one device, all but `channels` of one dtype. Under autocast: of floating-point ones; then a native
-    backend takes inputs and weights in autocast's dtype, in which it returns, and ops, edges and running statistics as they
-    are.
-    Returns (N, nodes * C, H/s, W/s), the nodes one after the other; channels_last from a native backend, which takes inputs
+    All tensors are on one device, all but `channels` of one dtype (under autocast: of any floating-point ones). Under autocast
+    a
+    native backend casts inputs and weights to autocast's dtype, which the result has too, and keeps the dtypes of ops, edges
+    and
+    running statistics.
+    Returns (N, nodes * C, H/s, W/s), the concatenated nodes; channels_last from a native backend, which takes inputs
     in any layout. No backward reads the output: it may be modified in place. Differentiable twice in inputs, ops, edges and
     weights. Raises ValueError for arguments that do not fit and BackendUnavailable.
     """
@@ -147,7 +149,7 @@ class _Parts:
         return batch_norm.batch_norm(x, next(self.running), *self.how)
 
     def separable(self, x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
-        """ReLU, depthwise convolution, 1x1 convolution, BN."""
+        """Apply ReLU, depthwise convolution, 1x1 convolution, BN."""
         x = self.convolve(F.relu(x), stride, dilation * (kernel // 2), dilation, groups=x.shape[1])
         return self.normalise(self.convolve(x))
 
@@ -170,13 +172,13 @@ def _edge(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor, chosen: Tensor 
 
 
 def _mix(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor) -> Tensor:
-    """The edge's candidates on x (N, Cq, H, W), weighted and summed from left to right."""
+    """Sum the edge's weighted candidates on x (N, Cq, H, W) from left to right."""
     listed = zip(weights.unbind(), edge.candidates, strict=False)  # a row may be padded to the longest list of the cell
     return reduce(add, (w * _apply(parts, candidate, x, edge.stride) for w, candidate in listed))
 
 
 def _apply(parts: _Parts, candidate: Candidate, x: Tensor, stride: int) -> Tensor:
-    """One candidate on x (N, Cq, H, W), unweighted."""
+    """Apply one candidate to x (N, Cq, H, W), unweighted."""
     kernel = KERNEL.get(candidate, 0)
     if candidate == Candidate.NONE:
         return x[:, :, ::stride, ::stride].mul(0.0)
@@ -202,7 +204,7 @@ def _fake(a: MixedCell) -> MixedCellResults:
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     statistics = x.new_empty(2, graph.norms * (C // a.partial_channels), dtype=torch.float64)
     if x.device.type == "cuda":
-        shape = tuple(map(int, x.shape))  # where it is dynamic it becomes fixed, as for the C++ kernel below
+        shape = tuple(map(int, x.shape))  # makes dynamic shapes static, as for the C++ kernel below
         length = mixed_cell_plan.saved_numbers(tuple(a.graph), shape, a.partial_channels)
     else:
         length = native.required().mixed_cell_saved(a.graph, list(x.shape), a.partial_channels, x.element_size())
@@ -231,7 +233,7 @@ def _backward_on_gpu(a: MixedCellBackward) -> MixedCellGradients:
 
 
 def backward_scratch(a: MixedCellBackward) -> int:
-    """Bytes of workspace of a backward on a GPU, besides its results. Computes nothing."""
+    """Return the bytes of workspace of a backward on a GPU, without its results. Computes nothing."""
     flags = a.channels is not None, a.batch_statistics, a.edges is not None, a.batch_statistics and a.sync != 0
     needs = a.need_inputs, a.need_ops, a.need_weights
     x = a.inputs[0]
@@ -245,7 +247,7 @@ class _MixedCell(torch.autograd.Function):
     def forward(
         ctx: Any, constants: Constants, ops: Tensor, edges: Tensor | None, weights: Tensor, *inputs: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns out and statistics. constants.running: None where the batch's statistics normalise."""
+        """Return out and statistics. constants.running is None if the batch's statistics normalise."""
         c = constants
         mean, var = (None, None) if c.running is None else c.running
         rest = c.graph.encode(), c.partial_channels, c.eps, handle(c.sync)

@@ -17,12 +17,12 @@ from fastdarts.ops.schema import Op, schema
 
 OP = Op("patch_mask", PatchMask, PatchMaskResults)
 NONE, FILL = (None,) * len(PatchMask._fields), PatchMask._fields.index("fill")  # of gradients
-# the native module's CUDA kernel: kernels/patch_mask.py takes it where launch.json says so
+# the native module's CUDA kernel: kernels/patch_mask.py uses it if launch.json says so
 torch.library.define("fastdarts::patch_mask_cuda", schema(PatchMask, PatchMaskResults))
 
 
 def num_masked(ratio: float, patches: int) -> int:
-    """Masked patches among `patches` at a mask ratio: floor(ratio * patches + 0.5), in float64.
+    """Return the number of masked patches at a mask ratio: floor(ratio * patches + 0.5), in float64.
 
     Raises ValueError unless 0 <= ratio <= 1.
     """

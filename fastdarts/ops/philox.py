@@ -1,8 +1,8 @@
-"""Counter-based random words: every random choice of a search is a pure function of what it is for.
+"""Counter-based random words: every random choice of a search is a pure function of its purpose, index and time.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). Key = the 64-bit seed;
-counter = (word // 4, index, time, purpose + 256 * stream). So an image's crop or mask does not depend on the
-batch it is in, on the loader, on the rank, nor on what was drawn before.
+counter = (word // 4, index, time, purpose + 256 * stream). So an image's crop or mask is independent of its
+batch, of the loader, of the rank, and of earlier draws.
 
 Notation: N keys (image indices, for example), n words for each of them.
 """
@@ -23,8 +23,8 @@ ROUNDS = 10
 class Stream(IntEnum):
     """The consumer of the random words."""
 
-    TRAIN = 0  # the images that move the weights
-    VAL = 1  # the images that move alpha
+    TRAIN = 0  # images for updates of the weights
+    VAL = 1  # images for updates of alpha
     EVAL = 2  # the evaluation pass: the same masks each time
 
 
@@ -41,14 +41,14 @@ class Purpose(IntEnum):
 
 
 def philox4x32(counter: Tensor, seed: int) -> Tensor:
-    """Ten rounds of Philox4x32 over int64 tensors that hold 32-bit words.
+    """Run ten rounds of Philox4x32 on int64 tensors that hold 32-bit words.
 
     counter: int64 (..., 4), each value in [0, 2**32). seed: 0 <= seed < 2**64. Returns int64 (..., 4), each in [0, 2**32).
     """
     k0, k1 = seed & WORD, seed >> 32
     c0, c1, c2, c3 = counter.unbind(-1)
     for _ in range(ROUNDS):
-        # the int64 products wrap modulo 2**64, so both halves are right; the shift is made logical by the mask
+        # int64 products wrap modulo 2**64, so both halves are right; the mask makes the shift logical
         p0, p1 = c0 * M0, c2 * M1
         c0, c1, c2, c3 = ((p1 >> 32) & WORD) ^ c1 ^ k0, p1 & WORD, ((p0 >> 32) & WORD) ^ c3 ^ k1, p0 & WORD
         k0, k1 = (k0 + W0) & WORD, (k1 + W1) & WORD
@@ -56,7 +56,7 @@ def philox4x32(counter: Tensor, seed: int) -> Tensor:
 
 
 def random_words(seed: int, stream: int, time: int | Tensor, index: Tensor, purpose: int, n: int) -> Tensor:
-    """n random 32-bit words for each index.
+    """Return n random 32-bit words for each index.
 
     seed     0 <= seed < 2**64
     stream   a Stream, 0..255
@@ -75,7 +75,7 @@ def random_words(seed: int, stream: int, time: int | Tensor, index: Tensor, purp
 
 
 def smallest(words: Tensor, n: int) -> Tensor:
-    """Which n of the P columns hold the smallest words, ties to the lower column: bool (N, P) with n True in each row."""
+    """Mark the n of the P columns with the smallest words, ties to the lower column: bool (N, P) with n True in each row."""
     order = words.sort(dim=1, stable=True).indices
     chosen = torch.zeros_like(words, dtype=torch.bool)
     return chosen.scatter_(1, order[:, :n], True)

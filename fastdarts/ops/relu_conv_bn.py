@@ -42,19 +42,19 @@ def relu_conv_bn(
     backend: str = "auto",
     sync: Sync | None = None,
 ) -> Tensor:
-    """BatchNorm without affine parameters of a 1x1 convolution of ReLU(x).
+    """Compute BatchNorm without affine parameters of a 1x1 convolution of ReLU(x).
 
     x         (N, C, H, W), floating point
-    weights   one (D, C, 1, 1): stride 1. Two (D/2, C, 1, 1): FactorizedReduce, each of stride 2, the second one pixel on
-              (odd rows and columns), concatenated; H and W even. Of x' dtype (any floating point one under autocast)
+    weights   one (D, C, 1, 1): stride 1. Two (D/2, C, 1, 1): FactorizedReduce, each of stride 2, the second one offset by a
+              pixel (odd rows and columns), concatenated; H and W even. Of x' dtype (any floating point one under autocast)
     running   None, or running mean and variance: (D,), of the weights' dtype. Updated in place, once, when training
-    training  True: batch statistics. False: the running ones, or, where there are none, batch statistics
+    training  True: batch statistics. False: the running ones, or, without them, batch statistics
     momentum  of the running statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
     sync      sums batch statistics over the ranks that share a batch; all ranks have as many images
 
     Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a fused backend, which takes x in any layout. Under
-    autocast all is in autocast's dtype but the running statistics; sums are float32 on a GPU whatever the dtype, and
+    autocast everything but the running statistics has autocast's dtype; sums are float32 on a GPU whatever the dtype, and
     products of float32 are never TF32.
     Differentiable twice in x and in the weights. Raises ValueError for arguments that do not fit, BackendUnavailable.
     """
@@ -73,7 +73,7 @@ def relu_conv_bns(
     backend: str = "auto",
     sync: Sync | None = None,
 ) -> tuple[Tensor, ...]:
-    """relu_conv_bn of each of two layers that are ready together, or of one: one sum over the ranks serves both.
+    """Compute relu_conv_bn of one layer, or of two that are ready together and share one sum over the ranks.
 
     xs, weights and running hold those of each layer. The outputs agree in N, H and W, the xs in dtype and device.
     """
@@ -102,9 +102,9 @@ def definition(
 
 
 def halving_convolution(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
-    """1x1 convolution of stride 2 from pixel (offset, offset) on: (N, C, H, W), (D, C, 1, 1) -> (N, D, H', W').
+    """1x1 convolution of stride 2 starting at pixel (offset, offset): (N, C, H, W), (D, C, 1, 1) -> (N, D, H', W').
 
-    On a CPU the pixels are taken first. F.conv2d with stride=2 packs them in oneDNN's AVX2 kernel of the weight gradient
+    On a CPU the pixels are gathered first. F.conv2d with stride=2 packs them in oneDNN's AVX2 kernel of the weight gradient
     (seen in 3.13.3, of torch 2.15) into a buffer that is too small for a float32 channels_last x of C < 8 and even H and W:
     threads overwrite each other's pixels, so that the gradient is wrong, and the last one corrupts the heap.
     """
@@ -114,20 +114,20 @@ def halving_convolution(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
 
 
 def _definitions(xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], constants: Constants) -> tuple[Tensor, ...]:
-    """`definition` of each layer."""
+    """Compute `definition` of each layer."""
     c = constants
     layers = zip(xs, weights, c.running or [None] * len(xs), strict=True)
     return tuple(definition(x, w, buffers, c.training, c.momentum, c.eps, c.sync) for x, w, buffers in layers)
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, int, int, int]:
-    """(N, D, H', W') of the output."""
+    """Return (N, D, H', W') of the output."""
     N, _, H, W = x.shape
     return N, sum(w.shape[0] for w in weights), H // len(weights), W // len(weights)
 
 
 def _apart(weights: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
-    """Each layer's weights."""
+    """Split the weights by layer."""
     rest = iter(weights)
     return [[next(rest) for _ in range(count)] for count in counts]
 
@@ -176,9 +176,9 @@ class _ReLUConvBN(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, constants: Constants, counts: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """tensors: xs, then all weights. Returns the layers' outputs, then their statistics.
+        """Return the layers' outputs, then their statistics. tensors: xs, then all weights.
 
-        constants.running: None where the batch's statistics normalise.
+        constants.running is None if the batch's statistics normalise.
         """
         layers, c = len(counts), constants
         xs, weights = tensors[:layers], tensors[layers:]

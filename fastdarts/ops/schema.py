@@ -22,7 +22,7 @@ TYPES: dict[Any, str] = {
 
 
 def schema(arguments: type[tuple], results: type) -> str:
-    """The schema of an op with these arguments; results is a NamedTuple, or Tensor."""
+    """Return the schema of an op with these arguments; results is a NamedTuple, or Tensor."""
     return f"({_fields(arguments)}) -> {'Tensor' if results is Tensor else f'({_fields(results)})'}"
 
 
@@ -31,19 +31,19 @@ def _fields(named: type) -> str:
 
 
 class Op(Generic[A]):
-    """The op fastdarts::NAME: registers its Python kernels. It is called as torch.ops.fastdarts.NAME."""
+    """The op fastdarts::NAME, called as torch.ops.fastdarts.NAME: registers its Python kernels."""
 
     def __init__(self, name: str, arguments: type[A], results: type) -> None:
         self.name, self.arguments = f"fastdarts::{name}", arguments
         torch.library.define(self.name, schema(arguments, results), tags=torch.Tag.pt2_compliant_tag)
 
     def fake(self, kernel: Callable[[A], Any]) -> Callable[[A], Any]:
-        """Decorator of the fake kernel: results without values."""
+        """Decorate the fake kernel, which computes results without values."""
         torch.library.register_fake(self.name, self._positional(kernel))
         return kernel
 
     def cuda(self, kernel: Callable[[A], Any]) -> Callable[[A], Any]:
-        """Decorator of the kernel for CUDA tensors."""
+        """Decorate the kernel for CUDA tensors."""
         torch.library.impl(self.name, "cuda", self._positional(kernel))
         return kernel
 

@@ -11,7 +11,7 @@ _given: WeakValueDictionary[int, Sync] = WeakValueDictionary()
 
 
 def handle(sync: Sync | None) -> int:
-    """The argument `sync` of a registered op: 0 for None, else a number that is valid as long as `sync` lives."""
+    """Return the argument `sync` of a registered op: 0 for None, else a number that is valid as long as `sync` lives."""
     if sync is None:
         return 0
     _given[id(sync)] = sync
@@ -19,7 +19,7 @@ def handle(sync: Sync | None) -> int:
 
 
 def ranks_of(number: int) -> Sync | None:
-    """The ranks behind a handle. Raises ValueError for one that is no longer valid."""
+    """Return the ranks of a handle. Raises ValueError for one that is no longer valid."""
     if number and number not in _given:
         raise ValueError(f"sync = {number} is the handle of no ranks, or they have ended")
     return _given[number] if number else None
@@ -30,7 +30,7 @@ torch.library.define("fastdarts::over_ranks", "(Tensor row, bool apart, int sync
 
 @torch.library.impl("fastdarts::over_ranks", "CPU")
 def _over_ranks(row: Tensor, apart: bool, sync: int) -> tuple[Tensor, int]:
-    """Called by the C++ kernels (csrc/cpu/ranks.cpp) with this rank's row of numbers.
+    """Exchange this rank's row of numbers; called by the C++ kernels (csrc/cpu/ranks.cpp).
 
     Returns the rows of all ranks stacked (apart) or their sum, and the number of ranks.
     """

@@ -1,6 +1,6 @@
-"""What a person looks at: drawings of cells, curves, reconstructions, and one HTML page about a run.
+"""Reports on a run: drawings of cells, curves, reconstructions, and one HTML page.
 
-matplotlib is imported when something is drawn, not before.
+matplotlib is imported on the first drawing.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m fastdarts.report RUN` makes a run's report anew; `--genotype` draws the cells of any genotype."""
+"""`python -m fastdarts.report RUN` rebuilds a run's report; `--genotype` draws the cells of any genotype."""
 
 import argparse
 import os
@@ -18,7 +18,7 @@ from fastdarts.spaces.pasted import read_pasted
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong arguments are one line, as all other wrong input is."""
+    """Print one line for wrong arguments, as for all other wrong input."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 @any_text()
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command (None: with the process' arguments). The exit status is 2 for wrong input, one line on stderr."""
+    """Run the command (None: with the process' arguments) and return its status: 2 for wrong input, one line on stderr."""
     parser = _Parser(prog="python -m fastdarts.report", description=__doc__)
     parser.add_argument("run", nargs="?", type=path_of, metavar="RUN", help="run folder of a search, finished or not")
     parser.add_argument(

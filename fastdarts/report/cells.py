@@ -1,4 +1,4 @@
-"""The drawing of a cell: inputs, nodes, the operation on each edge, and the concatenated output, left to right."""
+"""Draw a cell: inputs, nodes, the operation on each edge, and the concatenated output, left to right."""
 
 from pathlib import Path as FilePath
 
@@ -19,17 +19,17 @@ _CONCAT = "#9aa5b1"
 
 @own_style()
 def draw_cell(genotype: Genotype | Architecture, kind: str, path: str | FilePath) -> None:
-    """Draw the `normal` or `reduce` cell of an architecture into `path`.svg and `path`.png.
+    """Draw the `normal` or `reduce` cell of an architecture to `path`.svg and `path`.png.
 
-    Edges carry their operations' names and the colour of their family; the grey line is the concatenation. The SVG
-    keeps text as text and has the same bytes each time. Raises ValueError for another `kind`, OSError.
+    Edges show their operations' names in the colour of their family; the grey line is the concatenation. The SVG
+    keeps text as text and is reproducible byte for byte. Raises ValueError for another `kind`, OSError.
     """
     save(cell_figure(genotype, kind), path)
 
 
 @own_style()
 def cell_figure(genotype: Genotype | Architecture, kind: str) -> Figure:
-    """The drawing as a Figure in which one data unit is one inch; its artists have the gids `box-NAME` and `op-GENE`."""
+    """Return the drawing as a Figure in inches (one data unit each); its artists have the gids `box-NAME` and `op-GENE`."""
     if (wiring := genotype.wirings().get(kind)) is None:
         raise ValueError(f"a cell is {' or '.join(genotype.wirings())}, not {kind!r}")
     layout = place(wiring)
@@ -74,7 +74,7 @@ def _arrow(path: Path, colour: str, width: float) -> FancyArrowPatch:
 
 
 def _rounded(points: tuple[Point, ...]) -> Path:
-    """The polyline, its segments level or upright, with rounded corners."""
+    """Return the polyline of horizontal and vertical segments with rounded corners."""
     vertices, codes = [points[0]], [Path.MOVETO]
     for before, corner, after in zip(points, points[1:], points[2:], strict=False):
         vertices += [_toward(corner, before), corner, _toward(corner, after)]
@@ -83,7 +83,7 @@ def _rounded(points: tuple[Point, ...]) -> Path:
 
 
 def _toward(corner: Point, other: Point) -> Point:
-    """The point where the rounding of `corner` begins on the way to `other`."""
+    """Return the point where the rounding of `corner` begins on the way to `other`."""
     x, y = other[0] - corner[0], other[1] - corner[1]
     length = abs(x) + abs(y)  # one of them is zero
     part = min(_RADIUS, length / 2) / length

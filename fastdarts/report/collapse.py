@@ -1,4 +1,4 @@
-"""The picture of a collapse: its signs over the epochs, one above the other, with the warning and the early stop marked.
+"""Plot the indicators of collapse by epoch, in stacked panels, with the warning and the early stop marked.
 
 `records` as in report/curves.py.
 """
@@ -14,7 +14,7 @@ from fastdarts.report.run import Record
 from fastdarts.report.style import INK, KIND_COLOURS, MUTED, new_figure, own_style, save, tidy
 from fastdarts.spaces.genotype import COLLAPSE_OF, collapse_line
 
-_WIDTH, _HEIGHT, _HEAD = 12.5, 1.75, 0.9  # inches: of the figure, of a panel, of what stands above and below them
+_WIDTH, _HEIGHT, _HEAD = 12.5, 1.75, 0.9  # inches: of the figure, of a panel, of the space above and below them
 _WARNING = "#b42318"
 _PANELS = {
     "skips": "skip connections in the derived cell",
@@ -26,10 +26,10 @@ _EIGENVALUE = "largest eigenvalue of the validation Hessian in alpha"
 
 @own_style()
 def draw_collapse(records: list[Record], path: str | Path) -> None:
-    """Panels that share the epochs: for each kind of cell skips, entropy, skip minus convolutions; the eigenvalue if recorded.
+    """Draw panels by epoch: for each kind of cell skips, entropy, skip minus convolutions; the eigenvalue if recorded.
 
-    The dashed line is where the warning begins (genotype.collapse_line of a cell's operations), and rings are the epochs with a
-    warning. An early stop is a line through all panels, and another one where an earlier epoch is the result.
+    The dashed line is the threshold of the warning (genotype.collapse_line of a cell's operations), and rings mark the epochs
+    with a warning. A line through all panels marks an early stop, another one the epoch of its result if that is earlier.
     """
     epochs = epochs_of(records)
     cells = [epoch.get("cells") or {} for epoch in epochs]
@@ -55,7 +55,7 @@ def draw_collapse(records: list[Record], path: str | Path) -> None:
 
 
 def _warn(axes: Axes, epochs: list[Record], skips: dict[str, list[float | None]], operations: dict[str, int]) -> None:
-    """The line where the warning begins, and a ring around each point that is not below it.
+    """Draw the threshold of the warning, and a ring around each point at or above it.
 
     operations  of the derived cell, by kind
     """
@@ -76,7 +76,7 @@ def _warn(axes: Axes, epochs: list[Record], skips: dict[str, list[float | None]]
 
 
 def _mark_stop(axes: Axes, stopped: dict[str, Any] | None) -> None:
-    """Where an early stop ended the search, and the epoch of its result if that is another one."""
+    """Mark the end of an early-stopped search, and the epoch of its result if that differs."""
     if stopped is None:
         return
     rule, after, chosen = stopped["rule"], stopped["after"], stopped["epoch"]

@@ -1,8 +1,8 @@
-"""The curves of a search: losses and architecture weights; what report/collapse.py draws with, too.
+"""Curves of a search: losses and architecture weights; helpers that report/collapse.py shares.
 
-`records` are the lines of a run's metrics.jsonl as dicts, of both kinds ("epoch" and "step"), with at least one epoch;
-figures that are None or absent are passed over, NaN leaves a gap. Each function writes `path`.svg and `path`.png;
-it raises ValueError when there is nothing to draw, OSError when it cannot write.
+`records` are the lines of a run's metrics.jsonl as dicts, of both kinds ("epoch" and "step"), with at least one epoch.
+Values that are None or absent are skipped, NaN leaves a gap. Each function writes `path`.svg and `path`.png;
+it raises ValueError if there is nothing to draw, OSError if it cannot write.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from fastdarts.report.style import INK, MUTED, new_figure, op_styles, own_style,
 from fastdarts.spaces.genotype import read_architecture
 
 _WIDTH = 12.5  # inches
-_MOST_POINTS = 2000  # of one line; a longer one is thinned
-_FEW_EPOCHS = 25  # up to here each one has its marker
+_MOST_POINTS = 2000  # of one line; longer ones are thinned
+_FEW_EPOCHS = 25  # up to this number each epoch has its marker
 _TRAIN, _ALPHA, _VALID = "#1f6fb4", "#7b4ab5", "#2b8a57"
 
 
 @own_style()
 def draw_losses(records: list[Record], path: str | Path) -> None:
-    """Training and architecture loss by step and epoch, validation loss with its baseline; beside, other validations."""
+    """Draw training and architecture loss by step and epoch, validation loss with its baseline, and other metrics."""
     epochs = epochs_of(records)
     valid = [epoch.get("valid") or {} for epoch in epochs]
     others = list(dict.fromkeys(name for figures in valid for name in figures if name not in ("loss", "baseline")))
@@ -51,8 +51,8 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
 
 @own_style()
 def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path) -> None:
-    """For each kind of cell: each operation's mean relaxed weight over the epochs, and all weights of the epoch whose
-    genotype is the result, the last one but for an early stop.
+    """Draw, for each kind of cell, each operation's mean relaxed weight by epoch, and all weights of the epoch of the result:
+    the last epoch, or the one that an early stop chose.
 
     settings  the content of settings.json; its `candidates` name the operations of each edge, unless an epoch has its own
     """
@@ -83,7 +83,7 @@ def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path
 def _tables(
     epochs: list[Record], kind: str, candidates: dict[str, list[list[str]]]
 ) -> tuple[list[str], list[np.ma.MaskedArray]]:
-    """All operations of the epochs, and each epoch's weights with a column for every one of them."""
+    """Return all operations of the epochs, and each epoch's weights with one column per operation."""
     rows = [epoch["ops"].get(kind, []) for epoch in epochs]
     lists = [(epoch.get("candidates") or candidates).get(kind) for epoch in epochs]
     each = [candidate_columns(*pair) for pair in zip(rows, lists, strict=True)]
@@ -93,7 +93,7 @@ def _tables(
 
 
 def epochs_of(records: list[Record]) -> list[Record]:
-    """The records of epochs. Raises ValueError where there is none."""
+    """Return the records of epochs. Raises ValueError if there are none."""
     epochs = [record for record in records if record["kind"] == "epoch"]
     if not epochs:
         raise ValueError("no epoch is finished yet, so there is nothing to draw")
@@ -101,12 +101,12 @@ def epochs_of(records: list[Record]) -> list[Record]:
 
 
 def any_value(lines: dict[str, list[float | None]]) -> bool:
-    """Whether any line has a point."""
+    """Return whether any line has a point."""
     return any(value is not None for line in lines.values() for value in line)
 
 
 def curve(axes: Axes, epochs: list[Record], values: list[float | None], **style: Any) -> None:
-    """A line over whole epochs, from 0 to a little behind the last, also when there is only one."""
+    """Plot a line over whole epochs, from 0 to slightly past the last, also for a single epoch."""
     last = epochs[-1]["epoch"]
     style = {"linewidth": 1.7, "marker": "o", "markersize": 4.5} | style
     _line(axes, [e["epoch"] for e in epochs], values, **style | ({"marker": ""} if len(epochs) > _FEW_EPOCHS else {}))

@@ -1,4 +1,4 @@
-"""The figures that one wants to know of a search first, as text."""
+"""Key figures of a search, as text."""
 
 import math
 from typing import Any
@@ -9,16 +9,16 @@ from fastdarts.spaces.genotype import collapse_line
 
 
 def headline(run: Run) -> str:
-    """What was searched, and on which data."""
+    """Return what was searched, and on which data."""
     where = "the generated sample" if run.is_sample else run.data_name or "unnamed data"
     row = OBJECTIVES.get(str(run.part("settings").get("objective")))
     return f"{row.title if row else 'Architecture search'} on {where}"
 
 
 def key_figures(run: Run) -> list[tuple[str, str, str]]:
-    """(name, value, remark) of epochs, images, losses, true accuracy, skips and time, as far as they are known.
+    """Return (name, value, remark) of epochs, images, losses, true accuracy, skips and time, if known.
 
-    Losses are of the epoch whose genotype is the result; one that was not evaluated shows the evaluation before it.
+    Losses are those of the result's epoch; if it was not evaluated, those of the previous evaluation.
     """
     data, last, chosen = run.part("data"), run.epochs[-1], run.chosen
     figures = [("Epochs", str(last["epoch"]), _of(run))]
@@ -44,7 +44,7 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
 
 
 def number(value: Any) -> str:
-    """A whole number with thousands set apart, another one with four digits, a dash for None."""
+    """Format an integer with thousands separators, another number with four digits, None as a dash."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return "—" if value is None else str(value)
     return f"{value:,}".replace(",", "\u202f") if isinstance(value, int) else f"{value:.4g}"

@@ -14,10 +14,10 @@ from fastdarts.spaces import Wiring
 
 
 def candidate_columns(rows: list[list[float]], candidates: list[list[str]] | None) -> tuple[list[str], list[list[int]]]:
-    """The operations of all edges in the order of appearance (O), and for each edge the columns of its candidates.
+    """Return the operations of all edges in order of appearance (O), and for each edge the columns of its candidates.
 
     rows        E lists of K weights
-    candidates  E lists of names, or None: then the places are numbered
+    candidates  E lists of names, or None to number the places
     """
     names = candidates or [[f"op {place}" for place in range(len(row))] for row in rows]
     ops = list(dict.fromkeys(name for edge in names for name in edge))
@@ -25,7 +25,7 @@ def candidate_columns(rows: list[list[float]], candidates: list[list[str]] | Non
 
 
 def spread(rows: list[list[float]], columns: list[list[int]], width: int) -> np.ma.MaskedArray:
-    """float64 (E, O), masked where an operation is not among an edge's candidates. Padding falls away."""
+    """Return float64 (E, O), masked where an operation is not among an edge's candidates; padding is dropped."""
     table = np.full((len(columns), width), np.nan)
     for edge, (row, places) in enumerate(zip(rows, columns, strict=False)):
         for weight, place in zip(row, places, strict=False):
@@ -34,7 +34,7 @@ def spread(rows: list[list[float]], columns: list[list[int]], width: int) -> np.
 
 
 def edge_pairs(count: int, inputs: int = 2) -> list[tuple[int, int]]:
-    """(input state, node) of each of E edges, node by node, as every DARTS codebase numbers them."""
+    """Return (input state, node) of each of E edges, node by node, as every DARTS codebase numbers them."""
     pairs = [(state, node) for node in range(count) for state in range(inputs + node)]
     return pairs[:count]
 
@@ -47,10 +47,10 @@ def draw_heat_map(
     wiring: Wiring | None,
     title: str,
 ) -> None:
-    """The (E, O) weights as a table: rows are edges, framed cells are the genotype's choice, blank ones no candidates.
+    """Draw the (E, O) weights as a table: rows are edges, framed cells are the genotype's choice, blank ones no candidates.
 
     edges   the E edge weights (PC-DARTS' edge normalisation), printed with the edges' names, or None
-    wiring  the genotype's cell, or None: then it is one of DARTS' of which nothing is chosen
+    wiring  the genotype's cell, or None: a DARTS cell without a choice
     """
     inputs, genes, _ = wiring or Wiring(("c_{k-2}", "c_{k-1}"), (), ())
     pairs = edge_pairs(len(weights), len(inputs))

@@ -1,8 +1,8 @@
-"""Where the parts of a cell's drawing stand, in inches. Nothing is drawn here.
+"""Compute positions for a cell's drawing, in inches, without drawing.
 
-Nodes stand in a row, one column each, left to right; the inputs share column 0, the output takes the last one. An
-edge that cannot go straight along the row runs in a lane, a horizontal track above (+1, +2, ...) or below (-1, -2, ...)
-the row, and turns up or down only over the node that it leaves or feeds. Names stand in the gaps between columns, so
+Nodes form a row, one column each, left to right; the inputs share column 0, the output takes the last one. An
+edge that cannot run straight along the row takes a lane, a horizontal track above (+1, +2, ...) or below (-1, -2, ...)
+the row, and turns up or down only over the node that it leaves or feeds. Names are placed in the gaps between columns, so
 no line of another edge crosses a name, and two names could meet only in one lane, which overlapping edges never share.
 """
 
@@ -147,7 +147,7 @@ def _ports(wiring: Wiring, lane: list[int]) -> dict[tuple[int, bool, bool], list
 
 
 def _input_box(state: int, wiring: Wiring, heights: list[float]) -> Box:
-    """The input's box, as tall as the lanes that leave it."""
+    """Return the input's box, as tall as the lanes that leave it."""
     used = [y for y, (_, source, _) in zip(heights, wiring.genes, strict=True) if source == state]
     used = used or [_FIRST_LANE if state == 0 else -_FIRST_LANE]
     return Box(wiring.inputs[state], 0.0, (max(used) + min(used)) / 2, _INPUT, max(used) - min(used) + 0.4)

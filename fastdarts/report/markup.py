@@ -1,4 +1,4 @@
-"""The few pieces of HTML that the report is put together from. Every text that comes in as an argument is escaped."""
+"""HTML building blocks of the report. Every text argument is escaped."""
 
 import base64
 import json
@@ -49,7 +49,7 @@ summary { cursor: pointer; }
 
 
 def page(title: str, *parts: str) -> str:
-    """A whole document that needs nothing from outside; `parts` are HTML."""
+    """Return a self-contained document; `parts` are HTML."""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -60,7 +60,7 @@ def page(title: str, *parts: str) -> str:
 
 
 def section(title: str, *parts: str) -> str:
-    """A titled card around `parts` (HTML)."""
+    """Return a titled card around `parts` (HTML)."""
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(part for part in parts if part) + "\n</section>"
 
 
@@ -77,17 +77,17 @@ def subtitle(text: str) -> str:
 
 
 def notice(title: str, text: str) -> str:
-    """A loud box."""
+    """Return a highlighted box."""
     return f'<div class="notice" role="alert"><strong>{escape(title)}</strong>{escape(text)}</div>'
 
 
 def code(text: str) -> str:
-    """A block that one click selects as a whole."""
+    """Return a block that one click selects as a whole."""
     return f"<pre>{escape(text)}</pre>"
 
 
 def key_figures(figures: Iterable[tuple[str, str, str]]) -> str:
-    """Tiles of (name, value, remark)."""
+    """Return tiles of (name, value, remark)."""
     tiles = (
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(remark)}</small></dd></div>"
         for name, value, remark in figures
@@ -96,7 +96,7 @@ def key_figures(figures: Iterable[tuple[str, str, str]]) -> str:
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Names and values, one row each; what is not text is written as in JSON."""
+    """Return a table of names and values, one row each; values other than text are formatted as JSON."""
     cells = (f"<div><dt>{escape(str(name))}</dt><dd>{escape(_text(value))}</dd></div>" for name, value in rows.items())
     return '<dl class="table">' + "".join(cells) + "</dl>"
 
@@ -106,7 +106,7 @@ def _text(value: Any) -> str:
 
 
 def details(summary: str, lines: list[str], limit: int = 500) -> str:
-    """A list that opens on a click, nothing for an empty one; of a long one, the first `limit` lines."""
+    """Return a collapsible list of the first `limit` lines, nothing for an empty list."""
     if not lines:
         return ""
     rest = [f"… and {len(lines) - limit} more"] if len(lines) > limit else []
@@ -115,14 +115,14 @@ def details(summary: str, lines: list[str], limit: int = 500) -> str:
 
 
 def drawing(path: Path, alt: str, caption: str = "") -> str:
-    """matplotlib's SVG as a part of the page: without prologue and namespaces, ids its own. Raises OSError."""
+    """Return matplotlib's SVG as a part of the page: without prologue and namespaces, with unique ids. Raises OSError."""
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", path.read_text(encoding="utf-8").partition("<svg")[2], count=2)
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{path.stem}-", svg)
     return _figure(f'<svg role="img" aria-label="{escape(alt)}"{svg}', caption)
 
 
 def image(path: Path, alt: str, caption: str = "") -> str:
-    """A PNG as a data URI. Raises OSError."""
+    """Return a PNG as a data URI. Raises OSError."""
     data = base64.b64encode(path.read_bytes()).decode()
     return _figure(f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}">', caption)
 

@@ -1,4 +1,4 @@
-"""One self-contained page about a search, made from its run folder alone."""
+"""Generate one self-contained page about a search from its run folder alone."""
 
 import os
 from pathlib import Path
@@ -25,10 +25,9 @@ _PICTURES = "Validation images: what the network saw, what it drew, and what was
 def write_report(run: str | Path) -> Path:
     """Draw cells and curves into the run folder of a search, finished or not, and write its report.html.
 
-    Writes cell_KIND for each kind of cell, losses, alpha, collapse (.svg and .png each) and report.html, the last one by
-    renaming a finished file. Returns the path of report.html. What cannot be drawn is told in the log and on the page, which
-    goes without it. Raises ReportError when the folder cannot be read as that of a search with at least one epoch, OSError
-    when it cannot be written to.
+    Writes cell_KIND for each kind of cell, losses, alpha, collapse (.svg and .png each), and then report.html atomically, by
+    renaming a finished file. Returns the path of report.html. A failed drawing is logged, noted on the page and omitted there.
+    Raises ReportError if the folder is not that of a search with at least one epoch, OSError if it is not writable.
     """
     content = read_run(run)
     folder = content.folder
@@ -40,7 +39,7 @@ def write_report(run: str | Path) -> Path:
 
 
 def _draw_all(run: Run) -> dict[str, str]:
-    """Draw what the run has; returns why not, by name, for what could not be drawn."""
+    """Draw all figures of the run; return the reason, by name, for each that failed."""
     missing: dict[str, str] = {}
     for name in ("losses", "collapse", *(["alpha"] if run.has_weights else []), *(f"cell_{kind}" for kind in run.kinds)):
         try:
@@ -48,7 +47,7 @@ def _draw_all(run: Run) -> dict[str, str]:
                 _draw(run, name)
         except NotDrawn as error:
             missing[name] = str(error)
-            for suffix in (".svg", ".png"):  # of an earlier epoch
+            for suffix in (".svg", ".png"):  # from an earlier epoch
                 (run.folder / f"{name}{suffix}").unlink(missing_ok=True)
     for why in dict.fromkeys(missing.values()):
         warn_once(f"not drawn: {', '.join(name for name, reason in missing.items() if reason == why)}: {why}")
@@ -124,7 +123,7 @@ def _pictures(run: Run) -> str:
 
 
 def _tables(run: Run) -> list[str]:
-    """All of settings.json but the candidates, whatever it holds."""
+    """Return all of settings.json except the candidates, whatever it holds."""
     parts = {name.capitalize(): run.part(name) for name in ("settings", "data", "versions", "machine")}
     shown = {"candidates", *(title.lower() for title, rows in parts.items() if rows)}
     parts["Run"] = {name: value for name, value in run.settings.items() if name not in shown}

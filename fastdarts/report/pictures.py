@@ -1,4 +1,4 @@
-"""Images side by side: what the network saw, what it drew, what was there.
+"""Images side by side: input, reconstruction, original.
 
 Notation: N images, H x W pixels.
 """
@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-_SIDE, _GAP, _HEAD = 192, 8, 30  # pixels: least shown side of an image, space between images, height of the headings
+_SIDE, _GAP, _HEAD = 192, 8, 30  # pixels: minimum displayed side of an image, space between images, height of the headings
 
 
 def picture_grid(
@@ -21,7 +21,7 @@ def picture_grid(
     path: str | Path,
     captions: Sequence[str] = ("masked", "reconstructed", "original"),
 ) -> None:
-    """Write one PNG of N rows and three columns under their captions, enlarged by a whole factor.
+    """Write one PNG of N rows and three columns under their captions, enlarged by an integer factor.
 
     masked, reconstructed, original  (N, 3, H, W) RGB, one shape; floating in [0, 1] (clamped, NaN is black) or uint8
     Raises ValueError for another shape or dtype, or unless there are three captions; OSError.
@@ -47,7 +47,7 @@ def picture_grid(
 
 
 def _to_bytes(images: Tensor) -> Tensor:
-    """uint8 (N, H, W, 3) on the CPU."""
+    """Return uint8 (N, H, W, 3) on the CPU."""
     if images.is_floating_point():
         images = (images.detach().float().nan_to_num(0.0).clamp(0, 1) * 255).round().to(torch.uint8)
     if images.dtype != torch.uint8:

@@ -1,4 +1,4 @@
-"""Reading a run folder, without trusting it: what is missing is left out, what is broken is named."""
+"""Read a run folder with validation: missing parts are omitted, damaged ones are reported by name."""
 
 import json
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ _TYPES: dict[str, Any] = dict.fromkeys(("epoch", "step"), int | None)
 _TYPES |= dict.fromkeys(("train_loss", "alpha_loss", "hessian"), int | float | None)
 _TYPES |= dict.fromkeys(("valid", "cells", "ops", "edges", "benchmark"), dict | None)  # dicts down to numbers
 _TYPES |= {"genotype": str | None, "stopped": dict | None}
-_STOPPED = {"rule": str, "after": int, "epoch": int, "why": str}  # what "stopped" holds
+_STOPPED = {"rule": str, "after": int, "epoch": int, "why": str}  # fields of "stopped"
 
 
 class ReportError(ValueError):
-    """A run folder of which no report can be made; the message is one sentence that says why."""
+    """A run folder that allows no report; the message is one sentence with the reason."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Run:
     records   metrics.jsonl, at least one of kind "epoch"
     epochs    those of kind "epoch"
     genotype  genotype.json, else that of the last epoch, else None
-    result    what else genotype.json holds, {} without the file
+    result    other fields of genotype.json, {} without the file
     timing    timing.jsonl
     excluded  lines of excluded.txt
     """
@@ -54,61 +54,61 @@ class Run:
 
     @property
     def planned(self) -> int | None:
-        """The number of epochs that were asked for."""
+        """Return the requested number of epochs."""
         epochs = self.part("settings").get("epochs")
         return epochs if isinstance(epochs, int) else None
 
     @property
     def stopped(self) -> Record | None:
-        """What early stopping recorded of the end of the search: rule, after, epoch, why. None without one."""
+        """Return what early stopping recorded of the end of the search: rule, after, epoch, why. None without one."""
         return self.epochs[-1].get("stopped")
 
     @property
     def chosen(self) -> Record:
-        """The epoch whose genotype is the result: the last one, or the one that an early stop chose."""
+        """Return the epoch whose genotype is the result: the last one, or the one that an early stop chose."""
         return chosen_of(self.epochs)
 
     @property
     def truth(self) -> Record:
-        """What a benchmark knows of the result, by its names and in percent; {} where nothing was looked up."""
+        """Return the benchmark's results for the genotype, by its names and in percent; {} without a lookup."""
         known = self.result.get("benchmark")
         return known if isinstance(known, dict) and _numeric(known) else self.chosen.get("benchmark") or {}
 
     @property
     def is_sample(self) -> bool:
-        """Whether the images are the generated sample."""
+        """Return whether the images are the generated sample."""
         return bool(self.part("data").get("is_sample"))
 
     @property
     def data_name(self) -> str:
-        """The last part of the data's path, or nothing."""
+        """Return the last part of the data's path, or ""."""
         return Path(str(self.part("data").get("root") or "")).name
 
     def part(self, name: str) -> dict[str, Any]:
-        """A dict inside settings.json, {} where there is none."""
+        """Return a dict inside settings.json, {} if missing."""
         value = self.settings.get(name)
         return value if isinstance(value, dict) else {}
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Of the genotype's cells, none without one."""
+        """Return the kinds of the genotype's cells, () without a genotype."""
         return tuple(self.genotype.wirings()) if self.genotype else ()
 
     def skips(self, kind: str) -> tuple[int, int]:
-        """Skips among the chosen operations of a kind of cell, and the number of these; (0, 0) without a genotype."""
+        """Return the number of skips and of all operations in the derived cell of a kind; (0, 0) without a genotype."""
         operations = self.genotype.operations(kind) if self.genotype else []
         return sum(family(op) == "skip" for op in operations), len(operations)
 
 
 def chosen_of(epochs: Sequence[Record]) -> Record:
-    """Of a run's epochs that whose genotype is the result so far."""
+    """Return the epoch whose genotype is the result so far."""
     stopped = epochs[-1].get("stopped")
     number = stopped.get("epoch") if isinstance(stopped, dict) else None
     return next((epoch for epoch in epochs if number is not None and epoch.get("epoch") == number), epochs[-1])
 
 
 def valid_of(epochs: Sequence[Record]) -> Record:
-    """The last evaluation that was known when the epoch of `chosen_of` ended, {} before the first."""
+    """Return the last evaluation available at the end of the epoch of `chosen_of`, {} before the first."""
     until = epochs[: epochs.index(chosen_of(epochs)) + 1]
     return next((epoch["valid"] for epoch in reversed(until) if epoch.get("valid")), {})
 
@@ -139,12 +139,12 @@ def read_run(folder: str | Path) -> Run:
 
 
 def _text(path: Path) -> str:
-    """The content of a file, nothing without the file."""
+    """Return the content of a file, "" without the file."""
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _lines(path: Path) -> list[Record]:
-    """The objects of a file of JSON lines; a last one that a killed process left half written is passed over."""
+    """Return the objects of a file of JSON lines; skip an incomplete last line, left by a killed process."""
     *lines, rest = _text(path).split("\n")
     records = [_object(line, f"{path} line {number}") for number, line in enumerate(lines, start=1)]
     with suppress(ReportError):
@@ -163,7 +163,7 @@ def _object(text: str, place: str) -> Record:
 
 
 def _check(record: Record, place: str) -> None:
-    """Raise ReportError unless the record is of a known kind and what it holds has the right types."""
+    """Raise ReportError unless the record is of a known kind and its values have the right types."""
     kind = record.get("kind")
     if kind not in ("epoch", "step"):
         raise ReportError(f"{place}: kind is epoch or step, not {kind!r}")
@@ -181,7 +181,7 @@ def _check(record: Record, place: str) -> None:
 
 
 def _names(value: Any) -> bool:
-    """True for lists of lists of text by kind of cell."""
+    """Return True for lists of lists of text by kind of cell."""
     lists = [edges for edges in value.values() if isinstance(edges, list)] if isinstance(value, dict) else None
     if lists is None or len(lists) < len(value):
         return False
@@ -189,14 +189,14 @@ def _names(value: Any) -> bool:
 
 
 def _numeric(value: Any) -> bool:
-    """True for None, numbers, and lists and dicts of such."""
+    """Return True for None, numbers, and lists and dicts of such."""
     if isinstance(value, dict | list):
         return all(map(_numeric, value.values() if isinstance(value, dict) else value))
     return value is None or isinstance(value, int | float)
 
 
 def _genotype(folder: Path, records: list[Record]) -> Genotype | Architecture | None:
-    """What genotype.json says, else the last record that names one, or that of the epoch an early stop chose."""
+    """Return the genotype of genotype.json, else of the last record that has one, or of the epoch that an early stop chose."""
     path = folder / "genotype.json"
     named = [record for record in records if record.get("genotype")]
     last = chosen_of(named)["genotype"] if named else None

@@ -1,6 +1,6 @@
-"""How every figure looks: colours by family of operation, and one way to make and save a figure.
+"""Shared style of all figures: colours by family of operation, and creating and saving a figure.
 
-Figures are `matplotlib.figure.Figure` objects, never pyplot's global state, on a white ground, drawn inside `own_style`.
+Figures are `matplotlib.figure.Figure` objects, never pyplot's global state, on a white background, drawn in `own_style`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LINES = (("-", "o"), ((0, (5, 1.5)), "s"), ((0, (1, 1.2)), "^"), ((0, (5, 1.5, 
 
 
 def family(op: str) -> str:
-    """The key of FAMILIES that an operation belongs to: a registered one as it was registered, any other by its name."""
+    """Return the key of an operation's family in FAMILIES: as registered, else by its name."""
     if op.startswith("dil_"):
         return "dilated convolution"
     if op in CANDIDATES:
@@ -45,7 +45,7 @@ def family(op: str) -> str:
 
 
 def op_styles(ops: list[str]) -> list[dict]:
-    """Line settings for each operation: the family's colour, and dashes and a marker of its own within the family."""
+    """Return line settings for each operation: the family's colour, with different dashes and markers within the family."""
     families = [family(op) for op in ops]
     ranks = [families[:number].count(name) % len(_LINES) for number, name in enumerate(families)]
     keys = ("color", "linestyle", "marker")
@@ -55,14 +55,14 @@ def op_styles(ops: list[str]) -> list[dict]:
 
 
 def printable(text: str, limit: int = 32) -> str:
-    """`text` on one line, without control characters, cut to `limit` characters."""
+    """Return `text` on one line, without control characters, truncated to `limit` characters."""
     line = "".join(c if c.isprintable() else " " for c in text)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
 @contextmanager
 def own_style() -> Generator[None]:
-    """Inside, figures are of matplotlib's defaults, whatever the user's matplotlibrc or styles say. Also a decorator."""
+    """Use matplotlib's defaults inside, independent of the user's matplotlibrc and styles. Also a decorator."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -72,7 +72,7 @@ def own_style() -> Generator[None]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of width x height inches that lays out its axes by itself."""
+    """Return an empty figure of width x height inches with automatic layout."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -82,7 +82,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def tidy(axes: Axes, title: str, xlabel: str = "epoch") -> None:
-    """Title, x label, a light grid, and no frame on the right and the top."""
+    """Set title and x label, a light grid, and hide the right and top spines."""
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axes.set_xlabel(xlabel, color=MUTED)
     axes.spines[["top", "right"]].set_visible(False)
@@ -93,8 +93,8 @@ def tidy(axes: Axes, title: str, xlabel: str = "epoch") -> None:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write `path`.svg (text stays text; the same bytes each time) and `path`.png. Raises OSError."""
+    """Write `path`.svg (text stays text; reproducible byte for byte) and `path`.png. Raises OSError."""
     with own_style():
         figure.savefig(f"{path}.svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-        figure.set_layout_engine("none")  # the layout just found holds for both
+        figure.set_layout_engine("none")  # reuse the layout for both files
         figure.savefig(f"{path}.png", dpi=150, metadata={"Software": None})

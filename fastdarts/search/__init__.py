@@ -1,6 +1,6 @@
-"""HOW alpha moves and is read out: the bilevel step, relaxation, schedules, selection, signs of collapse.
+"""Bilevel search: the step, relaxations, learning-rate schedules, selection, early stopping, signs of collapse.
 
-The module itself can be called: `fastdarts.search("mae-nas-cifar10", data=...)` is fastdarts.facade.search.
+The module itself is callable: `fastdarts.search("mae-nas-cifar10", data=...)` calls fastdarts.facade.search.
 """
 
 import sys

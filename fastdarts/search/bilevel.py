@@ -1,4 +1,4 @@
-"""One step of the bilevel search: which parameters move, on which batch, along which gradient.
+"""One step of bilevel optimisation: update alpha on a validation batch and the weights on a training batch.
 
 min_alpha L_val(w*(alpha), alpha)  subject to  w*(alpha) = argmin_w L_train(w, alpha)      (DARTS, Eq. 3 and 4)
 """
@@ -24,31 +24,32 @@ UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
 
 T = TypeVar("T")
 Reduce = Callable[[Tensor], None]  # replaces a flat tensor by its mean over the ranks, in place
-Pieces = Generator[Tensor, None, T]  # work that yields each flat tensor which is to be averaged before it goes on
-Gradient = tuple[Tensor, list[Tensor]]  # a detached scalar loss, and its gradient in each parameter of alpha
+Pieces = Generator[Tensor, None, T]  # yields each flat tensor that has to be averaged before it resumes
+Gradient = tuple[Tensor, list[Tensor]]  # a detached scalar loss, and its gradient w.r.t. each parameter of alpha
 
 
 class Bilevel:
-    """Alpha's step and the weights' step of DARTS.
+    """Update alpha and the weights as DARTS does.
 
     weight_optimizer  torch.optim.SGD over `weights` (the supernet's and the objective's parameters), one group
     arch_optimizer    any optimizer over `relaxation.parameters()`
     unrolled          second order: alpha's gradient at the weights after one virtual SGD step, with the
                       Hessian-vector product by finite differences (DARTS, Eq. 6 to 8)
-    grad_clip, arch_grad_clip   largest norm of the gradients of the weights and of alpha; 0 = no clipping
-    weights_first     weights move before alpha (DARTS moves alpha first)
-    precision         of the forward passes; without it they are in the weights' own
-    reduce            where several ranks search together, each on an equal share of every batch: what averages over them. The
-                      losses, gradients and running statistics of an update travel in one flat tensor, so that all ranks
-                      step alike and skip alike; the second order averages its virtual gradient and v before. All ranks
-                      begin with equal weights, alpha and buffers, and end every step with them
+    grad_clip, arch_grad_clip   maximum gradient norm of the weights and of alpha; 0 = no clipping
+    weights_first     update the weights before alpha (DARTS updates alpha first)
+    precision         of the forward passes; default: the weights' dtype
+    reduce            averages a tensor over the ranks of a distributed search, each with an equal share of every batch. One
+                      flat
+                      tensor carries the losses, gradients and running statistics of an update, so all ranks step alike and
+                      skip alike. The second order first averages its virtual gradient and v. All ranks start with equal
+                      weights, alpha and buffers, and end every step with them
 
-    Every train-mode forward moves BatchNorm's running statistics, except the one at the virtual weights, which DARTS
-    makes on a copy of the network.
+    Every train-mode forward updates BatchNorm's running statistics, except the one at the virtual weights, which DARTS
+    computes on a copy of the network.
 
-    An update whose loss or gradients are not finite is skipped, on the device: parameters, optimizer state and the modules'
-    buffers stay as they were before it, and `skipped`, int64 (2,), counts it: updates of the weights, updates of alpha.
-    Nothing here waits for the device, so that a step may be captured (steps.cuda_graph).
+    An update with a non-finite loss or gradient is skipped on the device: parameters, optimizer state and the modules'
+    buffers keep their values, and `skipped`, int64 (2,), counts it: updates of the weights, updates of alpha.
+    Nothing here synchronises with the host, so a step can be captured (steps.cuda_graph).
     """
 
     def __init__(
@@ -79,9 +80,9 @@ class Bilevel:
         self._buffers = Buffers(supernet, objective)
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
-        """One step; `val` None leaves alpha alone. Returns the training and the validation loss, detached scalars.
+        """Run one step and return the training and the validation loss, detached scalars; `val` None skips alpha's update.
 
-        step: int64 tensor of one element on the batches' device, which keys the randomness of this step.
+        step: int64 tensor of one element on the batches' device; keys the randomness of this step.
         """
         val_loss = None
         if val is not None and not self.weights_first:
@@ -92,20 +93,20 @@ class Bilevel:
         return train_loss, val_loss
 
     def weight_step(self, step: Tensor, train: Batch) -> Tensor:
-        """Move the weights along the training loss' gradient. A weight that the loss does not reach is left alone."""
+        """Update the weights along the training loss' gradient. Weights that the loss does not reach stay unchanged."""
         return self._run(self.weight_pieces(step, train))
 
     def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
-        """Move alpha (and beta) along the validation loss' gradient."""
+        """Update alpha (and beta) along the validation loss' gradient."""
         return self._run(self.arch_pieces(step, train, val))
 
     def weight_pieces(self, step: Tensor, train: Batch) -> Pieces[Tensor]:
-        """weight_step, in pieces for whoever averages what it yields; without `reduce` it is one piece."""
+        """Run weight_step in pieces: yield each tensor to average; one piece without `reduce`."""
         before = self._buffers.kept()
         loss = self._train_loss(step, train)
         self.weight_optimizer.zero_grad()
-        # not autograd.grad: it hands one tensor to all terms of a sum (the decoder's biases), though clipping is in place,
-        # and keeps the images' memory format, though torch's fused SGD reads a gradient in its weight's
+        # not autograd.grad: it returns one tensor for all terms of a sum (the decoder's biases), but clipping is in place;
+        # and it keeps the images' memory format, but torch's fused SGD expects a gradient in its weight's format
         self.precision.scaled(loss).backward(inputs=self.weights)
         loss, grads = loss.detach(), [w.grad for w in self.weights if w.grad is not None]
         yield from self._average([loss, *grads, *before.floating])
@@ -114,7 +115,7 @@ class Bilevel:
         return loss
 
     def arch_pieces(self, step: Tensor, train: Batch, val: Batch) -> Pieces[Tensor]:
-        """arch_step in pieces, as weight_pieces."""
+        """Run arch_step in pieces, as weight_pieces."""
         before = self._buffers.kept()
         if self.unrolled:
             loss, grads = yield from self._unrolled(step, train, val)
@@ -130,7 +131,7 @@ class Bilevel:
         return loss
 
     def _run(self, pieces: Pieces[T]) -> T:
-        """All pieces one after the other, on their own."""
+        """Run all pieces one after the other and return the result."""
         while True:
             try:
                 flat = next(pieces)
@@ -146,7 +147,7 @@ class Bilevel:
             torch._foreach_copy_(tensors, means)
 
     def _means(self, tensors: list[Tensor]) -> Pieces[list[Tensor]]:
-        """The tensors' means over the ranks; without `reduce`, themselves."""
+        """Return the tensors' means over the ranks; without `reduce`, the tensors themselves."""
         if self.reduce is None:
             return tensors
         flat = torch.cat([t.reshape(-1) for t in tensors])
@@ -163,7 +164,7 @@ class Bilevel:
         before: Kept,
         skipped: Tensor,
     ) -> None:
-        """Clip the gradients and step along them, or, where `bad` is 1, put everything back and count."""
+        """Clip the gradients and step along them; if `bad` is 1, restore the state before and count the skipped update."""
         if clip:
             clip_grad_norm_(parameters, clip)
         step_if_finite(bad, optimizer)
@@ -174,16 +175,17 @@ class Bilevel:
             self.precision.scale.update(bad)
 
     def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
-        """L_val(w, alpha) and its gradient in alpha, of this rank's share; no gradient of a weight is computed."""
+        """Return L_val(w, alpha) and its gradient w.r.t. alpha on this rank's share; no weight gradients are computed."""
         with held(self.weights):
             loss = self._val_loss(step, val)
             return loss.detach(), self._gradients(loss, self.relaxation.parameters())
 
     def unrolled_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
-        """L_val(w', alpha) and d/dalpha of it, w' = w - eta (momentum * buffer + dL_train/dw + decay * w).
+        """Return L_val(w', alpha) and d/dalpha of it, w' = w - eta (momentum * buffer + dL_train/dw + decay * w).
 
         d/dalpha L_val(w', alpha) - eta * (dL_train/dalpha at w + R v - the same at w - R v) / 2R, v = dL_val/dw'.
-        The weights are put back exactly. w' and v are those of all ranks together, loss and gradient of this one's share.
+        The weights are restored exactly. w' and v are averaged over the ranks; loss and gradient are those of this rank's
+        share.
         """
         return self._run(self._unrolled(step, train, val))
 
@@ -203,7 +205,7 @@ class Bilevel:
             weights = self.relaxation.weights(Stream.TRAIN)  # once: a relaxation may sample
             mixing = [t for of_kind in weights.values() for t in of_kind if t is not None]
             sides = []
-            # never in a lower precision, which would not see so small a difference, nor with other noise on either side
+            # always in full precision, which resolves so small a difference, and with the same noise on either side
             with held(self.weights), same_draws(self.supernet):
                 for sign in (1, -1):
                     self._place(saved, v, sign * R)
@@ -216,10 +218,10 @@ class Bilevel:
         return loss.detach(), grads if overflow is None else [g.masked_fill(overflow, torch.nan) for g in grads]
 
     def _virtual_gradient(self, loss: Tensor, group: dict) -> Pieces[tuple[list[Tensor], Tensor | None]]:
-        """momentum * buffer + dL/dw + decay * w, what SGD would subtract eta times of; without Nesterov's, as in DARTS.
+        """Return momentum * buffer + dL/dw + decay * w, SGD's update before the learning rate; without Nesterov, as in DARTS.
 
-        And, with a loss scale, whether dL/dw overflowed for it (a bool of one element): it is 0 then, so that the loss at
-        the virtual weights is still a loss.
+        With a loss scale, also return whether dL/dw overflowed (a bool of one element). An overflowed gradient is set to 0, so
+        that the loss at the virtual weights stays defined.
         """
         grads, overflow = self._gradients(loss, self.weights, **UNUSED), None
         loss, *grads = yield from self._means([loss.detach(), *grads])
@@ -235,23 +237,23 @@ class Bilevel:
 
     @torch.no_grad()
     def _place(self, origin: list[Tensor], direction: list[Tensor] | None = None, scale: float | Tensor = 0.0) -> None:
-        """weights = origin + scale * direction, in place; without a direction, exactly origin."""
+        """Set weights = origin + scale * direction, in place; without a direction, restore origin exactly."""
         placed = origin if direction is None else [o + scale * d for o, d in zip(origin, direction, strict=True)]
         torch._foreach_copy_(self.weights, placed)
 
     def _gradients(self, loss: Tensor, inputs: list[Tensor], **unused: Any) -> list[Tensor]:
-        """dL/d of each input; with UNUSED zeros where the loss does not reach one."""
+        """Return dL/d of each input; `unused` gives zeros for inputs that the loss does not reach."""
         return self.precision.unscaled(list(torch.autograd.grad(self.precision.scaled(loss), inputs, **unused)))
 
     def _train_loss(self, step: Tensor, train: Batch) -> Tensor:
-        """The training loss with alpha held constant."""
+        """Return the training loss with alpha held constant."""
         with torch.no_grad():
             weights = self.relaxation.weights(Stream.TRAIN)
         with self.precision.autocast():
             return self.objective(self.supernet, weights, train, step, Stream.TRAIN)
 
     def _val_loss(self, step: Tensor, val: Batch) -> Tensor:
-        """The validation loss, with what the relaxation adds to it."""
+        """Return the validation loss plus the relaxation's penalty."""
         weights, penalty = self.relaxation.weights(Stream.VAL), self.relaxation.penalty()
         with self.precision.autocast():
             loss = self.objective(self.supernet, weights, val, step, Stream.VAL)
@@ -260,7 +262,7 @@ class Bilevel:
 
 @contextmanager
 def held(weights: list[Tensor]) -> Generator[None]:
-    """Inside, `weights` are constants: a fused op decides in its forward whether its backward computes their gradients."""
+    """Freeze `weights` inside the context: a fused op decides in its forward whether its backward computes their gradients."""
     moving = [w for w in weights if w.requires_grad]
     try:
         for w in moving:
@@ -273,7 +275,7 @@ def held(weights: list[Tensor]) -> Generator[None]:
 
 @contextmanager
 def frozen_buffers(*modules: nn.Module) -> Generator[None]:
-    """Inside, forwards may move the modules' buffers (BatchNorm's statistics); at the end they are as they were."""
+    """Restore the modules' buffers (BatchNorm's statistics) on exit; forwards inside the context may update them."""
     buffers = [b for module in modules for b in module.buffers()]
     saved = [b.clone() for b in buffers]
     try:

@@ -1,4 +1,4 @@
-"""Signs of a collapsing search: the figures of an epoch, and the sharpness of the validation loss in alpha."""
+"""Indicators of collapse: cell statistics after each epoch, and the sharpness of the validation loss in alpha."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ from fastdarts.supernet import CellWeights
 
 
 def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: Genotype | Architecture) -> dict[Kind, dict]:
-    """For each kind of cell in `weights`: {"operations", "skips", "entropy", "skip_minus_conv"}.
+    """Return {"operations", "skips", "entropy", "skip_minus_conv"} for each kind of cell in `weights`.
 
-    operations       in the derived cell
-    skips            skip connections among them
+    operations       of the derived cell
+    skips            its number of skip connections
     entropy          of the candidates' weights, in nats, mean over the edges
     skip_minus_conv  weight of skip minus the mean weight of the edge's convolutions, mean over the edges that have both
                      (None if no edge has)
@@ -43,14 +43,14 @@ def collapse_figures(space: Space, weights: dict[Kind, CellWeights], genotype: G
 def dominant_eigenvalue(
     gradient: Callable[[], list[Tensor]], parameters: list[Tensor], iterations: int = 10, radius: float = 1e-3
 ) -> float:
-    """The eigenvalue of largest magnitude of the Hessian of a loss in `parameters` (R-DARTS' indicator of collapse).
+    """Return the Hessian eigenvalue of largest magnitude of a loss in `parameters` (R-DARTS' indicator of collapse).
 
-    gradient    returns the loss' gradient at the parameters' present values, each of its parameter's shape
-    radius      length of the step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r)
-    Power iteration from a fixed direction; the parameters are put back exactly.
+    gradient    returns the loss' gradient at the parameters' current values, each of its parameter's shape
+    radius      step of the central differences (H v = (g(a + r v) - g(a - r v)) / 2r)
+    Power iteration from a fixed direction; the parameters are restored exactly.
 
-    Kinks of the loss (ReLU, max-pooling) within the step count as curvature, which autograd taken twice (R-DARTS) does not
-    see. Their share shrinks with the number of activations; in nets of few channels and small batches it can be most of
+    Unlike double backward (R-DARTS), the differences count kinks of the loss (ReLU, max-pooling) within the step as
+    curvature. Their share shrinks with the number of activations; with few channels and small batches it can be most of
     the value, with either sign, at any radius.
     """
     saved = [p.detach().clone() for p in parameters]

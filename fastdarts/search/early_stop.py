@@ -1,6 +1,6 @@
-"""Early signals: rules that end a search before its cells collapse. They see what is known after each epoch, nothing else.
+"""Early stopping: rules that end a search before its cells collapse, from the statistics of each finished epoch.
 
-Both look only at epochs in which alpha moves: before that, the cell is what chance made of the first alpha.
+Both rules ignore the epochs before alpha's first update, whose cells come from alpha's random initialisation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,13 @@ from typing import Any, NamedTuple, TypedDict
 from fastdarts.settings import ConfigError, SearchSettings, groups
 from fastdarts.spaces import Space
 
-WINDOW = 5  # k: epochs whose eigenvalues are averaged (R-DARTS, Zela et al., ICLR 2020, section 4.3)
-RATIO = 0.75  # of two averages k epochs apart; below it the eigenvalue has grown too fast (the same)
+WINDOW = 5  # k: epochs in each eigenvalue average (R-DARTS, Zela et al., ICLR 2020, section 4.3)
+RATIO = 0.75  # of two averages k epochs apart; below it the eigenvalue has grown too fast (same section)
 NORMAL = "normal"  # the kind of cell whose skips count (DARTS+, Liang et al., 2019)
 
 
 class Seen(TypedDict):
-    """What the rules know of an epoch: plain values, part of a search's state."""
+    """An epoch's statistics that the rules read: plain values, part of a search's state."""
 
     epoch: int  # from 1
     genotype: str
@@ -25,21 +25,21 @@ class Seen(TypedDict):
 
 
 class Stop(NamedTuple):
-    """The end of a search that a rule has found."""
+    """A rule's decision to end the search."""
 
     rule: str  # "eigenvalue" or "skips"
     after: int  # the last epoch of the search
-    epoch: int  # whose genotype is the search's result
+    epoch: int  # its genotype is the search's result
     genotype: str
     why: str
 
     def facts(self) -> dict[str, Any]:
-        """Rule, both epochs and the reason, as metrics.jsonl and genotype.json have them under "stopped"."""
+        """Return rule, both epochs and the reason, as metrics.jsonl and genotype.json store them under "stopped"."""
         return {"rule": self.rule, "after": self.after, "epoch": self.epoch, "why": self.why}
 
 
 def seen(record: Mapping[str, Any]) -> Seen:
-    """What the rules know of the epoch of that record, as metrics.jsonl has it."""
+    """Extract an epoch's statistics from its metrics.jsonl record."""
     value = record.get("hessian")
     return Seen(
         epoch=record["epoch"],
@@ -50,14 +50,14 @@ def seen(record: Mapping[str, Any]) -> Seen:
 
 
 def needs_hessian(settings: SearchSettings, epoch: int) -> bool:
-    """Whether the rule asks for the eigenvalue after this epoch (from 1): each in which alpha moves, and no other."""
+    """Return whether the rule needs the eigenvalue after this epoch (from 1): after each epoch that updates alpha, no other."""
     return settings.early_stop == "eigenvalue" and epoch > settings.begin
 
 
 def judge(settings: groups.EarlyStop, history: Sequence[Seen]) -> Stop | None:
-    """Whether the search ends with the last epoch of `history`, by the rule that `settings` name.
+    """Return the Stop if the rule that `settings` name ends the search after the last epoch of `history`, else None.
 
-    history  of the epochs in which alpha moved so far, in order
+    history  of the epochs that updated alpha so far, in order
     """
     if not history or settings.early_stop == "off":
         return None
@@ -67,9 +67,9 @@ def judge(settings: groups.EarlyStop, history: Sequence[Seen]) -> Stop | None:
 
 
 def by_skips(history: Sequence[Seen], limit: int = 2) -> Stop | None:
-    """DARTS+ (Liang et al., 2019), criterion 1: the normal cell has `limit` or more skip connections.
+    """DARTS+ (Liang et al., 2019), criterion 1: stop when the normal cell has `limit` or more skip connections.
 
-    The result is the architecture at which the search stops.
+    The result is the architecture of the last epoch.
     """
     last = history[-1]
     if last["skips"] < limit:
@@ -81,11 +81,11 @@ def by_skips(history: Sequence[Seen], limit: int = 2) -> Stop | None:
 def by_eigenvalue(history: Sequence[Seen], first: int = 1) -> Stop | None:
     """R-DARTS (Zela et al., ICLR 2020), section 4.3: stop when mean(i - k) / mean(i) < RATIO.
 
-    mean(i) is the mean of the eigenvalues of the k = WINDOW epochs around epoch i: it is known k // 2 epochs after i. The
-    result is the architecture of epoch i - k, which is not before `first`: eigenvalues also grow while fresh weights find
-    their place, and R-DARTS' code waits for the eleventh epoch. Of an eigenvalue the magnitude counts. Where one of the 2k
-    values that two means take is missing or not finite, nothing is decided. The values are as good as
-    collapse.dominant_eigenvalue's: in small nets with small batches their noise may stop a search, too.
+    mean(i) averages the eigenvalues of the k = WINDOW epochs around epoch i, so it is available k // 2 epochs after i. The
+    result is the architecture of epoch i - k, which must be `first` or later: eigenvalues also grow during the first epochs
+    of fresh weights, and R-DARTS' code waits for the eleventh epoch. The rule uses the eigenvalues' magnitudes. It decides
+    nothing if any of the 2k values in the two means is missing or not finite. The values are as exact as
+    collapse.dominant_eigenvalue's: with small networks and small batches their noise may trigger the rule.
     """
     recent = history[-2 * WINDOW :]
     values = [abs(epoch["hessian"]) for epoch in recent]
@@ -104,14 +104,14 @@ def by_eigenvalue(history: Sequence[Seen], first: int = 1) -> Stop | None:
 
 
 def check_early_stop(settings: SearchSettings, space: Space) -> None:
-    """Raise ConfigError where the rule could never end a search of that space."""
+    """Raise ConfigError if the rule can never end a search of that space."""
     moving = settings.epochs - settings.begin
     if settings.early_stop == "eigenvalue" and moving < 2 * WINDOW:
         raise ConfigError(
             f"--early_stop eigenvalue: it compares the means of two times {WINDOW} epochs in which alpha moves, and here it "
             f"moves in {max(moving, 0)}: take more --epochs or a smaller --begin"
         )
-    last = settings.epochs - WINDOW - WINDOW // 2  # whose cell the last epoch may bring back
+    last = settings.epochs - WINDOW - WINDOW // 2  # the last epoch that the rule can return
     if settings.early_stop == "eigenvalue" and last < settings.early_stop_from:
         raise ConfigError(
             f"--early_stop_from {settings.early_stop_from}: in {settings.epochs} epochs the eigenvalue can choose the cell of "

@@ -1,4 +1,4 @@
-"""The epoch that is under way: what its record is made of, so that a search can be saved and continued inside it."""
+"""State of the current epoch, from which its record is computed; saved so that a search can resume within an epoch."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Mean(NamedTuple):
-    """Of the finite ones among `of` losses, None of none at all; `bad` are not finite."""
+    """Mean of the finite losses (None if there are none); `of` counts all losses, `bad` the non-finite ones."""
 
     value: float | None
     bad: int
@@ -17,9 +17,9 @@ class Mean(NamedTuple):
 
 @dataclass
 class Epoch:
-    """Losses of its steps so far, which stay on the device until they are asked for, and what the steps took.
+    """Losses and timings of the current epoch's steps; losses stay on the device until `means` reads them.
 
-    train, val     losses, scalars; of val fewer, or none, before alpha moves
+    train, val     losses, scalars; fewer or no val losses before alpha's first update
     images         passed forward and backward
     seconds        of the steps, `input_seconds` of them waiting for batches
     """
@@ -32,11 +32,11 @@ class Epoch:
 
     @property
     def steps(self) -> int:
-        """That are done."""
+        """Return the number of finished steps."""
         return len(self.train)
 
     def means(self) -> tuple[Mean, Mean]:
-        """Of both losses; waits for the device."""
+        """Return the means of the training and the validation losses; synchronises with the device."""
         return _mean(self.train), _mean(self.val)
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Epoch:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], device: torch.device) -> Self:
-        """What state_dict was taken of, with its losses on `device`."""
+        """Restore from state_dict, with the losses on `device`."""
         train, val = ([] if s is None else list(s.to(device)) for s in (state["train"], state["val"]))
         return cls(train, val, state["images"], state["seconds"], state["input_seconds"])
 

@@ -1,4 +1,4 @@
-"""What a search finds out about itself between its epochs: the objective's figures, the sharpness of its loss in alpha."""
+"""Evaluation between epochs: the objective's metrics, and the sharpness of its loss in alpha."""
 
 from collections.abc import Iterable, Mapping
 
@@ -27,10 +27,10 @@ def evaluate(
     precision: Precision,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """The objective's figures over `batches`: means over their images, those of all ranks.
+    """Return the objective's metrics over `batches`: means over the images of all ranks.
 
-    BatchNorm takes running statistics where it has them. The same random numbers at each call; torch's generators go on as if
-    there had been none. The modules are left in evaluation mode.
+    BatchNorm uses running statistics if it has them. Each call uses the same random numbers and leaves torch's generators
+    unchanged. The modules are left in evaluation mode.
     """
     supernet.eval()
     objective.eval()
@@ -52,10 +52,10 @@ def evaluate(
 
 
 def hessian(bilevel: Bilevel, batch: Batch, ranks: Ranks | None = None) -> float:
-    """Largest eigenvalue of the Hessian in alpha of the loss on `batch` (R-DARTS), each rank's its own; never in autocast.
+    """Return the largest eigenvalue of the Hessian in alpha of the loss on `batch` (R-DARTS), per rank; never under autocast.
 
-    The factor of objective joint is outside its gradient and yet moves with alpha: there it is the eigenvalue of the
-    gradient's derivative, which is not quite symmetric. The modules are left in training mode.
+    Objective joint excludes its factor from the gradient although it depends on alpha. Its eigenvalue is therefore that of the
+    gradient's Jacobian, which is not exactly symmetric. The modules are left in training mode.
     """
     supernet, objective, relaxation = bilevel.supernet, bilevel.objective, bilevel.relaxation
     alpha = list(relaxation.alpha.values())
@@ -63,7 +63,7 @@ def hessian(bilevel: Bilevel, batch: Batch, ranks: Ranks | None = None) -> float
 
     def gradient() -> list[Tensor]:
         weights = relaxation.weights()
-        with seeded(bilevel.device):  # or the noise of two gradients would differ by more than they do
+        with seeded(bilevel.device):  # otherwise noise would dominate the difference of two gradients
             grads = torch.autograd.grad(objective(supernet, weights, batch, step, Stream.EVAL), alpha)
         if ranks is None:
             return list(grads)

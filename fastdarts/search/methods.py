@@ -1,9 +1,9 @@
 """The methods as rows of a table: relaxation x edge treatment x outer gradient x schedule x selection.
 
-A row gives values to settings (fields of SearchSettings and of the commands) and, where it takes a class of its own, says
-which. A method is added by its row; only a part that is not there yet is new code: a relaxation, which may sample (DrNAS),
-perturb (SDARTS' random smoothing), add to alpha's loss (DrNAS' distance) and decide edges after an epoch (SGAS), or a selection
-by the weights. One that tries out the trained supernet (DARTS-PT) is no selection in this sense: it follows a search.
+A row sets values of settings (fields of SearchSettings and of the commands) and names the classes that it replaces. Adding a
+method means adding a row. Only a new part needs new code: a relaxation, which may sample (DrNAS), perturb (SDARTS' random
+smoothing), add to alpha's loss (DrNAS' distance) and decide edges after an epoch (SGAS), or a selection by the weights. A
+method that evaluates the trained supernet (DARTS-PT) follows a search and is no selection in this sense.
 """
 
 from collections.abc import Mapping
@@ -21,15 +21,15 @@ Dataset = Literal["cifar", "imagenet"]
 
 @dataclass(frozen=True)
 class Method:
-    """A row. What is in its mappings are settings; an explicit flag wins over each.
+    """A row of the table. Its mappings hold settings; an explicit flag overrides each.
 
-    paper       where it is from; a run's plan says so
-    relaxation  how alpha becomes weights
-    edge        all channels of an edge pass through its candidates, or a share of them, with weights of the edges
-    outer       alpha's gradient: of first or second order
-    schedule    stages, and what goes with them
-    selection   how a cell is read out; `limits` are the settings that restrict it
-    cifar       the published numbers for CIFAR: epochs, rates, sizes
+    paper       the reference, printed with a run's plan
+    relaxation  maps alpha to weights
+    edge        whether all channels of an edge pass through its candidates, or a share of them, with edge weights
+    outer       alpha's gradient: first or second order
+    schedule    stages and their settings
+    selection   derives the cell; `limits` are the settings that restrict it
+    cifar       the published hyperparameters for CIFAR: epochs, rates, sizes
     """
 
     paper: str
@@ -43,7 +43,7 @@ class Method:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that the row gives to a search on CIFAR."""
+        """Return all settings of the row for a search on CIFAR."""
         return {**self.edge, **self.outer, **self.schedule, **self.limits, **self.cifar}
 
 
@@ -109,9 +109,9 @@ METHODS |= {
 
 
 def settings_of(method: str, dataset: Dataset = "cifar") -> dict[str, Any]:
-    """The settings that a method stands for.
+    """Return the settings of a method.
 
-    dataset  "imagenet": without the row's numbers for CIFAR, so that those of search_imagenet remain, PC-DARTS' own
+    dataset  "imagenet": without the row's CIFAR hyperparameters, which keeps those of search_imagenet (PC-DARTS')
 
     Raises ConfigError for a method that is not in the table.
     """
@@ -122,5 +122,5 @@ def settings_of(method: str, dataset: Dataset = "cifar") -> dict[str, Any]:
 
 
 def in_proportion(values: Values, epochs: int) -> dict[str, int]:
-    """When alpha begins to move, and the warm-up, in a search of so many epochs instead of those in `values`."""
+    """Scale alpha's first epoch and the warm-up from the epochs in `values` to a search of `epochs` epochs."""
     return {name: epochs * values[name] // values["epochs"] for name in ("begin", "warmup_epochs")}

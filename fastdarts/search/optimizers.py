@@ -1,6 +1,6 @@
-"""The optimizers of the weights and of alpha: torch's fused ones, or NVIDIA apex' where it is really installed.
+"""Optimizers of the weights and of alpha: torch's fused ones, or NVIDIA apex' if it is installed with its kernels.
 
-Their state is saved in torch's form whichever made it, so that a run may be continued with the other.
+Both backends save their state in torch's format, so a run may continue with the other one.
 """
 
 import importlib
@@ -13,11 +13,11 @@ from fastdarts import provenance
 
 OptimizerBackend = Literal["torch", "apex"]
 BETAS = (0.5, 0.999)  # of alpha's Adam (DARTS)
-OWN = {"params", "lr", "step", "fused", "foreach", "capturable", "differentiable"}  # not taken from a saved group
+OWN = {"params", "lr", "step", "fused", "foreach", "capturable", "differentiable"}  # not restored from a saved group
 
 
 class OptimizerUnavailable(RuntimeError):
-    """The optimizer backend that was asked for cannot serve here; the message says why and what to do."""
+    """The requested optimizer backend is not available; the message says why and what to do."""
 
 
 def weight_optimizer(
@@ -29,7 +29,7 @@ def weight_optimizer(
     nesterov: bool = False,
     backend: OptimizerBackend = "torch",
 ) -> torch.optim.Optimizer:
-    """SGD over the weights, one group. On a GPU the learning rate is a float32 tensor there, so that a graph may read it.
+    """Return SGD over the weights, one group. On a GPU its learning rate is a float32 tensor, which a CUDA graph can read.
 
     Raises OptimizerUnavailable.
     """
@@ -42,7 +42,7 @@ def weight_optimizer(
 def arch_optimizer(
     parameters: list[Tensor], lr: float, *, weight_decay: float, backend: OptimizerBackend = "torch"
 ) -> torch.optim.Optimizer:
-    """Adam over alpha and beta, with L2 decay. Raises OptimizerUnavailable."""
+    """Return Adam over alpha and beta, with L2 decay. Raises OptimizerUnavailable."""
     if backend == "apex":
         adam = _apex(parameters).FusedAdam
         return adam(parameters, lr, betas=BETAS, weight_decay=weight_decay, adam_w_mode=False, capturable=True)
@@ -50,7 +50,7 @@ def arch_optimizer(
 
 
 def check_backend(backend: OptimizerBackend, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-    """Raise OptimizerUnavailable unless the backend's optimizers can be had for parameters of that device and dtype."""
+    """Raise OptimizerUnavailable unless the backend supports parameters of that device and dtype."""
     if backend == "torch":
         return
     found = provenance.apex()
@@ -62,7 +62,7 @@ def check_backend(backend: OptimizerBackend, device: torch.device, dtype: torch.
         raise OptimizerUnavailable(f"apex' fused optimizers serve {served}: take --optimizer_backend torch")
     try:
         module = importlib.import_module("apex.optimizers")
-        importlib.import_module("amp_C")  # its kernels: without them the optimizers can be imported and not made
+        importlib.import_module("amp_C")  # its kernels: without them the optimizers can be imported but not constructed
     except provenance.BROKEN as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OptimizerUnavailable(f"apex is installed and not usable ({why}): build it with its CUDA extensions") from error
@@ -71,7 +71,7 @@ def check_backend(backend: OptimizerBackend, device: torch.device, dtype: torch.
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of every group; one that is a tensor is filled in place."""
+    """Set the learning rate of every group; a tensor is filled in place."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -80,12 +80,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What torch's own optimizer would save: learning rates as numbers, Adam's step beside each parameter's moments."""
+    """Return the state as torch's optimizer saves it: learning rates as numbers, Adam's step with each parameter's moments."""
     saved = optimizer.state_dict()
     state, groups = {n: dict(s) for n, s in saved["state"].items()}, []
     for group in saved["param_groups"]:
         groups.append(group | {"lr": float(group["lr"])})
-        if "step" in groups[-1]:  # apex counts once a group
+        if "step" in groups[-1]:  # apex keeps one count per group
             step = torch.as_tensor(groups[-1].pop("step")).detach().float().reshape(())
             for n in group["params"]:
                 if "exp_avg" in state.get(n, {}):
@@ -94,10 +94,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Continue from what optimizer_state gave, of this optimizer or the other backend's.
+    """Load the result of optimizer_state, from this optimizer or from the other backend's.
 
-    Tensors that are there already are filled in place, so that a captured graph goes on with them. How the optimizer
-    works (fused, capturable) remains its own. Raises ValueError when the parameters are not as many.
+    Existing tensors are filled in place, so captured graphs stay valid. Implementation options (fused, capturable) keep this
+    optimizer's values. Raises ValueError if the number of parameters differs.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     old = {p: dict(s) for p, s in optimizer.state.items()}
@@ -120,7 +120,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
 
 
 def _count_by_group(optimizer: torch.optim.Optimizer, group: dict[str, Any], count: Tensor | None) -> None:
-    """Move Adam's steps from the parameters' state to the group, where apex keeps them; `count` is the tensor it had."""
+    """Move Adam's step counts from the parameters' state to the group, where apex keeps them; `count` is the group's tensor."""
     steps = [optimizer.state[p].pop("step") for p in group["params"] if "step" in optimizer.state.get(p, {})]
     first = group["params"][0]
     step = max((int(s) for s in steps), default=0)

@@ -1,6 +1,6 @@
-"""P-DARTS (Chen et al., ICCV 2019): a search in stages, each of a deeper supernet with fewer candidates on every edge.
+"""P-DARTS (Chen et al., ICCV 2019): search in stages, each with a deeper supernet and fewer candidates per edge.
 
-A search of any other method is one of a single stage.
+Every other method has a single stage.
 """
 
 import math
@@ -16,9 +16,9 @@ from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights, Network
 
-DECAY = 0.2  # of the dropout, for each epoch in which alpha moves
-FEWEST = 2  # candidates of an edge, so that there is one besides none
-# by the memory that they take in the definition, the most first; in the fused op pools and skips take next to none
+DECAY = 0.2  # of the dropout rate, for each epoch that updates alpha
+FEWEST = 2  # candidates of an edge, so that one remains besides none
+# by memory use in the definition, largest first; in the fused op pools and skips take next to none
 HEAVY = ("sep_conv_5x5", "sep_conv_3x3", "dil_conv_5x5", "dil_conv_3x3", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
 
 Number = TypeVar("Number", int, float)
@@ -26,12 +26,12 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a search that has its own weights, alpha and optimizers.
+    """A stage of a search, with its own weights, alpha and optimizers.
 
-    epochs, begin  passes over the images, and those before alpha moves
-    layers         cells; None: of the network as it is given
-    candidates     most that an edge has; None: any number
-    dropout        at which skips of stride 1 begin to drop numbers; 0: the network has no dropout
+    epochs, begin  number of epochs, and of those before alpha's first update
+    layers         number of cells; None: the network's
+    candidates     maximum per edge; None: no limit
+    dropout        initial dropout rate of skips of stride 1; 0: the network has no dropout
     """
 
     epochs: int
@@ -54,11 +54,11 @@ Make = Callable[[Space, Stage], tuple[Network, Objective]]
 
 @dataclass(frozen=True)
 class Progressive:
-    """The stages of a search, and what makes the supernet and the objective of one.
+    """The stages of a search, and the factory of their supernets and objectives.
 
     make  (space, stage) -> both, with fresh weights from torch's global generator, on their device and in their dtype;
-          with SkipDropout where stage.dropout is not 0
-    seed  the generator's at the beginning of the first stage; each later one has the next
+          with SkipDropout if stage.dropout is not 0
+    seed  the generator's at the start of the first stage; each later stage increments it
     """
 
     stages: tuple[Stage, ...]
@@ -66,13 +66,13 @@ class Progressive:
     seed: int = 0
 
     def begin(self, index: int, space: Space) -> tuple[Network, Objective]:
-        """Supernet and objective of a stage at its beginning: the same whenever it is called."""
+        """Return a stage's initial supernet and objective: the same at each call."""
         torch.manual_seed(self.seed + index)
         return self.make(space, self.stages[index])
 
 
 def stages_of(settings: SearchSettings, layers: int, space: Space) -> tuple[Stage, ...]:
-    """The stages that the settings stand for, one unless they are `progressive`. Raises ConfigError.
+    """Return the stages that the settings define: one unless they are `progressive`. Raises ConfigError.
 
     layers  cells of the first stage
     space   of the first stage
@@ -91,7 +91,7 @@ def stages_of(settings: SearchSettings, layers: int, space: Space) -> tuple[Stag
 
 
 def check_stages(stages: Sequence[Stage], space: Space, settings: SearchSettings) -> None:
-    """Raise ValueError where a space cannot be searched in these stages, or its skips not be limited."""
+    """Raise ValueError if these stages cannot search the space or its skips cannot be limited."""
     if len(stages) > 1 and space.skeleton != "darts":
         raise ValueError(f"progressive: space {space.name} is of a network whose depth is fixed, it has no stages")
     if len(stages) > 1 and settings.early_stop != "off":
@@ -125,7 +125,7 @@ def _several(s: SearchSettings, layers: int) -> tuple[Stage, ...]:
 
 
 def _numbers(name: str, text: str, kind: type[Number], *, at_least: float, below: float = math.inf) -> tuple[Number, ...]:
-    """The numbers of a flag, which are separated by commas. Raises ConfigError."""
+    """Parse a flag's comma-separated numbers. Raises ConfigError."""
     try:
         numbers = tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError as error:
@@ -138,7 +138,7 @@ def _numbers(name: str, text: str, kind: type[Number], *, at_least: float, below
 
 
 def moving_epochs(stages: Sequence[Stage], epochs: int) -> int:
-    """Of the first `epochs` of a search, those in which alpha moves."""
+    """Count the epochs that update alpha among the first `epochs` of a search."""
     moving, done = 0, epochs
     for stage in stages:
         moving += max(min(done, stage.epochs) - stage.begin, 0)
@@ -147,10 +147,10 @@ def moving_epochs(stages: Sequence[Stage], epochs: int) -> int:
 
 
 def skip_dropout_rate(stage: Stage, epoch: int) -> float:
-    """The rate at which skips drop numbers in an epoch of the stage, counted from 0.
+    """Return the dropout rate of skips in an epoch of the stage, counted from 0.
 
-    It falls on a line towards 0 at the stage's end as long as alpha rests; when alpha begins to move it is back where it
-    started, and falls exponentially from there.
+    Before alpha's first update it falls linearly towards 0 at the stage's end. At the first update it returns to its initial
+    value, and decays exponentially from there.
     """
     if epoch < stage.begin:
         return stage.dropout * (stage.epochs - epoch - 1) / stage.epochs
@@ -158,10 +158,10 @@ def skip_dropout_rate(stage: Stage, epoch: int) -> float:
 
 
 def shrink(space: Space, weights: dict[Kind, CellWeights], keep: int) -> Space:
-    """The space without the candidates of each edge that weigh least, none among them: `keep` are left, in their order.
+    """Drop the candidates of smallest weight from each edge, none among them; `keep` remain, in their order.
 
-    Of two that weigh the same the earlier one goes. An edge that has no more than `keep` is left alone. Raises ValueError
-    where nothing but none would be left.
+    Ties drop the earlier candidate. An edge with `keep` candidates or fewer stays unchanged. Raises ValueError if only none
+    would remain.
     """
     lists = {
         kind: tuple(
@@ -173,16 +173,16 @@ def shrink(space: Space, weights: dict[Kind, CellWeights], keep: int) -> Space:
 
 
 def _strongest(row: list[float], names: tuple[str, ...], keep: int) -> tuple[str, ...]:
-    """A row may be padded."""
+    """Return the `keep` candidates of largest weight; a row may be padded."""
     order = sorted(range(len(names)), key=lambda place: (row[place], place))
     dropped = set(order[: max(len(names) - keep, 0)])
     return tuple(name for place, name in enumerate(names) if place not in dropped)
 
 
 def heaviest(space: Space, stage: Stage) -> list[Space]:
-    """Of all that `space` may have become in a stage, those one of which is about the one whose steps take most memory.
+    """Return spaces that `space` may become in a stage; one of them approximately needs most memory for its steps.
 
-    A skip with dropout keeps tensors of its own: much beside the fused op, little beside the definition's candidates.
+    A skip with dropout keeps its own tensors: much next to the fused op, little next to the definition's candidates.
     """
     if stage.candidates is None:
         return [space]
@@ -191,7 +191,7 @@ def heaviest(space: Space, stage: Stage) -> list[Space]:
 
 
 def _heaviest(space: Space, keep: int, order: tuple[str, ...]) -> Space:
-    """The space with those `keep` candidates of each edge that come first in `order`; those of one's own before them."""
+    """Return the space with the first `keep` candidates of each edge by `order`; custom candidates come first."""
 
     def rank(name: str) -> float:
         if name in order:

@@ -1,4 +1,4 @@
-"""Random numbers beside the search's own: torch's generators are used, and left as they were."""
+"""Isolated random numbers: seed torch's global generators temporarily and restore them on exit."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ import torch
 
 @contextmanager
 def seeded(device: torch.device, seed: int = 0) -> Generator[None]:
-    """Inside, torch's global generators, of the CPU and of `device`, begin at `seed`; at the end they are where they were.
+    """Seed torch's global generators, of the CPU and of `device`, inside the context; restore their states on exit.
 
-    What draws from them (S4's noise, candidates of one's own) draws the same each time, and the search after it draws as if
-    it had not been. Not while a CUDA graph is captured.
+    Modules that draw from them (S4's noise, custom candidates) draw the same numbers each time, and the search afterwards is
+    unaffected. Not allowed during CUDA graph capture.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):

@@ -1,4 +1,4 @@
-"""How alpha becomes the weights of a cell: DARTS' softmax, PC-DARTS' edge normalisation.
+"""Relaxations from alpha to the weights of a cell: DARTS' softmax, PC-DARTS' edge normalisation.
 
 Notation: E edges of a cell, K candidates of its longest list.
 """
@@ -12,10 +12,10 @@ from fastdarts.supernet import CellWeights
 
 
 class SoftmaxRelaxation:
-    """alpha (E, K) and, with edge normalisation, beta (E,) for each kind of cell, both starting at 1e-3 * N(0, 1).
+    """alpha (E, K) and, with edge normalisation, beta (E,) for each kind of cell, both initialised to 1e-3 * N(0, 1).
 
     The weights are softmax(alpha) over an edge's candidates (DARTS, Eq. 2) and softmax(beta) over a node's incoming
-    edges (PC-DARTS, Eq. 3). Where an edge has fewer than K candidates its row is padded, and the padding weighs 0.
+    edges (PC-DARTS, Eq. 3). Rows of edges with fewer than K candidates are padded; the padding has weight 0.
     """
 
     def __init__(
@@ -44,26 +44,26 @@ class SoftmaxRelaxation:
         self.beta: dict[Kind, Tensor] = {kind: small(E) for kind in space.kinds} if edge_normalization else {}
 
     def parameters(self) -> list[Tensor]:
-        """The architecture parameters: alpha of the normal and the reduce cells, then beta of both."""
+        """Return the architecture parameters: alpha of the normal and the reduce cells, then beta of both."""
         return [*self.alpha.values(), *self.beta.values()]
 
     def weights(self, stream: Stream = Stream.EVAL) -> dict[Kind, CellWeights]:
-        """How the cells mix now; differentiable in `parameters()`.
+        """Return the current weights of each kind of cell; differentiable in `parameters()`.
 
-        stream  for whose images. A relaxation that samples or perturbs does so for TRAIN and VAL, by torch's generators; what
-                it is evaluated, judged and read out with is EVAL's. This one mixes alike for all
+        stream  the images' stream. A relaxation that samples or perturbs does so for TRAIN and VAL, from torch's generators;
+                evaluation, early stopping and the genotype use EVAL. SoftmaxRelaxation ignores `stream`
         """
         return {kind: CellWeights(self._ops(kind), self._edges(kind)) for kind in self.space.kinds}
 
     def penalty(self) -> Tensor | None:
-        """A scalar that alpha's loss has besides the objective's, differentiable in `parameters()`; None: none."""
+        """Return a scalar to add to alpha's loss, differentiable in `parameters()`, or None."""
         return None
 
     def epoch_ended(self, epoch: int) -> None:
-        """Called after the last step of each epoch (from 1) in which alpha moves: what is decided once an epoch.
+        """Hook after the last step of each epoch (from 1) that updates alpha, for decisions made once per epoch.
 
-        It may change tensors in place that `state_dict` has, and those alone: captured steps go on with them. On all ranks
-        alike.
+        It may change tensors of `state_dict` in place, and no others: captured steps keep reading them. All ranks must change
+        them alike.
         """
 
     def _ops(self, kind: Kind) -> Tensor:
@@ -76,14 +76,14 @@ class SoftmaxRelaxation:
         return torch.cat([beta.softmax(0) for beta in nodes])
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Plain tensors by kind of cell."""
+        """Return plain tensors by kind of cell."""
         return {
             "alpha": {kind: a.detach().clone() for kind, a in self.alpha.items()},
             "beta": {kind: b.detach().clone() for kind, b in self.beta.items()},
         }
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
-        """Copies the values in place, so that optimizers keep their parameters. Raises ValueError on another space's."""
+        """Copy the values in place, which keeps the optimizers' parameters. Raises ValueError for another space's state."""
         for name, mine in (("alpha", self.alpha), ("beta", self.beta)):
             shapes = {kind: tuple(t.shape) for kind, t in mine.items()}
             given = {kind: tuple(t.shape) for kind, t in state[name].items()}

@@ -1,10 +1,10 @@
-"""Learning rates by epoch."""
+"""Learning-rate schedules by epoch."""
 
 from math import cos, pi
 
 
 def learning_rate(epoch: int, epochs: int, base: float, minimum: float, warmup: int) -> float:
-    """Cosine from `base` towards `minimum` over `epochs`; in the first `warmup` epochs base * (epoch + 1) / warmup.
+    """Return the cosine from `base` towards `minimum` over `epochs`; during warm-up base * (epoch + 1) / warmup.
 
     `epoch` counts from 0. As in PC-DARTS' ImageNet search the warm-up replaces the first epochs of the cosine.
     """

@@ -1,4 +1,4 @@
-"""A whole search: epochs of bilevel steps, an evaluation and a genotype after each."""
+"""A whole search: epochs of bilevel steps, with an evaluation and a genotype after each."""
 
 import gc
 import logging
@@ -38,24 +38,24 @@ class Search:
     """Bilevel search of `supernet` under `objective`.
 
     train_loader, val_loader  endless loaders (data.FolderLoader); an epoch is len(train_loader) steps, and each step
-                              that moves alpha takes the next batch of val_loader, wherever it stands
-    settings                  learning rates, schedules, order; settings.seed starts alpha
+                              that updates alpha takes the next batch of val_loader, from its current position
+    settings                  learning rates, schedules, order; settings.seed initialises alpha
     eval_loader               a finite iterable of batches for `evaluate`, or None
-    ranks                     the ranks that search together; None: this process alone. Losses and figures are those of all
-    captured                  makes of a Bilevel what takes its steps (steps.cuda_graph.CapturedBilevel); None: itself does.
-                              Called for the Bilevel of each stage
-    method                    whose relaxation and selection are taken; the rest of a method is in the settings
-    progressive               a search in stages, of which `supernet` and `objective` are the first; settings.epochs is of all.
-                              Learning rate, alpha's beginning and dropout go by the epoch within the stage. A stage begins
-                              with the next step after the one before it ended: then space, supernet, objective, bilevel and
-                              take_step are others. load_state_dict may change the stage, too
+    ranks                     the ranks of a distributed search; None: this process alone. Losses and metrics are over all ranks
+    captured                  wraps a Bilevel so that its steps are captured (steps.cuda_graph.CapturedBilevel); None: no
+                              wrapper. Called for the Bilevel of each stage
+    method                    provides relaxation and selection; the rest of a method is in the settings
+    progressive               a search in stages, whose first stage has `supernet` and `objective`; settings.epochs counts all
+                              stages. Learning rate, alpha's first epoch and dropout go by the epoch within the stage. The first
+                              step after a stage's end begins the next stage, which replaces space, supernet, objective, bilevel
+                              and take_step. load_state_dict may change the stage, too
 
-    take_step is what makes a step, to be replaced before the first one if at all.
-    The modules are used where they are (device, dtype); batches are moved to them.
+    take_step runs a step; replace it before the first one if at all.
+    The modules keep their device and dtype; batches are copied to that device.
 
-    What `state_dict` gives holds at every moment outside take_step: inside an epoch too, also after an exception there.
-    Raises ValueError for stages or a limit of skips that do not fit the settings or the space, ConfigError where
-    settings.early_stop could never end this search.
+    `state_dict` is valid at any time outside take_step: inside an epoch too, also after an exception there.
+    Raises ValueError for stages or a limit of skips that do not fit the settings or the space, ConfigError if
+    settings.early_stop can never end this search.
     """
 
     def __init__(
@@ -82,15 +82,15 @@ class Search:
         check_early_stop(settings, supernet.space)
         if settings.early_stop == "eigenvalue" and eval_loader is None:
             raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of an eval_loader, give one")
-        self.history: list[Seen] = []  # what early stopping knows of the epochs in which alpha moved
+        self.history: list[Seen] = []  # statistics for early stopping, of the epochs that updated alpha
         self._install(supernet, objective, 0)
         self.epoch = 0  # finished epochs
-        self.part = Epoch()  # of the one under way
+        self.part = Epoch()  # the current epoch
         self.positions = self._positions()  # of the loaders, after the last finished step
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)  # finished steps: keys their randomness
 
     def _install(self, supernet: Network, objective: Objective, stage: int) -> None:
-        """Search these from now on, with an alpha of their own."""
+        """Search these from now on, with a fresh alpha."""
         self.supernet, self.objective, self.stage = supernet, objective, stage
         self.bilevel = bilevel_of(
             supernet,
@@ -105,11 +105,11 @@ class Search:
 
     @property
     def _epoch_of_stage(self) -> int:
-        """Finished epochs of the present stage."""
+        """Return the number of finished epochs of the current stage."""
         return self.epoch - sum(stage.epochs for stage in self.stages[: self.stage])
 
     def _next_stage(self) -> None:
-        """Drop the weakest candidates and begin the next stage, if the present one is at its end."""
+        """Drop the weakest candidates and begin the next stage, if the current one has ended."""
         number = self.stage + 1
         if number == len(self.stages) or self._epoch_of_stage < self.stages[self.stage].epochs:
             return
@@ -125,34 +125,35 @@ class Search:
             log.info(f"stage {number + 1} of {len(self.stages)} begins: {stage}")
 
     def _enter(self, number: int, space: Space) -> None:
-        """Be at the beginning of a stage."""
+        """Initialise the beginning of a stage."""
         if self.progressive is None:
             raise ValueError(f"the state is of stage {number + 1} of a progressive search, this is a search of one stage")
         del self.supernet, self.objective, self.relaxation, self.bilevel, self.take_step
-        gc.collect()  # what times and captures steps refers to itself: the next stage needs the memory
+        gc.collect()  # timers and CUDA graphs of the old stage are in reference cycles: the next stage needs their memory
         self._install(*self.progressive.begin(number, space), number)
 
     def run(self, hooks: Hooks = NO_HOOKS) -> Genotype | Architecture:
-        """All remaining epochs; returns their result."""
+        """Run all remaining epochs and return the result."""
         for _ in self.epochs(hooks):
             pass
         return self.result()
 
     def epochs(self, hooks: Hooks = NO_HOOKS) -> Iterator[dict[str, Any]]:
-        """The remaining epochs, one record each (see run_epoch): up to settings.epochs, or to an early stop."""
+        """Yield the record of each remaining epoch (see run_epoch), up to settings.epochs or to an early stop."""
         while not self.over:
             yield self.run_epoch(hooks)
 
     def run_epoch(self, hooks: Hooks = NO_HOOKS) -> dict[str, Any]:
-        """One epoch, or what is left of it. Returns plain values: losses (means over the epoch), rates, genotype, weights,
-        collapse figures.
+        """Run one epoch, or its remaining steps. Returns plain values: losses (means over the epoch), rates, genotype, weights,
+        collapse statistics.
 
-        Raises DivergedError when half of its losses are not finite, or when all updates of the weights or of alpha had to be
-        skipped. The keys are those of a `metrics.jsonl` line of kind "epoch", and of the steps alone "seconds", of which
-        "input_seconds" were spent waiting for batches, and "images_per_s". Only where there were any: "skipped" updates (of
-        the weights, of alpha), "not_finite" losses (train, alpha), which the means leave out; "stopped" where early stopping
-        ends the search with this epoch (early_stop.Stop.facts); of a search in stages "stage" and its "candidates". "cells"
-        tells of the cell as it is without settings.skip_limit.
+        Raises DivergedError if half of its losses are not finite, or if all updates of the weights or of alpha were skipped.
+        The keys are those of a `metrics.jsonl` line of kind "epoch". "seconds" counts the steps alone, "input_seconds" of it
+        the
+        waiting for batches; "images_per_s" is their rate. Optional keys, present only where they apply: "skipped" updates (of
+        the weights, of alpha), "not_finite" losses (train, alpha), which the means exclude; "stopped" if early stopping
+        ends the search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates". "cells"
+        describes the cell without settings.skip_limit.
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
         self._next_stage()
@@ -190,7 +191,7 @@ class Search:
         return record
 
     def _history(self, record: dict[str, Any]) -> list[Seen]:
-        """`history` with this epoch, if a rule looks at it; its figures are the ranks' mean, so that all judge alike."""
+        """Return `history` with this epoch, if a rule needs it. Statistics are means over the ranks, so all decide alike."""
         if self.settings.early_stop == "off" or record["epoch"] <= self.settings.begin:
             return self.history
         known = seen(record)
@@ -202,20 +203,20 @@ class Search:
 
     @property
     def stop(self) -> Stop | None:
-        """The early stop that has ended this search, or None."""
+        """Return the early stop that ended this search, or None."""
         return judge(self.settings, self.history)
 
     @property
     def over(self) -> bool:
-        """Whether no epoch is left."""
+        """Return whether no epoch is left."""
         return self.epoch >= self.settings.epochs or self.stop is not None
 
     def result(self) -> Genotype | Architecture:
-        """The cell pair that the search has come to: what alpha stands for, or that of the epoch an early stop chose."""
+        """Return the search's result: the current genotype, or that of the epoch which an early stop chose."""
         return self.genotype() if self.stop is None else read_architecture(self.stop.genotype)
 
     def _advance(self, part: Epoch, began: float, moving: bool, hooks: Hooks) -> None:
-        """The next step of the epoch; moving: alpha's too."""
+        """Run the next step of the epoch; `moving` also updates alpha."""
         asked = perf_counter()
         with hooks.interruptible():
             train = next(self.train_loader).to(self.device)
@@ -230,14 +231,14 @@ class Search:
             part.val.append(val_loss)
         part.seconds = perf_counter() - began
         self.positions = self._positions()
-        if moving and part.steps == len(self.train_loader):  # with the last step, so that a search that goes on does it once
+        if moving and part.steps == len(self.train_loader):  # with the last step, so that a resumed search does not repeat it
             self.relaxation.epoch_ended(self.epoch + 1)
         losses, index = (train_loss, val_loss), (train.index, None if val is None else val.index)
         steps = self.done.steps, self.total.steps
         hooks.on_step(StepReport(self.epoch + 1, *steps, count, losses, self.skipped, index))
 
     def _check(self, record: dict[str, Any]) -> None:
-        """Raise DivergedError if the epoch came to nothing; say, and note in the record, what was skipped or not finite."""
+        """Raise DivergedError if the epoch failed; log and record its skipped updates and non-finite losses."""
         epoch, means = f"epoch {record['epoch']}", self.part.means()
         if any(mean.bad and 2 * mean.bad >= mean.of for mean in means):
             losses = " and ".join(f"{m.bad} of {m.of} {part.loss}" for m, part in zip(means, PARTS, strict=True) if m.of)
@@ -256,23 +257,23 @@ class Search:
             log.warning(f"{epoch}: {told} were skipped, their gradients were not finite")
 
     def seeking(self) -> bool:
-        """Whether this is a float16 search that still looks for its loss scale, skipping updates until it is small enough."""
+        """Return whether this float16 search still skips updates to find its initial loss scale."""
         scale = self.precision.scale
         return scale is not None and float(scale.value) > 1
 
     def genotype(self) -> Genotype | Architecture:
-        """The cell pair that alpha stands for now, within settings.skip_limit."""
+        """Return the genotype of the current alpha, within settings.skip_limit."""
         if self.settings.skip_limit:
             return limit_skips(self.supernet.space, self._weights(), self.settings.skip_limit, self.method.selection)
         return self.method.selection(self.supernet.space, self._weights())
 
     def evaluate(self, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
-        """The objective's figures over `eval_loader` (see evaluation.evaluate)."""
+        """Return the objective's metrics over `eval_loader` (see evaluation.evaluate)."""
         how = {"ranks": self.ranks, "precision": self.precision}
         return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **how)
 
     def hessian(self) -> float:
-        """Largest eigenvalue of the validation Hessian in alpha (see evaluation.hessian), on the first evaluation batch."""
+        """Return the largest eigenvalue of the validation Hessian in alpha (evaluation.hessian), on the first batch."""
         return hessian(self.bilevel, next(iter(self._evaluated())).to(self.device), self.ranks)
 
     def _evaluated(self) -> Batches:
@@ -281,10 +282,10 @@ class Search:
         return self.eval_loader
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything the next step depends on, as plain dicts and tensors (torch.load(..., weights_only=True) reads it).
+        """Return everything that the next step depends on, as plain dicts and tensors (for torch.load(..., weights_only=True)).
 
-        Only inside an epoch: "part" (of Epoch) and "skipped". "history" only with early stopping. The tensors may be those that
-        the next step changes.
+        "part" (of Epoch) and "skipped" exist only inside an epoch, "history" only with early stopping. The next step may modify
+        the tensors in place.
         """
         scale = self.precision.scale
         train, val = self.positions
@@ -305,7 +306,7 @@ class Search:
         } | ({} if scale is None else {"loss_scale": scale.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises ValueError for a state of a stage that this search does not have."""
+        """Resume from `state`. Raises ValueError for a state of a stage that this search does not have."""
         self._go_to(state)
         self.epoch = state["epoch"]
         self.part = Epoch.from_state(state["part"], self.device) if "part" in state else Epoch()
@@ -323,7 +324,7 @@ class Search:
         self.move_loaders((state["train_loader"], state["val_loader"]))
 
     def _go_to(self, state: dict[str, Any]) -> None:
-        """Be in the stage in which `state` was taken, with its candidates."""
+        """Switch to the stage of `state`, with its candidates."""
         number = state.get("stage", 1) - 1
         if number >= len(self.stages):
             raise ValueError(f"the state is of stage {number + 1}, this search has {len(self.stages)}")
@@ -333,7 +334,7 @@ class Search:
             self._enter(number, space)
 
     def _stage_facts(self) -> dict[str, Any]:
-        """Of a search in stages: which one this is, from 1, and its candidates by kind of cell and edge."""
+        """Return the stage's number, from 1, and its candidates by kind of cell and edge, for a search in stages."""
         if self.progressive is None:
             return {}
         space = self.supernet.space
@@ -344,14 +345,14 @@ class Search:
 
     @property
     def done(self) -> Extent:
-        """What is finished: whole epochs, and every step."""
+        """Return the finished extent: whole epochs, and every step."""
         steps = self.epoch * len(self.train_loader) + self.part.steps
         passes = self._passes(self.epoch) + len(self.part.train) + len(self.part.val)
         return Extent(self.epoch, steps, passes)
 
     @property
     def total(self) -> Extent:
-        """What the whole search takes, unless it stops early."""
+        """Return the extent of the whole search without an early stop."""
         epochs = self.settings.epochs
         return Extent(epochs, epochs * len(self.train_loader), self._passes(epochs))
 
@@ -360,18 +361,18 @@ class Search:
 
     @property
     def skipped(self) -> Tensor:
-        """int64 (2,): updates of the weights and of alpha that were skipped so far in this epoch."""
+        """int64 (2,): skipped updates of the weights and of alpha so far in this epoch."""
         return self.bilevel.skipped
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Alpha, beta and all weights, by name."""
+        """Return alpha, beta and all weights, by name."""
         named = {f"alpha {kind}": a for kind, a in self.relaxation.alpha.items()}
         named |= {f"beta {kind}": b for kind, b in self.relaxation.beta.items()}
         named |= dict(self.supernet.named_parameters())
         return named | {f"objective {name}": p for name, p in self.objective.named_parameters()}
 
     def move_loaders(self, positions: tuple[dict[str, Any], dict[str, Any]]) -> None:
-        """Go on with the batches after those at which `positions` was this attribute."""
+        """Continue with the batches after `positions`, a former value of this attribute."""
         for loader, position in zip((self.train_loader, self.val_loader), positions, strict=True):
             loader.load_state_dict(position)
         self.positions = positions

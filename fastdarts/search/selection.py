@@ -1,4 +1,4 @@
-"""How a discrete cell is read out of the mixed one."""
+"""Derivation of a discrete cell from the weights of the mixed one."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +14,7 @@ Selection = Callable[[Space, dict[Kind, CellWeights]], Genotype | Architecture]
 
 
 def argmax_genotype(space: Space, weights: dict[Kind, CellWeights]) -> Genotype | Architecture:
-    """DARTS' rule: each node keeps the two edges whose best candidate besides none weighs most, and that candidate.
+    """Apply DARTS' rule: each node keeps the two edges whose best candidate besides none has most weight, and that candidate.
 
     With edge weights (PC-DARTS) the products of candidate and edge weight are compared. Ties go to the earlier edge
     and candidate; a node's genes are in the order of their strength.
@@ -29,11 +29,10 @@ def argmax_genotype(space: Space, weights: dict[Kind, CellWeights]) -> Genotype 
 
 
 def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int, selection: Selection = argmax_genotype) -> Genotype:
-    """What `selection` reads out, with at most `most` skips in the normal cell (P-DARTS, section 3.3).
+    """Apply `selection`, with at most `most` skips in the normal cell (P-DARTS, section 3.3).
 
-    While there are more, the weakest of the skips that the cell has is taken from its edge's candidates, and the cell
-    derived again: the edge may stay with another operation, or another edge takes its place. Raises ValueError as
-    check_skip_limit does.
+    While there are more, remove the weakest of the cell's skips from its edge's candidates and derive the cell again: the
+    edge may stay with another operation, or another edge takes its place. Raises ValueError as check_skip_limit does.
     """
     check_skip_limit(space)
     while True:
@@ -47,9 +46,9 @@ def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int, selec
 
 
 def check_skip_limit(space: Space, candidates: int | None = None) -> None:
-    """Raise ValueError where a normal cell's skips cannot be limited: an edge may be left with nothing else.
+    """Raise ValueError if a normal cell's skips cannot be limited, because an edge may have no other candidate left.
 
-    candidates  that an edge has at least of its list; None: all of it
+    candidates  minimum number left of an edge's list; None: all of it
     """
     if space.skeleton != "darts":
         raise ValueError(f"skip_limit: skips are limited in DARTS' cells only, not in those of space {space.name}")
@@ -63,7 +62,7 @@ def check_skip_limit(space: Space, candidates: int | None = None) -> None:
 def _without_weakest_skip(
     space: Space, weights: dict[Kind, CellWeights], edges: list[int]
 ) -> tuple[Space, dict[Kind, CellWeights]]:
-    """Both without the skip of that normal edge among `edges` where it weighs least."""
+    """Return both without the skip of smallest weight among the normal cell's `edges`."""
     ops, factors = weights["normal"]
     strength = ops if factors is None else ops * factors[:, None]
     edge = min(edges, key=lambda e: strength[e, space.normal[e].index(SKIP)].item())
@@ -90,6 +89,6 @@ def _genes(space: Space, kind: Kind, weights: CellWeights) -> list[Gene]:
 
 
 def _best(row: list[float], names: tuple[str, ...], without: str | None = None) -> tuple[float, str]:
-    """The largest weight and its candidate; a row may be padded."""
+    """Return the largest weight and its candidate; a row may be padded."""
     named = ((w, name) for w, name in zip(row, names, strict=False) if name != without)
     return max(named, key=lambda pair: pair[0])

@@ -1,4 +1,4 @@
-"""A supernet's Bilevel as the settings say: relaxation, optimizers, precision."""
+"""Build a supernet's Bilevel from the settings: relaxation, optimizers, precision."""
 
 from torch import Tensor
 
@@ -20,9 +20,9 @@ def bilevel_of(
     seed: int = 0,
     reduce: Reduce | None = None,
 ) -> Bilevel:
-    """The Bilevel of modules where they are (device, dtype); its learning rates are the first ones.
+    """Return the Bilevel of modules on their device and in their dtype, at its initial learning rates.
 
-    seed    of alpha's first values
+    seed    of alpha's initial values
     reduce  as of Bilevel
     """
     s = settings

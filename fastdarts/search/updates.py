@@ -1,6 +1,6 @@
-"""Updates that happen only where loss and gradients are finite, decided on the device: no host waits for the answer.
+"""Conditional updates: skip non-finite losses and gradients on the device, without host synchronisation.
 
-`bad` is float32 of one element on the device: 1 where an update is to leave everything as it was, else 0.
+`bad` is float32 of one element on the device: 1 skips the update, 0 makes it.
 """
 
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def non_finite(loss: Tensor, grads: Iterable[Tensor], inverse: Tensor) -> Tensor:
-    """1 if the loss or any gradient holds NaN or an infinity, else 0. The gradients are multiplied by `inverse`, in place.
+    """Return 1 if the loss or any gradient holds NaN or an infinity, else 0. Multiplies the gradients by `inverse`, in place.
 
     loss     one element, any dtype
-    inverse  float32 of one element; by 1 no gradient changes
+    inverse  float32 of one element; 1 leaves the gradients unchanged
     """
     bad = (~loss.detach().isfinite()).float().view(())
     groups: dict[torch.dtype, list[Tensor]] = {}
@@ -28,15 +28,15 @@ def non_finite(loss: Tensor, grads: Iterable[Tensor], inverse: Tensor) -> Tensor
 
 @torch.no_grad()
 def step_if_finite(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """optimizer.step(), of which nothing remains where `bad` is 1: neither in its parameters nor in its state.
+    """Run optimizer.step(), then undo it if `bad` is 1 (parameters and state unchanged).
 
-    torch's fused SGD and Adam look at `bad` themselves. Any other optimizer steps, and what it changed is put back by
-    torch.where; state that it first made in that step becomes 0, a counter it keeps as a Python number stays ahead.
+    torch's fused SGD and Adam read `bad` themselves. For any other optimizer torch.where restores what the step changed;
+    state created in that step becomes 0, a counter kept as a Python number is not restored.
     """
     if not obeys(optimizer):
         return _step_and_undo(bad, optimizer)
     for group in optimizer.param_groups:
-        if group.get("momentum"):  # a first step that was skipped would leave SGD's buffers as they were allocated
+        if group.get("momentum"):  # skipping the first step would leave SGD's buffers uninitialised
             for p in group["params"]:
                 if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
                     optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
@@ -49,7 +49,7 @@ def step_if_finite(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def obeys(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer's own kernels take `found_inf`, and zeros are what its state starts from."""
+    """Return whether the optimizer's kernels take `found_inf` and its state starts from zeros."""
     known = isinstance(optimizer, torch.optim.SGD | torch.optim.Adam)
     return known and all(g["fused"] and not g.get("dampening") for g in optimizer.param_groups)
 
@@ -72,10 +72,10 @@ def _step_and_undo(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 class Buffers:
-    """The buffers of modules (BatchNorm's statistics and counters), to be put back where a step is skipped.
+    """Buffers of modules (BatchNorm's statistics and counters), restored when a step is skipped.
 
-    A forward pass that met NaN has moved the running statistics already, and they would stay NaN for good. Where the buffers
-    are is found out once, what they are each time: moving modules to another device or dtype makes others.
+    A forward that meets NaN has already updated the running statistics, which would then stay NaN. The buffers' owners are
+    found once, the buffers themselves at each use: changing a module's device or dtype replaces them.
     """
 
     def __init__(self, *modules: nn.Module) -> None:
@@ -88,25 +88,25 @@ class Buffers:
         self._groups = list(groups.values())
 
     def kept(self) -> "Kept":
-        """A copy of what they are now."""
+        """Return a copy of the buffers."""
         groups = [[getattr(owner, name) for owner, name in group] for group in self._groups]
         return Kept(groups, [_joined(group) for group in groups])
 
 
 class Kept(NamedTuple):
-    """Buffers by groups of one dtype and device, and what they were: a few large tensors, a handful of kernels for all."""
+    """Buffers grouped by dtype and device, and their saved values: a few large tensors, so a few kernels serve all."""
 
     groups: list[list[Tensor]]
     saved: list[Tensor]
 
     @property
     def floating(self) -> list[Tensor]:
-        """The floating-point ones themselves, as they are now."""
+        """Return the current floating-point buffers themselves."""
         return [b for group in self.groups for b in group if b.is_floating_point()]
 
     @torch.no_grad()
     def restore_where(self, bad: Tensor) -> None:
-        """Make the buffers what they were where `bad` is 1; they keep their addresses."""
+        """Restore the saved values where `bad` is 1; the buffers keep their addresses."""
         if known(bad) and not bad:
             return
         for group, saved in zip(self.groups, self.saved, strict=True):
@@ -115,20 +115,20 @@ class Kept(NamedTuple):
 
 
 def known(bad: Tensor) -> bool:
-    """Whether the host may read it without waiting: on a CPU it has been computed when an operator returns."""
+    """Return whether the host can read it without synchronising: on a CPU, operators return computed results."""
     return bad.device.type == "cpu"
 
 
 @torch.no_grad()
 def _joined(group: list[Tensor]) -> Tensor:
-    """A copy of all in one tensor. A view of each would take the host longer than the copy: made only where there is need."""
+    """Return a copy of all in one tensor. Views of each cost the host more than the copy, so they are created on demand."""
     if group[0].dim() == 0:
         return torch.stack(group)
     return torch.cat([t if t.dim() == 1 else t.reshape(-1) for t in group])
 
 
 def _pieces(joined: Tensor, group: list[Tensor]) -> list[Tensor]:
-    """What `joined` has of each, in its shape."""
+    """Return views of `joined` for each tensor of the group, in its shape."""
     if group[0].dim() == 0:
         return list(joined.unbind())
     pieces = joined.split([t.numel() for t in group])

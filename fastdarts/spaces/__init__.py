@@ -1,4 +1,4 @@
-"""WHAT may be chosen: candidates and search spaces, as names."""
+"""Candidates and search spaces, as names."""
 
 from fastdarts.spaces.candidates import CANDIDATES, SKELETONS, Skeleton
 from fastdarts.spaces.darts import S0

@@ -1,4 +1,4 @@
-"""The candidate operations, as names and facts; what they compute is in supernet/candidates.py."""
+"""The candidate operations: names and properties. supernet/candidates.py has their computation."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

@@ -1,8 +1,8 @@
 """Candidate lists as a YAML or JSON file, and as the plain record that a run keeps.
 
-name: mine                             # the file's name where it is left out
-skeleton: darts                        # or nasbench201; darts where it is left out
-nodes: 4                               # intermediate nodes of a cell; 4, for nasbench201 3, where it is left out
+name: mine                             # default: the file's name
+skeleton: darts                        # or nasbench201; default: darts
+nodes: 4                               # intermediate nodes of a cell; default: 4, for nasbench201 3
 normal: [skip_connect, sep_conv_3x3]   # one list for all edges, or a list of a list for each edge, node by node
 reduce: [skip_connect, sep_conv_3x3]   # nasbench201 has none
 candidates: [...]                      # instead of normal and reduce, for both
@@ -21,11 +21,11 @@ _NODES: dict[Skeleton, int] = {"darts": 4, "nasbench201": 3}
 
 
 class SpaceError(ValueError):
-    """No space, or a file or a record that describes none; the message says where and why."""
+    """Not a space, or a file or a record that describes none; the message says where and why."""
 
 
 def read(path: str | Path) -> Space:
-    """The space of a file. Raises SpaceError, which names the file, and the kind of cell and the edge where one is wrong."""
+    """Read the space of a file. Raises SpaceError, which names the file, and the kind of cell and the edge at fault."""
     path = Path(path)
     try:
         record = textfile.read(path)
@@ -37,7 +37,7 @@ def read(path: str | Path) -> Space:
 
 
 def to_dict(space: Space) -> dict[str, Any]:
-    """The space as text, numbers and lists: equal records are equal spaces, and from_dict is the inverse."""
+    """Return the space as text, numbers and lists: equal records are equal spaces, and from_dict is the inverse."""
     record: dict[str, Any] = {"name": space.name, "skeleton": space.skeleton, "nodes": space.nodes}
     for kind in space.kinds:
         lists = space.candidates(kind)
@@ -46,7 +46,7 @@ def to_dict(space: Space) -> dict[str, Any]:
 
 
 def from_dict(record: Any, where: str) -> Space:
-    """The space of a record of to_dict or of a file; `where` begins what SpaceError says."""
+    """Build the space of a record of to_dict or of a file; `where` prefixes SpaceError's message."""
     if not isinstance(record, Mapping):
         raise SpaceError(f"{where}: expected {', '.join(_KEYS)}, got {type(record).__name__}")
     if unknown := [str(key) for key in record if key not in _KEYS]:
@@ -69,7 +69,7 @@ def from_dict(record: Any, where: str) -> Space:
 
 
 def _cells(where: str, record: Mapping[str, Any], skeleton: Skeleton) -> dict[str, Any]:
-    """What is given for each kind of cell."""
+    """Return the entry of each kind of cell."""
     wanted = KINDS if skeleton == "darts" else KINDS[:1]
     given = [kind for kind in KINDS if kind in record]
     if "candidates" in record:
@@ -84,7 +84,7 @@ def _cells(where: str, record: Mapping[str, Any], skeleton: Skeleton) -> dict[st
 
 
 def _lists(where: str, kind: str, given: Any, edges: int) -> tuple[tuple[str, ...], ...]:
-    """The names of each edge, from one list for all of them or a list for each."""
+    """Return the names of each edge, from one list for all of them or a list for each."""
     if not isinstance(given, list) or not given:
         raise SpaceError(f"{where}: {kind} is a list of names or {edges} lists of names, got {given!r}")
     if all(isinstance(name, str) for name in given):

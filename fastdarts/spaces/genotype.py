@@ -1,7 +1,7 @@
-"""A discrete cell pair, as text, as JSON, and checked.
+"""A discrete cell pair: text and JSON formats, and validation.
 
-The text is the customary `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=...)` that
-DARTS' descendants print and read; it is parsed as data, never evaluated.
+The text is `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=...)`, as DARTS' descendants
+print and read it; it is parsed as data, never evaluated.
 """
 
 import ast
@@ -15,7 +15,7 @@ from fastdarts.spaces import Architecture, Kind, Wiring
 
 Gene = tuple[str, int]  # (operation, number of the input state)
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
-COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations: from here on a search is called collapsed
+COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations from which on a search counts as collapsed
 
 
 class GenotypeError(ValueError):
@@ -39,7 +39,7 @@ class Genotype:
         )
 
     def to_json(self, **extra: Any) -> str:
-        """Machine-readable: the four fields, `text` as DARTS prints it, and whatever else the caller adds."""
+        """Return the JSON record: the four fields, `text` as DARTS prints it, and the caller's extra keys."""
         record = {
             "normal": [list(g) for g in self.normal],
             "normal_concat": list(self.normal_concat),
@@ -51,7 +51,7 @@ class Genotype:
 
     @staticmethod
     def from_json(text: str) -> "Genotype":
-        """The inverse of to_json; unknown keys are left alone. Raises GenotypeError."""
+        """Parse the result of to_json; unknown keys are ignored. Raises GenotypeError."""
         try:
             record = json.loads(text)
             return Genotype.from_fields({name: record[name] for name in FIELDS})
@@ -60,8 +60,8 @@ class Genotype:
 
     @staticmethod
     def from_text(text: str) -> "Genotype":
-        """Parse the `Genotype(...)` text of any DARTS codebase: genes as lists or tuples, in a row or by node, concat as a
-        range or a list, numbers of Python or numpy. `genotypes.Genotype(...)` is the same; pasted.py finds it in more text.
+        """Parse the `Genotype(...)` text of any DARTS codebase: genes as lists or tuples, flat or by node, concat as a
+        range or a list, numbers of Python or numpy, `genotypes.Genotype(...)` too. pasted.py finds it in longer text.
 
         Raises GenotypeError.
         """
@@ -107,11 +107,11 @@ class Genotype:
                 raise GenotypeError(f"{kind} cell: concatenates {list(concat)}, but its states are 0..{states - 1}")
 
     def operations(self, kind: str) -> list[str]:
-        """The operations of the `normal` or `reduce` cell, in the genes' order."""
+        """Return the operations of the `normal` or `reduce` cell, in the genes' order."""
         return [op for op, _ in getattr(self, kind)]
 
     def wirings(self) -> dict[Kind, Wiring]:
-        """How its cells are connected."""
+        """Return the connections of its cells."""
         inputs = ("c_{k-2}", "c_{k-1}")
         return {
             kind: Wiring(inputs, tuple((op, state, gene // 2) for gene, (op, state) in enumerate(getattr(self, kind))), concat)
@@ -120,7 +120,7 @@ class Genotype:
 
 
 def read_architecture(text: str) -> Genotype | Architecture:
-    """A discrete architecture from its text: `Genotype(...)`, or NAS-Bench-201's `|op~0|+...`.
+    """Parse a discrete architecture: `Genotype(...)`, or NAS-Bench-201's `|op~0|+...`.
 
     Raises GenotypeError, ArchitectureError (both ValueError).
     """
@@ -128,12 +128,12 @@ def read_architecture(text: str) -> Genotype | Architecture:
 
 
 def read_architecture_json(text: str) -> Genotype | Architecture:
-    """The inverse of to_json of either. Raises GenotypeError, ArchitectureError (both ValueError)."""
+    """Parse the result of either to_json. Raises GenotypeError, ArchitectureError (both ValueError)."""
     return Architecture.from_json(text) if '"ops":' in text else Genotype.from_json(text)
 
 
 def collapse_line(operations: int) -> int:
-    """The number of skips among a cell's `operations` that counts as a collapse: COLLAPSE_SKIPS of 8, in proportion."""
+    """Return the number of skips among a cell's `operations` that counts as a collapse: COLLAPSE_SKIPS of 8, in proportion."""
     return math.ceil(operations * COLLAPSE_SKIPS / COLLAPSE_OF)
 
 
@@ -143,7 +143,7 @@ def _concat_text(concat: tuple[int, ...]) -> str:
 
 
 def _genes(kind: str, cell: Any) -> tuple[Gene, ...]:
-    """The genes of a cell, in a row or in a list for each node. Raises GenotypeError."""
+    """Return the genes of a cell, from a flat list or a list for each node. Raises GenotypeError."""
     try:
         nodes = [list(gene) for gene in cell]
         if nodes and all(not isinstance(part, str) for node in nodes for part in node):
@@ -160,12 +160,12 @@ def _genes(kind: str, cell: Any) -> tuple[Gene, ...]:
 
 
 def _name(node: ast.expr) -> str:
-    """The last part of a dotted name, nothing for anything else."""
+    """Return the last part of a dotted name, "" for anything else."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
 def _literal(node: ast.expr) -> Any:
-    """A literal whose parts may be ranges, or numbers in numpy's text, np.int64(2). Raises GenotypeError."""
+    """Evaluate a literal whose parts may be ranges, or numbers in numpy's text, np.int64(2). Raises GenotypeError."""
     try:
         return _value(node)
     except (TypeError, ValueError, RecursionError, MemoryError) as error:

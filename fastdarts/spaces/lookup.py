@@ -1,4 +1,4 @@
-"""The accuracies that NAS-Bench-201 and NATS-Bench measured of every cell: a table file, or the files of `nats_bench`.
+"""Accuracies of all NAS-Bench-201 cells, by NAS-Bench-201 and NATS-Bench: from a table file or the files of `nats_bench`.
 
 Accuracies are percentages, means over the benchmark's training runs. `cifar10_valid` is of training on half of CIFAR-10's
 training images, `cifar10_test` of training on all of them; `_12ep` after 12 epochs of training, else after 200.
@@ -15,17 +15,17 @@ from fastdarts.spaces.nasbench201 import EDGES, PRIMITIVES, Architecture, Archit
 
 CELLS = len(PRIMITIVES) ** len(EDGES)  # 15,625
 ACCURACIES = ("cifar10_valid", "cifar10_test", "cifar100_valid", "cifar100_test", "imagenet16_valid", "imagenet16_test")
-MORE = ("cifar10_test_halftrain", *(f"{column}_12ep" for column in ACCURACIES))  # columns that a table may lack
+MORE = ("cifar10_test_halftrain", *(f"{column}_12ep" for column in ACCURACIES))  # optional columns of a table
 
 
 class TableError(ValueError):
-    """No table of NAS-Bench-201, a damaged one, or a column that it lacks; the message says which."""
+    """Not a table of NAS-Bench-201, a damaged one, or a missing column; the message says which."""
 
 
 class Lookup(ABC):
-    """What is known of all cells, by the benchmark's own index, which is not Architecture.number.
+    """Results of all cells, by the benchmark's own index, which differs from Architecture.number.
 
-    columns  the accuracies that it has: ACCURACIES, and those of MORE that the file has
+    columns  its accuracies: ACCURACIES, and those of MORE that the file has
     """
 
     def __init__(self, source: str, texts: Iterable[str], columns: Sequence[str]) -> None:
@@ -48,28 +48,28 @@ class Lookup(ABC):
 
     @abstractmethod
     def _read(self, index: int) -> dict[str, float]:
-        """Of every column, in percent."""
+        """Return every column, in percent."""
 
     def accuracies(self, architecture: Architecture) -> dict[str, float]:
-        """Of every column, in percent. Raises TableError where the benchmark's files lack it."""
+        """Return every column, in percent. Raises TableError if the benchmark's files lack it."""
         return self._read(self.index(architecture))
 
     def index(self, architecture: Architecture) -> int:
-        """The benchmark's own index, 0 .. 15624. Raises TableError for a cell with a candidate of one's own."""
+        """Return the benchmark's own index, 0 .. 15624. Raises TableError for a cell with a custom candidate."""
         if architecture not in self._index:
             raise TableError(f"{self.source}: {architecture} is none of NAS-Bench-201's cells")
         return self._index[architecture]
 
     def architecture(self, index: int) -> Architecture:
-        """The cell of the benchmark's own index. Raises TableError."""
+        """Return the cell of the benchmark's own index. Raises TableError."""
         if not 0 <= index < CELLS:
             raise TableError(f"{self.source}: there are {CELLS} cells, 0 to {CELLS - 1}, none has the index {index}")
         return self._cells[index]
 
     def rank(self, architecture: Architecture, column: str) -> tuple[int, int]:
-        """The place by the accuracy of a column, and of how many: 1 is the best, equal cells share the better place.
+        """Return the rank by the accuracy of a column, and the number of cells: 1 is the best, ties share the better rank.
 
-        Raises TableError for a column that is not there.
+        Raises TableError for a missing column.
         """
         if column not in self.columns:
             raise TableError(f"{self.source}: no column {column}; there are {', '.join(self.columns)}")
@@ -81,7 +81,7 @@ class Lookup(ABC):
 
 
 class Table(Lookup):
-    """A CSV file with the columns index, arch_str and ACCURACIES, in any order; it may have others."""
+    """A CSV file with the columns index, arch_str and ACCURACIES, in any order; others are allowed."""
 
     def __init__(self, source: str, texts: Iterable[str], rows: Sequence[Mapping[str, float]]) -> None:
         super().__init__(source, texts, tuple(rows[0]) if rows else ACCURACIES)
@@ -89,7 +89,7 @@ class Table(Lookup):
 
     @staticmethod
     def read(path: str | Path) -> "Table":
-        """Raises TableError for a file that cannot be read, of another space, cut short or with a wrong number."""
+        """Read a table. Raises TableError for a file that is unreadable, of another space, truncated or has a wrong number."""
         path = Path(path)
         try:
             with open(path, encoding="utf-8-sig", newline="") as file:
@@ -108,7 +108,7 @@ class Table(Lookup):
 
 
 def _columns(path: Path, header: Sequence[str]) -> list[str]:
-    """The accuracies that a table has."""
+    """Return the accuracy columns of a table."""
     needed = ("index", "arch_str", *ACCURACIES)
     if missing := [name for name in needed if name not in header]:
         raise TableError(f"{path}: not a table of NAS-Bench-201, it lacks {', '.join(missing)}; needed are {', '.join(needed)}")
@@ -116,7 +116,7 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
 
 
 def _row(where: str, row: Mapping[str, str], columns: Sequence[str]) -> tuple[int, str, dict[str, float]]:
-    """The index, the cell's text and the accuracies of a line."""
+    """Parse a line into the index, the cell's text and the accuracies."""
     if None in row or None in row.values():
         raise TableError(f"{where}: not as many fields as the first line names")
     try:

@@ -15,9 +15,9 @@ SPACES |= {space.name.lower(): space for space in (S0, S1, S2, S3, S4, NASBENCH2
 
 
 def named(text: str) -> Space:
-    """The space of a name, in capitals or not, or of a file of candidate lists, which ends in .yaml, .yml or .json.
+    """Return the space of a name, in any case, or of a file of candidate lists, which ends in .yaml, .yml or .json.
 
-    Raises SpaceError for neither, for a file that is none or wrong, and for one that calls another space by a name of SPACES.
+    Raises SpaceError for neither, for a missing or wrong file, and for a file that gives another space a name of SPACES.
     """
     name = text.strip().lower()
     if name in SPACES:

@@ -14,7 +14,7 @@ from fastdarts.spaces.space import Kind, Space, Wiring
 
 # The order is part of every checkpoint of its codebase.
 PRIMITIVES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
-NODES = 3  # besides the input
+NODES = 3  # without the input
 EDGES = tuple((source, node) for node in range(1, NODES + 1) for source in range(node))  # as the text lists them
 
 NASBENCH201 = Space("nasbench201", (PRIMITIVES,) * len(EDGES), nodes=NODES, inputs=1, skeleton="nasbench201")
@@ -47,7 +47,7 @@ class Architecture:
 
     @staticmethod
     def from_text(text: str) -> "Architecture":
-        """The inverse of str; a node's parts may stand in any order. Raises ArchitectureError."""
+        """Parse the result of str; a node's parts may have any order. Raises ArchitectureError."""
         nodes = [_PART.findall(node) if _NODE.match(node) else [] for node in text.strip().split("+")]
         edges = sorted((into, int(source), op) for into, node in enumerate(nodes, 1) for op, source in node)
         if tuple((source, into) for into, source, _ in edges) != EDGES:
@@ -56,14 +56,14 @@ class Architecture:
 
     @property
     def nodes(self) -> Nodes:
-        """As NAS-Bench-201's genotypes nest it: for each node after the input, the (operation, source) pairs that it sums."""
+        """Return, as NAS-Bench-201's genotypes nest it, the (operation, source) pairs of each node after the input."""
         pairs = zip(self.ops, EDGES, strict=True)
         inputs = [(into, (op, source)) for op, (source, into) in pairs]
         return tuple(tuple(pair for into, pair in inputs if into == node) for node in range(1, NODES + 1))
 
     @staticmethod
     def from_nodes(nodes: Sequence[Sequence[Sequence[Any]]]) -> "Architecture":
-        """The inverse of `nodes`, of lists or tuples, a node's pairs in any order. Raises ArchitectureError."""
+        """Build from the format of `nodes`, lists or tuples, a node's pairs in any order. Raises ArchitectureError."""
         try:
             ops = {(source, node): op for node, pairs in enumerate(nodes, 1) for op, source in pairs}
             count = sum(len(pairs) for pairs in nodes)
@@ -75,10 +75,10 @@ class Architecture:
 
     @property
     def number(self) -> int:
-        """0 .. 15624: the operations' places in PRIMITIVES as digits to base 5, the first edge's the highest.
+        """0 .. 15624: the operations' positions in PRIMITIVES as digits to base 5, the first edge's the highest.
 
-        NAS-Bench-201's own index is another: its files list the cells in an order of their own (lookup.Table.index).
-        Raises ArchitectureError for a cell with a candidate of one's own.
+        NAS-Bench-201's own index differs: its files list the cells in another order (lookup.Table.index).
+        Raises ArchitectureError for a cell with a custom candidate.
         """
         number = 0
         if own := [op for op in self.ops if op not in PRIMITIVES]:
@@ -89,29 +89,29 @@ class Architecture:
 
     @staticmethod
     def from_number(number: int) -> "Architecture":
-        """The inverse of `number`. Raises ArchitectureError."""
+        """Return the architecture of a `number`. Raises ArchitectureError."""
         base, cells = len(PRIMITIVES), len(PRIMITIVES) ** len(EDGES)
         if not 0 <= number < cells:
             raise ArchitectureError(f"there are {cells} cells, 0 to {cells - 1}, none is number {number}")
         return Architecture(tuple(PRIMITIVES[number // base**place % base] for place in reversed(range(len(EDGES)))))
 
     def to_json(self, **extra: Any) -> str:
-        """Machine-readable: the operations, `text`, and whatever else the caller adds."""
+        """Return the JSON record: the operations, `text`, and the caller's extra keys."""
         return json.dumps({"ops": list(self.ops), "text": str(self)} | extra, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> "Architecture":
-        """The inverse of to_json; unknown keys are left alone. Raises ArchitectureError."""
+        """Parse the result of to_json; unknown keys are ignored. Raises ArchitectureError."""
         try:
             return Architecture(tuple(json.loads(text)["ops"]))
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ArchitectureError(f"not the JSON of a cell of NAS-Bench-201: {error}") from error
 
     def operations(self, kind: str) -> list[str]:
-        """Of the only kind of cell, "normal"."""
+        """Return the operations of the only kind of cell, "normal"."""
         return list(self.ops) if kind == "normal" else []
 
     def wirings(self) -> dict[Kind, Wiring]:
-        """How its cell is connected."""
+        """Return the connections of its cell."""
         genes = tuple((op, source, node - 1) for op, (source, node) in zip(self.ops, EDGES, strict=True))
         return {"normal": Wiring(("input",), genes, (NODES,))}

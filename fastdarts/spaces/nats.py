@@ -1,6 +1,6 @@
 """The files of NATS-Bench (Dong et al., TPAMI 2021), the later measurements of NAS-Bench-201's cells, through `nats_bench`.
 
-That package (its version 1.8) is no requirement of this one. Its files are pickles: reading one runs what it says, so give
+That package (version 1.8) is an optional dependency. Its files are pickles, and loading a pickle executes code in it, so use
 only files of its authors. A folder is read cell by cell; the single file as a whole, which takes minutes and much memory.
 """
 
@@ -11,9 +11,9 @@ from typing import Any, Protocol
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, MORE, Lookup, Table, TableError
 
 _META = "meta.pickle.pbz2"
-_UNREADABLE = (AssertionError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError)  # as it says so
+_UNREADABLE = (AssertionError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError)  # nats_bench's
 _EPOCHS = {"": "200", "_12ep": "12"}
-# Which data set and which number of NATS-Bench a column is; the validation accuracy of CIFAR-10 belongs to half the training.
+# NATS-Bench's data set and metric of each column; the validation accuracy of CIFAR-10 belongs to half the training set.
 _OF = {
     "cifar10_valid": ("cifar10-valid", "valid-accuracy"),
     "cifar10_test": ("cifar10", "test-accuracy"),
@@ -26,10 +26,10 @@ _OF = {
 
 
 class Api(Protocol):
-    """What is asked of nats_bench's NATStopology."""
+    """The interface of nats_bench's NATStopology that is used here."""
 
-    fast_mode: bool  # whether it reads a cell's file when asked
-    arch2infos_dict: dict[int, Any]  # what it has read
+    fast_mode: bool  # whether it reads a cell's file on demand
+    arch2infos_dict: dict[int, Any]  # the cells read so far
 
     def __len__(self) -> int: ...
     def arch(self, index: int) -> str: ...
@@ -37,7 +37,7 @@ class Api(Protocol):
 
 
 class NatsBench(Lookup):
-    """All cells as nats_bench knows them. The first `rank` reads every cell: of a folder that takes minutes (30 ms a cell)."""
+    """All cells through nats_bench. The first `rank` reads every cell: from a folder that takes minutes (30 ms a cell)."""
 
     def __init__(self, api: Api, source: str = "nats_bench") -> None:
         """Raises TableError for the API of another space."""
@@ -46,9 +46,9 @@ class NatsBench(Lookup):
 
     @staticmethod
     def open(path: str | Path) -> "NatsBench":
-        """Of a folder NATS-tss-...-simple or a file NATS-tss-....pickle.pbz2.
+        """Open a folder NATS-tss-...-simple or a file NATS-tss-....pickle.pbz2.
 
-        Raises TableError for another one, an incomplete folder, and where nats_bench is not installed.
+        Raises TableError for another one, an incomplete folder, and if nats_bench is not installed.
         """
         path = Path(path)
         if path.is_dir():
@@ -71,17 +71,17 @@ class NatsBench(Lookup):
             for column in self.columns:
                 base, suffix, _ = column.partition("_12ep")
                 dataset, number = _OF[base]
-                # is_random=False: the mean over the runs; left out, the package draws one of them
+                # is_random=False: the mean over the runs; by default the package draws one of them
                 values[column] = self._api.get_more_info(index, dataset, hp=_EPOCHS[suffix], is_random=False)[number]
         except _UNREADABLE as error:
             raise TableError(f"{self.source}: nats_bench does not give {column} of cell {index}: {error}") from error
         if self._api.fast_mode:
-            self._api.arch2infos_dict.pop(index, None)  # all cells together are many gigabytes, and read again when asked
+            self._api.arch2infos_dict.pop(index, None)  # all cells together take many gigabytes; each is read again on demand
         return values
 
 
 def read(path: str | Path) -> Lookup:
-    """The table of a CSV file, or of what else nats_bench reads. Raises TableError."""
+    """Read the table of a CSV file, or a path of nats_bench. Raises TableError."""
     return Table.read(path) if Path(path).suffix.lower() == ".csv" else NatsBench.open(path)
 
 

@@ -1,4 +1,4 @@
-"""Architectures in the text that people paste: as other codebases print, log and store them.
+"""Find architectures in pasted text, in the formats in which other codebases print, log and store them.
 
 A line of a log, `DARTS_V2 = Genotype(...)`, `genotypes.Genotype(...)`, numpy's numbers, genes nested by node (pt.darts), a
 dict (AutoDL-Projects), `Structure(4 nodes with |...|)`, JSON. It is parsed as data, never evaluated.
@@ -24,9 +24,9 @@ _BENCHMARK = re.compile(rf"{_NODE}(?:\+{_NODE})*")
 
 
 def read_pasted(text: str) -> Genotype | Architecture:
-    """The one architecture in `text`, all of whose operations are known.
+    """Return the only architecture in `text`, whose operations must all be known.
 
-    Raises GenotypeError and ArchitectureError (both ValueError), of several different ones too.
+    Raises GenotypeError and ArchitectureError (both ValueError), also for several different ones.
     """
     found = {_read(part) for part in _parts(text)}
     if not found:
@@ -39,7 +39,7 @@ def read_pasted(text: str) -> Genotype | Architecture:
 
 
 def check_operations(cells: Genotype | Architecture) -> None:
-    """Raise GenotypeError for an operation that is not registered, with the names that it could be meant to be."""
+    """Raise GenotypeError for an operation that is not registered, with the names of similar ones."""
     names, skeleton = dict.fromkeys(op for kind in cells.wirings() for op in cells.operations(kind)), known("darts")
     unknown = [op for op in names if op not in skeleton] if isinstance(cells, Genotype) else []
     if unknown:
@@ -53,7 +53,7 @@ def check_operations(cells: Genotype | Architecture) -> None:
 
 
 def _parts(text: str) -> list[str]:
-    """The texts of all architectures in it, each from its first character to its last."""
+    """Return the texts of all architectures, each from its first character to its last."""
     if text.lstrip().startswith(("{", "|")):
         return [text.strip()]
     calls = [_balanced(text[match.start() :]) for match in _CALL.finditer(text)]
@@ -61,7 +61,7 @@ def _parts(text: str) -> list[str]:
 
 
 def _balanced(text: str) -> str:
-    """Up to the parenthesis that closes the first one; all of it where none does."""
+    """Return the text up to the parenthesis that closes the first one; all of it if none does."""
     depth = 0
     for match in re.finditer(r"'[^'\n]*'|\"[^\"\n]*\"|[()]", text):
         depth += {"(": 1, ")": -1}.get(match[0], 0)
@@ -83,7 +83,7 @@ def _read(part: str) -> Genotype | Architecture:
 
 
 def _dict(text: str) -> dict[str, Any]:
-    """The fields of Python's text of a dict. Raises GenotypeError."""
+    """Parse the fields of a dict in Python's text. Raises GenotypeError."""
     try:
         fields = ast.literal_eval(text)
         return {name: fields[name] for name in FIELDS}

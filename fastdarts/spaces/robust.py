@@ -8,7 +8,7 @@ from fastdarts.spaces.space import Space
 _MAX, _AVG, _SKIP = "max_pool_3x3", "avg_pool_3x3", "skip_connect"
 _SEP3, _DIL3, _DIL5 = "sep_conv_3x3", "dil_conv_3x3", "dil_conv_5x5"
 
-# What was left of S0 on each edge after the least important candidates had been dropped step by step (the paper's section 3).
+# The candidates of S0 left on each edge after dropping the least important ones step by step (the paper's section 3).
 # A line is a node, a pair the candidates from one earlier state.
 _NORMAL = (
     *((_SKIP, _DIL3), (_SKIP, _DIL5)),
@@ -26,4 +26,4 @@ _REDUCE = (
 S1 = Space("S1", _NORMAL, _REDUCE)
 S2 = Space.uniform("S2", (_SKIP, _SEP3))
 S3 = Space.uniform("S3", ("none", _SKIP, _SEP3))
-S4 = Space.uniform("S4", ("noise", _SEP3))  # noise: values drawn anew from N(0, 1), whatever the input
+S4 = Space.uniform("S4", ("noise", _SEP3))  # noise: fresh draws from N(0, 1), independent of the input

@@ -1,4 +1,4 @@
-"""A cell-based search space: which candidates each edge of each kind of cell may choose from."""
+"""A cell-based search space: the candidates of each edge of each kind of cell."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -7,20 +7,20 @@ from fastdarts.spaces.candidates import Skeleton, known
 
 Kind = Literal["normal", "reduce"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-INPUTS: dict[Skeleton, int] = {"darts": 2, "nasbench201": 1}  # states that a cell begins with
+INPUTS: dict[Skeleton, int] = {"darts": 2, "nasbench201": 1}  # number of input states of a cell
 
 
 def count_edges(inputs: int, nodes: int) -> int:
-    """Edges of a cell whose every node reads every earlier state: 14 for two inputs and four nodes."""
+    """Return the number of edges if every node reads every earlier state: 14 for two inputs and four nodes."""
     return nodes * (2 * inputs + nodes - 1) // 2
 
 
 class Wiring(NamedTuple):
-    """How a discrete cell is connected.
+    """The connections of a discrete cell.
 
     inputs  their names; they are the states 0, 1, ...
-    genes   (operation, state that it reads, node that it feeds), by node, counted from 0
-    concat  the states that are concatenated, or the one that is the output
+    genes   (operation, source state, target node), by node, counted from 0
+    concat  the concatenated states, or the single output state
     """
 
     inputs: tuple[str, ...]
@@ -37,8 +37,8 @@ class Space:
 
     Edges are numbered node by node: in DARTS' cell (two inputs) node i has the edges from states 0 .. i+1 and starts at edge
     2 + 3 + ... + (i+1).
-    Raises ValueError when a list is missing, empty, repeats a name or has one that the skeleton does not know, and for a
-    number of nodes or inputs that it does not have.
+    Raises ValueError if a list is missing, empty, repeats a name or has one that the skeleton does not know, and for a
+    number of nodes or inputs that the skeleton does not have.
     """
 
     name: str
@@ -73,25 +73,25 @@ class Space:
 
     @staticmethod
     def uniform(name: str, candidates: tuple[str, ...], nodes: int = 4) -> "Space":
-        """The space of DARTS' cells whose every edge has the same candidates."""
+        """Return the space of DARTS' cells with the same candidates on every edge."""
         edges = nodes * (nodes + 3) // 2
         return Space(name, (candidates,) * edges, (candidates,) * edges, nodes)
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Of its cells."""
+        """Return the kinds of its cells."""
         return KINDS if self.skeleton == "darts" else KINDS[:1]
 
     @property
     def num_edges(self) -> int:
-        """Edges of a cell."""
+        """Return the number of edges of a cell."""
         return count_edges(self.inputs, self.nodes)
 
     def candidates(self, kind: Kind) -> tuple[tuple[str, ...], ...]:
-        """The candidate names of each edge of the `normal` or `reduce` cell."""
+        """Return the candidate names of each edge of the `normal` or `reduce` cell."""
         return self.normal if kind == "normal" else self.reduce
 
     def edges_of_node(self, node: int) -> range:
-        """Numbers of the edges that end in `node` (0-based); the j-th of them comes from state j."""
+        """Return the numbers of the edges into `node` (0-based); the j-th of them comes from state j."""
         start = count_edges(self.inputs, node)
         return range(start, start + node + self.inputs)

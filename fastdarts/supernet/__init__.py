@@ -1,4 +1,4 @@
-"""HOW all choices run at once: mixed edges, cells, the networks."""
+"""Supernets, which run all candidates at once: mixed edges, cells, networks."""
 
 from fastdarts.supernet.base import ChannelSampling, Network
 from fastdarts.supernet.cell import Cell, CellWeights

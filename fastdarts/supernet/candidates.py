@@ -1,4 +1,4 @@
-"""The candidates as ops.mixed_cell computes them, and the names that their codebases give their convolutions and norms."""
+"""The candidates as ops.mixed_cell computes them, and their codebases' names for the convolutions and norms."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from fastdarts.spaces import Kind, Skeleton, Space
 
 
 class Names(NamedTuple):
-    """A candidate's code, and its convolutions and BatchNorms in the order in which they are applied, packed and drawn."""
+    """A candidate's code, and its convolutions and BatchNorms in the order of application, packing and initialisation."""
 
     code: Candidate
     convolutions: tuple[str, ...] = ()
@@ -40,21 +40,21 @@ NASBENCH201 = {
 
 
 def fused(skeleton: Skeleton, stride: int = 1) -> dict[str, Names]:
-    """The candidates that ops.mixed_cell computes, by name; others run beside it (supernet.beside)."""
+    """Return the candidates that ops.mixed_cell computes, by name; the others run eagerly (supernet.eager_candidates)."""
     if skeleton == "nasbench201":
         return NASBENCH201
     return STRIDED if stride == 2 else NAMES
 
 
 def stride_of(kind: Kind, state: int) -> int:
-    """Of an edge: in a reduction cell those that leave the inputs stride."""
+    """Return an edge's stride: 2 for those that leave the inputs of a reduction cell."""
     return 2 if kind == "reduce" and state < 2 else 1
 
 
 def graph_of(space: Space, kind: Kind, beside: Sequence[Collection[int]] | None = None) -> Graph:
-    """The edges of a cell: node i reads every earlier state.
+    """Return the edges of a cell: node i reads every earlier state.
 
-    beside  for each edge the positions of the candidates that are left out; an edge that is left with none has NONE
+    beside  for each edge the positions of the candidates to omit; an edge without any other candidate gets NONE
     """
     edges, rows = [], fused(space.skeleton)
     for node in range(space.nodes):
@@ -66,14 +66,14 @@ def graph_of(space: Space, kind: Kind, beside: Sequence[Collection[int]] | None 
 
 
 def edge_names(space: Space) -> list[str]:
-    """What its codebases call the edges of a cell: `EDGE._ops`, in NAS-Bench-201 `NODE<-SOURCE`, node 0 being the input."""
+    """Return the codebase's names of a cell's edges: `EDGE._ops`, in NAS-Bench-201 `NODE<-SOURCE`, node 0 being the input."""
     if space.skeleton == "darts":
         return [f"{number}._ops" for number in range(space.num_edges)]
     return [f"{node + 1}<-{state}" for node in range(space.nodes) for state in range(node + 1)]
 
 
 def names_of(space: Space, kind: Kind) -> tuple[list[str], list[str]]:
-    """The names of a cell's convolutions and of its BatchNorms, in packing order: `EDGE.CANDIDATE.NAME`."""
+    """Return the names of a cell's convolutions and of its BatchNorms, in packing order: `EDGE.CANDIDATE.NAME`."""
     convolutions, norms = [], []
     states = [state for node in range(space.nodes) for state, _ in enumerate(space.edges_of_node(node))]
     for prefix, state, names in zip(edge_names(space), states, space.candidates(kind), strict=True):
@@ -84,13 +84,13 @@ def names_of(space: Space, kind: Kind) -> tuple[list[str], list[str]]:
 
 
 def parts_of(rows: dict[str, Names], candidates: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The names of an edge's convolutions and of its BatchNorms, in packing order: `CANDIDATE.NAME`."""
+    """Return the names of an edge's convolutions and of its BatchNorms, in packing order: `CANDIDATE.NAME`."""
     listed = [(position, rows[name]) for position, name in enumerate(candidates) if name in rows]
     convolutions = [f"{position}.{part}" for position, row in listed for part in row.convolutions]
     return convolutions, [f"{position}.{part}" for position, row in listed for part in row.norms]
 
 
 def names_of_edge(candidates: Sequence[str], stride: int) -> tuple[list[str], list[str]]:
-    """The names of the convolutions and of the BatchNorms of an edge of DARTS, in packing order: `_ops.CANDIDATE.NAME`."""
+    """Return the names of an edge's convolutions and BatchNorms in DARTS, in packing order: `_ops.CANDIDATE.NAME`."""
     convolutions, norms = parts_of(fused("darts", stride), candidates)
     return [f"_ops.{name}" for name in convolutions], [f"_ops.{name}" for name in norms]

@@ -13,7 +13,7 @@ from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN, run_toge
 
 
 class CellWeights(NamedTuple):
-    """How a kind of cell mixes: any real numbers, not necessarily on the simplex.
+    """Weights of a kind of cell: any real numbers, not necessarily on the simplex.
 
     ops    (E, K): the weight of candidate k on edge e; columns past an edge's own list are ignored
     edges  (E,) or None: the weight of edge e (PC-DARTS' edge normalisation, beta); None is 1
@@ -27,7 +27,7 @@ class CellModules(nn.Module):
     """Two preprocess layers and `nodes` nodes; node i sums its edges from all earlier states; the nodes are concatenated.
 
     backend       of ops.relu_conv_bn and ops.mixed_cell
-    skip_dropout  skips of stride 1 drop numbers (P-DARTS; see supernet.beside.SkipDropout)
+    skip_dropout  apply dropout to skips of stride 1 (P-DARTS; see supernet.eager_candidates.SkipDropout)
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Candidates that no fused op computes: they run eagerly beside those that one does, node by node.
+"""Candidates without a fused op: they run in eager mode next to the fused ones, node by node.
 
 Notation: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, H W pixels, s an edge's stride,
 E edges of a cell, K candidates of the longest list.
@@ -24,7 +24,7 @@ Build = Callable[[int, int], nn.Module]  # channels, stride -> (N, channels, H, 
 
 
 class Drawing(nn.Module):
-    """A module that draws from torch's global generator at each forward, anew but within `same_draws`."""
+    """A module that draws new numbers from torch's global generator at each forward, except within `same_draws`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Drawing(nn.Module):
         self._drawn: Tensor | None = None
 
     def draw(self, numbers: Callable[..., Tensor], like: Tensor) -> Tensor:
-        """Numbers of like's shape, dtype and device, channels last; within `same_draws` those of the first call.
+        """Draw numbers of like's shape, dtype and device, channels last; within `same_draws` repeat those of the first call.
 
         numbers  torch.randn or torch.rand: many times faster into memory in its own order than into a channels_last tensor
         """
@@ -46,7 +46,7 @@ class Drawing(nn.Module):
 
 @contextmanager
 def same_draws(module: nn.Module) -> Generator[None]:
-    """Inside, every forward of the Drawing modules below draws what the first one drew: losses differ by weights alone."""
+    """Repeat the first draw of each Drawing submodule at every forward inside, so that losses differ by weights alone."""
     drawing = [m for m in module.modules() if isinstance(m, Drawing)]
     for each in drawing:
         each.repeats = True
@@ -58,9 +58,9 @@ def same_draws(module: nn.Module) -> Generator[None]:
 
 
 class Noise(Drawing):
-    """Standard normal noise of the edge's output shape, whatever its input: the candidate of S4 (R-DARTS).
+    """Standard normal noise of the edge's output shape, independent of its input: the candidate of S4 (R-DARTS).
 
-    Drawn in eval mode too.
+    Also drawn in eval mode.
     """
 
     def __init__(self, C: int, stride: int) -> None:
@@ -68,14 +68,14 @@ class Noise(Drawing):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H/s, W/s); no gradient reaches x."""
+        """(N, C, H, W) -> (N, C, H/s, W/s); x gets no gradient."""
         return self.draw(torch.randn, x[:, :, :: self.stride, :: self.stride])
 
 
 class SkipDropout(Drawing):
-    """The identity, of which each number is dropped with probability `rate` in training, the others divided by 1 - rate.
+    """Identity with dropout: in training each number is 0 with probability `rate`, else divided by 1 - rate.
 
-    (P-DARTS, Chen et al., ICCV 2019, section 3.3.) `rate` is a buffer, so that a captured graph sees it change.
+    (P-DARTS, Chen et al., ICCV 2019, section 3.3.) `rate` is a buffer, so that captured graphs see its changes.
     """
 
     rate: Tensor
@@ -95,11 +95,11 @@ BUILDERS: dict[str, Build] = {"noise": Noise}
 
 
 def register_candidate(name: str, build: Build, family: Family = "conv") -> None:
-    """Make a candidate of one's own known by name, to spaces and to supernets made after; it runs eagerly.
+    """Register a custom candidate by name, for spaces and supernets created afterwards; it runs in eager mode.
 
     build   (channels, stride) -> a module from (N, channels, H, W) to (N, channels, H/stride, W/stride); its parameters are
             trained with the weights, under the names `EDGE._ops.POSITION.`
-    family  what the collapse figures and the drawings take it for
+    family  for the collapse figures and the drawings
     Raises ValueError for a name that is taken.
     """
     if name in CANDIDATES:
@@ -109,7 +109,7 @@ def register_candidate(name: str, build: Build, family: Family = "conv") -> None
 
 
 def positions_beside(space: Space, kind: Kind, skip_dropout: bool = False) -> list[set[int]]:
-    """For each edge the places of the candidates that run eagerly: unknown to the fused op, or skips with dropout."""
+    """Return for each edge the positions of its eager candidates: unknown to the fused op, or skips with dropout."""
     known, rows = fused(space.skeleton), []
     for edge, names in zip(_edges(space, kind), space.candidates(kind), strict=True):
         dropped = {"skip_connect"} if skip_dropout and edge.stride == 1 else set()
@@ -118,7 +118,7 @@ def positions_beside(space: Space, kind: Kind, skip_dropout: bool = False) -> li
 
 
 class _Step(nn.Module):
-    """A step of a dotted name: nothing of its own to load."""
+    """A container for one part of a dotted name, without parameters to load."""
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -130,13 +130,13 @@ class _Group(NamedTuple):
     numbers: list[int]  # of its edges
     sources: list[int]
     graph: Graph
-    columns: list[list[int]]  # (edges, K'): where the op's weights stand in the cell's
+    columns: list[list[int]]  # (edges, K'): columns of the op's weights among the cell's
 
 
 class MixedEdgesBeside(PackedEdges):
-    """The edges of a cell some of whose candidates run eagerly; the others are fused, node by node and stride by stride.
+    """The edges of a cell with eager candidates; the other candidates are fused, node by node and stride by stride.
 
-    skip_dropout  skips of stride 1 drop numbers, as P-DARTS does; the rate is that of the SkipDropout modules
+    skip_dropout  apply dropout to skips of stride 1, as P-DARTS does; the rate is that of the SkipDropout modules
     Everything else is as in MixedEdges.
     """
 
@@ -197,7 +197,7 @@ class MixedEdgesBeside(PackedEdges):
         self.held.append(path)
 
     def _pieces(self) -> list[tuple[Tensor, tuple[Tensor, Tensor] | None]]:
-        """Each group's weights and running statistics: views."""
+        """Return each group's weights and running statistics: views."""
         weights = self.weights.split([group.graph.size(self._Cq) for group in self._groups])
         running, lengths = self._running(), [group.graph.norms * self._Cq for group in self._groups]
         if running is None:
@@ -213,7 +213,7 @@ class MixedEdgesBeside(PackedEdges):
         edges: Tensor | None,
         channels: Tensor | None,
     ) -> Tensor:
-        """The sum of a group's edges without what runs beside: (N, C, H/s, W/s)."""
+        """Return the sum of a group's edges without the eager candidates: (N, C, H/s, W/s)."""
         first, last = group.numbers[0], group.numbers[-1] + 1
         return mixed_cell(
             [states[source] for source in group.sources],
@@ -226,13 +226,13 @@ class MixedEdgesBeside(PackedEdges):
             partial_channels=self.k,
             training=self.training,
             backend=self.backend,
-            sync=self.sync if self.training else None,  # a rank may evaluate alone
+            sync=self.sync if self.training else None,  # a rank may run eval mode alone
         )
 
     def _weights_of(self, group: _Group, ops: Tensor) -> Tensor:
-        """Of the group's rows of the cell's weights, (edges, K), those of its fused candidates, (edges, K').
+        """Select the weights of the group's fused candidates, (edges, K'), from the cell's (edges, K).
 
-        Not by gather: its backward waits for the device where algorithms are to be deterministic.
+        Not by gather: its backward synchronises with the device under deterministic algorithms.
         """
         key = group.numbers[0], ops.device, ops.shape[1]
         if key not in self._placed:  # once: a step that copies to the device cannot be captured
@@ -241,9 +241,9 @@ class MixedEdgesBeside(PackedEdges):
         return ops.reshape(-1).index_select(0, self._placed[key]).view(len(group.columns), -1)
 
     def _added(self, total: Tensor, weight: Tensor, module: nn.Module, x: Tensor, chosen: Tensor | None) -> Tensor:
-        """total (N, C, H/s, W/s) + weight * module(the channels of x that pass through candidates), where those end up."""
+        """Return total (N, C, H/s, W/s) + weight * module(the processed channels of x), added at their output channels."""
         if self.k == 1:
-            return total + (weight * module(x)).to(total.dtype)  # autocast may have left it in another
+            return total + (weight * module(x)).to(total.dtype)  # autocast may have returned another dtype
         if chosen is None:  # processed channel p becomes channel p * k
             out, places = module(x[:, : self._Cq]), torch.arange(0, x.shape[1], self.k, device=x.device)
         else:
@@ -257,7 +257,7 @@ def _edges(space: Space, kind: Kind) -> Sequence[Edge]:
 
 
 def _numbers(graph: Graph) -> list[list[int]]:
-    """The numbers of the edges, by node and stride, at most as many together as every backend takes inputs."""
+    """Group the edges' numbers by node and stride; a group has at most as many as every backend takes inputs."""
     keyed = [((edge.node, edge.stride), number) for number, edge in enumerate(graph.edges)]
     groups = [[number for _, number in group] for _, group in groupby(keyed, key=lambda pair: pair[0])]
     return [group[i : i + MOST_INPUTS] for group in groups for i in range(0, len(group), MOST_INPUTS)]
@@ -266,7 +266,7 @@ def _numbers(graph: Graph) -> list[list[int]]:
 def _group(graph: Graph, fused_places: Sequence[list[int]], numbers: list[int]) -> _Group:
     edges = [graph.edges[n] for n in numbers]
     own = Graph(len(edges), 1, tuple(edge._replace(source=i, node=0) for i, edge in enumerate(edges)))
-    places = [fused_places[n] for n in numbers]  # of an edge with none, whose only candidate is NONE, any weight serves
+    places = [fused_places[n] for n in numbers]  # an edge whose only candidate is NONE may have any weight
     columns = [row + [0] * (own.longest - len(row)) for row in places]
     return _Group(edges[0].node, numbers, [edge.source for edge in edges], own, columns)
 
@@ -280,7 +280,7 @@ def mixed_edges(
     track_running_stats: bool = True,
     skip_dropout: bool = False,
 ) -> PackedEdges:
-    """The edges of a cell: one fused call where every candidate is a fused one."""
+    """Return the edges of a cell: one fused call if every candidate is fused."""
     how = space, kind, C, partial_channels, backend, track_running_stats
     if any(positions_beside(space, kind, skip_dropout)):
         return MixedEdgesBeside(*how, skip_dropout)

@@ -1,4 +1,4 @@
-"""The mixed edges of a cell: one op, one packed parameter, and the customary names in state_dict.
+"""The mixed edges of a cell: one op, one packed parameter, and DARTS' names in state_dict.
 
 Notation: N images, C channels of a node, k the divisor of partial channels, Cq = C/k, E edges, B BatchNorms.
 """
@@ -16,7 +16,7 @@ from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.candidates import graph_of, names_of
 
-COUNTER = "num_batches_tracked"  # of forwards; each norm of a customary checkpoint has one
+COUNTER = "num_batches_tracked"  # of forwards; each norm of a DARTS checkpoint has one
 
 
 class PackedEdges(nn.Module):
@@ -26,11 +26,11 @@ class PackedEdges(nn.Module):
     C                    channels of a node
     partial_channels     k: C/k channels pass through the candidates
     backend              of ops.mixed_cell
-    track_running_stats  BatchNorms keep running statistics, for eval mode; else theirs are always the batch's
+    track_running_stats  BatchNorms keep running statistics for eval mode; else they always use the batch's
 
     All convolutions are one parameter, `weights`; all BatchNorms (no affine parameters, eps 1e-5, momentum 0.1) have one
-    `running_mean`, one `running_var` and one counter. `state_dict` and `load_state_dict` speak the names of DARTS'
-    codebases instead, `EDGE._ops.CANDIDATE.op.1.weight` and so on. Initial weights are torch's for Conv2d, drawn in order.
+    `running_mean`, one `running_var` and one counter. `state_dict` and `load_state_dict` use the names of DARTS' codebases,
+    `EDGE._ops.CANDIDATE.op.1.weight` and so on. Initial weights are torch's for Conv2d, drawn in order.
     """
 
     running_mean: Tensor | None
@@ -50,7 +50,7 @@ class PackedEdges(nn.Module):
         super().__init__()
         self.graph, self.k, self.backend = graph, partial_channels, backend
         self.sync: Sync | None = None  # of ops.mixed_cell
-        self.held: list[str] = []  # paths of modules below, which load their own part of a state_dict
+        self.held: list[str] = []  # paths of submodules that load their own part of a state_dict
         self._Cq = C // partial_channels
         self._convolutions, self._norms = convolutions, norms
         self._shapes = self.graph.convolutions(self._Cq)
@@ -76,11 +76,11 @@ class PackedEdges(nn.Module):
             partial_channels=self.k,
             training=self.training,
             backend=self.backend,
-            sync=self.sync if self.training else None,  # a rank may evaluate alone
+            sync=self.sync if self.training else None,  # a rank may run eval mode alone
         )
 
     def _running(self) -> Running | None:
-        """The running statistics that a forward moves or reads; a forward in training is counted."""
+        """Return the running statistics that a forward updates or reads; in training, count the forward."""
         if self.running_mean is None:
             return None
         if self.training:
@@ -88,13 +88,13 @@ class PackedEdges(nn.Module):
         return self.running_mean, self.running_var
 
     def unpacked(self, packed: Tensor) -> dict[str, Tensor]:
-        """Views of a tensor that is packed as `weights` is (itself, its gradient), under the customary names."""
+        """Return views of a tensor packed like `weights` (itself, its gradient), under DARTS' names."""
         pieces = packed.split([math.prod(shape) for shape in self._shapes])
         parts = zip(self._convolutions, pieces, self._shapes, strict=True)
         return {f"{name}.weight": piece.view(shape) for name, piece, shape in parts}
 
     def _named(self, weights: Tensor) -> dict[str, Tensor]:
-        """What state_dict holds: views of the packed tensors, and the one counter under every norm's name."""
+        """Return the contents of state_dict: views of the packed tensors, and the one counter under every norm's name."""
         named = self.unpacked(weights)
         if self.running_mean is None:
             return named
@@ -117,7 +117,7 @@ class PackedEdges(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Fill the packed tensors in place. A checkpoint may lack counters, which torch 0.3 did not have.
+        """Fill the packed tensors in place. Counters may be missing, as in checkpoints of torch 0.3.
 
         `assign=True` cannot share a checkpoint's memory here: it takes its dtype and device.
         """
@@ -137,7 +137,7 @@ class PackedEdges(nn.Module):
 
 
 class MixedEdges(PackedEdges):
-    """The edges of a cell of a space whose candidates are all fused ones."""
+    """The edges of a cell of a space with fused candidates only."""
 
     def __init__(
         self,

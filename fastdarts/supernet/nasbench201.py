@@ -24,7 +24,7 @@ class NASBench201Supernet(Network):
     space            a space of its cells
     C                channels of the first stage; doubled by each of the two residual blocks
     cells_per_stage  N: three stages of N cells
-    batch_norm       of the cells: "batch" takes each batch's own statistics, in evaluation too (the benchmark's first search
+    batch_norm       of the cells: "batch" uses each batch's statistics, in evaluation too (the benchmark's first search
                      code); "running" keeps running ones. No affine parameters there; the other norms have both
     backend          as of Supernet
 
@@ -64,7 +64,7 @@ class NASBench201Supernet(Network):
     def forward(
         self, x: Tensor, weights: Mapping[Kind, CellWeights], step: Tensor | None = None, stream: int = 0
     ) -> list[Tensor]:
-        """See Network.forward; the last feature has passed the last BatchNorm and ReLU, as the head reads it."""
+        """See Network.forward; the last feature includes the last BatchNorm and ReLU, as the head expects it."""
         self._check_size(x, "NAS-Bench-201's network")
         stem: Any = self.stem
         cells: Any = self.cells
@@ -93,7 +93,7 @@ class NASBench201Supernet(Network):
 
 
 class Cell(nn.Module):
-    """Six mixed edges between four nodes, the first being the input and the last the output."""
+    """Six mixed edges between four nodes; the first is the input, the last the output."""
 
     kind: Kind = "normal"
 
@@ -108,7 +108,7 @@ class Cell(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Halves the image and doubles the channels: the parameters, under their customary names; NASBench201Supernet runs it."""
+    """Halve the image and double the channels: holds the parameters under the codebase's names; NASBench201Supernet runs it."""
 
     def __init__(self, C_in: int, C_out: int) -> None:
         super().__init__()

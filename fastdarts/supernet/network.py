@@ -15,7 +15,7 @@ from fastdarts.supernet.cell import Cell, CellWeights
 
 Stem = Literal["cifar", "imagenet"]
 STEM_MULTIPLIER = 3
-STEM_STRIDE = {"cifar": 1, "imagenet": 8}  # what the first cell's nodes see of the image's side
+STEM_STRIDE = {"cifar": 1, "imagenet": 8}  # reduction of the image's side before the first cell's nodes
 
 
 class Supernet(Network):
@@ -26,13 +26,13 @@ class Supernet(Network):
     layers            number of cells L >= 3; cells L//3 and 2L//3 reduce
     stem              "cifar": 3x3 convolution to 3C, BN. "imagenet": PC-DARTS' three stride-2 convolutions
     partial_channels  k: C/k channels pass through the candidates (1 = all of them)
-    channel_sampling  which ones: "first" (PC-DARTS' released code), or "random": drawn anew for each edge at each step
-    seed              of the random channels; the initial weights come from torch's global generator
+    channel_sampling  "first": the first C/k channels (PC-DARTS' released code); "random": drawn for each edge at each step
+    seed              of the random channels; torch's global generator initialises the weights
     backend           of the fused ops: "auto", "definition" or one that `python -m fastdarts.info` lists
-    skip_dropout      skips of stride 1 drop numbers, at the rate that `drop_skips` sets (P-DARTS)
+    skip_dropout      apply dropout to skips of stride 1, at the rate that `drop_skips` sets (P-DARTS)
 
-    Parameter names are those of quark0/darts and PC-DARTS: load_state_dict takes what their search networks saved, and
-    state_dict gives what they take (with their `classifier`, once load_state_dict or an objective has brought one).
+    Parameter names are those of quark0/darts and PC-DARTS: load_state_dict loads the checkpoints of their search networks, and
+    they load its state_dict (with their `classifier`, once load_state_dict or an objective has added one).
     Raises ValueError when C, k and layers do not fit together.
     """
 
@@ -76,7 +76,7 @@ class Supernet(Network):
         self.taps = tuple(i - 1 for i in (*reductions, layers))
 
     def _build_stem(self, stem: Stem, C: int) -> tuple[int, int, bool]:
-        """Returns the channels of the first cell's two inputs, and whether the first of them is twice as large."""
+        """Build the stem; return the channels of the first cell's two inputs, and whether the first is twice as large."""
         C = STEM_MULTIPLIER * C
         if stem == "cifar":
             self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
@@ -111,7 +111,7 @@ class Supernet(Network):
         return features
 
     def _stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the first cell reads; the modules hold the parameters, the layers run as one op."""
+        """Run the stem as one op on its modules' parameters; return the first cell's two inputs."""
         parts = [self.stem] if self.stem_kind == "cifar" else [self.stem0, self.stem1]
         modules = [m for part in parts for m in part]
         convolutions = [m for m in modules if isinstance(m, nn.Conv2d)]

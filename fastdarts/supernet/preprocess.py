@@ -1,4 +1,4 @@
-"""What brings a cell's two inputs to its channels and its size. Parameter names are those of DARTS' codebases.
+"""Preprocess layers, which adapt a cell's two inputs to its channels and size. Parameter names follow DARTS' codebases.
 
 Notation: N images, C channels, H W pixels.
 """
@@ -34,7 +34,7 @@ class ReLUConvBN(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves H and W without losing pixels: ReLU, two stride-2 1x1 convolutions, the second one pixel on, concat, BN.
+    """Halve H and W without losing pixels: ReLU, two stride-2 1x1 convolutions, the second one offset by a pixel, concat, BN.
 
     (N, C_in, H, W) -> (N, C_out, H/2, W/2). backend: of ops.relu_conv_bn. Raises ValueError for an odd C_out.
     """
@@ -57,7 +57,7 @@ class FactorizedReduce(nn.Module):
 
 
 def run_together(layers: Sequence[ReLUConvBN | FactorizedReduce], xs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Each of a cell's two layers on its input, in one call: if they are synchronised, one sum over the ranks serves both."""
+    """Run a cell's two layers on their inputs in one call, so that synchronised ones share one sum over the ranks."""
     convolutions, norms = zip(*(layer.parts() for layer in layers), strict=True)
     bn, one = norms[0], layers[0]
     if bn.training:
