@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdarts.ops.backend import offered
-from fastdarts.ops.batch_norm import Norm
+from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.ops.sync import Sync
@@ -135,7 +135,9 @@ class Network(nn.Module):
         words = random_words(self.seed, stream, step, edges, Purpose.CHANNELS, C)
         return words.sort(dim=1, stable=True).indices[:, : C // self.k].sort(dim=1).values
 
-    def _chain(self, x: Tensor, convolutions: Sequence[nn.Conv2d], norms: Sequence[Norm], outputs: int = 1) -> list[Tensor]:
+    def _chain(
+        self, x: Tensor, convolutions: Sequence[nn.Conv2d], norms: Sequence[BatchNorm], outputs: int = 1
+    ) -> list[Tensor]:
         """conv_bn_chain of layers whose modules hold the parameters; the last `outputs` of their results."""
         one, tracks = norms[0], norms[0].running_mean is not None
         if one.training and tracks:
