@@ -1,4 +1,4 @@
-"""Collect the parameters and statistics of another codebase's candidates for one call of ops.mixed_cell.
+"""The parameters and statistics of another codebase's candidates, as one call of ops.mixed_cell takes them.
 
 Notation: E edges, K candidates, Cq channels that pass through a candidate.
 """
@@ -13,18 +13,18 @@ from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Path, layer_at
 from fastdarts.interop.tree import Tree, customary
 from fastdarts.kernels.graph import Graph
-from fastdarts.ops.batch_norm import Norm, recomputed_to_here
+from fastdarts.ops.batch_norm import BatchNorm, recomputed_to_here
 from fastdarts.ops.mixed_cell import mixed_cell
 
 
 class Layers(NamedTuple):
-    """A candidate's convolutions, norms and dropouts, at their locations.
+    """A candidate's convolutions, norms and dropouts, as they were found at their places.
 
-    reads  dependencies of the codebase's own forwards; None if there are none
+    reads  what forwards of the codebase's own read; None where there are none
     """
 
     convolutions: tuple[nn.Conv2d, ...]
-    norms: tuple[Norm, ...]
+    norms: tuple[BatchNorm, ...]
     dropouts: tuple[nn.Dropout, ...]
     shapes: tuple[torch.Size, ...]  # of the convolutions' weights
     tree: Tree
@@ -34,22 +34,22 @@ class Layers(NamedTuple):
     def of(
         candidate: nn.Module, convolutions: Sequence[Path], norms: Sequence[Path], dropouts: Sequence[Path] = ()
     ) -> "Layers":
-        """Raises KeyError for a missing layer, Unwatched if the dependencies of its forward cannot be watched."""
+        """Raises KeyError where a layer is missing, Unwatched where its forward cannot be watched."""
         found, *rest = [tuple([layer_at(candidate, p) for p in paths]) for paths in (convolutions, norms, dropouts)]
         reads = None if customary(candidate) else Reads(candidate, layers=True)
         return Layers(found, *rest, _shapes(found), Tree(candidate), reads)
 
     def same(self, candidate: nn.Module) -> bool:
-        """Return whether these layers are the candidate's, unchanged except for numeric values."""
+        """Whether the candidate is the one that they were found in, and nothing has changed but numbers."""
         return self.tree.same(candidate) and _shapes(self.convolutions) == self.shapes
 
     def as_tried(self, candidate: nn.Module) -> bool:
-        """Return whether the dependencies of its forward have their verified values."""
+        """Whether what its forward reads is what it was."""
         return self.reads is None or self.reads.same(candidate)
 
     @property
     def key(self) -> str | None:
-        """Return the key of its forward's dependencies."""
+        """Of what its forward reads."""
         return None if self.reads is None else self.reads.key
 
 
@@ -66,9 +66,9 @@ def run(
     partial_channels: int,
     backend: str,
 ) -> Tensor:
-    """Run ops.mixed_cell on the candidates' parameters; update running statistics and counters as their forward does.
+    """ops.mixed_cell with the candidates' own parameters; their running statistics and counters move as in their forward.
 
-    found  of all candidates of `graph`, in its order; their norms share one mode and one setting
+    found  of all candidates of `graph`, in its order; their norms are of one mode and one setting
     """
     x = inputs[0]
     weights = [layer.weight.reshape(-1) for layers in found for layer in layers.convolutions]
@@ -105,10 +105,9 @@ def run(
 
 
 def alike(found: Sequence[Layers], x: Tensor) -> bool:
-    """Return whether all norms share one mode and one setting, so that one call can run them on images like x.
+    """Whether all norms have one mode and one setting, so that one call can serve them and images like x.
 
-    A norm at two places is updated twice. A norm without momentum, or one that keeps but does not update statistics, stays
-    torch's.
+    A norm that is at two places moves twice; one without momentum, or that keeps statistics but does not move them, is torch's.
     """
     norms = [n for f in found for n in f.norms]
     if len({(n.training, n.momentum, n.eps, *_kept(n)) for n in norms}) > 1 or len(set(norms)) < len(norms):
@@ -117,11 +116,11 @@ def alike(found: Sequence[Layers], x: Tensor) -> bool:
 
 
 def usual(norm: Norm, x: Tensor) -> bool:
-    """Return whether a norm computes the same as the fused ops, in their dtype."""
+    """Whether a norm does what the fused ops do, in their dtype."""
     affine, tracks, dtype = _kept(norm)
     fits = dtype is None or dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
     return fits and not affine and norm.momentum is not None and tracks == (dtype is not None)
 
 
-def _kept(norm: Norm) -> tuple[bool, bool, torch.dtype | None]:
+def _kept(norm: BatchNorm) -> tuple[bool, bool, torch.dtype | None]:
     return norm.affine, norm.track_running_stats, None if norm.running_mean is None else norm.running_mean.dtype

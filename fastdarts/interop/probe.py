@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 
 N, SIDE = 2, 8
-CLOSE: dict[str, Any] = {
-    "rtol": 1e-7,
-    "atol": 1e-9,
-}  # of float64; eps of BatchNorm makes the numbers ill-conditioned by 1e3 or so
+# of float64; eps of BatchNorm makes the numbers ill-conditioned by 1e3 or so
+CLOSE: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9}
 DRAWN = "the state of the random numbers"
 SOFT, HOT, LISTS = "weights of a softmax", "one-hot weights", "weights as lists"
 Arguments = tuple[Any, ...]

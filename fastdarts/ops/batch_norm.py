@@ -17,7 +17,7 @@ Running = tuple[Tensor, Tensor]  # running mean and running variance, (B,) each
 
 if TYPE_CHECKING:
 
-    class Norm(nn.Module):
+    class BatchNorm(nn.Module):
         """torch's BatchNorm2d, whose own annotations leave open whether it has running statistics and a momentum."""
 
         weight: Tensor
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
         def __init__(self, num_features: int, affine: bool = True) -> None: ...
 else:
-    Norm = nn.BatchNorm2d
+    BatchNorm = nn.BatchNorm2d
 
 
 def batch_norm(

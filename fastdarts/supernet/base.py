@@ -1,4 +1,4 @@
-"""The interface of supernets for a search: cells in three stages, and the feature at the end of each stage.
+"""What every supernet is to a search: cells in three stages, and the feature that each stage ends with.
 
 Notation: N images, S pixels a side, C channels of a cell's nodes, E edges of a cell.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdarts.ops.backend import offered
-from fastdarts.ops.batch_norm import Norm
+from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.ops.sync import Sync
@@ -28,7 +28,7 @@ class Network(nn.Module):
 
     space, partial_channels, channel_sampling, seed, backend  as of Supernet
 
-    A subclass creates the modules, sets `tap_channels` and `multiple`, and defines forward.
+    A subclass makes the modules, sets `tap_channels` and `multiple`, and defines forward.
     """
 
     tap_channels: list[int]  # of the three features
@@ -56,12 +56,12 @@ class Network(nn.Module):
         step: Tensor | None = None,
         stream: int = 0,
     ) -> list[Tensor]:
-        """Return the features of the three stages.
+        """The features of the three stages.
 
         x        (N, 3, S, S), S a multiple of `multiple`
-        weights  of each kind of cell; differentiable
+        weights  how each kind of cell mixes; differentiable
         step     int64 tensor of one element on x' device; needed by (and only read for) random channels
-        stream   a philox.Stream, which keys the random channels
+        stream   a philox.Stream: whose random channels
         Returns F_l, l = 1..3: (N, tap_channels[l], S / (d * 2**l)) with d = multiple / 8.
         Raises ValueError for images of another size.
         """
@@ -69,17 +69,16 @@ class Network(nn.Module):
 
     @property
     def num_cells(self) -> int:
-        """Return the number of cells, without the blocks between them."""
+        """Cells, without what stands between them."""
         return sum(isinstance(module, PackedEdges) for module in self.modules())
 
     def synchronise(self, sync: Sync | None) -> None:
-        """Synchronise BatchNorm's batch statistics over the images of all ranks; None: use this process' images only.
+        """Take BatchNorm's batch statistics over the images of all ranks; None: over those of this process.
 
-        All ranks have the same number of images. In the forward and in the backward, a cell sums over the ranks at most 9 times
-        (the
-        two preprocess layers once, the mixed edges once or twice for the inputs and for each node that is read), the stem once
-        a layer; a cell with eager candidates once or twice for each of its calls. The definitions sum once for
-        each BatchNorm. Raises ValueError for a custom candidate that has a BatchNorm.
+        All ranks have as many images. Forward as well as backward, a cell sums over the ranks at most 9 times (the two
+        preprocess layers once, the mixed edges once or twice for the inputs and for each node that is read), the stem once
+        a layer; a cell with candidates that run eagerly once or twice for each of its calls. The definitions sum once for
+        each BatchNorm. Raises ValueError for a candidate of one's own that has a BatchNorm.
         """
         for name, module in self.named_modules():
             own = isinstance(module, MixedEdgesBeside) and any(isinstance(m, _BatchNorm) for m in module.modules())
@@ -91,15 +90,15 @@ class Network(nn.Module):
                 module.sync = sync
 
     def drop_skips(self, rate: float) -> None:
-        """Set the dropout rate of skips; no effect without `skip_dropout`. Captured graphs see the change."""
+        """Set the rate at which skips drop numbers; nothing without `skip_dropout`. Takes effect in captured graphs too."""
         for module in self.modules():
             if isinstance(module, SkipDropout):
                 module.rate.fill_(rate)
 
     def attach_classifier(self, num_classes: int) -> nn.Linear:
-        """Return the linear head on the last feature, named as in DARTS (`classifier`); the first call creates it.
+        """The customary linear head on the last feature, under its customary name; made on the first call.
 
-        Raises ValueError if one of another size exists (whose parameters an optimizer may hold).
+        Raises ValueError if there is one of another size (whose parameters an optimizer may hold).
         """
         if self.classifier is None:
             self.classifier = nn.Linear(self.tap_channels[-1], num_classes).to(next(self.parameters()))
@@ -109,7 +108,7 @@ class Network(nn.Module):
         return self.classifier
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; loads its codebases' files unchanged: drops a DataParallel prefix, keeps a classifier."""
+        """As torch's; takes its codebases' files unchanged: a DataParallel prefix is dropped, a classifier kept."""
         if state_dict and all(name.startswith("module.") for name in state_dict):
             state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
         if "classifier.weight" in state_dict:
@@ -123,7 +122,7 @@ class Network(nn.Module):
             )
 
     def _channels(self, number: int, C: int, step: Tensor | None, stream: int) -> Tensor | None:
-        """Return the channels that each edge of cell `number` processes at this step: int64 (E, C/k), or None for `first`.
+        """The channels that each edge of cell `number` processes at this step: int64 (E, C/k), or None for `first`.
 
         They are the C/k channels with the smallest random words, in ascending order.
         """
@@ -137,7 +136,7 @@ class Network(nn.Module):
         return words.sort(dim=1, stable=True).indices[:, : C // self.k].sort(dim=1).values
 
     def _chain(self, x: Tensor, convolutions: Sequence[nn.Conv2d], norms: Sequence[Norm], outputs: int = 1) -> list[Tensor]:
-        """Run conv_bn_chain on layers whose modules hold the parameters; return the last `outputs` of their results."""
+        """conv_bn_chain of layers whose modules hold the parameters; the last `outputs` of their results."""
         one, tracks = norms[0], norms[0].running_mean is not None
         if one.training and tracks:
             for bn in norms:

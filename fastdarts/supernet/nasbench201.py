@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdarts.ops.batch_norm import Norm, batch_norm
+from fastdarts.ops.batch_norm import BatchNorm, batch_norm
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.base import Network
 from fastdarts.supernet.cell import CellWeights
@@ -85,7 +85,7 @@ class NASBench201Supernet(Network):
         (body,) = self._chain(F.relu(x), [conv_a, conv_b], [norm_a, norm_b])
         return block.downsample(x) + body
 
-    def _normalised(self, x: Tensor, bn: Norm) -> Tensor:
+    def _normalised(self, x: Tensor, bn: BatchNorm) -> Tensor:
         if bn.training:
             bn.num_batches_tracked.add_(1)
         running = bn.running_mean, bn.running_var

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from fastdarts.ops.batch_norm import Norm
+from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.base import ChannelSampling, Network
 from fastdarts.supernet.cell import Cell, CellWeights
@@ -115,6 +115,6 @@ class Supernet(Network):
         parts = [self.stem] if self.stem_kind == "cifar" else [self.stem0, self.stem1]
         modules = [m for part in parts for m in part]
         convolutions = [m for m in modules if isinstance(m, nn.Conv2d)]
-        norms = [m for m in modules if isinstance(m, Norm)]
+        norms = [m for m in modules if isinstance(m, BatchNorm)]
         outs = self._chain(x, convolutions, norms, len(parts))
         return outs[0], outs[-1]
