@@ -115,7 +115,7 @@ def alike(found: Sequence[Layers], x: Tensor) -> bool:
     return not norms or usual(norms[0], x)
 
 
-def usual(norm: Norm, x: Tensor) -> bool:
+def usual(norm: BatchNorm, x: Tensor) -> bool:
     """Whether a norm does what the fused ops do, in their dtype."""
     affine, tracks, dtype = _kept(norm)
     fits = dtype is None or dtype == x.dtype or torch.is_autocast_enabled(x.device.type)

@@ -32,7 +32,7 @@ class Network(nn.Module):
     """
 
     tap_channels: list[int]  # of the three features
-    multiple: int  # the image's side must be a multiple of this, so that each halving divides an even number
+    multiple: int  # the image's side must be a multiple of this, so that each halving is of an even number
 
     def __init__(
         self,
@@ -135,7 +135,9 @@ class Network(nn.Module):
         words = random_words(self.seed, stream, step, edges, Purpose.CHANNELS, C)
         return words.sort(dim=1, stable=True).indices[:, : C // self.k].sort(dim=1).values
 
-    def _chain(self, x: Tensor, convolutions: Sequence[nn.Conv2d], norms: Sequence[Norm], outputs: int = 1) -> list[Tensor]:
+    def _chain(
+        self, x: Tensor, convolutions: Sequence[nn.Conv2d], norms: Sequence[BatchNorm], outputs: int = 1
+    ) -> list[Tensor]:
         """conv_bn_chain of layers whose modules hold the parameters; the last `outputs` of their results."""
         one, tracks = norms[0], norms[0].running_mean is not None
         if one.training and tracks:
