@@ -1,7 +1,7 @@
-"""The settings by topic. No group knows another; a command takes those that it needs (commands.py).
+"""Settings by topic. Groups are independent; a command combines the ones it needs (commands.py).
 
-Where a published search says otherwise than these defaults, PC-DARTS' search on ImageNet, which MAE-NAS uses, its command,
-method or recipe does.
+The defaults are PC-DARTS' search on ImageNet, which MAE-NAS uses. A command, method or recipe overrides them for other
+published searches.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from fastdarts.settings.values import ConfigError
 
 @group
 class ImageFiles(Settings):
-    """Images that are files, of any size, decoded on the way or once."""
+    """Image files of any size, decoded on the fly or once."""
 
     title = "images"
 
@@ -45,7 +45,7 @@ class ImageFiles(Settings):
 
 @group
 class ImageArrays(Settings):
-    """Images of one size that are in memory."""
+    """In-memory images of one size."""
 
     title = "images"
 
@@ -63,7 +63,7 @@ class ImageArrays(Settings):
 
 @group
 class Splits(Settings):
-    """Which of the training images train the weights, and which alpha."""
+    """Splits of the training images for weights and alpha."""
 
     title = "splits"
 
@@ -79,7 +79,7 @@ class Splits(Settings):
 
 @group
 class Method(Settings):
-    """A published search, or a method whose settings hold where nothing else is said."""
+    """Published search, or method, as the source of default settings."""
 
     title = "method"
 
@@ -100,7 +100,7 @@ class Method(Settings):
 
 @group
 class SearchSpace(Settings):
-    """What may be chosen, and where true accuracies of the choice are known."""
+    """Search space, and a benchmark of its true accuracies."""
 
     title = "space"
 
@@ -128,7 +128,7 @@ class SearchSpace(Settings):
 
 @group
 class Network(Settings):
-    """The supernet."""
+    """Supernet."""
 
     title = "network"
 
@@ -146,7 +146,7 @@ class Network(Settings):
 
 @group
 class Objective(Settings):
-    """What is minimised."""
+    """Training objective."""
 
     title = "objective"
 
@@ -162,7 +162,7 @@ class Objective(Settings):
 
 @group
 class Optimisation(Settings):
-    """How the weights of a network are trained."""
+    """Training of a network's weights."""
 
     title = "optimisation"
 
@@ -194,7 +194,7 @@ class Optimisation(Settings):
 
 @group
 class ArchitectureStep(Settings):
-    """How alpha moves."""
+    """Training of alpha."""
 
     title = "architecture step"
 
@@ -212,7 +212,7 @@ class ArchitectureStep(Settings):
 
 @group
 class EarlyStop(Settings):
-    """When a search ends before its cells collapse."""
+    """Early stopping before cells collapse."""
 
     title = "early stop"
 
@@ -232,7 +232,7 @@ class EarlyStop(Settings):
 
 @group
 class Progressive(Settings):
-    """P-DARTS' stages, and what goes with them."""
+    """P-DARTS' stages and their settings."""
 
     title = "progressive search"
 
@@ -250,7 +250,7 @@ class Progressive(Settings):
 
 @group
 class Device(Settings):
-    """What computes, and how exactly."""
+    """Device and numerical precision."""
 
     title = "device"
 
@@ -273,7 +273,7 @@ class Device(Settings):
 
 @group
 class Ranks(Settings):
-    """Several processes that train together."""
+    """Data-parallel ranks."""
 
     title = "ranks"
 
@@ -291,7 +291,7 @@ class Ranks(Settings):
 
 @group
 class Run(Settings):
-    """The run folder, and what a run does about trouble."""
+    """Run folder, checkpoints and error handling."""
 
     title = "run"
 
@@ -314,7 +314,7 @@ class Run(Settings):
 
 @group
 class Watching(Settings):
-    """What a run tells while it runs."""
+    """Progress output of a run."""
 
     title = "watching"
 
