@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--require-native", action="store_true", help="exit 1 unless the native module is loaded")
-    parser.add_argument("--kernels", action="store_true", help="print what each GPU kernel uses; a minute or two")
+    parser.add_argument("--kernels", action="store_true", help="print the resources of each GPU kernel; takes a minute or two")
     args = parser.parse_args(argv)
     if args.kernels:
         return _print_kernels(args.json)

@@ -158,7 +158,7 @@ def _check_watching(settings: groups.Watching) -> None:
 
 
 def _device(name: str, info: RankInfo) -> str:
-    """Return the device of `name` on that rank, after a test allocation. Raises ConfigError."""
+    """Return the device of `name` on that rank, after trying it. Raises ConfigError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and info.size > 1:

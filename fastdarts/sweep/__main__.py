@@ -177,27 +177,25 @@ def _halves(argv: list[str]) -> tuple[list[str], list[str]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROG, description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=list(COMMANDS), help="the search that is run")
-    parser.add_argument("--save", type=path_of, required=True, metavar="FOLDER", help="the sweep's folder, made or continued")
+    parser.add_argument("command", choices=list(COMMANDS), help="search command to run")
+    parser.add_argument("--save", type=path_of, required=True, metavar="FOLDER", help="sweep folder, created or continued")
     parser.add_argument(
         "--grid", action="append", required=True, metavar="SETTING=VALUE,...",
-        help="an axis: a setting of the search and its values; the first one is the plot's, over `seed` is averaged",
+        help="an axis: a setting of the search and its values; the plot uses the first one and averages over `seed`",
     )  # fmt: skip
-    parser.add_argument(
-        "--metric", default="valid.loss", help="figure that is plotted, by its name in sweep.csv (default: valid.loss)"
-    )
+    parser.add_argument("--metric", default="valid.loss", help="figure to plot, by its name in sweep.csv (default: valid.loss)")
     parser.add_argument(
         "--executor", choices=("here", "local", "slurm"), default="here",
-        help="one run after the other on this machine (default), or through submitit: --jobs at a time on it, or on SLURM",
+        help="one run at a time on this machine (default), or --jobs at a time through submitit, on this machine or on SLURM",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default: 1; not with here)")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="concurrent runs (default: 1; not with here)")
     parser.add_argument(
         "--timeout_minutes", "--timeout-minutes", type=_positive, metavar="N",
-        help=f"a job's time; then it takes a checkpoint and is queued again (default: {DAY}; not with here)",
+        help=f"time limit of a job, after which it saves a checkpoint and is requeued (default: {DAY}; not with here)",
     )  # fmt: skip
     parser.add_argument(
         "--slurm", action="append", default=[], type=_parameter, metavar="NAME=VALUE",
-        help="a parameter of sbatch, as partition=gpu, gpus_per_node=1, cpus_per_task=8, mem=32GB, account=A",
+        help="an sbatch parameter, for example partition=gpu, gpus_per_node=1, cpus_per_task=8, mem=32GB, account=A",
     )  # fmt: skip
     return parser
 
