@@ -1,4 +1,4 @@
-"""`fastdarts NAME ...`, `python -m fastdarts NAME ...`: every command by its name, as `python -m fastdarts.NAME ...`."""
+"""Dispatch `fastdarts NAME ...` and `python -m fastdarts NAME ...` to the command, as `python -m fastdarts.NAME ...`."""
 
 import sys
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ COMMANDS = {
 
 
 def usage() -> str:
-    """The commands, a line each."""
+    """Return the list of commands, one line each."""
     lines = [f"  {name:16} {about}" for name, (_, about) in COMMANDS.items()]
     return "\n".join(["usage: fastdarts NAME ...", "", *lines, "", "`fastdarts NAME --help` tells of each."])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that the first argument names, with dashes or underscores; returns its exit status, 2 for no name."""
+    """Run the command named by the first argument, with dashes or underscores; returns its exit status, 2 for no name."""
     name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
     if name in ("-h", "--help"):
         print(usage())

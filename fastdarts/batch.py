@@ -1,4 +1,4 @@
-"""The one record that travels from a loader to an objective.
+"""Batch of images, passed from a loader to an objective.
 
 Notation: N images, S pixels a side.
 """
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """N images as they were decoded and cropped; everything later (normalise, flip, mask) happens on the device.
+    """N decoded and cropped images; later processing (normalise, flip, mask) happens on the device.
 
     images  uint8 (N, S, S, 3), RGB, NHWC contiguous, not yet flipped
-    labels  int64 (N,), class number in the sorted list of class folders
-    index   int64 (N,), the image's stable number in the sorted list of all files: the key of its random streams
-    flip    bool (N,), True where the image is to be mirrored left to right
+    labels  int64 (N,), position of the class in the sorted list of class folders
+    index   int64 (N,), stable image number in the sorted list of all files: key of its random streams
+    flip    bool (N,), True for images to flip horizontally
     """
 
     images: Tensor
@@ -24,5 +24,5 @@ class Batch(NamedTuple):
     flip: Tensor
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on `device` (asynchronously where the tensors are pinned)."""
+        """Return the batch on `device` (asynchronous copies of pinned tensors)."""
         return Batch(*(t.to(device, non_blocking=True) for t in self))

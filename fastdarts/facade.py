@@ -1,4 +1,4 @@
-"""A whole search as one call: `fastdarts.search("mae-nas-cifar10", data=..., save=...)`."""
+"""Run a whole search in one call: `fastdarts.search("mae-nas-cifar10", data=..., save=...)`."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,20 +11,20 @@ from fastdarts.spaces.genotype import Genotype, read_architecture_json
 
 
 class Found(NamedTuple):
-    """What a search found: its cell, and the run folder with everything else."""
+    """Result of a search: its cell, and the run folder with everything else."""
 
     genotype: Genotype | Architecture
     folder: Path
 
 
 def search(recipe: str | None = None, *, command: str | None = None, **settings: Any) -> Found:
-    """Search as `fastdarts COMMAND --recipe RECIPE --SETTING VALUE ...` does, in this process.
+    """Run `fastdarts COMMAND --recipe RECIPE --SETTING VALUE ...` in this process.
 
-    recipe    a published search; None: the command's own defaults
+    recipe    a published search; None: the command's defaults
     command   "search_imagenet" or "search_cifar"; None: the recipe's, else search_imagenet
     settings  any flag by name: data, save, epochs, ...; the same call with the same `save` continues an interrupted run
 
-    Raises what the command would print in one line: ConfigError, DataError, RunFolderError, DivergedError, Stopped, ...
+    Raises the errors that the command prints in one line: ConfigError, DataError, RunFolderError, DivergedError, Stopped, ...
     """
     if settings.get("dry_run"):
         raise ConfigError("dry_run finds no cell: give --dry_run to the command")

@@ -1,8 +1,8 @@
 """`python -m fastdarts.info`: versions, machine, what is built, and which backend each op takes and why not a faster one.
 
-Works whatever is missing. `--json` prints the same as JSON; `--require-native` exits with status 1, saying why, unless
-the native module is loaded. `--kernels` compiles every Triton kernel for GPUs that need not be there, and prints what each
-uses instead: registers, shared memory, spilled bytes; with status 1, saying why, where Triton is not usable.
+Works with any dependency missing. `--json` prints the same as JSON. `--require-native` exits with status 1 and the reason
+unless the native module is loaded. `--kernels` compiles every Triton kernel for GPUs that need not be present, and prints
+each one's registers, shared memory and spilled bytes instead; exits with status 1 and the reason if Triton is unusable.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from fastdarts.provenance import BROKEN, apex, machine, torch
 
 
 def version(package: str) -> str:
-    """The package's version, "not installed", or what went wrong on importing it."""
+    """Return the package's version, "not installed", or the error of its import."""
     try:
         if find_spec(package.partition(".")[0]) is None:
             return "not installed"
@@ -33,7 +33,7 @@ def version(package: str) -> str:
 
 
 def native_module() -> dict[str, Any]:
-    """Whether the native module is loaded or why not, what its build recorded, and its facts about this machine."""
+    """Return whether the native module is loaded or why not, its build record, and its facts on this machine."""
     if not torch:
         return {"loaded": False, "reason": "torch is not usable", "build": None}
     from fastdarts import native
@@ -46,7 +46,7 @@ def native_module() -> dict[str, Any]:
 
 
 def op_backends() -> list[dict[str, Any]]:
-    """The rows of ops.backend.describe() for every op of the library."""
+    """Return the rows of ops.backend.describe() for every op of the library."""
     if not torch:
         return []
     from fastdarts import ops
@@ -58,7 +58,7 @@ def op_backends() -> list[dict[str, Any]]:
 
 
 def collect() -> dict[str, Any]:
-    """All of it, as JSON can hold it."""
+    """Return all facts as JSON-compatible values."""
     packages = {"torch": "torch", "torchvision": "torchvision", "triton": "triton", "dali": "nvidia.dali"}
     packages |= {"numpy": "numpy", "pillow": "PIL", "matplotlib": "matplotlib"}
     versions = {"fastdarts": fastdarts.__version__, "python": platform.python_version()}
@@ -69,9 +69,9 @@ def collect() -> dict[str, Any]:
 
 
 def kernels() -> tuple[list[dict[str, Any]], str | None]:
-    """A row for each Triton kernel (kernels.compile) and each CUDA kernel of the native module (kernels.cuda_resources).
+    """Return a row for each Triton kernel (kernels.compile) and each CUDA kernel of the native module (kernels.cuda_resources).
 
-    Or none, and the sentence why not. Without CUDA kernels, or without cuobjdump, the Triton kernels' rows are all.
+    Or no rows, and a sentence with the reason. Without CUDA kernels or cuobjdump, only the Triton kernels' rows.
     """
     if not torch:
         return [], "torch is not usable"
@@ -88,7 +88,7 @@ def kernels() -> tuple[list[dict[str, Any]], str | None]:
 
 
 def text(facts: dict[str, Any]) -> str:
-    """The facts as a person reads them."""
+    """Format the facts as text."""
     lines = []
     for title in ("versions", "machine"):
         lines.append(title)
@@ -111,7 +111,7 @@ def text(facts: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows of the same keys, one line each, under a line of the keys."""
+    """Format rows of equal keys, one line each, under a header line."""
     lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--require-native", action="store_true", help="exit 1 unless the native module is loaded")
-    parser.add_argument("--kernels", action="store_true", help="print what each GPU kernel uses; a minute or two")
+    parser.add_argument("--kernels", action="store_true", help="print the resources of each GPU kernel; takes a minute or two")
     args = parser.parse_args(argv)
     if args.kernels:
         return _print_kernels(args.json)

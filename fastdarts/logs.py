@@ -1,4 +1,4 @@
-"""What the library says by itself: the "fastdarts" logger, each sentence once a process, and streams that take any name."""
+"""Logging: the "fastdarts" logger, once-per-process messages, and streams that accept any file name."""
 
 import io
 import logging
@@ -12,21 +12,21 @@ log = logging.getLogger("fastdarts")
 
 @cache
 def say_once(sentence: str) -> None:
-    """Log a sentence, unless it was said before: what holds for every call alike need not be said at each."""
+    """Log a sentence once per process, for facts that hold for every call."""
     log.info(sentence)
 
 
 @cache
 def warn_once(sentence: str) -> None:
-    """As say_once, as a warning, which is printed also where no handler was set up."""
+    """Log a warning once per process; it is printed even without a handler."""
     log.warning(sentence)
 
 
 @contextmanager
 def any_text() -> Generator[None]:
-    """Inside, stdout and stderr print any text: what their encoding lacks is escaped, as \\xe9 is, and raises nothing.
+    """Context manager: stdout and stderr print any text, escaping characters outside their encoding, as \\xe9.
 
-    Around a command, whatever the locale and PYTHONIOENCODING are. Also a decorator.
+    Wraps a command, for any locale and PYTHONIOENCODING. Also a decorator.
     """
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     before = [stream.errors for stream in streams]

@@ -1,7 +1,7 @@
-"""The native module `fastdarts._C`: loaded when first asked for, refused with a sentence when it does not fit.
+"""Native module `fastdarts._C`: loaded on first use, rejected with a sentence if incompatible.
 
-Loading it registers the C++ kernels with torch's dispatcher; their schemas are defined by the modules in fastdarts.ops.
-The build leaves `_build.json` beside it: the torch it was built against and how, or `skipped`, why nothing was built.
+Loading registers the C++ kernels with torch's dispatcher; the modules in fastdarts.ops define their schemas. The build writes
+`_build.json` next to it: the torch version it was built against and how, or `skipped` with the reason.
 """
 
 import hashlib
@@ -20,12 +20,12 @@ BUILD = "pip install --no-build-isolation -e ."
 
 
 def build() -> dict[str, Any] | None:
-    """What the build recorded, or None where nothing was built."""
+    """Return the build record, or None without a build."""
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else None
 
 
 def digest(sources: Path) -> str | None:
-    """What tells one state of the C++ sources from another, or None where there are none (an installed wheel)."""
+    """Return the digest of the C++ sources, or None without sources (an installed wheel)."""
     files = sorted(path for path in sources.rglob("*") if path.suffix in (".h", ".cpp", ".cu"))
     whole = hashlib.sha256()
     for path in files:
@@ -34,9 +34,9 @@ def digest(sources: Path) -> str | None:
 
 
 def refusal(record: dict[str, Any] | None, running: str, sources: str | None = None) -> str | None:
-    """Why a module with this build record cannot serve the torch whose version is `running`, or None.
+    """Return why a module with this build record is incompatible with torch version `running`, or None.
 
-    sources: the digest of the C++ sources beside the package, if there are any; a module of others may know other ops.
+    sources: digest of the C++ sources next to the package, if any; a module of other sources may have other ops.
     """
     if record is None:
         return f"the native module is not built; build it in the checkout: {BUILD}"
@@ -51,7 +51,7 @@ def refusal(record: dict[str, Any] | None, running: str, sources: str | None = N
 
 @cache
 def load() -> tuple[ModuleType | None, str | None]:
-    """The module and None, or None and the sentence why not; decided once a process."""
+    """Return the module and None, or None and a sentence with the reason; cached per process."""
     if sentence := refusal(build(), torch.__version__, digest(SOURCES)):
         return None, sentence
     try:
@@ -61,7 +61,7 @@ def load() -> tuple[ModuleType | None, str | None]:
 
 
 def module() -> ModuleType | None:
-    """fastdarts._C, or None (then reason() says why)."""
+    """Return fastdarts._C, or None (reason() gives the reason)."""
     return load()[0]
 
 
@@ -74,17 +74,17 @@ def required() -> ModuleType:
 
 
 def reason() -> str | None:
-    """None when the native module is loaded, else the sentence why it is not."""
+    """Return None if the native module is loaded, else a sentence with the reason."""
     return load()[1]
 
 
 def has(op: str, key: str) -> bool:
-    """Whether `fastdarts::op` has a kernel for a dispatch key ("CPU", "CUDA")."""
+    """Return whether `fastdarts::op` has a kernel for a dispatch key ("CPU", "CUDA")."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdarts::{op}", key)
 
 
 def without_cuda() -> str | None:
-    """Why there are no CUDA kernels of the native module, or None where there are."""
+    """Return why the native module has no CUDA kernels, or None if it has."""
     if module() is None:
         return reason()
     if hasattr(module(), "cuda_launches"):
@@ -94,7 +94,7 @@ def without_cuda() -> str | None:
 
 
 def lacks(op: str) -> str | None:
-    """Why the loaded module does not serve the op `fastdarts::op` (it was built before there was one), or None."""
+    """Return why the loaded module lacks `fastdarts::op` (it was built before the op existed), or None."""
     if has(op, "CPU"):
         return None
     return f"the native module was built from an older checkout, without {op}; rebuild it: {BUILD}"

@@ -1,4 +1,4 @@
-"""For those who write their own search networks: MixedOp and Cell with the customary signatures, and the ops as functions.
+"""Building blocks for custom search networks: MixedOp and Cell with DARTS' signatures, and the ops as functions.
 
 Notation: N images, C channels of a node, k the divisor of partial channels, H W pixels, E edges, K candidates.
 """
@@ -25,18 +25,18 @@ Weights = Tensor | Sequence[Tensor | float]
 
 
 class MixedOp(PackedEdges):
-    """The weighted sum of an edge's candidates as one fused call (DARTS, Liu et al., ICLR 2019, Eq. 2).
+    """Weighted sum of an edge's candidates as one fused call (DARTS, Liu et al., ICLR 2019, Eq. 2).
 
     C                 channels
     stride            1 or 2
     primitives        names of the candidates, in the order of their weights
-    partial_channels  k: the first C/k channels pass through the candidates, the others by them; the result is shuffled
+    partial_channels  k: the first C/k channels pass through the candidates, the others bypass them; the result is shuffled
                       (PC-DARTS, Xu et al., ICLR 2020, Eq. 2)
-    backend           of ops.mixed_cell
+    backend           backend of ops.mixed_cell
 
-    One Parameter, `weights`, holds all convolutions; state_dict and load_state_dict speak DARTS' names,
+    One Parameter, `weights`, holds all convolutions; state_dict and load_state_dict use DARTS' names,
     `_ops.CANDIDATE.op.1.weight` and so on. BatchNorm has no affine parameters, eps 1e-5, momentum 0.1.
-    Raises ValueError for primitives that are not known, and for a stride that is neither 1 nor 2.
+    Raises ValueError for unknown primitives, and for a stride other than 1 or 2.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class MixedOp(PackedEdges):
         self.primitives = tuple(primitives)
 
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
-        """x (N, C, H, W); weights (K,) or K numbers, of any scale -> (N, C, H/stride, W/stride)."""
+        """Map x (N, C, H, W) and weights, (K,) or K numbers, of any scale, to (N, C, H/stride, W/stride)."""
         return self.mixed([x], _row(weights, x)[None], None)
 
 
 class Cell(CellModules):
-    """DARTS' cell: two preprocess layers, `steps` nodes that read all states before them, the last `multiplier` concatenated.
+    """DARTS' cell: two preprocess layers, `steps` nodes that read all previous states, the last `multiplier` concatenated.
 
     C_prev_prev, C_prev  channels of the two inputs
     C                    channels of a node
     reduction            edges from the inputs have stride 2
-    reduction_prev       the cell before reduced: the first input is twice as large and is reduced here
+    reduction_prev       the previous cell is a reduction cell: the first input is twice as large and is reduced here
     primitives           names of every edge's candidates, in the order of their weights
-    partial_channels, backend  as of MixedOp
+    partial_channels, backend  as in MixedOp
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class Cell(CellModules):
         self.reduction, self._steps, self._multiplier = reduction, steps, multiplier
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor | Sequence[Weights], weights2: Weights | None = None) -> Tensor:
-        """s0, s1: outputs of the two cells before; weights (E, K) or E rows; weights2 (E,): of edges, as in PC-DARTS.
+        """s0, s1: outputs of the two previous cells; weights (E, K) or E rows; weights2 (E,): edge weights, as in PC-DARTS.
 
-        Returns (N, multiplier * C, H', W'), where H' W' are those of s1, halved if the cell reduces.
+        Returns (N, multiplier * C, H', W') with H' W' of s1, halved in a reduction cell.
         """
         rows = weights if isinstance(weights, Tensor) else torch.stack([_row(row, s1) for row in weights])
         out = self.mixed(s0, s1, CellWeights(rows, None if weights2 is None else _row(weights2, s1)))
@@ -109,7 +109,7 @@ def _check_channels(C: int, k: int) -> None:
 
 
 def _row(weights: Weights, like: Tensor) -> Tensor:
-    """The weights as one tensor; tensors keep their dtype and their gradients."""
+    """Stack the weights into one tensor; tensors keep their dtype and gradients."""
     if isinstance(weights, Tensor):
         return weights
     if not len(weights):

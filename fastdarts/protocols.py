@@ -1,4 +1,4 @@
-"""What layers promise each other: what is trained and who keeps it going, a loader and its batches, ranks and their means.
+"""Interfaces between layers: trainables and their hooks, loaders and batches, ranks.
 
 Shapes: P parts of a trainable, N images a batch on this rank.
 """
@@ -16,17 +16,18 @@ Step = Callable[[Tensor, Batch, Batch | None], tuple[Tensor, Tensor | None]]  # 
 
 
 class InputStopped(RuntimeError):
-    """No more batches come although nothing is known to be wrong with the files: a process that was killed, a stage that
-    is stuck. The message is one line that names it; a command ends with it and exit status 1, and may be started again.
+    """Input ended without a known fault of the files: a killed process, or a stuck stage.
+
+    The message is one line that names it; a command prints it and exits with status 1, and may be restarted.
     """
 
 
 class DivergedError(ArithmeticError):
-    """Numbers are no longer finite, so that going on is pointless; the message says where."""
+    """Non-finite numbers end the training; the message says where."""
 
 
 class Ranks(Protocol):
-    """The processes that train together, each on an equal share of every batch (engine.World)."""
+    """Data-parallel processes, each on an equal share of every batch (engine.World)."""
 
     @property
     def size(self) -> int: ...
@@ -37,11 +38,11 @@ class Ranks(Protocol):
         """Replace `flat` by its mean over the ranks."""
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Make all tensors what they are on the rank that leads, in place."""
+        """Copy all tensors from the main rank, in place."""
 
 
 class Loader(Protocol):
-    """An endless iterator of batches that knows the length of an epoch and where it stands."""
+    """Infinite iterator of batches with an epoch length and a position."""
 
     def __len__(self) -> int: ...
     def __next__(self) -> Batch: ...
@@ -57,10 +58,10 @@ class Batches(Protocol):
 
 
 class Part(NamedTuple):
-    """A set of parameters with an optimizer of its own: a search has two, the weights and alpha, a retraining one.
+    """Set of parameters with a separate optimizer: a search has two, the weights and alpha, a retraining one.
 
-    name  in sentences: "the weights"
-    loss  of its loss in progress lines, and in records with "_loss" behind it: "train"
+    name  name in messages: "the weights"
+    loss  name of its loss in progress lines and, with the suffix "_loss", in records: "train"
     """
 
     name: str
@@ -68,10 +69,10 @@ class Part(NamedTuple):
 
 
 class Extent(NamedTuple):
-    """How far a training has come, or goes in all.
+    """Progress or total length of a training run.
 
-    steps   of all epochs
-    passes  of a batch forward and backward: one in a step for each part that it moves
+    steps   steps over all epochs
+    passes  forward and backward passes of a batch: one per step for each updated part
     """
 
     epochs: int
@@ -80,15 +81,14 @@ class Extent(NamedTuple):
 
 
 class StepReport(NamedTuple):
-    """A finished step. Its losses stay on the device: reading one waits for the step.
+    """Finished step. Its losses stay on the device: reading one waits for the step.
 
     epoch    1-based
-    step     of all `steps` of the training, 1-based
-    images   passed forward and backward, by all ranks
-    losses   by part, scalars; None for a part that the step left alone
-    skipped  int64 (P,): updates skipped so far in this epoch, since a loss or gradient was not finite; the trainable's own
-             counter, which goes on
-    index    by part, int64 (N,): numbers of the images; None for a part that the step left alone
+    step     out of all `steps` of the training run, 1-based
+    images   images passed forward and backward, over all ranks
+    losses   scalars by part; None for a part the step does not update
+    skipped  int64 (P,): updates skipped so far in this epoch for a non-finite loss or gradient; the trainable's live counter
+    index    int64 (N,) by part: image numbers; None for a part the step does not update
     """
 
     epoch: int
@@ -101,11 +101,11 @@ class StepReport(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What a trainable calls on its way; by default nothing happens.
+    """Callbacks of a trainable; no-ops by default.
 
-    on_step        after each step; may raise, and what `state_dict` then gives holds
-    interruptible  entered around what an exception may break off at any point: waiting for input, evaluating
-    batches        gives the batches of an evaluation, and between two of them may raise
+    on_step        called after each step; may raise, and `state_dict` is then valid
+    interruptible  context manager for work that an exception may interrupt at any point: waiting for input, evaluating
+    batches        wraps the batches of an evaluation; may raise between two of them
     """
 
     on_step: Callable[[StepReport], None] = lambda report: None
@@ -117,10 +117,10 @@ NO_HOOKS = Hooks()
 
 
 class Trainable(Protocol):
-    """What is trained in epochs of steps, and can be saved and continued after any step (engine.Session keeps it going).
+    """Model trained in epochs of steps that can be saved and resumed after any step (run by engine.Session).
 
     skipped    int64 (P,) on `device`, as in StepReport
-    positions  of its loaders after the last finished step
+    positions  loader positions after the last finished step
     """
 
     @property
@@ -137,29 +137,29 @@ class Trainable(Protocol):
     def positions(self) -> Any: ...
 
     def epochs(self, hooks: Hooks) -> Iterator[dict[str, Any]]:
-        """Train what is left; yields a record of plain values after each epoch.
+        """Train the remaining epochs; yields a record of plain values after each.
 
-        Keys: "epoch" (1-based), "step", "lr", for each part its loss' mean over the epoch as "NAME_loss" (None if it was left
-        alone), "valid" (figures by name, or None); "seconds" of the steps, "input_seconds" of them spent waiting for batches,
-        "images_per_s"; and whatever else there is to say.
+        Keys: "epoch" (1-based), "step", "lr", for each part the mean of its loss over the epoch as "NAME_loss" (None without
+        updates), "valid" (figures by name, or None); "seconds" of the steps, of which "input_seconds" waiting for batches,
+        "images_per_s"; and any additional entries.
 
         Raises DivergedError and InputStopped.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step depends on, at any time but inside a step, as torch.load(..., weights_only=True) reads it.
+        """Return the complete state between two steps, in types that torch.load(..., weights_only=True) reads.
 
-        With "epoch" (an int) and "step" (of one element): finished ones. The tensors may be those that the next step changes.
+        Includes the finished "epoch" (an int) and "step" (of one element). The next step may modify its tensors.
         """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state` was taken. Raises RuntimeError, ValueError, KeyError or TypeError if it does not fit."""
+        """Restore `state`. Raises RuntimeError, ValueError, KeyError or TypeError if it does not fit."""
 
     def move_loaders(self, positions: Any) -> None:
-        """Go on with the batches after those at which `positions` was this attribute."""
+        """Continue with the batches after `positions`, a former value of this attribute."""
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """What all ranks must hold alike, by name."""
+        """Return the tensors that must be equal on all ranks, by name."""
 
     def seeking(self) -> bool:
-        """Whether updates are still skipped to find a loss scale (float16)."""
+        """Return whether updates are still skipped to find a loss scale (float16)."""

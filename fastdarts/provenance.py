@@ -1,4 +1,4 @@
-"""Where a result comes from: the code, the versions and the machine it was made with. Works without a usable torch."""
+"""Provenance of a result: code, versions and machine. Works without a usable torch."""
 
 import os
 import platform
@@ -11,11 +11,11 @@ from typing import Any
 
 import fastdarts
 
-# what importing a broken package was seen to raise (torchvision beside another torch: RuntimeError; matplotlib with a backend
-# in MPLBACKEND that it does not know: ValueError)
+# observed errors on importing a broken package (torchvision with a mismatched torch: RuntimeError; matplotlib with an unknown
+# backend in MPLBACKEND: ValueError)
 BROKEN = (ImportError, OSError, RuntimeError, AttributeError, ValueError)
 PACKAGES = ("triton", "torchvision", "numpy", "pillow", "matplotlib", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "apex")
-NVIDIAS = "NVIDIA's"  # how apex() begins where it is the right one
+NVIDIAS = "NVIDIA's"  # prefix of apex() for NVIDIA's package
 
 try:
     import torch
@@ -24,23 +24,23 @@ except BROKEN:
 
 
 def commit() -> str:
-    """The checkout's commit, with `+changes` if tracked files other than bench/results' differ from it.
+    """Return the checkout's commit, with `+changes` if tracked files outside bench/results differ from it.
 
-    Outside a checkout the version.
+    Returns the version outside a checkout.
     """
     root = Path(fastdarts.__file__).resolve().parent.parent
     try:
         top, head = _git(root, "rev-parse", "--show-toplevel", "HEAD").split()
         if Path(top) != root:
             return f"fastdarts {fastdarts.__version__}"
-        files = "--", ".", ":(exclude)bench/results"  # a record does not change what the next one measures
+        files = "--", ".", ":(exclude)bench/results"  # a result file does not affect the next measurement
         return head + ("+changes" if _git(root, "status", "--porcelain", "--untracked-files=no", *files) else "")
     except (OSError, ValueError, subprocess.SubprocessError):  # no git, or no repository
         return f"fastdarts {fastdarts.__version__}"
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, of torch and the CUDA it was built for, and of the other packages that are installed."""
+    """Return the versions of Python, of torch and its CUDA, and of other installed packages."""
     found = {"fastdarts": fastdarts.__version__, "python": platform.python_version()}
     if torch:
         found |= {"torch": torch.__version__, "cuda": str(torch.version.cuda)}
@@ -53,7 +53,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, Any]:
-    """Operating system, processor, cores, memory in GiB, GPUs, torch's threads and the vector width it takes."""
+    """Return operating system, processor, cores, memory in GiB, GPUs, torch's threads and its vector width."""
     facts: dict[str, Any] = {"system": platform.platform(), "processor": _processor(), "cores": os.cpu_count()}
     if hasattr(os, "sysconf"):
         facts["memory_gib"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
@@ -67,7 +67,7 @@ def machine() -> dict[str, Any]:
 
 
 def apex() -> str:
-    """NVIDIA's apex or not: the package of that name in the Python index is another project. Imports nothing."""
+    """Identify NVIDIA's apex: the package of that name on PyPI is another project. Imports nothing."""
     spec = find_spec("apex")
     if spec is None:
         return "not installed"
@@ -77,7 +77,7 @@ def apex() -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]  # a killed one would leave a lock
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]  # a killed git would leave a lock
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 

@@ -1,8 +1,8 @@
-"""File names in text: lists, logs and messages have one rule for names that a line cannot hold as they are.
+"""Quote file names in lists, logs and messages.
 
-A name stands as it is. One with line breaks, other control characters, bytes that are no UTF-8, invisible characters, blanks
-at an end or a quotation mark at the beginning stands as a JSON string, as in "train/a/caf\\udce9.JPEG". Names are written as
-UTF-8 whatever the locale is, so that a list means the same files in another one.
+Plain names are unchanged. A name with line breaks, other control characters, non-UTF-8 bytes, invisible characters, leading
+or trailing blanks, or a leading quotation mark becomes a JSON string, as in "train/a/caf\\udce9.JPEG". Names are written as
+UTF-8 in any locale, so that a list names the same files in another locale.
 """
 
 import json
@@ -10,20 +10,20 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-SHOWN = 5  # names that a message lists
+SHOWN = 5  # names listed in a message
 
 
 def quoted(name: str) -> str:
-    """A file's name, as Python has it, as a part of one line of text that UTF-8 can encode."""
+    """Quote a file name (Python str) for one line of UTF-8 text."""
     try:
         text = os.fsencode(name).decode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # not the name of a file in this locale
+    except UnicodeEncodeError:  # not a file name in this locale
         text = name
     return text if text.isprintable() and text == text.strip() and text[:1] != '"' else json.dumps(text)
 
 
 def unquoted(text: str) -> str:
-    """The inverse of `quoted`; what is no JSON string is a name as it stands."""
+    """Invert `quoted`; a text that is not a JSON string is returned unchanged."""
     if len(text) > 1 and text[0] == text[-1] == '"':
         with suppress(ValueError):
             text = json.loads(text)
@@ -31,14 +31,14 @@ def unquoted(text: str) -> str:
 
 
 def native(text: str) -> str:
-    """A name from a UTF-8 text, read with surrogateescape, as Python has it in this locale."""
+    """Convert a name from UTF-8 text, read with surrogateescape, to Python's str in this locale."""
     try:
         return os.fsdecode(text.encode("utf-8", "surrogateescape"))
-    except UnicodeEncodeError:  # lone surrogates, which no file's name has
+    except UnicodeEncodeError:  # lone surrogates, absent from file names
         return text
 
 
 def few(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """List the first names and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(quoted, names[:SHOWN])) + more

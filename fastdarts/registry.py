@@ -1,8 +1,8 @@
-"""What has a name: methods, objectives, search spaces and recipes, one registry each.
+"""Registries of named rows: methods, objectives, search spaces and recipes, one registry each.
 
-A row is added where it is defined (`METHODS |= {"pc-darts": Method(...)}`). Flags, their choices and help, the report's titles
-and the tests read the names from here. This module imports nothing of the project: a registry imports its home, the module
-that fills it, when it is first read.
+Rows are added at their definition (`METHODS |= {"pc-darts": Method(...)}`). Flags, their choices and help, report titles and
+tests read the names from here. This module imports nothing from the project: a registry imports its home, the module that
+fills it, on first access.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Row = TypeVar("Row")
 
 
 class Registry(MutableMapping[str, Row]):
-    """Rows by name, in the order in which they were added. A name is given once: ValueError for a second row.
+    """Rows by name, in insertion order. Raises ValueError for a duplicate name.
 
-    kind   what a row is, for messages: "method"
+    kind   kind of the rows, for messages: "method"
     home   module whose import adds the rows
-    about  attribute of a row that tells a reader in a few words what it is; None: the names tell
+    about  row attribute with a short description; None: the names suffice
     """
 
     def __init__(self, kind: str, home: str, about: str | None = None) -> None:
@@ -57,13 +57,13 @@ class Registry(MutableMapping[str, Row]):
         return f"<Registry of each {self.kind}: {', '.join(self)}>"
 
     def described(self) -> str:
-        """The names with commas between them, each with what `about` says of its row."""
+        """Return the names, comma-separated, each with the description of its row."""
         if self.about is None:
             return ", ".join(self)
         return ", ".join(f"{name} ({getattr(row, self.about)})" for name, row in self.items())
 
     def _filled(self) -> dict[str, Row]:
-        import_module(self.home)  # in its own import: no second one
+        import_module(self.home)  # no second import during its own
         return self._rows
 
 

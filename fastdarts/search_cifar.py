@@ -1,7 +1,7 @@
 """Architecture search on CIFAR-10, CIFAR-100 and other small images of one size: `python -m fastdarts.search_cifar`.
 
-DARTS' settings, halves of the training images for weights and alpha, and MAE-NAS' masked reconstruction by default;
---objective supervised is DARTS as published. The test images are never read.
+Defaults: DARTS' settings, half of the training images each for weights and alpha, and MAE-NAS' masked reconstruction.
+--objective supervised is DARTS as published. Test images are never read.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Architecture search on ImageNet-layout JPEGs, label-free by default: `python -m fastdarts.search_imagenet`.
 
-MAE-NAS with PC-DARTS' settings: masked reconstruction, partial channels, alpha on images of its own.
+MAE-NAS with PC-DARTS' settings: masked reconstruction, partial channels, alpha trained on a separate split.
 """
 
 import sys

@@ -1,21 +1,21 @@
-"""Reads a YAML or JSON file. YAML needs pyyaml; a file that names a key twice is refused, since a reader keeps the last."""
+"""Read a YAML or JSON file. YAML requires pyyaml; duplicate keys are rejected, since parsers keep only the last."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 SUFFIXES = (".yaml", ".yml", ".json")
-_NOT_YAML = (ValueError, KeyError, AttributeError, RecursionError)  # of pyyaml: a date, a !!bool, a !!timestamp that is none
+_NOT_YAML = (ValueError, KeyError, AttributeError, RecursionError)  # pyyaml on an invalid date, !!bool or !!timestamp
 
 
 class TextFileError(ValueError):
-    """A file that cannot be read, or is not what its suffix says; the message names it."""
+    """Unreadable file, or content that does not match its suffix; the message names the file."""
 
 
 def read(path: Path, *, as_text: bool = False) -> Any:
-    """The file's content as plain values: JSON where the suffix is .json, else YAML. Raises TextFileError.
+    """Read a file as plain values: JSON for the suffix .json, else YAML. Raises TextFileError.
 
-    as_text  leave YAML's numbers and words as they are written: 1e-3 and off are texts, not a text and False
+    as_text  keep YAML scalars as text: 1e-3 and off stay strings, where YAML reads a string and False
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -51,6 +51,6 @@ def _yaml(path: Path, text: str, as_text: bool) -> Any:
 
 
 def _check_once(path: Path, keys: list[Any]) -> None:
-    """A reader would keep the last of equal keys, unsaid."""
+    """Raise on duplicate keys: a parser would silently keep the last."""
     if repeated := {str(key) for key in keys if keys.count(key) > 1}:
         raise TextFileError(f"{path}: {', '.join(sorted(repeated))} given twice")

@@ -1,1 +1,1 @@
-"""HOW a command line becomes settings, a rank and an exit status."""
+"""Command lines: from arguments to settings, rank and exit status."""

@@ -1,4 +1,4 @@
-"""What every training command does with its command line: a seat among ranks, a run, an exit status, errors in one line."""
+"""Common entry point of the training commands: rank, run, exit status, one-line errors."""
 
 import errno
 import logging
@@ -23,18 +23,18 @@ from fastdarts.settings import ConfigError, Given
 from fastdarts.spaces.file import to_dict
 from fastdarts.steps import CaptureError
 
-# what may differ between the ranks of one search: where a node keeps things, and what only rank 0 looks at
+# settings that may differ between the ranks of one search: node-local paths, and settings read by rank 0 only
 OF_A_RANK = {"device", "data", "save", "train_list", "val_list", "threads", "workers", "cache_folder", "benchmark", "space"}
 log = logging.getLogger("fastdarts")
 
 
 @dataclass(frozen=True)
 class Command:
-    """A command: `fastdarts NAME`, `python -m fastdarts.NAME`.
+    """Command: `fastdarts NAME`, `python -m fastdarts.NAME`.
 
-    resolve  knows its name, its flags and its images
-    run      does it: (name, resolved, signals, world) -> the run folder
-    about    what --help says of it
+    resolve  resolver with its name, flags and data set
+    run      implementation: (name, resolved, signals, world) -> the run folder
+    about    description in --help
     """
 
     resolve: Resolver
@@ -43,22 +43,22 @@ class Command:
 
     @property
     def prog(self) -> str:
-        """How a person calls it."""
+        """Return the program name as users call it."""
         return f"python -m fastdarts.{self.resolve.command}"
 
     @any_text()
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run the command; returns its exit status, and where it is not 0 a line on stderr says why.
+        """Run the command; returns its exit status, and prints the reason on stderr unless it is 0.
 
-        1 something went wrong on the way, 2 wrong input, 75 asked to stop by SIGTERM or SIGUSR1, 130 interrupted (SIGINT).
-        After 75 and 130 the same command with --save continues. Under torchrun it is one rank of a search.
+        1 runtime failure, 2 invalid input, 75 stopped by SIGTERM or SIGUSR1, 130 interrupted (SIGINT). After 75 and 130
+        the same command with --save continues. Under torchrun this process is one rank of a search.
         """
         given = self.resolve.settings.parse(argv, self.prog, self.about)
         info = RankInfo()
         again = "the same command with --save of this run's folder continues it"
 
         def tell(what: str, everywhere: bool = True) -> None:
-            if everywhere or info.rank == 0:  # what all ranks come to alike is said once
+            if everywhere or info.rank == 0:  # messages common to all ranks are printed once
                 print(f"{info.prefix}{self.prog}: {what}", file=sys.stderr)
 
         try:
@@ -81,11 +81,11 @@ class Command:
         except steps.NoMemory as error:
             tell(f"stopped: {error}")
             return 1
-        except OSError as error:  # a full disk, a folder that went away
+        except OSError as error:  # a full disk, a folder that disappeared
             tell(f"stopped: {shortage(error)}; the last checkpoint is kept")
             return 1
         except RuntimeError as error:
-            if "can't start new thread" not in str(error):  # Python's words, which have no class of their own
+            if "can't start new thread" not in str(error):  # Python has no exception class for this
                 raise
             tell(f"stopped: no thread can be started: {REMEDIES[errno.EAGAIN]}; {again}")
             return 1
@@ -95,11 +95,11 @@ class Command:
         return 0
 
     def call(self, values: Mapping[str, Any]) -> Path:
-        """Run the command with settings by name, not all of them; returns the run folder. Raises what `main` would print."""
+        """Run the command with some settings by name; returns the run folder. Raises the errors that `main` prints."""
         return self._start(Given(dict(values), {}, False), RankInfo.of_environment())
 
     def _start(self, given: Given, info: RankInfo) -> Path:
-        """With a log, signals and the caller's threads put back."""
+        """Run with logging and signal handlers, and restore the caller's thread count."""
         threads = torch.get_num_threads()
         try:
             with info.log(), engine.SignalHandler() as signals:
@@ -110,7 +110,7 @@ class Command:
             torch.set_num_threads(threads)
 
     def _run(self, given: Given, info: RankInfo, signals: SignalHandler) -> Path:
-        """Find the other ranks, then run on each what is given; returns the run folder."""
+        """Connect the ranks, then run on each with its settings; returns the run folder."""
         values, flags = given.values, self.resolve.settings
         how = {name: values.get(name, getattr(flags, name)) for name in ("device", "dist_timeout", "dist_backend")}
         with World.join(info, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
@@ -123,12 +123,12 @@ class Command:
                 with tf32(s.tf32), engine.algorithms(s.deterministic, s.device):
                     return self.run(self.resolve.command, resolved, signals, world)
             except RankLost:
-                signals.check()  # all were asked to end, and the others were sooner
+                signals.check()  # all ranks were asked to stop, and the others were faster
                 raise
 
 
 def _alike(resolved: Resolved) -> dict[str, Any]:
-    """What all ranks must have come to; a space's file may be another one on each node, its content not."""
+    """Return the values that must agree on all ranks; a space's file path may differ between nodes, its content must not."""
     settings = {f"--{name}": value for name, value in asdict(resolved.settings).items() if name not in OF_A_RANK}
     device = torch.device(resolved.settings.device).type
     return settings | {"--space": to_dict(resolved.space), "the kind of device": device}

@@ -1,4 +1,4 @@
-"""Modules of the user's own, which register candidates."""
+"""Import user modules that register candidates."""
 
 from importlib import import_module
 
@@ -6,9 +6,9 @@ from fastdarts.settings import ConfigError
 
 
 def import_modules(modules: str | None) -> None:
-    """Import the modules, which have commas between their names. Raises ConfigError for one that is not there.
+    """Import the comma-separated modules. Raises ConfigError for a missing one.
 
-    What a module itself raises is left as it is, with the traceback that shows where.
+    Exceptions from within a module propagate unchanged, with their traceback.
     """
     for name in () if modules is None else map(str.strip, modules.split(",")):
         if not all(map(str.isidentifier, name.split("."))):

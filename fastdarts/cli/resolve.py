@@ -1,4 +1,4 @@
-"""What a command line stands for: defaults < method < recipe < sample < --config < flags, on the device that there is."""
+"""Resolve a command line: defaults < method < recipe < sample < --config < flags, on the available device."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -23,16 +23,16 @@ from fastdarts.settings.values import expanded
 from fastdarts.textfile import SUFFIXES
 
 PATHS = "data", "train_list", "val_list"
-OPS = {"patch_mask": False, "masked_loss": False, "relu_conv_bn": True, "mixed_cell": True}  # under autocast, in its dtype
+OPS = {"patch_mask": False, "masked_loss": False, "relu_conv_bn": True, "mixed_cell": True}  # runs in autocast's dtype
 
 
 @dataclass(frozen=True)
 class Resolver:
-    """From what a search command is given, by field, to what it searches.
+    """Resolve the given values of a search command, by field.
 
-    command   its name
-    settings  its flags
-    dataset   the row of its images
+    command   name of the command
+    settings  settings class of its flags
+    dataset   row of its data set
     """
 
     command: str
@@ -40,7 +40,7 @@ class Resolver:
     dataset: DataSet
 
     def __call__(self, given: Mapping[str, Any], info: RankInfo = RankInfo()) -> Resolved:  # noqa: B008 - a tuple
-        """On the rank of that info. Raises ConfigError."""
+        """Resolve on the rank of `info`. Raises ConfigError."""
         settings = self.settings.make(self._values(dict(given)))
         import_modules(settings.modules)
         settings = replace(settings, device=_device(settings.device, info), threads=settings.threads or info.threads())
@@ -52,7 +52,7 @@ class Resolver:
         return resolved
 
     def _values(self, given: dict[str, Any]) -> dict[str, Any]:
-        """The settings by field: of the defaults, the method, the recipe, and above all what is given. Raises ConfigError."""
+        """Return the settings by field: defaults, overridden by method, recipe and given values. Raises ConfigError."""
         given |= {name: _absolute(given[name]) for name in PATHS if given.get(name) is not None}
         if "space" in given:
             given["space"] = _space(given["space"])
@@ -64,17 +64,17 @@ class Resolver:
         return published | small | scaled | given
 
     def _of_sample(self, published: Mapping[str, Any]) -> dict[str, Any]:
-        """The generated sample's settings, as far as the method can do with them."""
+        """Return the generated sample's settings, as far as the method supports them."""
         sample = self.dataset.sample
         values = in_proportion(published, sample["epochs"]) | dict(sample)
         if "init_channels" in values:
             values["init_channels"] = max(values["init_channels"], 2 * published["partial_channels"])
         if published["progressive"]:
-            values |= {"epochs": 6, "begin": 1}  # three stages of two
+            values |= {"epochs": 6, "begin": 1}  # three stages of two epochs
         return values
 
     def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The settings of --recipe, none without. Raises ConfigError."""
+        """Return the settings of --recipe, {} without. Raises ConfigError."""
         name = given.get("recipe")
         if name is None:
             return {}
@@ -89,7 +89,7 @@ class Resolver:
 
 
 def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
-    """A line for each choice that leaves some of the settings `asked` for (by field) without a meaning."""
+    """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""
     s, row = resolved.settings, OBJECTIVES[resolved.settings.objective]
     benchmark = resolved.space.skeleton == "nasbench201"
     unread = [
@@ -109,14 +109,14 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
 
 
 def _absolute(text: str) -> str:
-    """The same text for the same path; links stay as they are, but for those before .., which have to be followed."""
+    """Return a canonical text for a path; keeps links, except those before .., which must be resolved."""
     path = Path(expanded(text)).absolute()
     cut = max((i + 1 for i, part in enumerate(path.parts) if part == ".."), default=0)
     return str(Path(*path.parts[:cut]).resolve().joinpath(*path.parts[cut:])) if cut else str(path)
 
 
 def _space(text: str) -> str:
-    """The same text for the same space: a run is continued by any way to write it."""
+    """Return a canonical text for a space, so that any spelling of it continues a run."""
     name = text.strip().lower()
     if name in SPACES:
         return name
@@ -124,7 +124,7 @@ def _space(text: str) -> str:
 
 
 def _check_device(settings: AnySearch) -> None:
-    """Raise ConfigError for what the device cannot do, or not well."""
+    """Raise ConfigError for settings that the device does not support, or not well."""
     device = torch.device(settings.device)
     if settings.amp != "off" and device.type == "cpu":
         raise ConfigError(f"--amp {settings.amp}: on a CPU it is many times slower than float32; leave it off, or take a GPU")
@@ -137,7 +137,7 @@ def _check_device(settings: AnySearch) -> None:
 
 
 def _check_backend(settings: AnySearch) -> None:
-    """Raise ConfigError where --backend cannot serve an op."""
+    """Raise ConfigError if --backend does not support an op."""
     lower = Precision(settings.amp).dtype or torch.float32
     try:
         for op, in_lower in OPS.items():
@@ -147,7 +147,7 @@ def _check_backend(settings: AnySearch) -> None:
 
 
 def _check_watching(settings: groups.Watching) -> None:
-    """Raise ConfigError where what is to be written cannot be."""
+    """Raise ConfigError if requested outputs cannot be written."""
     if settings.tensorboard and (why := engine.no_tensorboard()):
         raise ConfigError(f"--tensorboard: {why}")
     if settings.profile is not None:
@@ -158,7 +158,7 @@ def _check_watching(settings: groups.Watching) -> None:
 
 
 def _device(name: str, info: RankInfo) -> str:
-    """The device that `name` stands for on that rank, tried out. Raises ConfigError."""
+    """Return the device of `name` on that rank, after trying it. Raises ConfigError."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and info.size > 1:
@@ -167,5 +167,5 @@ def _device(name: str, info: RankInfo) -> str:
         raise ConfigError(f"--device {name}: neither auto, cpu, cuda nor cuda:N")
     try:
         return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError) as error:  # torch's two ways to say: no such device
+    except (RuntimeError, AssertionError) as error:  # torch's two errors for a missing device
         raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error

@@ -1,7 +1,7 @@
-"""Where images come from: files -> index -> splits -> verified -> Batch (uint8 NHWC).
+"""Image input: files -> index -> splits -> verification -> Batch (uint8 NHWC).
 
-Every random choice is a function of (seed, stream, epoch, image index), so a run's images do not depend on the number
-of workers or ranks, nor on where it was interrupted.
+Every random choice is a function of (seed, stream, epoch, image index). A run's images therefore do not depend on the
+number of workers or ranks, nor on where it was interrupted.
 """
 
 from fastdarts.data import dali, placement

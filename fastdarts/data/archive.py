@@ -1,4 +1,4 @@
-"""Images and labels in a .npz file: an array of pixels, or JPEG files one after the other. Nothing in it is unpickled.
+"""Read images and labels from a .npz file: an array of pixels, or concatenated JPEG files. Never unpickles.
 
 Notation: N images, H, W their sides.
 """
@@ -19,31 +19,31 @@ from fastdarts.quoting import few
 
 try:
     from lzma import LZMAError
-except ImportError:  # a Python without it reads no such member: zipfile says so
+except ImportError:  # a Python built without it cannot read such members; zipfile reports that
     LZMAError = OSError
 
-PAIRS = (  # names of images, and of the labels that go with them
+PAIRS = (  # names of the images and of their labels
     (("x_train", "X_train"), ("y_train", "Y_train")),
     (("train_x", "train_X", "trainX"), ("train_y", "train_Y", "trainY", "trainy")),
     (("train_images", "train_image", "train_data"), ("train_labels", "train_label", "train_targets")),
     (("images", "image", "imgs", "data"), ("labels", "label", "targets", "target", "fine_labels")),
     (("x", "X"), ("y", "Y")),
 )
-UNNAMED = re.compile(r"arr_\d+")  # by numpy.savez
-IGNORED = 255  # as a label, where other labels end much earlier
+UNNAMED = re.compile(r"arr_\d+")  # numpy.savez's names for positional arrays
+IGNORED = 255  # an ignore label, if all other labels are much smaller
 DAMAGE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, LZMAError)
-DAMAGE += (RuntimeError,)  # of zipfile: encrypted, or packed in a way that it does not know
+DAMAGE += (RuntimeError,)  # from zipfile: encrypted, or an unknown compression method
 
 
 log = logging.getLogger(__name__)
 
 
 class Content(NamedTuple):
-    """What a file holds.
+    """Content of a file.
 
-    images   uint8 (N, H, W, 3), or the bytes of each image file
+    images   uint8 (N, H, W, 3), or the encoded bytes of each image
     labels   int64 (N,)
-    classes  names by label; None where they are numbers
+    classes  names by label; None if the labels are numbers
     """
 
     images: np.ndarray | list[bytes]
@@ -52,7 +52,7 @@ class Content(NamedTuple):
 
 
 def content_bytes(path: Path) -> int:
-    """Bytes of all arrays in the file. Raises DataError for what is no whole .npz, OSError for what cannot be read."""
+    """Return the bytes of all arrays. Raises DataError for a file that is not a complete .npz, OSError if it is unreadable."""
     if told := what_it_is(path):
         raise DataError(f"{path} {told}")
     try:
@@ -67,13 +67,13 @@ def content_bytes(path: Path) -> int:
 
 
 def read_archive(path: Path) -> Content:
-    """Images and labels of a .npz file, under one of the PAIRS of names, or without names (arr_0, arr_1).
+    """Read the images and labels of a .npz file, under one of the PAIRS of names or unnamed (arr_0, arr_1).
 
-    Images are uint8, or other whole numbers from 0 to 255: (N, H, W, 3) or (N, 3, H, W), or (H, W, 3, N), where N is the number
-    of labels; or gray, (N, H, W), (N, H, W, 1) or (N, 1, H, W), which become three equal channels. Or, where there is an array
-    `offsets`, (N + 1,), the bytes from one offset to the next are a JPEG. Labels are (N,) or (N, 1): numbers, true and false,
-    or classes' names; or (N, C) with a single 1 in each row. Numbers that count from 1 are taken to count from 0.
-    Raises DataError, which names the file and what is wrong, also where two readings are possible.
+    Images are uint8 or other integers in [0, 255], shaped (N, H, W, 3), (N, 3, H, W), or (H, W, 3, N) if N is the number of
+    labels. Grayscale images (N, H, W), (N, H, W, 1) or (N, 1, H, W) become three equal channels. With an array `offsets`,
+    (N + 1,), the bytes between consecutive offsets are one JPEG. Labels are (N,) or (N, 1): integers, booleans or class
+    names; or one-hot (N, C). Labels that count from 1 are shifted to count from 0.
+    Raises DataError, which names the file and the fault, also if the content is ambiguous.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
@@ -89,13 +89,13 @@ def read_archive(path: Path) -> Content:
 
 
 class _Arrays:
-    """The arrays of an open .npz file."""
+    """Arrays of an open .npz file."""
 
     def __init__(self, path: Path, archive: "np.lib.npyio.NpzFile") -> None:
         self.path, self.archive, self.names = path, archive, archive.files
 
     def pair(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels. Raises DataError where none, or more than one pair, is found."""
+        """Return images and labels. Raises DataError unless exactly one pair is found."""
         found = [
             (image, label)
             for images, labels in PAIRS
@@ -113,13 +113,13 @@ class _Arrays:
         return self._unnamed()
 
     def _mixed(self) -> list[tuple[str, str]]:
-        """The only images with the only labels, where their names are of two PAIRS."""
+        """Return the only images with the only labels, if their names come from two different PAIRS."""
         images = [name for pair in PAIRS for name in pair[0] if name in self.names]
         labels = [name for pair in PAIRS for name in pair[1] if name in self.names]
         return [(images[0], labels[0])] if len(images) == len(labels) == 1 else []
 
     def _unnamed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of numpy.savez(FILE, images, labels), in any order: one array of images, one of labels."""
+        """Return images and labels written by numpy.savez(FILE, images, labels), in any order."""
         arrays = [self.archive[name] for name in self.names if UNNAMED.fullmatch(name)]
         images, labels = [a for a in arrays if a.ndim > 2], [a for a in arrays if a.ndim <= 2]
         if len(images) == len(labels) == 1 and len(arrays) == len(self.names):
@@ -129,7 +129,7 @@ class _Arrays:
 
 
 def _labels(path: Path, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Labels, int64 (N,), and classes' names."""
+    """Return the labels, int64 (N,), and the class names."""
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     told = f"they are {labels.dtype} {labels.shape}"
     if labels.ndim == 2 and len(labels) and labels.dtype.kind in "iufb":
@@ -161,7 +161,7 @@ def _reason(error: Exception) -> str:
 
 
 def _pixels(path: Path, data: np.ndarray, labels: int) -> np.ndarray:
-    """uint8 (N, H, W, 3) of images in any of the orders that read_archive takes; labels: how many there are."""
+    """Return uint8 (N, H, W, 3) from any axis order read_archive accepts; labels: number of labels."""
     told = f"{path}: images must be uint8 (N, H, W, 3) or (N, 3, H, W); they are {data.dtype} {data.shape}"
     if data.dtype.kind not in "iu":
         raise DataError(f"{told}{_remedy(data)}")
@@ -183,7 +183,7 @@ def _pixels(path: Path, data: np.ndarray, labels: int) -> np.ndarray:
 
 
 def _remedy(data: np.ndarray) -> str:
-    """What to do with images in another form."""
+    """Return how to convert images in another format."""
     if data.dtype.kind == "f":
         return ": write (255 * images).round().astype('uint8') of numbers from 0 to 1, images.astype('uint8') of 0 to 255"
     if data.ndim == 2 and data.shape[1] % 3 == 0 and isqrt(data.shape[1] // 3) ** 2 * 3 == data.shape[1]:

@@ -1,6 +1,6 @@
-"""Batches of images that are in memory: cut out of the padded image at random, where the images lie; no file, no decoding.
+"""Batches of in-memory images: random crops of the padded image, on the device that holds the images. No file, no decoding.
 
-Notation: M images of H x W pixels in memory, N of a batch on this rank, S pixels a side of what is cut out.
+Notation: M images of H x W pixels in memory, N images a batch on this rank, S side of a crop in pixels.
 """
 
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from fastdarts.ops.philox import Purpose, random_words
 
 
 class Pixels(NamedTuple):
-    """pixels: uint8 (M, H, W, 3) on any device, which makes the batches; labels: int64 (M,) on the CPU."""
+    """pixels: uint8 (M, H, W, 3) on any device, which computes the batches; labels: int64 (M,) on the CPU."""
 
     pixels: Tensor
     labels: Tensor
 
     def batch(self, indices: Tensor, corners: Tensor, flip: Tensor, size: int) -> Batch:
-        """The images `indices`, int64 (N,), cut out of a black surrounding: `size` pixels a side, on the device of `pixels`.
+        """Crop the images `indices`, int64 (N,), zero-padded, to `size` pixels a side, on the device of `pixels`.
 
-        corners  int64 (N, 2), top and left of each, beyond the image where they are negative
+        corners  int64 (N, 2), top and left of each crop; negative values lie in the padding
         flip     bool (N,)
-        All three on the CPU. Nothing waits for the device.
+        All three are on the CPU. Does not synchronise with the device.
         """
         pixels, labels = self
         small = torch.stack([indices, labels[indices], *corners.unbind(1), flip.long()])
@@ -40,11 +40,11 @@ class Pixels(NamedTuple):
 
 
 def windows(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
-    """Squares of `size` pixels of the images `index`, int64 (N,), 0 where they are outside of these: uint8 (N, S, S, 3).
+    """Crop squares of `size` pixels from the images `index`, int64 (N,), zero outside the image: uint8 (N, S, S, 3).
 
     pixels     uint8 (M, H, W, 3), contiguous
-    top, left  int64 (N,), where a square begins in pixels of its image, of any sign
-    All on one device. Not differentiable.
+    top, left  int64 (N,), first pixel of each square in its image, of any sign
+    All tensors are on one device. Not differentiable.
     """
     _, H, W, _ = pixels.shape
     along = torch.arange(size, device=pixels.device)
@@ -55,10 +55,10 @@ def windows(pixels: Tensor, index: Tensor, top: Tensor, left: Tensor, size: int)
 
 
 def corners(view: View, epoch: int, indices: Tensor, side: int, padding: int) -> Tensor:
-    """Top and left of what is seen of the images `indices`, int64 (N,), of `side` pixels: int64 (N, 2).
+    """Return top and left of the crops of the images `indices`, int64 (N,), of `side` pixels: int64 (N, 2).
 
-    Of a training view anywhere in the image with `padding` pixels around it, each place as likely (torchvision's RandomCrop);
-    else the centre.
+    A training view draws them uniformly over the image padded by `padding` pixels (torchvision's RandomCrop); any other view
+    takes the centre.
     """
     if not view.train:
         return torch.full((len(indices), 2), (side - view.size) // 2)
@@ -67,12 +67,12 @@ def corners(view: View, epoch: int, indices: Tensor, side: int, padding: int) ->
 
 
 class ArrayLoader(Loader):
-    """Training batches: DARTS' random crops of padded images, and flips. Order and flips are those of every loader."""
+    """Training batches: DARTS' random crops of padded images, and flips. Order and flips are the same as in every loader."""
 
     def __init__(self, array: Pixels, indices: Tensor, *, padding: int, **common: Unpack[Common]) -> None:
-        """padding: black pixels around an image; indices: int64, the split's images; common: as all loaders', Common.
+        """padding: zero pixels around an image; indices: int64, images of the split; common: see data.loader.Common.
 
-        Raises DataError for a batch that does not fit the split or world_size.
+        Raises DataError if the batch size does not fit the split or world_size.
         """
         super().__init__(indices, **common)
         self._array, self._padding = array, padding
@@ -82,7 +82,7 @@ class ArrayLoader(Loader):
 
 
 def _cut(array: Pixels, sampler: BatchSampler, view: View, padding: int, number: int, stage: Stage) -> Iterator[Batch]:
-    """Batches from `number` on."""
+    """Yield the batches from `number` on."""
     side = array.pixels.shape[1]
     for coming in count(number):
         stage.now = f"cutting {view.stream.name.lower()} batch {coming} out of the images in memory"
@@ -91,10 +91,10 @@ def _cut(array: Pixels, sampler: BatchSampler, view: View, padding: int, number:
 
 
 class ArrayEvalLoader(Evaluation):
-    """The evaluation pass: whole images, or their centre where less is asked for; no flip."""
+    """Evaluation pass: whole images, or their centre crop for a smaller image size; no flip."""
 
     def __init__(self, array: Pixels, indices: Tensor, **common: Unpack[EvalCommon]) -> None:
-        """indices: int64, images of the array; common: as EvalLoader's."""
+        """indices: int64, images of the array; common: see data.loader.EvalCommon."""
         super().__init__(indices, **common)
         self._array = array
 

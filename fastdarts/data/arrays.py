@@ -1,4 +1,4 @@
-"""Small images that are all of one size, kept in memory: CIFAR's python batches, .npz files, folders of image files.
+"""Small images of one size, kept in memory: CIFAR's python batches, .npz files, folders of image files.
 
 Notation: N images, S pixels a side.
 """
@@ -28,18 +28,18 @@ from fastdarts.data.sample import sample_root
 from fastdarts.quoting import few, quoted
 
 SIDE = 32  # of the sample's images
-CHUNK = 64  # images a thread decodes at a time
+CHUNK = 64  # images per decoding task
 WANTED = "cifar-10-batches-py or cifar-100-python, a .npz file of images and labels, or a folder with train/CLASS/*"
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageArray:
-    """The training images of a data set, in the order of their file; an image's position is its stable index.
+    """Training images of a data set, in file order; an image's position is its stable index.
 
-    root     the file or folder they come from
+    root     source file or folder
     classes  names
-    files    a name for each image: train/NUMBER, or a file's relative to root
+    files    a name for each image: train/NUMBER, or its path relative to root
     labels   int64 (N,), position of each image's class in `classes`
     pixels   uint8 (N, S, S, 3), RGB, contiguous, on the CPU
     """
@@ -58,7 +58,7 @@ class ImageArray:
         classes: Sequence[str] | None = None,
         files: Sequence[str] | None = None,
     ) -> "ImageArray":
-        """Checked: pixels uint8 (N, S, S, 3), labels int64 (N,). Classes without names are numbers. Raises DataError."""
+        """Check and wrap pixels, uint8 (N, S, S, 3), and labels, int64 (N,). Unnamed classes get numbers. Raises DataError."""
         if not len(pixels) or pixels.shape[1] != pixels.shape[2] or not pixels.shape[1]:
             raise DataError(f"{root}: images must be square, and one at least; they are {' x '.join(map(str, pixels.shape))}")
         if len(labels) != len(pixels):
@@ -79,11 +79,11 @@ class ImageArray:
 
     @property
     def side(self) -> int:
-        """S."""
+        """Return S."""
         return self.pixels.shape[1]
 
     def sha256(self) -> str:
-        """Of labels and pixels."""
+        """Return the digest of labels and pixels."""
         digest = hashlib.sha256(f"fastdarts images {tuple(self.pixels.shape)}\n".encode())
         digest.update(self.labels.numpy())
         digest.update(self.pixels.numpy())
@@ -91,10 +91,10 @@ class ImageArray:
 
 
 def read_images(path: str | os.PathLike[str], threads: int = 1) -> ImageArray:
-    """The training images of WANTED; of python batches also the folder that holds theirs, of a .npz the folder of train*.npz.
+    """Read the training images of any WANTED format; also the parent folder of python batches, or the folder of a train*.npz.
 
-    threads  that decode files
-    Raises DataError for what is missing, damaged, of several sizes or too large for RAM; the message says what is wrong where.
+    threads  number of decoding threads
+    Raises DataError for missing or damaged files, mixed sizes or data too large for RAM; the message names fault and place.
     """
     log.info("reading images from %s", path)
     try:
@@ -124,7 +124,7 @@ def _read(path: Path, threads: int) -> ImageArray:
 
 
 def sample_images(cache: str | os.PathLike[str] | None = None) -> ImageArray:
-    """The generated sample, each image squeezed to 32 x 32 pixels: 10 classes of 100. Arguments and errors of sample_root."""
+    """Return the generated sample resized to 32 x 32 pixels: 10 classes of 100. Arguments and errors as in sample_root."""
     index = ImageIndex.from_root(sample_root(cache))
     images = [np.asarray(read_rgb(index.path(i)).resize((SIDE, SIDE), Image.Resampling.BOX)) for i in range(len(index))]
     return ImageArray.make(index.root, np.stack(images), index.labels.numpy(), index.classes, index.files)
@@ -146,7 +146,7 @@ def _from_files(index: ImageIndex, threads: int) -> ImageArray:
 
 
 def _decoded(names: Sequence[str], read: Callable[[int], Image.Image], threads: int, where: Path) -> np.ndarray:
-    """All images, uint8 (N, H, W, 3). Raises DataError, which names one that is bad or of another size than the first."""
+    """Decode all images, uint8 (N, H, W, 3). Raises DataError naming an image that is bad or differs in size from the first."""
     with pillow_warnings():
         first = read(0)
         _check_room(3 * first.height * first.width * len(names), where)
@@ -173,6 +173,6 @@ def _fill(pixels: np.ndarray, names: Sequence[str], read: Callable[[int], Image.
 
 
 def _check_room(size: int, where: Path) -> None:
-    """Raise DataError where `size` bytes are too much for RAM."""
+    """Raise DataError if `size` bytes do not fit into RAM."""
     if size > SHARE * (free := available_ram()):
         raise DataError(f"{where}: its images take {gib(size)}, RAM has {gib(free)} free, of which {SHARE:.0%} may be taken")

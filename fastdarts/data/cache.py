@@ -1,4 +1,4 @@
-"""The images of a search, decoded once and kept in one flat buffer: on the device, in RAM, or in a memory-mapped file.
+"""Resident cache of decoded images in one flat buffer: on the device, in RAM, or in a memory-mapped file.
 
 Notation: M cached images, B bytes of all of them.
 """
@@ -26,18 +26,18 @@ from fastdarts.data.workers import torchvision_functional
 from fastdarts.ops.random_resized_crop import MOST_SIDE, random_resized_crop
 from fastdarts.quoting import quoted
 
-CHUNK = 32  # images a thread decodes at a time
+CHUNK = 32  # images per decoding task
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where each image lies in the buffer: rows of RGB pixels, one image after the other.
+    """Offsets of the images in the buffer: rows of RGB pixels, images concatenated.
 
-    index    where the files are
-    numbers  int64 (M,), sorted, the images' stable numbers
+    index    paths of the files
+    numbers  int64 (M,), sorted, stable numbers of the images
     decoded  int64 (M, 2), height and width of the files
-    sizes    int64 (M, 2), height and width as they are kept
-    starts   int64 (M + 1,), byte of each one's first pixel; the last is B
+    sizes    int64 (M, 2), height and width in the cache
+    starts   int64 (M + 1,), byte offset of each image's first pixel; the last is B
     """
 
     index: ImageIndex
@@ -48,10 +48,10 @@ class Layout:
 
     @staticmethod
     def of(index: ImageIndex, numbers: Tensor, decoded: Tensor, short: int) -> "Layout":
-        """The layout of images `numbers`, int64 (M,), distinct, whose files are of the sizes `decoded`, (M, 2).
+        """Return the layout of images `numbers`, int64 (M,), distinct, with file sizes `decoded`, (M, 2).
 
-        Each is kept with its short side reduced to `short` pixels, its aspect as torchvision's resize leaves it; a smaller
-        one as it is. But no side is kept longer than MOST_SIDE.
+        The short side is reduced to `short` pixels and the aspect follows torchvision's resize; smaller images keep their
+        size. No side exceeds MOST_SIDE.
         """
         numbers, order = numbers.sort()
         decoded = decoded[order].long()
@@ -64,14 +64,14 @@ class Layout:
 
     @property
     def bytes(self) -> int:
-        """B."""
+        """Return B."""
         return int(self.starts[-1])
 
     def fill(self, pixels: Tensor, threads: int, progress: Callable[[int, int], None]) -> None:
-        """Decode all files into `pixels`, uint8 (B,) on any device, in `threads` threads (Pillow works outside the GIL).
+        """Decode all files into `pixels`, uint8 (B,) on any device, in `threads` threads (Pillow releases the GIL).
 
-        progress  called now and then with (images done, M)
-        Raises DataError, which names the file, for one that does not decode or is not of the size it had.
+        progress  called from time to time with (images done, M)
+        Raises DataError, which names the file, if it does not decode or its size has changed.
         """
         torchvision_functional()
         end = Event()
@@ -114,11 +114,10 @@ class Layout:
         ).ravel()
 
     def boxes(self, view: View, epoch: int, indices: Tensor, rows: Tensor) -> Tensor:
-        """The boxes of the images `indices` in pixels of what is kept of them, int64 (N, 4): top, left, height, width.
+        """Return the crop boxes of the images `indices` in pixels of the cached images, int64 (N, 4): top, left, height, width.
 
-        rows  where the images stand in `numbers`
-        Random boxes are those that other loaders cut out of the files, each number reduced and rounded; the centre is the
-        kept image's own.
+        rows  positions of the images in `numbers`
+        Random boxes are the other loaders' boxes, scaled and rounded. The centre box is computed on the cached image.
         """
         kept, decoded = self.sizes[rows], self.decoded[rows]
         if not view.train:
@@ -129,13 +128,13 @@ class Layout:
         return torch.cat([corner, extent], 1)
 
     def room_taken(self, folder: Path) -> int:
-        """Bytes that the file of these pixels in `folder`, whole or unfinished, takes already."""
+        """Return the bytes that the cache file in `folder`, complete or unfinished, already occupies."""
         return room_taken(folder, self.key())
 
     def key(self) -> str:
-        """What a file of these pixels is known by: the files' names below the root, sizes, times of change, and the kept sizes.
+        """Return the key of the cache file: a digest of file names below the root, sizes, modification times and cached sizes.
 
-        Raises DataError for a file that is gone.
+        Raises DataError if a file is gone.
         """
         digest = hashlib.sha256(b"fastdarts cache 2\n")
         for number, size in zip(self.numbers.tolist(), self.sizes.tolist(), strict=True):
@@ -151,7 +150,7 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Cache:
-    """A filled buffer and its layout."""
+    """Filled buffer and its layout."""
 
     layout: Layout
     pixels: Tensor  # uint8 (B,)
@@ -167,9 +166,8 @@ class Cache:
     ) -> "Cache":
         """Decode the images of `layout` into memory on `device`.
 
-        folder  keep them in a memory-mapped file there, which other runs with the same images find; for a GPU the file is
-                copied to it
-        Raises DataError for a file that does not decode, and for a disk without room.
+        folder  of a memory-mapped file, shared with other runs on the same images; a GPU gets a copy
+        Raises DataError if a file does not decode or the disk is full.
         """
         if folder is None:
             pixels = torch.empty(layout.bytes, dtype=torch.uint8, device=device)
@@ -185,7 +183,7 @@ class Cache:
         return Cache(layout, pixels.to(device))
 
     def batch(self, view: View, epoch: int, indices: Tensor) -> Batch:
-        """The images `indices`, int64 (N,), as epoch `epoch` shows them, on the cache's device."""
+        """Return the images `indices`, int64 (N,), cropped as in epoch `epoch`, on the device of the cache."""
         layout, device = self.layout, self.pixels.device
         rows = torch.searchsorted(layout.numbers, indices.contiguous())
         sizes = layout.sizes[rows]

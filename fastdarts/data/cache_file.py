@@ -1,4 +1,4 @@
-"""A file of decoded images that is mapped into memory: whole, or not there."""
+"""Memory-mapped file of decoded images: complete, or absent."""
 
 import errno
 import fcntl
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fastdarts.data.errors import DataError
 
-TRAILER = "\nfastdarts cache {key}\n"  # after the pixels: written last
+TRAILER = "\nfastdarts cache {key}\n"  # follows the pixels, written last
 
 log = logging.getLogger(__name__)
 
 
 def open_file(folder: Path, key: str, size: int) -> Tensor | None:
-    """The pixels, uint8 (size,), memory-mapped, or None if there is no whole file of this key."""
+    """Return the memory-mapped pixels, uint8 (size,), or None without a complete file of this key."""
     path, trailer = _path(folder, key), TRAILER.format(key=key).encode()
     try:
         with open(path, "rb") as file:
@@ -40,23 +40,23 @@ def open_file(folder: Path, key: str, size: int) -> Tensor | None:
 
 
 def _mapped(file: BinaryIO, size: int) -> Tensor:
-    """The first `size` bytes, for reading only: a private mapping that may be written must fit into RAM."""
+    """Map the first `size` bytes read-only: a writable private mapping would have to fit into RAM."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         return torch.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), dtype=torch.uint8)
 
 
 def room_taken(folder: Path, key: str) -> int:
-    """Bytes of the disk that the file of this key, whole or left unfinished, has already."""
+    """Return the disk bytes that the file of this key, complete or unfinished, already occupies."""
     path = _path(folder, key)
     return max((p.stat().st_size for p in (path, path.with_suffix(".part")) if p.exists()), default=0)
 
 
 def write_file(folder: Path, key: str, size: int, fill: Callable[[Tensor], None]) -> None:
-    """Have `fill` write the pixels, uint8 (size,), of a new file, unless another process does so meanwhile.
+    """Let `fill` write the pixels, uint8 (size,), of a new file, unless another process writes it meanwhile.
 
-    The room is taken before the first pixel, and the file gets its name when all of it is on the disk. Raises DataError for
-    a folder that cannot be written or has no room, with figures.
+    Disk space is allocated before the first pixel, and the file gets its name once it is flushed to disk. Raises DataError
+    if the folder is not writable or has no space; the message gives the figures.
     """
     path, trailer = _path(folder, key), TRAILER.format(key=key).encode()
     part = path.with_suffix(".part")
@@ -78,7 +78,7 @@ def write_file(folder: Path, key: str, size: int, fill: Callable[[Tensor], None]
 
 
 def _wait_for(lock: TextIO, path: Path) -> None:
-    """Until no other process writes the same file."""
+    """Wait until no other process writes the same file."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -89,7 +89,7 @@ def _wait_for(lock: TextIO, path: Path) -> None:
 def _write(part: Path, size: int, trailer: bytes, fill: Callable[[Tensor], None]) -> None:
     with open(part, "w+b") as file:
         os.posix_fallocate(file.fileno(), 0, size + len(trailer))
-        fill(torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8))  # torch.from_file wants a name in UTF-8
+        fill(torch.frombuffer(mmap.mmap(file.fileno(), size), dtype=torch.uint8))  # torch.from_file requires a UTF-8 name
         file.seek(size)
         file.write(trailer)
         file.flush()

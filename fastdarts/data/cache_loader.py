@@ -1,4 +1,4 @@
-"""Batches from the resident cache: boxes cut out of decoded images and resized by one op, where the cache lies.
+"""Batches from the resident cache: one op crops and resizes decoded images on the device of the cache.
 
 Notation: N images a batch on this rank, S pixels a side.
 """
@@ -18,15 +18,15 @@ from fastdarts.data.view import View
 
 
 class CacheLoader(Loader):
-    """The resident cache's route: nothing is read or decoded any more.
+    """Loader over the resident cache, without file reads or decoding.
 
-    Order, boxes and flips are those of every loader, the boxes rounded to pixels of the images as they are kept.
+    Order, boxes and flips are the same as in every loader; boxes are rounded to pixels of the cached images.
     """
 
     def __init__(self, cache: Cache, indices: Tensor, **common: Unpack[Common]) -> None:
-        """indices: int64, the split's images, all in the cache; common: as all loaders', data.loader.Common.
+        """indices: int64, images of the split, all in the cache; common: see data.loader.Common.
 
-        Raises DataError for a batch that does not fit the split or world_size.
+        Raises DataError if the batch size does not fit the split or world_size.
         """
         super().__init__(indices, **common)
         self._cache = cache
@@ -36,17 +36,17 @@ class CacheLoader(Loader):
 
 
 def _cut(cache: Cache, sampler: BatchSampler, view: View, number: int, stage: Stage) -> Iterator[Batch]:
-    """Batches from `number` on."""
+    """Yield the batches from `number` on."""
     for coming in count(number):
         stage.now = f"cutting {view.stream.name.lower()} batch {coming} out of the cache"
         yield cache.batch(view, *sampler.batch(coming))
 
 
 class CacheEvalLoader(Evaluation):
-    """The evaluation pass from the cache: the centre of each image, no flip."""
+    """Evaluation pass over the cache: centre crops, no flip."""
 
     def __init__(self, cache: Cache, indices: Tensor, **common: Unpack[EvalCommon]) -> None:
-        """indices: int64, images of the cache; common: as EvalLoader's."""
+        """indices: int64, images of the cache; common: see data.loader.EvalCommon."""
         super().__init__(indices, **common)
         self._cache = cache
 

@@ -1,4 +1,4 @@
-"""CIFAR's python batches, which are pickles: read without executing anything that a pickle may ask for.
+"""Read CIFAR's python batches (pickles) without executing any code they name.
 
 Notation: N images of 32 x 32 pixels.
 """
@@ -17,7 +17,7 @@ INTEGERS = re.compile(r"[|<>=]?([iu][1248])")
 
 
 class Layout(NamedTuple):
-    """The files of one data set and what they call their content."""
+    """Files of one data set and the keys of their content."""
 
     batches: tuple[str, ...]
     labels: str
@@ -32,14 +32,14 @@ LAYOUTS = {
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Which data set's training batches lie in `folder`, if any do."""
+    """Return the layout of the training batches in `folder`, or None if it holds none."""
     return next((layout for layout in LAYOUTS.values() if any((folder / name).is_file() for name in layout.batches)), None)
 
 
 def read_batches(folder: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """The training images, uint8 (N, 32, 32, 3), their labels, int64 (N,), and the classes' names; the test batch is not read.
+    """Read the training images, uint8 (N, 32, 32, 3), their labels, int64 (N,), and the class names, not the test batch.
 
-    Raises DataError, which names the file, for one that is missing, damaged, or asks for more than arrays, text and lists.
+    Raises DataError, which names the file, if it is missing, damaged, or contains more than arrays, text and lists.
     """
     images, labels = [], []
     for name in layout.batches:
@@ -60,9 +60,9 @@ def read_batches(folder: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray, 
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """The dict in `path`, keys as text; of all that a pickle can name, only integer arrays are admitted.
+    """Read the dict in `path`, with text keys; of all importable objects only integer arrays are admitted.
 
-    Raises DataError, which names the file and what it asks for.
+    Raises DataError, which names the file and the rejected object.
     """
     try:
         with open(path, "rb") as file:
@@ -71,14 +71,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
             return {_text(key): _plain(value) for key, value in content.items()}
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; a folder of CIFAR's python batches has it") from error
-    except Exception as error:  # whatever a pickle makes go wrong is about this file
+    except Exception as error:  # any failure of unpickling is a fault of this file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is no whole batch of CIFAR ({reason}); unpack the archive again") from error
     raise DataError(f"{path} is no batch of CIFAR: it holds a {type(content).__name__}, not a dict")
 
 
 def _integers(value: Any) -> np.ndarray | None:
-    """A list of whole numbers, or an array of them, as int64."""
+    """Return a list or array of integers as int64."""
     if isinstance(value, list) and not all(type(number) is int and abs(number) < 2**31 for number in value):
         return None
     return np.asarray(value, np.int64) if isinstance(value, list | np.ndarray) else None
@@ -89,7 +89,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """An array instead of its stand-in, text instead of bytes; of a list, no deeper."""
+    """Convert a stand-in to its array and bytes to text, also one level deep in a list."""
     if isinstance(value, _Array):
         return value.array()
     if isinstance(value, list):
@@ -98,7 +98,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Dtype:
-    """What a pickle says of a dtype."""
+    """Stand-in for a pickled dtype."""
 
     def __init__(self, code: Any = "", *_: Any) -> None:
         self.code, self.order = _text(code), "|"
@@ -116,7 +116,7 @@ class _Dtype:
 
 
 class _Array:
-    """What a pickle says of an array: its state, out of which NumPy itself makes nothing before it has been looked at."""
+    """Stand-in for a pickled array: its state, passed to NumPy only after validation."""
 
     def __init__(self, *_: Any) -> None:
         self.state: Any = None
@@ -125,7 +125,7 @@ class _Array:
         self.state = state
 
     def array(self) -> np.ndarray:
-        """Raises what a state makes go wrong that does not fit together."""
+        """Build the array. Raises the errors of an inconsistent state."""
         _, shape, dtype, fortran, content = self.state
         kind = dtype.dtype()
         content = content.encode("latin1") if isinstance(content, str) else bytes(content)
@@ -133,7 +133,7 @@ class _Array:
 
 
 class _Restricted(pickle.Unpickler):
-    """Knows the names that a pickled array needs, and stand-ins for them."""
+    """Unpickler that resolves only the names of a pickled array, to stand-ins."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -148,13 +148,13 @@ class _Restricted(pickle.Unpickler):
         return found
 
     def _from_buffer(self, content: Any, dtype: _Dtype, shape: Any, order: Any) -> _Array:
-        """An array of pickle's protocol 5."""
+        """Build an array of pickle protocol 5."""
         array = _Array()
         array.state = 1, shape, dtype, order == "F", content
         return array
 
     def _encoded(self, text: str, encoding: str) -> bytes:
-        """The way in which protocol 2 writes bytes."""
+        """Decode bytes as protocol 2 writes them."""
         if encoding != "latin1":
             raise pickle.UnpicklingError(f"bytes are encoded as {str(encoding)[:20]}, latin1 is wanted")
         return text.encode("latin1")

@@ -1,4 +1,4 @@
-"""Batches decoded by NVIDIA's DALI: nvJPEG on a GPU, libjpeg-turbo in DALI's threads on a CPU.
+"""Loader with NVIDIA DALI as decoder: nvJPEG on a GPU, libjpeg-turbo in DALI's threads on a CPU.
 
 Notation: N images a batch on this rank, S pixels a side.
 """
@@ -27,14 +27,14 @@ from fastdarts.data.workers import Request
 from fastdarts.provenance import BROKEN
 from fastdarts.quoting import few, quoted
 
-PREFETCH = 2  # batches inside DALI: one is decoded while the next one's files are read
-ROWS_COLUMNS = (0, 1)  # in which order anchors and shapes name the axes of an image
-READERS = 4  # threads that read files; they wait more than they work
-HARDWARE_SHARE = 0.65  # of the images go to the decoder unit of a GPU that has one: DALI's default
+PREFETCH = 2  # batches inside DALI: decoding one overlaps with reading the next one's files
+ROWS_COLUMNS = (0, 1)  # axis order of anchors and shapes
+READERS = 4  # reader threads; mostly waiting for I/O
+HARDWARE_SHARE = 0.65  # share of the images sent to a GPU's hardware decoder, if it has one: DALI's default
 
 
 def unavailable(device: torch.device) -> str | None:
-    """Why DALI cannot decode for `device`, in a sentence, or None."""
+    """Return a sentence that explains why DALI cannot decode for `device`, or None if it can."""
     try:
         import nvidia.dali
     except BROKEN as error:
@@ -54,27 +54,26 @@ def unavailable(device: torch.device) -> str | None:
 
 
 class DaliLoader(Loader):
-    """DALI decodes the images that our sampler asks for, in its order, cuts its boxes out and resizes them.
+    """Loader that decodes, crops and resizes with DALI, in our sampler's order and with our boxes.
 
-    Images agree with FolderLoader's of the same box: on average over an image within half a level (of 255), each pixel
-    within one, but for the outermost row and column on each side. There, beyond the box, Pillow's filter ends and DALI's
-    sees the last pixel repeated, which makes up to 64 levels. (Seen on ImageNet's files: 0.28 at most, 0.15 on average;
-    26 at the border.) If not `train`, the centre is cut out before resizing and not after it, so whole pixels are rounded
-    differently. All this on a CPU; on a GPU nvJPEG's arithmetic is another one.
-    Only plain JPEGs (data.jpeg) are left to DALI's decoder. Pillow decodes the others, whatever they are, and DALI cuts
-    and resizes them.
-    At most PREFETCH batches are inside DALI and ahead.DEPTH + 1 behind it. On a GPU each pipeline (the weights' split and
-    alpha's have one each) also keeps PREFETCH batches of whole decoded images there, 0.6 MB for each of ImageNet's usual
-    size, and nvJPEG's buffers, 16 MB of device and of pinned memory for each thread or more.
+    On a CPU, images agree with FolderLoader's for the same box: within half a level (of 255) on average over an image, and
+    within one level per pixel except in the outermost row and column on each side. There Pillow's filter ends at the box,
+    while DALI replicates the last pixel, a difference of up to 64 levels. (Measured on ImageNet: 0.28 at most, 0.15 on
+    average; 26 at the border.) If not `train`, the centre is cropped before resizing instead of after it, so whole pixels
+    are rounded differently. On a GPU, nvJPEG's arithmetic differs.
+    DALI decodes plain JPEGs (data.jpeg) only. Pillow decodes all other files, and DALI crops and resizes them.
+    At most PREFETCH batches are inside DALI and prefetch.DEPTH + 1 behind it. On a GPU each pipeline (one for the weights'
+    split, one for alpha's) also keeps PREFETCH batches of whole decoded images there, 0.6 MB for each image of ImageNet's
+    usual size, and nvJPEG's buffers, at least 16 MB of device and of pinned memory per thread.
     """
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, threads: int, **common: Unpack[Common]) -> None:
-        """DALI starts at the first next().
+        """Store the arguments; DALI starts at the first next().
 
-        indices  int64, the split's images
-        threads  of DALI, that decode
-        common   as all loaders', data.loader.Common
-        Raises DataError where DALI is `unavailable`, or for a batch that does not fit the split or world_size.
+        indices  int64, images of the split
+        threads  DALI's decoding threads
+        common   see data.loader.Common
+        Raises DataError if DALI is `unavailable`, or if the batch size does not fit the split or world_size.
         """
         super().__init__(indices, **common)
         if why := unavailable(self.device):
@@ -86,22 +85,22 @@ class DaliLoader(Loader):
 
 
 class _Asked(NamedTuple):
-    """A batch that DALI is at."""
+    """Batch in flight in DALI."""
 
     request: Request
-    files: list[np.ndarray]  # on a CPU DALI reads them here, so they stay until it is done
+    files: list[np.ndarray]  # on a CPU DALI reads from these buffers: keep them alive
 
 
 def _decoded(
     index: ImageIndex, sampler: BatchSampler, view: View, threads: int, device: torch.device, number: int, stage: Stage
 ) -> Iterator[Batch]:
-    """Batches from `number` on."""
+    """Yield the batches from `number` on."""
     split, numbers = view.stream.name.lower(), count(number)
     asked: deque[_Asked] = deque()
     wrong: list[Exception] = []
 
     def feed() -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """What DALI needs for the next batch. Ends its input if that fails, so that the batches before come out."""
+        """Return DALI's inputs for the next batch. On failure ends the input, so that earlier batches still come out."""
         epoch, indices = sampler.batch(next(numbers))
         request = Request.of(index, indices, epoch)
         stage.now = f"reading the files of {split} images, the first is {quoted(request.paths[0])}; is the file system alive?"
@@ -115,7 +114,7 @@ def _decoded(
         return list(files), boxes[:, :2].copy(), boxes[:, 2:].copy()
 
     def graph(fn: Any) -> Any:
-        # a copy to a GPU may still be going on when the batch is there
+        # a copy to a GPU may still be in progress when the batch is returned
         files, anchors, shapes = fn.external_source(feed, num_outputs=3, no_copy=device.type == "cpu")
         return resized(fn, cut(fn, files, anchors, shapes, device), size=(view.size, view.size))
 
@@ -137,7 +136,7 @@ def _decoded(
 
 
 def _encoded(path: str) -> tuple[np.ndarray, tuple[int, int]]:
-    """The file, uint8 (bytes,), and the image's (height, width); re-encoded without loss unless it is a plain JPEG."""
+    """Return the file, uint8 (bytes,), and the image's (height, width); losslessly re-encoded unless it is a plain JPEG."""
     data = read_bytes(path)
     size = plain_size(data)
     if size is None:
@@ -148,9 +147,9 @@ def _encoded(path: str) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def pipeline(graph: Callable[[Any], Any], batch_size: int, threads: int, device: torch.device) -> Any:
-    """A built DALI pipeline of what graph(nvidia.dali.fn) returns; it ends with the last reference to it.
+    """Build a DALI pipeline that outputs graph(nvidia.dali.fn); it ends with its last reference.
 
-    Raises InputStopped if DALI cannot start, as with a driver that is too old for it.
+    Raises InputStopped if DALI cannot start, for example with a driver that is too old.
     """
     from nvidia.dali import Pipeline, fn
 
@@ -167,31 +166,31 @@ def pipeline(graph: Callable[[Any], Any], batch_size: int, threads: int, device:
 
 
 def decodes_boxes(device: torch.device) -> bool:
-    """Whether the decoder is asked for boxes, and not for whole images, of which they are cut.
+    """Return whether the decoder crops the boxes itself instead of decoding whole images.
 
-    On a GPU it is not: nvImageCodec 0.9, which DALI 2.4 needs, is reported to fail at boxes of JPEGs there, or to crash
-    (NVIDIA/nvImageCodec, issue 55).
+    It does not on a GPU: nvImageCodec 0.9, required by DALI 2.4, is reported to fail or crash when decoding regions of JPEGs
+    there (NVIDIA/nvImageCodec, issue 55).
     """
     return device.type == "cpu"
 
 
 def cut(fn: Any, files: Any, anchors: Any, shapes: Any, device: torch.device) -> Any:
-    """The boxes, (top, left) and (height, width), of the images in `files`."""
+    """Decode the boxes, (top, left) and (height, width), of the images in `files`."""
     if decodes_boxes(device):
         return fn.decoders.image_slice(files, anchors, shapes, axes=ROWS_COLUMNS, **decoding(device))
     return fn.slice(fn.decoders.image(files, **decoding(device)), anchors, shapes, axes=ROWS_COLUMNS)
 
 
 def decoding(device: torch.device) -> dict[str, Any]:
-    """Arguments of a decoder that hands its images over on `device`: as Pillow, without EXIF rotation."""
+    """Return the arguments of a decoder with output on `device`: like Pillow, without EXIF rotation."""
     if device.type == "cpu":
         return {"device": "cpu", "adjust_orientation": False}
-    quality = {"adjust_orientation": False, "jpeg_fancy_upsampling": True}  # chroma as libjpeg interpolates it
+    quality = {"adjust_orientation": False, "jpeg_fancy_upsampling": True}  # libjpeg's chroma interpolation
     return {"device": "mixed", "hw_decoder_load": HARDWARE_SHARE, "affine": False} | quality
 
 
 def resized(fn: Any, images: Any, **size: Any) -> Any:
-    """The images resized as torchvision does."""
+    """Resize the images as torchvision does."""
     from nvidia.dali import types
 
     kinds: Any = types  # among them those of its C++ enumerations
@@ -199,10 +198,10 @@ def resized(fn: Any, images: Any, **size: Any) -> Any:
 
 
 def outputs(pipe: Any, device: torch.device) -> list[Tensor]:
-    """The next outputs as tensors that are ours: of a CPU DALI's own memory, which it does not use again.
+    """Return the next outputs as tensors that we own. On a CPU they share DALI's memory, which it does not reuse.
 
-    A GPU's are copied on the device, under the current stream, into memory of torch's allocator: that knows the streams
-    which read it later, while DALI would take its memory back at once.
+    On a GPU they are copied on the current stream into memory of torch's allocator, which tracks the streams that read it
+    later; DALI would reuse its memory immediately.
     """
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
     tensors = [torch.from_dlpack(made.as_tensor()) for made in pipe.outputs(stream)]
@@ -210,16 +209,16 @@ def outputs(pipe: Any, device: torch.device) -> list[Tensor]:
 
 
 def labelled(epoch: int, numbers: Tensor, images: Tensor, index: ImageIndex, view: View) -> Batch:
-    """The batch of the images `numbers`, int64 (N,); beside images on a GPU the rest is pinned."""
+    """Return the batch of the images `numbers`, int64 (N,); with images on a GPU the other tensors are pinned."""
     rest = index.labels[numbers], numbers, view.flips(epoch, numbers)
     return Batch(images, *(tensor.pin_memory() if images.is_cuda else tensor for tensor in rest))
 
 
 def explained(error: RuntimeError, batches: Iterable[list[str]]) -> Exception:
-    """What DALI's error means, given the files of the batches that it was at, the one it failed at first.
+    """Translate DALI's error, given the files of the batches in flight, the failed one first.
 
-    A DataError that names a file which Pillow cannot decode either. Or else InputStopped with DALI's own words, and the
-    file that it means, or, if it does not say, those of the batch that are no plain JPEGs.
+    Returns a DataError that names a file if Pillow cannot decode it either. Else returns InputStopped with DALI's message and
+    the file it names or, if it names none, the files of the batch that are not plain JPEGs.
     """
     failed, *later = batches
     for path in chain(failed, *later):
@@ -235,6 +234,6 @@ def explained(error: RuntimeError, batches: Iterable[list[str]]) -> Exception:
 
 
 def _reason(error: RuntimeError) -> str:
-    """The line of DALI's message that says what happened."""
+    """Return the line of DALI's message with the cause."""
     lines = [line.strip() for line in str(error).partition("encountered:")[2].splitlines() if line.strip()]
     return (lines or str(error).strip().splitlines() or ["no reason given"])[0].rstrip(" :")

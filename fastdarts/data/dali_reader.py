@@ -1,4 +1,4 @@
-"""Batches whose files DALI reads itself, and whose boxes it draws.
+"""Loader with DALI as file reader and source of random boxes.
 
 Notation: N images a batch on this rank, S pixels a side.
 """
@@ -27,20 +27,20 @@ log = logging.getLogger(__name__)
 
 
 class DaliReaderLoader(DaliLoader):
-    """DALI reads the files, draws the boxes and decodes: no Python runs for a single image.
+    """Loader that leaves reading, random boxes and decoding to DALI: no Python per image.
 
-    Labels, indices and flips are those of the other loaders, since DALI's reader is given the sampler's order, epoch by
-    epoch. The images are not: the boxes come from DALI's random numbers, seeded for each epoch and rank, so they depend on
-    world_size. Resuming repeats the epoch's batches up to the right one, unseen; at an epoch's end that costs nothing.
-    All files must be such as DALI decodes itself, and what is not a plain JPEG may look different from Pillow's image. A
-    truncated one is noticed only where a box reaches what is missing. A read that never returns is told by the watchdog as
-    always, but DALI waits for it when the process ends.
+    Labels, indices and flips equal the other loaders': DALI's reader receives the sampler's order epoch by epoch. The images
+    do not: the boxes come from DALI's random numbers, seeded by epoch and rank, so they depend on world_size. Resuming
+    replays and discards the epoch's batches up to the right one; at the end of an epoch that costs nothing.
+    DALI must be able to decode all files, and a file that is not a plain JPEG may differ from Pillow's image. A truncated
+    file is noticed only if a box reaches the missing part. The watchdog reports a read that never returns as always, but
+    DALI waits for it at process exit.
     """
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, threads: int, **common: Unpack[Common]) -> None:
-        """Arguments and errors as DaliLoader's, and DataError for names that DALI cannot be given, which are not UTF-8.
+        """Take DaliLoader's arguments and raise its errors, and DataError for file names that are not UTF-8.
 
-        Says in the log how the images differ.
+        Logs how the images differ.
         """
         super().__init__(index, indices, threads=threads, **common)
         if odd := [path for path in map(index.path, indices.tolist()) if path.encode(errors="replace").decode() != path]:
@@ -56,7 +56,7 @@ class DaliReaderLoader(DaliLoader):
 def _read(
     index: ImageIndex, sampler: BatchSampler, view: View, threads: int, device: torch.device, number: int, stage: Stage
 ) -> Iterator[Batch]:
-    """Batches from `number` on."""
+    """Yield the batches from `number` on."""
     split = view.stream.name.lower()
     first, skip = divmod(number, len(sampler))
     for epoch in count(first):
@@ -70,24 +70,24 @@ def _read(
                 images, numbers = outputs(pipe, device)
             except RuntimeError as error:
                 stage.now = f"looking for the {split} image that DALI could not decode"
-                near = batches[part : part + PREFETCH + 2]  # its reader is ahead
+                near = batches[part : part + PREFETCH + 2]  # DALI's reader prefetches
                 raise explained(error, ([index.path(i) for i in batch.tolist()] for batch in near)) from error
             if part >= skip:
                 yield labelled(epoch, numbers.flatten().long(), images, index, view)
         skip = 0
-        del pipe  # before the next one starts
+        del pipe  # before the next pipeline starts
 
 
 def _pipeline(
     index: ImageIndex, numbers: Tensor, view: View, epoch: int, sampler: BatchSampler, threads: int, device: torch.device
 ) -> Any:
-    """Reads the images `numbers`, int64 (K,), in that order; its outputs are images and their numbers, int32 (N, 1)."""
+    """Build the pipeline that reads the images `numbers`, int64 (K,), in order; it outputs images and numbers, int32 (N, 1)."""
     seed = random_words(view.seed, view.stream, epoch, torch.tensor([sampler.rank]), Purpose.CROP, 1).item()
     order, size = numbers.tolist(), view.size
     paths = [index.path(i) for i in order]
 
     def graph(fn: Any) -> tuple[Any, Any]:
-        # a file that is cut short while it is mapped would end the process
+        # truncating a memory-mapped file would kill the process
         files, labels = fn.readers.file(files=paths, labels=order, dont_use_mmap=True)
         sizes = fn.peek_image_shape(files, adjust_orientation=False)
         if view.train:
@@ -101,7 +101,7 @@ def _pipeline(
 
 
 def _middles(fn: Any, sizes: Any) -> tuple[Any, Any]:
-    """(top, left) and (height, width) of crop.middle, by DALI, of images of `sizes`."""
+    """Compute crop.middle in DALI for images of `sizes`: (top, left) and (height, width)."""
     from nvidia.dali import math
 
     height, width = sizes[0], sizes[1]

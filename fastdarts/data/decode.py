@@ -1,4 +1,4 @@
-"""Reading one image file, by Pillow or as it is: the only place that opens one."""
+"""Read one image file, decoded by Pillow or as bytes: the only module that opens image files."""
 
 import os
 import stat
@@ -13,34 +13,34 @@ from PIL import Image, UnidentifiedImageError
 from fastdarts.data.errors import DataError, InputStopped, is_shortage, shortage
 from fastdarts.quoting import quoted
 
-KINDS = {  # what bears an image's name and is no file
+KINDS = {  # directory entries with an image's name that are not regular files
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-SIXTEEN = {("I", "PNG"), ("I", "PPM")}  # (mode, format) of 16-bit grays that Pillow keeps in 32 bits
+SIXTEEN = {("I", "PNG"), ("I", "PPM")}  # (mode, format) of 16-bit grayscale that Pillow stores in 32 bits
 
 
 def read_rgb(path: str, data: bytes | None = None) -> Image.Image:
-    """The image in 8-bit RGB, whatever it is stored as (grayscale, CMYK, palette, alpha dropped), the first of several.
+    """Decode an image to 8-bit RGB from any mode (grayscale, CMYK, palette; alpha is dropped), the first frame of several.
 
-    data  the file's content, where it was read before
+    data  content of the file, if already read
 
-    As torchvision's ImageFolder reads it, Image.open(path).convert("RGB"): EXIF orientation and colour profiles are not
-    applied. But 16-bit grays keep their high byte, as Pillow does with 16-bit colours, where convert would clip them.
+    Equals torchvision's ImageFolder, Image.open(path).convert("RGB"): EXIF orientation and colour profiles are not applied.
+    But 16-bit grayscale keeps its high byte, as Pillow does for 16-bit colours, where convert would clip it.
     Raises DataError, which names the file, if it cannot be read or decoded to its end.
     """
     try:
         with _opened(path) if data is None else BytesIO(data) as file, Image.open(file) as image:
             return _rgb(image)
-    except Exception as error:  # whatever a decoder raises is about this file
+    except Exception as error:  # any error of a decoder is a fault of this file
         raise DataError(f"cannot decode {quoted(path)}: {_reason(path, error)}") from error
 
 
 def read_bytes(path: str) -> bytes:
-    """The file as it is. Raises DataError, which names it, if it cannot be read."""
+    """Return the bytes of the file. Raises DataError, which names it, if it cannot be read."""
     try:
         with _opened(path) as file:
             return file.read()
@@ -49,14 +49,14 @@ def read_bytes(path: str) -> bytes:
 
 
 def examine(path: str) -> tuple[int, int] | str:
-    """(height, width) of what read_rgb would give, or why it would fail.
+    """Return the (height, width) of read_rgb's image, or the reason why it would fail.
 
-    A JPEG's data is read to its end, but only 1/8 of the size is reconstructed; anything else is decoded as a whole.
+    A JPEG is read to its end but reconstructed at 1/8 of its size; other formats are fully decoded.
     """
     try:
         with _opened(path) as file, Image.open(file) as image:
             width, height = image.size
-            reduced = image.draft(None, (1, 1)) is not None  # of JPEG alone
+            reduced = image.draft(None, (1, 1)) is not None  # JPEG only
             pixels = _rgb(image)
             return (height, width) if reduced else (pixels.height, pixels.width)
     except Exception as error:
@@ -64,7 +64,7 @@ def examine(path: str) -> tuple[int, int] | str:
 
 
 def header_size(path: str) -> tuple[int, int] | str:
-    """(height, width) as the file's header says, which is what read_rgb gives of a good file; or why there is none."""
+    """Return (height, width) from the file's header, equal to read_rgb's for a good file; or the reason why it has none."""
     try:
         with _opened(path) as file, Image.open(file) as image:
             return image.height, image.width
@@ -74,9 +74,9 @@ def header_size(path: str) -> tuple[int, int] | str:
 
 @contextmanager
 def pillow_warnings() -> Generator[None]:
-    """Inside, an image beyond Image.MAX_IMAGE_PIXELS is an error and Pillow's other warnings are not printed.
+    """Context manager: turns Image.MAX_IMAGE_PIXELS into an error and silences Pillow's other warnings.
 
-    For the whole process, since that is what Python's filters of warnings are for: enter it in one thread alone.
+    Python's warning filters are process-wide: enter it in a single thread.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -91,7 +91,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _opened(path: str) -> BinaryIO:
-    """The file, unless it is empty. What is no file is not opened, since it might never answer. Raises OSError."""
+    """Open the file unless it is empty. Only regular files are opened; others might block forever. Raises OSError."""
     status = os.stat(path)
     if kind := KINDS.get(stat.S_IFMT(status.st_mode)):
         raise OSError(0, f"{kind}, not a file")
@@ -101,11 +101,11 @@ def _opened(path: str) -> BinaryIO:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe may have taken the file's place meanwhile
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe may have replaced the file meanwhile
 
 
 def _reason(path: str, error: Exception) -> str:
-    """One line without the path. Raises InputStopped where the machine has run out of something."""
+    """Return the reason in one line without the path. Raises InputStopped if the machine ran out of a resource."""
     if isinstance(error, OSError) and is_shortage(error):
         raise InputStopped(f"cannot open {shortage(error)}") from error
     if isinstance(error, UnidentifiedImageError):

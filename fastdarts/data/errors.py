@@ -1,4 +1,4 @@
-"""What is wrong with the input, for the person who gave it."""
+"""Input errors, phrased for users."""
 
 import errno
 
@@ -6,7 +6,7 @@ from fastdarts.protocols import InputStopped
 
 __all__ = ["DataError", "InputStopped", "is_shortage", "shortage"]
 
-REMEDIES = {  # what the system has too little of, and what gives it more
+REMEDIES = {  # resource shortages and how to raise the limits
     errno.EMFILE: "raise `ulimit -n`",
     errno.ENFILE: "the machine has too many files open",
     errno.EAGAIN: "raise `ulimit -u`, the number of processes and threads of a user",
@@ -18,16 +18,16 @@ REMEDIES = {  # what the system has too little of, and what gives it more
 
 
 class DataError(ValueError):
-    """Wrong input. The message is one line: what, where, and what to do; a command ends with it and exit status 2."""
+    """Invalid input. The message is one line: fault, place, remedy; a command prints it and exits with status 2."""
 
 
 def shortage(error: OSError) -> str:
-    """What the system said, in a line, and what to do where that is known."""
+    """Return the system's message in one line, with the remedy if known."""
     said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     remedy = REMEDIES.get(error.errno or 0)
     return f"{said}: {remedy}" if remedy else said
 
 
 def is_shortage(error: OSError) -> bool:
-    """Whether the machine ran out of something, so that the file that was read is not to blame."""
+    """Return whether the machine ran out of a resource, so that the file is not at fault."""
     return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)

@@ -1,4 +1,4 @@
-"""Batches from image files, decoded and cropped by torchvision in worker processes.
+"""Loader for image files, decoded and cropped with torchvision in worker processes.
 
 Notation: N images a batch on this rank, S pixels a side.
 """
@@ -22,15 +22,15 @@ from fastdarts.data.workers import Request, in_this_process, torchvision_functio
 
 
 class FolderLoader(Loader):
-    """The torchvision route: Pillow decodes the whole image, torchvision cuts the box out and resizes it."""
+    """torchvision loader: Pillow decodes the whole image, torchvision crops and resizes the box."""
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, workers: int, **common: Unpack[Common]) -> None:
-        """Workers start at the first next().
+        """Store the arguments; workers start at the first next().
 
-        indices  int64, the split's images
-        workers  processes; 0 decodes in a thread of this one
-        common   as all loaders', data.loader.Common
-        Raises DataError without torchvision, or for a batch that does not fit the split or world_size.
+        indices  int64, images of the split
+        workers  number of processes; 0 decodes in a thread of this process
+        common   see data.loader.Common
+        Raises DataError without torchvision, or if the batch size does not fit the split or world_size.
         """
         torchvision_functional()
         super().__init__(indices, **common)
@@ -43,7 +43,7 @@ class FolderLoader(Loader):
 def _decoded(
     index: ImageIndex, sampler: BatchSampler, view: View, workers: int, device: torch.device, number: int, stage: Stage
 ) -> Iterator[Batch]:
-    """Batches from `number` on."""
+    """Yield the batches from `number` on."""
 
     def request(number: int) -> Request:
         epoch, indices = sampler.batch(number)
@@ -53,10 +53,10 @@ def _decoded(
 
 
 class EvalLoader(Evaluation):
-    """The evaluation pass by torchvision, in worker processes."""
+    """Evaluation pass with torchvision, in worker processes."""
 
     def __init__(self, index: ImageIndex, indices: Tensor, *, workers: int, **common: Unpack[EvalCommon]) -> None:
-        """Arguments as FolderLoader's. Raises DataError without torchvision."""
+        """Take FolderLoader's arguments. Raises DataError without torchvision."""
         torchvision_functional()
         super().__init__(indices, **common)
         self._index, self._workers = index, workers
@@ -67,11 +67,11 @@ class EvalLoader(Evaluation):
 
 
 def fetch(view: View, requests: Iterable[Request], workers: int, stage: Stage, pin: bool) -> Iterator[Batch]:
-    """Answer the requests in their order, with `workers` processes ahead of the consumer, or without any.
+    """Answer the requests in order, with `workers` processes running ahead of the consumer, or in this process for 0.
 
-    pin  hand the batches over in pinned memory, from which they go to a GPU asynchronously
-    Raises DataError, which names the file, for an image that cannot be decoded, InputStopped for a process that cannot be
-    started or has ended.
+    pin  return the batches in pinned memory, for asynchronous copies to a GPU
+    Raises DataError, which names the file, if an image cannot be decoded, and InputStopped if a process cannot be started
+    or has ended.
     """
     where = f"{workers} worker processes" if workers else "a thread"
     split = view.stream.name.lower()

@@ -1,4 +1,4 @@
-"""The images of a folder in the ImageNet layout, ROOT/SPLIT/CLASS/*, numbered once and for all."""
+"""Index of a folder in the ImageNet layout, ROOT/SPLIT/CLASS/*, with stable image numbers."""
 
 import hashlib
 import logging
@@ -22,9 +22,9 @@ log = logging.getLogger(__name__)
 
 
 class Index(Protocol):
-    """All images that a search may choose from; an image's position is its stable index.
+    """All images available to a search; an image's position is its stable index.
 
-    root     where they come from
+    root     source of the images
     classes  names
     files    a name for each image
     labels   int64 (N,), position of each image's class in `classes`
@@ -41,7 +41,7 @@ class Index(Protocol):
     def __len__(self) -> int: ...
 
     def sha256(self) -> str:
-        """Of all that a continued run must find again."""
+        """Return the digest of everything a continued run must find unchanged."""
         ...
 
 
@@ -49,8 +49,8 @@ class Index(Protocol):
 class ImageIndex:
     """All images of one split, sorted by class folder, then by name; an image's position is its stable index.
 
-    root     the folder that holds the split
-    classes  names of the class folders that hold images, sorted
+    root     parent folder of the split
+    classes  names of the class folders with images, sorted
     files    names relative to root, with forward slashes, one for each image
     labels   int64 (N,), position of each image's class in `classes`
     """
@@ -64,9 +64,9 @@ class ImageIndex:
     def from_root(root: str | os.PathLike[str], split: str = "train") -> "ImageIndex":
         """List root/split/CLASS/*: image extensions in any case, no deeper folders, no names that start with a dot.
 
-        What bears an image's name there counts, be it a folder, a pipe or a link to nowhere: verify() names it.
-        Class folders without images are left out and named in the log. Raises DataError for a folder that is missing,
-        unreadable, flat (images directly in the split's folder or in `val`), or without images.
+        Any entry with an image's name counts, even a folder, a pipe or a dangling link: verify() reports it.
+        Class folders without images are left out and logged. Raises DataError if the folder is missing, unreadable, flat
+        (images directly in the split's folder or in `val`), or has no images.
         """
         root = Path(root)
         folders, images = listing(root)
@@ -91,13 +91,13 @@ class ImageIndex:
         return len(self.files)
 
     def path(self, number: int) -> str:
-        """Where image `number` lies."""
+        """Return the path of image `number`."""
         return os.path.join(self.root, self.files[number])
 
     def bytes_of(self, indices: Tensor) -> tuple[int, str]:
-        """Bytes of the files `indices`, int64 (N,), and the digest of their names and sizes.
+        """Return the total bytes of the files `indices`, int64 (N,), and the digest of their names and sizes.
 
-        Raises DataError, which names the file, for one that is gone.
+        Raises DataError, which names the file, if one is gone.
         """
         total, digest = 0, hashlib.sha256()
         for number in indices.tolist():
@@ -110,12 +110,12 @@ class ImageIndex:
         return total, digest.hexdigest()
 
     def sha256(self) -> str:
-        """Of the names of all images: an image's number, and with it its randomness, depends on all of them."""
+        """Return the digest of all image names, which determine every image's number and thereby its random streams."""
         return hashlib.sha256(os.fsencode("\n".join(self.files))).hexdigest()
 
 
 def listing(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the folders and of other things with an image's extension directly in `folder`, each sorted.
+    """List the folders, and the other entries with an image extension, directly in `folder`, each sorted.
 
     Raises DataError if it is unreadable.
     """
@@ -140,17 +140,17 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, or to where one may not look
+    except OSError:  # a circular link, or one into an unreadable folder
         return False
 
 
 def _images(folders: list[str], images: list[str]) -> list[str]:
-    """In a class folder, folders named like an image are images."""
+    """Return the images of a class folder, including folders with an image's name."""
     return sorted(images + [name for name in folders if name.lower().endswith(EXTENSIONS)], key=os.fsencode)
 
 
 def _refuse_flat(folder: Path, split: str) -> None:
-    """Raise DataError if images lie in `folder` itself instead of in class folders: the commonest mistake."""
+    """Raise DataError if images are directly in `folder` instead of in class folders: the most common mistake."""
     folders, images = listing(folder)
     if images and not folders:
         unused = "" if folder.name == split else f" (or move it away: only {split!r} is read)"
@@ -159,7 +159,7 @@ def _refuse_flat(folder: Path, split: str) -> None:
 
 
 def _guess(root: Path, split: str, folders: list[str], images: list[str]) -> str:
-    """What `root` seems to be, given that it has no folder `split`, and what to do."""
+    """Return a guess at the layout of `root`, which has no folder `split`, and the remedy."""
     if images:
         return f"{len(images)} images lie directly in it; arrange them as ROOT/{split}/CLASS/{images[0]}"
     if any(listing(root / name)[1] for name in folders if name not in ("val", "test")):
@@ -169,7 +169,7 @@ def _guess(root: Path, split: str, folders: list[str], images: list[str]) -> str
 
 
 def _found(folder: Path) -> str:
-    """What lies in a folder where something else was expected, one level deep or two."""
+    """Describe the unexpected content of a folder, one or two levels deep."""
     names = sorted(os.listdir(folder))
     inside = [f"{name}/{inner}" for name in names[:1] if (folder / name).is_dir() for inner in os.listdir(folder / name)]
     return f"found {few(sorted(inside) or names) or 'nothing'}{packed(names)}"

@@ -1,4 +1,4 @@
-"""The header of a JPEG file: its size, and whether every decoder makes the same RGB of it."""
+"""Parse the header of a JPEG file: its size, and whether all decoders agree on its RGB values."""
 
 from struct import error as StructError
 from struct import unpack_from
@@ -11,15 +11,15 @@ YCBCR = 1  # Adobe's number
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """(height, width) as stored, if `data` is a plain JPEG: 8 bits, Huffman coded, grayscale or YCbCr, whole. Else None.
+    """Return the stored (height, width) of a plain JPEG: 8 bits, Huffman coded, grayscale or YCbCr, complete. Else None.
 
-    The three components of a plain file are numbered 1, 2, 3 and no marker calls them anything but YCbCr: of other files
-    decoders must guess the colours (RGB-coded, CMYK, YCCK), and may guess differently. Sampling, EXIF and colour profiles
-    are not looked at. A file without an end marker is not whole: decoders may refuse it, or fill up what is missing.
+    The three components of a plain file are numbered 1, 2, 3 and no marker declares a colour space other than YCbCr. For
+    other files (RGB-coded, CMYK, YCCK) decoders must guess the colours and may disagree. Subsampling, EXIF and colour
+    profiles are ignored. A file without an end marker is incomplete: decoders may reject it or fill in missing data.
     """
     try:
         return _size(data)
-    except (IndexError, StructError):  # it ends within the header
+    except (IndexError, StructError):  # truncated header
         return None
 
 

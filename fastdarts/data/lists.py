@@ -1,4 +1,4 @@
-"""Lists of images in text files: the ones that a run writes, and those that people bring from elsewhere."""
+"""Image lists in text files: written by a run, or supplied by users."""
 
 import codecs
 import csv
@@ -19,31 +19,31 @@ from fastdarts.data.index import Index
 from fastdarts.quoting import few, native, quoted, unquoted
 
 LINE_ENDS = re.compile(r"\r\n|\r|\n")
-HEADING = re.compile(r"[A-Za-z_ ]+([,;\t][A-Za-z_ ]+)*")  # words without a path, a number or a file's extension
+HEADING = re.compile(r"[A-Za-z_ ]+([,;\t][A-Za-z_ ]+)*")  # words without path, number or file extension
 LABELLED = re.compile(r"(.*\S)\s+-?\d+")  # NAME LABEL
 log = logging.getLogger(__name__)
 
 
 def write_list(path: str | os.PathLike[str], index: Index, indices: Tensor) -> None:
-    """Write the names of `indices`, relative to the index' root, one in each line (quoting.quoted). Raises OSError."""
+    """Write the names of `indices`, relative to the index root, one per line (quoting.quoted). Raises OSError."""
     text = "".join(f"{quoted(index.files[i])}\n" for i in indices.tolist())
     Path(path).write_text(text, encoding="utf-8")
 
 
 def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
-    """The inverse of write_list, for lists of the user's own too: int64 (N,), sorted; blank lines are skipped.
+    """Read a list written by write_list or by a user: int64 (N,), sorted; blank lines are skipped.
 
-    Text is UTF-8, UTF-16 with a byte order mark, or Windows' code page 1252. What is no name as write_list writes it is read as
-    _Names.readings says, if all that it can mean is one image. A line that begins with # is a comment.
-    Raises DataError for a list that is unreadable, empty, names an image twice, or has a line that is not one image of the
-    index: the first of them is shown, and the form that is wanted.
+    Text is UTF-8, UTF-16 with a byte order mark, or Windows code page 1252. A line not in write_list's form is interpreted by
+    _Names.readings and must resolve to exactly one image. Lines that begin with # are comments.
+    Raises DataError if the list is unreadable, empty, repeats an image, or has a line that does not match one image of the
+    index. The message shows the first such line and the expected form.
     """
     names = _Names(index)
     lines = _lines(path)
     form = f"write one name relative to {index.root} in each line, as in {quoted(index.files[0])}"
     found: list[int] = []
-    wrong: list[tuple[int, str]] = []  # (number of the line, why)
-    other: list[tuple[int, str]] = []  # (number of the line, line)
+    wrong: list[tuple[int, str]] = []  # (line number, reason)
+    other: list[tuple[int, str]] = []  # (line number, line)
     for number, line in enumerate(lines, start=1):
         line = line.strip()
         image = names.exact.get(line)
@@ -76,13 +76,13 @@ def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
 
 
 def unlisted(path: str | os.PathLike[str], index: Index) -> list[str]:
-    """The names of a list by write_list that are not in the index. Raises DataError for a list that is unreadable."""
+    """Return the names in write_list's file that are missing from the index. Raises DataError for an unreadable list."""
     known = set(index.files)
     return [name for name in map(unquoted, filter(None, _lines(path))) if name not in known]
 
 
 def _lines(path: str | os.PathLike[str]) -> list[str]:
-    """The file's lines; bytes that are no UTF-8 as surrogateescape has them. Raises DataError."""
+    """Return the lines of the file, decoding non-UTF-8 bytes with surrogateescape. Raises DataError."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -98,7 +98,7 @@ def _lines(path: str | os.PathLike[str]) -> list[str]:
 
 
 class _Names:
-    """The names of an index, to be found by what a line says."""
+    """Names of an index, looked up by the text of a line."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -108,22 +108,22 @@ class _Names:
 
     @cached_property
     def composed(self) -> dict[str, set[int]]:
-        """Numbers by names in Unicode's composed form, for lists of a system that writes them otherwise (NFD, as macOS)."""
+        """Map names in Unicode's composed form to numbers, for lists from systems that decompose them (NFD, as on macOS)."""
         found: dict[str, set[int]] = {}
         for name, number in self.exact.items():
             found.setdefault(unicodedata.normalize("NFC", name), set()).add(number)
         return found
 
     def meant(self, line: str) -> set[int]:
-        """Numbers of all images that a line can mean."""
+        """Return the numbers of all images that a line can refer to."""
         names = set(map(native, self.readings(line)))
         if found := {self.exact[name] for name in names if name in self.exact}:
             return found
         return set().union(*(self.composed.get(unicodedata.normalize("NFC", name), ()) for name in names))
 
     def readings(self, line: str) -> Iterator[str]:
-        """What may be meant by a line: a name with backslashes, with ./ before it, below the index' root as an absolute path,
-        or without the split's folder; with a label behind it, or as the one name among the fields of a table."""
+        """Yield the readings of a line: a name with backslashes, with a leading ./, as an absolute path below the index root,
+        or without the split's folder; followed by a label, or as the one name among the fields of a table."""
         for text in {line, *_code_page(line)}:
             for field in {text, *_fields(text)}:
                 for path in {field, field.replace("\\", "/")}:
@@ -135,7 +135,7 @@ class _Names:
 
 
 def _code_page(line: str) -> Iterator[str]:
-    """A line that is no UTF-8, read as Windows' Latin alphabet."""
+    """Yield a line that is not UTF-8, decoded as Windows code page 1252."""
     data = line.encode("utf-8", "surrogateescape")
     try:
         data.decode("utf-8")
@@ -145,7 +145,7 @@ def _code_page(line: str) -> Iterator[str]:
 
 
 def _fields(line: str) -> Iterator[str]:
-    """The parts of a line of a table, and what stands before a label."""
+    """Yield the fields of a table row, and the text before a label."""
     for delimiter in ",;\t":
         if delimiter in line or line.startswith('"'):
             yield from (field.strip() for row in csv.reader([line], delimiter=delimiter) for field in row)

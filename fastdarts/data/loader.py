@@ -1,4 +1,4 @@
-"""What every source of training batches promises, whatever decodes the images.
+"""Base classes of all loaders and evaluation passes.
 
 Notation: N images a batch on this rank, S pixels a side.
 """
@@ -19,16 +19,16 @@ from fastdarts.ops.philox import Stream
 
 
 class Common(TypedDict):
-    """Arguments that all loaders share.
+    """Arguments common to all loaders.
 
-    stream      whose images they are
-    seed        of order, boxes and flips
+    stream      random stream of the split
+    seed        for order, boxes and flips
     batch_size  images a batch over all ranks; this rank yields N = batch_size / world_size
     image_size  S
-    device      where the batches are handed over ("cpu")
-    train       False: the centre, never flipped; the order stays random (True)
+    device      device of the batches ("cpu")
+    train       False: centre crops without flips; the order stays random (True)
     scale       area of the box as a share of the image's, smallest and largest (0.08, 1)
-    rank, world_size  of this process (0 of 1)
+    rank, world_size  of this process (0, 1)
     timeout     seconds without a batch after which input counts as stuck (300)
     start       number of the first batch (0)
     """
@@ -47,7 +47,7 @@ class Common(TypedDict):
 
 
 class EvalCommon(TypedDict):
-    """Arguments that all evaluation passes share; as of Common."""
+    """Arguments common to all evaluation passes; see Common."""
 
     batch_size: int
     image_size: int
@@ -58,15 +58,15 @@ class EvalCommon(TypedDict):
 
 
 class Loader(ABC):
-    """An endless iterator of training batches: next(loader) is Batch number loader.batch of BatchSampler's sequence.
+    """Infinite iterator of training batches: next(loader) is Batch number loader.batch of BatchSampler's sequence.
 
-    Order, boxes and flips depend on (seed, stream, epoch, image) alone: neither on the kind of loader, nor on workers,
-    nor on world_size. Images are random-resized crops (bilinear, antialiased), uint8 NHWC; the flip is said in Batch.flip,
-    not done. Batches are made ahead, in a thread, from the first next() on.
+    Order, boxes and flips depend on (seed, stream, epoch, image) only: not on the loader class, the workers or world_size.
+    Images are random-resized crops (bilinear, antialiased), uint8 NHWC. Batch.flip requests the flip; the loader does not
+    apply it. A thread prefetches batches from the first next() on.
     """
 
     def __init__(self, indices: Tensor, **common: Unpack[Common]) -> None:
-        """indices: int64, the split's images. Raises DataError for a batch that does not fit the split or world_size."""
+        """indices: int64, images of the split. Raises DataError if the batch size does not fit the split or world_size."""
         split: dict[str, Any] = {
             name: common[name] for name in ("stream", "seed", "batch_size", "rank", "world_size") if name in common
         }
@@ -81,20 +81,20 @@ class Loader(ABC):
 
     @abstractmethod
     def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:
-        """Batches from `number` on, on any device; must not hold the loader, which ends it by forgetting it."""
+        """Yield the batches from `number` on, on any device. Must not reference the loader: its deletion ends the iteration."""
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Return the number of batches per epoch."""
         return len(self.sampler)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Batch:
-        """The next batch, on `device`.
+        """Return the next batch, on `device`.
 
-        Raises DataError, which names the file, if an image cannot be decoded, and InputStopped if none comes in time; the
-        next call tries that batch again.
+        Raises DataError, which names the file, if an image cannot be decoded, and InputStopped on a timeout; the next call
+        retries the same batch.
         """
         if self._iterator is None:
             stage = Stage()
@@ -108,16 +108,16 @@ class Loader(ABC):
         return batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches were handed out; what was made ahead does not count."""
+        """Return the number of batches consumed, without prefetched ones."""
         return {"batch": self.batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with exactly the next batch, whatever kind of loader, workers or world_size the state was saved under."""
+        """Continue with exactly the next batch, whatever loader class, workers or world_size saved the state."""
         self.close()
         self.batch = state["batch"]
 
     def close(self) -> None:
-        """End what makes batches ahead; a later next() starts it again where it stopped."""
+        """Stop prefetching; a later next() restarts it at the same batch."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None
@@ -130,12 +130,11 @@ class Loader(ABC):
 
 
 class Evaluation(ABC):
-    """One pass over a split: short side to S * 256 / 224, centre crop, no flip.
+    """One pass over a split: short side resized to S * 256 / 224, centre crop, no flip.
 
-    Each `for` starts anew, in the same random order: an index may have one class after the other, and a batch is to be of all
-    of them, for its BatchNorm statistics and for what looks at the first one alone. Batches hold `batch_size` images over all
-    ranks, of which rank r gets r, r + world_size, ...; the last one may be smaller, and is left out on a rank that has no
-    image of it.
+    Every `for` restarts in the same random order. The order is random because an index is sorted by class and a batch should
+    mix classes, for BatchNorm statistics and for users of the first batch only. Batches hold `batch_size` images over all
+    ranks; rank r gets r, r + world_size, ... The last batch may be smaller, and a rank without images of it skips it.
     """
 
     def __init__(
@@ -149,7 +148,7 @@ class Evaluation(ABC):
         world_size: int = 1,
         timeout: float = STALLED,
     ) -> None:
-        """Arguments as of Common."""
+        """Take the arguments of Common."""
         batches = [part[rank::world_size] for part in shuffled(indices.sort().values, Stream.EVAL).split(batch_size)]
         self.batches = [part for part in batches if len(part)]
         self.view = View(image_size, 0, Stream.EVAL, False, SCALE)
@@ -157,13 +156,13 @@ class Evaluation(ABC):
 
     @abstractmethod
     def _produce(self, stage: Stage) -> Iterator[Batch]:
-        """One batch for each of `batches`, on any device."""
+        """Yield one batch for each of `batches`, on any device."""
 
     def __len__(self) -> int:
-        """Batches of a pass on this rank."""
+        """Return the number of batches of a pass on this rank."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises DataError, which names the file, if an image cannot be decoded, and InputStopped if no batch comes."""
+        """Start a pass. Raises DataError, naming the file, for an image that cannot be decoded, InputStopped on a timeout."""
         stage = Stage()
         return ahead(self._produce(stage), self.device, stage, self.timeout)

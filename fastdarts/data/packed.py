@@ -1,11 +1,11 @@
-"""What a file is that is no data set as it stands: told by its first bytes, with what to do."""
+"""Detect archives and other unusable formats by their first bytes, and suggest a remedy."""
 
 from pathlib import Path
 
 TAR_MARK, TAR_AT = b"ustar", 257
 UNPACK = "unpack it and give the folder or file that comes out"
 CONVERT = "write its images and labels with numpy.savez(FILE, images=..., labels=...), or as image files in train/CLASS"
-KINDS = (  # first bytes, what the file is, what to do
+KINDS = (  # magic bytes, format, remedy
     (b"\x1f\x8b", "packed by gzip", UNPACK),
     (b"BZh", "packed by bzip2", UNPACK),
     (b"\xfd7zXZ\0", "packed by xz", UNPACK),
@@ -18,11 +18,11 @@ KINDS = (  # first bytes, what the file is, what to do
     (b"PAR1", "a Parquet file", CONVERT),
     (b"ARROW1", "an Arrow file", CONVERT),
 )
-MEMBERS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".zip")  # of archives' names
+MEMBERS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar", ".zip")  # suffixes of archives
 
 
 def what_it_is(path: Path) -> str | None:
-    """What an archive or another format's file is, and what to do with it; None for anything else. Raises OSError."""
+    """Return the format of an archive or other unusable file and the remedy; None for any other file. Raises OSError."""
     with open(path, "rb") as file:
         head = file.read(TAR_AT + len(TAR_MARK))
     if head[TAR_AT:] == TAR_MARK:
@@ -31,6 +31,6 @@ def what_it_is(path: Path) -> str | None:
 
 
 def packed(names: list[str]) -> str:
-    """What to do about a folder of `names` without images, where some are archives; nothing where none is."""
+    """Return the remedy for a folder of `names` without images that contains archives; "" if it contains none."""
     archive = next((name for name in sorted(names) if name.lower().endswith(MEMBERS)), None)
     return "" if archive is None else f"; {archive} is an archive, unpack it"

@@ -1,4 +1,4 @@
-"""Where a cache of a given size has room: figures of this machine, and the choice that they allow."""
+"""Choose the place of a cache of a given size from this machine's free memory."""
 
 import shutil
 from pathlib import Path
@@ -9,13 +9,13 @@ import torch
 from fastdarts.data.errors import DataError
 
 Asked = Literal["auto", "device", "ram", "off"]
-SHARE = 0.8  # of what is free may be taken
+SHARE = 0.8  # usable share of free memory
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
 class Place(NamedTuple):
-    """Where the cache goes ("device", "ram" or "off"), and the sentence that says so and why."""
+    """Place of the cache ("device", "ram" or "off"), and a sentence with the reason."""
 
     where: Literal["device", "ram", "off"]
     told: str
@@ -30,13 +30,13 @@ def choose(
     reserved: int = 0,
     copies: int = 1,
 ) -> Place:
-    """Where a cache of `size` bytes goes: the first place of `asked` that has room.
+    """Return the first place of `asked` with room for a cache of `size` bytes.
 
     folder    of a memory-mapped file, instead of RAM
-    taken     bytes that this file has already
-    reserved  bytes of the device's memory (RAM, if that is a CPU) that the search itself takes
-    copies    processes of this machine that each keep one, on a GPU of its own or in RAM; a file they share
-    "auto" takes device, RAM (or the file), off. Raises DataError, with figures, where one that was asked for has no room.
+    taken     bytes this file already occupies
+    reserved  bytes of device memory (RAM on a CPU) used by the search itself
+    copies    processes on this machine that each keep a copy, in their GPU or in RAM; they share a file
+    "auto" tries device, RAM (or the file), off. Raises DataError, with figures, if an explicit choice has no room.
     """
     if asked == "off":
         return Place("off", "no cache: images are decoded anew each time")
@@ -71,7 +71,7 @@ def _lacks_device(size: int, device: torch.device, reserved: int) -> str | None:
 
 def _lacks_host(size: int, folder: Path | None, taken: int, reserved: int, copies: int) -> str | None:
     if folder is not None:
-        reserved = 0  # the system drops a mapped file from RAM when it is wanted for the search
+        reserved = 0  # the system evicts a mapped file from RAM under memory pressure
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         free, what = shutil.disk_usage(there).free + taken, f"the disk of {folder}"
     else:
@@ -85,18 +85,18 @@ def _lacks_host(size: int, folder: Path | None, taken: int, reserved: int, copie
 
 
 def available_ram() -> int:
-    """Bytes that this process can take without swapping, under its control group's limit."""
+    """Return the bytes this process can allocate without swapping, within its control group's limit."""
     lines = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
     free = 1024 * int(lines["MemAvailable"].split()[0])
     try:
         limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
         kinds = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-    except OSError:  # no control groups here, or the older kind
+    except OSError:  # no control groups, or version 1
         return free
-    files = int(kinds.get("inactive_file", 0))  # counted as used, but dropped when memory is wanted
+    files = int(kinds.get("inactive_file", 0))  # counted as used, but reclaimable
     return free if limit == "max" else min(free, int(limit) - int(used) + files)
 
 
 def gib(size: float) -> str:
-    """A size in words."""
+    """Format a size in GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"

@@ -1,4 +1,4 @@
-"""Batches made ahead of the step that takes them, in a thread, with a watchdog that names what is stuck."""
+"""Prefetch batches in a thread, with a watchdog that names the stuck stage."""
 
 import logging
 from collections.abc import Generator, Iterator
@@ -13,17 +13,17 @@ import torch
 from fastdarts.batch import Batch
 from fastdarts.data.errors import InputStopped
 
-DEPTH = 2  # batches that wait for the consumer; one more is in the making
-GRACE = 5.0  # seconds that a thread has to end
-STALLED = 300.0  # seconds without a batch after which input is given up
-SLOW = 60.0  # seconds after which files that are checked or decoded before a search are said not to answer
+DEPTH = 2  # finished batches in the queue; one more is in progress
+GRACE = 5.0  # seconds a thread may take to end
+STALLED = 300.0  # seconds without a batch before input fails
+SLOW = 60.0  # seconds before files checked or decoded ahead of a search are reported as not responding
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class Stage:
-    """What a producer does now, in words for the watchdog: `stage.now = "reading files"`."""
+    """Current activity of a producer, in words for the watchdog: `stage.now = "reading files"`."""
 
     now = "starting"
 
@@ -34,18 +34,18 @@ class _Made(NamedTuple):
 
 
 def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout: float = STALLED) -> Generator[Batch]:
-    """The same batches, made DEPTH ahead of the consumer in a thread and moved to `device`.
+    """Prefetch DEPTH batches in a thread and copy them to `device`.
 
-    batches  run in that thread, under a CUDA stream of its own where `device` is a GPU; what they raise is raised here
-    stage    what `batches` say they are doing
-    timeout  seconds to wait for a batch; then InputStopped is raised, which names the stage
-    Closing the iterator ends the thread; one that is stuck is left behind and ends with the process.
+    batches  iterated in that thread, on a separate CUDA stream if `device` is a GPU; their exceptions are raised here
+    stage    current activity of `batches`
+    timeout  seconds to wait for a batch before InputStopped is raised, naming the stage
+    Closing the iterator ends the thread; a stuck thread is abandoned and ends with the process.
     """
     queue: Queue[_Made | Exception | None] = Queue(DEPTH)
     end = Event()
     thread = Thread(target=_fill, args=(batches, device, queue, end), name="fastdarts-input", daemon=True)
     thread.start()
-    del batches  # so that it ends with the thread
+    del batches  # drop the reference: it ends with the thread
     item: _Made | Exception | None = None
     try:
         while True:
@@ -64,7 +64,7 @@ def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout:
                     tensor.record_stream(stream)
             yield item.batch
     finally:
-        del item  # an error's traceback holds this frame, and what made the batches
+        del item  # an error's traceback references this frame and the producer
         end.set()
         while not queue.empty():
             queue.get_nowait()
@@ -72,7 +72,7 @@ def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout:
 
 
 def awaited(future: Future[T], files: str) -> T:
-    """Its result, which comes from `files`; the log names them every SLOW seconds that it does not come."""
+    """Return the future's result; logs `files` every SLOW seconds while waiting for them."""
     seconds = 0.0
     while True:
         try:
@@ -83,7 +83,7 @@ def awaited(future: Future[T], files: str) -> T:
 
 
 def _fill(batches: Iterator[Batch], device: torch.device, queue: Queue, end: Event) -> None:
-    """What the thread does; it waits for room in the queue, but not beyond the end."""
+    """Thread body: fill the queue until `end` is set."""
     last: Exception | None = None
     try:
         with _stream(device) as stream:
@@ -95,19 +95,19 @@ def _fill(batches: Iterator[Batch], device: torch.device, queue: Queue, end: Eve
                     event.record(stream)
                 if not _put(queue, _Made(batch, event), end):
                     return
-    except Exception as error:  # whatever it is, the consumer hears of it
+    except Exception as error:  # passed on to the consumer
         last = error
     _put(queue, last, end)
-    del last  # its traceback holds this frame
+    del last  # its traceback references this frame
 
 
 def _stream(device: torch.device) -> AbstractContextManager:
-    """A CUDA stream of the thread's own as the current one, or nothing on a CPU."""
+    """Make a new CUDA stream the current one of this thread; no-op on a CPU."""
     return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
 def _put(queue: Queue, item: _Made | Exception | None, end: Event) -> bool:
-    """Whether the item was put before the end."""
+    """Put the item; returns False if `end` is set first."""
     while not end.is_set():
         try:
             queue.put(item, timeout=0.1)

@@ -1,4 +1,4 @@
-"""Worker processes that decode: requests reach them through pipes, their images come back in shared memory.
+"""Decoding worker processes: requests go through pipes, images come back in shared memory.
 
 Notation: W processes, N images a batch, S pixels a side.
 """
@@ -24,18 +24,18 @@ from fastdarts.data.errors import InputStopped, shortage
 from fastdarts.data.view import View
 from fastdarts.data.workers import Answer, Decoder, Request
 
-EACH = 2  # batches that a process is asked for before the first is taken
-LOOK = 1.0  # seconds between two looks whether the process at the other end is alive
-GRACE = 5.0  # seconds that a process has to end
+EACH = 2  # outstanding requests per process
+LOOK = 1.0  # seconds between liveness checks of the peer process
+GRACE = 5.0  # seconds a process may take to end
 GUARD = "a script that starts worker processes needs `if __name__ == '__main__':` around what it does"
 FEWER = "take fewer --workers, of which 0 decodes in a thread"
 
 
 class Slots:
-    """Memory for `count` batches, shared with the processes that are started while it is open.
+    """Memory for `count` batches, shared with processes started while it is open.
 
-    `batches` is an array of records: "images", uint8 (N, S, S, 3), and "at", the number of the image that is decoded now.
-    The memory has no name: it takes no room in /dev/shm, which containers keep small, and is gone with its last process.
+    `batches` is an array of records: "images", uint8 (N, S, S, 3), and "at", the number of the image being decoded.
+    The memory is anonymous: it uses no space in /dev/shm, often small in containers, and is freed with its last process.
     """
 
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
@@ -56,23 +56,23 @@ class Slots:
         self._map(file.detach(), shape)
 
     def close(self) -> None:
-        """No process is started any more; the memory stays."""
+        """Close the handle once all processes are started; the memory stays."""
         os.close(self._file)
 
 
 class Pool:
-    """W processes that decode in turn. It must be closed."""
+    """Pool of W decoding processes, used round-robin. Must be closed."""
 
     def __init__(self, view: View, shape: tuple[int, ...], workers: int) -> None:
-        """shape: of the largest batch, (N, S, S, 3). Raises InputStopped where a process or its memory cannot be had."""
+        """shape: of the largest batch, (N, S, S, 3). Raises InputStopped if a process or its memory cannot be created."""
         self.what = f"a process that decodes {view.stream.name.lower()} images"
         self._processes: list[tuple[BaseProcess, Connection]] = []
-        self._asked: deque[tuple[int, Request]] = deque()  # with their numbers, the oldest first
+        self._asked: deque[tuple[int, Request]] = deque()  # (number, request), oldest first
         self._number = 0
         context = multiprocessing.get_context()
         self._spawned = context.get_start_method() != "fork"
         try:
-            slots = Slots(EACH * workers + 1, shape)  # all that are asked for, and the one that is copied meanwhile
+            slots = Slots(EACH * workers + 1, shape)  # all outstanding requests, and the batch being copied
             try:
                 for _ in range(workers):
                     mine, theirs = context.Pipe()
@@ -84,7 +84,7 @@ class Pool:
                 slots.close()
         except (OSError, RuntimeError) as error:
             self.close()
-            if "bootstrapping phase" in str(error):  # multiprocessing's words in a process that imports the script
+            if "bootstrapping phase" in str(error):  # multiprocessing's message in a process that imports the script
                 raise InputStopped(GUARD) from error
             if isinstance(error, RuntimeError):
                 raise
@@ -93,11 +93,11 @@ class Pool:
 
     @property
     def idle(self) -> bool:
-        """Whether a request is still to be made before the next images are taken."""
+        """Return whether more requests are due before the next take()."""
         return len(self._asked) < EACH * len(self._processes)
 
     def ask(self, request: Request) -> None:
-        """Hand the request to the process whose turn it is."""
+        """Send the request to the next process."""
         process, pipe = self._processes[self._number % len(self._processes)]
         self._asked.append((self._number, request))
         try:
@@ -107,9 +107,9 @@ class Pool:
         self._number += 1
 
     def take(self) -> tuple[Request, np.ndarray] | None:
-        """The oldest request and its images, uint8 (N, S, S, 3), which stay until the next call; None if all are taken.
+        """Return the oldest request and its images, uint8 (N, S, S, 3), valid until the next call; None if all are taken.
 
-        Raises DataError, which names the file, for an image that cannot be decoded, InputStopped for a process that ended.
+        Raises DataError, which names the file, if an image cannot be decoded, and InputStopped if a process has ended.
         """
         if not self._asked:
             return None
@@ -125,11 +125,11 @@ class Pool:
         if answer is not None:
             raise answer
         self._asked.popleft()
-        self._spawned = False  # they have started well
+        self._spawned = False  # all started successfully
         return request, self._batches[number % len(self._batches)]["images"][: len(request.paths)]
 
     def _end_of(self, process: BaseProcess) -> InputStopped:
-        """Why the process ended, in one line."""
+        """Return why the process ended, in one line."""
         process.join(LOOK)
         status = process.exitcode
         if status is not None and status < 0:
@@ -145,7 +145,7 @@ class Pool:
         return InputStopped(f"{self.what} ended with status {status}: {remedy}")
 
     def close(self) -> None:
-        """End the processes; one that does not answer is left behind and ends with this one."""
+        """End the processes; an unresponsive one is abandoned and ends with this process."""
         for process, pipe in self._processes:
             pipe.close()
             process.terminate()
@@ -154,9 +154,9 @@ class Pool:
 
 
 def by_processes(view: View, requests: Iterable[Request], workers: int) -> Generator[tuple[Request, np.ndarray]]:
-    """The requests, in their order, with their images, uint8 (N, S, S, 3), which stay until the next.
+    """Yield the requests in order with their images, uint8 (N, S, S, 3), valid until the next.
 
-    The first request is the largest. Raises DataError and InputStopped as Pool does.
+    The first request must be the largest. Raises DataError and InputStopped like Pool.
     """
     requests = iter(requests)
     first = next(requests, None)
@@ -176,7 +176,7 @@ def by_processes(view: View, requests: Iterable[Request], workers: int) -> Gener
 
 
 def _work(view: View, slots: Slots, pipe: Connection) -> None:
-    """What a process does: it answers each (slot, request) when the slot is filled, until the other end is gone."""
+    """Worker process body: answer each (slot, request) once the slot is filled, until the peer is gone."""
     parent_process: Any = multiprocessing.parent_process()  # there is one: this is a child
     main = parent_process.pid
     for number in (signal.SIGINT, signal.SIGUSR1):  # the main process answers them, also where all processes of a job get them
@@ -188,7 +188,7 @@ def _work(view: View, slots: Slots, pipe: Connection) -> None:
     try:
         while True:
             while not pipe.poll(GRACE):
-                if os.getppid() != parent:  # another process may hold a copy of the other end
+                if os.getppid() != parent:  # another process may hold a copy of the peer's end
                     return
             slot, request = pipe.recv()
             pipe.send(decode(request, slots.batches[slot]))
@@ -197,7 +197,7 @@ def _work(view: View, slots: Slots, pipe: Connection) -> None:
 
 
 def _end_for(main: int) -> None:
-    """SIGTERM ends a worker if it comes from the main process, which so ends one that hangs."""
+    """End a worker on SIGTERM if it comes from the main process, which ends hanging workers this way."""
     while signal.sigwaitinfo([signal.SIGTERM]).si_pid != main:
         pass
     os._exit(0)

@@ -1,4 +1,4 @@
-"""A generated sample of JPEG files in the ImageNet layout, for a search without any data of one's own."""
+"""Generated sample of JPEG files in the ImageNet layout, for a search without user data."""
 
 import fcntl
 import hashlib
@@ -10,18 +10,18 @@ from fastdarts.data.errors import DataError
 from fastdarts.data.textures import PATTERNS, texture
 from fastdarts.data.user_cache import user_cache
 
-NAME = "sample-v1"  # a new one whenever the images change
-IMAGES = 100  # of each class
-MANIFEST = "manifest.sha256"  # lines of `sha256sum`
+NAME = "sample-v1"  # changes whenever the images change
+IMAGES = 100  # per class
+MANIFEST = "manifest.sha256"  # in `sha256sum` format
 
 
 def sample_root(cache: str | os.PathLike[str] | None = None) -> Path:
-    """ROOT of the sample, ROOT/train/CLASS/*.JPEG: 10 classes of 100 images, 96 to 160 pixels a side, some grayscale.
+    """Return ROOT of the sample, ROOT/train/CLASS/*.JPEG: 10 classes of 100 images, 96 to 160 pixels a side, some grayscale.
 
-    Written on first use into `cache`, by default fastdarts in the user's cache folder ($XDG_CACHE_HOME or ~/.cache),
-    and again if a file is missing, altered or added. It appears all at once; several processes may ask at the same
-    time. The same on each call and machine, but for what other versions of NumPy and of the JPEG library round
-    differently. Raises DataError if it cannot be written.
+    Written on first use into `cache`, by default fastdarts in the user's cache folder ($XDG_CACHE_HOME or ~/.cache), and
+    rewritten if a file is missing, changed or added. Created atomically; safe for concurrent processes. Identical on every
+    call and machine, except for rounding in other versions of NumPy and the JPEG library. Raises DataError if it cannot be
+    written.
     """
     folder = Path(cache) if cache is not None else user_cache()
     root = folder / NAME
@@ -30,7 +30,7 @@ def sample_root(cache: str | os.PathLike[str] | None = None) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             with open(folder / f"{NAME}.lock", "w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                if not _intact(root):  # another process may have written it meanwhile
+                if not _intact(root):  # not written meanwhile by another process
                     _replace(root)
     except OSError as error:
         remedy = "set XDG_CACHE_HOME to a folder that can be written, or give images of your own"
@@ -39,27 +39,27 @@ def sample_root(cache: str | os.PathLike[str] | None = None) -> Path:
 
 
 def _replace(root: Path) -> None:
-    """Write the sample beside `root` and move it there."""
+    """Write the sample next to `root` and rename it."""
     fresh = root.with_name(f"{root.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)  # a killed process may have left one
+    shutil.rmtree(fresh, ignore_errors=True)  # left by a killed process
     for name in PATTERNS:
         (fresh / "train" / name).mkdir(parents=True)
         for number in range(IMAGES):
             image = texture(name, number)
             image.save(fresh / "train" / name / f"{name}_{number:04d}.JPEG", quality=80 + number % 16)
     (fresh / MANIFEST).write_bytes(_manifest(fresh))
-    shutil.rmtree(root, ignore_errors=True)  # the damaged one, if any
+    shutil.rmtree(root, ignore_errors=True)  # damaged sample, if any
     fresh.rename(root)
 
 
 def _intact(root: Path) -> bool:
-    """Whether all files of the sample are there, as they were written, and no others."""
+    """Return whether the sample's files are complete and unchanged, without additional files."""
     manifest = root / MANIFEST
     return manifest.is_file() and manifest.read_bytes() == _manifest(root)
 
 
 def _manifest(root: Path) -> bytes:
-    """`sha256sum` of every file in the class folders, sorted by name."""
+    """Return the `sha256sum` lines of every file in the class folders, sorted by name."""
     files = sorted(path for path in (root / "train").glob("*/*") if path.is_file())
     sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(root)}\n" for path in files)
     return "".join(sums).encode()

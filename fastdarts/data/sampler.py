@@ -1,4 +1,4 @@
-"""Which images make up which batch: a pure function of the seed and the batch's number, for any loader."""
+"""Batch sampling as a pure function of the seed and the batch number, shared by all loaders."""
 
 import torch
 from torch import Tensor
@@ -8,16 +8,16 @@ from fastdarts.ops.philox import Purpose, Stream, random_words
 
 
 def shuffled(indices: Tensor, stream: Stream, seed: int = 0, epoch: int = 0) -> Tensor:
-    """int64 (N,), ascending, in the order of (random word, index)."""
+    """Return `indices`, int64 (N,), ascending, in the order of (random word, index)."""
     words = random_words(seed, stream, epoch, indices, Purpose.ORDER, 1)[:, 0]
     return indices[torch.sort(words, stable=True).indices]
 
 
 class BatchSampler:
-    """Batch b is the (b % len)-th part of epoch b // len; the images that fill no whole batch are left to other epochs.
+    """Batch b is the (b % len)-th part of epoch b // len; images of an incomplete last batch are dropped from that epoch.
 
-    The order of an epoch is that of (random word, index). Rank r takes images r, r + world_size, ... of each batch, so
-    the batches, and every image's epoch, do not depend on world_size.
+    An epoch is ordered by (random word, index). Rank r takes images r, r + world_size, ... of each batch, so neither the
+    batches nor the epochs of images depend on world_size.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class BatchSampler:
     ) -> None:
         """indices: int64 (N,), distinct; batch_size: images a batch over all ranks.
 
-        Raises DataError if the batch is larger than the split or cannot be shared equally.
+        Raises DataError if the batch is larger than the split or not divisible by world_size.
         """
         split = Stream(stream).name.lower()
         if not 0 < batch_size <= len(indices):
@@ -39,17 +39,17 @@ class BatchSampler:
         self._epoch, self._order = -1, indices
 
     def __len__(self) -> int:
-        """Batches an epoch, the same on all ranks."""
+        """Return the number of batches per epoch, equal on all ranks."""
         return len(self.indices) // self.batch_size
 
     def order(self, epoch: int) -> Tensor:
-        """All images in the order of an epoch, int64 (N,)."""
+        """Return all images in the order of an epoch, int64 (N,)."""
         if epoch != self._epoch:
             self._epoch, self._order = epoch, shuffled(self.indices, self.stream, self.seed, epoch)
         return self._order
 
     def batch(self, number: int) -> tuple[int, Tensor]:
-        """(epoch, this rank's images of batch `number`, int64 (batch_size / world_size,))."""
+        """Return (epoch, this rank's images of batch `number`, int64 (batch_size / world_size,))."""
         epoch, part = divmod(number, len(self))
         start = part * self.batch_size
         return epoch, self.order(epoch)[start : start + self.batch_size][self.rank :: self.world_size]

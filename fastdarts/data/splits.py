@@ -1,4 +1,4 @@
-"""The images that move the weights and those that move alpha: class-balanced, disjoint parts of the training images."""
+"""Class-balanced, disjoint splits of the training images: one trains the weights, one trains alpha."""
 
 import math
 
@@ -11,13 +11,13 @@ from fastdarts.ops.philox import Purpose, Stream, random_words
 
 
 def subsets(index: Index, train_fraction: float, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw (train, val) of each class: the same fractions of every class, no image in both.
+    """Draw (train, val) with equal fractions of every class and no image in both.
 
-    A class' n images are ordered by (random word of `seed`, index). Train takes the first
-    floor(train_fraction * n + 0.5), val the next floor(val_fraction * n + 0.5) as far as they go; each at least one
-    where the class has two images, and train the only image of a class.
-    Returns two int64 (N,) tensors of sorted indices. Raises DataError for fractions outside (0, 1) or that overlap,
-    and if no class has an image left for val.
+    The n images of a class are ordered by (random word of `seed`, index). Train takes the first
+    floor(train_fraction * n + 0.5), val up to floor(val_fraction * n + 0.5) of the following. Each takes at least one if the
+    class has two images; train takes the only image of a class.
+    Returns two int64 (N,) tensors of sorted indices. Raises DataError if fractions lie outside (0, 1) or overlap, or if no
+    class has an image left for val.
     """
     for name, fraction in (("train_fraction", train_fraction), ("val_fraction", val_fraction)):
         if not 0 < fraction < 1:

@@ -1,8 +1,8 @@
-"""Drawn images of ten classes, told apart by texture and shape and not by colour.
+"""Synthetic images of ten classes that differ in texture and shape, not in colour.
 
-A pattern is a function of two coordinates, in units of its period, to [0, 1]; an image blends two slanted colour ramps
-by it, under a slanted light, with noise. All of it varies smoothly over many pixels, so that what is hidden can be
-guessed from what is seen. Letters: H, W the size of the image.
+A pattern maps two coordinates, in units of its period, to [0, 1]. An image uses it to blend two slanted colour ramps,
+under slanted light, with noise. Everything varies smoothly over many pixels, so that masked patches can be predicted from
+visible ones. Notation: H, W the size of the image.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 
 Array = np.ndarray
-SIDES = (96, 161)  # smallest side, and one more than the largest
-GRAY_SHARE = 0.08  # of the images are grayscale files
+SIDES = (96, 161)  # range of the sides, end exclusive
+GRAY_SHARE = 0.08  # share of grayscale files
 
 
 def texture(name: str, number: int) -> Image.Image:
-    """Image `number` of class `name`, a key of PATTERNS: RGB or L, W and H drawn from SIDES. The same each time."""
+    """Draw image `number` of class `name`, a key of PATTERNS: RGB or L, W and H from SIDES. Deterministic."""
     rng = np.random.Generator(np.random.Philox(key=[list(PATTERNS).index(name), number]))
     width, height = rng.integers(*SIDES, size=2)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32) / 128
@@ -32,7 +32,7 @@ def texture(name: str, number: int) -> Image.Image:
 
 
 def _ramp(x: Array, y: Array, rng: np.random.Generator) -> Array:
-    """Shares of two ends along a random direction, (H, W, 2), each pixel's adding up to 1."""
+    """Return the weights of a ramp's two ends along a random direction, (H, W, 2), summing to 1 at each pixel."""
     angle = rng.uniform(0, 2 * np.pi)
     slope = np.cos(angle) * (x - x.mean()) + np.sin(angle) * (y - y.mean())
     share = (slope - slope.min()) / np.ptp(slope)
@@ -40,12 +40,12 @@ def _ramp(x: Array, y: Array, rng: np.random.Generator) -> Array:
 
 
 def _edge(value: Array) -> Array:
-    """1 where value > 0, 0 where it is less, with a soft edge."""
+    """Return a step function at 0 with a soft edge."""
     return (0.5 + 6 * value).clip(0, 1)
 
 
 def _cell(u: Array, v: Array) -> tuple[Array, Array]:
-    """Distance from, and angle around, the nearest point of the unit grid."""
+    """Return the distance from, and the angle around, the nearest point of the unit grid."""
     du, dv = u - np.round(u), v - np.round(v)
     return np.hypot(du, dv), np.arctan2(dv, du)
 

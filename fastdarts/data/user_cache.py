@@ -1,4 +1,4 @@
-"""The folder that keeps what can be made again: the generated sample, which files were found good."""
+"""Cache folder for reproducible data: the generated sample, the store of verified files."""
 
 import os
 from pathlib import Path
@@ -7,8 +7,8 @@ from fastdarts.data.errors import DataError
 
 
 def user_cache() -> Path:
-    """fastdarts in the user's cache folder ($XDG_CACHE_HOME or ~/.cache); not made. Raises DataError without a home."""
+    """Return fastdarts in the user's cache ($XDG_CACHE_HOME or ~/.cache) without creating it. DataError without a home."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdarts"
-    except RuntimeError as error:  # a user without a home
+    except RuntimeError as error:  # user without a home folder
         raise DataError("no home folder to keep a cache in: set XDG_CACHE_HOME to a folder") from error

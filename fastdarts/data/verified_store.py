@@ -1,7 +1,7 @@
-"""Files that were found good before, in an SQLite file, so that a second search opens none of them again.
+"""SQLite store of files verified before, so that a second search does not open them again.
 
-A file is known by its path, size and time of change; what is not as it was is looked at again. Only good files are kept:
-a bad one may have been mended since. A store that cannot be used is said in one line and done without.
+The key of a file is its path, size and modification time; a changed file is verified again. Only good files are stored:
+a bad one may be repaired later. An unusable store is logged in one line and skipped.
 """
 
 import fcntl
@@ -23,18 +23,18 @@ from fastdarts.data.errors import DataError
 from fastdarts.data.user_cache import user_cache
 
 NAME = "verified.sqlite3"
-VERSION = 1  # of the table and of what "good" means: a store of another one is emptied
+VERSION = 1  # of the table and of the definition of "good": other versions are emptied
 TABLE = """CREATE TABLE images (
     path BLOB PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, height INTEGER NOT NULL, width INTEGER NOT NULL
 ) WITHOUT ROWID"""
-BATCH = 2000  # rows written at a time
-BUSY_SECONDS = 10.0  # to wait for another process that writes
+BATCH = 2000  # rows per write
+BUSY_SECONDS = 10.0  # to wait for another writer
 
 log = logging.getLogger(__name__)
 
 
 class Known(NamedTuple):
-    """A file as it was when its image was found good: bytes, time of change in ns; the image's height and width."""
+    """State of a file when it was verified: bytes, modification time in ns; height and width of the image."""
 
     size: int
     mtime_ns: int
@@ -43,12 +43,12 @@ class Known(NamedTuple):
 
 
 class Remembered:
-    """The store. Several processes may use it at once; an object belongs to one thread. No method raises for its sake."""
+    """Store of verified files. Safe for concurrent processes; an object belongs to one thread. Store errors never raise."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        """path  of the SQLite file, made where missing; by default verified.sqlite3 in the user's cache folder."""
+        """path: SQLite file, created if missing; by default verified.sqlite3 in the user's cache folder."""
         self.path = Path(path) if path is not None else None
-        self.used = 0  # files that verify() took for good without opening them
+        self.used = 0  # files that verify() accepted without opening them
         self._db: sqlite3.Connection | None = None
         self._fresh: list[tuple[bytes, Known]] = []
         if sqlite3 is None:
@@ -62,7 +62,7 @@ class Remembered:
             self._fail(error)
 
     def look_up(self, paths: Sequence[bytes]) -> dict[bytes, Known]:
-        """What is known of these paths (absolute, as os.fsencode gives them), at most 999 at a time."""
+        """Look up the paths (absolute, from os.fsencode), at most 999 at a time."""
         if self._db is None:
             return {}
         wanted = f"SELECT path, size, mtime_ns, height, width FROM images WHERE path IN ({','.join('?' * len(paths))})"
@@ -73,13 +73,13 @@ class Remembered:
             return {}
 
     def add(self, path: bytes, known: Known) -> None:
-        """Remember a good file; written now and then, and at the end."""
+        """Add a good file; writes are batched and completed by close()."""
         self._fresh.append((path, known))
         if len(self._fresh) >= BATCH:
             self._write()
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining rows."""
         self._write()
         if self._db is not None:
             self._db.close()
@@ -96,14 +96,14 @@ class Remembered:
         if self._db is None or not rows:
             return
         try:
-            with self._db:  # commits, or rolls back
+            with self._db:  # commits or rolls back
                 self._db.execute("BEGIN IMMEDIATE")
                 self._db.executemany("REPLACE INTO images VALUES (?, ?, ?, ?, ?)", [(path, *known) for path, known in rows])
         except sqlite3.Error as error:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Go on without the store; a damaged one is moved away, so that the next search makes a new one."""
+        """Continue without the store; a damaged one is renamed, so that the next search creates a new one."""
         if self._db is not None:
             self._db.close()
             self._db = None
@@ -113,13 +113,13 @@ class Remembered:
 
 
 def _connect(path: Path) -> "sqlite3.Connection":
-    """The store at `path` with its table. Raises sqlite3.Error."""
+    """Open the store at `path` and create its table. Raises sqlite3.Error."""
     db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)
     try:
         if _version(db) != VERSION:
             with db:
                 db.execute("BEGIN IMMEDIATE")
-                if _version(db) != VERSION:  # another process may have made it meanwhile
+                if _version(db) != VERSION:  # not created meanwhile by another process
                     db.execute("DROP TABLE IF EXISTS images")
                     db.execute(TABLE)
                     db.execute(f"PRAGMA user_version = {VERSION}")
@@ -134,13 +134,13 @@ def _version(db: "sqlite3.Connection") -> int:
 
 
 def _damaged(error: Exception) -> bool:
-    """Whether the file's content is at fault, and not a lock, a full disk or a permission."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the lowest byte is the primary code
+    """Return whether the file's content is at fault, rather than a lock, a full disk or a permission."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # lowest byte: primary code
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _set_aside(path: Path) -> str:
-    """Rename a damaged store; returns what was done. The lock keeps another process' new one in its place."""
+    """Rename a damaged store and return a description. The lock protects a new store of another process."""
     aside = path.with_name(f"{path.name}.damaged")
     try:
         with open(path.with_name(f"{path.name}.lock"), "w") as lock:

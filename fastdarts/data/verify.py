@@ -1,4 +1,4 @@
-"""Decode every file once before a search, so that a bad one is named then and not hours later."""
+"""Decode every file once before a search, so that bad files are reported at once and not hours later."""
 
 import os
 import stat
@@ -20,19 +20,19 @@ from fastdarts.data.prefetch import awaited
 from fastdarts.data.verified_store import Known, Remembered
 from fastdarts.quoting import quoted
 
-CHUNK = 64  # files a thread takes at a time
-AHEAD = 4  # chunks a thread that wait for it
-RECENT_NS = 2 * 10**9  # a file may change within its clock's tick and keep its time: the coarsest ticks are two seconds
+CHUNK = 64  # files per task
+AHEAD = 4  # queued chunks per thread
+RECENT_NS = 2 * 10**9  # a file may change within one clock tick and keep its time: the coarsest ticks take 2 s
 
-Examine = Callable[[str], tuple[int, int] | str]  # path -> (height, width), or what is wrong
+Examine = Callable[[str], tuple[int, int] | str]  # path -> (height, width), or the fault
 
 
 class Verified(NamedTuple):
-    """What a check found.
+    """Result of a verification.
 
-    good   int64 (G,), the images that decode, in the order given
-    sizes  int32 (G, 2), height and width of each as it decodes: no EXIF orientation is applied
-    bad    (name relative to the index' root, reason) of the others
+    good   int64 (G,), the images that decode, in the given order
+    sizes  int32 (G, 2), decoded height and width of each, without EXIF orientation
+    bad    (name relative to the index root, reason) of the others
     """
 
     good: Tensor
@@ -41,7 +41,7 @@ class Verified(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """Of one file: (height, width) or what is wrong, whether that was remembered, what to remember if it was decoded."""
+    """Answer for one file: (height, width) or the fault, whether the store knew it, the entry to store if it was decoded."""
 
     size: tuple[int, int] | str
     used: bool
@@ -55,13 +55,13 @@ def verify(
     progress: Callable[[int, int], None] | None = None,
     remembered: Remembered | None = None,
 ) -> Verified:
-    """Open and decode the files of `indices` to their ends, in `workers` threads (Pillow decodes outside the GIL).
+    """Open and fully decode the files of `indices`, in `workers` threads (Pillow releases the GIL).
 
     indices     int64 (N,)
-    progress    called now and then with (files done, N)
-    remembered  files that are as they were when it found them good are not opened; what is found good now is added
-    A file that is empty, no image, truncated, gone, a broken link, may not be read, or is no file at all is bad.
-    A JPEG that lacks nothing but its end marker may count as good: all its pixels are there.
+    progress    called from time to time with (files done, N)
+    remembered  store of verified files: unchanged ones are not opened, newly verified ones are added
+    A file is bad if it is empty, not an image, truncated, gone, a broken link, unreadable, or not a regular file.
+    A JPEG without only its end marker may count as good: all its pixels are present.
     """
     sizes: list[tuple[int, int] | str] = []
     with closing(_answers(index, indices, workers, examine, remembered)) as answers:
@@ -79,10 +79,10 @@ def verify(
 
 
 def image_sizes(index: ImageIndex, indices: Tensor, workers: int, remembered: Remembered | None = None) -> Tensor:
-    """Height and width of images that were verified before, int32 (N, 2), without decoding any.
+    """Return height and width of previously verified images, int32 (N, 2), without decoding.
 
-    From `remembered` where a file is as it was then, else from its header, which tells nothing of what follows it.
-    Raises DataError, which names the first file that has no header to read.
+    Taken from `remembered` if a file is unchanged, else from its header, which does not validate the image data.
+    Raises DataError, which names the first file without a readable header.
     """
     sizes = []
     with closing(_answers(index, indices, workers, header_size, remembered)) as answers:
@@ -100,8 +100,8 @@ def _tensor(sizes: list[tuple[int, int]]) -> Tensor:
 def _answers(
     index: ImageIndex, indices: Tensor, workers: int, look: Examine, remembered: Remembered | None
 ) -> Generator[tuple[bytes, _Answer]]:
-    """(absolute path, answer) of each image, in order."""
-    root = os.path.realpath(index.root)  # one name for a folder, however it is reached
+    """Yield (absolute path, answer) for each image, in order."""
+    root = os.path.realpath(index.root)  # canonical name of the folder
     waiting: deque[tuple[list[bytes], Future[list[_Answer]]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
     end = Event()
@@ -126,14 +126,14 @@ def _next(paths: list[bytes], answers: Future[list[_Answer]]) -> Iterator[tuple[
 
 
 def _chunk(paths: list[bytes], known: dict[bytes, Known], look: Examine, end: Event) -> list[_Answer]:
-    """The answers; after the end nobody waits for them."""
+    """Return the answers of a chunk; stops early once `end` is set."""
     return [_answer(os.fsdecode(path), known.get(path), look) for path in paths if not end.is_set()]
 
 
 def _answer(path: str, known: Known | None, look: Examine) -> _Answer:
-    """Look at a file unless it is as `known` says and may be read."""
+    """Examine a file unless it is readable and unchanged from `known`."""
     try:
-        now = os.stat(path)  # before the file is read: if it changes meanwhile, what is remembered fits no more
+        now = os.stat(path)  # before reading: a change meanwhile invalidates the stored entry
     except OSError:
         return _Answer(look(path), False, None)
     unchanged = known is not None and (known.size, known.mtime_ns) == (now.st_size, now.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""How the images of a stream are seen: which part of each, and mirrored or not. The same for every loader."""
+"""Augmentation of a stream's images: crop box and flip, identical for every loader."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
 class View(NamedTuple):
-    """`size` pixels a side; random boxes of `scale` of the area and random mirrors, or, if not `train`, the centre."""
+    """Crops of `size` pixels a side: random boxes of `scale` of the area with random flips or, if not `train`, the centre."""
 
     size: int
     seed: int
@@ -21,11 +21,11 @@ class View(NamedTuple):
     scale: tuple[float, float]
 
     def flips(self, epoch: int, index: Tensor) -> Tensor:
-        """Which of the images `index`, int64 (N,), are mirrored in this epoch: bool (N,)."""
+        """Return which of the images `index`, int64 (N,), are flipped in this epoch: bool (N,)."""
         return flips(self.seed, self.stream, epoch, index) if self.train else torch.zeros(len(index), dtype=torch.bool)
 
     def boxes(self, epoch: int, index: Tensor, sizes: list[tuple[int, int]]) -> list[Box]:
-        """The box of each of the images `index`, int64 (N,), whose (height, width) are `sizes`."""
+        """Return the box of each of the images `index`, int64 (N,), with (height, width) `sizes`."""
         if not self.train:
             return [centre_box(height, width, self.size) for height, width in sizes]
         words = crop_words(self.seed, self.stream, epoch, index).tolist()

@@ -1,4 +1,4 @@
-"""How a request for a batch is answered: Pillow decodes, torchvision crops and resizes; by processes, or in this one."""
+"""Answer batch requests: Pillow decodes, torchvision crops and resizes, in worker processes or in this one."""
 
 from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.view import View
 
-Answer = DataError | InputStopped | None  # what is wrong; returned, since one raised in a process would be printed there
+Answer = DataError | InputStopped | None  # the fault; returned, since a worker process would print a raised one
 
 
 class Request(NamedTuple):
-    """What a worker must know to make a batch; so it holds no list of all files."""
+    """Everything a worker needs for a batch, so that it keeps no list of all files."""
 
     epoch: int
     indices: list[int]
@@ -27,21 +27,21 @@ class Request(NamedTuple):
 
     @staticmethod
     def of(index: ImageIndex, indices: Tensor, epoch: int) -> "Request":
-        """The request for the images `indices`, int64 (N,), as epoch `epoch` shows them."""
+        """Return the request for the images `indices`, int64 (N,), in epoch `epoch`."""
         numbers = indices.tolist()
         return Request(epoch, numbers, index.labels[indices].tolist(), [index.path(i) for i in numbers])
 
 
 class Decoder:
-    """Makes what a request asks for."""
+    """Decoder of requests."""
 
     def __init__(self, view: View) -> None:
         self.view = view
 
     def __call__(self, request: Request, batch: Any) -> Answer:
-        """Decode into batch["images"], uint8 (at least N, size, size, 3); batch["at"] is the number of the image at work.
+        """Decode into batch["images"], uint8 (at least N, size, size, 3); batch["at"] is the number of the current image.
 
-        Returns what is wrong with the first file that cannot be decoded, or with the machine, or None.
+        Returns the fault of the first file that cannot be decoded, or of the machine, or None.
         """
         index = torch.tensor(request.indices)
         words: list[list[int]] = [[]] * len(index)
@@ -56,7 +56,7 @@ class Decoder:
         return None
 
     def crop(self, image: Image.Image, words: list[int]) -> Image.Image:
-        """size x size pixels: the random box of `words`, or the centre if not `train`; bilinear with antialiasing."""
+        """Crop to size x size pixels: the random box of `words`, or the centre if not `train`; bilinear with antialiasing."""
         functional, size = torchvision_functional(), self.view.size
         if self.view.train:
             box = crop_box(words, image.width, image.height, self.view.scale, RATIO)
@@ -67,7 +67,7 @@ class Decoder:
 
 
 def in_this_process(view: View, requests: Iterable[Request]) -> Generator[tuple[Request, np.ndarray]]:
-    """The requests with their images, uint8 (N, size, size, 3). Raises what Decoder returns."""
+    """Yield the requests with their images, uint8 (N, size, size, 3). Raises Decoder's faults."""
     decode = Decoder(view)
     for request in requests:
         batch = {"images": np.empty((len(request.paths), view.size, view.size, 3), np.uint8)}
@@ -77,7 +77,7 @@ def in_this_process(view: View, requests: Iterable[Request]) -> Generator[tuple[
 
 
 def torchvision_functional() -> Any:
-    """torchvision.transforms.v2.functional. Raises DataError if it is missing or does not fit the installed torch."""
+    """Import torchvision.transforms.v2.functional. Raises DataError if it is missing or does not match the installed torch."""
     try:
         from torchvision.transforms.v2 import functional
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""WHAT keeps any run going: its folder, checkpoints, progress, signals, ranks."""
+"""Infrastructure of any run: folder, checkpoints, progress, signals, ranks."""
 
 from fastdarts.engine.bad_numbers import BadStep, RecentSteps, over_ranks
 from fastdarts.engine.checkpoints import steps_of

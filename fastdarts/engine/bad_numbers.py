@@ -1,4 +1,4 @@
-"""Numbers that went bad: which steps had a loss or a gradient that is not finite, and on which images."""
+"""Detect steps with a non-finite loss or gradient, and the images of their batches."""
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
@@ -10,16 +10,16 @@ from torch import Tensor
 from fastdarts.protocols import Part, StepReport
 from fastdarts.quoting import quoted
 
-NAMED = 4  # images of a bad batch that are named
-ROOM = 1024  # steps that are kept before they must be looked at
+NAMED = 4  # images listed for a bad batch
+ROOM = 1024  # capacity in steps before a look is due
 
 
 class BadStep(NamedTuple):
-    """A step whose update was skipped or whose loss is not finite.
+    """Step with a skipped update or a non-finite loss.
 
-    what       that was, in words
-    images     numbers of the images that each part saw, by its name
-    positions  of the loaders after it
+    what       description of the fault
+    images     image numbers by name of the part
+    positions  loader positions after the step
     """
 
     epoch: int
@@ -29,46 +29,45 @@ class BadStep(NamedTuple):
     positions: Any
 
     def told(self, files: Sequence[str]) -> str:
-        """One sentence; files: names by an image's number."""
+        """Return a one-sentence message; files: names by image number."""
         seen = "; ".join(f"{name}: {_few(numbers, files)}" for name, numbers in self.images.items())
         return f"step {self.step} of epoch {self.epoch}: {self.what}; images of {seen}"
 
 
 class _Taken(NamedTuple):
     report: StepReport
-    skipped: Tensor  # as it was after the step
+    skipped: Tensor  # copy taken after the step
     positions: Any
 
 
 class RecentSteps:
-    """The steps since the last look: losses, counters and image numbers, on the device until somebody looks.
+    """Losses, counters and image numbers of the steps since the last look, kept on the device.
 
-    Nothing waits for the device before that: what is kept are the tensors that the steps left there anyway, and a copy of
-    their counter.
+    Only `look` synchronises with the device. The steps' own tensors are kept, with a copy of their counter.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self.parts = parts
         self._taken: list[_Taken] = []
-        self._epoch, self._before = 0, [0] * len(parts)  # of the last look, and its skipped updates
+        self._epoch, self._before = 0, [0] * len(parts)  # epoch and skipped updates at the last look
 
     def note(self, report: StepReport, positions: Any) -> None:
-        """After a step; positions: of the loaders now."""
+        """Record a step; positions: current loader positions."""
         self._taken.append(_Taken(report, report.skipped.clone(), positions))
 
     @property
     def full(self) -> bool:
-        """Whether it is time to look."""
+        """Return whether a look is due."""
         return len(self._taken) >= ROOM
 
     def forget(self, epoch: int, skipped: Sequence[int]) -> None:
-        """Begin anew after a step of `epoch` in which so many updates have been skipped so far."""
+        """Restart after a step of `epoch`; skipped: updates skipped so far in that epoch."""
         self._taken, self._epoch, self._before = [], epoch, list(skipped)
 
     def look(self, seeking: bool = False) -> list[BadStep]:
-        """The bad ones of the steps since the last look, which are then forgotten; waits for the device.
+        """Return the bad steps since the last look and clear the record; synchronises with the device.
 
-        seeking  updates are skipped to find a loss scale: only losses that are not finite count
+        seeking  the loss scale is still being searched: only non-finite losses count
         """
         if not self._taken:
             return []
@@ -99,7 +98,7 @@ class RecentSteps:
 
 
 def over_ranks(found: Sequence[list[BadStep]]) -> list[BadStep]:
-    """What each of several ranks has found, which are the same steps, as one: with the images of all, in the batch's order."""
+    """Merge the same bad steps found by several ranks: the images of all ranks, in batch order."""
     return [
         first._replace(images={name: _dealt([bad.images[name] for bad in (first, *others)]) for name in first.images})
         for first, *others in zip(*found, strict=True)

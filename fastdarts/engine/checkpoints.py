@@ -1,13 +1,13 @@
-"""The checkpoints of a run: several, each with a digest of its own, so that a damaged one is noticed and another taken.
+"""Checkpoints of a run, each with a digest, so that a damaged one is detected and an older one loaded instead.
 
     checkpoint.pt                     the newest
-    checkpoint.1.pt checkpoint.2.pt   those before it
-    checkpoint-best.pt                of the evaluated epoch with the lowest validation loss
-    *.damaged                         one that could not be read and was passed over
+    checkpoint.1.pt checkpoint.2.pt   the previous ones
+    checkpoint-best.pt                from the evaluated epoch with the lowest validation loss
+    *.damaged                         unreadable, skipped on resume
 
-Each is what torch.save writes, a zip archive, with `fastdarts sha256 DIGEST` as the archive's comment: the digest of all bytes
-before the comment. So torch.load reads it too, and a file that was cut off or in which a bit has flipped is told from a
-whole one. Older files have no comment and are taken as they are.
+Each is torch.save's zip archive with the archive comment `fastdarts sha256 DIGEST`, the digest of all bytes before the
+comment. torch.load reads it too, and the digest detects truncated files and flipped bits. Older files have no comment and
+are accepted without this check.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from fastdarts.engine.files import flush_folder, write_atomically, written_besid
 NEWEST, BEST = "checkpoint.pt", "checkpoint-best.pt"
 MARK = b"fastdarts sha256 "
 COMMENT = len(MARK) + 64  # bytes
-END, END_BYTES = b"PK\5\6", 22  # of a zip archive: its signature, and its length up to the comment
-BROKEN = (  # what torch.load raises at a damaged file
+END, END_BYTES = b"PK\5\6", 22  # end record of a zip archive: signature, length without comment
+BROKEN = (  # raised by torch.load for damaged files
     *(RuntimeError, pickle.UnpicklingError, EOFError, OSError, KeyError, TypeError, ValueError, AttributeError, IndexError),
     *(AssertionError, OverflowError, struct.error),
 )
@@ -35,11 +35,11 @@ log = logging.getLogger("fastdarts")
 
 
 class DamagedCheckpoint(ValueError):
-    """A file that is no whole checkpoint; the message names it and says why."""
+    """Incomplete or damaged checkpoint file; the message gives its name and the reason."""
 
 
 class Found(NamedTuple):
-    """The state of a checkpoint, the file it came from, and the damaged ones that were passed over."""
+    """State of a checkpoint, its file, and the damaged files skipped before it."""
 
     path: Path
     state: dict[str, Any]
@@ -47,18 +47,18 @@ class Found(NamedTuple):
 
 
 def encode(state: dict[str, Any]) -> bytes:
-    """`state` (plain dicts, lists, tuples, numbers, text and tensors) as the bytes of a checkpoint."""
+    """Encode `state` (plain dicts, lists, tuples, numbers, text and tensors) as the bytes of a checkpoint."""
     file = io.BytesIO()
     torch.save(state, file)
     data = bytearray(file.getbuffer())
-    data[-2:] = COMMENT.to_bytes(2, "little")  # the length of the archive's comment, nothing so far
+    data[-2:] = COMMENT.to_bytes(2, "little")  # length of the archive comment, empty so far
     return bytes(data + MARK + hashlib.sha256(data).hexdigest().encode())
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """What `encode` was given, with its tensors on the CPU; nothing in the data is executed.
+    """Decode the bytes of `encode`, with tensors on the CPU; no code in the data is executed.
 
-    Raises ValueError, and what torch.load raises, for anything else.
+    Raises ValueError, and the errors of torch.load, for invalid data.
     """
     end = data[-END_BYTES:]
     if data[-COMMENT:-64] == MARK:
@@ -73,7 +73,7 @@ def decode(data: bytes) -> dict[str, Any]:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a file. Raises DamagedCheckpoint."""
+    """Load the state from a file. Raises DamagedCheckpoint."""
     try:
         return decode(path.read_bytes())
     except BROKEN as error:
@@ -82,15 +82,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """The checkpoints in a folder."""
+    """Checkpoints in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def put(self, data: bytes, best: bool = False, keep: int = 2) -> None:
-        """Make `data` (of `encode`) the newest checkpoint, and the best one too; the `keep` newest and the best remain.
+        """Write `data` (from `encode`) as the newest checkpoint, with `best` also as the best; keep `keep` newest and the best.
 
-        Raises OSError; the others are intact then.
+        Raises OSError and leaves the other checkpoints intact.
         """
         if best:
             write_atomically(self.folder / BEST, lambda file: file.write(data))
@@ -106,15 +106,15 @@ class Checkpoints:
                 self._path(number).unlink(missing_ok=True)
 
     def newest(self) -> Found | None:
-        """The newest checkpoint that is whole, or None where there is none at all; the folder stays as it is.
+        """Return the newest intact checkpoint, or None without any; does not change the folder.
 
-        A damaged one is named in the log and the next is read. Raises DamagedCheckpoint when all are.
+        Logs a damaged checkpoint and tries the next. Raises DamagedCheckpoint if all are damaged.
         """
         paths = [path for path in (*map(self._path, self._numbers()), self.folder / BEST) if path.exists()]
         whole: list[Found] = []
         damaged: dict[Path, str] = {}
         for path in paths:
-            if whole and (not damaged or path.name != BEST):  # the first whole one of a row is its newest
+            if whole and (not damaged or path.name != BEST):  # the first intact one in this order is the newest
                 continue
             try:
                 whole.append(Found(path, load_checkpoint(path)))
@@ -131,7 +131,7 @@ class Checkpoints:
         return found._replace(damaged=tuple(damaged))
 
     def clear(self, found: Found | None) -> None:
-        """Put the damaged files aside, and remove what a killed process left half written."""
+        """Rename the damaged files and remove partial files of a killed process."""
         for path in self.folder.glob(".checkpoint*.tmp"):
             path.unlink(missing_ok=True)
         for path in found.damaged if found is not None else ():
@@ -141,12 +141,12 @@ class Checkpoints:
         return self.folder / (f"checkpoint.{number}.pt" if number else NEWEST)
 
     def _numbers(self) -> list[int]:
-        """Of the checkpoints that are there, the newest first."""
+        """Return the numbers of the existing checkpoints, newest first."""
         middles = [path.name.split(".")[1] for path in self.folder.glob("checkpoint.*.pt")]
         numbers = [int(middle) for middle in middles if middle.isdecimal() and int(middle)]
         return sorted([0] * (self.folder / NEWEST).exists() + numbers)
 
 
 def steps_of(state: dict[str, Any]) -> int:
-    """Finished steps of the whole run."""
+    """Return the finished steps of the whole run."""
     return int(state.get("step", 0))

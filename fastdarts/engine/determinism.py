@@ -1,4 +1,4 @@
-"""Which algorithms torch's GPU libraries may take: the fastest ones, or those that give the same bits in each run."""
+"""Select the fastest or the deterministic algorithms of torch's GPU libraries."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it once, when it starts
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # cuBLAS reads it once, at start-up
 OFF = (
     "cuDNN's search for the fastest algorithm, cuDNN's algorithms that add up in no fixed order, "
     "and cuBLAS' workspaces of several streams"
@@ -18,17 +18,17 @@ log = logging.getLogger("fastdarts")
 
 
 class NotDeterministicError(RuntimeError):
-    """Steps were to be deterministic and an operator has no such algorithm, or no longer; the message names it."""
+    """Deterministic steps were requested, but an operator has no such algorithm, or no longer; the message names it."""
 
 
 @contextmanager
 def algorithms(deterministic: bool, device: torch.device | str) -> Generator[None]:
-    """Inside, torch's libraries take the fastest algorithms, or deterministic ones, and a line says what is switched off.
+    """Context manager: selects the fastest or the deterministic algorithms of torch's libraries; logs disabled features.
 
-    The library's own kernels give the same bits in each run either way, and so does everything on a CPU. Without it cuDNN
-    tries its algorithms for each shape on a GPU and keeps the fastest: shapes do not change during a run. With it, an
-    operator of torch that has no deterministic algorithm raises NotDeterministicError, and so does cuBLAS where the process
-    used it before: it reads the size of its workspaces once.
+    This library's own kernels, and everything on a CPU, are bitwise reproducible in both modes. If not `deterministic`, cuDNN
+    benchmarks its algorithms for each shape on a GPU and keeps the fastest: shapes are constant during a run. If
+    `deterministic`, a torch operator without a deterministic algorithm raises NotDeterministicError. So does cuBLAS if the
+    process has already used it, since it reads the size of its workspaces once.
     """
     on_gpu = torch.device(device).type == "cuda"
     cudnn = torch.backends.cudnn
@@ -45,7 +45,7 @@ def algorithms(deterministic: bool, device: torch.device | str) -> Generator[Non
             os.environ.setdefault(CUBLAS, ":4096:8")
             cudnn.deterministic = True
             torch.use_deterministic_algorithms(True)
-            memory.fill_uninitialized_memory = False  # a help for tests, and a pass over every new tensor
+            memory.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every new tensor
             log.info(f"deterministic: switched off are {OFF}" if on_gpu else "deterministic: on a CPU nothing is switched off")
         yield
     except RuntimeError as error:

@@ -1,12 +1,12 @@
-"""Several processes that train together, each on an equal share of every batch: torchrun's ranks.
+"""Data-parallel training over torchrun's ranks, each on an equal share of every batch.
 
-The only file that reads torchrun's environment. No wrapper around the network: what is averaged over the ranks is one flat
-tensor for each update (search.bilevel), and everything random depends on an image's number or on the step alone, so the ranks
-do what one process would do with the whole batch. A single process is a World of size 1, with no overhead.
+The only file that reads torchrun's environment. The network is not wrapped: each update averages one flat tensor over the
+ranks (search.bilevel). All randomness depends on image numbers or the step only, so the ranks compute what one process would
+compute on the whole batch. A single process is a World of size 1, with no overhead.
 
-Start-up may take one rank much longer than the others (files are checked by rank 0 alone): there, ranks wait for each other
-without limit, unless one says that it ends. From the first step on, whoever does not answer within the time-out is lost, and
-the others end.
+Start-up may take much longer on one rank (rank 0 alone checks files): there, ranks wait for each other without limit, unless
+one announces that it ends. From the first step on, a rank that does not answer within the time-out is lost, and the others
+end.
 """
 
 import logging
@@ -30,32 +30,32 @@ from fastdarts.engine.progress import log_to
 T = TypeVar("T")
 Backend = Literal["auto", "nccl", "gloo"]
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
-NAMED = 5  # tensors that a report names
-POLL = 0.05  # seconds between two looks at who has come
-LEFT = "fastdarts/left"  # key of the store: the rank that ended too early
+WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by element size in bytes
+NAMED = 5  # tensors listed in a message
+POLL = 0.05  # seconds between polls of the store
+LEFT = "fastdarts/left"  # store key: the rank that left early
 CPU = torch.device("cpu")
 log = logging.getLogger("fastdarts")
 
 
 class WorldError(ValueError):
-    """The ranks cannot begin together: they do not find each other, or were not started alike."""
+    """The ranks cannot start together: no rendezvous, or different arguments."""
 
 
 class RankLost(RuntimeError):
-    """Another rank ended, or does not answer within the time-out."""
+    """Another rank ended, or did not answer within the time-out."""
 
 
 class RanksDisagree(RuntimeError):
-    """Ranks hold different values where all must be equal; the message names rank and tensors."""
+    """Ranks hold different values that must be equal; the message names rank and tensors."""
 
 
 class PeerError(RuntimeError):
-    """Another rank failed in what all do together, and says so itself."""
+    """Another rank failed in a collective operation and reports the error itself."""
 
 
 class RankInfo(NamedTuple):
-    """Which of the processes this one is: on all nodes, and on its own."""
+    """Rank of this process, over all nodes and on its node."""
 
     rank: int = 0
     size: int = 1
@@ -64,7 +64,7 @@ class RankInfo(NamedTuple):
 
     @staticmethod
     def of_environment() -> "RankInfo":
-        """As torchrun says; without torchrun, alone. Raises WorldError where only a part of what it sets is there."""
+        """Read torchrun's variables; a single process without torchrun. Raises WorldError if only some of them are set."""
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return RankInfo()
         if missing := [name for name in VARIABLES if name not in os.environ]:
@@ -76,12 +76,12 @@ class RankInfo(NamedTuple):
 
     @property
     def prefix(self) -> str:
-        """Before what a rank other than 0 says."""
+        """Return the log prefix of ranks other than 0."""
         return f"[rank {self.rank}] " if self.rank else ""
 
     @contextmanager
     def log(self) -> Generator[None]:
-        """Inside, rank 0's log goes to stdout; the others' warnings go to stderr, with their rank."""
+        """Context manager: rank 0 logs to stdout; the others log warnings to stderr, with their rank."""
         if self.rank == 0:
             with log_to(sys.stdout):
                 yield
@@ -96,16 +96,16 @@ class RankInfo(NamedTuple):
             log.removeHandler(handler)
 
     def threads(self) -> int:
-        """Of torch on the CPU, for each rank of this node; torchrun's own choice is one."""
+        """Return torch's CPU threads for each rank of this node; torchrun's default is one."""
         if self.local_size == 1:
             return torch.get_num_threads()
         return max(1, len(os.sched_getaffinity(0)) // self.local_size)
 
 
 class World:
-    """The ranks of a run: `join` finds them; World() is a single process.
+    """Ranks of a run: `join` connects them; World() is a single process.
 
-    Methods without further note are called by all ranks, in one order. Raise RankLost.
+    Unless noted otherwise, methods are collective: all ranks call them, in the same order. They raise RankLost.
     """
 
     def __init__(
@@ -117,14 +117,14 @@ class World:
         store: dist.Store | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        """store: where the ranks meet without limit of time; group: None for torch's default one."""
+        """store: rendezvous store for waits without time limit; group: None for torch's default group."""
         self.info, self.backend, self.timeout = info, backend, timeout
         self.rank, self.size = info.rank, info.size
         self._store, self._group, self._barriers = store, group, 0
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone writes files and reports."""
+        """Return whether this is rank 0, the only one that writes files and logs."""
         return self.rank == 0
 
     @property
@@ -134,10 +134,10 @@ class World:
     @staticmethod
     @contextmanager
     def join(info: RankInfo, device: str, timeout: float, backend: Backend = "auto") -> Generator["World"]:
-        """Inside, all ranks that torchrun started.
+        """Context manager: connects all ranks that torchrun started.
 
-        device   "auto", "cpu", "cuda" or "cuda:N": a GPU takes NCCL, unless `backend` says gloo
-        timeout  seconds within which the others must come, and answer later
+        device   "auto", "cpu", "cuda" or "cuda:N": a GPU uses NCCL, unless `backend` is gloo
+        timeout  seconds for the others to arrive, and later to answer
         Raises WorldError.
         """
         if info.size == 1:
@@ -161,11 +161,11 @@ class World:
         finally:
             if failed:
                 world._leave()
-            if chosen == "gloo" or not failed:  # NCCL would wait for ranks that may be gone: the process ends instead
+            if chosen == "gloo" or not failed:  # NCCL would wait for lost ranks: the process ends instead
                 dist.destroy_process_group()
 
     def average(self, flat: Tensor) -> None:
-        """Replace `flat`, contiguous, floating-point, by its mean over the ranks: the same bits on all of them."""
+        """Replace `flat`, contiguous, floating-point, by its mean over the ranks, bitwise equal on all of them."""
         self.sum(flat)
         flat.div_(self.size)
 
@@ -175,9 +175,9 @@ class World:
             self._call("adding up over the ranks", partial(dist.all_reduce, flat, group=self._group))
 
     def agree(self, signal: int, due: bool) -> tuple[int, bool]:
-        """After a step: the largest signal that any rank has got (0: none), and whether `due` holds on rank 0.
+        """Return the largest signal received by any rank (0: none), and whether `due` holds on rank 0. Called after a step.
 
-        Does not wait for a GPU.
+        Does not synchronise with a GPU.
         """
         told = torch.tensor([signal, int(due and self.is_main)])
         if self.backend is not None:
@@ -186,11 +186,11 @@ class World:
         return signal, bool(saves)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait for all ranks."""
         self.agree(0, False)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Make all tensors what they are on rank 0, in place."""
+        """Copy all tensors from rank 0, in place."""
         if self.is_single:
             return
         kinds: dict[torch.dtype, list[Tensor]] = {}
@@ -203,7 +203,7 @@ class World:
                 t.copy_(part.view(t.shape))
 
     def gather(self, value: T) -> list[T]:
-        """Each rank's value, by rank."""
+        """Return every rank's value, by rank."""
         if self.is_single:
             return [value]
         values: list[Any] = [None] * self.size
@@ -213,15 +213,15 @@ class World:
     def on_rank_zero(
         self, work: Callable[[], T], send: Callable[[T], Any] = lambda result: result, *, begun: bool = False
     ) -> Any:
-        """work() on rank 0: its result there, and `send(result)` on the others.
+        """Run work() on rank 0; return its result there, and `send(result)` on the others.
 
-        begun  False: however long it takes. True, once the ranks have begun to step: within the time-out
-        What it raises is raised on rank 0, PeerError on the others.
+        begun  False: no time limit. True, after the first step: within the time-out
+        Exceptions of `work` are raised on rank 0, and PeerError on the others.
         """
         if self.is_single:
             return work()
         result: Any = None
-        sent: list[Any] = [None, None]  # whether it failed, what it gave
+        sent: list[Any] = [None, None]  # failed, result
         error: Exception | None = None
         if self.is_main:
             try:
@@ -239,9 +239,9 @@ class World:
         return result if self.is_main else sent[1]
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
-        """work() on every rank, however long it takes; where one fails, all do.
+        """Run work() on every rank, without time limit; if one fails, all do.
 
-        Each error is raised where it came up, unless a rank before has the same one; elsewhere PeerError.
+        Each error is raised on its own rank, unless a lower rank has the same one; the other ranks raise PeerError.
         """
         if self.is_single:
             return work()
@@ -260,7 +260,7 @@ class World:
         raise PeerError("another rank could not begin")
 
     def compare(self, facts: Mapping[str, Any]) -> None:
-        """Raise WorldError, on all ranks, unless all have the same facts; the first difference is named."""
+        """Raise WorldError, on all ranks, unless all have the same facts; the message names the first difference."""
         first, *others = self.gather(dict(facts))
         for rank, theirs in enumerate(others, 1):
             for name in first.keys() | theirs.keys():
@@ -269,7 +269,7 @@ class World:
                     raise WorldError(f"rank {rank} was not started as rank 0 was: {name} is {both}")
 
     def check_equal(self, tensors: Mapping[str, Tensor], when: str) -> None:
-        """Raise RanksDisagree, on all ranks, unless all hold the same bits. Compares checksums; waits for the device."""
+        """Raise RanksDisagree, on all ranks, unless tensors are bitwise equal. Compares checksums; synchronises the device."""
         sums = torch.stack([checksum(t) for t in tensors.values()]).tolist()
         every = self.gather(tuple(sums))
         (usual, _), *_ = Counter(every).most_common(1)
@@ -282,15 +282,15 @@ class World:
             raise RanksDisagree(f"{when}, ranks hold different values: {'; '.join(told)} of {len(tensors)} tensors")
 
     def _leave(self) -> None:
-        """By one rank that ends too early: those that wait for it in `_barrier` need not."""
+        """Announce that this rank ends early, which releases the ranks waiting in `_barrier`. Not collective."""
         if self._store is not None:
-            with suppress(RuntimeError):  # the store may be gone, which tells the others as well
+            with suppress(RuntimeError):  # the store may be gone, which the others notice too
                 self._store.set(LEFT, str(self.rank))
 
     def _barrier(self) -> None:
-        """Wait until all ranks are here, without limit: as long as the store is there and none has left.
+        """Wait for all ranks without time limit, while the store exists and none has left.
 
-        A signal is answered meanwhile, as it is not within a collective.
+        Unlike a collective, it handles signals meanwhile.
         """
         if self._store is None:
             return
@@ -299,7 +299,7 @@ class World:
         self._call("meeting", partial(self._store.set, names[self.rank], "here"))
         said = monotonic()
         while True:
-            left = self._call("meeting", partial(self._store.check, [LEFT]))  # first: one may meet the others, then leave
+            left = self._call("meeting", partial(self._store.check, [LEFT]))  # check first: a rank may arrive, then leave
             if self._call("meeting", partial(self._store.check, names)):
                 return
             if left:
@@ -322,16 +322,16 @@ class World:
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """int64 of one element, on the tensor's device: of the bits and their places; any one changed word changes it."""
+    """Return an int64 of one element, on the tensor's device, over bits and positions; any single changed word changes it."""
     words = tensor.detach().reshape(-1).view(WORDS[tensor.element_size()]).long()
     return (words * (2 * torch.arange(len(words), device=words.device) + 1)).sum()
 
 
 def _of_this_start(store: dist.Store, info: RankInfo, limit: timedelta) -> dist.Store:
-    """The part of torchrun's store that only the processes of this start know.
+    """Return the part of torchrun's store reserved for the processes of this start.
 
-    After a restart it still holds what those before have left, their addresses too. So each rank shows a fresh token, rank 0
-    answers under that token with the name of the part, and goes on until all ranks are there.
+    After a restart the store still holds keys of earlier processes, including addresses. So each rank publishes a fresh token,
+    and rank 0 answers under that token with the name of the part until all ranks have arrived.
     """
     token, deadline = uuid4().hex, monotonic() + limit.total_seconds()
 
@@ -359,7 +359,7 @@ def _of_this_start(store: dist.Store, info: RankInfo, limit: timedelta) -> dist.
 
 
 def _backend(info: RankInfo, device: str, asked: Backend) -> str:
-    """NCCL where every rank has a GPU of its own, else gloo. Raises WorldError for what cannot be."""
+    """Return NCCL if every rank has a separate GPU, else gloo. Raises WorldError for an impossible choice."""
     if device.startswith("cpu") or not torch.cuda.is_available():
         if asked == "nccl":
             raise WorldError("--dist_backend nccl: NCCL is for GPUs, this runs on a CPU")

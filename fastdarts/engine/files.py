@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, whatever happens meanwhile."""
+"""Atomic file replacement: after a crash a file is either the old or the new one."""
 
 import os
 from collections.abc import Callable, Generator
@@ -8,9 +8,9 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` on a temporary file beside `path`, flush it to disk and put it in the place of `path`.
+    """Call `write` on a temporary file next to `path`, flush it to disk and rename it to `path`.
 
-    When this returns the new file is on the disk under its name; until then the old one is.
+    On return the new file is on disk under its name; until then the old one is.
     """
     with written_beside(path, write) as temporary:
         os.replace(temporary, path)
@@ -19,7 +19,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 @contextmanager
 def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Generator[Path]:
-    """Inside, what `write` wrote lies on the disk in a temporary file beside `path`, to be moved; else it is removed."""
+    """Context manager: yields a temporary file next to `path`, written and flushed, to be renamed; removes it otherwise."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -38,7 +38,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def named_plainly(folder: Path) -> Generator[Path]:
-    """Inside, a path to `folder`, which is there, for libraries that take neither bytes that are no UTF-8 nor line breaks."""
+    """Context manager: yields a path to the existing `folder` without non-UTF-8 bytes and line breaks, for strict libraries."""
     if str(folder).isprintable():
         yield folder
         return
@@ -50,13 +50,13 @@ def named_plainly(folder: Path) -> Generator[Path]:
 
 
 def flush(path: Path) -> None:
-    """What was written to the file reaches the disk."""
+    """Flush the content of a file to disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 
 
 def flush_folder(path: Path) -> None:
-    """The names of a folder reach the disk."""
+    """Flush the entries of a folder to disk."""
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

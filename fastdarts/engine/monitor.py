@@ -1,4 +1,4 @@
-"""Everything a run says of itself: lines in the log and in the folder's files, status, TensorBoard, a profile."""
+"""Monitor of a run: log lines, records in the run folder, status, TensorBoard, profile."""
 
 import logging
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from fastdarts.engine.status import Status
 from fastdarts.engine.tensorboard import TensorBoardLogger
 from fastdarts.protocols import StepReport, Trainable
 
-TIMING = ("seconds", "input_seconds", "images_per_s")  # of an epoch's record, what differs between two runs of one seed
+TIMING = ("seconds", "input_seconds", "images_per_s")  # keys of an epoch's record that differ between runs of one seed
 log = logging.getLogger("fastdarts")
 
 
 class MonitorOptions(Protocol):
-    """What is read of a command's settings."""
+    """Settings read by the monitor."""
 
     @property
     def tensorboard(self) -> bool: ...
@@ -29,16 +29,16 @@ class MonitorOptions(Protocol):
 
 
 class RunMonitor:
-    """Watches one run, from where it begins or continues to its end: a context manager.
+    """Context manager that monitors one run, from its start or continuation to its end.
 
-    Inside, `step` is called after each step, `line` after those that get a line in the log, `epoch` after each epoch. Leaving
-    writes the final status: finished, or stopped and why.
+    Call `step` after each step, `line` after steps with a log line, `epoch` after each epoch. Exit writes the final status:
+    finished, or stopped with the reason.
     """
 
     def __init__(self, trainable: Trainable, folder: RunFolder, settings: MonitorOptions, reporter: Reporter) -> None:
         self.trainable, self.folder, self.reporter = trainable, folder, reporter
         self.parts, self.epochs = trainable.parts, trainable.total.epochs
-        self.loss = folder.last_loss(f"{self.parts[0].loss}_loss")  # of a continued run, its last epoch's
+        self.loss = folder.last_loss(f"{self.parts[0].loss}_loss")  # from the last epoch of a continued run
         self.status = Status(folder["status"])
         self.tensorboard = self.profiler = None
         done = trainable.done
@@ -53,18 +53,18 @@ class RunMonitor:
         self.status.running(self._where())
 
     def _where(self) -> str:
-        """The last finished step, and the epoch that it belongs to."""
+        """Return the last finished step and its epoch."""
         done, total = self.trainable.done, self.trainable.total
         inside = done.steps > done.epochs * (total.steps // total.epochs)
         return f"epoch {done.epochs + inside}/{total.epochs}  step {done.steps}/{total.steps}"
 
     def step(self, report: StepReport) -> None:
-        """After each step."""
+        """Record a step."""
         if self.profiler is not None:
             self.profiler.after_step(report.step)
 
     def line(self, report: StepReport, progress: Progress) -> None:
-        """The line of a step. Waits for the device."""
+        """Log the line of a step. Synchronises with the device."""
         given = zip(self.parts, report.losses, strict=True)
         losses = {part.loss: None if loss is None else loss.item() for part, loss in given}
         pace = progress.line(report, losses)
@@ -82,7 +82,7 @@ class RunMonitor:
         self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """The lines of an epoch, and what the reporter makes of it; record: of Trainable.epochs, which loses its times."""
+        """Log an epoch and pass it to the reporter; removes the times from record, which comes from Trainable.epochs."""
         timing = {name: record.pop(name) for name in TIMING}
         if (stages := self.reporter.stage_seconds()) is not None:
             timing["stages"] = {"input": timing["input_seconds"]} | stages
@@ -113,12 +113,12 @@ class RunMonitor:
         else:
             try:
                 self.status.stopped(str(error) or type(error).__name__, self._where())
-            except OSError as also:  # the disk that stopped the run; its own error is the one to tell
+            except OSError as also:  # the disk that stopped the run; report the original error
                 log.info(f"no final status: {also}")
 
 
 def of_epoch(record: Mapping[str, Any], timing: Mapping[str, Any]) -> dict[str, float | None]:
-    """Scalars that every epoch has, by TensorBoard's names; timing: as in timing.jsonl."""
+    """Return the scalars common to all epochs, by TensorBoard name; timing: as in timing.jsonl."""
     scalars = {"rate/weights": record["lr"]}
     scalars |= {f"epoch/{name}": value for name, value in record.items() if name.endswith("_loss")}
     scalars |= {f"valid/{name}": value for name, value in (record["valid"] or {}).items()}

@@ -1,4 +1,4 @@
-"""A window of steps under torch.profiler, as a trace that chrome://tracing and Perfetto read."""
+"""Trace a range of steps with torch.profiler, for chrome://tracing and Perfetto."""
 
 import logging
 import re
@@ -14,14 +14,14 @@ log = logging.getLogger("fastdarts")
 
 
 class ProfileRange(NamedTuple):
-    """Steps `first` to `last` of the whole run, both included, counted from 1."""
+    """Steps `first` to `last` of the whole run, inclusive, counted from 1."""
 
     first: int
     last: int
 
     @staticmethod
     def parse(text: str) -> "ProfileRange":
-        """From A:B. Raises ValueError."""
+        """Parse A:B. Raises ValueError."""
         found = re.fullmatch(r"(\d+):(\d+)", text)
         if not found:
             raise ValueError("give the first and the last step, as in 10:12")
@@ -32,9 +32,9 @@ class ProfileRange(NamedTuple):
 
 
 class Profiler:
-    """Traces a window of steps into `folder`/trace-A-B.json.
+    """Profiler of a range of steps, written to `folder`/trace-A-B.json.
 
-    done  steps that the run has behind it: a window that begins among them is not traced, which is said
+    done  finished steps of the run: a range that begins among them is not traced, with a log line
     """
 
     def __init__(self, steps: ProfileRange, folder: Path, device: torch.device, done: int = 0) -> None:
@@ -46,7 +46,7 @@ class Profiler:
         self.after_step(done)
 
     def after_step(self, step: int) -> None:
-        """To be called when `step` is done: begins before the window's first step, writes after its last."""
+        """Call after `step`: starts before the first step of the range, writes after its last."""
         if step == self.steps.first - 1:
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
             self._profile = profile(activities=activities)
@@ -57,7 +57,7 @@ class Profiler:
             log.info(f"steps {self.steps.first} to {self.steps.last} are traced in {self.path}")
 
     def close(self) -> None:
-        """End a window that the run did not come to the end of; nothing is written."""
+        """End an unfinished range; writes nothing."""
         if self._profile is not None:
             self._stop()
             log.info(f"no trace: the run ended before step {self.steps.last}")

@@ -1,4 +1,4 @@
-"""What a run says while it goes on."""
+"""Progress lines of a run."""
 
 import logging
 from collections.abc import Callable, Generator, Mapping
@@ -9,13 +9,13 @@ from typing import NamedTuple, TextIO
 
 from fastdarts.protocols import Extent, StepReport
 
-SECONDS = 10.0  # between two lines about one thing
+SECONDS = 10.0  # between two lines on one subject
 log = logging.getLogger("fastdarts")
 
 
 @contextmanager
 def log_to(target: TextIO | Path) -> Generator[None]:
-    """Inside, the package's log goes to a stream, or to the end of a file with the time of day before each line."""
+    """Context manager: log to a stream, or append to a file with the time of day before each line."""
     if isinstance(target, Path):
         handler: logging.Handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
@@ -32,7 +32,7 @@ def log_to(target: TextIO | Path) -> Generator[None]:
 
 
 def now_and_then(what: str) -> Callable[[int, int], None]:
-    """A function of (done, total) that logs both every SECONDS at most."""
+    """Return a function of (done, total) that logs both at most every SECONDS."""
     last = monotonic()
 
     def progress(done: int, total: int) -> None:
@@ -45,17 +45,17 @@ def now_and_then(what: str) -> Callable[[int, int], None]:
 
 
 class Pace(NamedTuple):
-    """How fast a training goes."""
+    """Speed of a training run."""
 
     images_per_s: float  # since the last line
     seconds_left: float
 
 
 class Progress:
-    """Logs a line every `log_every` steps: epoch, step, losses, images/s since the last line, time left.
+    """Log a line every `log_every` steps: epoch, step, losses, images/s since the last line, time left.
 
-    total  of the whole training
-    done   of it before, when a run is continued
+    total  extent of the whole training run
+    done   extent already finished when a run is continued
     """
 
     def __init__(self, log_every: int, total: Extent, done: Extent) -> None:
@@ -64,7 +64,7 @@ class Progress:
         self.images = self.passes = 0  # since the last line
 
     def due(self, report: StepReport) -> bool:
-        """Whether this step gets a line; reading a loss waits for the device, so it is done for these alone."""
+        """Return whether this step gets a line. Only such steps read a loss, which synchronises with the device."""
         passes = sum(loss is not None for loss in report.losses)
         self.images += report.images
         self.passes += passes
@@ -72,7 +72,7 @@ class Progress:
         return report.step % self.log_every == 0
 
     def line(self, report: StepReport, losses: Mapping[str, float | None]) -> Pace:
-        """Log the line; losses: by their names, None for one of a part that does not move yet."""
+        """Log the line; losses: by name, None for a part without updates so far."""
         now = perf_counter()
         seconds = now - self.started
         pace = Pace(self.images / seconds, self.left * seconds / self.passes)
@@ -86,7 +86,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """H:MM:SS, or M:SS below an hour."""
+    """Format seconds as H:MM:SS, or M:SS below an hour."""
     minutes, s = divmod(round(max(seconds, 0.0)), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

@@ -1,4 +1,4 @@
-"""What one kind of run records and reports beyond what every run does."""
+"""Extension point for records and reports of a particular kind of run."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -6,37 +6,37 @@ from typing import Any
 
 
 class Reporter:
-    """Called by a Session, on rank 0 only; here each method does nothing. The files and lines are the subclass' own."""
+    """Hooks called by a Session, on rank 0 only; no-ops by default. Subclasses write their own files and log lines."""
 
     def stage_seconds(self) -> dict[str, float] | None:
-        """Seconds that each stage of a step took since the last call, by name; None where they are not timed."""
+        """Return the seconds of each stage of a step since the last call, by name; None without timing."""
 
     def state(self) -> str:
-        """A clause on the values of the parameters, for a line about numbers that went bad."""
+        """Return a clause on the parameter values, for messages on non-finite numbers."""
         return ""
 
     def extend(self, record: dict[str, Any]) -> None:
-        """Add to an epoch's record what metrics.jsonl is to have of it."""
+        """Add entries for metrics.jsonl to an epoch's record."""
 
     def scalars(self, record: Mapping[str, Any]) -> dict[str, float | None]:
-        """What TensorBoard shows of the record besides rate, losses, validation and time."""
+        """Return TensorBoard scalars in addition to rate, losses, validation and time."""
         return {}
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """After an epoch's lines, before its checkpoint."""
+        """Handle an epoch, after its log lines and before its checkpoint."""
 
     def publish(self) -> None:
-        """Bring the report up to date: now and then after an epoch, as long as it takes."""
+        """Update the report; called after some epochs, without time limit."""
 
     def conclude(self, interruptible: Callable[[], AbstractContextManager[Any]]) -> None:
-        """After the last epoch: write the result. Other ranks may have ended.
+        """Write the result after the last epoch. Other ranks may have ended.
 
-        interruptible  entered around work that a signal may break off
+        interruptible  context manager for work that a signal may interrupt
         """
 
     def ending(self) -> str:
-        """How the training ended, where it is not by its last epoch: for the status file."""
+        """Return how the training ended if before its last epoch, for the status file."""
         return ""
 
     def finished(self) -> None:
-        """After all files: log the result and bring the report up to date."""
+        """Log the result and update the report, after all files are written."""

@@ -1,7 +1,7 @@
-"""The states of all random number generators of a process, as what a checkpoint may hold.
+"""Save and restore the states of all random number generators of a process, in checkpoint format.
 
-A search draws its random numbers from Philox, by step and image; what else draws from torch's, Python's or NumPy's
-generators goes on where it stood, too.
+A search draws its random numbers from Philox, by step and image. Restoring lets other users of torch's, Python's or
+NumPy's generators continue exactly, too.
 """
 
 import random
@@ -12,7 +12,7 @@ import torch
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """Of torch's generators (of the CPU and of `device`), Python's and NumPy's."""
+    """Return the states of torch's generators (CPU and `device`), Python's and NumPy's."""
     version, words, gauss = random.getstate()
     numpys: Any = np.random.get_state()
     name, key, position, has_gauss, cached = numpys
@@ -25,7 +25,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Go on where rng_state was taken; on another kind of device, its generator is left as it is."""
+    """Restore the states from rng_state; the generator of a different kind of device is unchanged."""
     torch.set_rng_state(state["torch"])
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))

@@ -1,18 +1,18 @@
-"""The folder of a run: what it was asked for, what it measured, where it can go on.
+"""Run folder: settings, measurements and checkpoints of a run.
 
     settings.json    settings, data, candidates, commit, versions, machine
-    log.txt          what was printed from the plan on
-    metrics.jsonl    a line for each logged step and each epoch: on a CPU, two runs of one seed write the same bytes
-    timing.jsonl     a line for each epoch: seconds, how many of them waiting for input, images/s, and seconds of each stage
-    train.txt val.txt excluded.txt    the images of both splits, and those left out with the reason
-    checkpoint.pt    everything the next step depends on: after each epoch, and every --checkpoint_minutes
-    checkpoint.1.pt  the one before it, and so on: --keep_checkpoints in all
-    checkpoint-best.pt    of the evaluated epoch with the lowest validation loss; engine/checkpoints.py tells of their format
-    genotype.json    the cell, as JSON and as the customary text; with "stopped" (rule, after, epoch, why) after an early stop
-    status           one line: where the run stands (engine.status)
-    .lock            held by the process that writes the folder
-and what the report draws: cells, curves, reconstruction, report.html. Other files in it are left alone: a scheduler's output,
-a redirected console, what the system puts there.
+    log.txt          printed output from the plan on
+    metrics.jsonl    a line per logged step and per epoch: on a CPU, two runs of one seed write identical bytes
+    timing.jsonl     a line per epoch: seconds, seconds waiting for input, images/s, and seconds of each stage
+    train.txt val.txt excluded.txt    images of both splits, and excluded ones with the reason
+    checkpoint.pt    complete training state: after each epoch, and every --checkpoint_minutes
+    checkpoint.1.pt  the previous one, and so on: --keep_checkpoints in all
+    checkpoint-best.pt    from the evaluated epoch with the lowest validation loss; format in engine/checkpoints.py
+    genotype.json    the cell, as JSON and as DARTS' text; with "stopped" (rule, after, epoch, why) after an early stop
+    status           one line: progress of the run (engine.status)
+    .lock            locked by the process that writes the folder
+and the report's files: cells, curves, reconstruction, report.html. Other files are never touched: scheduler output,
+redirected consoles, system files.
 """
 
 import fcntl
@@ -30,33 +30,33 @@ from fastdarts.quoting import few
 from fastdarts.settings import Settings
 
 LINES = ("metrics.jsonl", "timing.jsonl")
-BEGUN = ("train.txt", "val.txt", "excluded.txt")  # written before settings.json, after .lock: a run killed then begins anew
+BEGUN = ("train.txt", "val.txt", "excluded.txt")  # written after .lock, before settings.json: a run killed there starts over
 DRAWN = ("cell_*.svg", "cell_*.png", "losses.*", "alpha.*", "collapse.*", "reconstruction.png", "report.html")
 OWN = (*BEGUN, *LINES, *DRAWN, "log.txt", "genotype.json", "status", "checkpoint*.pt", "trace-*.json", "events.out.tfevents.*")
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a file's name is of one of the patterns."""
+    """Return whether a file name matches one of the patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 class RunFolderError(ValueError):
-    """A folder that cannot be the run's: the message says why and what to do."""
+    """Folder unusable for the run: the message gives the reason and the remedy."""
 
 
 class RunFolder:
-    """A folder that a run writes, or continues."""
+    """Folder of a new or continued run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = Checkpoints(path)
-        self.saved: dict[str, Any] | None = None  # settings.json of the run that is continued
+        self.saved: dict[str, Any] | None = None  # settings.json of the continued run
 
     @staticmethod
     def open(path: Path, settings: Settings) -> "RunFolder":
-        """Look at `path` without changing anything: a new or empty folder, or a run of these settings.
+        """Inspect `path` without changing it: a new or empty folder, or a run of these settings.
 
-        Raises RunFolderError for a folder of something else and for a run of other settings, each of which is named.
+        Raises RunFolderError for a folder with other content, and for a run of different settings, naming each difference.
         """
         folder = RunFolder(path)
         if not path.exists():
@@ -95,9 +95,9 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does.
+        """Context manager: creates and locks the folder. Raises RunFolderError if another process holds the lock.
 
-        A lock of POSIX: it ends with its process, however that ends, and is not inherited by processes that it forks.
+        A POSIX lock: it is released whenever the process ends, and is not inherited by forked processes.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self[".lock"], "w") as file:
@@ -112,31 +112,31 @@ class RunFolder:
             yield
 
     def create(self, facts: Mapping[str, Any]) -> None:
-        """Write settings.json, after which the folder holds a run that can be continued."""
+        """Write settings.json, which makes the run resumable."""
         write_text(self["settings.json"], json.dumps(facts, indent=2) + "\n")
 
     def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Add a line of JSON to `name`."""
+        """Append a line of JSON to `name`."""
         with open(self[name], "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def last_loss(self, name: str) -> float | None:
-        """The loss of that name in the last epoch of metrics.jsonl, None before the first."""
+        """Return the named loss of the last epoch in metrics.jsonl, None before the first."""
         lines = self["metrics.jsonl"].read_text(encoding="utf-8").splitlines() if self["metrics.jsonl"].exists() else []
         epochs = (json.loads(line) for line in reversed(lines) if '"kind": "epoch"' in line)
         return next((epoch.get(name) for epoch in epochs), None)
 
     def save(self, state: dict[str, Any], best: bool = False, keep: int = 2) -> None:
-        """Write the newest of `keep` checkpoints, make it the best one too. Lines logged before it reach the disk before it."""
+        """Write the newest of `keep` checkpoints, with `best` also as the best. Flushes earlier log lines to disk first."""
         for name in LINES:
             if self[name].exists():
                 flush(self[name])
         self.checkpoints.put(encode(state), best, keep)
 
     def restore(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None before the first. Lines logged after it are dropped: they will be written again.
+        """Return the newest intact checkpoint, or None before the first. Drops later log lines, which will be written again.
 
-        Raises RunFolderError, and changes nothing, when all checkpoints are damaged.
+        Raises RunFolderError, and changes nothing, if all checkpoints are damaged.
         """
         try:
             found = self.checkpoints.newest()
@@ -151,7 +151,7 @@ class RunFolder:
         return None if found is None else state
 
     def _lines(self, name: str, epoch: int, step: int) -> str | None:
-        """The lines of epochs up to `epoch` and of steps up to `step`, without a half-written last one; None if all are."""
+        """Return the lines up to `epoch` and `step`, without a partial last line; None if these are all lines."""
         if not self[name].exists():
             return None
         try:

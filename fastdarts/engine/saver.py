@@ -1,4 +1,4 @@
-"""When a training is saved, and how it goes on from what was saved."""
+"""Schedule and restore the checkpoints of a training run."""
 
 from math import isfinite
 from time import perf_counter
@@ -13,12 +13,12 @@ from fastdarts.protocols import Trainable
 
 
 class Saver:
-    """Takes checkpoints of `trainable` into `folder` and brings it to their state. All ranks call alike; rank 0 writes.
+    """Save `trainable` to checkpoints in `folder`, and restore it. Collective; rank 0 writes.
 
-    saved    steps that the last checkpoint knows of; -1 before the first
+    saved    finished steps in the last checkpoint; -1 before the first
     best     lowest validation loss so far
-    minutes  after which `late` asks for the next checkpoint; 0: never
-    keep     newest checkpoints that remain
+    minutes  interval after which `late` requests a checkpoint; 0: never
+    keep     number of newest checkpoints to keep
     """
 
     def __init__(self, trainable: Trainable, folder: RunFolder, *, minutes: float, keep: int) -> None:
@@ -28,7 +28,7 @@ class Saver:
         self.best: float | None = None
 
     def load(self, state: dict[str, Any], rank: int) -> None:
-        """Take the trainable and this rank's random generators to `state`. Raises RunFolderError for one that does not fit."""
+        """Restore the trainable and this rank's random generators. Raises RunFolderError for an incompatible state."""
         try:
             self.trainable.load_state_dict(state)
             if rank < len(state.get("rng", ())):
@@ -40,11 +40,11 @@ class Saver:
 
     @property
     def late(self) -> bool:
-        """Whether the next checkpoint is due, and the last one written."""
+        """Return whether the next checkpoint is due and the last one written."""
         return bool(self.minutes) and not self.writer.busy and perf_counter() - self.saved_at >= 60 * self.minutes
 
     def save(self, world: World, valid: dict[str, float] | None = None) -> None:
-        """Take a checkpoint: copy the state now, write it during the next steps. valid: an epoch's figures, if it ends here."""
+        """Copy the state now and write it during the next steps. valid: validation figures, at the end of an epoch."""
         best, rng = self._is_best(valid or {}), world.gather(rng_state(self.trainable.device))
         self.saved, self.saved_at = self.trainable.done.steps, perf_counter()
         if world.is_main:
@@ -52,7 +52,7 @@ class Saver:
             self.writer.write(state, lambda copy: self.folder.save(copy, best, self.keep))
 
     def _is_best(self, valid: dict[str, float]) -> bool:
-        """Whether these figures have the lowest loss so far, which is remembered."""
+        """Return whether these figures have the lowest loss so far, and store it."""
         loss = valid.get("loss")
         if loss is None or not isfinite(loss) or (self.best is not None and loss >= self.best):
             return False

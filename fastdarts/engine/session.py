@@ -1,4 +1,4 @@
-"""A training in its run folder: epochs with log, records and checkpoints, ended by signals, guarded against bad numbers."""
+"""Training session: epochs with log, records and checkpoints, signal handling and checks for non-finite numbers."""
 
 import logging
 from collections import Counter
@@ -19,14 +19,14 @@ from fastdarts.engine.saver import Saver
 from fastdarts.engine.signals import InterruptibleLoader, SignalHandler, Stopped
 from fastdarts.protocols import Batches, DivergedError, Hooks, InputStopped, StepReport, Trainable
 
-REPORT_SECONDS = 20.0  # a report is drawn after an epoch if the last one is older than this, and at the end
-SHOWN = 3  # bad steps that are named at a time
-REWINDS = 3  # to one checkpoint, before it is given up
+REPORT_SECONDS = 20.0  # minimum age of a report before an epoch redraws it
+SHOWN = 3  # bad steps listed at a time
+REWINDS = 3  # to one checkpoint before the run fails
 log = logging.getLogger("fastdarts")
 
 
 class SessionOptions(MonitorOptions, Protocol):
-    """What a Session reads of a command's settings, which say what each means."""
+    """Settings read by a Session; documented with the command's settings."""
 
     @property
     def checkpoint_minutes(self) -> float: ...
@@ -41,7 +41,7 @@ class SessionOptions(MonitorOptions, Protocol):
 
 
 class Rewind(Exception):
-    """The run is to go on from its last checkpoint, with the batches after those of `bad`."""
+    """Request to continue from the last checkpoint with the batches after `bad`."""
 
     def __init__(self, bad: BadStep) -> None:
         super().__init__(bad)
@@ -49,14 +49,14 @@ class Rewind(Exception):
 
 
 class Session:
-    """Trains what is left of `trainable` and keeps `folder` up to date.
+    """Run the remaining training of `trainable` and keep `folder` up to date.
 
-    A run that is killed loses the steps since its last checkpoint, one that is asked to stop none.
+    A killed run loses the steps since its last checkpoint; a run stopped by a signal loses none.
 
-    reporter  what this kind of run records and reports besides
-    files     names by an image's number, to name a bad batch
-    signals   takes them; without it nothing but the end stops the run
-    world     the ranks that train together: each has a Session, rank 0's alone reads and writes the folder and reports
+    reporter  additional records and reports of this kind of run
+    files     names by image number, for messages on a bad batch
+    signals   signal handler; None: signals do not stop the run
+    world     the ranks: each has a Session, only rank 0's accesses the folder and reports
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Session:
     ) -> None:
         self.trainable, self.folder, self.settings, self.reporter = trainable, folder, settings, reporter
         self.files, self.signals, self.world = files, signals or SignalHandler(), world or World()
-        self.monitor: RunMonitor | None = None  # rank 0's, while it trains
+        self.monitor: RunMonitor | None = None  # on rank 0, during training
         self.recent = RecentSteps(trainable.parts)
         self.saver = Saver(trainable, folder, minutes=settings.checkpoint_minutes, keep=settings.keep_checkpoints)
-        self.rewound: Counter[int] = Counter()  # by the checkpoint's steps
+        self.rewound: Counter[int] = Counter()  # rewinds by step of the checkpoint
 
     def run(self) -> None:
         """Continue from the folder's checkpoint to the last epoch.
 
-        Raises Stopped when it was asked to end, after a checkpoint; RunFolderError for checkpoints that do not serve;
-        DivergedError where numbers went bad, leaving the checkpoint before that; OSError when one cannot be written;
-        InputStopped, RankLost and RanksDisagree.
+        Raises Stopped after a signal and a checkpoint, RunFolderError for unusable checkpoints, DivergedError for non-finite
+        numbers, keeping the checkpoint before them, OSError if a checkpoint cannot be written, and InputStopped, RankLost and
+        RanksDisagree.
         """
         state = self.world.on_rank_zero(self.folder.restore)
         self.world.on_all_ranks(lambda: self._load(state))
@@ -94,7 +94,7 @@ class Session:
             with self.signals.deferred(), ExitStack() as watched:
                 with self.signals.deferred(shared=not self.world.is_single):
                     if state is None and self.settings.on_bad == "rewind":
-                        self.saver.save(self.world)  # the beginning, to have something to go back to
+                        self.saver.save(self.world)  # initial state, as a target for rewinds
                     if self.world.is_main:
                         self.monitor = watched.enter_context(
                             RunMonitor(self.trainable, self.folder, self.settings, self.reporter)
@@ -102,13 +102,13 @@ class Session:
                     self._compare("before the first step")
                     self._train()
                 self._conclude()
-                self.saver.writer.wait()  # a run whose last checkpoint is not written has not finished
+                self.saver.writer.wait()  # a run is finished only once its last checkpoint is written
         except Stopped:
             good = not self._bad_steps() or self.settings.on_bad == "skip"
             if good and self.saver.saved < self.trainable.done.steps:
                 self.saver.save(self.world)
             self.saver.writer.wait()
-            self.world.wait()  # or torchrun would end rank 0, which writes, because the others have left
+            self.world.wait()  # or torchrun would end rank 0 while it writes, because the others have left
             log.info(f"stopped after step {self.trainable.done.steps}; the last checkpoint is of step {self.saver.saved}")
             raise
         finally:
@@ -123,7 +123,7 @@ class Session:
         return self.trainable.total.steps // self.trainable.total.epochs
 
     def _train(self) -> None:
-        """The remaining epochs."""
+        """Train the remaining epochs."""
         hooks = Hooks(self._on_step, self.signals.at_once, self._batches)
         published = perf_counter()
         while True:
@@ -137,19 +137,19 @@ class Session:
                 return
             except Rewind as rewind:
                 self._rewind(rewind.bad)
-            except InputStopped:  # a signal to all processes of a job may end those that decode, too
+            except InputStopped:  # a signal to all processes of a job may also end the decoding ones
                 if self.world.is_single:
                     self.signals.check()
                 raise
 
     def _conclude(self) -> None:
-        """The other ranks have nothing left to do and leave. From here on this one is alone."""
+        """Let the other ranks leave; only this one continues."""
         if self.world.is_main:
             self.world = World()
             self.reporter.conclude(self.signals.at_once)
 
     def _load(self, state: dict[str, Any] | None) -> None:
-        """Take the trainable to `state`, and what goes with it."""
+        """Restore the trainable and everything associated with it."""
         if state is not None:
             self.saver.load(state, self.world.rank)
         done = self.trainable.done
@@ -177,13 +177,13 @@ class Session:
             self.saver.save(self.world)
 
     def _batches(self, batches: Batches) -> Iterable[Batch]:
-        """An evaluation's batches, between which ranks agree on signals; one process alone is interrupted anywhere."""
+        """Return an evaluation's batches. Ranks agree on signals between them; a single process may be interrupted anywhere."""
         if self.world.is_single:
             return batches
         return InterruptibleLoader(batches, self._ask, lambda mine: max(self.world.gather(mine)))
 
     def _ask(self) -> None:
-        """Raise Stopped on all ranks if any has got a signal."""
+        """Raise Stopped on all ranks if any has received a signal."""
         signal, _ = self.world.agree(self.signals.signal, False)
         if signal:
             raise self.signals.agreed(signal)
@@ -194,13 +194,13 @@ class Session:
             self.world.check_equal(self.trainable.named_tensors(), when)
 
     def _record(self, record: dict[str, Any]) -> None:
-        """Log the epoch, then save it; the checkpoint comes last, so that it never knows more than the files."""
+        """Log the epoch, then save it. The checkpoint comes last, so that it is never ahead of the files."""
         if self.monitor is not None:
             self.monitor.epoch(record)
         self.saver.save(self.world, record["valid"])
 
     def _bad_steps(self) -> list[BadStep]:
-        """The steps since the last look whose numbers went bad, named in the log. Waits for the device."""
+        """Return and log the bad steps since the last look. Synchronises with the device."""
         bad = self.recent.look(self.trainable.seeking())
         if bad:
             bad = over_ranks(self.world.gather(bad))
@@ -214,7 +214,7 @@ class Session:
         return bad
 
     def _look(self) -> None:
-        """Name bad steps and do what --on_bad says."""
+        """Log bad steps and apply --on_bad."""
         bad = self._bad_steps()
         if bad and self.settings.on_bad == "stop":
             raise DivergedError(f"{bad[0].told(self.files)}; --on_bad skip or rewind goes on")
@@ -222,7 +222,7 @@ class Session:
             raise Rewind(bad[-1])
 
     def _rewind(self, bad: BadStep) -> None:
-        """Back to the last checkpoint, and on with the batches after the bad step's."""
+        """Restore the last checkpoint and continue with the batches after the bad step."""
         self.saver.writer.wait()
         state = self.world.on_rank_zero(self.folder.restore, begun=True)
         if state is None:

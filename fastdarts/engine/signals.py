@@ -1,4 +1,4 @@
-"""How a run ends when it is asked to: SIGTERM, SIGINT (Ctrl-C), and SIGUSR1, which SLURM sends before a job's time is up.
+"""Stop a run on SIGTERM, SIGINT (Ctrl-C), and SIGUSR1, sent by SLURM before a job's time limit.
 
 During a step: finish the step, save a checkpoint and exit. While waiting for input, evaluating, drawing or preparing (files
 are checked, the cache is filled): exit immediately. With several ranks, a signal to any of them ends all, once they have
@@ -15,14 +15,14 @@ from typing import Any, Generic, Protocol, TypeVar
 T_co = TypeVar("T_co", covariant=True)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-AGAIN = 75  # exit status of a run that was asked to stop (EX_TEMPFAIL): the same command continues it
-INTERRUPTED = 130  # of one that was interrupted with Ctrl-C, as shells have it
+AGAIN = 75  # exit status after SIGTERM or SIGUSR1 (EX_TEMPFAIL): the same command continues the run
+INTERRUPTED = 130  # exit status after Ctrl-C, as in shells
 
 
 class Stopped(BaseException):
-    """The run was asked to end; like KeyboardInterrupt no Exception, so that nobody takes it for a fault.
+    """Request to stop the run. Not an Exception, like KeyboardInterrupt, so that error handlers do not catch it.
 
-    agreed  all ranks end, not this one alone
+    agreed  all ranks stop, not only this one
     """
 
     def __init__(self, number: int, agreed: bool = False) -> None:
@@ -31,7 +31,7 @@ class Stopped(BaseException):
 
     @property
     def status(self) -> int:
-        """The exit status: AGAIN, or INTERRUPTED."""
+        """Return the exit status: AGAIN, or INTERRUPTED."""
         return INTERRUPTED if self.number == signal.SIGINT else AGAIN
 
 
@@ -42,7 +42,7 @@ class SignalHandler:
     """
 
     def __init__(self) -> None:
-        self.signal = 0  # that has come, or 0
+        self.signal = 0  # received signal, or 0
         self._at_once, self._shared = True, False
         self._before: dict[int, Any] = {}
 
@@ -58,23 +58,23 @@ class SignalHandler:
 
     @contextmanager
     def deferred(self, shared: bool = False) -> Generator[None]:
-        """Inside, a signal is only noted. shared: also in `at_once`, since several ranks end only where all agree on it."""
+        """Context manager: only records a signal. shared: also in `at_once`, since several ranks must agree to stop."""
         yield from self._set(False, shared or self._shared)
 
     @contextmanager
     def at_once(self) -> Generator[None]:
-        """Inside, also inside `deferred`, a signal raises Stopped wherever it comes; so does one that was noted before."""
+        """Context manager: a new or recorded signal raises Stopped immediately, also inside `deferred`."""
         if not self._shared:
             self.check()
         yield from self._set(self._at_once or not self._shared, self._shared)
 
     def check(self) -> None:
-        """Raise Stopped if a signal has come."""
+        """Raise Stopped if a signal was received."""
         if self.signal:
             raise Stopped(self.signal)
 
     def agreed(self, number: int) -> Stopped:
-        """What all ranks raise for a signal that any of them has got; one that comes later changes nothing here."""
+        """Return the exception that all ranks raise for a signal to any of them; later signals have no effect."""
         self.signal = number
         return Stopped(number, agreed=True)
 
@@ -96,16 +96,16 @@ class SignalHandler:
 
 
 class Batches(Sized, Protocol[T_co]):
-    """A finite loader."""
+    """Finite loader."""
 
     def __iter__(self) -> Iterator[T_co]: ...
 
 
 class InterruptibleLoader(Generic[T_co]):
-    """A rank's `batches`, after each of which all ranks ask whether to end.
+    """Iterate over a rank's `batches`; after each, all ranks check for a stop request.
 
-    ask   called by all ranks as often as by the one with the most batches; may raise
-    most  of all ranks' numbers the largest
+    ask   called equally often on all ranks, once per batch of the rank with the most; may raise
+    most  largest number of batches over the ranks
     """
 
     def __init__(self, batches: Batches[T_co], ask: Callable[[], None], most: Callable[[int], int]) -> None:

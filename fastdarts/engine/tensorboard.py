@@ -1,4 +1,4 @@
-"""What a run measures as TensorBoard event files."""
+"""TensorBoard event files of a run."""
 
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ from fastdarts.engine.files import named_plainly
 
 
 def no_tensorboard() -> str | None:
-    """None where event files can be written, else the sentence why not."""
+    """Return None if event files can be written, else a sentence with the reason."""
     try:
         import_module("torch.utils.tensorboard")
     except ImportError as error:
@@ -18,9 +18,9 @@ def no_tensorboard() -> str | None:
 
 
 class TensorBoardLogger:
-    """Writes event files into `folder`; those of a continued run hide what was written after its checkpoint.
+    """Write event files into `folder`; a continued run's files hide events written after its checkpoint.
 
-    done  steps that the run has behind it
+    done  finished steps of the run
     """
 
     def __init__(self, folder: Path, done: int = 0) -> None:
@@ -31,13 +31,13 @@ class TensorBoardLogger:
             self._opened = opened.pop_all()
 
     def write(self, step: int, scalars: Mapping[str, float | None]) -> None:
-        """The scalars by name, as of that step; those that are None are left out."""
+        """Write the scalars of a step by name, skipping None."""
         for name, value in scalars.items():
             if value is not None:
                 self.writer.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """What was written can be read."""
+        """Make written events readable."""
         self.writer.flush()
 
     def close(self) -> None:

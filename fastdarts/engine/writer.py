@@ -1,4 +1,4 @@
-"""Checkpoints written during the next steps: the state is copied between two steps, a thread writes the copy."""
+"""Asynchronous checkpoint writer: the state is copied between two steps, and a thread writes the copy."""
 
 import functools
 from collections.abc import Callable
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Copy:
-    """A state that later steps do not change: plain values, and tensors on the CPU.
+    """Snapshot of a state, unaffected by later steps: plain values, and tensors on the CPU.
 
-    Of a GPU's tensors only the order to copy them is given, into pinned memory, on the current stream: behind the step that
-    was the last, before the next one. `ready` waits for them.
+    Copies of GPU tensors to pinned memory are enqueued on the current stream, between the last step and the next one.
+    `ready` waits for them.
     """
 
     def __init__(self, state: Any) -> None:
@@ -24,7 +24,7 @@ class Copy:
             self._event.record(torch.cuda.current_stream(self._device))
 
     def ready(self) -> Any:
-        """The state, when all of it is there."""
+        """Return the state once all copies are complete."""
         if self._event is not None:
             self._event.synchronize()
         return self.state
@@ -39,13 +39,13 @@ class Copy:
     def _tensor(self, tensor: Tensor) -> Tensor:
         if tensor.device.type != "cuda":
             return tensor.clone()
-        self._device = tensor.device  # all of a run are on one
+        self._device = tensor.device  # all tensors of a run share one device
         host = torch.empty_like(tensor, device="cpu", pin_memory=True)
         return host.copy_(tensor, non_blocking=True)
 
 
 class Writer:
-    """One write at a time, in a thread. What it raises is raised by the next call here."""
+    """Thread with one write at a time. Its exceptions are raised by the next call."""
 
     def __init__(self) -> None:
         self._thread: Thread | None = None
@@ -53,30 +53,30 @@ class Writer:
 
     @property
     def busy(self) -> bool:
-        """Whether the last write still goes on."""
+        """Return whether the last write is still in progress."""
         return self._thread is not None and self._thread.is_alive()
 
     def write(self, state: Any, put: Callable[[Any], None]) -> None:
-        """Copy `state` now and call put(copy) in the thread; waits for the write before."""
+        """Copy `state` now and call put(copy) in the thread; waits for the previous write."""
         self.wait()
         copy = Copy(state)
         self._thread = Thread(target=functools.partial(self._put, copy, put), name="fastdarts-checkpoint")
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what the last write raised, if it has ended."""
+        """Raise the exception of the last write, if it has ended."""
         if not self.busy:
             self.wait()
 
     def wait(self) -> None:
-        """Until the last write has ended; raises what it raised."""
+        """Wait for the last write; raises its exception."""
         self.close()
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def close(self) -> None:
-        """Until the last write has ended, however it does."""
+        """Wait for the last write; ignores its exception."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -84,5 +84,5 @@ class Writer:
     def _put(self, copy: Copy, put: Callable[[Any], None]) -> None:
         try:
             put(copy.ready())
-        except Exception as error:  # whatever it is, the next call raises it
+        except Exception as error:  # raised by the next call
             self._error = error

@@ -1,1 +1,1 @@
-"""WHICH images a run takes, and what makes batches of them."""
+"""Images of a run, and their loaders."""

@@ -1,4 +1,4 @@
-"""What a search takes its batches from where all images are in memory: they move to its device once, if there is room."""
+"""Input from in-memory images, copied to the search's device once if they fit."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from fastdarts.settings import SearchCifarSettings
 
 
 def forecast(settings: SearchCifarSettings, images: ImageArrays, reserved: int, world: World) -> str:
-    """Where the images will be, in words. Arguments as of open_input."""
+    """Describe where the images will be kept. Arguments as in open_input."""
     return _told(settings, images, _place(settings, images, reserved, world))
 
 
@@ -28,12 +28,12 @@ def open_input(
     pictures: int,
     world: World | None = None,
 ) -> Input:
-    """The loaders of a search. Rank 0 chooses for all where the images lie, which changes no bit of them.
+    """Open the loaders of a search. Rank 0 chooses the images' device for all ranks; the choice does not affect the batches.
 
-    threads, saved  of no use here: nothing is decoded, and there is one route
-    reserved        bytes of the device that the search itself takes
-    pictures        images of Input.pictures
-    world           the ranks that share each batch; each has all images
+    threads, saved  unused: nothing is decoded, and there is one route
+    reserved        bytes of device memory used by the search itself
+    pictures        number of images in Input.pictures
+    world           the ranks that share each batch; each holds all images
     """
     world = world or World()
     place = world.on_rank_zero(lambda: _place(settings, images, reserved, world))
@@ -51,7 +51,7 @@ def open_input(
 
 
 def _place(settings: SearchCifarSettings, images: ImageArrays, reserved: int, world: World) -> str:
-    """ "device" where all images fit beside the search on a GPU, else "ram", where they are already."""
+    """Return "device" if all images fit on a GPU next to the search, else "ram", their present place."""
     device = torch.device(settings.device)
     if device.type == "cpu":
         return "ram"

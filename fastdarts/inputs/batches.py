@@ -1,4 +1,4 @@
-"""What a search takes its batches from, and what all of its loaders have in common."""
+"""Input of a search, and the arguments common to its loaders."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from fastdarts.settings import AnySearch, groups
 class Input(NamedTuple):
     """Both training loaders and the evaluation pass of a search, on its device.
 
-    pictures  one batch of a few images of the validation split, as `evaluation` has them, on the CPU
-    facts     what settings.json says of them: the route (what makes the batches), and what there is to tell of it
-    told      the same as a line of the log
+    pictures  one batch of a few images of the validation split, cropped as in `evaluation`, on the CPU
+    facts     entries of settings.json: the route (source of the batches) and its details
+    told      the same as a log line
     """
 
     train: Loader
@@ -30,13 +30,13 @@ class Input(NamedTuple):
     told: str
 
     def close(self) -> None:
-        """End what the loaders have started."""
+        """Close the loaders."""
         self.train.close()
         self.val.close()
 
 
 def steps_of_an_epoch(settings: groups.Optimisation, images: Images, ranks: int = 1) -> int:
-    """Batches of an epoch. Raises DataError where a split is smaller than a batch, or ranks cannot share one equally."""
+    """Return the batches per epoch. Raises DataError if a split is smaller than a batch or ranks cannot share one equally."""
     order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
     parts = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
     train, _ = (BatchSampler(part, stream=stream, **order) for part, stream in parts)
@@ -44,7 +44,7 @@ def steps_of_an_epoch(settings: groups.Optimisation, images: Images, ranks: int 
 
 
 def common_of(settings: AnySearch, world: World) -> dict[str, Any]:
-    """What all loaders of a rank are given alike."""
+    """Return the arguments common to all loaders of a rank."""
     return {
         "rank": world.rank,
         "world_size": world.size,
@@ -56,6 +56,6 @@ def common_of(settings: AnySearch, world: World) -> dict[str, Any]:
 
 
 def orders(settings: AnySearch, images: Images, common: dict[str, Any]) -> list[tuple[Tensor, dict[str, Any]]]:
-    """Of both splits: their images, and what all loaders are told."""
+    """Return, for both splits, their images and the arguments of their loaders."""
     splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
     return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]

@@ -1,4 +1,4 @@
-"""Where the batches of image files come from: cache, DALI or torchvision."""
+"""Input from image files: cache, DALI or torchvision."""
 
 import logging
 from collections.abc import Mapping
@@ -31,17 +31,17 @@ from fastdarts.inputs.images import ImageFiles
 from fastdarts.protocols import Batches
 from fastdarts.settings import ConfigError, SearchImagenetSettings, groups
 
-SAMPLED = 200  # files whose headers tell a plan how large the cache will be
+SAMPLED = 200  # files whose headers are sampled to estimate the cache size
 log = logging.getLogger("fastdarts")
 
 Made = tuple[Loader, Loader, Batches, dict[str, Any]]  # train, val, evaluation, facts
 
 
 def forecast(settings: SearchImagenetSettings, images: ImageFiles, reserved: int, world: World) -> str:
-    """Where the images will come from, in words, as far as the headers of SAMPLED files tell. Arguments as of open_input.
+    """Describe the expected input route, from the headers of SAMPLED files. Arguments as in open_input.
 
-    By one rank. Files without a header are passed over: a search leaves them out. Raises ConfigError and DataError for a
-    choice that cannot be had, DataError if none has one.
+    Called by one rank. Files without a header are skipped, since a search excludes them. Raises ConfigError and DataError for
+    an impossible choice, DataError if no file has a header.
     """
     chosen = torch.cat([images.train, images.val])
     sizes: dict[int, tuple[int, int]] = {}
@@ -67,18 +67,18 @@ def open_input(
     pictures: int,
     world: World | None = None,
 ) -> Input:
-    """The loaders of a search; the cache is filled. What was chosen, and why, goes to the log.
+    """Open the loaders of a search and fill the cache. Logs the choice and its reason.
 
-    Rank 0 chooses for all. Every rank sees every image in the course of the epochs, so each keeps all of them, in its GPU's
-    memory or in RAM; a file in --cache_folder is written once and shared by the ranks of a node.
+    Rank 0 chooses for all. Every rank sees every image over the epochs, so each keeps all of them, in its GPU's memory or in
+    RAM; a file in --cache_folder is written once and shared by the ranks of a node.
 
     images    with sizes
-    threads   that decode into the cache before the search
-    saved     `facts` of the run that is continued: "auto" keeps its choice where it can, another one is said
-    reserved  bytes of the device that the search itself takes
-    pictures  images of Input.pictures
+    threads   threads that decode into the cache before the search
+    saved     `facts` of the continued run: "auto" keeps its choice if possible, a different choice is logged
+    reserved  bytes of device memory used by the search itself
+    pictures  number of images in Input.pictures
     world     the ranks that share each batch
-    Raises ConfigError and DataError for a choice that cannot be had, DataError for a file that does not decode any more.
+    Raises ConfigError and DataError for an impossible choice, DataError for a file that no longer decodes.
     """
     chosen = torch.cat([images.train, images.val])
     if images.sizes is None:
@@ -106,7 +106,7 @@ def open_input(
 
 
 def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, workers: int, common: dict[str, Any]) -> Made:
-    """Loaders that decode files during the search."""
+    """Make loaders that decode files during the search."""
     make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
     train, val = (make(images, split, workers, order) for split, order in orders(settings, images, common))
     evaluation = EvalLoader(images.index, images.val, workers=workers, **common)
@@ -116,7 +116,7 @@ def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, 
 def _cached(
     settings: SearchImagenetSettings, images: ImageFiles, layout: Layout, where: str, threads: int, common: dict[str, Any]
 ) -> Made:
-    """Fills the cache; loaders that cut batches out of it."""
+    """Fill the cache and make its loaders."""
     device = settings.device if where == "device" else "cpu"
     progress = now_and_then("decoding images into the cache")
     cache = Cache.make(layout, device, folder=_folder(settings), threads=threads, progress=progress)
@@ -126,7 +126,7 @@ def _cached(
 
 
 def _same(routes: set[str]) -> str:
-    """What two different routes have in common, and what not."""
+    """Describe which properties two different routes share."""
     if "dali-reader" in routes:
         return "order and flips stay the same, boxes differ"
     rest = "pixels differ, since boxes are cut out of reduced images" if "cache" in routes else "pixels differ by rounding"
@@ -165,7 +165,7 @@ def _place(
     world: World,
     layout: Layout | None = None,
 ) -> placement.Place:
-    """Where a cache of `size` bytes goes; `layout` tells of a file that is there already."""
+    """Choose the place of a cache of `size` bytes; `layout` finds an existing file."""
     asked = settings.cache
     if asked == "auto" and settings.loader != "auto":
         unused = "; --cache_folder is not used" if settings.cache_folder else ""
@@ -182,7 +182,7 @@ def _place(
 
 
 def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) -> tuple[str, str]:
-    """What decodes the images where there is no cache, and the sentence that says why."""
+    """Return the decoder used without a cache, and a sentence with the reason."""
     device = torch.device(settings.device)
     route = settings.loader
     if route == "auto" and saved and saved["route"] != "cache":

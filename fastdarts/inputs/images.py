@@ -1,4 +1,4 @@
-"""The images of one search: which ones move the weights and alpha, checked, and written down with the run."""
+"""Images of one search: the splits for weights and alpha, verified and recorded with the run."""
 
 import logging
 import time
@@ -29,12 +29,12 @@ from fastdarts.engine import RunFolder, RunFolderError, write_text
 from fastdarts.quoting import few, quoted, unquoted
 from fastdarts.settings import AnySearch, ConfigError, SearchCifarSettings, groups
 
-CHECK_SECONDS = 10.0  # between two lines about the checking of files
+CHECK_SECONDS = 10.0  # between two progress lines of file verification
 log = logging.getLogger("fastdarts")
 
 
 class Splits(NamedTuple):
-    """What of Images travels from the rank that looked into the files to the others; sha256 is that of the index."""
+    """Part of Images sent from the rank that verified the files to the others; sha256 is the index digest."""
 
     train: Tensor
     val: Tensor
@@ -45,13 +45,13 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class Images:
-    """Both splits of a search; a subclass knows where the images are.
+    """Both splits of a search; subclasses define the source of the images.
 
-    index       all images that there are to choose from
-    train, val  int64 (N,), numbers of the images that move the weights and alpha
-    excluded    (file, reason) of the chosen ones that cannot be decoded, which are in neither split
-    sizes       int32 (len(index), 2), height and width by an image's number, zeros where it is in neither split;
-                None as long as nobody looked: `ready` does where they are wanted
+    index       all available images
+    train, val  int64 (N,), image numbers of the splits for weights and alpha
+    excluded    (file, reason) of chosen images that cannot be decoded, in neither split
+    sizes       int32 (len(index), 2), height and width by image number, zeros for images in neither split;
+                None until `ready` measures them, if needed
     """
 
     index: Index
@@ -62,14 +62,14 @@ class Images:
 
     @staticmethod
     def find(settings: Any) -> Index:  # of the command whose images they are
-        """All images that `settings` name. Raises ConfigError, DataError."""
+        """Find all images named by `settings`. Raises ConfigError, DataError."""
         raise NotImplementedError
 
     @classmethod
     def choose(cls, settings: AnySearch, folder: RunFolder) -> Self:
-        """A continued run's own splits, the lists that were given, or shares of each class; without looking into files.
+        """Choose a continued run's splits, the given lists, or shares of each class; opens no image files.
 
-        Raises ConfigError, DataError, and RunFolderError if a continued run began with other images.
+        Raises ConfigError, DataError, and RunFolderError if a continued run began with different images.
         """
         index = cls.find(settings)
         if folder.saved is not None:
@@ -87,7 +87,7 @@ class Images:
 
     @classmethod
     def _continued(cls, settings: AnySearch, index: Index, folder: RunFolder) -> Self:
-        """The run's own splits, wherever their images are now. Raises DataError, and RunFolderError for other images."""
+        """Restore the run's splits, even if their images have moved. Raises DataError; RunFolderError for different images."""
         saved = folder.saved or {}
         then = {"sha256": "", "files": "others", "root": ""} | dict(saved.get("data") or {})
         if then["sha256"] != index.sha256():
@@ -110,42 +110,42 @@ class Images:
         return images
 
     def unlike(self, then: Mapping[str, Any]) -> str:
-        """How images of the same digest differ from those of a run whose `facts` were `then`; nothing where they do not."""
+        """Describe how images of equal digest differ from those of a run with `facts` `then`; "" if they do not."""
         return ""
 
     @classmethod
     def listed(cls, settings: AnySearch, splits: Splits) -> Self:
-        """The images that another rank has chosen, where this one finds them. Raises DataError if they are not the same."""
+        """Find another rank's chosen images on this rank. Raises DataError if they differ."""
         index = cls.find(settings)
         if index.sha256() != splits.sha256:
             raise DataError(f"the images of {index.root} are not those that rank 0 finds there: give all nodes the same")
         return cls(index, splits.train, splits.val).taking(splits)
 
     def splits(self) -> Splits:
-        """For `listed` and `taking`."""
+        """Return the data for `listed` and `taking`."""
         return Splits(self.train, self.val, self.excluded, self.sizes, self.index.sha256())
 
     def taking(self, splits: Splits) -> Self:
-        """With what another rank found in the files."""
+        """Return a copy with another rank's verification result."""
         return replace(self, train=splits.train, val=splits.val, excluded=splits.excluded, sizes=splits.sizes)
 
     def side(self, settings: Any) -> int:
-        """Pixels a side of what is taken of them: --image_size where it says so. Raises ConfigError for what does not fit."""
+        """Return the pixels a side of the crops: --image_size if given. Raises ConfigError if it does not fit."""
         return settings.image_size
 
     def ready(self, settings: Any, threads: int, begun: bool) -> Self:
-        """As the input wants them; `begun`: the run is continued. Raises DataError for what cannot be decoded."""
+        """Prepare the images for input; `begun`: the run is continued. Raises DataError for files that cannot be decoded."""
         return self
 
     def write(self, folder: RunFolder) -> None:
-        """train.txt, val.txt and excluded.txt in a new run's folder, which is made."""
+        """Write train.txt, val.txt and excluded.txt; creates the folder of a new run."""
         folder.path.mkdir(parents=True, exist_ok=True)
         write_list(folder["train.txt"], self.index, self.train)
         write_list(folder["val.txt"], self.index, self.val)
         write_text(folder["excluded.txt"], "".join(f"{quoted(name)}\t{reason}\n" for name, reason in self.excluded))
 
     def facts(self) -> dict[str, Any]:
-        """What settings.json says of them."""
+        """Return the entries for settings.json."""
         return {
             "root": str(self.index.root),
             "train_images": len(self.train),
@@ -157,7 +157,7 @@ class Images:
 
 
 def _others(index: Index, folder: RunFolder, why: str) -> RunFolderError:
-    """Of a continued run whose images are not found."""
+    """Return the error for a continued run whose images are not found."""
     return RunFolderError(
         f"the images of {index.root} are not those that {folder.path} began with ({why}), so its images would change: "
         "put them back, or begin in another folder"
@@ -165,20 +165,20 @@ def _others(index: Index, folder: RunFolder, why: str) -> RunFolderError:
 
 
 def _excluded(folder: RunFolder) -> list[str]:
-    """The files that a run has left out."""
+    """Return the files excluded by a run."""
     lines = folder["excluded.txt"].read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     return [unquoted(line.partition("\t")[0]) for line in lines if line]
 
 
 @dataclass(frozen=True)
 class ImageFiles(Images):
-    """Images that are files under ROOT/train, which are checked and measured."""
+    """Image files under ROOT/train, verified and measured."""
 
     index: ImageIndex
 
     @staticmethod
     def find(settings: groups.ImageFiles) -> ImageIndex:
-        """The files under --data, or those of the generated sample. Raises DataError."""
+        """Find the files under --data, or the generated sample. Raises DataError."""
         return ImageIndex.from_root(settings.data or sample_root())
 
     def facts(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class ImageFiles(Images):
         return super().facts() | {"bytes": size, "bytes_sha256": digest}
 
     def unlike(self, then: Mapping[str, Any]) -> str:
-        """By the sizes of the files, since the index knows names alone."""
+        """Compare the file sizes, since the index contains only names."""
         if "bytes_sha256" not in then:
             return f"it noted no sizes of files, by which to know them elsewhere: they were in {then['root']}"
         size, digest = self.index.bytes_of(torch.cat([self.train, self.val]))
@@ -194,13 +194,13 @@ class ImageFiles(Images):
         return "" if same else f"files of the same names, but of other sizes: {then['bytes']} bytes then, {size} now"
 
     def ready(self, settings: groups.ImageFiles, threads: int, begun: bool) -> Self:
-        """With sizes; of a new run, or if it is strict, without those that cannot be decoded."""
+        """Measure the images; for a new run, or with --strict, also exclude files that cannot be decoded."""
         return self.measured(threads) if begun and not settings.strict else self.checked(threads, settings.strict)
 
     def checked(self, threads: int, strict: bool = False) -> Self:
-        """Without the files that cannot be decoded, each of which is logged; what is found good is remembered.
+        """Exclude and log the files that cannot be decoded; good files go to the store of verified files.
 
-        Raises DataError if a split is left empty, or, with `strict`, if a file is bad.
+        Raises DataError if a split becomes empty or, with `strict`, if a file is bad.
         """
         last = time.monotonic()
 
@@ -210,7 +210,7 @@ class ImageFiles(Images):
                 last = time.monotonic()
                 log.info(f"checking files: {done} of {total}")
 
-        chosen = torch.cat([self.train, self.val]).sort().values  # as the files lie on the disk
+        chosen = torch.cat([self.train, self.val]).sort().values  # in disk order
         with Remembered() as remembered:
             good, sizes, bad = verify(self.index, chosen, threads, progress, remembered)
         log.info(f"checked {len(chosen)} files, {remembered.used} of them unchanged since an earlier check")
@@ -231,7 +231,7 @@ class ImageFiles(Images):
         return replace(self, train=train, val=val, excluded=tuple(bad), sizes=self._by_number(good, sizes))
 
     def measured(self, threads: int) -> Self:
-        """With sizes, for a continued run, which is not checked again: remembered ones, or what the headers say.
+        """Measure the images of a continued run without verifying them again: stored sizes, else headers.
 
         Raises DataError, which names the file, if one cannot be opened or has no header.
         """
@@ -250,17 +250,17 @@ class ImageFiles(Images):
 
 @dataclass(frozen=True)
 class ImageArrays(Images):
-    """Images of one size that are in memory, decoded: nothing is left to be checked."""
+    """Decoded images of one size in memory, which need no verification."""
 
     index: ImageArray
 
     @staticmethod
     def find(settings: SearchCifarSettings) -> ImageArray:
-        """The training images of --data, or those of the generated sample. Raises DataError."""
+        """Read the training images of --data, or the generated sample. Raises DataError."""
         return sample_images() if settings.data is None else read_images(settings.data, settings.threads)
 
     def side(self, settings: groups.ImageArrays) -> int:
-        """Their own where none was asked for. Raises ConfigError for one that cannot be cut out of them."""
+        """Return --image_size, by default the images' size. Raises ConfigError if it cannot be cropped from them."""
         side, size = self.index.side, settings.image_size or self.index.side
         if size > side:
             raise ConfigError(f"--image_size {size}: the images of {self.index.root} have {side} pixels a side, take no more")

@@ -1,4 +1,4 @@
-"""The data sets that a search may be of, one row each: what is known of their images, and what makes batches of them."""
+"""Table of data sets, one row each: statistics of their images, and the functions that make their batches."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
 from fastdarts.objectives.base import Colour
 
 Statistics = tuple[Colour, Colour]  # mean and standard deviation of pixels in [0, 1]
-CIFAR10 = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS'
-CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # P-DARTS'
+CIFAR10 = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS' values
+CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # P-DARTS' values
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A row.
+    """Row of the table.
 
-    name        "imagenet" or "cifar": whose published numbers a method brings
-    stem        of DARTS' network; NAS-Bench-201's takes images of the CIFAR stem only
-    statistics  that pixels are normalised with, by the number of classes; None: with any other number
-    sample      settings that take the place of published ones where the generated sample is searched: about two minutes
-    notice      the first line of such a search
-    images      chooses the images
-    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: makes batches of them
-    forecast    (settings, images, reserved, world) -> what open_input would do, in words
+    name        "imagenet" or "cifar": selects the published settings of a method
+    stem        stem of DARTS' network; NAS-Bench-201's network takes only images of the CIFAR stem
+    statistics  normalisation of pixels, by the number of classes; None: any other number
+    sample      settings that replace published ones for a search on the generated sample: about two minutes
+    notice      first line of such a search
+    images      class that chooses the images
+    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: opens the loaders
+    forecast    (settings, images, reserved, world) -> description of open_input's choices
     """
 
     name: Literal["imagenet", "cifar"]
@@ -39,7 +39,7 @@ class DataSet:
     forecast: Callable[..., str]
 
     def normalisation(self, num_classes: int) -> Statistics:
-        """Of images in so many classes, one's own and the generated sample's too."""
+        """Return the statistics for this number of classes, also for user data and the generated sample."""
         return self.statistics.get(num_classes, self.statistics[None])
 
 
@@ -47,7 +47,7 @@ IMAGENET = DataSet(
     name="imagenet",
     stem="imagenet",
     statistics={None: (IMAGENET_MEAN, IMAGENET_STD)},
-    # one thread: operations on so few pixels gain nothing from a second one, which only waits where the cores are shared
+    # one thread: operations on so few pixels do not benefit from a second one, which only waits on shared cores
     sample={
         "image_size": 64,
         "batch_size": 32,
@@ -68,7 +68,7 @@ CIFAR = DataSet(
     name="cifar",
     stem="cifar",
     statistics={None: CIFAR10, 100: CIFAR100},
-    # a smaller network; rates that are larger, since there are few steps; one thread, as above
+    # a smaller network; larger rates, since there are few steps; one thread, as above
     sample={
         "init_channels": 8,
         "layers": 5,

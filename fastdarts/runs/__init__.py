@@ -1,1 +1,1 @@
-"""WHAT each command does, from its settings to the finished run."""
+"""Implementation of the commands, from settings to the finished run."""

@@ -1,4 +1,4 @@
-"""From settings to the supernet and the objective of a search."""
+"""Build the supernet and the objective of a search from its settings."""
 
 from math import lcm
 
@@ -15,7 +15,7 @@ from fastdarts.supernet import NASBench201Supernet, Network, Supernet
 
 
 def benchmark_of(resolved: Resolved) -> Lookup | None:
-    """The table to look the found cell up in. Raises ConfigError for one that cannot be read, or is of another space."""
+    """Return the benchmark for the found cell. Raises ConfigError if it cannot be read or belongs to another space."""
     path, space = resolved.settings.benchmark, resolved.space
     if path is None:
         return None
@@ -30,10 +30,10 @@ def benchmark_of(resolved: Resolved) -> Lookup | None:
 def build(
     resolved: Resolved, num_classes: int, stage: Stage | None = None, space: Space | None = None
 ) -> tuple[Network, Objective]:
-    """The supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit.
+    """Build the supernet and the objective of a search, on the default device. Raises ConfigError if sizes do not fit.
 
-    stage  the first one where None
-    space  what is left of it in the stage; None: all
+    stage  None: the first one
+    space  remaining space in the stage; None: all
     """
     size, stage = resolved.settings.image_size, stage or resolved.stages[0]
     try:
@@ -47,9 +47,9 @@ def build(
 
 
 def check_buildable(resolved: Resolved) -> None:
-    """Raise ConfigError where `build` would in any stage of the search, whatever the images are: what depends on them fits."""
+    """Raise ConfigError if `build` would in any stage for any images; assumes that image-dependent sizes fit."""
     s = resolved.settings
-    side = SAMPLE_SIDE if s.data is None else 16 * lcm(SAMPLE_SIDE, s.patch_size)  # of images of whatever size
+    side = SAMPLE_SIDE if s.data is None else 16 * lcm(SAMPLE_SIDE, s.patch_size)  # a size that fits any image
     resolved = resolved.replaced(image_size=s.image_size or side)
     with torch.device("meta"):
         for stage in resolved.stages:
@@ -57,7 +57,7 @@ def check_buildable(resolved: Resolved) -> None:
 
 
 def _supernet(resolved: Resolved, stage: Stage, space: Space) -> Network:
-    """Raises ValueError for sizes that do not fit, ConfigError for a setting that the network does not have."""
+    """Build the network. Raises ValueError if sizes do not fit, ConfigError for a setting the network lacks."""
     s, stem = resolved.settings, resolved.dataset.stem
     if space.skeleton == "nasbench201":
         if stem != "cifar":
@@ -89,7 +89,7 @@ def _supernet(resolved: Resolved, stage: Stage, space: Space) -> Network:
 
 
 def _objective(resolved: Resolved, supernet: Network, num_classes: int) -> Objective:
-    """What is minimised. Raises ValueError for sizes that do not fit."""
+    """Build the objective. Raises ValueError if sizes do not fit."""
     s = resolved.settings
     mean, std = resolved.dataset.normalisation(num_classes)
     return make_objective(

@@ -1,4 +1,4 @@
-"""What a search will do, before it begins: its steps, the memory they take, the batch that fits."""
+"""Plan of a search before it starts: its steps, their memory, the batch size that fits."""
 
 import logging
 from collections import Counter
@@ -27,7 +27,7 @@ log = logging.getLogger("fastdarts")
 
 
 class Free(NamedTuple):
-    """Bytes that each rank may take on its device, and the device."""
+    """Free bytes per rank on its device, and the device."""
 
     bytes: int
     device: str
@@ -37,7 +37,7 @@ class Free(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The batch size that the settings leave to the plan, bytes of a rank's step, and the plan."""
+    """Batch size (resolved if automatic), bytes of a rank's step, and the plan's text."""
 
     batch_size: int
     memory: int
@@ -45,16 +45,16 @@ class Plan(NamedTuple):
 
 
 def free_for(settings: groups.Device, world: World) -> Free:
-    """What the rank with the least may take; ranks that share a device share it equally."""
+    """Return the minimum of the ranks' free memory; ranks on one device share it equally."""
     info = world.info
-    there = (info.rank - info.local_rank, settings.device)  # a node's first rank names it
+    there = (info.rank - info.local_rank, settings.device)  # a node is identified by its first rank
     every = world.gather((there, steps.free_bytes(settings.device)))
     sharing = Counter(where for where, _ in every)
     return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
 def prepare(resolved: Resolved, images: Images, free: Free, world: World, signals: SignalHandler) -> Plan:
-    """By one rank. Raises ConfigError and DataError for what does not fit, Stopped between two steps that it counts."""
+    """Plan on one rank. Raises ConfigError and DataError for misfits, Stopped between two counted steps."""
     resolved = resolved.replaced(batch_size=_batch_size(resolved, images, free, world, signals))
     steps = steps_of_an_epoch(resolved.settings, images, world.size)
     memory = _memory(resolved, images, world, signals)
@@ -67,9 +67,9 @@ def _on_meta(resolved: Resolved, images: Images, stage: Stage, space: Space | No
 
 
 def _memory(resolved: Resolved, images: Images, world: World, signals: SignalHandler) -> int:
-    """Bytes that a rank's steps take at most, about, with the batches that wait for them; of the stage that takes most.
+    """Estimate the peak bytes of a rank's steps, with prefetched batches, over all stages.
 
-    Raises Stopped, but not while a step is counted: torch's C++ calls what counts, and an exception there ends the process.
+    Raises Stopped, but not while counting a step: an exception in a callback from torch's C++ would end the process.
     """
 
     def counted(space: Space, stage: Stage) -> int:
@@ -84,7 +84,7 @@ def _memory(resolved: Resolved, images: Images, world: World, signals: SignalHan
 
 def _stage_memory(resolved: Resolved, images: Images, world: World, space: Space, stage: Stage) -> int:
     settings, (supernet, objective) = resolved.settings, _on_meta(resolved, images, stage, space)
-    # whatever the method's is: that differs by next to nothing, and may not run on tensors without data
+    # for any method: the difference is negligible, and the method's own may not run on tensors without data
     relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     share, size = settings.batch_size // world.size, settings.image_size
     try:
@@ -100,12 +100,12 @@ def _stage_memory(resolved: Resolved, images: Images, world: World, space: Space
             ahead=2 * (DEPTH + 1),
             averaged=not world.is_single,
         )
-    except ValueError as error:  # of BatchNorm, with one value for each channel
+    except ValueError as error:  # from BatchNorm, for one value per channel
         raise ConfigError(f"--batch_size {settings.batch_size}, --image_size {size}: {error}") from error
 
 
 def _batch_size(resolved: Resolved, images: Images, free: Free, world: World, signals: SignalHandler) -> int:
-    """What was asked for, or what "auto" stands for: the largest that fits. Raises ConfigError where none does."""
+    """Return the given batch size, or for "auto" the largest that fits. Raises ConfigError if none fits."""
     if resolved.settings.batch_size:
         return resolved.settings.batch_size
     split = min(len(images.train), len(images.val))
@@ -124,12 +124,12 @@ def _batch_size(resolved: Resolved, images: Images, free: Free, world: World, si
 
 
 def _multiple(world: World) -> int:
-    """Batches that are tried are multiples of it."""
+    """Return the step of the batch sizes to try."""
     return lcm(steps.STEP, world.size)
 
 
 def _largest(resolved: Resolved, images: Images, free: Free, most: int, world: World, signals: SignalHandler) -> int:
-    """The largest batch over all ranks, at most `most`, whose step fits in what is free; 0 where none does."""
+    """Return the largest batch over all ranks, at most `most`, whose step fits into free memory; 0 if none fits."""
 
     def peak(batch_size: int) -> int:
         return _memory(resolved.replaced(batch_size=batch_size), images, world, signals)
@@ -138,9 +138,9 @@ def _largest(resolved: Resolved, images: Images, free: Free, most: int, world: W
 
 
 def too_little(resolved: Resolved, images: Images, memory: int, free: Free, world: World, signals: SignalHandler) -> str:
-    """What to do where memory gave out, with figures. A signal changes nothing: the same command would not get further."""
+    """Return the remedy after running out of memory, with figures. Ignores signals: a rerun would fail the same way."""
     with signals.deferred():
-        undisturbed = SignalHandler()  # takes no signals
+        undisturbed = SignalHandler()  # handles no signals
         largest = _largest(resolved, images, free, resolved.settings.batch_size - 1, world, undisturbed)
     share, were = resolved.settings.batch_size // world.size, placement.gib(free.bytes)
     told = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
@@ -152,16 +152,16 @@ def too_little(resolved: Resolved, images: Images, memory: int, free: Free, worl
 
 
 def _told(resolved: Resolved, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
-    """What will be done, in a few lines; `memory` are the bytes of a rank's step, `steps` those of an epoch.
+    """Format the plan in a few lines; memory: bytes of a rank's step; steps: steps per epoch.
 
-    Raises ConfigError for steps that are not there.
+    Raises ConfigError for steps that do not exist.
     """
     index, settings, stages = images.index, resolved.settings, resolved.stages
     supernet, _ = _on_meta(resolved, images, stages[0])
     if settings.sync_bn and not world.is_single:
         try:
             supernet.synchronise(world)
-        except ValueError as error:  # a candidate of one's own
+        except ValueError as error:  # a custom candidate
             raise ConfigError(f"--sync_bn: {error}") from error
     moving = moving_epochs(stages, settings.epochs)
     passes = settings.batch_size * steps * (settings.epochs + moving)
@@ -194,7 +194,7 @@ def _told(resolved: Resolved, images: Images, memory: int, steps: int, free: Fre
 
 
 def _rate(resolved: Resolved) -> list[str]:
-    """The plan's line on a batch that the published learning rate is not for."""
+    """Return the plan's line on a batch size that does not match the published learning rate."""
     settings = resolved.settings
     row = settings_of(settings.method, resolved.dataset.name)
     published, rate = (row.get(name, getattr(type(settings), name)) for name in ("batch_size", "learning_rate"))
@@ -207,14 +207,14 @@ def _rate(resolved: Resolved) -> list[str]:
 
 
 def _stages(stages: tuple[Stage, ...]) -> list[str]:
-    """The plan's line on stages, where there are several."""
+    """Return the plan's line on stages, if there are several."""
     if len(stages) == 1:
         return []
     return [f"stages of {stages[0].epochs} epochs: {'; '.join(map(str, stages))}"]
 
 
 def _shares(settings: AnySearch, world: World) -> list[str]:
-    """The plan's lines on ranks."""
+    """Return the plan's lines on ranks."""
     if world.is_single:
         return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []
     share = settings.batch_size // world.size

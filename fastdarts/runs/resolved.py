@@ -1,4 +1,4 @@
-"""A search as its command line stands for it: settings, and what they name, looked up once and handed on."""
+"""Resolved settings of a search: the objects that settings name, looked up once and passed on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from fastdarts.spaces import Space, SpaceError, named
 
 @dataclass(frozen=True)
 class Resolved:
-    """What a search is of.
+    """Settings of a search and the objects they name.
 
-    settings  of its command
-    dataset   the row of its images
-    space     where it looks
-    stages    in which it does
+    settings  settings of the command
+    dataset   row of the data set
+    space     search space
+    stages    stages of the search
     """
 
     settings: AnySearch
@@ -27,7 +27,7 @@ class Resolved:
 
     @classmethod
     def of(cls, settings: AnySearch, dataset: DataSet) -> Self:
-        """Raises ConfigError for a space that is not there, and for stages in which it cannot be searched."""
+        """Look up space and stages. Raises ConfigError for an unknown space, and for stages unsuitable for it."""
         try:
             space = named(settings.space)
         except SpaceError as error:
@@ -35,9 +35,9 @@ class Resolved:
         return cls(settings, dataset, space, stages_of(settings, settings.layers, space))
 
     def kept(self, saved: Mapping[str, Any]) -> Self:
-        """With what a saved run has chosen where the settings leave it to the run."""
+        """Return a copy with a saved run's choices for automatic settings."""
         return replace(self, settings=self.settings.kept(saved))
 
     def replaced(self, **changes: Any) -> Self:
-        """With other values of settings that neither the space nor the stages depend on: sizes of images and batches."""
+        """Return a copy with changed settings that affect neither space nor stages: sizes of images and batches."""
         return replace(self, settings=replace(self.settings, **changes))

@@ -1,4 +1,4 @@
-"""From settings to a finished search: run folder, images, plan, input, search, session. What all search commands share."""
+"""Run a search: run folder, images, plan, input, search, session. Shared by all search commands."""
 
 import logging
 import time
@@ -33,10 +33,10 @@ log = logging.getLogger("fastdarts")
 
 
 def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | None = None) -> Path:
-    """Search as resolved: make or continue the run folder, or, with dry_run, only tell what would be done. Returns its path.
+    """Create or continue the run folder and search; with dry_run only log the plan. Returns the folder's path.
 
-    name   of the command
-    world  the ranks that do it together, each of which calls this; the folder is rank 0's
+    name   name of the command
+    world  the ranks, each of which calls this; rank 0 owns the folder
     """
     world = world or World()
     cores, dataset = world.info.threads(), resolved.dataset
@@ -49,7 +49,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
     images = world.on_all_ranks(lambda: found if world.is_main else dataset.images.listed(resolved.settings, found))
     resolved = world.on_all_ranks(lambda: resolved.replaced(image_size=images.side(resolved.settings)))
     free = free_for(resolved.settings, world)
-    prepared = world.on_rank_zero(lambda: prepare(resolved, images, free, world, signals))  # before any file is decoded
+    prepared = world.on_rank_zero(lambda: prepare(resolved, images, free, world, signals))  # before decoding any file
     if resolved.settings.dry_run:
         forecast = world.on_rank_zero(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))
         log.info(f"{prepared.told}\n{forecast}")
@@ -87,14 +87,14 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         except (DivergedError, RanksDisagree, RankLost, OSError) as error:
             log.error(f"stopped: {error}")
             raise
-        except DataError as error:  # of a file that was good when it was checked
+        except DataError as error:  # a file that was good when verified
             raise DataError(f"{error}; put the file back, and the same command continues the run") from error
         log.info(f"{search.result()}\nreport {folder['report.html']}")
         return folder.path
 
 
 def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
-    """The run folder as rank 0 finds it. Raises RunFolderError."""
+    """Open the run folder on rank 0. Raises RunFolderError."""
     settings, space = resolved.settings, resolved.space
 
     def opened() -> RunFolder:
@@ -117,7 +117,7 @@ def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
 
 
 def _start(resolved: Resolved, images: Images, given: Input, world: World, timer: Stages | None) -> Search:
-    """The search at its beginning, with the same weights on all ranks; its steps are followed by `timer`."""
+    """Create the search, with equal weights on all ranks; `timer` follows its steps."""
     settings = resolved.settings
 
     def make(space: Space, stage: Stage) -> tuple[Network, Objective]:
@@ -152,9 +152,9 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World, timer
 
 
 def draw_apart(world: World) -> None:
-    """Noise and dropout, which come from torch's generators, are to differ from rank to rank, as their images do.
+    """Reseed torch's generators per rank, so that noise and dropout differ between ranks, as their images do.
 
-    The generators go on from a seed of each rank's own, which follows from their state; of one process alone they are left.
+    Each rank's seed is derived from the generators' state; a single process keeps its generators unchanged.
     """
     if not world.is_single:
         torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)
@@ -163,14 +163,14 @@ def draw_apart(world: World) -> None:
 def _begin(
     hold: Callable[[AbstractContextManager[None]], None], facts: dict[str, Any], images: Images, folder: RunFolder
 ) -> None:
-    """Make the folder of a new run, locked as long as what `hold` enters is held."""
+    """Create the folder of a new run, locked for the lifetime of `hold`."""
     hold(folder.locked())
     images.write(folder)
     folder.create(facts)
 
 
 def _say_what_changed(folder: RunFolder, settings: AnySearch, world: World) -> None:
-    """What a continued run does otherwise than it began, and what that changes."""
+    """Log how a continued run differs from its start, and the effect."""
     if folder.saved is None or not world.is_main:
         return
     ranks, threads = folder.saved.get("ranks", 1), folder.saved["settings"].get("threads", settings.threads)
@@ -184,7 +184,7 @@ def _say_what_changed(folder: RunFolder, settings: AnySearch, world: World) -> N
 
 
 def _facts(command: str, resolved: Resolved, images: Images) -> dict[str, Any]:
-    """The content of settings.json."""
+    """Return the content of settings.json."""
     settings, space = resolved.settings, resolved.space
     return {
         "command": command,

@@ -1,4 +1,4 @@
-"""What a search records and reports besides what every run does: genotype, benchmark, signs of collapse, pictures."""
+"""Records and reports of a search: genotype, benchmark, signs of collapse, pictures."""
 
 import json
 import logging
@@ -21,17 +21,17 @@ from fastdarts.spaces.genotype import Genotype, collapse_line, read_architecture
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
 from fastdarts.steps.stage_timer import Stages
 
-PICTURES = 8  # images in the reconstruction picture
+PICTURES = 8  # images of the reconstruction picture
 log = logging.getLogger("fastdarts")
 
 
 class SearchReporter(Reporter):
-    """Keeps genotype.json, reconstruction.png and the report of a search.
+    """Reporter that maintains genotype.json, reconstruction.png and the report of a search.
 
     pictures   one batch of images for the reconstruction picture
-    report     draws the report of a run folder
-    benchmark  what the genotype is looked up in after each epoch; its rank at the end
-    stages     follows the search's steps
+    report     function that draws the report of a run folder
+    benchmark  table to look up the genotype after each epoch, and its rank at the end
+    stages     timer of the search's steps
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SearchReporter(Reporter):
         self.report(self.folder.path)
 
     def conclude(self, interruptible: Callable[[], AbstractContextManager[Any]]) -> None:
-        """genotype.json of the result, with the ranks, for which a benchmark may take minutes."""
+        """Write the final genotype.json with ranks, which may take a benchmark minutes."""
         with nullcontext() if self.benchmark is None else interruptible():
             write_text(self.folder["genotype.json"], self._genotype(ranks=True))
 
@@ -91,7 +91,7 @@ class SearchReporter(Reporter):
         self.publish()
 
     def _tell_truth(self, benchmark: Lookup) -> None:
-        """What the benchmark knows of the result, in the log."""
+        """Log the benchmark's accuracies of the result."""
         figures = looked_up(benchmark, self.search.result(), ranks=True)
         tests = [name for name in figures if f"{name}_rank" in figures]
         told = [f"{name} {figures[name]:.2f} % (rank {figures[f'{name}_rank']} of {CELLS})" for name in tests]
@@ -99,10 +99,10 @@ class SearchReporter(Reporter):
             log.info(f"true accuracy by {benchmark.source}: {', '.join(told)}")
 
     def _genotype(self, ranks: bool) -> str:
-        """genotype.json: the cell, and what building a network from it needs to know of the search.
+        """Format genotype.json: the cell, and the facts on the search needed to build a network from it.
 
-        ranks  with the true accuracies' ranks, for which all cells are looked up once
-        Without a benchmark, what the file knows of the same cell is kept.
+        ranks  include the ranks of the true accuracies, which looks up all cells once
+        Without a benchmark, the file's entries on the same cell are kept.
         """
         s, cell = self.settings, self.search.result()
         stop = self.search.stop
@@ -117,7 +117,7 @@ class SearchReporter(Reporter):
         return cell.to_json(**facts | ({"stopped": stop.facts()} if stop else {}))
 
     def _stored(self) -> dict[str, Any]:
-        """What genotype.json holds, {} where it cannot be read."""
+        """Return the content of genotype.json, {} if it cannot be read."""
         try:
             stored = json.loads(self.folder["genotype.json"].read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -128,7 +128,7 @@ class SearchReporter(Reporter):
     def _draw_reconstruction(self, objective: Reconstructing) -> None:
         self.search.supernet.eval()
         (batch,) = (batch.to(self.search.device) for batch in self.pictures)
-        with seeded(self.search.device):  # when a report is drawn depends on the time, and must not change what is searched
+        with seeded(self.search.device):  # reports are drawn at wall-clock times and must not influence the search
             pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)
         try:
             with drawing():
@@ -139,7 +139,7 @@ class SearchReporter(Reporter):
 
 
 def looked_up(benchmark: Lookup, cell: Genotype | Architecture, ranks: bool = False) -> dict[str, float]:
-    """The true accuracies of a cell in percent, and, with `ranks`, their ranks among all cells."""
+    """Look up the true accuracies of a cell in percent and, with `ranks`, their ranks among all cells."""
     if isinstance(cell, Genotype):
         raise TypeError("a benchmark of NAS-Bench-201 has no cells of DARTS' space")
     try:
@@ -154,7 +154,7 @@ def looked_up(benchmark: Lookup, cell: Genotype | Architecture, ranks: bool = Fa
 
 
 def scalars(record: Mapping[str, Any], space: Space) -> dict[str, float | None]:
-    """Of Search.run_epoch's record: eigenvalue, skips, and each candidate's and edge's weight, by TensorBoard's names."""
+    """Return TensorBoard scalars of Search.run_epoch's record: eigenvalue, skips, weight of each candidate and edge."""
     found = {"hessian/largest_eigenvalue": record.get("hessian")}
     found |= {f"skips/{kind}": cell["skips"] for kind, cell in record["cells"].items()}
     for kind, rows in record["ops"].items():

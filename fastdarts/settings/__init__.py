@@ -1,4 +1,4 @@
-"""WHAT can be set: fields, groups of fields, the commands' settings, published recipes."""
+"""Settings: fields, groups of fields, the commands' settings, published recipes."""
 
 from fastdarts.settings.commands import AnySearch, RunSettings, SearchCifarSettings, SearchImagenetSettings, SearchSettings
 from fastdarts.settings.config_file import Given

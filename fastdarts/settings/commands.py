@@ -1,4 +1,4 @@
-"""The settings of each command: some of the groups, and the defaults that are its own. They are saved flat."""
+"""Settings of each command: some of the groups, with command-specific defaults. Saved flat."""
 
 from fastdarts.settings.fields import composed
 from fastdarts.settings.groups import (
@@ -22,12 +22,12 @@ from fastdarts.settings.groups import (
 
 @composed()
 class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
-    """How weights and alpha move: what `fastdarts.search.Search` reads."""
+    """Settings of the training of weights and alpha, read by `fastdarts.search.Search`."""
 
 
 @composed()
 class RunSettings(Watching, Ranks, Device, Run, SearchSettings, Network, Objective, SearchSpace, Method, Splits):
-    """What all search commands share; each adds where its images come from."""
+    """Settings common to all search commands; each adds its image source."""
 
 
 @composed()

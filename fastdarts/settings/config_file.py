@@ -1,4 +1,4 @@
-"""The file of --config: names and values in YAML or JSON, or the settings.json of a run."""
+"""Read the file of --config: names and values in YAML or JSON, or a run's settings.json."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Given(NamedTuple):
-    """What a command line sets, by field.
+    """Values set by a command line, by field.
 
-    flags   said on the command line
-    config  said by the file of --config
-    whole   the file is a run's settings.json, which says everything, whether somebody asked for it or not
+    flags   values from the command line
+    config  values from the file of --config
+    whole   the file is a run's settings.json, which contains all settings, chosen or not
     """
 
     flags: dict[str, Any]
@@ -26,17 +26,17 @@ class Given(NamedTuple):
 
     @property
     def values(self) -> dict[str, Any]:
-        """Of both; a flag wins."""
+        """Return the values of both; flags take precedence."""
         return self.config | self.flags
 
     @property
     def asked(self) -> set[str]:
-        """The settings that somebody chose to write down."""
+        """Return the settings chosen explicitly."""
         return set(self.flags) | (set() if self.whole else set(self.config))
 
 
 def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
-    """The flags of a settings class with what the file of their --config says. Raises ConfigError, which names the file."""
+    """Combine the flags of a settings class with their --config file. Raises ConfigError, which names the file."""
     said = {name: value for name, value in flags.items() if name != "config"}
     if "config" not in flags:
         return Given(said, {}, False)
@@ -57,7 +57,7 @@ def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
 
 
 def _record(file: str, path: Path) -> tuple[dict[str, Any], bool]:
-    """Names and values, and whether they are a run's: without its folder then. Raises ConfigError."""
+    """Return names and values, and whether they are a run's, then without its folder. Raises ConfigError."""
     try:
         record = read(path, as_text=True)
     except TextFileError as error:

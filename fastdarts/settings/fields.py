@@ -1,7 +1,7 @@
-"""What settings are made of: field = flag = help line = saved setting.
+"""Fields of settings: field = flag = help line = saved setting.
 
-A group is one frozen dataclass of settings on one topic (groups.py); a command's settings are some of the groups (commands.py).
-Each field is made by `setting`, which carries its help, its range and whether a run may be continued with another value.
+A group is a frozen dataclass of settings on one topic (groups.py); a command's settings combine groups (commands.py). Each
+field is made by `setting`, with its help, its range and whether a continued run may change it.
 """
 
 import os
@@ -33,16 +33,16 @@ def setting(
     path: bool = False,
     place: bool = False,
 ) -> Any:
-    """A dataclass field that is also a flag.
+    """Return a dataclass field that is also a flag.
 
     among      registry whose names are the choices; the help lists them
-    or_else    what else it may be, in words: the names of `among` are not all choices then
-    brings     it stands for values of other settings
-    resumable  a saved run may be continued with another value
-    before     assumed of runs that were saved before there was this setting
-    auto       the value that the word "auto" gives: the run chooses, and a continued one keeps what was chosen
-    path       of a file or folder: ~ at its beginning is the home folder
-    place      a path where what the run began with may be found elsewhere: a continued run compares what is there
+    or_else    description of further choices besides the names of `among`
+    brings     it sets values of other settings
+    resumable  a continued run may change its value
+    before     value assumed for runs saved before the setting existed
+    auto       value of the word "auto": the run chooses, and a continued run keeps the choice
+    path       path of a file or folder: a leading ~ is the home folder
+    place      path to content that may have moved: a continued run compares the content instead
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(
@@ -64,15 +64,15 @@ def setting(
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def group(cls: Class) -> Class:
-    """Decorate a group of settings: its `title` is over its flags in --help."""
+    """Decorate a group of settings: its `title` heads its flags in --help."""
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(setting,))
 def composed(*, before: Mapping[str, Any] | None = None, **defaults: Any) -> Callable[[Class], Class]:
-    """Decorate a command's settings. Its bases are groups, the last one's fields come first.
+    """Decorate a command's settings. Its bases are groups; the last one's fields come first.
 
-    before, defaults  by setting, in place of those of its group
+    before, defaults  values by setting that override its group's
     """
     own_before = before or {}
     own = defaults.keys() | own_before.keys()
@@ -91,7 +91,7 @@ def composed(*, before: Mapping[str, Any] | None = None, **defaults: Any) -> Cal
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of all settings: checks its ranges, reads a command line, compares itself with a saved one."""
+    """Base of all settings: checks ranges, parses a command line, compares with saved settings."""
 
     title: ClassVar[str]
 
@@ -99,17 +99,17 @@ class Settings:
         hints = get_type_hints(type(self))
         for f in fields(self):
             if f.metadata["path"] and isinstance(text := getattr(self, f.name), str):
-                object.__setattr__(self, f.name, expanded(text))  # of a frozen dataclass
+                object.__setattr__(self, f.name, expanded(text))  # the dataclass is frozen
             check(f, getattr(self, f.name), hints[f.name])
 
     @classmethod
     def given(cls, argv: Sequence[str] | None, prog: str, description: str) -> dict[str, Any]:
-        """What a command line sets, by field name. A wrong flag or value ends the process with one line and status 2."""
+        """Return the values set by a command line, by field. An invalid flag or value ends the process: one line, status 2."""
         return cls.parse(argv, prog, description).values
 
     @classmethod
     def parse(cls, argv: Sequence[str] | None, prog: str, description: str) -> Given:
-        """As `given`, the flags and the file of --config apart."""
+        """Parse like `given`, with the flags and the --config file separate."""
         parser = flags.make(cls, prog, description, cls.titles())
         said = vars(parser.parse_args(argv))
         try:
@@ -119,17 +119,17 @@ class Settings:
 
     @classmethod
     def titles(cls) -> dict[str, str]:
-        """The title of the group of each field that is in one, in the order of the fields."""
+        """Return the group title of each field in a group, in field order."""
         groups = [base for base in cls.__mro__[::-1] if issubclass(base, Settings) and "title" in vars(base)]
         return {f.name: base.title for base in groups for f in fields(base)}
 
     @classmethod
     def brings(cls, name: str) -> bool:
-        """Whether that setting stands for values of others."""
+        """Return whether a setting sets values of others."""
         return any(f.name == name and f.metadata["brings"] for f in fields(cls))
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
-        """Lines that name each setting whose value is not the saved one, resumable ones and other places left out."""
+        """Return a line for each setting that differs from the saved one, except resumable ones and places."""
         mine = asdict(self)
         was = {f.name: saved.get(f.name, f.metadata["before"]) for f in fields(self) if not f.metadata["resumable"]}
         autos = {f.name: f.metadata["auto"] for f in fields(self) if f.metadata["auto"] is not None}
@@ -139,14 +139,14 @@ class Settings:
         return [f"--{name} is {mine[name]!r} but was {was[name]!r}" for name in others]
 
     def kept(self, saved: Mapping[str, Any]) -> Self:
-        """With what a saved run has chosen where these settings leave it to the run."""
+        """Return a copy with a saved run's choices for automatic settings."""
         autos = {f.name: f.metadata["auto"] for f in fields(self) if f.metadata["auto"] is not None}
         chosen = {name: saved[name] for name, auto in autos.items() if name in saved and getattr(self, name) == auto}
         return replace(self, **chosen)
 
     @classmethod
     def make(cls, values: Mapping[str, Any]) -> Self:
-        """From plain values (a settings.json, say). Raises ConfigError."""
+        """Construct from plain values, for example a settings.json. Raises ConfigError."""
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")

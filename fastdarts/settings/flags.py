@@ -1,4 +1,4 @@
-"""The flags of a command: one for each setting, under the title of its group, and --config."""
+"""Flags of a command: one per setting, under its group's title, and --config."""
 
 import argparse
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ CONFIG = "settings from a file: YAML or JSON of names and values, or a run's set
 
 
 class Formatter(argparse.HelpFormatter):
-    """A flag once, as its setting is called, with the kind of its value; --NAME and --no-NAME of a switch."""
+    """Print each flag once, under its setting's name, with its value type; --NAME and --no-NAME for a switch."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=min(120, get_terminal_size((120, 24)).columns - 2))
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return wrap(text, width, break_on_hyphens=False)  # which names have
+        return wrap(text, width, break_on_hyphens=False)  # names contain hyphens
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):
@@ -34,16 +34,16 @@ class Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong arguments are one line, as all other wrong input is."""
+    """Parser that reports invalid arguments in one line, like all other invalid input."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str, str]) -> Parser:
-    """The parser of a settings class, which returns what is given and nothing else.
+    """Return the parser of a settings class, which returns only the given flags.
 
-    titles  of the groups, by setting; one without a title is in no group
+    titles  group titles by setting; settings without a title are in no group
     """
     made = Parser(
         prog=prog,
@@ -68,7 +68,7 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
 
 
 def _metavar(f: Field[Any], hint: Any) -> str:
-    """The choices of a Literal, NAME where the help lists them, or the type."""
+    """Return the choices of a Literal, NAME if the help lists them, or the type."""
     if f.metadata["among"] is not None:
         return "NAME"
     known = choices(f, hint)

@@ -1,7 +1,7 @@
-"""The settings by topic. No group knows another; a command takes those that it needs (commands.py).
+"""Settings by topic. Groups are independent; a command combines the ones it needs (commands.py).
 
-Where a published search says otherwise than these defaults, PC-DARTS' search on ImageNet, which MAE-NAS uses, its command,
-method or recipe does.
+The defaults are PC-DARTS' search on ImageNet, which MAE-NAS uses. A command, method or recipe overrides them for other
+published searches.
 """
 
 from typing import Literal
@@ -13,57 +13,55 @@ from fastdarts.settings.values import ConfigError
 
 @group
 class ImageFiles(Settings):
-    """Images that are files, of any size, decoded on the way or once."""
+    """Image files of any size, decoded on the fly or once."""
 
     title = "images"
 
-    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; without it a generated sample is searched", place=True)
+    data: str | None = setting(None, "folder with train/CLASS/*.JPEG; default: a generated sample", place=True)
     image_size: int = setting(224, "pixels a side", at_least=1)
     strict: bool = setting(
-        False, "stop when a chosen file is bad, instead of leaving it out; a continued run is checked too", resumable=True
+        False, "stop at a bad file instead of excluding it; also verify the files of a continued run", resumable=True
     )
     loader: Literal["auto", "torchvision", "dali", "dali-reader"] = setting(
         "auto",
-        "what decodes images where there is no cache: DALI on a GPU where it is installed, else torchvision; dali-reader "
-        "leaves order and boxes to DALI's own file reader",
+        "decoder used without a cache: DALI on a GPU if installed, else torchvision; dali-reader leaves order and boxes to "
+        "DALI's file reader",
         resumable=True,
     )
     cache: Literal["auto", "device", "ram", "off"] = setting(
-        "auto", "decode each image once and keep it: on the device where it fits, else in RAM, else not", resumable=True
+        "auto", "decode each image once and cache it: on the device if it fits, else in RAM, else not at all", resumable=True
     )
     cache_folder: str | None = setting(
         None,
-        "keep the cache in a memory-mapped file in this folder instead of RAM, for later runs too",
+        "keep the cache in a memory-mapped file in this folder instead of RAM, reused by later runs",
         resumable=True,
         path=True,
     )
     cache_size: int = setting(
-        0, "pixels of a kept image's short side; 0 = image_size * 256 / 224, 256 at least", at_least=0, before=0
+        0, "short side of cached images in pixels; 0 = image_size * 256 / 224, at least 256", at_least=0, before=0
     )
-    workers: int = setting(-1, "processes that decode images; 0 = none, -1 = by the cores", at_least=-1, resumable=True)
+    workers: int = setting(-1, "decoding processes; 0 = none, -1 = by the number of cores", at_least=-1, resumable=True)
 
 
 @group
 class ImageArrays(Settings):
-    """Images of one size that are in memory."""
+    """In-memory images of one size."""
 
     title = "images"
 
     data: str | None = setting(
         None,
-        "cifar-10-batches-py or cifar-100-python, a .npz file of images and labels, or a folder with train/CLASS/*; without "
-        "it a generated sample is searched",
+        "cifar-10-batches-py or cifar-100-python, a .npz file of images and labels, or a folder with train/CLASS/*; default: "
+        "a generated sample",
         place=True,
     )
-    image_size: int = setting(0, "pixels a side; auto (or 0) = the images' own, less cuts that out of them", at_least=0, auto=0)
-    crop_padding: int = setting(
-        4, "black pixels around an image, of which a part of image_size is cut out at random; 0 = none", at_least=0
-    )
+    image_size: int = setting(0, "pixels a side; auto (or 0) = the images' size, smaller values crop", at_least=0, auto=0)
+    crop_padding: int = setting(4, "zero padding in pixels before the random crop to image_size; 0 = none", at_least=0)
 
 
 @group
 class Splits(Settings):
-    """Which of the training images train the weights, and which alpha."""
+    """Splits of the training images for weights and alpha."""
 
     title = "splits"
 
@@ -71,7 +69,7 @@ class Splits(Settings):
     val_fraction: float = setting(0.025, "share of each class that trains alpha", above=0, below=1)
     train_list: str | None = setting(
         None,
-        "text file naming those images instead, one a line as in a run's train.txt: train/CLASS/FILE or train/NUMBER",
+        "text file of these images instead, one per line as in a run's train.txt: train/CLASS/FILE or train/NUMBER",
         place=True,
     )
     val_list: str | None = setting(None, "the same for alpha's images", place=True)
@@ -79,19 +77,19 @@ class Splits(Settings):
 
 @group
 class Method(Settings):
-    """A published search, or a method whose settings hold where nothing else is said."""
+    """Published search, or method, as the source of default settings."""
 
     title = "method"
 
     recipe: str | None = setting(
         None,
-        "a published search by name, whose settings hold where no flag says otherwise: see docs/recipes.md",
+        "published search by name; flags override its settings: see docs/recipes.md",
         brings=True,
         resumable=True,
     )
     method: str = setting(
         "pc-darts",
-        "row of the table of methods, whose settings hold where neither flag nor recipe says otherwise",
+        "search method; flags and recipe override its settings",
         among=METHODS,
         brings=True,
         before="pc-darts",
@@ -100,13 +98,13 @@ class Method(Settings):
 
 @group
 class SearchSpace(Settings):
-    """What may be chosen, and where true accuracies of the choice are known."""
+    """Search space, and a benchmark of its true accuracies."""
 
     title = "space"
 
     space: str = setting(
         "s0",
-        "what may be chosen",
+        "search space",
         among=SPACES,
         or_else="a file of candidate lists (.yaml, .yml, .json)",
         before="s0",
@@ -114,7 +112,7 @@ class SearchSpace(Settings):
     )
     modules: str | None = setting(
         None,
-        "Python modules to import first, with commas between them: those that register candidates of your own",
+        "Python modules to import first, comma-separated, for example to register custom candidates",
         resumable=True,
     )
     benchmark: str | None = setting(
@@ -128,7 +126,7 @@ class SearchSpace(Settings):
 
 @group
 class Network(Settings):
-    """The supernet."""
+    """Supernet."""
 
     title = "network"
 
@@ -137,54 +135,56 @@ class Network(Settings):
     stage_cells: int = setting(5, "cells of each of the three stages (nasbench201)", at_least=1, before=5)
     cell_norm: Literal["batch", "running"] = setting(
         "batch",
-        "BatchNorm of the cells: by each batch's own statistics always, or with running ones (nasbench201)",
+        "BatchNorm of the cells: always batch statistics, or running ones (nasbench201)",
         before="batch",
     )
     partial_channels: int = setting(2, "k: C/k channels pass through the candidates; 1 = all", at_least=1)
-    channel_sampling: Literal["first", "random"] = setting("first", "which C/k channels, fixed or drawn at each step")
+    channel_sampling: Literal["first", "random"] = setting(
+        "first", "selection of the C/k channels: fixed, or drawn at each step"
+    )
 
 
 @group
 class Objective(Settings):
-    """What is minimised."""
+    """Training objective."""
 
     title = "objective"
 
-    objective: str = setting("mae", "what is minimised", among=OBJECTIVES)
-    mask_ratio: float = setting(0.5, "share of the patches that is hidden (mae, joint, masked-...)", above=0, below=1)
-    patch_size: int = setting(8, "pixels a patch's side (mae, joint, masked-...)", at_least=1)
-    mask_token: Literal["zero", "learned"] = setting("zero", "colour of hidden pixels: the mean, or learned (mae)")
-    loss: Literal["l1", "l2"] = setting("l1", "on hidden, normalised pixels (mae)")
+    objective: str = setting("mae", "training objective", among=OBJECTIVES)
+    mask_ratio: float = setting(0.5, "share of masked patches (mae, joint, masked-...)", above=0, below=1)
+    patch_size: int = setting(8, "side of a patch in pixels (mae, joint, masked-...)", at_least=1)
+    mask_token: Literal["zero", "learned"] = setting("zero", "colour of masked pixels: the mean, or learned (mae)")
+    loss: Literal["l1", "l2"] = setting("l1", "loss on masked, normalised pixels (mae)")
     decoder: Literal["multi-scale", "single-scale"] = setting(
-        "multi-scale", "reads the features of all three stages, or of the last (mae)", before="multi-scale"
+        "multi-scale", "decoder input: features of all three stages, or of the last (mae)", before="multi-scale"
     )
 
 
 @group
 class Optimisation(Settings):
-    """How the weights of a network are trained."""
+    """Training of a network's weights."""
 
     title = "optimisation"
 
     epochs: int = setting(50, "passes over the images that train the weights", at_least=1)
     batch_size: int = setting(
-        1024, "images of a step, over all ranks; auto (or 0) = the most that fit in 80 % of what is free", at_least=0, auto=0
+        1024, "images per step, over all ranks; auto (or 0) = the most that fit into 80 % of free memory", at_least=0, auto=0
     )
-    learning_rate: float = setting(0.5, "of the weights' SGD, for the batch as a whole", above=0)
-    learning_rate_min: float = setting(0.0, "where the cosine ends", at_least=0)
-    warmup_epochs: int = setting(5, "epochs of linear warm-up; in proportion if only --epochs is given", at_least=0)
-    momentum: float = setting(0.9, "of the weights' SGD", at_least=0, below=1)
-    nesterov: bool = setting(False, "Nesterov's momentum for the weights' SGD", before=False)
-    weight_decay: float = setting(3e-4, "of the weights", at_least=0)
-    grad_clip: float = setting(5.0, "largest norm of the weights' gradient; 0 = no clipping", at_least=0)
+    learning_rate: float = setting(0.5, "learning rate of the weights' SGD, for the whole batch", above=0)
+    learning_rate_min: float = setting(0.0, "final value of the cosine schedule", at_least=0)
+    warmup_epochs: int = setting(5, "epochs of linear warm-up; scaled if only --epochs is given", at_least=0)
+    momentum: float = setting(0.9, "momentum of the weights' SGD", at_least=0, below=1)
+    nesterov: bool = setting(False, "Nesterov momentum for the weights' SGD", before=False)
+    weight_decay: float = setting(3e-4, "weight decay of the weights", at_least=0)
+    grad_clip: float = setting(5.0, "maximum gradient norm of the weights; 0 = no clipping", at_least=0)
     eval_every: int = setting(1, "epochs between evaluations (the last epoch is always evaluated)", at_least=1)
     optimizer_backend: Literal["torch", "apex"] = setting(
-        "torch", "torch's fused SGD and Adam, or those of NVIDIA's apex where it is installed", resumable=True
+        "torch", "fused SGD and Adam of torch, or of NVIDIA's apex if installed", resumable=True
     )
     amp: Literal["off", "bf16", "fp16"] = setting(
-        "off", "autocast of forward passes on a GPU; fp16 scales its losses; weights and alpha stay float32", before="off"
+        "off", "autocast of forward passes on a GPU; fp16 uses loss scaling; weights and alpha stay float32", before="off"
     )
-    seed: int = setting(0, "of the initial weights, alpha and every random choice", at_least=0, below=2**63)
+    seed: int = setting(0, "seed of the initial weights, alpha and every random choice", at_least=0, below=2**63)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,17 +194,17 @@ class Optimisation(Settings):
 
 @group
 class ArchitectureStep(Settings):
-    """How alpha moves."""
+    """Training of alpha."""
 
     title = "architecture step"
 
-    begin: int = setting(35, "epochs before alpha moves; in proportion if only --epochs is given", at_least=0)
-    arch_learning_rate: float = setting(6e-3, "of alpha's Adam (betas 0.5, 0.999)", above=0)
-    arch_weight_decay: float = setting(1e-3, "of alpha", at_least=0)
-    arch_grad_clip: float = setting(5.0, "largest norm of alpha's gradient; 0 = no clipping", at_least=0)
-    unrolled: bool = setting(False, "second order: alpha's gradient after a virtual step of the weights")
-    step_order: Literal["alpha-first", "weights-first"] = setting("alpha-first", "which moves first in a step")
-    edge_normalization: bool = setting(True, "learn a weight for each edge too (PC-DARTS' beta)")
+    begin: int = setting(35, "epochs before the first update of alpha; scaled if only --epochs is given", at_least=0)
+    arch_learning_rate: float = setting(6e-3, "learning rate of alpha's Adam (betas 0.5, 0.999)", above=0)
+    arch_weight_decay: float = setting(1e-3, "weight decay of alpha", at_least=0)
+    arch_grad_clip: float = setting(5.0, "maximum gradient norm of alpha; 0 = no clipping", at_least=0)
+    unrolled: bool = setting(False, "second order: gradient of alpha after a virtual step of the weights")
+    step_order: Literal["alpha-first", "weights-first"] = setting("alpha-first", "order of the two updates in a step")
+    edge_normalization: bool = setting(True, "also learn a weight for each edge (PC-DARTS' beta)")
     hessian_every: int = setting(
         0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
     )
@@ -212,60 +212,62 @@ class ArchitectureStep(Settings):
 
 @group
 class EarlyStop(Settings):
-    """When a search ends before its cells collapse."""
+    """Early stopping before cells collapse."""
 
     title = "early stop"
 
     early_stop: Literal["off", "eigenvalue", "skips"] = setting(
         "off",
-        "end before cells collapse: when the Hessian's eigenvalue grows (R-DARTS; estimated after every epoch in which alpha "
-        "moves, whatever --hessian_every says), or at skips in the normal cell (DARTS+)",
+        "stop before cells collapse: when the Hessian's eigenvalue grows (R-DARTS; estimated after every epoch that updates "
+        "alpha, regardless of --hessian_every), or at a number of skips in the normal cell (DARTS+)",
         before="off",
     )
     early_stop_skips: int = setting(
-        2, "skip connections in the normal cell that end it (--early_stop skips)", at_least=1, before=2
+        2, "skip connections in the normal cell that stop the search (--early_stop skips)", at_least=1, before=2
     )
     early_stop_from: int = setting(
-        11, "first epoch whose cell the eigenvalue's rule may choose (--early_stop eigenvalue)", at_least=1, before=11
+        11, "first epoch whose cell the eigenvalue rule may choose (--early_stop eigenvalue)", at_least=1, before=11
     )
 
 
 @group
 class Progressive(Settings):
-    """P-DARTS' stages, and what goes with them."""
+    """P-DARTS' stages and their settings."""
 
     title = "progressive search"
 
     progressive: bool = setting(
-        False, "search in stages of ever more cells and fewer candidates; --epochs is of all, --begin of each", before=False
+        False, "search in stages with more cells and fewer candidates; --epochs counts all stages, --begin each", before=False
     )
-    progressive_layers: str = setting("0,6,12", "cells that each stage has more than --layers (progressive)", before="0,6,12")
+    progressive_layers: str = setting("0,6,12", "cells of each stage in addition to --layers (progressive)", before="0,6,12")
     progressive_candidates: str = setting(
-        "5,3", "candidates that an edge keeps in the second and each later stage (progressive)", before="5,3"
+        "5,3", "candidates per edge in the second and each later stage (progressive)", before="5,3"
     )
-    skip_dropout: bool = setting(False, "skips of stride 1 drop numbers, each stage less and less (progressive)", before=False)
-    progressive_dropout: str = setting("0,0.4,0.7", "rate each stage begins with (skip_dropout)", before="0,0.4,0.7")
-    skip_limit: int = setting(0, "most skips in the derived normal cell; 0 = any number", at_least=0, before=0)
+    skip_dropout: bool = setting(False, "dropout on skips of stride 1, decaying within each stage (progressive)", before=False)
+    progressive_dropout: str = setting("0,0.4,0.7", "initial dropout rate of each stage (skip_dropout)", before="0,0.4,0.7")
+    skip_limit: int = setting(0, "maximum skips in the derived normal cell; 0 = unlimited", at_least=0, before=0)
 
 
 @group
 class Device(Settings):
-    """What computes, and how exactly."""
+    """Device and numerical precision."""
 
     title = "device"
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    backend: str = setting("auto", "of the fused ops, masks and cells: auto, definition or one that fastdarts.info lists")
+    backend: str = setting(
+        "auto", "backend of the fused ops, masks and cells: auto, definition or one listed by fastdarts.info"
+    )
     cuda_graph: Literal["auto", "on", "off"] = setting(
-        "auto", "replay whole steps as CUDA graphs: where it can be done, or else stop, or never", resumable=True
+        "auto",
+        "replay whole steps as CUDA graphs: if possible (auto), or stop with an error (on), or never (off)",
+        resumable=True,
     )
-    tf32: bool = setting(False, "let float32 convolutions and matrix products on a GPU round to TF32", before=False)
-    deterministic: bool = setting(
-        False, "the same bits in each run on a GPU too; slower, says what it switches off", before=False
-    )
+    tf32: bool = setting(False, "allow TF32 in float32 convolutions and matrix products on a GPU", before=False)
+    deterministic: bool = setting(False, "bitwise reproducible runs on a GPU too; slower, logs disabled features", before=False)
     threads: int = setting(
         0,
-        "of torch on the CPU, of each rank; 0 = by the cores and the ranks of a node (the number is saved)",
+        "CPU threads of torch per rank; 0 = by the cores and ranks of a node (the number is saved)",
         at_least=0,
         resumable=True,
     )
@@ -273,48 +275,50 @@ class Device(Settings):
 
 @group
 class Ranks(Settings):
-    """Several processes that train together."""
+    """Data-parallel ranks."""
 
     title = "ranks"
 
-    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each one's own", before=False)
+    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each rank's", before=False)
     dist_backend: Literal["auto", "nccl", "gloo"] = setting(
-        "auto", "what carries tensors between ranks: NCCL where each has a GPU, else gloo", resumable=True
+        "auto", "communication backend: NCCL if each rank has a GPU, else gloo", resumable=True
     )
     dist_timeout: float = setting(
-        600.0, "seconds without an answer after which another rank counts as lost", above=0, resumable=True
+        600.0, "seconds without an answer before another rank counts as lost", above=0, resumable=True
     )
     check_ranks_every: int = setting(
-        500, "steps between comparisons of weights and alpha over the ranks; 0 = never", at_least=0, resumable=True
+        500, "steps between checks that weights and alpha agree on all ranks; 0 = never", at_least=0, resumable=True
     )
 
 
 @group
 class Run(Settings):
-    """The run folder, and what a run does about trouble."""
+    """Run folder, checkpoints and error handling."""
 
     title = "run"
 
     save: str | None = setting(
-        None, "run folder, made or continued; without it COMMAND-NAME-TIME in the present folder", resumable=True, path=True
+        None, "run folder, created or continued; default: COMMAND-NAME-TIME in the current folder", resumable=True, path=True
     )
-    dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then stop", resumable=True)
+    dry_run: bool = setting(False, "print plan, images, steps and a memory estimate, then exit", resumable=True)
     checkpoint_minutes: float = setting(
-        10.0, "minutes between checkpoints inside an epoch; 0 = only at the ends of epochs", at_least=0, resumable=True
+        10.0, "minutes between checkpoints within an epoch; 0 = only at the end of epochs", at_least=0, resumable=True
     )
-    keep_checkpoints: int = setting(2, "newest checkpoints that are kept, beside the best one", at_least=1, resumable=True)
+    keep_checkpoints: int = setting(
+        2, "number of newest checkpoints to keep, in addition to the best", at_least=1, resumable=True
+    )
     on_bad: Literal["skip", "stop", "rewind"] = setting(
         "skip",
-        "at a loss or gradient that is not finite: skip that update, or also stop, or go back to the last checkpoint and on "
-        "with the batches after it",
+        "on a non-finite loss or gradient: skip that update, or also stop, or rewind to the last checkpoint and continue with "
+        "the batches after it",
         resumable=True,
     )
-    input_timeout: float = setting(300.0, "seconds without a batch after which input counts as stuck", above=0, resumable=True)
+    input_timeout: float = setting(300.0, "seconds without a batch before input counts as stuck", above=0, resumable=True)
 
 
 @group
 class Watching(Settings):
-    """What a run tells while it runs."""
+    """Progress output of a run."""
 
     title = "watching"
 

@@ -1,7 +1,7 @@
-"""Published searches by name: the settings of each, where they are from, and what the paper reports.
+"""Published searches by name: settings, source and reported results.
 
-A recipe is what stands in the paper; where it is silent, the choices of the method that it is built on (DARTS' search on
-CIFAR, PC-DARTS' on ImageNet, NAS-Bench-201's own) are taken. docs/recipes.md says what came of them here.
+A recipe follows the paper; unspecified settings are those of its base method (DARTS' search on CIFAR, PC-DARTS' on ImageNet,
+NAS-Bench-201's own). docs/recipes.md lists our results.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A search as published.
+    """Published search.
 
-    command    that runs it
+    command    command that runs it
     source     paper and table
-    published  what the paper reports of it: an accuracy after training the found cell, where nothing else is said
-    settings   beside those of `method`, which is one of them
+    published  result in the paper: unless noted, the accuracy after training the found cell
+    settings   settings in addition to those of `method`, itself one of them
     """
 
     command: Literal["search_imagenet", "search_cifar"]

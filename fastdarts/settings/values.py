@@ -1,4 +1,4 @@
-"""The value of one setting: its type, its choices, its range, and how a text becomes one."""
+"""Value of one setting: type, choices, range, and conversion from text."""
 
 import argparse
 import os
@@ -10,22 +10,22 @@ from typing import Any, Literal, get_args, get_origin
 
 TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 WORDS = {"true": True, "false": False}
-NOTHING = ("", "~", "null")  # in a file
+NOTHING = ("", "~", "null")  # null values in a file
 
 
 class ConfigError(ValueError):
-    """A setting that is unknown, of the wrong type or out of its range; the message names the flag."""
+    """Unknown setting, or value of the wrong type or out of range; the message names the flag."""
 
 
 def kind(hint: Any) -> type:
-    """The type of a setting of that type hint: str of a Literal; None in a union is dropped."""
+    """Return the type of a setting from its type hint: str for a Literal; None in a union is dropped."""
     if get_origin(hint) is types.UnionType:
         (hint,) = (h for h in get_args(hint) if h is not type(None))
     return str if get_origin(hint) is Literal else hint
 
 
 def choices(f: Field[Any], hint: Any) -> tuple[str, ...] | None:
-    """What a setting may be: of a Literal, or the names of its registry; None: its type and range say it."""
+    """Return the choices of a Literal, or the names of the registry; None if type and range define the values."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     closed = f.metadata["among"] is not None and f.metadata["or_else"] is None
@@ -33,7 +33,7 @@ def choices(f: Field[Any], hint: Any) -> tuple[str, ...] | None:
 
 
 def parser(f: Field[Any], hint: Any) -> Callable[[str], Any]:
-    """What makes a value of a text: its type, and the word auto where it means something. It raises ValueError."""
+    """Return the conversion from text: the type, and the word auto if allowed. It raises ValueError."""
     of, auto = kind(hint), f.metadata["auto"]
     if auto is None:
         return of
@@ -41,12 +41,12 @@ def parser(f: Field[Any], hint: Any) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         return auto if text == "auto" else of(text)
 
-    parse.__name__ = f"{of.__name__} or auto"  # argparse names it in its message
+    parse.__name__ = f"{of.__name__} or auto"  # shown in argparse's message
     return parse
 
 
 def of_file(f: Field[Any], value: Any, hint: Any) -> Any:
-    """The value that a file gives to a setting; a text counts as on a command line, or stands for None. Raises ConfigError."""
+    """Convert a value from a file; text is parsed as on a command line, or means None. Raises ConfigError."""
     if isinstance(value, str):
         if type(None) in get_args(hint) and value in NOTHING:
             value = None
@@ -62,14 +62,14 @@ def of_file(f: Field[Any], value: Any, hint: Any) -> Any:
 
 
 def check(f: Field[Any], value: Any, hint: Any) -> None:
-    """Raise ConfigError unless the setting may have that value."""
+    """Raise ConfigError unless the value is valid for the setting."""
     name, bounds = f.name, f.metadata["bounds"]
     if value is None and type(None) in get_args(hint):
         return
     of, known = kind(hint), choices(f, hint)
     if known is not None and value not in known:
         raise ConfigError(f"--{name}: {value!r} is not one of {', '.join(known)}")
-    fits = isinstance(value, (int, float) if of is float else of)  # a whole number is a number, a bool is neither
+    fits = isinstance(value, (int, float) if of is float else of)  # an int is a valid float, a bool is neither
     if not fits or isinstance(value, bool) != (of is bool):
         raise ConfigError(f"--{name}: {value!r} is not {TYPE_NAMES[of]}")
     tests = {
@@ -84,9 +84,9 @@ def check(f: Field[Any], value: Any, hint: Any) -> None:
 
 
 def expanded(text: str) -> str:
-    """A path with ~ or ~USER at its beginning replaced by that home folder, which no shell does behind "=".
+    """Expand a leading ~ or ~USER to the home folder, since shells do not after "=".
 
-    Without a home folder of that name it stays as it is. Raises ConfigError for ~ where this user has none.
+    An unknown USER leaves it unchanged. Raises ConfigError for ~ if the current user has no home folder.
     """
     found = os.path.expanduser(text)
     if found == text and text.partition("/")[0] == "~":
@@ -95,7 +95,7 @@ def expanded(text: str) -> str:
 
 
 def path_of(text: str) -> Path:
-    """The type of a flag that is a path, for argparse."""
+    """Convert a path flag, as an argparse type."""
     try:
         return Path(expanded(text))
     except ConfigError as error:

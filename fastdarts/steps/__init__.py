@@ -1,4 +1,4 @@
-"""WHAT a training step costs in memory and time, and how it is replayed."""
+"""Memory and time of training steps, and their replay as CUDA graphs."""
 
 from fastdarts.steps.cuda_graph import CapturedBilevel, CaptureError, no_gpu
 from fastdarts.steps.memory import STEP, NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes

@@ -1,17 +1,16 @@
-"""Whole bilevel steps as CUDA graphs: the weights' update is one graph, alpha's another, all in one memory pool.
+"""Capture bilevel steps as CUDA graphs: one graph for the weights' update, one for alpha's, in one memory pool.
 
-A graph replays kernels on fixed addresses. So a step's batches and its number are copied into buffers that stay, learning
-rates are tensors on the device, gradients are clipped and updates skipped there too (search.updates), random masks and
-channels follow from the step's number there, and losses stay there until somebody reads them. Nothing travels from one
-graph to the other through their pool, so alpha's may be captured epochs later, when alpha begins to move; from then on
-both are replayed in the order of a step, on one stream.
+A graph replays kernels on fixed addresses. So a step's batches and number are copied into static buffers, and learning rates
+are device tensors. Gradients are clipped and updates skipped on the device too (search.updates). Random masks and channels
+are functions of the step number there, and losses stay there until read. The graphs exchange no data through their pool, so
+alpha's may be captured epochs later, at alpha's first update; from then on both are replayed in step order, on one stream.
 
-Where several ranks search together, an update is cut where its gradients are averaged over them: the graph of the forward
-and backward pass, the average as an ordinary operator, the graph that clips and steps (with the second order two more).
-What one of these leaves for the next stays in the pool as long as the update's pieces do.
+With several ranks, an update is split at the averaging of its gradients: a graph of the forward and backward pass, the
+average as an ordinary operator, a graph that clips and steps (second order adds two more). Tensors passed between the pieces
+stay in the pool as long as the pieces.
 
-Capturing changes nothing of the run: it takes three warm-up steps, after which parameters, optimizer state, buffers and
-random number generators are put back exactly.
+Capture does not affect the run: after three warm-up steps, parameters, optimizer state, buffers and random number generators
+are restored exactly.
 """
 
 import logging
@@ -28,30 +27,30 @@ from fastdarts.search.updates import obeys
 
 Mode = Literal["auto", "on", "off"]
 Part = Literal["alpha", "weights"]
-WARM_UP = 3  # steps; the last one is watched for host synchronisation
+WARM_UP = 3  # steps; the last one is checked for host synchronisation
 log = logging.getLogger("fastdarts")
 
 
 class CaptureError(RuntimeError):
-    """Steps were to be captured and cannot be; the message says why."""
+    """Steps cannot be captured although requested; the message gives the reason."""
 
 
 class Recording(NamedTuple):
-    """What a capture gave: `replay` does the work again and leaves its result in `result`, a tensor that stays."""
+    """Result of a capture: `replay` repeats the work and writes its result to `result`, a static tensor."""
 
     replay: Callable[[], None]
     result: Tensor
 
 
 class Recorder:
-    """Captures work on a GPU: side stream, one memory pool for all it records."""
+    """Capture work on a GPU, on a side stream and in one memory pool for all recordings."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.pool = device, torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device, priority=-1)  # of another set than the loaders' streams, which torch reuses
+        self.stream = torch.cuda.Stream(device, priority=-1)  # another pool than the loaders' streams, which torch reuses
 
     def warm_up(self, work: Callable[[], Tensor]) -> str | None:
-        """Run `work` WARM_UP times. Returns None, or the sentence why it cannot be captured: it waits for the device."""
+        """Run `work` WARM_UP times. Returns None, or a sentence why it cannot be captured: it synchronises with the device."""
         with torch.cuda.device(self.device):
             here, mode = torch.cuda.current_stream(), torch.cuda.get_sync_debug_mode()
             self.stream.wait_stream(here)
@@ -71,7 +70,7 @@ class Recorder:
         return None
 
     def capture(self, work: Callable[[], Tensor]) -> Recording:
-        """Record `work` without running it. Raises RuntimeError where something in it cannot be captured."""
+        """Capture `work` without running it. Raises RuntimeError if part of it cannot be captured."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self.device):
             here = torch.cuda.current_stream()
@@ -82,42 +81,42 @@ class Recorder:
                 self._abandon()
                 raise
             finally:
-                torch.cuda.set_stream(here)  # a capture that fails leaves its own stream behind
+                torch.cuda.set_stream(here)  # a failed capture leaves its own stream current
         return Recording(graph.replay, result)
 
     def _abandon(self) -> None:
-        """Do what torch leaves undone where a capture could not be ended.
+        """Finish the clean-up that torch omits after a capture that could not be ended.
 
-        Its allocator would go on as in a capture: the memory of this one stays taken, empty_cache() and the next capture
-        fail. So would its random generator, until a capture ends well: here one of a single kernel does.
+        Its allocator would remain in capture mode: this capture's memory stays allocated, empty_cache() and the next capture
+        fail. So would its random generator, until a capture succeeds: here one of a single kernel.
         """
         try:
             torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
-        except RuntimeError:  # it was ended
+        except RuntimeError:  # already ended
             return
         torch._C._cuda_releasePool(self.device.index, self.pool)
         with torch.cuda.graph(torch.cuda.CUDAGraph(), **self._how()):
             torch.zeros((), device=self.device)
 
     def _how(self) -> dict[str, Any]:
-        return {"stream": self.stream, "capture_error_mode": "thread_local"}  # the loader's pinning thread goes on meanwhile
+        return {"stream": self.stream, "capture_error_mode": "thread_local"}  # the loader's pinning thread keeps running
 
 
 class CapturedBilevel:
-    """A Bilevel that is called like one and whose steps are replayed as CUDA graphs wherever they can be captured.
+    """Drop-in replacement of a Bilevel that replays its steps as CUDA graphs if they can be captured.
 
-    mode  "auto": where something cannot be captured it is said once why, and steps run one operator after another.
-          "on": that raises CaptureError. "off": nothing is captured
+    mode  "auto": if capture fails, the reason is logged once and steps run eagerly.
+          "on": a failed capture raises CaptureError. "off": no capture
 
-    A batch of other sizes than the first one runs uncaptured. Learning rates become tensors on the device; they may be
-    filled in place or replaced by numbers at any time. The Bilevel's other settings (clipping, order of second) and the
-    training mode of its modules are those of the capture. Losses are fresh tensors, and the numbers are the Bilevel's own.
+    A batch whose sizes differ from the first one's runs uncaptured. Learning rates become device tensors; they may be filled
+    in place or replaced by numbers at any time. The Bilevel's other settings (clipping, second order) and its modules'
+    training mode are fixed at capture. Losses are new tensors, numerically equal to the Bilevel's.
     """
 
     def __init__(self, bilevel: Bilevel, mode: Mode = "auto") -> None:
         self.bilevel, self.mode = bilevel, mode
-        self.reason: str | None = "switched off" if mode == "off" else None  # why steps run uncaptured
-        self._graphs: dict[str, list[Recording]] = {}  # of each update its pieces
+        self.reason: str | None = "switched off" if mode == "off" else None  # reason why steps run uncaptured
+        self._graphs: dict[str, list[Recording]] = {}  # pieces by update
         self._optimizers = (bilevel.weight_optimizer, bilevel.arch_optimizer)
         self._rates: list[Tensor] = []
         self._begun = False
@@ -129,11 +128,11 @@ class CapturedBilevel:
 
     @property
     def captured(self) -> bool:
-        """Whether steps have been captured."""
+        """Return whether steps have been captured."""
         return bool(self._graphs)
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
-        """One step, as Bilevel.__call__ documents it. Raises CaptureError."""
+        """Run one step; see Bilevel.__call__. Raises CaptureError."""
         if self.reason is None and not self._begun:
             self._begin(step, train)
         if self.reason is not None or not self._fits(train, val):
@@ -148,7 +147,7 @@ class CapturedBilevel:
         return train_loss, val_loss
 
     def _begin(self, step: Tensor, train: Batch) -> None:
-        """Make the buffers that graphs read from, unless it is clear already that nothing can be captured."""
+        """Allocate the graphs' input buffers, unless capture is already known to be impossible."""
         if why := refusal(self.bilevel):
             return self._give_up(why)
         self._recorder, self._begun = Recorder(self.bilevel.device), True
@@ -172,7 +171,7 @@ class CapturedBilevel:
         return fits
 
     def _copy(self, step: Tensor, train: Batch, val: Batch | None) -> None:
-        """Bring a step's inputs to where the graphs read them."""
+        """Copy a step's inputs into the graphs' input buffers."""
         self._step.copy_(step)
         for mine, given in ((self._train, train), (self._val, val)):
             if given is not None:
@@ -185,8 +184,8 @@ class CapturedBilevel:
                 group["lr"] = rate
 
     def _take(self, part: Part) -> Tensor:
-        """Replay one of the two updates, captured on its first call; returns its loss."""
-        # alpha's second order reads the momentum: a graph has it only if the weights' warm-up made the buffers before
+        """Replay one of the two updates, captured at its first call; returns its loss."""
+        # second order reads the momentum: the graph includes it only if the weights' warm-up created the buffers before
         for one in ("weights", part) if self.bilevel.unrolled else (part,):
             if self.reason is None and one not in self._graphs:
                 self._record(one)
@@ -213,10 +212,10 @@ class CapturedBilevel:
     def _record(self, part: Part) -> None:
         state = State(self.bilevel)
         try:
-            why = self._recorder.warm_up(lambda: _last(self._pieces(part)))  # for nothing: what is averaged does not matter
+            why = self._recorder.warm_up(lambda: _last(self._pieces(part)))  # results are discarded: the averages do not matter
         except torch.OutOfMemoryError:
             if not self._graphs:
-                raise  # the step itself does not fit
+                raise  # the step itself does not fit into memory
             why = f"there is no memory for the update of {part} beside what the other one's graph keeps"
         finally:
             state.put_back()
@@ -228,16 +227,16 @@ class CapturedBilevel:
         log.info(f"the update of {part} is captured in {graphs}")
 
     def _capture(self, part: Part, state: "State") -> str | None:
-        """Returns None, or why it failed; then the update's pieces have ended uncaptured, and `state` is put back."""
+        """Capture an update. Returns None, or why it failed; the update's pieces are then discarded and `state` is restored."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups if "capturable" in group]
         before = [group["capturable"] for group in groups]
         try:
-            for group in groups:  # a fused Adam is; torch wants to be told, and warns where it then runs uncaptured
+            for group in groups:  # a fused Adam is; torch requires the flag, and warns if it then runs uncaptured
                 group["capturable"] = True
             self._graphs[part] = self._capture_pieces(part)
         except RuntimeError as error:
             state.put_back()
-            while isinstance(error.__context__, RuntimeError):  # what ended the capture comes last, what broke it first
+            while isinstance(error.__context__, RuntimeError):  # the last error ended the capture, the first one broke it
                 error = error.__context__
             return f"capturing the update of {part} failed: {str(error).splitlines()[0]}"
         finally:
@@ -264,12 +263,12 @@ class CapturedBilevel:
             while not ended:
                 recordings.append(self._recorder.capture(following))
         finally:
-            pieces.close()  # where a capture failed
+            pieces.close()  # after a failed capture
         return recordings
 
 
 def _last(pieces: Pieces[Tensor]) -> Tensor:
-    """Run all pieces, averaging nothing; returns what they end with."""
+    """Run all pieces without averaging; returns their result."""
     while True:
         try:
             next(pieces)
@@ -278,7 +277,7 @@ def _last(pieces: Pieces[Tensor]) -> Tensor:
 
 
 def refusal(bilevel: Bilevel) -> str | None:
-    """None, or the sentence why this Bilevel's steps cannot be captured, as far as that is known beforehand."""
+    """Return None, or a sentence why this Bilevel's steps cannot be captured, as far as known in advance."""
     if why := no_gpu(bilevel.device):
         return why
     if bilevel.supernet.sync is not None:
@@ -291,12 +290,12 @@ def refusal(bilevel: Bilevel) -> str | None:
 
 
 def no_gpu(device: torch.device) -> str | None:
-    """None on a GPU, else a sentence."""
+    """Return None on a GPU, else a sentence."""
     return None if device.type == "cuda" else f"CUDA graphs need a GPU, this runs on {device}"
 
 
 class State:
-    """Everything that a Bilevel's step changes, as it is now, to be put back exactly and in place."""
+    """Snapshot of everything a Bilevel's step changes, to be restored exactly and in place."""
 
     def __init__(self, bilevel: Bilevel) -> None:
         self.bilevel, self.device = bilevel, bilevel.device
@@ -316,7 +315,7 @@ class State:
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Optimizer state that was made meanwhile becomes 0, what torch's SGD and Adam start from."""
+        """Restore the snapshot. Optimizer state created since becomes 0, the initial value of torch's SGD and Adam."""
         for tensor, value in self._saved.values():
             tensor.copy_(value)
         for tensor in self._moments():
@@ -330,7 +329,7 @@ class State:
 
 
 def _rate(lr: float | Tensor, device: torch.device) -> Tensor:
-    """A float32 tensor of one element on the device: `lr` itself if it is one."""
+    """Return a float32 tensor of one element on the device: `lr` itself if it already is one."""
     if isinstance(lr, Tensor) and (lr.device, lr.dtype, lr.dim()) == (device, torch.float32, 0):
         return lr
     return torch.tensor(float(lr), dtype=torch.float32, device=device)

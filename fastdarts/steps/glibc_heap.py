@@ -1,46 +1,46 @@
-"""The C library's heap as torch's CPU tensors see it: how far it grows for the tensors in it, gaps included.
+"""Model of glibc's heap under torch's CPU tensors: its growth, fragmentation included.
 
-torch asks for blocks at multiples of 64 bytes (posix_memalign). glibc looks for the smallest hole with PADDING bytes more than
-the block, cuts the block out at such a multiple and gives the rest back. So the hole that a tensor leaves is too small for the
-next tensor of its size, unless it merges with a hole beside it. Small blocks (nodes of autograd's graph, Python's objects) keep
-many from merging: one fits just into what was given back behind a tensor. Such a block is called a wall here.
+torch requests blocks aligned to 64 bytes (posix_memalign). glibc takes the smallest hole with PADDING bytes more than the
+block, carves an aligned block out of it and frees the remainder. So the hole left by a tensor is too small for the next
+tensor of the same size, unless it merges with an adjacent hole. Small blocks (autograd nodes, Python objects) prevent many
+merges, since one fits exactly into the remainder behind a tensor. Such a block is called a wall here.
 """
 
 from bisect import bisect_left, insort
 from typing import NamedTuple
 
-HEADER, GRAIN = 8, 16  # bytes that the C library keeps with each block; blocks are multiples of GRAIN
-PADDING = 96  # 64 for the place at a multiple of 64, 32 for the smallest block that can be given back
-MAPPED = 32 << 20  # a block of so many bytes is no part of the heap: the C library maps it by itself
-# Behind every so many tensors a wall is built. Counted in a step of the definition on ImageNet's stem, k = 4: of the bytes that
-# tensors gave back, 28 % lay before a small block.
+HEADER, GRAIN = 8, 16  # bytes of glibc's block header; blocks are multiples of GRAIN
+PADDING = 96  # 64 for alignment, 32 for the smallest block that can be freed
+MAPPED = 32 << 20  # mmap threshold: blocks of at least this size are mapped outside the heap
+# Tensors per wall. Measured in a step of the definition on ImageNet's stem, k = 4: 28 % of the bytes freed by tensors were
+# followed by a small block.
 WALLED = 3
 
 
 class Block(NamedTuple):
-    """Where a block of the heap lies; start -1: mapped by itself."""
+    """Position of a block in the heap; start -1: mapped separately."""
 
     start: int
     size: int
 
 
 class Heap:
-    """Blocks are taken and given back; `taken` is what the heap holds with its holes, and what is mapped besides."""
+    """Heap of allocated and freed blocks; `taken` counts the heap with its holes, and separately mapped blocks."""
 
     def __init__(self) -> None:
-        self._holes: list[tuple[int, int]] = []  # size and start of each, by size
-        self._by_start: dict[int, int] = {}  # their sizes
+        self._holes: list[tuple[int, int]] = []  # (size, start), sorted by size
+        self._by_start: dict[int, int] = {}  # size by start
         self._by_end: dict[int, int] = {}
         self._top = self._mapped = self._count = 0
         self._walls: list[Block] = []
 
     @property
     def taken(self) -> int:
-        """Bytes."""
+        """Return the bytes taken."""
         return self._top + self._mapped
 
     def take(self, size: int, walled: bool = False) -> Block:
-        """A block for a tensor of `size` bytes; with `walled` every WALLED-th call builds a wall behind it."""
+        """Allocate a block for a tensor of `size` bytes; with `walled` every WALLED-th call adds a wall behind it."""
         if size >= MAPPED:
             self._mapped += size
             return Block(-1, size)
@@ -61,7 +61,7 @@ class Heap:
         return Block(start, size)
 
     def give(self, block: Block) -> None:
-        """Back; it merges with the holes beside it."""
+        """Free a block and merge it with adjacent holes."""
         if block.start < 0:
             self._mapped -= block.size
             return
@@ -80,7 +80,7 @@ class Heap:
             self._add(start, end - start)
 
     def walls(self) -> list[Block]:
-        """The walls built since the last call: whoever asks gives them back."""
+        """Return the walls added since the last call; the caller frees them."""
         walls, self._walls = self._walls, []
         return walls
 

@@ -1,4 +1,4 @@
-"""How much memory a bilevel step takes at most, found by taking one on tensors without storage; and what fits.
+"""Estimate the peak memory of a bilevel step by running it on tensors without storage, and the batch size that fits.
 
 Notation: N images of a batch, S pixels a side.
 """
@@ -26,21 +26,21 @@ from fastdarts.search.precision import Amp
 from fastdarts.steps.memory_counter import Counted
 from fastdarts.supernet import Network
 
-# What a process takes once operators run, whatever their sizes: measured with one or two images of 8 to 64 pixels, where the
-# rest is next to nothing. 9 MB of the definition's are oneDNN's, which compiles its convolutions for each shape and keeps
-# them; the others are there without oneDNN, too, and come with its many small operators.
+# Fixed memory of a process once operators run: measured with one or two images of 8 to 64 pixels, where the rest is
+# negligible. 9 MB of the definition's are oneDNN's, which compiles and caches convolutions for each shape; the others occur
+# without oneDNN too, and come with its many small operators.
 PROCESS, PROCESS_DEFINITION = 2 << 20, 20 << 20
-STEP = 8  # batches that are tried are multiples of it
+STEP = 8  # batch sizes are tried in multiples of it
 STATUS = Path("/proc/self/status")
 EXHAUSTED = re.compile(r"can't allocate memory|bad_alloc|out of memory|Cannot allocate memory", re.IGNORECASE)
 
 
 class NoMemory(RuntimeError):
-    """Memory gave out; the message has the figures and the batch that would fit."""
+    """Out of memory; the message gives the figures and a batch size that would fit."""
 
 
 def meta_batch(batch_size: int, image_size: int) -> Batch:
-    """A batch of that shape on the meta device."""
+    """Return a batch of that shape on the meta device."""
     with torch.device("meta"):
         return Batch(
             torch.empty(batch_size, image_size, image_size, 3, dtype=torch.uint8),
@@ -63,24 +63,24 @@ def step_bytes(
     ahead: int = 0,
     averaged: bool = False,
 ) -> int:
-    """Bytes that bilevel steps on `device` take at most: weights, gradients, optimizers' state, everything in between.
+    """Return the peak bytes of bilevel steps on `device`: weights, gradients, optimizer state and intermediates.
 
-    All modules and tensors are given on the meta device, and none is computed or allocated; the backends are those that would
-    serve on `device`. Both halves of a step are taken, alpha's and the weights', with batches like `batch`. An evaluation
-    keeps nothing for a backward, so it is never what takes most.
+    All modules and tensors are on the meta device; nothing is computed or allocated. The backends are those selected for
+    `device`. Both updates of a step are run, alpha's and the weights', with batches like `batch`. An evaluation keeps nothing
+    for a backward, so it never sets the peak.
 
-    amp       precision of the forwards. Needs the device to be there
+    amp       precision of the forward passes. Requires the device to be present
     unrolled  second order, with its copies of the weights
-    hessian   an estimate of the Hessian in alpha too: a backward in alpha, in float32 whatever amp is
-    ahead     batches that wait on the device for their steps
+    hessian   also an estimate of the Hessian in alpha: a backward in alpha, in float32 for any amp
+    ahead     prefetched batches on the device
     averaged  gradients are averaged over ranks, in one flat tensor
 
-    On a GPU these are the bytes of tensors. What is not in them: the rounding of torch's allocator and gaps in its pool,
-    workspaces of cuDNN, small sums of the fused kernels, the context (about half a GiB), and what captured steps keep.
+    On a GPU only tensors are counted. Excluded are the rounding of torch's allocator and gaps in its pool, cuDNN's
+    workspaces, small sums of the fused kernels, the context (about half a GiB), and memory held by captured steps.
     """
     device, dtype = torch.device(device), next(supernet.parameters()).dtype
     fused = choose("mixed_cell", supernet.backend, device, dtype) != "definition"
-    # of definitions plain meta tensors tell the same, and sooner; autocast does not see those
+    # for definitions plain meta tensors give the same result faster; autocast ignores them
     mode = FakeTensorMode() if fused or amp != "off" else None
     where = torch.device("meta") if mode is None else device
     counted = Counted(device.type == "cpu")
@@ -108,7 +108,7 @@ def step_bytes(
         reduce = (lambda flat: None) if averaged else None
         bilevel = _Counting(supernet, objective, relaxation, *optimizers, unrolled=unrolled, reduce=reduce)
         bilevel.precision = Precision(amp, where)
-        for _ in range(2 if fused else 1):  # what the first leaves in the workspace may not fit the second
+        for _ in range(2 if fused else 1):  # blocks left in the workspace by the first may not fit the second
             bilevel(step, train, val)
         if hessian:
             with held(bilevel.weights):
@@ -122,7 +122,7 @@ def step_bytes(
 
 
 def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation) -> list[torch.optim.Optimizer]:
-    """SGD and Adam with the state that they have from their first step on."""
+    """Return SGD and Adam with the state they hold from their first step on."""
     weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
     sgd, adam = torch.optim.SGD(weights, 0.1, momentum=0.9), torch.optim.Adam(relaxation.parameters())
     for w in weights:
@@ -133,14 +133,14 @@ def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRela
 
 
 class _Counting(Bilevel):
-    """A Bilevel whose updates take no memory of their own, as those of fused optimizers."""
+    """Bilevel whose updates allocate no memory, like fused optimizers'."""
 
     def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         optimizer.zero_grad()
 
 
 def free_bytes(device: torch.device | str) -> int:
-    """What is free on a GPU; on a CPU what this process may still take: of memory, its control group, its address space."""
+    """Return the free bytes of a GPU; on a CPU the bytes left to this process: RAM, control group, address space."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -153,9 +153,9 @@ def free_bytes(device: torch.device | str) -> int:
 
 
 def largest_batch(peak: Callable[[int], int], space: int, most: int, multiple: int = STEP) -> int:
-    """The largest multiple of `multiple`, at most `most`, with peak(N) <= space; 0 where none is.
+    """Return the largest multiple of `multiple`, at most `most`, with peak(N) <= space; 0 if there is none.
 
-    peak  bytes of a step with N images, growing about in proportion to what N adds
+    peak  bytes of a step with N images, approximately affine in N
     """
     top = most // multiple
     if not top or peak(multiple) > space:
@@ -185,14 +185,14 @@ def largest_batch(peak: Callable[[int], int], space: int, most: int, multiple: i
 
 
 def exhausted(error: BaseException) -> bool:
-    """Whether an error says that memory gave out, on a GPU or in this process."""
+    """Return whether an error means out of memory, on a GPU or in this process."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return known or (isinstance(error, RuntimeError) and bool(EXHAUSTED.search(str(error))))
 
 
 @contextmanager
 def memory_told(tell: Callable[[], str]) -> Generator[None]:
-    """Inside, memory that gives out is raised as NoMemory with what `tell` says."""
+    """Context manager: raises an out-of-memory error as NoMemory with the text of `tell`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -1,8 +1,7 @@
-"""Counts the bytes that operators would take, where their tensors have no storage (meta or fake tensors).
+"""Count the bytes that operators would allocate, on tensors without storage (meta or fake tensors).
 
-On a GPU a tensor takes its bytes and gives them back. In a process's own memory two things come on top: torch's tensors lie
-in the C library's heap, between holes that fit nothing (heap.py), and the native ops keep what they have taken
-(csrc/cpu/workspace.cpp).
+On a GPU a tensor allocates its bytes and frees them. Two effects add to that in host memory: torch's tensors are in glibc's
+heap, between unusable holes (glibc_heap.py), and the native ops cache their allocations (csrc/cpu/workspace.cpp).
 """
 
 import weakref
@@ -19,16 +18,16 @@ from fastdarts.kernels.arguments import MixedCellBackward
 from fastdarts.ops import mixed_cell
 from fastdarts.steps.glibc_heap import Block, Heap
 
-HUGE = 2 << 20  # a block of so many bytes is in huge pages
+HUGE = 2 << 20  # blocks of at least this size are in huge pages
 HEADER = 64  # bytes before each block of the workspace
 
 
 class Counted(TorchDispatchMode):
-    """Inside, what each operator makes is added to `live` until its last tensor ends; `peak` is the most there was.
+    """Dispatch mode that adds each operator's storages to `live` for their lifetime; `peak` is the maximum of `live`.
 
-    host  tensors stand for such in this process's own memory: `live` has the heap's holes too
-    An operator on the meta device whose arguments look like those of an earlier call gives tensors that look like that
-    call's: torch's own way to find their shapes is many times slower.
+    host  tensors represent host memory: `live` includes the heap's holes
+    An operator on the meta device with arguments of the same shapes as an earlier call returns tensors like that call's:
+    torch's own shape inference is many times slower.
     """
 
     def __init__(self, host: bool) -> None:
@@ -47,9 +46,9 @@ class Counted(TorchDispatchMode):
             self._scratch(MixedCellBackward(*args))
         for tensor in tree_leaves(results):
             if isinstance(tensor, Tensor):
-                # of the native ops, states and what is kept are in the workspace; statistics are torch's own
+                # native ops keep states and saved tensors in the workspace; statistics are torch's
                 self.add(tensor, native and tensor.dim() in (1, 4), made=True)
-        if backward and not self.host:  # on a GPU beside what it gives
+        if backward and not self.host:  # on a GPU in addition to its results
             self.peak = max(self.peak, self.live + mixed_cell.backward_scratch(MixedCellBackward(*args)))
         return results
 
@@ -67,7 +66,7 @@ class Counted(TorchDispatchMode):
         return results
 
     def add(self, tensor: Tensor, from_workspace: bool = False, made: bool = False) -> None:
-        """Count a tensor's storage, if it is not counted yet, until the storage ends. `made`: by an operator."""
+        """Count a tensor's storage once, until it is freed. `made`: created by an operator."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._seen:
@@ -87,11 +86,11 @@ class Counted(TorchDispatchMode):
             weakref.finalize(storage, self._free, key, size)
 
     def pass_begins(self, *_: Any) -> None:
-        """A forward begins (a hook of the module that computes the loss): what was beside the graphs has ended."""
+        """Start of a forward (a hook of the module that computes the loss): memory outside the graphs has been freed."""
         self._free_heap(self._heap.walls())
 
     def pass_ends(self, module: Any, args: Any, loss: Tensor) -> None:
-        """A forward ends (a hook of that module): the walls in the heap stay as long as the loss' graph."""
+        """End of a forward (a hook of that module): the heap's walls live as long as the loss' graph."""
         weakref.finalize(loss, self._free_heap, self._heap.walls())
 
     def _grow(self, size: int) -> None:
@@ -114,14 +113,14 @@ class Counted(TorchDispatchMode):
         self._workspace.give(block)
 
     def _scratch(self, a: MixedCellBackward) -> None:
-        """The fused cell's backward sums up its nodes' gradients in blocks of its own; twice where channels are shuffled."""
+        """Count the scratch blocks of the fused cell's backward for node gradients; twice with shuffled channels."""
         block, grown = self._workspace.take(a.grad.numel() * a.grad.element_size() * (2 if a.partial_channels > 1 else 1))
         self._grow(grown)
         self._workspace.give(block)
 
 
 class _Looks(NamedTuple):
-    """A tensor's shape, strides and dtype."""
+    """Shape, strides and dtype of a tensor."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -130,23 +129,23 @@ class _Looks(NamedTuple):
 
 @cache
 def _aliases(func: Any) -> bool:
-    """Whether an operator writes to an argument or returns a view of one."""
+    """Return whether an operator writes to an argument or returns a view of one."""
     schema = func._schema
     return schema.is_mutable or any(x.alias_info is not None for x in (*schema.arguments, *schema.returns))
 
 
 def _look(value: Any, on_meta: list[bool]) -> Any:
-    """Nested arguments with their tensors as _Looks; notes of each whether it is on the meta device."""
+    """Replace the tensors of nested arguments by _Looks; records for each whether it is on the meta device."""
     if isinstance(value, Tensor):
         on_meta.append(value.is_meta)  # a fake tensor is not
         return _Looks(tuple(value.shape), value.stride(), value.dtype)
     if isinstance(value, list | tuple):
         return tuple([_look(v, on_meta) for v in value])
-    return type(value), value  # 1, 1.0 and True are equal and make different tensors
+    return type(value), value  # 1, 1.0 and True are equal but give different tensors
 
 
 def _like(looks: Any) -> Any:
-    """A call's results, with the tensors made anew."""
+    """Return a call's results with new tensors."""
     if isinstance(looks, _Looks):
         return torch.empty_strided(looks.shape, looks.strides, dtype=looks.dtype, device="meta")
     if looks and isinstance(looks[0], type):
@@ -155,20 +154,20 @@ def _like(looks: Any) -> Any:
 
 
 class Workspace:
-    """The native ops' memory: a block that is given back is kept for the next of about its size."""
+    """Model of the native ops' memory: a freed block is kept for the next one of similar size."""
 
     def __init__(self) -> None:
-        self._idle: list[tuple[int, int]] = []  # of each block its size and how much of it was ever used, by size
+        self._idle: list[tuple[int, int]] = []  # (size, bytes ever used) of each block, sorted by size
 
     def take(self, size: int) -> tuple[tuple[int, int], int]:
-        """A block, and how many of its bytes are used for the first time: those alone become resident."""
+        """Return a block and the number of its bytes used for the first time: only these become resident."""
         used = size + HEADER
         step = HEADER
         while step * 16 <= used:
             step *= 2
         wanted = -(-used // step) * step
         if wanted >= HUGE:
-            used = wanted  # in huge pages, which are resident as a whole
+            used = wanted  # huge pages become resident as a whole
         at = bisect_left(self._idle, (wanted, 0))
         if at == len(self._idle) or self._idle[at][0] > 2 * wanted:
             return (wanted, used), used
@@ -176,5 +175,5 @@ class Workspace:
         return (room, max(before, used)), max(0, used - before)
 
     def give(self, block: tuple[int, int]) -> None:
-        """Back to the idle ones."""
+        """Return a block to the idle ones."""
         insort(self._idle, block)

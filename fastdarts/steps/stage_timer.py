@@ -1,7 +1,7 @@
-"""How long the parts of a step take: the update of the weights, that of alpha, and in both the optimizer's.
+"""Time the stages of a step: the weights' update, alpha's update, and the optimizer in both.
 
-On a CPU by the host's clock. On a GPU by events in the stream, which wait for nothing and are read at the end of an epoch;
-a step that is replayed as CUDA graphs is timed by graph, optimizers included.
+On a CPU by the host's clock. On a GPU by events in the stream, without synchronisation, read at the end of an epoch; a step
+replayed as CUDA graphs is timed per graph, optimizers included.
 """
 
 from collections import defaultdict
@@ -13,13 +13,13 @@ import torch
 
 from fastdarts.steps.cuda_graph import CapturedBilevel
 
-METHODS = {"weight_step": "weights", "arch_step": "alpha", "_update": "optimizer"}  # of a Bilevel, and their stages
+METHODS = {"weight_step": "weights", "arch_step": "alpha", "_update": "optimizer"}  # methods of a Bilevel, and their stages
 
 
 class Stages:
-    """Times the parts of those CapturedBilevels that it follows.
+    """Timer of the stages of the CapturedBilevels it follows.
 
-    A part within another counts for itself alone. Where ranks search together, averaging over them is one: "reduce".
+    A nested stage is subtracted from its enclosing one. With several ranks, averaging over them is a stage: "reduce".
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Stages:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def follow(self, steps: CapturedBilevel) -> CapturedBilevel:
-        """`steps`, whose parts are timed from now on."""
+        """Time the stages of `steps` from now on; returns `steps`."""
         self.on_gpu = steps.bilevel.device.type == "cuda"
         for method, stage in METHODS.items():
             setattr(steps.bilevel, method, self.timed(stage, getattr(steps.bilevel, method)))
@@ -41,7 +41,7 @@ class Stages:
         return steps
 
     def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
-        """`work`, whose calls count as `stage`."""
+        """Wrap `work` so that its calls count as `stage`."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if self.on_gpu and torch.cuda.is_current_stream_capturing():
@@ -58,7 +58,7 @@ class Stages:
         return run
 
     def drain(self) -> dict[str, float]:
-        """Seconds of each stage since the last call. Waits for the device: to be called where the host has waited."""
+        """Return the seconds of each stage since the last call. Waits for the device: call it after the host has waited."""
         if self._marks:
             self._marks[-1][3].synchronize()
         for stage, around, begin, end in self._marks:

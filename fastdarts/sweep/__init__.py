@@ -1,4 +1,5 @@
-"""A grid of searches: every combination of the values of some settings is one run, and together they make one table.
+"""Grid of searches: one run for each combination of setting values, summarised in one table.
 
-`python -m fastdarts.sweep` is in __main__; what is run in grid, how in jobs, what came of it in folder, results and plot.
+`python -m fastdarts.sweep` is in __main__; the combinations are in grid, their execution in jobs, the results in folder,
+results and plot.
 """

@@ -1,8 +1,8 @@
-"""A grid of searches, resumably, into one table and one plot.
+"""Run a grid of searches, resumably, into one table and one plot.
 
 `python -m fastdarts.sweep search_imagenet --save runs/ratios --grid mask_ratio=0.2,0.4 --grid seed=0,1,2 -- --epochs 4`
-runs every combination in a folder of its own under --save; the flags behind -- are those of all runs. The same command
-continues what was broken off, runs again what failed, and leaves alone what has finished; more values add runs.
+runs every combination in a separate folder under --save; the flags after -- apply to all runs. The same command continues
+interrupted runs, repeats failed ones and skips finished ones; additional values add runs.
 """
 
 import argparse
@@ -33,7 +33,7 @@ DAY = 24 * 60
 
 
 class _Parser(argparse.ArgumentParser):
-    """Wrong arguments are one line, as all other wrong input is."""
+    """Parser that reports invalid arguments in one line, like all other invalid input."""
 
     def error(self, message: str) -> NoReturn:
         hint = "; the search's own flags stand behind --" if message.startswith("unrecognized") else ""
@@ -44,8 +44,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status.
 
-    0 all runs have finished, 1 some failed (each is named on stderr), 2 wrong input, 75 asked to stop by SIGTERM or
-    SIGUSR1, 130 interrupted (SIGINT). After 1, 75 and 130 the same command continues.
+    0 all runs have finished, 1 some failed (each is listed on stderr), 2 invalid input, 75 stopped by SIGTERM or SIGUSR1,
+    130 interrupted (SIGINT). After 1, 75 and 130 the same command continues.
     """
     own, flags = _halves(list(sys.argv[1:] if argv is None else argv))
     given = _parser().parse_args(own)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elsewhere = given.executor == "slurm"
         combinations = grid.combinations(elsewhere)
         folder = SweepFolder.open(given.save, given.command, grid, combinations, elsewhere)
-        left = folder.left(combinations)  # what has finished needs neither its images nor its table any more
+        left = folder.left(combinations)  # finished runs no longer need their images or benchmark table
         _check_metric(given.metric, left)
         grid.check(left, elsewhere)
         executor = _executor(given, folder)
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             return sweep.close({combination.name for combination in combinations})
     except (SweepError, RunFolderError, NoExecutor) as error:
         return _told(f"error: {error}", 2)
-    except OSError as error:  # a full disk, a folder that went away
+    except OSError as error:  # a full disk, a folder that disappeared
         return _told(f"stopped: {error}; the same command continues", 1)
     except Stopped as stopped:
         return _told(f"stopped by {stopped}; the same command continues", stopped.status)
 
 
 class Sweep:
-    """A sweep at work: starts what is left, and keeps the folder's table."""
+    """Active sweep: starts the remaining runs and updates the folder's table."""
 
     def __init__(self, command: str, grid: Grid, folder: SweepFolder, metric: str) -> None:
         self.grid, self.folder, self.metric = grid, folder, metric
@@ -79,7 +79,7 @@ class Sweep:
         self.facts |= {"commit": provenance.commit(), "versions": provenance.versions()}
 
     def run(self, combinations: Sequence[Combination], executor: Executor, signals: SignalHandler) -> None:
-        """Run what has not finished. Raises Stopped after a signal, which is passed on, when all that runs has ended."""
+        """Run the unfinished combinations. Forwards a signal to the runs and raises Stopped once all have ended."""
         left = self.folder.left(combinations)
         print(f"{len(combinations)} runs in {self.folder.path}, {len(combinations) - len(left)} of them finished", flush=True)
         waiting, running, told = deque(left), {}, False
@@ -101,16 +101,16 @@ class Sweep:
                         job.stop(signals.signal)
                 elif running:
                     sleep(executor.pause)
-        finally:  # nothing is left behind by a sweep that fails itself
+        finally:  # a failing sweep leaves no runs behind
             for job, _ in running.values():
                 job.stop(signal.SIGTERM)
             self._table()
         signals.check()
 
     def close(self, asked: Set[str]) -> int:
-        """Write table and plot, name what has not finished; returns the exit status, 0 if that is none of the runs `asked` for.
+        """Write table and plot, list unfinished runs; returns the exit status, 0 if all runs `asked` for have finished.
 
-        Raises SweepError where no run has the metric.
+        Raises SweepError if no run has the metric.
         """
         bad = [row for row in self.folder.rows.values() if row["state"] != "finished"]
         for row in bad:
@@ -137,7 +137,7 @@ class Sweep:
         self._record()
 
     def _record(self) -> list[Row]:
-        """sweep.json and sweep.csv, as things stand."""
+        """Write the current sweep.json and sweep.csv."""
         rows = self.folder.results()
         table = [asdict(group) for group in aggregate(rows, self.facts["axes"])]
         self.folder.write(self.facts | {"runs": rows, "table": table})
@@ -145,7 +145,7 @@ class Sweep:
         return rows
 
     def _table(self) -> str:
-        """Write sweep.md of the runs that have finished; returns it, nothing when there are none."""
+        """Write sweep.md for the finished runs; returns its text, "" without any."""
         groups = aggregate(self._record(), self.facts["axes"])
         table = markdown(groups, self.metric) if groups else ""
         if table:
@@ -153,7 +153,7 @@ class Sweep:
         return table
 
     def _plot(self) -> None:
-        """Draw what has finished, over the seed where it is the only axis. Raises SweepError where no run has the metric."""
+        """Plot the finished runs, over the seed if it is the only axis. Raises SweepError if no run has the metric."""
         rows = self._record()
         groups = aggregate(rows, self.facts["axes"])
         names = figure_names(rows)
@@ -170,34 +170,32 @@ class Sweep:
 
 
 def _halves(argv: list[str]) -> tuple[list[str], list[str]]:
-    """What stands before -- and behind it."""
+    """Split the arguments at --."""
     cut = argv.index("--") if "--" in argv else len(argv)
     return argv[:cut], argv[cut + 1 :]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=PROG, description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=list(COMMANDS), help="the search that is run")
-    parser.add_argument("--save", type=path_of, required=True, metavar="FOLDER", help="the sweep's folder, made or continued")
+    parser.add_argument("command", choices=list(COMMANDS), help="search command to run")
+    parser.add_argument("--save", type=path_of, required=True, metavar="FOLDER", help="sweep folder, created or continued")
     parser.add_argument(
         "--grid", action="append", required=True, metavar="SETTING=VALUE,...",
-        help="an axis: a setting of the search and its values; the first one is the plot's, over `seed` is averaged",
+        help="an axis: a setting of the search and its values; the plot uses the first one and averages over `seed`",
     )  # fmt: skip
-    parser.add_argument(
-        "--metric", default="valid.loss", help="figure that is plotted, by its name in sweep.csv (default: valid.loss)"
-    )
+    parser.add_argument("--metric", default="valid.loss", help="figure to plot, by its name in sweep.csv (default: valid.loss)")
     parser.add_argument(
         "--executor", choices=("here", "local", "slurm"), default="here",
-        help="one run after the other on this machine (default), or through submitit: --jobs at a time on it, or on SLURM",
+        help="one run at a time on this machine (default), or --jobs at a time through submitit, on this machine or on SLURM",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="runs at a time (default: 1; not with here)")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="concurrent runs (default: 1; not with here)")
     parser.add_argument(
         "--timeout_minutes", "--timeout-minutes", type=_positive, metavar="N",
-        help=f"a job's time; then it takes a checkpoint and is queued again (default: {DAY}; not with here)",
+        help=f"time limit of a job, after which it saves a checkpoint and is requeued (default: {DAY}; not with here)",
     )  # fmt: skip
     parser.add_argument(
         "--slurm", action="append", default=[], type=_parameter, metavar="NAME=VALUE",
-        help="a parameter of sbatch, as partition=gpu, gpus_per_node=1, cpus_per_task=8, mem=32GB, account=A",
+        help="an sbatch parameter, for example partition=gpu, gpus_per_node=1, cpus_per_task=8, mem=32GB, account=A",
     )  # fmt: skip
     return parser
 
@@ -216,14 +214,14 @@ def _parameter(text: str) -> tuple[str, str | int]:
 
 
 def _check_metric(metric: str, combinations: Sequence[Combination]) -> None:
-    """Raise SweepError for a figure that none of the runs, if there are any, can have."""
+    """Raise SweepError for a metric that none of the runs, if any, can have."""
     looked_up = any(getattr(c.settings, "benchmark", None) for c in combinations)
     if combinations and metric.startswith("benchmark.") and not looked_up:
         raise SweepError(f"--metric {metric}: no run looks its cell up, give --benchmark behind --")
 
 
 def _executor(given: argparse.Namespace, folder: SweepFolder) -> Executor:
-    """What starts the runs. Raises SweepError, NoExecutor."""
+    """Return the executor of the runs. Raises SweepError, NoExecutor."""
     if given.slurm and given.executor != "slurm":
         raise SweepError("--slurm goes with --executor slurm")
     if given.executor == "here":
@@ -239,7 +237,7 @@ def _executor(given: argparse.Namespace, folder: SweepFolder) -> Executor:
 
 
 def _fate(row: Row, asked: bool, log: Path) -> str:
-    """How a run ended that has not finished."""
+    """Return how an unfinished run ended."""
     status = row["status"]
     if not asked:
         return f"{row['run']}, of an earlier --grid, has not finished"

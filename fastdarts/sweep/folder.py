@@ -1,11 +1,11 @@
-"""The folder of a sweep: one run folder for each combination, and what came of all of them.
+"""Sweep folder: one run folder per combination, and the combined results.
 
-sweep.json       the command, its flags, the axes, a row for each run (settings, state, figures), the aggregated table
+sweep.json       command, flags, axes, a row per run (settings, state, figures), the aggregated table
 sweep.csv        the runs' rows
 sweep.md         the table: mean ± standard deviation over the seeds
 sweep.svg .png   the plot
 AXIS=VALUE,...   the run folders
-logs             what each run printed, and submitit's files
+logs             output of each run, and submitit's files
 """
 
 import json
@@ -28,10 +28,10 @@ NEVER = {"state": "waiting", "status": None, "why": None}
 
 
 class SweepFolder:
-    """A folder that a sweep writes, or continues.
+    """Folder of a new or continued sweep.
 
-    rows  by the run's name: "state" (waiting, running, finished, failed, stopped), exit "status", "why" (the last line that
-          it printed), the values on the axes
+    rows  by run name: "state" (waiting, running, finished, failed, stopped), exit "status", "why" (the last line printed),
+          the values on the axes
     """
 
     def __init__(self, path: Path, rows: dict[str, Row]) -> None:
@@ -39,11 +39,11 @@ class SweepFolder:
 
     @classmethod
     def open(cls, path: Path, command: str, grid: Grid, combinations: Sequence[Combination], elsewhere: bool) -> "SweepFolder":
-        """Look at `path` without changing anything: a new or empty folder, or a sweep of this command, these axes and flags.
+        """Inspect `path` without changing it: a new or empty folder, or a sweep of this command, these axes and flags.
 
-        Raises SweepError for anything else, and for a run of other settings, each of which is named.
+        Raises SweepError for any other folder, and for a run of different settings, naming each difference.
 
-        elsewhere  what the settings of a run become depends on another machine: each run compares them itself
+        elsewhere  settings resolve on another machine: each run compares them itself
         """
         rows: dict[str, Row] = {}
         moved: list[str] = []
@@ -65,7 +65,7 @@ class SweepFolder:
                     run = RunFolder.open(path / combination.name, combination.settings)
                     if moved and run.saved is not None:
                         grid.command.compare(combination.resolved, run)
-                        moved = []  # all runs have the same
+                        moved = []  # equal for all runs
                 except (RunFolderError, DataError) as error:
                     raise SweepError(f"{combination.name}: {error}") from error
             rows.setdefault(combination.name, {"run": combination.name, **combination.values, **NEVER})
@@ -74,25 +74,25 @@ class SweepFolder:
         return folder
 
     def left(self, combinations: Sequence[Combination]) -> list[Combination]:
-        """Those that have not finished."""
+        """Return the unfinished combinations."""
         return [combination for combination in combinations if self.rows[combination.name]["state"] != "finished"]
 
     def locked(self) -> AbstractContextManager[None]:
-        """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does."""
+        """Context manager: creates and locks the folder. Raises RunFolderError if another process holds the lock."""
         return RunFolder(self.path).locked()
 
     def log(self, name: str) -> Path:
-        """What the run printed."""
+        """Return the path of the run's output."""
         return self.path / "logs" / f"{name}.txt"
 
     def last_line(self, name: str) -> str:
-        """The last line that the run printed, or nothing."""
+        """Return the last line printed by the run, or ""."""
         log = self.log(name)
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.is_file() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
     def finished(self, name: str) -> bool:
-        """Whether the run came to its end: its status says so, and its newest checkpoint, if there is one, does too."""
+        """Return whether the run finished, according to its status file and its newest checkpoint, if any."""
         folder = self.path / name
         status = folder / "status"
         epochs = epochs_of(folder)
@@ -101,11 +101,11 @@ class SweepFolder:
         try:
             found = RunFolder(folder).checkpoints.newest()
         except DamagedCheckpoint:
-            return False  # the run tells
+            return False  # the run reports it
         return found is None or found.state["epoch"] >= epochs[-1]["epoch"]
 
     def _look(self) -> None:
-        """See which runs have finished, whatever was noted of them: a sweep that is killed notes nothing."""
+        """Update which runs have finished, whatever was recorded: a killed sweep records nothing."""
         for name, row in self.rows.items():
             if self.finished(name):
                 row |= {"state": "finished", "status": 0, "why": None}
@@ -113,7 +113,7 @@ class SweepFolder:
                 row |= {"state": "stopped", "status": None, "why": None}
 
     def ended(self, name: str, status: int, told: bool) -> Row:
-        """Note how a run ended, which may have been told to; returns its row."""
+        """Record how a run ended, possibly on a stop request; returns its row."""
         row = self.rows[name]
         stopped = told or status in (AGAIN, INTERRUPTED)
         state = "finished" if status == 0 and self.finished(name) else "stopped" if stopped else "failed"
@@ -121,19 +121,19 @@ class SweepFolder:
         return row
 
     def results(self) -> list[Row]:
-        """The rows with what the run folders hold: the figures of finished runs, and all settings."""
+        """Return the rows with the content of the run folders: figures of finished runs, and all settings."""
         return [row | figures(self.path / name, row["state"] == "finished") for name, row in self.rows.items()]
 
     def write(self, facts: Mapping[str, Any]) -> None:
-        """sweep.json."""
+        """Write sweep.json."""
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "sweep.json", json.dumps(facts, indent=2) + "\n")
 
 
 def _continued(path: Path, command: str, grid: Grid, elsewhere: bool) -> tuple[dict[str, Row], list[str]]:
-    """The rows of the sweep that sweep.json tells of, and the flags that name another place now.
+    """Return the rows of the sweep in sweep.json, and the flags whose place has changed.
 
-    Raises SweepError unless it is of this command, these axes and flags.
+    Raises SweepError unless command, axes and flags match.
     """
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
@@ -162,5 +162,5 @@ def _continued(path: Path, command: str, grid: Grid, elsewhere: bool) -> tuple[d
 
 
 def _without_results(row: Row, saved: Mapping[str, Any]) -> Row:
-    """What is kept of a run's row: its figures are read anew."""
+    """Return the row without its figures, which are read again."""
     return {name: row[name] for name in ("run", *saved["axes"], *NEVER)}

@@ -1,4 +1,4 @@
-"""What a sweep runs: the combinations of its axes' values, each one the settings of a run, checked before it begins."""
+"""Combinations of a sweep's axis values, each the settings of one run, validated before the sweep starts."""
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -28,14 +28,14 @@ _ODD = re.compile(r"[^\w.+-]+")
 
 
 class SweepError(ValueError):
-    """A sweep that cannot be run as it was asked for; the message says why."""
+    """Sweep that cannot run as requested; the message gives the reason."""
 
 
 def check_search(resolved: Resolved, elsewhere: bool, checked: set[Hashable]) -> None:
-    """Raise ConfigError where the search could not begin.
+    """Raise ConfigError if the search could not start.
 
-    elsewhere  files are not looked for
-    checked    what is known to be good, which grows: searches but for their seed, tables of true accuracies
+    elsewhere  skip checks for files
+    checked    updated set of validated items: searches except for their seed, tables of true accuracies
     """
     settings = resolved.settings
     if (like := replace(settings, seed=0)) in checked:
@@ -54,11 +54,11 @@ def check_search(resolved: Resolved, elsewhere: bool, checked: set[Hashable]) ->
 
 @dataclass(frozen=True)
 class Command:
-    """A search command.
+    """Search command.
 
-    module    has `main(argv)`, which returns the exit status, and `resolve(given)`, whose `settings` are those of the run
-    settings  what its flags are made from
-    check     as check_search
+    module    has `main(argv)`, which returns the exit status, and `resolve(given)`, with the run's `settings`
+    settings  settings class of its flags
+    check     see check_search
     """
 
     module: str
@@ -67,7 +67,7 @@ class Command:
 
     @staticmethod
     def compare(resolved: Resolved, run: RunFolder) -> None:
-        """Raise DataError or RunFolderError where the images that the settings name are not those that a run began with."""
+        """Raise DataError or RunFolderError if the settings' images differ from those of the existing run."""
         resolved.dataset.images.choose(resolved.settings, run)
 
 
@@ -79,7 +79,7 @@ COMMANDS = {
 
 @dataclass(frozen=True)
 class Combination:
-    """One run of a sweep: its name, its value on each axis, its flags without --save, and what they stand for."""
+    """One run of a sweep: name, value on each axis, flags without --save, and resolved settings."""
 
     name: str
     values: dict[str, Any]
@@ -88,13 +88,13 @@ class Combination:
 
     @property
     def settings(self) -> Settings:
-        """Of the run."""
+        """Return the settings of the run."""
         return self.resolved.settings
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What is asked for: a command, the flags that all its runs share (as given, and by field), and the axes' values."""
+    """Requested sweep: command, flags shared by all runs (as given, and by field), and axis values."""
 
     command: Command
     flags: tuple[str, ...]
@@ -103,9 +103,9 @@ class Grid:
 
     @classmethod
     def parse(cls, command: Command, axes: Sequence[str], flags: Sequence[str], prog: str) -> "Grid":
-        """From `AXIS=VALUE,VALUE...` and a command line.
+        """Parse `AXIS=VALUE,VALUE...` and a command line.
 
-        Raises SweepError; a value of the wrong type and a wrong flag end the process with one line and status 2.
+        Raises SweepError; a value of the wrong type or an invalid flag ends the process with one line and status 2.
         """
         given = command.settings.parse(flags, prog, "")
         values: dict[str, tuple[Any, ...]] = {}
@@ -125,9 +125,9 @@ class Grid:
         return cls(command, tuple(flags), fixed, values)
 
     def combinations(self, elsewhere: bool = False) -> list[Combination]:
-        """All of them, the last axis fastest. Raises SweepError, which names the first that is not valid.
+        """Return all combinations, the last axis fastest. Raises SweepError, which names the first invalid one.
 
-        elsewhere  they will run on other machines: what depends on the machine is not checked
+        elsewhere  they will run on other machines: skip machine-dependent checks
         """
         found: dict[str, Combination] = {}
         for values in product(*self.axes.values()):
@@ -141,9 +141,9 @@ class Grid:
         return list(found.values())
 
     def check(self, combinations: Iterable[Combination], elsewhere: bool = False) -> None:
-        """Raise SweepError, which names the combination, for the first of them whose search could not begin.
+        """Raise SweepError, which names the combination, for the first one whose search could not start.
 
-        elsewhere  as for `combinations`
+        elsewhere  see `combinations`
         """
         checked: set[Hashable] = set()
         for combination in combinations:
@@ -165,15 +165,15 @@ class Grid:
         return Combination(name, values, flags, resolved)
 
     def moved(self, saved: Mapping[str, Any]) -> list[str]:
-        """The shared flags that name another place than `saved`, where the same may be found."""
+        """Return the shared place flags that differ from `saved`; their content may be the same."""
         places = [f.name for f in fields(self.command.settings) if f.metadata["place"]]
         pairs = {name: (self.fixed.get(name), saved.get(name)) for name in places}
         return [name for name, (now, before) in pairs.items() if now != before and _is_path(now) and _is_path(before)]
 
     def differences(self, saved: Mapping[str, Any], elsewhere: bool = False) -> list[str]:
-        """Lines that name each shared flag which is not as in `saved` and may not change.
+        """Return a line for each shared flag that differs from `saved` and must not change.
 
-        elsewhere  as for `combinations`: what lies at another place is not compared, so it may not change either
+        elsewhere  see `combinations`: content at another place is not compared, so places must not change either
         """
         free = {f.name for f in fields(self.command.settings) if f.metadata["resumable"]}
         free |= set() if elsewhere else set(self.moved(saved))
@@ -183,17 +183,17 @@ class Grid:
 
 
 def _is_path(value: Any) -> bool:
-    """Whether a setting is a path, and not a space's name."""
+    """Return whether a value is a path, and not the name of a space."""
     return isinstance(value, str) and value.strip().lower() not in SPACES
 
 
 def run_name(values: Mapping[str, Any]) -> str:
-    """`mask_ratio=0.2,seed=1`, without what a file name should not have."""
+    """Return a run name such as `mask_ratio=0.2,seed=1`, without characters unsuitable for file names."""
     return ",".join(f"{axis}={_ODD.sub('_', _text(value))}" for axis, value in values.items())
 
 
 def _axis(settings: type[Settings], text: str, prog: str) -> tuple[str, tuple[Any, ...]]:
-    """The setting's name and its values. Raises SweepError."""
+    """Parse an axis into the setting's name and its values. Raises SweepError."""
     name, equals, listed = text.partition("=")
     name = name.strip().removeprefix("--").replace("-", "_")
     texts = [value.strip() for value in listed.split(",")]

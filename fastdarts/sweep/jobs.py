@@ -1,6 +1,6 @@
-"""How the runs of a sweep are started: as processes of this machine one after the other, or as jobs of submitit.
+"""Executors of a sweep: sequential local processes, or submitit jobs.
 
-A job begins with an import of this module, which therefore imports nothing big.
+A job imports this module first, so it has no heavy imports.
 """
 
 import os
@@ -15,44 +15,44 @@ from time import monotonic
 from types import FrameType
 from typing import Any, Protocol
 
-TIMEOUTS = 100  # times that a job is queued again after its time was up; submitit's local executor stops at 6
-LEFT = 75  # exit status of a run that was asked to stop: engine.signals' AGAIN
-PAUSE, SLURM_PAUSE = 0.1, 5.0  # seconds between two looks at what runs
-REPEAT = 3.0  # seconds after which a local job is asked to stop again: submitit loses signals that come while it starts one
+TIMEOUTS = 100  # requeues of a job after its time limit; submitit's local executor stops at 6
+LEFT = 75  # exit status of a run stopped by a signal: engine.signals.AGAIN
+PAUSE, SLURM_PAUSE = 0.1, 5.0  # seconds between polls of running jobs
+REPEAT = 3.0  # seconds before a local job gets its stop signal again: submitit loses signals while it starts a job
 
 
 class NoExecutor(RuntimeError):
-    """What is asked for cannot start jobs here; the message says what to do."""
+    """The requested executor is unavailable; the message gives the remedy."""
 
 
 class Job(Protocol):
-    """A run that was started."""
+    """Started run."""
 
     def poll(self) -> int | None:
-        """Its exit status, negative the signal that killed it; None while it runs."""
+        """Return the exit status, negative for a killing signal; None while it runs."""
 
     def stop(self, number: int) -> None:
-        """Pass on a signal: it takes a checkpoint and ends."""
+        """Forward a signal: the run saves a checkpoint and exits."""
 
 
 class Executor(Protocol):
-    """Starts runs.
+    """Executor of runs.
 
-    jobs   how many may run at a time
-    pause  seconds between two looks
+    jobs   maximum number of concurrent runs
+    pause  seconds between polls
     """
 
     jobs: int
     pause: float
 
     def start(self, name: str, command: Sequence[str], log: Path) -> Job:
-        """Start `command`; what it prints is added to the file `log`."""
+        """Start `command`; its output is appended to the file `log`."""
 
 
 def process(command: Sequence[str], log: Path, gpu: str | None = None) -> "subprocess.Popen[bytes]":
-    """Start a run in a session of its own, so that a terminal's signals reach it once, through the sweep.
+    """Start a run in a new session, so that a terminal's signals reach it once, through the sweep.
 
-    gpu  the only one that it sees, as CUDA_VISIBLE_DEVICES names it
+    gpu  the only visible GPU, in CUDA_VISIBLE_DEVICES' notation
     """
     environment = None if gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": gpu}
     with open(log, "ab") as file:
@@ -62,7 +62,7 @@ def process(command: Sequence[str], log: Path, gpu: str | None = None) -> "subpr
 
 
 class Process:
-    """A run as a process of this machine."""
+    """Run as a local process."""
 
     def __init__(self, started: "subprocess.Popen[bytes]") -> None:
         self.started = started
@@ -75,7 +75,7 @@ class Process:
 
 
 class Here:
-    """One run after the other, on this machine."""
+    """Executor of one local run at a time."""
 
     jobs, pause = 1, PAUSE
 
@@ -84,9 +84,9 @@ class Here:
 
 
 class Task:
-    """What a job of submitit calls: runs the command and returns its exit status.
+    """Callable of a submitit job: runs the command and returns its exit status.
 
-    Shortly before its time is up the run takes a checkpoint, and the job is queued again.
+    Shortly before the time limit the run saves a checkpoint, and the job is requeued.
     """
 
     def __init__(self, command: Sequence[str], log: Path, gpu: str | None = None) -> None:
@@ -98,12 +98,12 @@ class Task:
         return self.run.wait()
 
     def checkpoint(self) -> Any:
-        """submitit's name for: end, and say what is to be run instead."""
+        """Stop the run and return the job to requeue (submitit's protocol)."""
         from submitit.helpers import DelayedSubmission
 
         self.run.send_signal(signal.SIGTERM)
-        with suppress(ChildProcessError):  # it had ended
-            os.waitid(os.P_PID, self.run.pid, os.WEXITED | os.WNOWAIT)  # this interrupts run.wait, which holds a lock
+        with suppress(ChildProcessError):  # already ended
+            os.waitid(os.P_PID, self.run.pid, os.WEXITED | os.WNOWAIT)  # interrupts run.wait, which holds a lock
         return DelayedSubmission(Task(self.command, self.log, self.gpu))
 
     def _stop(self, number: int, _: FrameType | None) -> None:
@@ -111,11 +111,11 @@ class Task:
 
 
 class Submitted:
-    """A run as a job of submitit."""
+    """Run as a submitit job."""
 
     def __init__(self, job: Any, local: bool, gpu: str | None) -> None:
         self.job, self.local, self.gpu = job, local, gpu
-        self.asked = 0.0  # when, by the monotonic clock
+        self.asked = 0.0  # time of the stop request, monotonic clock
         self._status: int | None = None
 
     def poll(self) -> int | None:
@@ -125,17 +125,17 @@ class Submitted:
 
     def _ended(self) -> int | None:
         if self.asked and not self.local:
-            return LEFT  # SLURM gives it time for a checkpoint; nobody waits for that
+            return LEFT  # SLURM grants time for a checkpoint; nothing waits for it
         if not self.job.done():
             if self.asked and monotonic() - self.asked > REPEAT:
                 self.stop(signal.SIGTERM)
             return None
-        if self.job.exception() is not None:  # of the job, not of the run: it was killed, say
+        if self.job.exception() is not None:  # of the job, not the run: for example, it was killed
             return LEFT if self.asked else 1
         return self.job.result()
 
     def stop(self, number: int) -> None:
-        """SIGTERM, whatever the signal: submitit passes no other one on."""
+        """Send SIGTERM for any signal: submitit forwards no other."""
         self.asked = monotonic()
         if self.local:
             os.kill(int(self.job.job_id), signal.SIGTERM)
@@ -144,12 +144,12 @@ class Submitted:
 
 
 class Submitit:
-    """Up to `jobs` at a time through submitit, on this machine (cluster "local") or on SLURM ("slurm").
+    """Executor of up to `jobs` concurrent submitit jobs, on this machine (cluster "local") or on SLURM ("slurm").
 
-    folder   for submitit's files
-    minutes  a job's time; then it takes a checkpoint and is queued again
-    slurm    sbatch's parameters by submitit's names
-    gpus     of this machine, as CUDA_VISIBLE_DEVICES names them: each local job gets the one with the fewest others
+    folder   folder of submitit's files
+    minutes  time limit of a job, after which it saves a checkpoint and is requeued
+    slurm    sbatch parameters by submitit's names
+    gpus     local GPUs in CUDA_VISIBLE_DEVICES' notation: each local job gets the one with the fewest jobs
     Raises NoExecutor.
     """
 
@@ -168,7 +168,7 @@ class Submitit:
         try:
             self._executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=TIMEOUTS)
             self._executor.update_parameters(timeout_min=minutes, **{f"slurm_{name}": value for name, value in slurm.items()})
-        except (RuntimeError, ValueError, NameError, TypeError) as error:  # no srun, or an unknown parameter
+        except (RuntimeError, ValueError, NameError, TypeError) as error:  # srun is missing, or an unknown parameter
             raise NoExecutor(f"--executor {cluster}: {str(error).splitlines()[0]}") from error
 
     def start(self, name: str, command: Sequence[str], log: Path) -> Job:
@@ -184,7 +184,7 @@ class Submitit:
 
 @contextmanager
 def _interrupts_ignored() -> Generator[None]:
-    """Processes started inside ignore a terminal's Ctrl-C, at which submitit's would kill the run; the sweep tells them."""
+    """Context manager: started processes ignore Ctrl-C, on which submitit would kill the run; the sweep signals them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -193,5 +193,5 @@ def _interrupts_ignored() -> Generator[None]:
 
 
 def interpreter(module: str) -> list[str]:
-    """The command that runs a module as this Python does."""
+    """Return the command that runs a module with this Python."""
     return [sys.executable, "-m", module]

@@ -1,4 +1,4 @@
-"""The plot of a sweep: one figure over the first axis, a line for each value of the others, with its spread."""
+"""Plot of a sweep: one figure over the first axis, a line for each value of the others, with its spread."""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -14,7 +14,7 @@ Point = tuple[Any, Spread]
 
 
 def lines(groups: Sequence[Group], metric: str) -> dict[str, list[Point]]:
-    """The points (value on the first axis, spread) of each line, by what its label says of the other axes."""
+    """Return the points (value on the first axis, spread) of each line, by its label of the other axes' values."""
     found: dict[str, list[Point]] = {}
     for group in groups:
         (_, x), *others = group.values.items()
@@ -27,7 +27,7 @@ def lines(groups: Sequence[Group], metric: str) -> dict[str, list[Point]]:
 def draw_sweep(groups: Sequence[Group], metric: str, path: Path) -> None:
     """Write `path`.svg and `path`.png: mean and standard deviation of `metric` over the first axis of `groups`.
 
-    Values that are not all numbers stand side by side. Raises OSError, and ValueError when there is nothing to draw.
+    Non-numeric values are placed as categories. Raises OSError, and ValueError if there is nothing to draw.
     """
     found = lines(groups, metric)
     if not found:

@@ -1,4 +1,4 @@
-"""What came of the runs of a sweep: the figures of each, and their mean and spread over the seeds."""
+"""Results of a sweep: figures of each run, and their mean and spread over the seeds."""
 
 import csv
 import io
@@ -14,15 +14,15 @@ from fastdarts.report.facts import number
 from fastdarts.report.run import chosen_of, valid_of
 
 Row = dict[str, Any]
-REPEATS = "seed"  # the axis that is not a setting of interest: runs that differ in it alone are repetitions
-OF_EPOCH = ("train_loss", "alpha_loss", "valid", "cells", "hessian")  # of an epoch's record
-SHOWN = ("valid.", "cells.", "benchmark.", "minutes")  # what the table shows, by how its name begins
-LEFT_OUT = ("valid.baseline", ".skip_minus_conv")  # and by how it ends
+REPEATS = "seed"  # axis of repetitions, aggregated over
+OF_EPOCH = ("train_loss", "alpha_loss", "valid", "cells", "hessian")  # keys of an epoch's record
+SHOWN = ("valid.", "cells.", "benchmark.", "minutes")  # prefixes of the figures in the table
+LEFT_OUT = ("valid.baseline", ".skip_minus_conv")  # excluded suffixes
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (the divisor is n - 1; None of one value) of n values."""
+    """Mean and sample standard deviation (divisor n - 1; None for one value) of n values."""
 
     mean: float
     deviation: float | None
@@ -30,7 +30,7 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> "Spread | None":
-        """None of no values."""
+        """Compute the spread; None without values."""
         if not values:
             return None
         return Spread(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
@@ -38,7 +38,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """The finished runs that differ in the seed alone: their values on the other axes, their number, the figures."""
+    """Finished runs that differ only in the seed: values on the other axes, number of runs, figures."""
 
     values: dict[str, Any]
     n: int
@@ -46,16 +46,16 @@ class Group:
 
 
 def epochs_of(folder: Path) -> list[Row]:
-    """The records of a run's finished epochs, as far as metrics.jsonl can be read."""
+    """Read the records of a run's finished epochs, as far as metrics.jsonl is readable."""
     return [record for record in _lines(folder / "metrics.jsonl") if record.get("kind") == "epoch"]
 
 
 def figures(folder: Path, finished: bool) -> Row:
-    """What a run folder holds for the row of its run: "settings", and of a finished run "genotype" and flat figures.
+    """Return a run folder's entries for the row of its run: "settings" and, if finished, "genotype" and flat figures.
 
-    The figures of the epoch whose genotype it is, the last one but for an early stop (`valid.loss`, of the last evaluation
-    until then, `cells.normal.skips`, ...; skips as alpha has them, before P-DARTS' limit), the `minutes` of all its epochs,
-    and what was looked up (`benchmark.*`, from genotype.json). Those that are not finite are left out.
+    The figures are those of the genotype's epoch, the last one except after an early stop (`valid.loss`, of the latest
+    evaluation up to it, `cells.normal.skips`, ...; skips according to alpha, before P-DARTS' limit), the `minutes` of all
+    epochs, and benchmark results (`benchmark.*`, from genotype.json). Non-finite figures are omitted.
     """
     row: Row = {"settings": _object(folder / "settings.json").get("settings")}
     epochs = epochs_of(folder)
@@ -70,7 +70,7 @@ def figures(folder: Path, finished: bool) -> Row:
 
 
 def aggregate(rows: Iterable[Row], axes: Sequence[str], over: str | None = REPEATS) -> list[Group]:
-    """The finished runs by their values on all axes but `over`, in ascending order."""
+    """Group the finished runs by their values on all axes except `over`, in ascending order."""
     others = [axis for axis in axes if axis != over]
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
@@ -83,12 +83,12 @@ def aggregate(rows: Iterable[Row], axes: Sequence[str], over: str | None = REPEA
 
 
 def figure_names(rows: Iterable[Row]) -> list[str]:
-    """The figures that some run has, in the order of their first appearance."""
+    """Return the names of all runs' figures, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for name in row if _is_figure(name)))
 
 
 def markdown(groups: Sequence[Group], metric: str) -> str:
-    """The table, a line for each group; the metric's column is there whatever else is."""
+    """Format the table, a line per group; always includes the metric's column."""
     names = dict.fromkeys([metric] + [name for group in groups for name in group.figures if _shown(name)])
     axes = list(groups[0].values) if groups else []
     head = [*axes, "n", *names]
@@ -97,7 +97,7 @@ def markdown(groups: Sequence[Group], metric: str) -> str:
 
 
 def told(group: Group, name: str) -> str:
-    """`mean ± deviation` of a figure, and of how many runs if not of all."""
+    """Format a figure as `mean ± deviation`, with the number of runs if not all have it."""
     spread = group.figures.get(name)
     if spread is None:
         return "—"
@@ -107,7 +107,7 @@ def told(group: Group, name: str) -> str:
 
 
 def comma_separated(rows: Sequence[Row]) -> str:
-    """The rows as CSV, without the settings that are not swept."""
+    """Format the rows as CSV, with swept settings only."""
     names = dict.fromkeys(name for row in rows for name in row if name != "settings")
     file = io.StringIO()
     writer = csv.DictWriter(file, list(names), extrasaction="ignore", lineterminator="\n")
@@ -130,12 +130,12 @@ def _shown(name: str) -> bool:
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    """Numbers by size, before texts."""
+    """Sort key: numbers by value, then texts."""
     return (True, value) if isinstance(value, str) else (False, value)
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """The finite numbers inside dicts, by their dotted names."""
+    """Yield the finite numbers in nested dicts, by dotted name."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(f"{name}.{key}" if name else str(key), inner)
@@ -144,7 +144,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def _lines(path: Path) -> list[Row]:
-    """The objects of a file of JSON lines; a line that a killed process left half written is passed over."""
+    """Read the objects of a JSON lines file; skips a partial line of a killed process."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -156,7 +156,7 @@ def _object(path: Path) -> Row:
 
 
 def _parsed(text: str) -> Row:
-    """A JSON object, {} for anything else."""
+    """Parse a JSON object, {} for any other text."""
     try:
         value = json.loads(text)
     except ValueError:

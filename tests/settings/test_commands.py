@@ -51,8 +51,8 @@ def test_another_default_keeps_help_and_range(capsys):
     with pytest.raises(SystemExit):
         SearchCifarSettings.given(["--help"], "prog", "what it does")
     out = " ".join(capsys.readouterr().out.split())
-    assert "of the weights' SGD, for the batch as a whole (default: 0.025)" in out
-    assert "epochs before alpha moves; in proportion if only --epochs is given (default: 0)" in out
+    assert "learning rate of the weights' SGD, for the whole batch (default: 0.025)" in out
+    assert "epochs before the first update of alpha; scaled if only --epochs is given (default: 0)" in out
 
 
 @pytest.mark.parametrize("name", ["data", "save", "train_list", "val_list", "space", "benchmark", "cache_folder"])

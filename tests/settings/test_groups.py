@@ -72,4 +72,4 @@ def test_help_takes_names_from_the_registries(capsys: pytest.CaptureFixture) -> 
     out = " ".join(capsys.readouterr().out.split())
     assert all(f"{name} ({row.description})" in out for name, row in OBJECTIVES.items())
     assert all(f"{name} ({row.paper})" in out for name, row in METHODS.items())
-    assert f"what may be chosen: {', '.join(SPACES)}, or a file of candidate lists" in out
+    assert f"search space: {', '.join(SPACES)}, or a file of candidate lists" in out
