@@ -8,6 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+# What starts processes, Triton's interpreter or a compiler, or trains for more than a moment: `make test-fast` goes without.
+SLOW_FOLDERS = {"bench", "campaign", "cuda", "gpu", "interop", "kernels", "runs", "zoo"}
+SLOW_FILES = {
+    *("test_distributed", "test_docs", "test_drawing", "test_early_stop", "test_examples", "test_exact_hessian", "test_files"),
+    *("test_heap", "test_memory", "test_packaging", "test_processes", "test_ranks_stopping", "test_recipes", "test_search_cifar"),
+    *("test_search_imagenet", "test_search_stages", "test_session", "test_stopping", "test_sweep", "test_torchrun"),
+    *("test_trajectories", "test_verified_store"),
+}
 
 
 def pytest_configure() -> None:
@@ -19,6 +27,9 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
+    for item in items:
+        if item.path.parent.name in SLOW_FOLDERS or item.path.stem in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
     for item in items:
