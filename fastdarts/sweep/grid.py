@@ -172,8 +172,8 @@ class Grid:
         free = {f.name for f in fields(self.command.settings) if f.metadata["resumable"]}
         free |= set() if elsewhere else set(self.moved(saved))
         names = [n for n in {**saved, **self.fixed} if n not in free and saved.get(n) != self.fixed.get(n)]
-        told = {n: tuple(repr(d[n]) if n in d else "not given" for d in (self.fixed, saved)) for n in names}
-        return [f"--{name} is {now} but was {before}" for name, (now, before) in told.items()]
+        changes = {n: tuple(repr(d[n]) if n in d else "not given" for d in (self.fixed, saved)) for n in names}
+        return [f"--{name} is {now} but was {before}" for name, (now, before) in changes.items()]
 
 
 def _is_path(value: Any) -> bool:
