@@ -84,7 +84,7 @@ def kernels() -> tuple[list[dict[str, Any]], str | None]:
 
     if native.without_cuda() or cuda_resources.cuobjdump() is None:
         return compile.report(), None
-    return compile.report() + cuda_resources.report(Path(native.module().__file__)), None
+    return compile.report() + cuda_resources.report(Path(str(native.required().__file__))), None
 
 
 def text(facts: dict[str, Any]) -> str:

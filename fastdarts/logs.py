@@ -3,7 +3,7 @@
 import io
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
 
@@ -23,8 +23,8 @@ def warn_once(sentence: str) -> None:
 
 
 @contextmanager
-def any_text() -> Iterator[None]:
-    """Context manager: stdout and stderr print any text, escaping characters outside their encoding, as \\xe9.
+def any_text() -> Generator[None]:
+    """Inside, stdout and stderr print any text: what their encoding lacks is escaped, as \\xe9 is, and raises nothing.
 
     Wraps a command, for any locale and PYTHONIOENCODING. Also a decorator.
     """

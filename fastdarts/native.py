@@ -65,6 +65,14 @@ def module() -> ModuleType | None:
     return load()[0]
 
 
+def required() -> ModuleType:
+    """fastdarts._C. Raises RuntimeError, which says why, without it."""
+    module, why = load()
+    if module is None:
+        raise RuntimeError(why)
+    return module
+
+
 def reason() -> str | None:
     """Return None if the native module is loaded, else a sentence with the reason."""
     return load()[1]

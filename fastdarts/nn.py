@@ -14,9 +14,8 @@ from fastdarts.ops.mixed_cell import channel_shuffle, mixed_cell
 from fastdarts.ops.patch_mask import patch_mask
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 from fastdarts.spaces import S0, Space
-from fastdarts.supernet import Cell as FusedCell
 from fastdarts.supernet.candidates import NAMES, names_of_edge
-from fastdarts.supernet.cell import CellWeights
+from fastdarts.supernet.cell import CellModules, CellWeights
 from fastdarts.supernet.mixed import PackedEdges
 
 __all__ = ["Cell", "MixedOp", "channel_shuffle", "masked_loss", "mixed_cell", "patch_mask", "relu_conv_bn"]
@@ -59,10 +58,10 @@ class MixedOp(PackedEdges):
 
     def forward(self, x: Tensor, weights: Weights) -> Tensor:
         """Map x (N, C, H, W) and weights, (K,) or K numbers, of any scale, to (N, C, H/stride, W/stride)."""
-        return super().forward([x], _row(weights, x)[None], None)
+        return self.mixed([x], _row(weights, x)[None], None)
 
 
-class Cell(FusedCell):
+class Cell(CellModules):
     """DARTS' cell: two preprocess layers, `steps` nodes that read all previous states, the last `multiplier` concatenated.
 
     C_prev_prev, C_prev  channels of the two inputs
@@ -100,7 +99,7 @@ class Cell(FusedCell):
         Returns (N, multiplier * C, H', W') with H' W' of s1, halved in a reduction cell.
         """
         rows = weights if isinstance(weights, Tensor) else torch.stack([_row(row, s1) for row in weights])
-        out = super().forward(s0, s1, CellWeights(rows, None if weights2 is None else _row(weights2, s1)))
+        out = self.mixed(s0, s1, CellWeights(rows, None if weights2 is None else _row(weights2, s1)))
         return out[:, out.shape[1] // self._steps * (self._steps - self._multiplier) :]
 
 

@@ -29,8 +29,10 @@ class DivergedError(ArithmeticError):
 class Ranks(Protocol):
     """Data-parallel processes, each on an equal share of every batch (engine.World)."""
 
-    size: int
-    is_main: bool  # whether this rank logs facts common to all
+    @property
+    def size(self) -> int: ...
+    @property
+    def is_main(self) -> bool: ...  # whether this rank logs facts common to all
 
     def average(self, flat: Tensor) -> None:
         """Replace `flat` by its mean over the ranks."""
@@ -46,6 +48,13 @@ class Loader(Protocol):
     def __next__(self) -> Batch: ...
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Batches(Protocol):
+    """A finite loader: the batches of an evaluation."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 class Part(NamedTuple):
@@ -101,7 +110,7 @@ class Hooks(NamedTuple):
 
     on_step: Callable[[StepReport], None] = lambda report: None
     interruptible: Callable[[], AbstractContextManager[Any]] = nullcontext
-    batches: Callable[[Iterable[Batch]], Iterable[Batch]] = lambda batches: batches
+    batches: Callable[[Batches], Iterable[Batch]] = lambda batches: batches
 
 
 NO_HOOKS = Hooks()
@@ -114,8 +123,8 @@ class Trainable(Protocol):
     positions  loader positions after the last finished step
     """
 
-    parts: Sequence[Part]
-
+    @property
+    def parts(self) -> Sequence[Part]: ...
     @property
     def device(self) -> torch.device: ...
     @property

@@ -93,7 +93,8 @@ def _compiled(specimen: Specimen, arch: int) -> Any:
     target = f"sm_{arch}"
     given = launch.settings(specimen.settings, specimen.dtype, target)
     options = {name: value for name, value in given.items() if name in launch.OPTIONS}
-    own = specimen.constexprs(target) if callable(specimen.constexprs) else specimen.constexprs
+    given_own = specimen.constexprs
+    own = given_own if isinstance(given_own, Mapping) else given_own(target)
     constexprs = {name: value for name, value in given.items() if name not in launch.OPTIONS} | dict(own)
     names = specimen.kernel.arg_names
     if missing := [name for name in names if name not in specimen.signature and name not in constexprs]:

@@ -20,7 +20,7 @@ def refusal(kernel: str, dtype: torch.dtype, given: Mapping[str, Any]) -> str | 
     """Why the CUDA kernels cannot serve a launch with these arguments on tensors of this dtype, or None."""
     if why := native.without_cuda():
         return why
-    if kernel not in native.module().cuda_launches():
+    if kernel not in native.required().cuda_launches():
         return f"{kernel} is written in Triton only"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the CUDA kernels are compiled for float32, float16 and bfloat16, not for {str(dtype).removeprefix('torch.')}"
@@ -64,4 +64,4 @@ def launch(kernel: str, dtype: torch.dtype, programs: int, device: torch.device,
     """
     index = torch.cuda.current_device() if device.index is None else device.index
     wide = {"WIDE_MIX": _mix(given) == {torch.float32}}
-    native.module().cuda_launch(kernel, str(dtype).removeprefix("torch."), programs, index, {**given, **wide})
+    native.required().cuda_launch(kernel, str(dtype).removeprefix("torch."), programs, index, {**given, **wide})

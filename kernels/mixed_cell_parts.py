@@ -11,6 +11,7 @@ ALIGN numbers, so that the compiler sees aligned addresses.
 import inspect
 from collections import namedtuple
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import triton
 import triton.language as tl
@@ -32,7 +33,7 @@ class Numbers(tl.constexpr):
         return getattr(self.value, name)
 
 
-def _fields(row: type[tuple]) -> Numbers:
+def _fields(row: type[Any]) -> Numbers:
     """Where each field of a row of the table is, and the SIZE of a row."""
     return Numbers({field.upper(): i for i, field in enumerate((*row._fields, "size"))})
 
@@ -48,7 +49,7 @@ def kernel(function: Callable[..., None]) -> triton.JITFunction:
     """
     arguments = inspect.signature(function).parameters.values()
     integers = [a.name for a in arguments if not a.name.startswith("p_") and a.annotation is not tl.constexpr]
-    return triton.jit(function, do_not_specialize=integers)
+    return triton.jit(do_not_specialize=integers)(function)
 
 
 @triton.jit

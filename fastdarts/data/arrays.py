@@ -126,7 +126,7 @@ def _read(path: Path, threads: int) -> ImageArray:
 def sample_images(cache: str | os.PathLike[str] | None = None) -> ImageArray:
     """Return the generated sample resized to 32 x 32 pixels: 10 classes of 100. Arguments and errors as in sample_root."""
     index = ImageIndex.from_root(sample_root(cache))
-    images = [read_rgb(index.path(i)).resize((SIDE, SIDE), Image.Resampling.BOX) for i in range(len(index))]
+    images = [np.asarray(read_rgb(index.path(i)).resize((SIDE, SIDE), Image.Resampling.BOX)) for i in range(len(index))]
     return ImageArray.make(index.root, np.stack(images), index.labels.numpy(), index.classes, index.files)
 
 

@@ -178,6 +178,8 @@ class Cache:
         if pixels is None:
             write_file(folder, key, layout.bytes, lambda pixels: layout.fill(pixels, threads, progress))
             pixels = open_file(folder, key, layout.bytes)
+        if pixels is None:
+            raise DataError(f"the cache in {folder} was taken away while it was opened; choose another --cache_folder")
         return Cache(layout, pixels.to(device))
 
     def batch(self, view: View, epoch: int, indices: Tensor) -> Batch:

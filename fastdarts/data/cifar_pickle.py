@@ -111,7 +111,8 @@ class _Dtype:
         found = INTEGERS.fullmatch(self.code)
         if found is None or self.order not in "|<>=":
             raise pickle.UnpicklingError(f"an array of {self.code or 'nothing'}, integers are wanted")
-        return np.dtype(found[1]).newbyteorder(self.order)
+        order: Any = self.order
+        return np.dtype(found[1]).newbyteorder(order)
 
 
 class _Array:

@@ -193,7 +193,8 @@ def resized(fn: Any, images: Any, **size: Any) -> Any:
     """Resize the images as torchvision does."""
     from nvidia.dali import types
 
-    return fn.resize(images, interp_type=types.INTERP_LINEAR, antialias=True, **size)
+    kinds: Any = types  # among them those of its C++ enumerations
+    return fn.resize(images, interp_type=kinds.INTERP_LINEAR, antialias=True, **size)
 
 
 def outputs(pipe: Any, device: torch.device) -> list[Tensor]:

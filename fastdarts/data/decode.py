@@ -3,7 +3,7 @@
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import BinaryIO
@@ -73,8 +73,8 @@ def header_size(path: str) -> tuple[int, int] | str:
 
 
 @contextmanager
-def pillow_warnings() -> Iterator[None]:
-    """Context manager: turns Image.MAX_IMAGE_PIXELS into an error and silences Pillow's other warnings.
+def pillow_warnings() -> Generator[None]:
+    """Inside, an image beyond Image.MAX_IMAGE_PIXELS is an error and Pillow's other warnings are not printed.
 
     Python's warning filters are process-wide: enter it in a single thread.
     """

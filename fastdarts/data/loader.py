@@ -4,8 +4,8 @@ Notation: N images a batch on this rank, S pixels a side.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NotRequired, Self, TypedDict, Unpack
+from collections.abc import Generator, Iterator
+from typing import Any, NotRequired, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -67,7 +67,9 @@ class Loader(ABC):
 
     def __init__(self, indices: Tensor, **common: Unpack[Common]) -> None:
         """indices: int64, images of the split. Raises DataError if the batch size does not fit the split or world_size."""
-        split = {name: common[name] for name in ("stream", "seed", "batch_size", "rank", "world_size") if name in common}
+        split: dict[str, Any] = {
+            name: common[name] for name in ("stream", "seed", "batch_size", "rank", "world_size") if name in common
+        }
         self.sampler = BatchSampler(indices, **split)
         self.view = View(
             common["image_size"], common["seed"], common["stream"], common.get("train", True), common.get("scale", SCALE)
@@ -75,7 +77,7 @@ class Loader(ABC):
         self.device = torch.device(common.get("device", "cpu"))
         self.timeout = common.get("timeout", STALLED)
         self.batch = common.get("start", 0)
-        self._iterator: Iterator[Batch] | None = None
+        self._iterator: Generator[Batch] | None = None
 
     @abstractmethod
     def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:

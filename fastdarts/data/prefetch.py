@@ -1,7 +1,7 @@
 """Prefetch batches in a thread, with a watchdog that names the stuck stage."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, Full, Queue
@@ -33,8 +33,8 @@ class _Made(NamedTuple):
     event: torch.cuda.Event | None  # on a GPU: when its tensors are there
 
 
-def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout: float = STALLED) -> Iterator[Batch]:
-    """Prefetch DEPTH batches in a thread and copy them to `device`.
+def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout: float = STALLED) -> Generator[Batch]:
+    """The same batches, made DEPTH ahead of the consumer in a thread and moved to `device`.
 
     batches  iterated in that thread, on a separate CUDA stream if `device` is a GPU; their exceptions are raised here
     stage    current activity of `batches`

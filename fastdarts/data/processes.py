@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -153,8 +153,8 @@ class Pool:
             process.join(GRACE)
 
 
-def by_processes(view: View, requests: Iterable[Request], workers: int) -> Iterator[tuple[Request, np.ndarray]]:
-    """Yield the requests in order with their images, uint8 (N, S, S, 3), valid until the next.
+def by_processes(view: View, requests: Iterable[Request], workers: int) -> Generator[tuple[Request, np.ndarray]]:
+    """The requests, in their order, with their images, uint8 (N, S, S, 3), which stay until the next.
 
     The first request must be the largest. Raises DataError and InputStopped like Pool.
     """
@@ -177,7 +177,8 @@ def by_processes(view: View, requests: Iterable[Request], workers: int) -> Itera
 
 def _work(view: View, slots: Slots, pipe: Connection) -> None:
     """Worker process body: answer each (slot, request) once the slot is filled, until the peer is gone."""
-    main = multiprocessing.parent_process().pid
+    parent_process: Any = multiprocessing.parent_process()  # there is one: this is a child
+    main = parent_process.pid
     for number in (signal.SIGINT, signal.SIGUSR1):  # handled by the main process, even if sent to all processes of a job
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])

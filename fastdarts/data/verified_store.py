@@ -9,12 +9,15 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-try:
+if TYPE_CHECKING:
     import sqlite3
-except ImportError:  # a Python built without sqlite3
-    sqlite3 = None
+else:
+    try:
+        import sqlite3
+    except ImportError:  # a Python built without sqlite3
+        sqlite3 = None
 
 from fastdarts.data.errors import DataError
 from fastdarts.data.user_cache import user_cache

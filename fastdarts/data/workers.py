@@ -1,6 +1,6 @@
 """Answer batch requests: Pillow decodes, torchvision crops and resizes, in worker processes or in this one."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class Decoder:
         return functional.center_crop(functional.resize(image, [short_side(size)]), [size, size])
 
 
-def in_this_process(view: View, requests: Iterable[Request]) -> Iterator[tuple[Request, np.ndarray]]:
+def in_this_process(view: View, requests: Iterable[Request]) -> Generator[tuple[Request, np.ndarray]]:
     """Yield the requests with their images, uint8 (N, size, size, 3). Raises Decoder's faults."""
     decode = Decoder(view)
     for request in requests:

@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.utils.deterministic
@@ -21,8 +22,8 @@ class NotDeterministicError(RuntimeError):
 
 
 @contextmanager
-def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None]:
-    """Context manager: selects the fastest or the deterministic algorithms of torch's libraries; logs disabled features.
+def algorithms(deterministic: bool, device: torch.device | str) -> Generator[None]:
+    """Inside, torch's libraries take the fastest algorithms, or deterministic ones, and a line says what is switched off.
 
     This library's own kernels, and everything on a CPU, are bitwise reproducible in both modes. If not `deterministic`, cuDNN
     benchmarks its algorithms for each shape on a GPU and keeps the fastest: shapes are constant during a run. If
@@ -30,7 +31,8 @@ def algorithms(deterministic: bool, device: torch.device | str) -> Iterator[None
     process has already used it, since it reads the size of its workspaces once.
     """
     on_gpu = torch.device(device).type == "cuda"
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    cudnn = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
     before = (
         cudnn.benchmark,
         cudnn.deterministic,

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -80,7 +80,7 @@ class RankInfo(NamedTuple):
         return f"[rank {self.rank}] " if self.rank else ""
 
     @contextmanager
-    def log(self) -> Iterator[None]:
+    def log(self) -> Generator[None]:
         """Context manager: rank 0 logs to stdout; the others log warnings to stderr, with their rank."""
         if self.rank == 0:
             with log_to(sys.stdout):
@@ -133,8 +133,8 @@ class World:
 
     @staticmethod
     @contextmanager
-    def join(info: RankInfo, device: str, timeout: float, backend: Backend = "auto") -> Iterator["World"]:
-        """Context manager: connects all ranks that torchrun started.
+    def join(info: RankInfo, device: str, timeout: float, backend: Backend = "auto") -> Generator["World"]:
+        """Inside, all ranks that torchrun started.
 
         device   "auto", "cpu", "cuda" or "cuda:N": a GPU uses NCCL, unless `backend` is gloo
         timeout  seconds for the others to arrive, and later to answer
@@ -245,7 +245,8 @@ class World:
         """
         if self.is_single:
             return work()
-        result, error = None, None
+        result: Any = None
+        error = None
         try:
             result = work()
         except Exception as raised:
@@ -253,7 +254,7 @@ class World:
         self._barrier()
         errors = self.gather(None if error is None else f"{type(error).__name__}: {error}")
         if not any(errors):
-            return result  # type: ignore[return-value]
+            return result
         if error is not None and errors[self.rank] not in errors[: self.rank]:
             raise error
         raise PeerError("another rank could not begin")

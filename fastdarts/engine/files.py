@@ -1,7 +1,7 @@
 """Atomic file replacement: after a crash a file is either the old or the new one."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +18,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextmanager
-def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+def written_beside(path: Path, write: Callable[[BinaryIO], object]) -> Generator[Path]:
     """Context manager: yields a temporary file next to `path`, written and flushed, to be renamed; removes it otherwise."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -37,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def named_plainly(folder: Path) -> Iterator[Path]:
+def named_plainly(folder: Path) -> Generator[Path]:
     """Context manager: yields a path to the existing `folder` without non-UTF-8 bytes and line breaks, for strict libraries."""
     if str(folder).isprintable():
         yield folder

@@ -1,7 +1,7 @@
 """Progress lines of a run."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, perf_counter
@@ -14,7 +14,7 @@ log = logging.getLogger("fastdarts")
 
 
 @contextmanager
-def log_to(target: TextIO | Path) -> Iterator[None]:
+def log_to(target: TextIO | Path) -> Generator[None]:
     """Context manager: log to a stream, or append to a file with the time of day before each line."""
     if isinstance(target, Path):
         handler: logging.Handler = logging.FileHandler(target, encoding="utf-8", errors="backslashreplace")

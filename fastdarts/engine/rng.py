@@ -14,7 +14,8 @@ import torch
 def rng_state(device: torch.device) -> dict[str, Any]:
     """Return the states of torch's generators (CPU and `device`), Python's and NumPy's."""
     version, words, gauss = random.getstate()
-    name, key, position, has_gauss, cached = np.random.get_state()
+    numpys: Any = np.random.get_state()
+    name, key, position, has_gauss, cached = numpys
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "python": (version, torch.tensor(words), gauss),

@@ -18,7 +18,7 @@ redirected consoles, system files.
 import fcntl
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -94,8 +94,8 @@ class RunFolder:
         return self.path / name
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Context manager: creates and locks the folder. Raises RunFolderError if another process holds the lock.
+    def locked(self) -> Generator[None]:
+        """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does.
 
         A POSIX lock: it is released whenever the process ends, and is not inherited by forked processes.
         """

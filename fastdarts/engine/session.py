@@ -17,7 +17,7 @@ from fastdarts.engine.reporter import Reporter
 from fastdarts.engine.run_folder import RunFolder, RunFolderError
 from fastdarts.engine.saver import Saver
 from fastdarts.engine.signals import InterruptibleLoader, SignalHandler, Stopped
-from fastdarts.protocols import DivergedError, Hooks, InputStopped, StepReport, Trainable
+from fastdarts.protocols import Batches, DivergedError, Hooks, InputStopped, StepReport, Trainable
 
 REPORT_SECONDS = 20.0  # minimum age of a report before an epoch redraws it
 SHOWN = 3  # bad steps listed at a time
@@ -176,7 +176,7 @@ class Session:
         if save:
             self.saver.save(self.world)
 
-    def _batches(self, batches: Iterable[Batch]) -> Iterable[Batch]:
+    def _batches(self, batches: Batches) -> Iterable[Batch]:
         """Return an evaluation's batches. Ranks agree on signals between them; a single process may be interrupted anywhere."""
         if self.world.is_single:
             return batches

@@ -7,10 +7,10 @@ agreed on it: after a step, or after a batch of an evaluation.
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator, Sized
 from contextlib import contextmanager
 from types import FrameType
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -44,7 +44,7 @@ class SignalHandler:
     def __init__(self) -> None:
         self.signal = 0  # received signal, or 0
         self._at_once, self._shared = True, False
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "SignalHandler":
         if threading.current_thread() is threading.main_thread():
@@ -57,12 +57,12 @@ class SignalHandler:
         self._before = {}
 
     @contextmanager
-    def deferred(self, shared: bool = False) -> Iterator[None]:
+    def deferred(self, shared: bool = False) -> Generator[None]:
         """Context manager: only records a signal. shared: also in `at_once`, since several ranks must agree to stop."""
         yield from self._set(False, shared or self._shared)
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self) -> Generator[None]:
         """Context manager: a new or recorded signal raises Stopped immediately, also inside `deferred`."""
         if not self._shared:
             self.check()

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fastdarts.data import ArrayEvalLoader, ArrayLoader, Pixels, placement
+from fastdarts.data.loader import EvalCommon
 from fastdarts.engine import World
 from fastdarts.inputs.batches import Input, common_of, orders
 from fastdarts.inputs.images import ImageArrays
@@ -43,7 +44,7 @@ def open_input(
         ArrayLoader(array, split, padding=settings.crop_padding, **how) for split, how in orders(settings, images, common)
     )
     evaluation = ArrayEvalLoader(array, images.val, **common)
-    alone = {"batch_size": pictures, "image_size": settings.image_size, "device": settings.device}
+    alone: EvalCommon = {"batch_size": pictures, "image_size": settings.image_size, "device": settings.device}
     small = ArrayEvalLoader(array, images.val[:pictures], **alone)
     facts = {"route": "memory", "place": place, "bytes": images.index.pixels.nbytes}
     return Input(train, val, evaluation, small, facts, _message(settings, images, place))

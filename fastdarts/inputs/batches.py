@@ -10,6 +10,7 @@ from fastdarts.data import BatchSampler, Loader
 from fastdarts.engine import World
 from fastdarts.inputs.images import Images
 from fastdarts.ops.philox import Stream
+from fastdarts.protocols import Batches
 from fastdarts.settings import AnySearch, groups
 
 
@@ -23,7 +24,7 @@ class Input(NamedTuple):
 
     train: Loader
     val: Loader
-    evaluation: Iterable[Batch]
+    evaluation: Batches
     pictures: Iterable[Batch]
     facts: dict[str, Any]
     message: str

@@ -1,7 +1,7 @@
 """Input from image files: cache, DALI or torchvision."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts.batch import Batch
 from fastdarts.data import (
     Cache,
     CacheEvalLoader,
@@ -29,12 +28,13 @@ from fastdarts.data.decode import header_size, pillow_warnings
 from fastdarts.engine import World, now_and_then
 from fastdarts.inputs.batches import Input, common_of, orders
 from fastdarts.inputs.images import ImageFiles
+from fastdarts.protocols import Batches
 from fastdarts.settings import ConfigError, SearchImagenetSettings, groups
 
 SAMPLED = 200  # files whose headers are sampled to estimate the cache size
 log = logging.getLogger("fastdarts")
 
-Made = tuple[Loader, Loader, Iterable[Batch], dict[str, Any]]  # train, val, evaluation, facts
+Made = tuple[Loader, Loader, Batches, dict[str, Any]]  # train, val, evaluation, facts
 
 
 def forecast(settings: SearchImagenetSettings, images: ImageFiles, reserved: int, world: World) -> str:
@@ -81,6 +81,8 @@ def open_input(
     Raises ConfigError and DataError for an impossible choice, DataError for a file that no longer decodes.
     """
     chosen = torch.cat([images.train, images.val])
+    if images.sizes is None:
+        raise ValueError("the images come without sizes: `ready` looks them up")
     layout = _layout(settings, images, chosen, images.sizes[chosen])
     world = world or World()
     place = world.on_rank_zero(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))

@@ -61,7 +61,7 @@ class Images:
     sizes: Tensor | None = None
 
     @staticmethod
-    def find(settings: AnySearch) -> Index:
+    def find(settings: Any) -> Index:  # of the command whose images they are
         """Find all images named by `settings`. Raises ConfigError, DataError."""
         raise NotImplementedError
 
@@ -88,7 +88,8 @@ class Images:
     @classmethod
     def _continued(cls, settings: AnySearch, index: Index, folder: RunFolder) -> Self:
         """Restore the run's splits, even if their images have moved. Raises DataError; RunFolderError for different images."""
-        then = {"sha256": "", "files": "others", "root": ""} | dict(folder.saved.get("data") or {})
+        saved = folder.saved or {}
+        then = {"sha256": "", "files": "others", "root": ""} | dict(saved.get("data") or {})
         if then["sha256"] != index.sha256():
             gone = [name for split in ("train.txt", "val.txt") for name in unlisted(folder[split], index)]
             raise _others(
@@ -100,7 +101,7 @@ class Images:
                 raise _others(index, folder, why)
             log.info(f"the run's images are in {index.root} now; they were in {then['root']} when it began, and are the same")
         for name, split in (("train_list", images.train), ("val_list", images.val)):
-            given, before = getattr(settings, name), (folder.saved.get("settings") or {}).get(name)
+            given, before = getattr(settings, name), (saved.get("settings") or {}).get(name)
             if given != before:
                 other = set(read_list(given, index).tolist()) ^ set(split.tolist())
                 left_out = set(_excluded(folder)) if other else set()
@@ -130,11 +131,11 @@ class Images:
         """Return a copy with another rank's verification result."""
         return replace(self, train=splits.train, val=splits.val, excluded=splits.excluded, sizes=splits.sizes)
 
-    def side(self, settings: AnySearch) -> int:
+    def side(self, settings: Any) -> int:
         """Return the pixels a side of the crops: --image_size if given. Raises ConfigError if it does not fit."""
         return settings.image_size
 
-    def ready(self, settings: AnySearch, threads: int, begun: bool) -> Self:
+    def ready(self, settings: Any, threads: int, begun: bool) -> Self:
         """Prepare the images for input; `begun`: the run is continued. Raises DataError for files that cannot be decoded."""
         return self
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 from types import CodeType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ASKED = {"getattr", "hasattr"}  # builtins that read the attribute that a string names
 _PURE = """abs all any bool bytes callable chr complex dict divmod enumerate filter float frozenset getattr hasattr int
@@ -57,7 +57,7 @@ class Step(NamedTuple):
 
     name: str
     number: int
-    what: object
+    what: Any
     target: bool
     jumps: bool
     effect: int

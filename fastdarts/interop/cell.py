@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdarts.interop.classes import PLAN
+from fastdarts.interop.classes import PLAN, Before
 from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.mixture import (
     NOT_TRACED,
@@ -49,7 +49,7 @@ class PreprocessPlan:
         return found
 
 
-class FusedPreprocess:
+class FusedPreprocess(Before):
     """What a converted preprocess layer does before its own class."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -113,7 +113,7 @@ class CellPlan:
         return arguments[0], beta, arguments[2 if self.beta else 1 :]
 
 
-class FusedCell:
+class FusedCell(Before):
     """What a converted cell does before its own class, whose mixed operations are converted, too."""
 
     def forward(self, s0: Tensor, s1: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -140,9 +140,10 @@ def _fused(
     cell: nn.Module, plan: CellPlan, s0: Tensor, s1: Tensor, rows: Tensor | list[Weights], betas: Weights | None
 ) -> Tensor | None:
     """None where the cell's own forward must do it."""
-    edges = list(cell._modules[plan.name]._modules.values()) if plan.name in cell._modules else []
+    listed: Any = cell._modules.get(plan.name)
+    edges: list[nn.Module] = [] if listed is None else list(listed._modules.values())
     nodes = nodes_of(len(edges))
-    plans: list[MixturePlan] = [edge.__dict__.get(PLAN) for edge in edges]
+    plans: list[Any] = [edge.__dict__.get(PLAN) for edge in edges]
     if not nodes or not all(isinstance(p, MixturePlan) for p in plans) or len(rows) != len(edges):
         return None
     try:
@@ -166,7 +167,8 @@ def _fused(
         return None
     codes = tuple(tuple(p.layouts[i].code for i in row) or (Candidate.NONE,) for p, row in zip(plans, live, strict=True))
     graph = cell_graph(tuple(p.stride for p in plans), codes)
-    inputs = [cell._modules[name](s) for name, s in zip(plan.before, (s0, s1), strict=True)]
+    before: Any = cell._modules
+    inputs = [before[name](s) for name, s in zip(plan.before, (s0, s1), strict=True)]
     k = partial_channels(plans[0], inputs[0])
     same = all(p.unchanged(edge, k) for edge, p in zip(edges, plans, strict=True))
     if graph is None or not same or inputs[0].shape != inputs[1].shape or not k or not even(graph.stride, inputs[0]):
@@ -202,10 +204,11 @@ def _table(rows: Tensor | list[Weights], plans: list[MixturePlan], x: Tensor) ->
         same = rows.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
         return rows.to(x.device) if fits and same and rows.is_floating_point() else None
     listed = [as_row(row, x) for row in rows]
-    if any(row is None or not p.takes(len(row)) for row, p in zip(listed, plans, strict=True)):
+    found = [row for row in listed if row is not None]
+    if len(found) < len(listed) or not all(p.takes(len(row)) for row, p in zip(found, plans, strict=True)):
         return None
-    rows = [row[: len(p.layouts)] for row, p in zip(listed, plans, strict=True)]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    cut = [row[: len(p.layouts)] for row, p in zip(found, plans, strict=True)]
+    return nn.utils.rnn.pad_sequence(cut, batch_first=True)
 
 
 def _picked(ops: Tensor, live: tuple[tuple[int, ...], ...]) -> Tensor:

@@ -3,9 +3,14 @@
 The class that results is made on the fly, and copied and pickled as the module's own and what was put before it.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+
+if TYPE_CHECKING:
+    Before = nn.Module
+else:
+    Before = object  # what a mixin comes from: the module's own class follows it
 
 PLAN = "_fastdarts"  # the attribute that holds what the mixin has to know
 _classes: dict[tuple[type, type], type] = {}
@@ -19,28 +24,35 @@ def put_before(module: nn.Module, mixin: type, attribute: str, plan: Any) -> Non
 
 def take_back(module: nn.Module, *attributes: str) -> None:
     """The module's own class again, without those attributes."""
-    while hasattr(type(module), "_own"):
-        module.__class__ = type(module)._own
+    own: Any = type(module)
+    while hasattr(own, "_own"):
+        own = module.__class__ = own._own
     for name in attributes:
         module.__dict__.pop(name, None)
 
 
-def _class(own: type, mixin: type) -> type:
+def _class(own: type, mixin: type) -> Any:
     if (own, mixin) not in _classes:
-        body = {"_own": own, "__module__": own.__module__, "__qualname__": own.__qualname__, "__reduce_ex__": _reduce}
+        body: dict[str, Any] = {
+            "_own": own,
+            "__module__": own.__module__,
+            "__qualname__": own.__qualname__,
+            "__reduce_ex__": _reduce,
+        }
         _classes[own, mixin] = type(own.__name__, (mixin, own), body)
     return _classes[own, mixin]
 
 
 def _reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
-    mixins, own = [], type(self)
+    mixins: list[type] = []
+    own: Any = type(self)
     while hasattr(own, "_own"):
         mixins.insert(0, own.__bases__[0])
         own = own._own
     return _made, (own, tuple(mixins)), self.__dict__
 
 
-def _made(own: type, mixins: tuple[type, ...]) -> nn.Module:
+def _made(own: type[nn.Module], mixins: tuple[type, ...]) -> nn.Module:
     for mixin in mixins:
         own = _class(own, mixin)
     return own.__new__(own)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
-from fastdarts.interop.classes import PLAN, put_before, take_back
+from fastdarts.interop.classes import PLAN, Before, put_before, take_back
 from fastdarts.interop.global_hooks import without_global_hooks
-from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, list_of, mixtures, proposed
+from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, listing, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
 from fastdarts.interop.reads import Reads, Unwatched
@@ -116,12 +116,13 @@ RENEW = "_fastdarts_new"
 PLANS = {PLAN, RENEW}
 
 
-class Renewed:
+class Renewed(Before):
     """A converted network whose class has `new()`: what that gives is converted, too."""
 
     def new(self, *args: Any, **kwargs: Any) -> nn.Module:
         """The class' own, converted."""
-        made = super().new(*args, **kwargs)
+        own: Any = super()
+        made = own.new(*args, **kwargs)
         level, backend = self.__dict__[RENEW]
         take_back(made, RENEW)  # where the class makes type(self)
         convert(made, level=level, backend=backend)
@@ -165,8 +166,7 @@ class _Converter:
 
     def mixture(self, name: str, module: nn.Module) -> Line | None:
         """Convert a mixed operation; None for a module that is none."""
-        listed = list_of(module)
-        candidates = list(module._modules[listed])
+        listed, candidates = listing(module)
         layers = dict.fromkeys(filter(None, map(bare, candidates)))
         own = {signature(layer): found for layer in layers if (found := self._without_layers(layer)) is not None}
         signatures = list(map(signature, candidates))
@@ -230,7 +230,7 @@ class _Converter:
         told = vars(module).get("k")
         for k in dict.fromkeys([told, *KS] if isinstance(told, int) and told > 0 else KS):
             x = torch.randn(probe.N, k * Cq, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
-            cases = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
+            cases: dict[str, tuple[Any, ...]] = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
             cases[probe.LISTS] = x, list(cases[probe.SOFT][1])
             trial = replace(plan, positive=True, divisor=k, longer=True, layouts=[], found=[])
             differs = _trial(subject, {probe.LISTS: cases[probe.LISTS]}, _as(trial))
@@ -248,9 +248,8 @@ class _Converter:
 
     def cell(self, module: nn.Module) -> str | None:
         """Convert a cell whose mixed operations are converted; returns None, or why it keeps its own forward."""
-        listed = list_of(module)
+        listed, edges = listing(module)
         before = [n for n, child in module._modules.items() if child is not None and not isinstance(child, nn.ModuleList)]
-        edges = list(module._modules[listed])
         plans = [e.__dict__[PLAN] for e in edges if isinstance(e, FusedMixture)]
         if len(plans) < len(edges) or not all(p.whole for p in plans):
             return "not all of its operations are mixed ones whose candidates are all fused"
@@ -273,7 +272,7 @@ class _Converter:
         plan = CellPlan((before[0], before[1]), listed, beta, further, self.backend, reads, self.channels_last, bare)
         put_before(module, FusedCell, PLAN, plan)
         for name in before:
-            self._fuse_preprocess(module._modules[name])
+            self._fuse_preprocess(module.get_submodule(name))
         return None
 
     def _try_cell(self, module: nn.Module, before: tuple[str, str], listed: str) -> tuple[bool, bool, tuple[Any, ...]] | str:
@@ -308,8 +307,8 @@ class _Converter:
         self, own: nn.Module, before: tuple[str, str], listed: str, beta: bool, further: tuple[Any, ...]
     ) -> dict[str, tuple[Any, ...]]:
         """Arguments to try a cell with."""
-        states = [self._image_for(own._modules[name]) for name in before]
-        plans = [edge.__dict__[PLAN] for edge in own._modules[listed]]
+        states = [self._image_for(own.get_submodule(name)) for name in before]
+        plans = [edge.__dict__[PLAN] for edge in listing(own)[1]]
         tables = probe.rows(len(plans), [len(p.layouts) for p in plans], states[0])
         betas = (torch.rand(len(plans), dtype=torch.float64, device=self._device()),) if beta else ()
         cases = {name: (*states, table, *betas, *further) for name, table in tables.items()}
@@ -356,7 +355,7 @@ class _Converter:
 
 def _edges_of(module: nn.Module) -> list[nn.Module] | None:
     """The mixed operations of a module that lists some; None for another."""
-    edges = list(module._modules[list_of(module)])
+    _, edges = listing(module)
     return edges if any(isinstance(e, FusedMixture) for e in edges) else None
 
 

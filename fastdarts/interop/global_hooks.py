@@ -1,6 +1,6 @@
 """Hooks that torch calls for every module of the process: torch.nn.modules.module.register_module_forward_hook and the like."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ def global_hooks() -> bool:
 
 
 @contextmanager
-def without_global_hooks() -> Iterator[None]:
+def without_global_hooks() -> Generator[None]:
     """Inside, none is called; afterwards they are registered as before."""
     registries: list[dict[int, Any]] = [
         modules._global_forward_pre_hooks,

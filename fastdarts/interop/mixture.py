@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdarts.interop.classes import PLAN
+from fastdarts.interop.classes import PLAN, Before
 from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads, Unwatched
@@ -58,7 +58,8 @@ class MixturePlan:
 
     def candidates(self, module: nn.Module) -> list[nn.Module]:
         """Raises KeyError where the list has gone."""
-        return list(module._modules[self.name]._modules.values())
+        listed: Any = module._modules[self.name]
+        return list(listed._modules.values())
 
     def update(self, module: nn.Module) -> list[Layers | None]:
         """Where the candidates' layers are now; what has changed is recognised anew. Raises KeyError as `candidates`.
@@ -134,7 +135,7 @@ def proposed(candidate: nn.Module, own: Own) -> Layout | Unknown:
     return Unknown("it changes the number of channels") if isinstance(found, Preprocess) else found
 
 
-class FusedMixture:
+class FusedMixture(Before):
     """What a converted mixed operation does before its own class."""
 
     def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
@@ -150,7 +151,7 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     """None where the module's own forward must do it."""
     plan: MixturePlan = module.__dict__[PLAN]
     try:
-        found = plan.update(module)
+        found: list[Any] = plan.update(module)  # of what is fused: Layers
     except KeyError:
         return None
     row = as_row(weights, x)
@@ -162,17 +163,18 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
         return None
     candidates = plan.candidates(module)
     live = [i for i, value in enumerate(values) if value != 0]
-    fused = [i for i in live if fits(candidates[i], plan.layouts[i], found[i])]
-    fused = first_of_each(fused, plan.layouts)
+    layouts: list[Any] = plan.layouts  # of what is fused: Layout
+    fused = [i for i in live if fits(candidates[i], layouts[i], found[i])]
+    fused = first_of_each(fused, layouts)
     k = partial_channels(plan, x)
     if not k or not plan.unchanged(module, k):
         return None
     beside = [i for i in live if i not in fused]
-    if (k > 1 and beside) or not any(plan.layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
+    if (k > 1 and beside) or not any(layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
         return None
     if not alike([found[i] for i in fused], x) or not even(plan.stride, x):
         return None
-    graph = edge_graph(plan.stride, tuple(plan.layouts[i].code for i in fused))
+    graph = edge_graph(plan.stride, tuple(layouts[i].code for i in fused))
     ops = (row if len(fused) == len(row) else row[fused])[None]
     out = run([found[i] for i in fused], [x], ops, None, graph, k, plan.backend)
     x = x.contiguous(memory_format=format_of(plan))
@@ -195,7 +197,7 @@ def even(stride: int, x: Tensor) -> bool:
     return stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2)
 
 
-def first_of_each(indices: list[int], layouts: Sequence[Layout | Unknown]) -> list[int]:
+def first_of_each(indices: list[int], layouts: Sequence[Any]) -> list[int]:
     """Of candidates that are the same operation the first: one call computes each once."""
     seen: dict[Candidate, int] = {}
     for i in indices:
@@ -251,6 +253,15 @@ def mixtures(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         listed = list_of(inner)
         if listed is not None and len(inner._modules[listed]) > 1:
             yield name, inner
+
+
+def listing(module: nn.Module) -> tuple[str, list[nn.Module]]:
+    """The name and the modules of the only list of a module that has one (see `mixtures`). Raises KeyError for another."""
+    name = list_of(module)
+    if name is None:
+        raise KeyError("a list of modules")
+    listed: Any = module._modules[name]
+    return name, list(listed)
 
 
 def list_of(module: nn.Module) -> str | None:

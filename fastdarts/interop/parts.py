@@ -13,7 +13,7 @@ from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Path, layer_at
 from fastdarts.interop.tree import Tree, customary
 from fastdarts.kernels.graph import Graph
-from fastdarts.ops.batch_norm import recomputed_to_here
+from fastdarts.ops.batch_norm import BatchNorm, recomputed_to_here
 from fastdarts.ops.mixed_cell import mixed_cell
 
 
@@ -23,9 +23,9 @@ class Layers(NamedTuple):
     reads  what forwards of the codebase's own read; None where there are none
     """
 
-    convolutions: tuple[nn.Module, ...]
-    norms: tuple[nn.Module, ...]
-    dropouts: tuple[nn.Module, ...]
+    convolutions: tuple[nn.Conv2d, ...]
+    norms: tuple[BatchNorm, ...]
+    dropouts: tuple[nn.Dropout, ...]
     shapes: tuple[torch.Size, ...]  # of the convolutions' weights
     tree: Tree
     reads: Reads | None = None
@@ -53,7 +53,7 @@ class Layers(NamedTuple):
         return None if self.reads is None else self.reads.key
 
 
-def _shapes(convolutions: Sequence[nn.Module]) -> tuple[torch.Size, ...]:
+def _shapes(convolutions: Sequence[nn.Conv2d]) -> tuple[torch.Size, ...]:
     return tuple([c.weight.shape for c in convolutions])
 
 
@@ -115,12 +115,12 @@ def alike(found: Sequence[Layers], x: Tensor) -> bool:
     return not norms or usual(norms[0], x)
 
 
-def usual(norm: nn.BatchNorm2d, x: Tensor) -> bool:
+def usual(norm: BatchNorm, x: Tensor) -> bool:
     """Whether a norm does what the fused ops do, in their dtype."""
     affine, tracks, dtype = _kept(norm)
     fits = dtype is None or dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
     return fits and not affine and norm.momentum is not None and tracks == (dtype is not None)
 
 
-def _kept(norm: nn.BatchNorm2d) -> tuple[bool, bool, torch.dtype | None]:
+def _kept(norm: BatchNorm) -> tuple[bool, bool, torch.dtype | None]:
     return norm.affine, norm.track_running_stats, None if norm.running_mean is None else norm.running_mean.dtype

@@ -3,7 +3,7 @@
 Notation: N images, C channels, E edges, K candidates.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 N, SIDE = 2, 8
-CLOSE = {"rtol": 1e-7, "atol": 1e-9}  # of float64; eps of BatchNorm makes the numbers ill-conditioned by 1e3 or so
+# of float64; eps of BatchNorm makes the numbers ill-conditioned by 1e3 or so
+CLOSE: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9}
 DRAWN = "the state of the random numbers"
 SOFT, HOT, LISTS = "weights of a softmax", "one-hot weights", "weights as lists"
 Arguments = tuple[Any, ...]
@@ -24,7 +25,7 @@ class Differs(ValueError):
 
 
 @contextmanager
-def quietly(device: torch.device) -> Iterator[None]:
+def quietly(device: torch.device) -> Generator[None]:
     """Inside, random numbers are drawn from a seed of their own; the generators outside stay untouched."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
@@ -91,7 +92,7 @@ def compare(own: Outcome, converted: Outcome, where: str) -> None:
         if a.shape != b.shape:
             raise Differs(f"{name} is {tuple(a.shape)} and comes out as {tuple(b.shape)} {where}")
     flat = [torch.cat([t.reshape(-1).double() for t in side]) for side in (mine, theirs)]
-    if not torch.allclose(*flat, **CLOSE):
+    if not torch.allclose(flat[0], flat[1], **CLOSE):
         name = next(
             n for n, a, b in zip(names, mine, theirs, strict=True) if not torch.allclose(a.double(), b.double(), **CLOSE)
         )

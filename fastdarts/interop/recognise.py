@@ -49,7 +49,7 @@ class Unknown(NamedTuple):
     why: str
 
 
-def layer_at(module: nn.Module, path: Path) -> nn.Module:
+def layer_at(module: Any, path: Path) -> Any:
     """Raises KeyError where there is none any more."""
     for name in path:
         module = module._modules[name]
@@ -66,7 +66,8 @@ def layers(module: nn.Module, path: Path = ()) -> Iterator[tuple[Path, nn.Module
     if not module._modules:
         yield path, module
     for name, child in module._modules.items():
-        yield from layers(child, (*path, name))
+        if child is not None:
+            yield from layers(child, (*path, name))
 
 
 def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
@@ -84,9 +85,9 @@ def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
             return Unknown(f"{type(layer).__name__} is no layer of a known candidate")
         if why := _unusual(layer):
             return Unknown(why)
-    order = "".join(letter for *_, letter in known)
+    order = "".join(letter or "" for *_, letter in known)
     rest = *(tuple(path for path, _, letter in known if letter == kind) for kind in "cb"), dropouts
-    convolutions = [layer for _, layer, letter in known if letter == "c"]
+    convolutions = [layer for _, layer, _ in known if isinstance(layer, nn.Conv2d)]
     if not known:
         return Layout(Candidate.SKIP, 1, 0, *rest)
     if order in ("mb", "ab", "a"):
@@ -101,7 +102,7 @@ def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
     return Unknown("its layers are in no order that is known")
 
 
-def _pool(order: str, pool: nn.Module, norm: nn.Module, rest: tuple) -> Layout | Unknown:
+def _pool(order: str, pool: Any, norm: Any, rest: tuple) -> Layout | Unknown:
     kernel, stride, padding = (_pair(getattr(pool, name)) for name in ("kernel_size", "stride", "padding"))
     usual = kernel == (3, 3) and padding == (1, 1) and stride in ((1, 1), (2, 2)) and not pool.ceil_mode
     if order[0] == "m" and not (usual and _pair(pool.dilation) == (1, 1)):

@@ -15,7 +15,7 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
 
 def own_class(module: nn.Module) -> type:
     """A module's class, also where something is put before it."""
-    own = type(module)
+    own: Any = type(module)
     while hasattr(own, "_own"):
         own = own._own
     return own
@@ -34,7 +34,10 @@ def plain_values(module: nn.Module) -> list[tuple[str, Any]]:
 def bare(module: nn.Module) -> nn.Module | None:
     """The only layer of a module, if it is of the codebase's own making and has no parameters: an Identity or Zero."""
     while len(module._modules) == 1:
-        (module,) = module._modules.values()
+        (child,) = module._modules.values()
+        if child is None:
+            return None
+        module = child
     return module if foreign(module) and not (module._modules or module._parameters or module._buffers) else None
 
 

@@ -27,7 +27,7 @@ def lab(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sRGB in [0, 1], (N, 3, S, S) -> L in [0, 100], a and b, each (N, S, S) (CIE 1976, white D65)."""
     linear = torch.where(pixels > 0.04045, ((pixels + 0.055) / 1.055) ** 2.4, pixels / 12.92).unbind(1)
     fx, fy, fz = (
-        _f(sum(m * c for m, c in zip(row, linear, strict=True)) / w) for row, w in zip(RGB_TO_XYZ, WHITE, strict=True)
+        _f((row[0] * linear[0] + row[1] * linear[1] + row[2] * linear[2]) / w) for row, w in zip(RGB_TO_XYZ, WHITE, strict=True)
     )
     return 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
 

@@ -4,6 +4,7 @@ Notation: N images, S pixels a side, F_l the feature of stage l (C_l channels, h
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,11 +28,13 @@ class MultiScaleDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """F_l (N, C_l, h_l, w_l) -> levels (N, 3, h_l, w_l) and a bias (3,): the prediction is their upsampled sum."""
         W = self.linear.weight
+        align: Any = self.align
         levels = [
             F.linear(feature.permute(0, 2, 3, 1), W @ conv.weight.flatten(1)).permute(0, 3, 1, 2)
-            for conv, feature in zip(self.align, features, strict=True)
+            for conv, feature in zip(align, features, strict=True)
         ]
-        return levels, W @ sum(conv.bias for conv in self.align) + self.linear.bias
+        bias: Any = sum(conv.bias for conv in align)
+        return levels, W @ bias + self.linear.bias
 
 
 class SingleScaleDecoder(MultiScaleDecoder):
@@ -76,7 +79,8 @@ class MimDecoder(nn.Module):
         training: BatchNorm takes batch statistics and moves the running ones; with `sync`, those of all ranks.
         """
         x = self.mixing(self.spatial(feature))
-        for convolution, norm, enlarge in zip(self.filters, self.norms, self.enlarge, strict=True):
+        layers: Any = zip(self.filters, self.norms, self.enlarge, strict=True)
+        for convolution, norm, enlarge in layers:
             if training:
                 norm.num_batches_tracked.add_(1)
             running = norm.running_mean, norm.running_var

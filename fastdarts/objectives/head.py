@@ -1,7 +1,7 @@
 """What all objectives with labels share: the linear classifier on the globally averaged last feature."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdarts.supernet import Network
 
@@ -13,9 +13,18 @@ def attach(supernet: Network, num_classes: int) -> None:
     supernet.attach_classifier(num_classes)
 
 
+def classifier_of(supernet: Network) -> nn.Linear:
+    """What `attach` made. Raises RuntimeError where it was taken away since."""
+    classifier = supernet.classifier
+    if classifier is None:
+        raise RuntimeError("the supernet has no classifier any more: make the objective anew")
+    return classifier
+
+
 def class_logits(supernet: Network, pooled: Tensor) -> Tensor:
     """Averaged features (M, C) -> (M, classes), of the parameters' dtype."""
-    return supernet.classifier(pooled).to(supernet.classifier.weight.dtype)
+    classifier = classifier_of(supernet)
+    return classifier(pooled).to(classifier.weight.dtype)
 
 
 def figures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:

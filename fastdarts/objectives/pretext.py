@@ -88,6 +88,7 @@ class Colourisation(Task):
 
     def __init__(self, channels: int, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD) -> None:
         super().__init__(channels, mean, std)
+        self.table: Tensor
         self.register_buffer("table", bin_table(), persistent=False)
 
     def make_head(self, channels: int) -> nn.Conv2d:
@@ -126,6 +127,7 @@ class Jigsaw(Task):
     def __init__(self, channels: int, mean: Colour = IMAGENET_MEAN, std: Colour = IMAGENET_STD, *, seed: int = 0) -> None:
         super().__init__(channels, mean, std)
         self.seed = seed
+        self.permutations: Tensor
         self.register_buffer("permutations", torch.tensor(PERMUTATIONS), persistent=False)
 
     def pose(self, batch: Batch, step: Tensor, stream: int) -> tuple[Tensor, Tensor]:
@@ -146,7 +148,7 @@ class Jigsaw(Task):
 
     def answer(self, feature: Tensor, size: tuple[int, int]) -> Tensor:
         """(4N, C, h, w) -> (N, 24)."""
-        return self.head(feature.mean((2, 3)).view(-1, self.head.in_features)).to(self.head.weight.dtype)
+        return self.head(feature.mean((2, 3)).view(-1, 4 * feature.shape[1])).to(self.head.weight.dtype)
 
     def images(self, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """An image's feature is the mean of its tiles'."""
@@ -192,7 +194,7 @@ class Pretext(Objective):
         """The task's logits and right answers; with labels, classification's."""
         x, target = self.task.pose(batch, step, stream)
         feature = supernet(x, weights, step, stream)[-1]
-        logits = self.task.answer(feature, tuple(batch.images.shape[1:3]))
+        logits = self.task.answer(feature, (batch.images.shape[1], batch.images.shape[2]))
         if not self.needs_labels:
             return logits, target, None
         pooled, labels = self.task.images(feature.mean((2, 3)), batch.labels)

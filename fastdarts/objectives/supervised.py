@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.objectives.base import IMAGENET_MEAN, IMAGENET_STD, Colour, Objective, Weights, first_step
-from fastdarts.objectives.head import attach, class_logits, figures
+from fastdarts.objectives.head import attach, class_logits, classifier_of, figures
 from fastdarts.objectives.masking import Masking
 from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Stream
@@ -46,7 +46,7 @@ class Classification(Objective):
         return figures(self._logits(supernet, weights, batch, first_step(batch), Stream.EVAL), batch.labels)
 
     def _logits(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        parameter = supernet.classifier.weight
+        parameter = classifier_of(supernet).weight
         if self.masking is None:
             x = normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=parameter.dtype)
         else:

@@ -59,12 +59,18 @@ def _mae(c: Choices) -> Objective:
     )
 
 
+def _classes(c: Choices) -> int:
+    if c.num_classes is None:
+        raise ValueError("classification needs the number of classes, got none")
+    return c.num_classes
+
+
 def _supervised(c: Choices) -> Objective:
-    return Classification(c.supernet, c.num_classes, mean=c.masking.mean, std=c.masking.std)
+    return Classification(c.supernet, _classes(c), mean=c.masking.mean, std=c.masking.std)
 
 
 def _masked_supervised(c: Choices) -> Objective:
-    return Classification(c.supernet, c.num_classes, mean=c.masking.mean, std=c.masking.std, masking=c.masking)
+    return Classification(c.supernet, _classes(c), mean=c.masking.mean, std=c.masking.std, masking=c.masking)
 
 
 def _joint(c: Choices) -> Objective:

@@ -4,16 +4,36 @@ Notation: N images, H W pixels of the normalised tensor, m = N*H*W, B channels o
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdarts.logs import say_once
 from fastdarts.ops.sync import Sync
 
 Running = tuple[Tensor, Tensor]  # running mean and running variance, (B,) each
+
+if TYPE_CHECKING:
+
+    class BatchNorm(nn.Module):
+        """torch's BatchNorm2d, whose own annotations leave open whether it has running statistics and a momentum."""
+
+        weight: Tensor
+        bias: Tensor
+        running_mean: Tensor
+        running_var: Tensor
+        num_batches_tracked: Tensor
+        momentum: float
+        eps: float
+        affine: bool
+        track_running_stats: bool
+        num_features: int
+
+        def __init__(self, num_features: int, affine: bool = True) -> None: ...
+else:
+    BatchNorm = nn.BatchNorm2d
 
 
 def batch_norm(
@@ -135,6 +155,6 @@ def through_definition(
     say_once(f"{op}: a gradient that is differentiated again (create_graph=True) is computed through the definition")
     # aliases: a state may have been computed from another one, and that path is not this op's
     aliases = [None if t is None else t.view_as(t) for t in tensors]
-    asked = [a for a, w in zip(aliases, wanted, strict=True) if w]
+    asked = [a for a, w in zip(aliases, wanted, strict=True) if w and a is not None]
     grads = iter(torch.autograd.grad(definition(*aliases), asked, grad, create_graph=True, allow_unused=True))
     return [next(grads) if w else None for w in wanted]

@@ -125,8 +125,7 @@ class _MaskedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, constants: Constants, bias: Tensor, *levels: Tensor) -> Tensor:
         loss, grad_levels, grad_bias = torch.ops.fastdarts.masked_loss(levels, bias, *constants, True)
-        images, flip, mask, *_ = constants
-        ctx.constants = constants._replace(images=None, flip=None, mask=None)
+        images, flip, mask, *ctx.numbers = constants
         ctx.save_for_backward(images, flip, mask, bias, *levels, grad_bias, *grad_levels)
         return loss
 
@@ -136,7 +135,7 @@ class _MaskedLoss(torch.autograd.Function):
         inputs, grads = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         _, *wanted = ctx.needs_input_grad  # of bias and each level
         if torch.is_grad_enabled():
-            constants = ctx.constants._replace(images=images, flip=flip, mask=mask)
+            constants = Constants(images, flip, mask, *ctx.numbers)
 
             def again(bias: Tensor, *levels: Tensor) -> Tensor:
                 return definition(levels, bias, *constants)

@@ -205,7 +205,7 @@ def _fake(a: MixedCell) -> MixedCellResults:
         shape = tuple(map(int, x.shape))  # where it is dynamic it becomes fixed, as for the C++ kernel below
         length = mixed_cell_plan.saved_numbers(tuple(a.graph), shape, a.partial_channels)
     else:
-        length = native.module().mixed_cell_saved(a.graph, list(x.shape), a.partial_channels, x.element_size())
+        length = native.required().mixed_cell_saved(a.graph, list(x.shape), a.partial_channels, x.element_size())
     return MixedCellResults(out, statistics, x.new_empty(length))
 
 

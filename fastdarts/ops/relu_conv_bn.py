@@ -115,8 +115,9 @@ def halving_convolution(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
 
 def _definitions(xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], constants: Constants) -> tuple[Tensor, ...]:
     """`definition` of each layer."""
-    layers = zip(xs, weights, constants.running or [None] * len(xs), strict=True)
-    return tuple(definition(x, w, *constants._replace(running=buffers)) for x, w, buffers in layers)
+    c = constants
+    layers = zip(xs, weights, c.running or [None] * len(xs), strict=True)
+    return tuple(definition(x, w, buffers, c.training, c.momentum, c.eps, c.sync) for x, w, buffers in layers)
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, int, int, int]:

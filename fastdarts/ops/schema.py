@@ -26,7 +26,7 @@ def schema(arguments: type[tuple], results: type) -> str:
     return f"({_fields(arguments)}) -> {'Tensor' if results is Tensor else f'({_fields(results)})'}"
 
 
-def _fields(named: type[tuple]) -> str:
+def _fields(named: type) -> str:
     return ", ".join(f"{TYPES[kind]} {name}" for name, kind in get_type_hints(named).items())
 
 

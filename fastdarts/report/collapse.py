@@ -69,7 +69,7 @@ def _warn(axes: Axes, epochs: list[Record], skips: dict[str, list[float | None]]
         if value is not None and value >= collapse_line(operations[kind])
     ]
     if rings:
-        ring = {"marker": "o", "markersize": 10, "fillstyle": "none", "linestyle": "none", "gid": "warning"}
+        ring: dict[str, Any] = {"marker": "o", "markersize": 10, "fillstyle": "none", "linestyle": "none", "gid": "warning"}
         axes.plot(*zip(*rings, strict=True), color=_WARNING, label="warning", **ring)
     axes.set_ylim(-0.3, max(operations.values(), default=COLLAPSE_OF) + 0.5)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))

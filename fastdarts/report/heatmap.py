@@ -3,6 +3,8 @@
 Notation: E edges of a cell, K places in a record's row (padded), O names of operations in the whole cell.
 """
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
@@ -57,7 +59,7 @@ def draw_heat_map(
     for (row, column), weight in np.ndenumerate(weights.filled(np.nan)):
         if np.isfinite(weight):
             colour = "white" if weight > 0.6 * top else INK
-            place = {"ha": "center", "va": "center", "in_layout": False}
+            place: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}
             axes.text(column + 0.5, row + 0.5, f"{weight:.2f}", fontsize=7.5, color=colour, **place)
     for op, state, node in genes:
         if op in ops and (state, node) in pairs:
@@ -67,7 +69,7 @@ def draw_heat_map(
     if edges:
         names = [f"{name}   β {beta:.2f}" for name, beta in zip(names, edges, strict=False)] + names[len(edges) :]
     axes.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=8, parse_math=False)
-    columns = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
+    columns: dict[str, Any] = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(np.arange(len(ops)) + 0.5, map(printable, ops), fontsize=8, parse_math=False, **columns)
     axes.set_ylim(len(pairs), 0)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)

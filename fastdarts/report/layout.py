@@ -111,7 +111,9 @@ def place(wiring: Wiring) -> Layout:
     rows = ([0.0] if straight else []) + ([bus] if dropped else [])
     output = Box("c_{k}", column[-1] + (width + _OUTPUT) / 2 + _LAST_GAP, 0.0, _OUTPUT, 2 * _HALF)
     output = Box(output.name, output.x, sum(rows) / len(rows), _OUTPUT, max(rows) - min(rows) + 2 * _HALF)
-    lines = [((column[-1] + width / 2, 0.0), (output.x - _OUTPUT / 2, 0.0))] if straight else []
+    lines: list[tuple[tuple[float, float], ...]] = (
+        [((column[-1] + width / 2, 0.0), (output.x - _OUTPUT / 2, 0.0))] if straight else []
+    )
     for state in dropped:
         end = (output.x - _OUTPUT / 2, bus)
         if state < inputs:

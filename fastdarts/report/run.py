@@ -12,7 +12,7 @@ from fastdarts.spaces import Architecture, ArchitectureError
 from fastdarts.spaces.genotype import Genotype, GenotypeError, read_architecture, read_architecture_json
 
 Record = dict[str, Any]
-_TYPES = dict.fromkeys(("epoch", "step"), int | None)
+_TYPES: dict[str, Any] = dict.fromkeys(("epoch", "step"), int | None)
 _TYPES |= dict.fromkeys(("train_loss", "alpha_loss", "hessian"), int | float | None)
 _TYPES |= dict.fromkeys(("valid", "cells", "ops", "edges", "benchmark"), dict | None)  # dicts down to numbers
 _TYPES |= {"genotype": str | None, "stopped": dict | None}

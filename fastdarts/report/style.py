@@ -5,10 +5,10 @@ Figures are `matplotlib.figure.Figure` objects, never pyplot's global state, on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastdarts.spaces import CANDIDATES
 
@@ -28,7 +28,7 @@ FAMILIES = {
     "other": ("#5f6b7a", "#eef0f3"),
 }
 _REGISTERED = {"conv": "convolution", "pool": "pooling", "skip": "skip", "none": "other", "noise": "other"}
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "fastdarts"}
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "fastdarts"}
 _LINES = (("-", "o"), ((0, (5, 1.5)), "s"), ((0, (1, 1.2)), "^"), ((0, (5, 1.5, 1, 1.5)), "D"))  # dashes, marker
 
 
@@ -61,7 +61,7 @@ def printable(text: str, limit: int = 32) -> str:
 
 
 @contextmanager
-def own_style() -> Iterator[None]:
+def own_style() -> Generator[None]:
     """Inside, figures are of matplotlib's defaults, whatever the user's matplotlibrc or styles say. Also a decorator."""
     import matplotlib
 
@@ -76,7 +76,8 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    engine: Any = figure.get_layout_engine()
+    engine.set(w_pad=0.12, h_pad=0.12)
     return figure
 
 

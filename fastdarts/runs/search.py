@@ -122,7 +122,7 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World, timer
 
     def make(space: Space, stage: Stage) -> tuple[Network, Objective]:
         supernet, objective = build(resolved, len(images.index.classes), stage, space)
-        supernet.to(settings.device, memory_format=torch.channels_last)
+        supernet.to(settings.device).to(memory_format=torch.channels_last)
         objective.to(settings.device)
         if settings.sync_bn and not world.is_single:
             supernet.synchronise(world)

@@ -132,13 +132,16 @@ class SearchReporter(Reporter):
             pictures = objective.reconstruct(self.search.supernet, self.search.relaxation.weights(), batch)
         try:
             with drawing():
-                picture_grid(*(p.cpu() for p in pictures), self.folder["reconstruction.png"])
+                masked, reconstructed, original = (p.cpu() for p in pictures)
+                picture_grid(masked, reconstructed, original, self.folder["reconstruction.png"])
         except NotDrawn as error:
             warn_once(f"not drawn: reconstruction: {error}")
 
 
 def looked_up(benchmark: Lookup, cell: Genotype | Architecture, ranks: bool = False) -> dict[str, float]:
     """Look up the true accuracies of a cell in percent and, with `ranks`, their ranks among all cells."""
+    if isinstance(cell, Genotype):
+        raise TypeError("a benchmark of NAS-Bench-201 has no cells of DARTS' space")
     try:
         figures: dict[str, float] = benchmark.accuracies(cell)
         if ranks:

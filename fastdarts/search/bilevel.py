@@ -3,9 +3,9 @@
 min_alpha L_val(w*(alpha), alpha)  subject to  w*(alpha) = argmin_w L_train(w, alpha)      (DARTS, Eq. 3 and 4)
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from fastdarts.search.updates import Buffers, Kept, non_finite, step_if_finite
 from fastdarts.supernet import Network, same_draws
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
-UNUSED = {"allow_unused": True, "materialize_grads": True}
+UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
 
 T = TypeVar("T")
 Reduce = Callable[[Tensor], None]  # replaces a flat tensor by its mean over the ranks, in place
@@ -121,10 +121,11 @@ class Bilevel:
         else:
             loss, grads = self.first_order_gradient(step, train, val)
         parameters = self.relaxation.parameters()
+        grads = [g.contiguous() for g in grads]
         for a, g in zip(parameters, grads, strict=True):
-            a.grad = g.contiguous()
-        yield from self._average([loss, *(a.grad for a in parameters), *before.floating])
-        bad = non_finite(loss, (a.grad for a in parameters), self.precision.one)
+            a.grad = g
+        yield from self._average([loss, *grads, *before.floating])
+        bad = non_finite(loss, grads, self.precision.one)
         self._update(bad, self.arch_optimizer, parameters, self.arch_grad_clip, before, self.skipped[1])
         return loss
 
@@ -135,7 +136,8 @@ class Bilevel:
                 flat = next(pieces)
             except StopIteration as end:
                 return end.value
-            self.reduce(flat)
+            if self.reduce is not None:  # without it nothing is yielded
+                self.reduce(flat)
 
     def _average(self, tensors: list[Tensor]) -> Pieces[None]:
         """Replace the tensors by their means over the ranks, in place."""
@@ -237,7 +239,7 @@ class Bilevel:
         placed = origin if direction is None else [o + scale * d for o, d in zip(origin, direction, strict=True)]
         torch._foreach_copy_(self.weights, placed)
 
-    def _gradients(self, loss: Tensor, inputs: list[Tensor], **unused: bool) -> list[Tensor]:
+    def _gradients(self, loss: Tensor, inputs: list[Tensor], **unused: Any) -> list[Tensor]:
         """dL/d of each input; with UNUSED zeros where the loss does not reach one."""
         return self.precision.unscaled(list(torch.autograd.grad(self.precision.scaled(loss), inputs, **unused)))
 
@@ -257,7 +259,7 @@ class Bilevel:
 
 
 @contextmanager
-def held(weights: list[Tensor]) -> Iterator[None]:
+def held(weights: list[Tensor]) -> Generator[None]:
     """Inside, `weights` are constants: a fused op decides in its forward whether its backward computes their gradients."""
     moving = [w for w in weights if w.requires_grad]
     try:
@@ -270,7 +272,7 @@ def held(weights: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def frozen_buffers(*modules: nn.Module) -> Iterator[None]:
+def frozen_buffers(*modules: nn.Module) -> Generator[None]:
     """Inside, forwards may move the modules' buffers (BatchNorm's statistics); at the end they are as they were."""
     buffers = [b for module in modules for b in module.buffers()]
     saved = [b.clone() for b in buffers]

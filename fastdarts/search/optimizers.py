@@ -33,7 +33,7 @@ def weight_optimizer(
 
     Raises OptimizerUnavailable.
     """
-    how = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+    how: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
     if backend == "apex":
         return _apex(weights).FusedSGD(weights, lr, **how)
     return torch.optim.SGD(weights, _on_device(lr, weights), fused=True, **how)

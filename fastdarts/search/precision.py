@@ -14,7 +14,7 @@ What keeps which dtype under `--amp bf16` and `--amp fp16` (tests/search/test_pr
 float64 networks stay float64: autocast leaves those alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ class Precision:
 
 
 @contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
+def tf32(allowed: bool) -> Generator[None]:
     """Inside, float32 convolutions and matrix products on a GPU may or may not round their inputs to TF32's 10 bits.
 
     Left alone, torch lets convolutions do so.

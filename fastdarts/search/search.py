@@ -2,7 +2,7 @@
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
-from fastdarts.protocols import NO_HOOKS, DivergedError, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
+from fastdarts.protocols import NO_HOOKS, Batches, DivergedError, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
@@ -67,7 +66,7 @@ class Search:
         val_loader: Loader,
         settings: SearchSettings,
         *,
-        eval_loader: Iterable[Batch] | None = None,
+        eval_loader: Batches | None = None,
         ranks: Ranks | None = None,
         captured: Callable[[Bilevel], Step] | None = None,
         method: Method = METHODS["darts-1st"],
@@ -276,7 +275,7 @@ class Search:
         """Largest eigenvalue of the validation Hessian in alpha (see evaluation.hessian), on the first evaluation batch."""
         return hessian(self.bilevel, next(iter(self._evaluated())).to(self.device), self.ranks)
 
-    def _evaluated(self) -> Iterable[Batch]:
+    def _evaluated(self) -> Batches:
         if self.eval_loader is None:
             raise ValueError("this search was made without an eval_loader")
         return self.eval_loader

@@ -28,9 +28,7 @@ def argmax_genotype(space: Space, weights: dict[Kind, CellWeights]) -> Genotype 
     return Genotype(cells["normal"], concat, cells["reduce"], concat)
 
 
-def limit_skips(
-    space: Space, weights: dict[Kind, CellWeights], most: int, selection: Selection = argmax_genotype
-) -> Genotype | Architecture:
+def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int, selection: Selection = argmax_genotype) -> Genotype:
     """What `selection` reads out, with at most `most` skips in the normal cell (P-DARTS, section 3.3).
 
     While there are more, the weakest of the skips that the cell has is taken from its edge's candidates, and the cell
@@ -40,6 +38,8 @@ def limit_skips(
     check_skip_limit(space)
     while True:
         genotype = selection(space, weights)
+        if isinstance(genotype, Architecture):
+            raise ValueError("skip_limit: skips are limited in DARTS' cells only, and the selection gave another one")
         skips = [space.edges_of_node(i // 2)[state] for i, (op, state) in enumerate(genotype.normal) if op == SKIP]
         if len(skips) <= most:
             return genotype

@@ -1,5 +1,7 @@
 """A supernet's Bilevel as the settings say: relaxation, optimizers, precision."""
 
+from torch import Tensor
+
 from fastdarts.objectives import Objective
 from fastdarts.search.bilevel import Bilevel, Reduce
 from fastdarts.search.optimizers import arch_optimizer, weight_optimizer
@@ -23,7 +25,8 @@ def bilevel_of(
     seed    of alpha's first values
     reduce  as of Bilevel
     """
-    s, weights = settings, list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
+    s = settings
+    weights: list[Tensor] = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
     device, dtype = weights[0].device, weights[0].dtype
     mixing = relaxation(supernet.space, edge_normalization=s.edge_normalization, seed=seed, device=device, dtype=dtype)
     return Bilevel(

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,11 +40,12 @@ def step_if_finite(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
             for p in group["params"]:
                 if p.grad is not None and optimizer.state[p].get("momentum_buffer") is None:
                     optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    optimizer.grad_scale, optimizer.found_inf = None, bad  # what GradScaler sets, too
+    fused: Any = optimizer
+    fused.grad_scale, fused.found_inf = None, bad  # what GradScaler sets, too
     try:
         optimizer.step()
     finally:
-        del optimizer.grad_scale, optimizer.found_inf
+        del fused.grad_scale, fused.found_inf
 
 
 def obeys(optimizer: torch.optim.Optimizer) -> bool:

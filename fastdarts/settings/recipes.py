@@ -29,11 +29,11 @@ class Recipe:
     settings: Values = field(default_factory=dict)
 
 
-def _cifar(source: str, published: str, method: str = "darts-1st", **settings: Any) -> Recipe:
+def _cifar(source: str, published: str, method: str = "darts-1st", /, **settings: Any) -> Recipe:
     return Recipe("search_cifar", source, published, {"method": method} | settings)
 
 
-def _imagenet(source: str, published: str, **settings: Any) -> Recipe:
+def _imagenet(source: str, published: str, /, **settings: Any) -> Recipe:
     return Recipe("search_imagenet", source, published, {"method": "pc-darts"} | settings)
 
 

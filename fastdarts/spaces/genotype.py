@@ -74,7 +74,7 @@ class Genotype:
         given = dict(zip(FIELDS, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
         if set(given) != set(FIELDS) or len(call.args) + len(call.keywords) != len(FIELDS):
             raise GenotypeError(f"a genotype has the fields {', '.join(FIELDS)}; got {', '.join(map(str, given))}")
-        return Genotype.from_fields({name: _literal(node) for name, node in given.items()})
+        return Genotype.from_fields({str(name): _literal(node) for name, node in given.items()})
 
     @staticmethod
     def from_fields(fields: dict[str, Any]) -> "Genotype":
@@ -89,7 +89,7 @@ class Genotype:
             raise GenotypeError(f"genes are (name, whole number) pairs, got {genes}")
         if not all(type(i) is int for numbers in concat.values() for i in numbers):
             raise GenotypeError(f"concatenated states are whole numbers, got {concat}")
-        genotype = Genotype(**cells, **concat)
+        genotype = Genotype(cells["normal"], concat["normal_concat"], cells["reduce"], concat["reduce_concat"])
         genotype.check()
         return genotype
 

@@ -119,8 +119,11 @@ class CapturedBilevel:
         self._graphs: dict[str, list[Recording]] = {}  # pieces by update
         self._optimizers = (bilevel.weight_optimizer, bilevel.arch_optimizer)
         self._rates: list[Tensor] = []
-        self._step = self._train = self._val = None
-        self._recorder: Recorder | None = None
+        self._begun = False
+        self._recorder: Recorder  # this and the next two: made by _begin
+        self._step: Tensor
+        self._train: Batch
+        self._val: Any = None  # a Batch, once one was given
         self._said_shapes = False
 
     @property
@@ -130,7 +133,7 @@ class CapturedBilevel:
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
         """Run one step; see Bilevel.__call__. Raises CaptureError."""
-        if self.reason is None and self._recorder is None:
+        if self.reason is None and not self._begun:
             self._begin(step, train)
         if self.reason is not None or not self._fits(train, val):
             return self.bilevel(step, train, val)
@@ -147,7 +150,7 @@ class CapturedBilevel:
         """Allocate the graphs' input buffers, unless capture is already known to be impossible."""
         if why := refusal(self.bilevel):
             return self._give_up(why)
-        self._recorder = Recorder(self.bilevel.device)
+        self._recorder, self._begun = Recorder(self.bilevel.device), True
         self._step, self._train = torch.empty_like(step), Batch(*map(torch.empty_like, train))
         self._rates = [_rate(group["lr"], self.bilevel.device) for o in self._optimizers for group in o.param_groups]
 
@@ -191,7 +194,8 @@ class CapturedBilevel:
         *first, last = self._graphs[part]
         for piece in first:
             piece.replay()
-            self.bilevel.reduce(piece.result)
+            if self.bilevel.reduce is not None:  # without it there is but one piece
+                self.bilevel.reduce(piece.result)
         last.replay()
         return last.result.clone()
 

@@ -5,7 +5,7 @@ Notation: N images of a batch, S pixels a side.
 
 import re
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
 from pathlib import Path
@@ -135,7 +135,7 @@ def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRela
 class _Counting(Bilevel):
     """Bilevel whose updates allocate no memory, like fused optimizers'."""
 
-    def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         optimizer.zero_grad()
 
 
@@ -191,7 +191,7 @@ def exhausted(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(message: Callable[[], str]) -> Iterator[None]:
+def memory_told(message: Callable[[], str]) -> Generator[None]:
     """Context manager: raises an out-of-memory error as NoMemory with the text of `message`."""
     try:
         yield

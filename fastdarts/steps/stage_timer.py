@@ -4,7 +4,7 @@ On a CPU by the host's clock. On a GPU by events in the stream, without synchron
 replayed as CUDA graphs is timed per graph, optimizers included.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
@@ -26,7 +26,7 @@ class Stages:
         self.on_gpu = False
         self._open: list[str] = []  # open stages, innermost last
         self._marks: list[tuple[str, str | None, Any, Any]] = []  # stage, enclosing stage, begin, end
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def follow(self, steps: CapturedBilevel) -> CapturedBilevel:
         """Time the stages of `steps` from now on; returns `steps`."""

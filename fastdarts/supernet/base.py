@@ -3,7 +3,7 @@
 Notation: N images, S pixels a side, C channels of a cell's nodes, E edges of a cell.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fastdarts.ops.backend import offered
+from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.ops.conv_bn_chain import conv_bn_chain
 from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.ops.sync import Sync
@@ -83,7 +84,8 @@ class Network(nn.Module):
             own = isinstance(module, MixedEdgesBeside) and any(isinstance(m, _BatchNorm) for m in module.modules())
             if own and sync is not None:
                 raise ValueError(f"{name}: BatchNorm in a candidate of one's own cannot be synchronised over ranks")
-        for module in self.modules():
+        modules: Iterator[Any] = self.modules()
+        for module in modules:
             if hasattr(module, "sync"):
                 module.sync = sync
 
@@ -134,7 +136,7 @@ class Network(nn.Module):
         return words.sort(dim=1, stable=True).indices[:, : C // self.k].sort(dim=1).values
 
     def _chain(
-        self, x: Tensor, convolutions: Sequence[nn.Conv2d], norms: Sequence[nn.BatchNorm2d], outputs: int = 1
+        self, x: Tensor, convolutions: Sequence[nn.Conv2d], norms: Sequence[BatchNorm], outputs: int = 1
     ) -> list[Tensor]:
         """conv_bn_chain of layers whose modules hold the parameters; the last `outputs` of their results."""
         one, tracks = norms[0], norms[0].running_mean is not None

@@ -23,7 +23,7 @@ class CellWeights(NamedTuple):
     edges: Tensor | None = None
 
 
-class Cell(nn.Module):
+class CellModules(nn.Module):
     """Two preprocess layers and `nodes` nodes; node i sums its edges from all earlier states; the nodes are concatenated.
 
     backend       of ops.relu_conv_bn and ops.mixed_cell
@@ -48,7 +48,7 @@ class Cell(nn.Module):
         self.preprocess1 = ReLUConvBN(C_prev, C, backend)
         self._ops = mixed_edges(space, kind, C, partial_channels, backend, skip_dropout=skip_dropout)
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: CellWeights, channels: Tensor | None = None) -> Tensor:
+    def mixed(self, s0: Tensor, s1: Tensor, weights: CellWeights, channels: Tensor | None = None) -> Tensor:
         """s0, s1: outputs of the two previous cells; channels int64 (E, C/k) or None (the first C/k on each edge).
 
         Returns (N, nodes * C, H', W'), where H' W' are those of s1, halved in a reduction cell.
@@ -57,3 +57,9 @@ class Cell(nn.Module):
         together = self._ops.sync is not None
         inputs = run_together(layers, (s0, s1)) if together else [layer(s) for layer, s in zip(layers, (s0, s1), strict=True)]
         return self._ops(list(inputs), weights.ops, weights.edges, channels)
+
+
+class Cell(CellModules):
+    """As CellModules, called like `mixed`."""
+
+    forward = CellModules.mixed

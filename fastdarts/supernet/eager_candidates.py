@@ -4,7 +4,7 @@ Notation: N images, C channels of a node, k the divisor of partial channels, Cq 
 E edges of a cell, K candidates of the longest list.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ class Drawing(nn.Module):
 
 
 @contextmanager
-def same_draws(module: nn.Module) -> Iterator[None]:
+def same_draws(module: nn.Module) -> Generator[None]:
     """Inside, every forward of the Drawing modules below draws what the first one drew: losses differ by weights alone."""
     drawing = [m for m in module.modules() if isinstance(m, Drawing)]
     for each in drawing:
@@ -77,6 +77,8 @@ class SkipDropout(Drawing):
 
     (P-DARTS, Chen et al., ICCV 2019, section 3.3.) `rate` is a buffer, so that a captured graph sees it change.
     """
+
+    rate: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,7 +120,7 @@ def positions_beside(space: Space, kind: Kind, skip_dropout: bool = False) -> li
 class _Step(nn.Module):
     """A step of a dotted name: nothing of its own to load."""
 
-    def _load_from_state_dict(self, *args: Any) -> None: ...
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None: ...
 
 
 class _Group(NamedTuple):
@@ -156,7 +158,7 @@ class MixedEdgesBeside(PackedEdges):
             for names, places in zip(space.candidates(kind), beside, strict=True)
         ]
         self._groups = [_group(graph, fused_places, numbers) for numbers in _numbers(graph)]
-        self._placed: dict[tuple[int, torch.device], Tensor] = {}
+        self._placed: dict[tuple[int, torch.device, int], Tensor] = {}
         self._beside: dict[int, list[tuple[int, nn.Module]]] = {}
         for number, (edge, places, prefix) in enumerate(zip(graph.edges, beside, edge_names(space), strict=True)):
             for place in sorted(places):
@@ -190,7 +192,7 @@ class MixedEdgesBeside(PackedEdges):
         for step in above:
             if step not in parent._modules:
                 parent.add_module(step, _Step())
-            parent = parent._modules[step]
+            parent = parent.get_submodule(step)
         parent.add_module(name, module)
         self.held.append(path)
 

@@ -33,6 +33,10 @@ class PackedEdges(nn.Module):
     codebases instead, `EDGE._ops.CANDIDATE.op.1.weight` and so on. Initial weights are torch's for Conv2d, drawn in order.
     """
 
+    running_mean: Tensor | None
+    running_var: Tensor  # this one and the next are None, too, where that is
+    num_batches_tracked: Tensor
+
     def __init__(
         self,
         graph: Graph,
@@ -59,7 +63,7 @@ class PackedEdges(nn.Module):
             for weight in self.unpacked(self.weights).values():
                 nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
 
-    def forward(self, inputs: list[Tensor], ops: Tensor, edges: Tensor | None, channels: Tensor | None = None) -> Tensor:
+    def mixed(self, inputs: list[Tensor], ops: Tensor, edges: Tensor | None, channels: Tensor | None = None) -> Tensor:
         """See ops.mixed_cell: two (N, C, H, W), (E, K), (E,) or None, int64 (E, Cq) or None -> (N, nodes * C, H', W')."""
         return mixed_cell(
             inputs,
@@ -124,7 +128,7 @@ class PackedEdges(nn.Module):
             device, dtype = numbers[0].device, numbers[0].dtype
             self._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device)).to(dtype)
         carrier = nn.Module()  # torch's own copying and messages, for our views
-        carrier._buffers = self._named(self.weights.detach())
+        carrier._buffers.update(self._named(self.weights.detach()))
         nn.Module._load_from_state_dict(carrier, state_dict, prefix, {}, False, [], [], error_msgs)
         if strict:
             expected = dict.fromkeys(prefix + name for name in carrier._buffers)
@@ -146,3 +150,5 @@ class MixedEdges(PackedEdges):
     ) -> None:
         graph, names = graph_of(space, kind), names_of(space, kind)
         super().__init__(graph, *names, C, partial_channels, backend, track_running_stats)
+
+    forward = PackedEdges.mixed

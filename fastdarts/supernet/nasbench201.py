@@ -4,12 +4,12 @@ Notation: N images, S pixels a side, C channels of a stage.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdarts.ops.batch_norm import batch_norm
+from fastdarts.ops.batch_norm import BatchNorm, batch_norm
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.base import Network
 from fastdarts.supernet.cell import CellWeights
@@ -66,22 +66,26 @@ class NASBench201Supernet(Network):
     ) -> list[Tensor]:
         """See Network.forward; the last feature has passed the last BatchNorm and ReLU, as the head reads it."""
         self._check_size(x, "NAS-Bench-201's network")
-        (x,) = self._chain(x, [self.stem[0]], [self.stem[1]])
+        stem: Any = self.stem
+        cells: Any = self.cells
+        lastact: Any = self.lastact
+        (x,) = self._chain(x, [stem[0]], [stem[1]])
         features = []
-        for i, cell in enumerate(self.cells):
+        for i, cell in enumerate(cells):
             x = cell(x, weights["normal"]) if isinstance(cell, Cell) else self._block(x, cell)
             if i in self.taps:
                 features.append(x)
-        features[-1] = F.relu(self._normalised(x, self.lastact[0]))
+        features[-1] = F.relu(self._normalised(x, lastact[0]))
         return features
 
     def _block(self, x: Tensor, block: "ResidualBlock") -> Tensor:
         """(N, C, H, W) -> (N, 2C, H/2, W/2)."""
-        (_, conv_a, norm_a), (_, conv_b, norm_b) = block.conv_a.op, block.conv_b.op
+        ops: Any = block.conv_a.op, block.conv_b.op
+        (_, conv_a, norm_a), (_, conv_b, norm_b) = ops
         (body,) = self._chain(F.relu(x), [conv_a, conv_b], [norm_a, norm_b])
         return block.downsample(x) + body
 
-    def _normalised(self, x: Tensor, bn: nn.BatchNorm2d) -> Tensor:
+    def _normalised(self, x: Tensor, bn: BatchNorm) -> Tensor:
         if bn.training:
             bn.num_batches_tracked.add_(1)
         running = bn.running_mean, bn.running_var

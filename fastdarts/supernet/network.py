@@ -4,10 +4,11 @@ Notation: N images, S pixels a side, C channels of the first stage's nodes, L ce
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.base import ChannelSampling, Network
 from fastdarts.supernet.cell import Cell, CellWeights
@@ -101,7 +102,8 @@ class Supernet(Network):
         self._check_size(x, f"the {self.stem_kind} stem")
         s0, s1 = self._stem(x)
         features = []
-        for i, cell in enumerate(self.cells):
+        cells: Any = self.cells
+        for i, cell in enumerate(cells):
             channels = self._channels(i, cell.preprocess1.op[1].out_channels, step, stream)
             s0, s1 = s1, cell(s0, s1, weights[cell.kind], channels)
             if i in self.taps:
@@ -113,6 +115,6 @@ class Supernet(Network):
         parts = [self.stem] if self.stem_kind == "cifar" else [self.stem0, self.stem1]
         modules = [m for part in parts for m in part]
         convolutions = [m for m in modules if isinstance(m, nn.Conv2d)]
-        norms = [m for m in modules if isinstance(m, nn.BatchNorm2d)]
+        norms = [m for m in modules if isinstance(m, BatchNorm)]
         outs = self._chain(x, convolutions, norms, len(parts))
         return outs[0], outs[-1]

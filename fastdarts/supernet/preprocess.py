@@ -4,13 +4,15 @@ Notation: N images, C channels, H W pixels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.ops.relu_conv_bn import relu_conv_bns
 from fastdarts.ops.sync import Sync
 
-Parts = tuple[list[nn.Conv2d], nn.BatchNorm2d]  # of a layer
+Parts = tuple[list[nn.Conv2d], BatchNorm]  # of a layer
 
 
 class ReLUConvBN(nn.Module):
@@ -23,7 +25,8 @@ class ReLUConvBN(nn.Module):
         self.sync: Sync | None = None
 
     def parts(self) -> Parts:
-        _, conv, bn = self.op
+        layers: Any = self.op
+        _, conv, bn = layers
         return [conv], bn
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ class FactorizedReduce(nn.Module):
             raise ValueError(f"FactorizedReduce halves its output channels between two convolutions: {C_out} is odd")
         self.conv_1 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(C_in, C_out // 2, 1, stride=2, bias=False)
-        self.bn = nn.BatchNorm2d(C_out, affine=False)
+        self.bn = BatchNorm(C_out, affine=False)
         self.backend = backend
         self.sync: Sync | None = None
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter, sleep
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -75,7 +75,7 @@ class Sweep:
 
     def __init__(self, command: str, grid: Grid, folder: SweepFolder, metric: str) -> None:
         self.grid, self.folder, self.metric = grid, folder, metric
-        self.facts = {"command": command, "fixed": grid.fixed, "axes": list(grid.axes)}
+        self.facts: dict[str, Any] = {"command": command, "fixed": grid.fixed, "axes": list(grid.axes)}
         self.facts |= {"commit": provenance.commit(), "versions": provenance.versions()}
 
     def run(self, combinations: Sequence[Combination], executor: Executor, signals: SignalHandler) -> None:

@@ -16,8 +16,14 @@ from fastdarts.settings import ConfigError, SearchCifarSettings, SearchImagenetS
 
 OF_A_SWEEP = {"save": "the sweep names each run's folder itself", "dry_run": "a sweep runs what it starts"}
 # settings that only the executing machine can validate: not checked for runs on other machines
-OF_A_MACHINE = {"device": "cpu", "amp": "off", "backend": "auto", "cuda_graph": "auto", "optimizer_backend": "torch"}
-OF_A_MACHINE |= {"tensorboard": False}
+OF_A_MACHINE = {
+    "device": "cpu",
+    "amp": "off",
+    "backend": "auto",
+    "cuda_graph": "auto",
+    "optimizer_backend": "torch",
+    "tensorboard": False,
+}
 _ODD = re.compile(r"[^\w.+-]+")
 
 

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,7 +183,7 @@ class Submitit:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
+def _interrupts_ignored() -> Generator[None]:
     """Context manager: started processes ignore Ctrl-C, on which submitit would kill the run; the sweep signals them."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -32,7 +32,8 @@ def draw_sweep(groups: Sequence[Group], metric: str, path: Path) -> None:
     found = lines(groups, metric)
     if not found:
         raise ValueError(f"no finished run has a {metric}")
-    axes = new_figure(7.2, 4.2).subplots()
+    figure = new_figure(7.2, 4.2)
+    axes = figure.subplots()
     xs = list(dict.fromkeys(group.values[next(iter(group.values))] for group in groups))
     numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in xs)
     places = {x: x if numeric else place for place, x in enumerate(xs)}
@@ -40,7 +41,7 @@ def draw_sweep(groups: Sequence[Group], metric: str, path: Path) -> None:
         spreads = [spread for _, spread in points]
         means = [spread.mean for spread in spreads]
         deviations = [spread.deviation or 0.0 for spread in spreads]
-        style = {"color": colour, "marker": marker, "linewidth": 1.8, "capsize": 4.0, "elinewidth": 1.2}
+        style: dict[str, Any] = {"color": colour, "marker": marker, "linewidth": 1.8, "capsize": 4.0, "elinewidth": 1.2}
         axes.errorbar([places[x] for x, _ in points], means, yerr=deviations, label=label, **style)
     counts = sorted({spread.n for points in found.values() for _, spread in points})
     runs = " or ".join(map(str, counts))
@@ -49,4 +50,4 @@ def draw_sweep(groups: Sequence[Group], metric: str, path: Path) -> None:
     axes.set_xticks(list(places.values()), [str(x) for x in xs])
     if any(found):
         axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    save(axes.figure, path)
+    save(figure, path)
