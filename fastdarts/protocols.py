@@ -32,7 +32,7 @@ class Ranks(Protocol):
     @property
     def size(self) -> int: ...
     @property
-    def is_main(self) -> bool: ...  # whether this one tells of what all have in common
+    def is_main(self) -> bool: ...  # whether this rank logs facts common to all
 
     def average(self, flat: Tensor) -> None:
         """Replace `flat` by its mean over the ranks."""

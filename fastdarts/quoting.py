@@ -38,7 +38,7 @@ def native(text: str) -> str:
         return text
 
 
-def few(names: Sequence[str]) -> str:
+def shortlist(names: Sequence[str]) -> str:
     """List the first names and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(map(quoted, names[:SHOWN])) + more

@@ -57,7 +57,7 @@ class Command:
         info = RankInfo()
         again = "the same command with --save of this run's folder continues it"
 
-        def tell(what: str, everywhere: bool = True) -> None:
+        def report(what: str, everywhere: bool = True) -> None:
             if everywhere or info.rank == 0:  # messages common to all ranks are printed once
                 print(f"{info.prefix}{self.prog}: {what}", file=sys.stderr)
 
@@ -67,30 +67,30 @@ class Command:
         except PeerError:
             return 2
         except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError, WorldError) as error:
-            tell(f"error: {error}")
+            report(f"error: {error}")
             return 2
         except (DivergedError, RanksDisagree) as error:
-            tell(f"stopped: {error}; the checkpoint before it is kept", everywhere=False)
+            report(f"stopped: {error}; the checkpoint before it is kept", everywhere=False)
             return 1
         except (InputStopped, RankLost) as error:
-            tell(f"stopped: {error}; {again}")
+            report(f"stopped: {error}; {again}")
             return 1
         except engine.NotDeterministicError as error:
-            tell(f"stopped: {error}; go on without --deterministic, or with another --backend")
+            report(f"stopped: {error}; go on without --deterministic, or with another --backend")
             return 1
         except steps.NoMemory as error:
-            tell(f"stopped: {error}")
+            report(f"stopped: {error}")
             return 1
         except OSError as error:  # a full disk, a folder that disappeared
-            tell(f"stopped: {shortage(error)}; the last checkpoint is kept")
+            report(f"stopped: {shortage(error)}; the last checkpoint is kept")
             return 1
         except RuntimeError as error:
             if "can't start new thread" not in str(error):  # Python has no exception class for this
                 raise
-            tell(f"stopped: no thread can be started: {REMEDIES[errno.EAGAIN]}; {again}")
+            report(f"stopped: no thread can be started: {REMEDIES[errno.EAGAIN]}; {again}")
             return 1
         except engine.Stopped as stopped:
-            tell(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
+            report(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
             return stopped.status
         return 0
 
@@ -112,8 +112,8 @@ class Command:
     def _run(self, given: Given, info: RankInfo, signals: SignalHandler) -> Path:
         """Connect the ranks, then run on each with its settings; returns the run folder."""
         values, flags = given.values, self.resolve.settings
-        how = {name: values.get(name, getattr(flags, name)) for name in ("device", "dist_timeout", "dist_backend")}
-        with World.join(info, how["device"], how["dist_timeout"], how["dist_backend"]) as world:
+        options = {name: values.get(name, getattr(flags, name)) for name in ("device", "dist_timeout", "dist_backend")}
+        with World.join(info, options["device"], options["dist_timeout"], options["dist_backend"]) as world:
             resolved = world.on_all_ranks(lambda: self.resolve(values, info))
             for line in without_effect(resolved, given.asked) if world.is_main else ():
                 log.warning(line)

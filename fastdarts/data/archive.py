@@ -15,7 +15,7 @@ import numpy as np
 
 from fastdarts.data.errors import DataError
 from fastdarts.data.packed import UNPACK, what_it_is
-from fastdarts.quoting import few
+from fastdarts.quoting import shortlist
 
 try:
     from lzma import LZMAError
@@ -53,8 +53,8 @@ class Content(NamedTuple):
 
 def content_bytes(path: Path) -> int:
     """Return the bytes of all arrays. Raises DataError for a file that is not a complete .npz, OSError if it is unreadable."""
-    if told := what_it_is(path):
-        raise DataError(f"{path} {told}")
+    if message := what_it_is(path):
+        raise DataError(f"{path} {message}")
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -62,7 +62,7 @@ def content_bytes(path: Path) -> int:
         wanted = "give a folder of CIFAR's python batches or of images, or a whole .npz"
         raise DataError(f"{path} is no whole .npz file ({_reason(error)}): {wanted}") from error
     if members and not any(member.filename.endswith(".npy") for member in members):
-        raise DataError(f"{path} is a zip archive of other files, {few([m.filename for m in members])}: {UNPACK}")
+        raise DataError(f"{path} is a zip archive of other files, {shortlist([m.filename for m in members])}: {UNPACK}")
     return sum(member.file_size for member in members)
 
 
@@ -125,23 +125,25 @@ class _Arrays:
         if len(images) == len(labels) == 1 and len(arrays) == len(self.names):
             return images[0], labels[0]
         known = ", ".join(f"{images[0]} with {labels[0]}" for images, labels in PAIRS)
-        raise DataError(f"{self.path} has no images with labels: found {few(self.names) or 'nothing'}; wanted are {known}")
+        raise DataError(
+            f"{self.path} has no images with labels: found {shortlist(self.names) or 'nothing'}; wanted are {known}"
+        )
 
 
 def _labels(path: Path, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...] | None]:
     """Return the labels, int64 (N,), and the class names."""
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    told = f"they are {labels.dtype} {labels.shape}"
+    message = f"they are {labels.dtype} {labels.shape}"
     if labels.ndim == 2 and len(labels) and labels.dtype.kind in "iufb":
         if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
-            raise DataError(f"{path}: an image has one label here, a row of labels has several or none; {told}")
+            raise DataError(f"{path}: an image has one label here, a row of labels has several or none; {message}")
         labels = labels.argmax(1)
     if labels.ndim == 1 and labels.dtype.kind in "US":
         names, numbers = np.unique(labels.astype(str), return_inverse=True)
         return numbers.astype(np.int64), tuple(names.tolist())
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
     if labels.ndim != 1 or not whole:
-        raise DataError(f"{path}: labels must be whole numbers, one for each image; {told}")
+        raise DataError(f"{path}: labels must be whole numbers, one for each image; {message}")
     numbers = labels.astype(np.int64)
     present = np.unique(numbers)
     if len(present) and present[0] < 0:
@@ -162,12 +164,12 @@ def _reason(error: Exception) -> str:
 
 def _pixels(path: Path, data: np.ndarray, labels: int) -> np.ndarray:
     """Return uint8 (N, H, W, 3) from any axis order read_archive accepts; labels: number of labels."""
-    told = f"{path}: images must be uint8 (N, H, W, 3) or (N, 3, H, W); they are {data.dtype} {data.shape}"
+    message = f"{path}: images must be uint8 (N, H, W, 3) or (N, 3, H, W); they are {data.dtype} {data.shape}"
     if data.dtype.kind not in "iu":
-        raise DataError(f"{told}{_remedy(data)}")
+        raise DataError(f"{message}{_remedy(data)}")
     if data.dtype != np.uint8:
         if data.size and (data.min() < 0 or data.max() > 255):
-            raise DataError(f"{told}, from {data.min()} to {data.max()}")
+            raise DataError(f"{message}, from {data.min()} to {data.max()}")
         data = data.astype(np.uint8)
     shape = data.shape
     last, first = data.ndim == 4 and shape[3] in (1, 3), data.ndim == 4 and shape[1] in (1, 3)
@@ -178,7 +180,7 @@ def _pixels(path: Path, data: np.ndarray, labels: int) -> np.ndarray:
     elif first and not last:
         data = data.transpose(0, 2, 3, 1)
     elif not last:
-        raise DataError(f"{told}{_remedy(data)}")
+        raise DataError(f"{message}{_remedy(data)}")
     return data if data.shape[3] == 3 else np.repeat(data, 3, axis=3)
 
 
@@ -200,9 +202,9 @@ def _jpegs(path: Path, data: np.ndarray, offsets: np.ndarray) -> list[bytes]:
     ends = offsets.astype(np.int64) if offsets.dtype.kind in "iu" and offsets.ndim == 1 else np.zeros(0, np.int64)
     fits = len(ends) > 1 and ends[0] >= 0 and ends[-1] <= data.size and (np.diff(ends) > 0).all()
     if data.dtype != np.uint8 or data.ndim != 1 or not fits:
-        told = f"data is {data.dtype} {data.shape}, offsets {offsets.dtype} {offsets.shape}"
+        message = f"data is {data.dtype} {data.shape}, offsets {offsets.dtype} {offsets.shape}"
         raise DataError(
-            f"{path}: offsets must rise from the first image's byte in data, uint8 (B,), to the last one's end; {told}"
+            f"{path}: offsets must rise from the first image's byte in data, uint8 (B,), to the last one's end; {message}"
         )
     blob = data.tobytes()
     return [blob[first:last] for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]

@@ -25,7 +25,7 @@ from fastdarts.data.index import ImageIndex
 from fastdarts.data.packed import packed
 from fastdarts.data.placement import SHARE, available_ram, gib
 from fastdarts.data.sample import sample_root
-from fastdarts.quoting import few, quoted
+from fastdarts.quoting import quoted, shortlist
 
 SIDE = 32  # of the sample's images
 CHUNK = 64  # images per decoding task
@@ -111,7 +111,7 @@ def _read(path: Path, threads: int) -> ImageArray:
     inside = [path / name for name in LAYOUTS if (path / name).is_dir()]
     archives = sorted(path.glob("train*.npz"))
     if len(inside) + len(archives) > 1:
-        raise DataError(f"{path} holds {few([p.name for p in inside + archives])}: give one of them")
+        raise DataError(f"{path} holds {shortlist([p.name for p in inside + archives])}: give one of them")
     folder = inside[0] if inside else path
     if layout := layout_of(folder):
         return ImageArray.make(folder, *read_batches(folder, layout))
@@ -120,7 +120,7 @@ def _read(path: Path, threads: int) -> ImageArray:
     if (path / "train").is_dir():
         return _from_files(ImageIndex.from_root(path), threads)
     found = sorted(os.listdir(folder))
-    raise DataError(f"{folder} has no training images: give {WANTED}; found {few(found) or 'nothing'}{packed(found)}")
+    raise DataError(f"{folder} has no training images: give {WANTED}; found {shortlist(found) or 'nothing'}{packed(found)}")
 
 
 def sample_images(cache: str | os.PathLike[str] | None = None) -> ImageArray:
@@ -166,9 +166,9 @@ def _fill(pixels: np.ndarray, names: Sequence[str], read: Callable[[int], Image.
     for number in numbers:
         image = read(number)
         if (image.height, image.width) != pixels.shape[1:3]:
-            told = f"{quoted(names[number])} has {image.width}x{image.height} pixels"
-            told += f", {quoted(names[0])} {pixels.shape[2]}x{pixels.shape[1]}"
-            raise DataError(f"{told}: all must be of one size; python -m fastdarts.search_imagenet takes images of any")
+            message = f"{quoted(names[number])} has {image.width}x{image.height} pixels"
+            message += f", {quoted(names[0])} {pixels.shape[2]}x{pixels.shape[1]}"
+            raise DataError(f"{message}: all must be of one size; python -m fastdarts.search_imagenet takes images of any")
         pixels[number] = np.asarray(image)
 
 

@@ -25,7 +25,7 @@ from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.data.workers import Request
 from fastdarts.provenance import BROKEN
-from fastdarts.quoting import few, quoted
+from fastdarts.quoting import quoted, shortlist
 
 PREFETCH = 2  # batches inside DALI: decoding one overlaps with reading the next one's files
 ROWS_COLUMNS = (0, 1)  # axis order of anchors and shapes
@@ -229,7 +229,7 @@ def explained(error: RuntimeError, batches: Iterable[list[str]]) -> Exception:
     said = _reason(error)
     sample = re.search(r"sample #(\d+)", said)
     files = [failed[int(sample[1])]] if sample else [path for path in failed if plain_size(read_bytes(path)) is None]
-    named = f" at {few(files)}, which Pillow can decode" if files else ""
+    named = f" at {shortlist(files)}, which Pillow can decode" if files else ""
     return InputStopped(f"DALI stopped: {said}{named}; the torchvision route needs no DALI")
 
 

@@ -21,7 +21,7 @@ from fastdarts.data.prefetch import Stage
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Purpose, random_words
-from fastdarts.quoting import few
+from fastdarts.quoting import shortlist
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class DaliReaderLoader(DaliLoader):
         """
         super().__init__(index, indices, threads=threads, **common)
         if odd := [path for path in map(index.path, indices.tolist()) if path.encode(errors="replace").decode() != path]:
-            named = few(odd)
+            named = shortlist(odd)
             raise DataError(f"DALI's reader takes no file names that are not UTF-8: {named}; take --loader dali or rename them")
         split = self.view.stream.name.lower()
         log.info("%s images are read and cropped by DALI: boxes, and so pixels, differ from those of other loaders", split)

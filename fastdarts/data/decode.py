@@ -74,7 +74,7 @@ def header_size(path: str) -> tuple[int, int] | str:
 
 @contextmanager
 def pillow_warnings() -> Generator[None]:
-    """Context manager: turns Image.MAX_IMAGE_PIXELS into an error and silences Pillow's other warnings.
+    """Inside, an image beyond Image.MAX_IMAGE_PIXELS is an error and Pillow's other warnings are not printed.
 
     Python's warning filters are process-wide: enter it in a single thread.
     """

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdarts.data.errors import DataError
 from fastdarts.data.packed import packed, what_it_is
-from fastdarts.quoting import few, quoted
+from fastdarts.quoting import quoted, shortlist
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's, any case
 EXPECTED = "expected a readable folder, ROOT of ROOT/train/CLASS/*.JPEG or below"
@@ -80,9 +80,9 @@ class ImageIndex:
         if not classes:
             raise DataError(f"no images in {root / split}: expected {split}/CLASS/*.JPEG, {_found(root / split)}")
         if empty := [name for name, images in found.items() if not images]:
-            log.warning("%s: %d class folders hold no images and are left out: %s", root / split, len(empty), few(empty))
+            log.warning("%s: %d class folders hold no images and are left out: %s", root / split, len(empty), shortlist(empty))
         if loose:
-            log.warning("%s: %d images beside the class folders are left out: %s", root / split, len(loose), few(loose))
+            log.warning("%s: %d images beside the class folders are left out: %s", root / split, len(loose), shortlist(loose))
         files = tuple(f"{split}/{name}/{image}" for name in classes for image in found[name])
         counts = torch.tensor([len(found[name]) for name in classes])
         return ImageIndex(root, classes, files, torch.arange(len(classes)).repeat_interleave(counts))
@@ -130,8 +130,8 @@ def listing(folder: Path) -> tuple[list[str], list[str]]:
                 elif entry.name.lower().endswith(EXTENSIONS):
                     images.append(entry.name)
     except NotADirectoryError as error:
-        told = what_it_is(folder) or f"is a file: {EXPECTED}"
-        raise DataError(f"{folder} {told}") from error
+        message = what_it_is(folder) or f"is a file: {EXPECTED}"
+        raise DataError(f"{folder} {message}") from error
     except OSError as error:
         raise DataError(f"cannot read {folder}: {error.strerror}; {EXPECTED}") from error
     return sorted(folders, key=os.fsencode), sorted(images, key=os.fsencode)  # by bytes: the same in every locale
@@ -172,4 +172,4 @@ def _found(folder: Path) -> str:
     """Describe the unexpected content of a folder, one or two levels deep."""
     names = sorted(os.listdir(folder))
     inside = [f"{name}/{inner}" for name in names[:1] if (folder / name).is_dir() for inner in os.listdir(folder / name)]
-    return f"found {few(sorted(inside) or names) or 'nothing'}{packed(names)}"
+    return f"found {shortlist(sorted(inside) or names) or 'nothing'}{packed(names)}"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import Index
-from fastdarts.quoting import few, native, quoted, unquoted
+from fastdarts.quoting import native, quoted, shortlist, unquoted
 
 LINE_ENDS = re.compile(r"\r\n|\r|\n")
 HEADING = re.compile(r"[A-Za-z_ ]+([,;\t][A-Za-z_ ]+)*")  # words without path, number or file extension
@@ -52,7 +52,7 @@ def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
                 continue
             images = names.meant(line)
             if len(images) != 1:
-                many = f"may be {few([index.files[i] for i in sorted(images)])}"
+                many = f"may be {shortlist([index.files[i] for i in sorted(images)])}"
                 wrong.append((number, f"{quoted(native(line))} {many if images else f'is no image of {index.root}'}"))
                 continue
             image = images.pop()
@@ -67,11 +67,11 @@ def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
         raise DataError(f"the file list {path} is empty: {form}")
     indices = torch.tensor(found).sort().values
     if len(twice := indices[1:][indices[1:] == indices[:-1]]):
-        raise DataError(f"{path} lists an image twice: {few([index.files[i] for i in twice.tolist()])}")
+        raise DataError(f"{path} lists an image twice: {shortlist([index.files[i] for i in twice.tolist()])}")
     if other:
         number, line = other[0]
-        told = f"line {number}, {quoted(native(line))}, is {quoted(index.files[int(names.meant(line).pop())])}"
-        log.info("%s: %d of %d names are written in another way: %s", path, len(other), len(found), told)
+        message = f"line {number}, {quoted(native(line))}, is {quoted(index.files[int(names.meant(line).pop())])}"
+        log.info("%s: %d of %d names are written in another way: %s", path, len(other), len(found), message)
     return indices
 
 

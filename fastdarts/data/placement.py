@@ -18,7 +18,7 @@ class Place(NamedTuple):
     """Place of the cache ("device", "ram" or "off"), and a sentence with the reason."""
 
     where: Literal["device", "ram", "off"]
-    told: str
+    message: str
 
 
 def choose(

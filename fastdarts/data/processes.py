@@ -154,7 +154,7 @@ class Pool:
 
 
 def by_processes(view: View, requests: Iterable[Request], workers: int) -> Generator[tuple[Request, np.ndarray]]:
-    """Yield the requests in order with their images, uint8 (N, S, S, 3), valid until the next.
+    """The requests, in their order, with their images, uint8 (N, S, S, 3), which stay until the next.
 
     The first request must be the largest. Raises DataError and InputStopped like Pool.
     """
@@ -179,7 +179,7 @@ def _work(view: View, slots: Slots, pipe: Connection) -> None:
     """Worker process body: answer each (slot, request) once the slot is filled, until the peer is gone."""
     parent_process: Any = multiprocessing.parent_process()  # there is one: this is a child
     main = parent_process.pid
-    for number in (signal.SIGINT, signal.SIGUSR1):  # the main process answers them, also where all processes of a job get them
+    for number in (signal.SIGINT, signal.SIGUSR1):  # handled by the main process, even if sent to all processes of a job
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     Thread(target=_end_for, args=(main,), daemon=True).start()

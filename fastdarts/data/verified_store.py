@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 else:
     try:
         import sqlite3
-    except ImportError:  # a Python that was built without it
+    except ImportError:  # a Python built without sqlite3
         sqlite3 = None
 
 from fastdarts.data.errors import DataError

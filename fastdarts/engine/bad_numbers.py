@@ -28,7 +28,7 @@ class BadStep(NamedTuple):
     images: Mapping[str, list[int]]
     positions: Any
 
-    def told(self, files: Sequence[str]) -> str:
+    def message(self, files: Sequence[str]) -> str:
         """Return a one-sentence message; files: names by image number."""
         seen = "; ".join(f"{name}: {_few(numbers, files)}" for name, numbers in self.images.items())
         return f"step {self.step} of epoch {self.epoch}: {self.what}; images of {seen}"

@@ -120,14 +120,14 @@ class Checkpoints:
                 whole.append(Found(path, load_checkpoint(path)))
             except DamagedCheckpoint as error:
                 damaged[path] = str(error)
-        told = "; ".join(damaged.values())
+        faults = "; ".join(damaged.values())
         if damaged and not whole:
-            raise DamagedCheckpoint(told)
+            raise DamagedCheckpoint(faults)
         if not whole:
             return None
         found = max(whole, key=lambda f: steps_of(f.state))
         if damaged:
-            log.warning(f"{told}: taking {found.path.name}, which is whole, instead")
+            log.warning(f"{faults}: taking {found.path.name}, which is whole, instead")
         return found._replace(damaged=tuple(damaged))
 
     def clear(self, found: Found | None) -> None:

@@ -23,7 +23,7 @@ class NotDeterministicError(RuntimeError):
 
 @contextmanager
 def algorithms(deterministic: bool, device: torch.device | str) -> Generator[None]:
-    """Context manager: selects the fastest or the deterministic algorithms of torch's libraries; logs disabled features.
+    """Inside, torch's libraries take the fastest algorithms, or deterministic ones, and a line says what is switched off.
 
     This library's own kernels, and everything on a CPU, are bitwise reproducible in both modes. If not `deterministic`, cuDNN
     benchmarks its algorithms for each shape on a GPU and keeps the fastest: shapes are constant during a run. If

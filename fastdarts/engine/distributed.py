@@ -134,7 +134,7 @@ class World:
     @staticmethod
     @contextmanager
     def join(info: RankInfo, device: str, timeout: float, backend: Backend = "auto") -> Generator["World"]:
-        """Context manager: connects all ranks that torchrun started.
+        """Inside, all ranks that torchrun started.
 
         device   "auto", "cpu", "cuda" or "cuda:N": a GPU uses NCCL, unless `backend` is gloo
         timeout  seconds for the others to arrive, and later to answer
@@ -179,10 +179,10 @@ class World:
 
         Does not synchronise with a GPU.
         """
-        told = torch.tensor([signal, int(due and self.is_main)])
+        flags = torch.tensor([signal, int(due and self.is_main)])
         if self.backend is not None:
-            self._call("agreeing", partial(dist.all_reduce, told, dist.ReduceOp.MAX, group=self._group))
-        signal, saves = told.tolist()
+            self._call("agreeing", partial(dist.all_reduce, flags, dist.ReduceOp.MAX, group=self._group))
+        signal, saves = flags.tolist()
         return signal, bool(saves)
 
     def wait(self) -> None:
@@ -273,13 +273,13 @@ class World:
         sums = torch.stack([checksum(t) for t in tensors.values()]).tolist()
         every = self.gather(tuple(sums))
         (usual, _), *_ = Counter(every).most_common(1)
-        told = []
+        differing = []
         for rank, theirs in enumerate(every):
             if names := [n for n, mine, ours in zip(tensors, theirs, usual, strict=True) if mine != ours]:
                 more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                told.append(f"rank {rank} in {', '.join(names[:NAMED])}{more}")
-        if told:
-            raise RanksDisagree(f"{when}, ranks hold different values: {'; '.join(told)} of {len(tensors)} tensors")
+                differing.append(f"rank {rank} in {', '.join(names[:NAMED])}{more}")
+        if differing:
+            raise RanksDisagree(f"{when}, ranks hold different values: {'; '.join(differing)} of {len(tensors)} tensors")
 
     def _leave(self) -> None:
         """Announce that this rank ends early, which releases the ranks waiting in `_barrier`. Not collective."""

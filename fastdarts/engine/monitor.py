@@ -76,8 +76,8 @@ class RunMonitor:
             scalars = {f"loss/{name}": loss for name, loss in losses.items()}
             self.tensorboard.write(report.step, scalars | {"speed/images_per_s": pace.images_per_s})
         if any(skipped := report.skipped.tolist()):
-            told = " and ".join(f"{n} of {part.name}" for n, part in zip(skipped, self.parts, strict=True) if n)
-            log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {told}")
+            message = " and ".join(f"{n} of {part.name}" for n, part in zip(skipped, self.parts, strict=True) if n)
+            log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {message}")
         finite = {f"{name}_loss": v if v is not None and isfinite(v) else None for name, v in losses.items()}
         self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from fastdarts.engine.checkpoints import Checkpoints, DamagedCheckpoint, encode, steps_of
 from fastdarts.engine.files import flush, write_text
-from fastdarts.quoting import few
+from fastdarts.quoting import shortlist
 from fastdarts.settings import Settings
 
 LINES = ("metrics.jsonl", "timing.jsonl")
@@ -73,7 +73,7 @@ class RunFolder:
             begun = BEGUN if ".lock" in names else ()
             if taken := [name for name in names if matches(name, OWN) and name not in begun]:
                 raise RunFolderError(
-                    f"--save: {path} holds no run, but {few(taken)}, which a run would replace: name another folder"
+                    f"--save: {path} holds no run, but {shortlist(taken)}, which a run would replace: name another folder"
                 )
             return folder
         try:
@@ -95,7 +95,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Context manager: creates and locks the folder. Raises RunFolderError if another process holds the lock.
+        """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does.
 
         A POSIX lock: it is released whenever the process ends, and is not inherited by forked processes.
         """

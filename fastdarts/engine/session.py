@@ -206,7 +206,7 @@ class Session:
             bad = over_ranks(self.world.gather(bad))
         if bad and self.world.is_main:
             for step in bad[-SHOWN:]:
-                log.warning(step.told(self.files))
+                log.warning(step.message(self.files))
             more = f"{len(bad)} such steps since the last look" if len(bad) > 1 else ""
             saved = self.saver.saved
             kept = f"the last checkpoint is of step {saved}" if saved >= 0 else "there is no checkpoint yet"
@@ -217,7 +217,7 @@ class Session:
         """Log bad steps and apply --on_bad."""
         bad = self._bad_steps()
         if bad and self.settings.on_bad == "stop":
-            raise DivergedError(f"{bad[0].told(self.files)}; --on_bad skip or rewind goes on")
+            raise DivergedError(f"{bad[0].message(self.files)}; --on_bad skip or rewind goes on")
         if bad and self.settings.on_bad == "rewind":
             raise Rewind(bad[-1])
 
@@ -230,7 +230,7 @@ class Session:
         step = steps_of(state)
         self.rewound[step] += 1
         if self.rewound[step] > REWINDS:
-            raise DivergedError(f"{bad.told(self.files)}; went back to step {step} {REWINDS} times and it came to the same")
+            raise DivergedError(f"{bad.message(self.files)}; went back to step {step} {REWINDS} times and it came to the same")
         self._load(state)
         self.trainable.move_loaders(bad.positions)
         if self.world.is_main:

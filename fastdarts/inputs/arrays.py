@@ -15,7 +15,7 @@ from fastdarts.settings import SearchCifarSettings
 
 def forecast(settings: SearchCifarSettings, images: ImageArrays, reserved: int, world: World) -> str:
     """Describe where the images will be kept. Arguments as in open_input."""
-    return _told(settings, images, _place(settings, images, reserved, world))
+    return _message(settings, images, _place(settings, images, reserved, world))
 
 
 def open_input(
@@ -47,7 +47,7 @@ def open_input(
     alone: EvalCommon = {"batch_size": pictures, "image_size": settings.image_size, "device": settings.device}
     small = ArrayEvalLoader(array, images.val[:pictures], **alone)
     facts = {"route": "memory", "place": place, "bytes": images.index.pixels.nbytes}
-    return Input(train, val, evaluation, small, facts, _told(settings, images, place))
+    return Input(train, val, evaluation, small, facts, _message(settings, images, place))
 
 
 def _place(settings: SearchCifarSettings, images: ImageArrays, reserved: int, world: World) -> str:
@@ -59,7 +59,7 @@ def _place(settings: SearchCifarSettings, images: ImageArrays, reserved: int, wo
     return "device" if place.where == "device" else "ram"
 
 
-def _told(settings: SearchCifarSettings, images: ImageArrays, place: str) -> str:
+def _message(settings: SearchCifarSettings, images: ImageArrays, place: str) -> str:
     where = settings.device if place == "device" else "RAM"
     padding = f"{settings.crop_padding} black pixels around them" if settings.crop_padding else "no padding"
     side, size = images.index.side, settings.image_size

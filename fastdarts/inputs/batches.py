@@ -19,7 +19,7 @@ class Input(NamedTuple):
 
     pictures  one batch of a few images of the validation split, cropped as in `evaluation`, on the CPU
     facts     entries of settings.json: the route (source of the batches) and its details
-    told      the same as a log line
+    message   the same as a log line
     """
 
     train: Loader
@@ -27,7 +27,7 @@ class Input(NamedTuple):
     evaluation: Batches
     pictures: Iterable[Batch]
     facts: dict[str, Any]
-    told: str
+    message: str
 
     def close(self) -> None:
         """Close the loaders."""

@@ -54,7 +54,7 @@ def forecast(settings: SearchImagenetSettings, images: ImageFiles, reserved: int
         raise DataError(f"of the chosen files under {images.index.root} none that was looked at is an image")
     sampled = _layout(settings, images, torch.tensor(list(sizes)), torch.tensor(list(sizes.values())))
     place = _place(settings, len(chosen) * sampled.bytes // len(sizes), None, reserved, world)
-    return place.told if place.where != "off" else f"{place.told}; {_route(settings, None)[1]}"
+    return place.message if place.where != "off" else f"{place.message}; {_route(settings, None)[1]}"
 
 
 def open_input(
@@ -87,11 +87,11 @@ def open_input(
     world = world or World()
     place = world.on_rank_zero(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))
     common = common_of(settings, world)
-    log.info(place.told)
+    log.info(place.message)
     if place.where == "off":
         own = world.on_all_ranks(lambda: _route(settings, saved))
-        route, told = world.on_rank_zero(lambda: own)
-        log.info(told)
+        route, message = world.on_rank_zero(lambda: own)
+        log.info(message)
         workers = settings.workers if settings.workers >= 0 else max(1, min(8, threads - 1))
         make = partial(_decoding, settings, images, route, workers, common)
     else:
@@ -177,7 +177,7 @@ def _place(
     device, copies = torch.device(settings.device), world.info.local_size
     place = placement.choose(asked, size, device, folder, taken, reserved, copies)
     if place.where != "off" and settings.loader != "auto":
-        return place._replace(told=f"{place.told}; --loader {settings.loader} is not used")
+        return place._replace(message=f"{place.message}; --loader {settings.loader} is not used")
     return place
 
 

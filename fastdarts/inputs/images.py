@@ -26,7 +26,7 @@ from fastdarts.data import (
     write_list,
 )
 from fastdarts.engine import RunFolder, RunFolderError, write_text
-from fastdarts.quoting import few, quoted, unquoted
+from fastdarts.quoting import quoted, shortlist, unquoted
 from fastdarts.settings import AnySearch, ConfigError, SearchCifarSettings, groups
 
 CHECK_SECONDS = 10.0  # between two progress lines of file verification
@@ -92,7 +92,9 @@ class Images:
         then = {"sha256": "", "files": "others", "root": ""} | dict(saved.get("data") or {})
         if then["sha256"] != index.sha256():
             gone = [name for split in ("train.txt", "val.txt") for name in unlisted(folder[split], index)]
-            raise _others(index, folder, f"{then['files']} then, {len(index)} now" + (f", without {few(gone)}" if gone else ""))
+            raise _others(
+                index, folder, f"{then['files']} then, {len(index)} now" + (f", without {shortlist(gone)}" if gone else "")
+            )
         images = cls(index, read_list(folder["train.txt"], index), read_list(folder["val.txt"], index))
         if settings.data is not None and then["root"] != str(index.root):
             if why := images.unlike(then):
@@ -104,8 +106,8 @@ class Images:
                 other = set(read_list(given, index).tolist()) ^ set(split.tolist())
                 left_out = set(_excluded(folder)) if other else set()
                 if files := [index.files[i] for i in sorted(other) if index.files[i] not in left_out]:
-                    told = f"--{name} {given} differs from {before}, with which {folder.path} began"
-                    raise RunFolderError(f"{told}, in {few(files)}: give the same list, or begin in another folder")
+                    message = f"--{name} {given} differs from {before}, with which {folder.path} began"
+                    raise RunFolderError(f"{message}, in {shortlist(files)}: give the same list, or begin in another folder")
                 log.info(f"--{name} {given} lists the run's images, as {before} did when it began")
         return images
 
@@ -215,7 +217,7 @@ class ImageFiles(Images):
             good, sizes, bad = verify(self.index, chosen, threads, progress, remembered)
         log.info(f"checked {len(chosen)} files, {remembered.used} of them unchanged since an earlier check")
         if bad and strict:
-            named = few([f"{name} ({reason})" for name, reason in bad])
+            named = shortlist([f"{name} ({reason})" for name, reason in bad])
             raise DataError(
                 f"--strict: {len(bad)} of {len(chosen)} chosen files under {self.index.root} cannot be decoded: {named}; "
                 "mend them or take them away, or go on without --strict"

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 
     batch_size: int
     memory: int
-    told: str
+    message: str
 
 
 def free_for(settings: groups.Device, world: World) -> Free:
@@ -58,7 +58,7 @@ def prepare(resolved: Resolved, images: Images, free: Free, world: World, signal
     resolved = resolved.replaced(batch_size=_batch_size(resolved, images, free, world, signals))
     steps = steps_of_an_epoch(resolved.settings, images, world.size)
     memory = _memory(resolved, images, world, signals)
-    return Plan(resolved.settings.batch_size, memory, _told(resolved, images, memory, steps, free, world))
+    return Plan(resolved.settings.batch_size, memory, _summary(resolved, images, memory, steps, free, world))
 
 
 def _on_meta(resolved: Resolved, images: Images, stage: Stage, space: Space | None = None) -> tuple[Network, Objective]:
@@ -143,15 +143,15 @@ def too_little(resolved: Resolved, images: Images, memory: int, free: Free, worl
         undisturbed = SignalHandler()  # handles no signals
         largest = _largest(resolved, images, free, resolved.settings.batch_size - 1, world, undisturbed)
     share, were = resolved.settings.batch_size // world.size, placement.gib(free.bytes)
-    told = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
+    taken = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
     if not largest:
         return (
-            f"{told}: no smaller batch fits either, take smaller images, fewer --init_channels or a larger --partial_channels"
+            f"{taken}: no smaller batch fits either, take smaller images, fewer --init_channels or a larger --partial_channels"
         )
-    return f"{told}: --batch_size {largest} is the largest smaller one that fits"
+    return f"{taken}: --batch_size {largest} is the largest smaller one that fits"
 
 
-def _told(resolved: Resolved, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
+def _summary(resolved: Resolved, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
     """Format the plan in a few lines; memory: bytes of a rank's step; steps: steps per epoch.
 
     Raises ConfigError for steps that do not exist.

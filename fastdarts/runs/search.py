@@ -52,7 +52,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
     prepared = world.on_rank_zero(lambda: prepare(resolved, images, free, world, signals))  # before decoding any file
     if resolved.settings.dry_run:
         forecast = world.on_rank_zero(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))
-        log.info(f"{prepared.told}\n{forecast}")
+        log.info(f"{prepared.message}\n{forecast}")
         return folder.path
     with ExitStack() as held:
         if folder.saved is not None:
@@ -61,13 +61,13 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         images = found if world.is_main else images.taking(found)
         if images.excluded:
             prepared = world.on_rank_zero(lambda: prepare(resolved, images, free, world, signals))
-        memory, plan = prepared.memory, prepared.told
+        memory, plan = prepared.memory, prepared.message
         resolved = resolved.replaced(batch_size=prepared.batch_size)
         settings = resolved.settings
         held.enter_context(steps.memory_told(lambda: too_little(resolved, images, memory, free, world, signals)))
         saved = None if folder.saved is None else folder.saved.get("input")
-        how = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
-        given = held.enter_context(closing(dataset.open_input(settings, images, **how)))
+        options = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
+        given = held.enter_context(closing(dataset.open_input(settings, images, **options)))
         stages = Stages() if world.is_main else None
         search = _start(resolved, images, given, world, stages)
         if folder.saved is None:
@@ -77,7 +77,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
             held.enter_context(engine.log_to(folder["log.txt"]))
         log.info(plan)
         log.info(f"run folder {folder.path}, {provenance.commit()}")
-        log.info(given.told)
+        log.info(given.message)
         _say_what_changed(folder, settings, world)
         more = {"report": write_report, "benchmark": benchmark, "stages": stages}
         reporter = SearchReporter(search, folder, settings, given.pictures, **more)

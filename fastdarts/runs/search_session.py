@@ -67,8 +67,8 @@ class SearchReporter(Reporter):
         log.info(record["genotype"])
         for kind, cell in record["cells"].items():
             if cell["skips"] >= collapse_line(cell["operations"]):
-                told = f"{cell['skips']} of {cell['operations']} operations are skip connections"
-                log.warning(f"the {kind} cell is collapsing: {told}")
+                message = f"{cell['skips']} of {cell['operations']} operations are skip connections"
+                log.warning(f"the {kind} cell is collapsing: {message}")
 
     def publish(self) -> None:
         if isinstance(self.search.objective, Reconstructing):
@@ -85,18 +85,18 @@ class SearchReporter(Reporter):
 
     def finished(self) -> None:
         if self.benchmark is not None:
-            self._tell_truth(self.benchmark)
+            self._log_accuracies(self.benchmark)
         if stop := self.search.stop:
             log.info(f"early stop after epoch {stop.after}: {stop.why}; the result is the genotype of epoch {stop.epoch}")
         self.publish()
 
-    def _tell_truth(self, benchmark: Lookup) -> None:
+    def _log_accuracies(self, benchmark: Lookup) -> None:
         """Log the benchmark's accuracies of the result."""
         figures = looked_up(benchmark, self.search.result(), ranks=True)
         tests = [name for name in figures if f"{name}_rank" in figures]
-        told = [f"{name} {figures[name]:.2f} % (rank {figures[f'{name}_rank']} of {CELLS})" for name in tests]
-        if told:
-            log.info(f"true accuracy by {benchmark.source}: {', '.join(told)}")
+        accuracies = [f"{name} {figures[name]:.2f} % (rank {figures[f'{name}_rank']} of {CELLS})" for name in tests]
+        if accuracies:
+            log.info(f"true accuracy by {benchmark.source}: {', '.join(accuracies)}")
 
     def _genotype(self, ranks: bool) -> str:
         """Format genotype.json: the cell, and the facts on the search needed to build a network from it.

@@ -191,12 +191,12 @@ def exhausted(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(tell: Callable[[], str]) -> Generator[None]:
-    """Context manager: raises an out-of-memory error as NoMemory with the text of `tell`."""
+def memory_told(message: Callable[[], str]) -> Generator[None]:
+    """Context manager: raises an out-of-memory error as NoMemory with the text of `message`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not exhausted(error):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NoMemory(f"out of memory ({reason}); {tell()}") from error
+        raise NoMemory(f"out of memory ({reason}); {message()}") from error

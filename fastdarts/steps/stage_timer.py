@@ -24,8 +24,8 @@ class Stages:
 
     def __init__(self) -> None:
         self.on_gpu = False
-        self._open: list[str] = []  # stages that have begun, the innermost last
-        self._marks: list[tuple[str, str | None, Any, Any]] = []  # stage, the stage around it, begin, end
+        self._open: list[str] = []  # open stages, innermost last
+        self._marks: list[tuple[str, str | None, Any, Any]] = []  # stage, enclosing stage, begin, end
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def follow(self, steps: CapturedBilevel) -> CapturedBilevel:

@@ -63,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sweep.run(combinations, executor, signals)
             return sweep.close({combination.name for combination in combinations})
     except (SweepError, RunFolderError, NoExecutor) as error:
-        return _told(f"error: {error}", 2)
+        return _report(f"error: {error}", 2)
     except OSError as error:  # a full disk, a folder that disappeared
-        return _told(f"stopped: {error}; the same command continues", 1)
+        return _report(f"stopped: {error}; the same command continues", 1)
     except Stopped as stopped:
-        return _told(f"stopped by {stopped}; the same command continues", stopped.status)
+        return _report(f"stopped by {stopped}; the same command continues", stopped.status)
 
 
 class Sweep:
@@ -82,7 +82,7 @@ class Sweep:
         """Run the unfinished combinations. Forwards a signal to the runs and raises Stopped once all have ended."""
         left = self.folder.left(combinations)
         print(f"{len(combinations)} runs in {self.folder.path}, {len(combinations) - len(left)} of them finished", flush=True)
-        waiting, running, told = deque(left), {}, False
+        waiting, running, stopping = deque(left), {}, False
         self._record()
         try:
             while waiting or running:
@@ -94,9 +94,9 @@ class Sweep:
                     if status is not None:
                         del running[name]
                         self._ended(name, status, bool(signals.signal), perf_counter() - began)
-                if signals.signal and not told:
+                if signals.signal and not stopping:
                     waiting.clear()
-                    told = True
+                    stopping = True
                     for job, _ in running.values():
                         job.stop(signals.signal)
                 elif running:
@@ -114,7 +114,7 @@ class Sweep:
         """
         bad = [row for row in self.folder.rows.values() if row["state"] != "finished"]
         for row in bad:
-            _told(_fate(row, row["run"] in asked, self.folder.log(row["run"])), 1)
+            _report(_fate(row, row["run"] in asked, self.folder.log(row["run"])), 1)
         if table := self._table():
             files = f"table {self.folder.path / 'sweep.md'}, plot {self.folder.path / 'sweep.svg'}"
             print(f"{table}{files}", flush=True)
@@ -131,8 +131,8 @@ class Sweep:
         self._record()
         return executor.start(name, [*interpreter(self.grid.command.module), *combination.flags, "--save", str(path)], log)
 
-    def _ended(self, name: str, status: int, told: bool, seconds: float) -> None:
-        row = self.folder.ended(name, status, told)
+    def _ended(self, name: str, status: int, stopping: bool, seconds: float) -> None:
+        row = self.folder.ended(name, status, stopping)
         print(f"{name} {row['state']} after {duration(seconds)}", flush=True)
         self._record()
 
@@ -166,7 +166,7 @@ class Sweep:
                     import_matplotlib()
                     draw_sweep(points, self.metric, self.folder.path / "sweep")
             except NotDrawn as error:
-                _told(f"not drawn: {self.folder.path / 'sweep.svg'}: {error}", 0)
+                _report(f"not drawn: {self.folder.path / 'sweep.svg'}: {error}", 0)
 
 
 def _halves(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -241,11 +241,11 @@ def _fate(row: Row, asked: bool, log: Path) -> str:
     status = row["status"]
     if not asked:
         return f"{row['run']}, of an earlier --grid, has not finished"
-    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"{row['state']} with status {status}"
-    return f"{row['run']} {how}: {row['why'] or 'it printed nothing'} ({log})"
+    outcome = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"{row['state']} with status {status}"
+    return f"{row['run']} {outcome}: {row['why'] or 'it printed nothing'} ({log})"
 
 
-def _told(what: str, status: int) -> int:
+def _report(what: str, status: int) -> int:
     print(f"{PROG}: {what}", file=sys.stderr)
     return status
 

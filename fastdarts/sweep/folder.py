@@ -18,7 +18,7 @@ from fastdarts.data import DataError
 from fastdarts.engine import RunFolder, RunFolderError, write_text
 from fastdarts.engine.checkpoints import DamagedCheckpoint
 from fastdarts.engine.signals import AGAIN, INTERRUPTED
-from fastdarts.quoting import few
+from fastdarts.quoting import shortlist
 from fastdarts.sweep.grid import Combination, Grid, SweepError
 from fastdarts.sweep.results import epochs_of, figures
 
@@ -57,7 +57,7 @@ class SweepFolder:
                 raise SweepError(f"--save: {path} holds a run and no sweep, name another folder")
             if taken := sorted(names & {*OWN, *(combination.name for combination in combinations)}):
                 raise SweepError(
-                    f"--save: {path} holds no sweep, but {few(taken)}, which a sweep would replace: name another folder"
+                    f"--save: {path} holds no sweep, but {shortlist(taken)}, which a sweep would replace: name another folder"
                 )
         for combination in combinations:
             if not elsewhere:
@@ -112,10 +112,10 @@ class SweepFolder:
             elif row["state"] in ("running", "finished"):
                 row |= {"state": "stopped", "status": None, "why": None}
 
-    def ended(self, name: str, status: int, told: bool) -> Row:
+    def ended(self, name: str, status: int, stopping: bool) -> Row:
         """Record how a run ended, possibly on a stop request; returns its row."""
         row = self.rows[name]
-        stopped = told or status in (AGAIN, INTERRUPTED)
+        stopped = stopping or status in (AGAIN, INTERRUPTED)
         state = "finished" if status == 0 and self.finished(name) else "stopped" if stopped else "failed"
         row |= {"state": state, "status": status, "why": None if state == "finished" else self.last_line(name)}
         return row

@@ -15,7 +15,7 @@ from fastdarts.runs.resolved import Resolved
 from fastdarts.settings import ConfigError, SearchCifarSettings, SearchImagenetSettings, Settings
 
 OF_A_SWEEP = {"save": "the sweep names each run's folder itself", "dry_run": "a sweep runs what it starts"}
-# what only the machine that runs knows whether it can be done: not checked where another one is asked to
+# settings that only the executing machine can validate: not checked for runs on other machines
 OF_A_MACHINE = {
     "device": "cpu",
     "amp": "off",
@@ -178,8 +178,8 @@ class Grid:
         free = {f.name for f in fields(self.command.settings) if f.metadata["resumable"]}
         free |= set() if elsewhere else set(self.moved(saved))
         names = [n for n in {**saved, **self.fixed} if n not in free and saved.get(n) != self.fixed.get(n)]
-        told = {n: tuple(repr(d[n]) if n in d else "not given" for d in (self.fixed, saved)) for n in names}
-        return [f"--{name} is {now} but was {before}" for name, (now, before) in told.items()]
+        changes = {n: tuple(repr(d[n]) if n in d else "not given" for d in (self.fixed, saved)) for n in names}
+        return [f"--{name} is {now} but was {before}" for name, (now, before) in changes.items()]
 
 
 def _is_path(value: Any) -> bool:

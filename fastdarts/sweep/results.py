@@ -92,11 +92,11 @@ def markdown(groups: Sequence[Group], metric: str) -> str:
     names = dict.fromkeys([metric] + [name for group in groups for name in group.figures if _shown(name)])
     axes = list(groups[0].values) if groups else []
     head = [*axes, "n", *names]
-    lines = [[*map(str, group.values.values()), str(group.n), *(told(group, name) for name in names)] for group in groups]
+    lines = [[*map(str, group.values.values()), str(group.n), *(formatted(group, name) for name in names)] for group in groups]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines)) + "\n"
 
 
-def told(group: Group, name: str) -> str:
+def formatted(group: Group, name: str) -> str:
     """Format a figure as `mean ± deviation`, with the number of runs if not all have it."""
     spread = group.figures.get(name)
     if spread is None:

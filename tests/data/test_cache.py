@@ -339,7 +339,7 @@ def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert placement.choose("auto", 8 * 2**30, CPU) == ("ram", "cache: 8.00 GiB of decoded images in RAM")
     place = placement.choose("auto", 9 * 2**30, CPU)
     assert place.where == "off"
-    assert place.told == "no cache of 9.00 GiB: cpu is no GPU; RAM has 10.00 GiB free, of which 80% may be taken"
+    assert place.message == "no cache of 9.00 GiB: cpu is no GPU; RAM has 10.00 GiB free, of which 80% may be taken"
     with pytest.raises(
         DataError, match=r"--cache ram: the decoded images take 9\.00 GiB: RAM has 10\.00 GiB free, .* --cache off"
     ):

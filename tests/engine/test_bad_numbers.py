@@ -37,7 +37,7 @@ def test_skipped_updates_and_losses_are_told_with_their_images():
     second, third = recent.look()
     assert (second.epoch, second.step, second.positions) == (1, 2, "after 2")
     assert second.images == {"the weights": [2, 3, 4, 5, 6, 7], "alpha": [12, 13, 14, 15, 16, 17]}
-    assert second.told(FILES) == (
+    assert second.message(FILES) == (
         "step 2 of epoch 1: the update of the weights was skipped; images of the weights: train/a/2.JPEG, train/a/3.JPEG, "
         "train/a/4.JPEG, train/a/5.JPEG and 2 more; alpha: train/a/12.JPEG, train/a/13.JPEG, train/a/14.JPEG, "
         "train/a/15.JPEG and 2 more"
