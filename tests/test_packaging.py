@@ -19,6 +19,11 @@ BROUGHT_BY_DALI = {f"nvidia-{name}" for name in ("nvimgcodec-cu13", "nvjpeg", "n
 BROUGHT_BY_DALI |= {"nvtx", "astunparse", "gast", "libcst", "makefun", "optree", "packaging", "six"}
 BROUGHT_BY_TENSORBOARD = {"tensorboard-data-server", "absl-py", "grpcio", "markdown", "protobuf", "werkzeug"}
 BROUGHT_BY_SUBMITIT = {"cloudpickle"}
+BROUGHT_BY_MKDOCS = {
+    *("mkdocs", "mkdocs-get-deps", "mkdocs-material-extensions", "pymdown-extensions", "babel", "backrefs", "certifi"),
+    *("charset-normalizer", "click", "colorama", "ghp-import", "idna", "mergedeep", "paginate", "pathspec", "platformdirs"),
+    *("pygments", "python-dateutil", "pyyaml_env_tag", "requests", "urllib3", "watchdog"),
+}
 
 
 def names(requirements):
@@ -52,7 +57,7 @@ def test_constraints_pin_all_that_ci_installs(project, constraints):
     wanted = names(project["project"]["dependencies"]) | names(extras["dev"]) | names(extras["dali"]) | names(extras["report"])
     assert all("==" in line.partition(";")[0] for line in constraints)
     # torch brings triton, where there is one for the machine
-    brought = {"triton"} | BROUGHT_BY_DALI | BROUGHT_BY_TENSORBOARD | BROUGHT_BY_SUBMITIT
+    brought = {"triton"} | BROUGHT_BY_DALI | BROUGHT_BY_TENSORBOARD | BROUGHT_BY_SUBMITIT | BROUGHT_BY_MKDOCS
     assert names(constraints) == wanted | brought
     assert names(extras["sweep"]) <= names(extras["dev"])
 
