@@ -47,7 +47,7 @@ test-sanitized: install
 	CMAKE_ARGS=-DFASTDARTS_SANITIZE=ON $(BIN)/python setup.py --quiet build --build-lib build/sanitized
 	env PYTHONSAFEPATH=1 PYTHONPATH=build/sanitized:. ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest $(SANITIZED)
+		$(BIN)/python -m pytest --override-ini=pythonpath=build/sanitized $(SANITIZED)
 
 bench: install
 	$(BIN)/python -m pytest bench --full-size --benchmark-json=build/suite.json

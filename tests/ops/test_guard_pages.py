@@ -8,11 +8,13 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from fastdarts import native
 from fastdarts.ops.masked_loss import masked_loss
 from fastdarts.ops.patch_mask import patch_mask
 from fastdarts.ops.random_resized_crop import random_resized_crop
@@ -131,3 +133,8 @@ def test_the_byte_beside_a_guarded_tensor_cannot_be_read(guard: Guarded) -> None
     assert written == [1, -1] and ctypes.get_errno() == errno.EFAULT
     for pipe in (end, begin):
         os.close(pipe)
+
+
+@pytest.mark.skipif("libasan" not in os.environ.get("LD_PRELOAD", ""), reason="for `make test-sanitized`")
+def test_the_module_under_test_is_the_sanitized_one() -> None:
+    assert b"__asan_init" in Path(native.module().__file__).read_bytes()
