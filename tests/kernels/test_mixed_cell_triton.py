@@ -89,7 +89,8 @@ def test_running_statistics_in_any_stride() -> None:
     named, rest = call.tensors(torch.float32), call.constants()
     mixed = [channels_last(named["input 0"])], *(named[name].detach() for name in ("ops", "edges", "weights"))
     whole, strided = (rest["mean"], rest["var"]), torch.stack((rest["mean"], rest["var"]), 1).unbind(1)
-    outs = [kernels.forward(*mixed, *running, None, call.graph.encode(), 1, call.eps)[0] for running in (whole, strided)]
+    cell = None, call.graph.encode(), 1, call.eps, 0
+    outs = [kernels.forward(MixedCell(*mixed, *running, *cell)).out for running in (whole, strided)]
     assert torch.equal(*outs)
 
 
