@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,6 @@ def test_site_builds_strictly(root: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     page = (tmp_path / "site" / "search" / "index.html").read_text(encoding="utf-8")
-    names = {f for s in (SearchCifarSettings, SearchImagenetSettings) for f in s.__dataclass_fields__}
+    names = {f.name for s in (SearchCifarSettings, SearchImagenetSettings) for f in fields(s)}
     assert not [name for name in names if f"--{name}" not in page]
     assert "{{" not in page

@@ -272,7 +272,7 @@ def test_a_disk_that_fills_ends_the_run_and_room_lets_it_go_on(argv, finished, t
         patch.setattr("fastdarts.engine.files.os.fsync", full)
         assert main(run) == 1
     err = capsys.readouterr().err
-    assert "No space left on device; the last checkpoint is kept" in err and err.count("\n") == 1
+    assert "No space left on device: make room on that disk; the last checkpoint is kept" in err and err.count("\n") == 1
     assert 0 < saved_steps(tmp_path / "run") < STEPS * EPOCHS
     assert main(run) == 0
     assert contents(tmp_path / "run") == contents(finished)

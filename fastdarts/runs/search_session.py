@@ -16,8 +16,8 @@ from fastdarts.objectives import Reconstructing
 from fastdarts.report import NotDrawn, drawing, picture_grid
 from fastdarts.search import Search, seeded
 from fastdarts.settings import RunSettings
-from fastdarts.spaces import Architecture, Space
-from fastdarts.spaces.genotype import Genotype, collapse_line, read_architecture
+from fastdarts.spaces import Space
+from fastdarts.spaces.genotype import collapse_line, read_architecture
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
 from fastdarts.steps.stage_timer import Stages
 
@@ -138,10 +138,8 @@ class SearchReporter(Reporter):
             warn_once(f"not drawn: reconstruction: {error}")
 
 
-def looked_up(benchmark: Lookup, cell: Genotype | Architecture, ranks: bool = False) -> dict[str, float]:
-    """Look up the true accuracies of a cell in percent and, with `ranks`, their ranks among all cells."""
-    if isinstance(cell, Genotype):
-        raise TypeError("a benchmark of NAS-Bench-201 has no cells of DARTS' space")
+def looked_up(benchmark: Lookup, cell: Any, ranks: bool = False) -> dict[str, float]:
+    """Look up the true accuracies of a cell of that space in percent and, with `ranks`, their ranks among all cells."""
     try:
         figures: dict[str, float] = benchmark.accuracies(cell)
         if ranks:

@@ -69,7 +69,7 @@ def test_a_folder_of_any_name_gets_its_trace_and_event_files(name, tmp_path):
     pytest.importorskip("tensorboard")
     folder = tmp_path / os.fsdecode(name)
     folder.mkdir()
-    board = TensorBoardLogger(folder, S0)
+    board = TensorBoardLogger(folder)
     board.step(1, 0.5, None, 1.0)
     board.close()
     Profiler(ProfileRange(1, 1), folder, torch.device("cpu")).after_step(1)

@@ -269,7 +269,7 @@ def test_other_errors_pass():
 def test_free_memory_knows_the_address_space():
     """In a process of its own, whose limit cannot be lifted again."""
     code = (
-        "import resource, torch; from fastdarts.engine import free_bytes\n"
+        "import resource, torch; from fastdarts.steps import free_bytes\n"
         "before = free_bytes('cpu')\n"
         "taken = 1024 * int(next(x for x in open('/proc/self/status') if x.startswith('VmSize')).split()[1])\n"
         "resource.setrlimit(resource.RLIMIT_AS, (taken + 2**28,) * 2)\n"
