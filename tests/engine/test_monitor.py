@@ -70,7 +70,7 @@ def test_a_folder_of_any_name_gets_its_trace_and_event_files(name, tmp_path):
     folder = tmp_path / os.fsdecode(name)
     folder.mkdir()
     board = TensorBoardLogger(folder)
-    board.step(1, 0.5, None, 1.0)
+    board.write(1, {"loss/train": 0.5})
     board.close()
     Profiler(ProfileRange(1, 1), folder, torch.device("cpu")).after_step(1)
     assert json.loads((folder / "trace-1-1.json").read_text())["traceEvents"]
