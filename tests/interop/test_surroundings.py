@@ -131,3 +131,20 @@ def test_torch_compile_at_several_sizes(level: str, training: bool, dynamic: boo
     sizes = [x, torch.cat([x, -x]), x[..., :4, :4], x]
     for s in sizes:
         assert_same(outcome(converted, compiled, (s, s.flip(0), rows)), outcome(own, own, (s, s.flip(0), rows)))
+
+
+def test_torch_compile_with_a_dynamic_batch() -> None:
+    """Sizes that are marked dynamic before the first call."""
+    own, given = cell(reduction=True)
+    converted = deepcopy(own)
+    convert(converted)
+    compiled = torch.compile(converted, backend="aot_eager")
+    x, *_, rows = given
+
+    def call(*states_and_rows: Tensor) -> Tensor:
+        for state in states_and_rows[:2]:
+            torch._dynamo.mark_dynamic(state, 0)
+        return compiled(*states_and_rows)
+
+    for s in (x, torch.cat([x, -x]), torch.cat([x, x, -x])):
+        assert_same(outcome(converted, call, (s, s.flip(0), rows)), outcome(own, own, (s, s.flip(0), rows)))
