@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, Before, put_before, take_back
-from fastdarts.interop.global_hooks import without_global_hooks
+from fastdarts.interop.global_hooks import SLOW, global_hooks, without_global_hooks
 from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, listing, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
@@ -95,6 +95,8 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     if not any(line.became != "left alone" for line in lines):
         told = "; ".join(f"{line.name}: {line.why}" for line in lines[:4]) or "it holds no list of candidates"
         raise ConvertError(f"no mixed operation was recognised ({told})")
+    if global_hooks():
+        lines.append(Line("all modules", "own forward", SLOW))
     if callable(getattr(model, "new", None)):
         put_before(model, Renewed, RENEW, (level, backend))
     return Report(lines)

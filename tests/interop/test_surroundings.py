@@ -113,10 +113,11 @@ def test_global_module_hooks_do_not_hear_a_conversion() -> None:
     try:
         with pytest.raises(ConvertError, match="no mixed operation was recognised"):
             convert(nn.Sequential(ArgmaxMixedOp(4, 1)).double())
-        convert(edge()[0])
+        assert convert(edge()[0])[-1].became == "own forward", "the report says so"
         assert not seen and len(modules._global_forward_hooks) == 1
     finally:
         handle.remove()
+    assert {line.became for line in convert(edge()[0])} == {"op"}
 
 
 @pytest.mark.parametrize(("level", "training", "dynamic"), [("cell", True, None), ("cell", False, True), ("op", True, True)])
