@@ -31,7 +31,7 @@ class ConvertError(ValueError):
 
 
 class Line(NamedTuple):
-    """The result for one module: "cell", "op", "partly", "preprocess", "left alone" or, of all modules, "own forward", with a remark."""
+    """The result for one module: "cell", "op", "partly", "preprocess", "left alone" or, for all modules, "own forward"; a remark."""
 
     name: str
     became: str
