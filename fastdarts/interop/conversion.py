@@ -31,7 +31,7 @@ class ConvertError(ValueError):
 
 
 class Line(NamedTuple):
-    """The result for one module: "cell", "op", "partly", "preprocess", "left alone" or, for all modules, "own forward"; a remark."""
+    """The result for one module: "cell", "op", "partly", "preprocess", "left alone"; for all modules: "own forward"."""
 
     name: str
     became: str
