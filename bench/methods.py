@@ -31,9 +31,10 @@ from bench.workload import Steps, Workload, resident_batch
 from fastdarts import engine, search_cifar
 from fastdarts.ops import backend
 from fastdarts.ops.backend import Backend
+from fastdarts.optim import tf32
 from fastdarts.runs.build import build
 from fastdarts.runs.resolved import Resolved
-from fastdarts.search import METHODS, Stage, tf32
+from fastdarts.search import METHODS, Stage
 from fastdarts.search.progressive import heaviest, skip_dropout_rate
 from fastdarts.search.setup import bilevel_of
 from fastdarts.settings import AnySearch, ConfigError, Settings, setting

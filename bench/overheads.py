@@ -45,10 +45,10 @@ from fastdarts.batch import Batch
 from fastdarts.engine import Progress, RecentSteps, RunFolder, Session, Stopped, log_to
 from fastdarts.engine import session as sessions
 from fastdarts.engine.status import Status
+from fastdarts.optim.updates import Buffers, Kept
 from fastdarts.runs.search_session import SearchReporter
 from fastdarts.search import Bilevel, Search
 from fastdarts.search import bilevel as bilevels
-from fastdarts.search.updates import Buffers, Kept
 from fastdarts.settings import ConfigError, SearchImagenetSettings, Settings, setting
 from fastdarts.steps import CapturedBilevel
 from fastdarts.steps.stage_timer import METHODS, Stages

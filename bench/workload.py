@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective
-from fastdarts.search import Bilevel, Precision, SoftmaxRelaxation
+from fastdarts.optim import Precision
+from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import S0, Space
 from fastdarts.steps import CapturedBilevel
 from fastdarts.supernet import Cell, CellWeights, Supernet

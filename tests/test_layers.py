@@ -13,7 +13,8 @@ LAYERS = """
 facade
 search_imagenet search_cifar info sweep __main__
 cli runs
-inputs engine steps search proxies predictors report
+inputs engine steps search training proxies predictors report
+optim
 networks data objectives interop nn
 supernet
 spaces ops

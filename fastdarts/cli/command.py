@@ -17,8 +17,9 @@ from fastdarts.data.errors import REMEDIES, shortage
 from fastdarts.engine import PeerError, RankInfo, RankLost, RanksDisagree, RunFolderError, SignalHandler, World, WorldError
 from fastdarts.logs import any_text
 from fastdarts.ops.backend import BackendUnavailable
+from fastdarts.optim import tf32
 from fastdarts.runs.resolved import Resolved
-from fastdarts.search import DivergedError, tf32
+from fastdarts.search import DivergedError
 from fastdarts.settings import ConfigError, Given
 from fastdarts.spaces.file import to_dict
 from fastdarts.steps import CaptureError

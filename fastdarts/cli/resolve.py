@@ -13,11 +13,12 @@ from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DataSet
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.ops.backend import choose
+from fastdarts.optim import OptimizerUnavailable, Precision
+from fastdarts.optim.optimizers import check_backend
 from fastdarts.registry import RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
-from fastdarts.search import OptimizerUnavailable, Precision, check_early_stop
+from fastdarts.search import check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
-from fastdarts.search.optimizers import check_backend
 from fastdarts.settings import AnySearch, ConfigError, groups
 from fastdarts.settings.values import expanded
 from fastdarts.textfile import SUFFIXES

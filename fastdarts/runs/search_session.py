@@ -13,8 +13,9 @@ from fastdarts.batch import Batch
 from fastdarts.engine import Reporter, RunFolder, write_text
 from fastdarts.logs import warn_once
 from fastdarts.objectives import Reconstructing
+from fastdarts.optim import seeded
 from fastdarts.report import NotDrawn, drawing, picture_grid
-from fastdarts.search import Search, seeded
+from fastdarts.search import Search
 from fastdarts.settings import RunSettings
 from fastdarts.spaces import Space
 from fastdarts.spaces.genotype import collapse_line, read_architecture

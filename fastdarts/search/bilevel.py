@@ -14,9 +14,9 @@ from torch.nn.utils import clip_grad_norm_
 from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
-from fastdarts.search.precision import Precision
+from fastdarts.optim.precision import Precision
+from fastdarts.optim.updates import Buffers, Kept, non_finite, step_if_finite
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.search.updates import Buffers, Kept, non_finite, step_if_finite
 from fastdarts.supernet import Network, same_draws
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product

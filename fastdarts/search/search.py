@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from fastdarts.objectives import Objective
+from fastdarts.optim.epoch import Epoch
+from fastdarts.optim.optimizers import load_optimizer, optimizer_state, set_rate
+from fastdarts.optim.schedules import learning_rate
 from fastdarts.protocols import NO_HOOKS, Batches, DivergedError, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
-from fastdarts.search.epoch import Epoch
 from fastdarts.search.evaluation import evaluate, hessian
 from fastdarts.search.methods import METHODS, Method
-from fastdarts.search.optimizers import load_optimizer, optimizer_state, set_rate
 from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, shrink, skip_dropout_rate
-from fastdarts.search.schedules import learning_rate
 from fastdarts.search.selection import limit_skips
 from fastdarts.search.setup import bilevel_of
 from fastdarts.settings import SearchSettings

@@ -1,7 +1,7 @@
 """Capture bilevel steps as CUDA graphs: one graph for the weights' update, one for alpha's, in one memory pool.
 
 A graph replays kernels on fixed addresses. So a step's batches and number are copied into static buffers, and learning rates
-are device tensors. Gradients are clipped and updates skipped on the device too (search.updates). Random masks and channels
+are device tensors. Gradients are clipped and updates skipped on the device too (optim.updates). Random masks and channels
 are functions of the step number there, and losses stay there until read. The graphs exchange no data through their pool, so
 alpha's may be captured epochs later, at alpha's first update; from then on both are replayed in step order, on one stream.
 
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
+from fastdarts.optim.updates import obeys
 from fastdarts.search import Bilevel
 from fastdarts.search.bilevel import Pieces
-from fastdarts.search.updates import obeys
 
 Mode = Literal["auto", "on", "off"]
 Part = Literal["alpha", "weights"]

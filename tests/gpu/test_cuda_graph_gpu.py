@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fastdarts import provenance
 from fastdarts.engine import algorithms
-from fastdarts.search import Bilevel, tf32
-from fastdarts.search.optimizers import arch_optimizer, set_rate, weight_optimizer
-from fastdarts.search.updates import non_finite, step_if_finite
+from fastdarts.optim import tf32
+from fastdarts.optim.optimizers import arch_optimizer, set_rate, weight_optimizer
+from fastdarts.optim.updates import non_finite, step_if_finite
+from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import main
 from fastdarts.steps import CapturedBilevel, CaptureError
 from tests.support import bilevels

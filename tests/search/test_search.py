@@ -11,17 +11,9 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import Classification, MaskedReconstruction
-from fastdarts.search import (
-    DivergedError,
-    Hooks,
-    OptimizerUnavailable,
-    Search,
-    StepReport,
-    collapse_figures,
-    dominant_eigenvalue,
-    learning_rate,
-)
-from fastdarts.search.precision import LossScale
+from fastdarts.optim import OptimizerUnavailable, learning_rate
+from fastdarts.optim.precision import LossScale
+from fastdarts.search import DivergedError, Hooks, Search, StepReport, collapse_figures, dominant_eigenvalue
 from fastdarts.settings import SearchSettings
 from fastdarts.spaces import KINDS, Space
 from fastdarts.spaces.genotype import Genotype

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from fastdarts.engine import World
-from fastdarts.search import Bilevel, updates
-from fastdarts.search.optimizers import set_rate
+from fastdarts.optim import updates
+from fastdarts.optim.optimizers import set_rate
+from fastdarts.search import Bilevel
 from fastdarts.steps import CapturedBilevel, CaptureError, cuda_graph, no_gpu
 from fastdarts.steps.cuda_graph import WARM_UP, Recording, State, refusal
 from tests.support.bilevels import MADE_OF, batch, differing, everything, make, number

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fastdarts.engine import RankInfo, World
 from fastdarts.objectives import Classification
+from fastdarts.optim import seeded
 from fastdarts.runs.search import draw_apart
-from fastdarts.search import Search, seeded
+from fastdarts.search import Search
 from fastdarts.spaces import Space
 from fastdarts.supernet import Supernet
 from fastdarts.supernet.eager_candidates import Drawing, Noise, SkipDropout

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdarts.search import Bilevel, Precision, tf32
-from fastdarts.search.precision import LossScale
+from fastdarts.optim import Precision, tf32
+from fastdarts.optim.precision import LossScale
+from fastdarts.search import Bilevel
 from fastdarts.supernet import base
 from tests.support.bilevels import batch, differing, everything, make, number
 
