@@ -25,7 +25,7 @@ from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Searc
 from fastdarts.settings import AnySearch
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from fastdarts.steps.stage_timer import Stages
 from fastdarts.supernet import Network
 
@@ -129,9 +129,8 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World, timer
         draw_apart(world)
         return supernet, objective
 
-    def captured(bilevel: Bilevel) -> CapturedBilevel:
-        steps = CapturedBilevel(bilevel, settings.cuda_graph)
-        return steps if timer is None else timer.follow(steps)
+    def captured(bilevel: Bilevel) -> CapturedSteps:
+        return CapturedSteps(bilevel if timer is None else timer.follow(bilevel), settings.cuda_graph)
 
     stages = Progressive(resolved.stages, make, settings.seed)
     supernet, objective = stages.begin(0, resolved.space)
