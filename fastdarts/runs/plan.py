@@ -15,6 +15,7 @@ from fastdarts.inputs.batches import steps_of_an_epoch
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.runs.build import build
+from fastdarts.runs.memory import search_bytes
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import METHODS, SoftmaxRelaxation, Stage
 from fastdarts.search.methods import settings_of
@@ -88,7 +89,7 @@ def _stage_memory(resolved: Resolved, images: Images, world: World, space: Space
     relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     share, size = settings.batch_size // world.size, settings.image_size
     try:
-        return steps.step_bytes(
+        return search_bytes(
             supernet,
             objective,
             relaxation,
