@@ -442,7 +442,7 @@ def test_submitit_failures_and_signals(folder, capsys):
 
 
 def test_a_job_whose_time_is_up_is_queued_again(folder, monkeypatch):
-    """submitit's signal before the end: the run is asked to end, and begins again in the same job."""
+    """The signal of submitit before the end: the run is asked to end, and begins again in the same job."""
     pytest.importorskip("submitit")
     begun = []
     plain = jobs.Submitit.start
@@ -467,7 +467,7 @@ def task_of(controller):
 
 
 def test_slurm_through_stand_ins_of_its_commands(folder, tmp_path, monkeypatch):
-    """sbatch that runs the script at once, srun that runs its command: parameters reach the script, the runs finish."""
+    """An sbatch that runs the script at once, srun that runs its command: parameters reach the script, the runs finish."""
     pytest.importorskip("submitit")
     scripts = {
         "sbatch": f'cp "$1" {tmp_path}/$$.sh; SLURM_JOB_ID=$$ bash "$1" > /dev/null 2>&1 & echo Submitted batch job $$',
