@@ -44,13 +44,13 @@ CONTINUED = Case("search_imagenet", f"{SMALL} --image_size 32 --batch_size 8 --b
 
 
 def argv(case: Case, folder: Path) -> list[str]:
-    """The command line of a case."""
+    """Return the command line of a case."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.ranks)] if case.ranks > 1 else []
     return [sys.executable, *launcher, "-m", f"fastdarts.{case.command}", *case.flags.split(), "--save", str(folder)]
 
 
 def start(checkout: Path, case: Case, folder: Path) -> subprocess.Popen:
-    """A case by a checkout, outside of both."""
+    """Run a case by a checkout, outside of both."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
     how = {"cwd": folder.parent, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(argv(case, folder), **how)
@@ -89,13 +89,14 @@ def figures(folder: Path) -> dict[str, list[str]]:
 
 
 def differences(before: Path, after: Path) -> list[str]:
-    """What two run folders do not have in common."""
+    """Return the differences between two run folders."""
     found = [name for name in BYTES if (before / name).read_bytes() != (after / name).read_bytes()]
     mine, theirs = figures(before), figures(after)
     return found + [f"figures of {name}" for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("before", type=Path, help="checkout to compare with")
     parser.add_argument("after", type=Path, nargs="?", default=ROOT, help="checkout that is to do the same (default: this one)")

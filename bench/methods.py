@@ -106,7 +106,7 @@ class Side(NamedTuple):
 
 
 def _both(row: Row, given: MethodsSettings) -> tuple[Side, Side]:
-    """The row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
+    """Make the row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
     sizes = {"batch_size": given.batch, "image_size": given.image_size, "init_channels": given.init_channels}
     sizes |= {"stage_cells": given.stage_cells, "backend": given.backend, "device": given.device}
     sizes |= {} if given.layers is None else {"layers": given.layers}
@@ -167,7 +167,7 @@ def measure(row: Row, own: Side, plain: Side, given: MethodsSettings) -> dict[st
 
 
 def _steps(side: Side) -> Steps:
-    """A step as search_cifar sets one up, on two batches that stay on the device."""
+    """Make a step as search_cifar sets one up, on two batches that stay on the device."""
     s = side.settings
     torch.manual_seed(s.seed)
     supernet, objective = build(side.resolved, CLASSES, side.stage, side.space)
@@ -206,14 +206,14 @@ def noted() -> Iterator[dict[str, Counter[str]]]:
 
 
 def _beside(run: Steps) -> Iterator[str]:
-    """The kind of each candidate that runs beside the fused ones."""
+    """Return the kind of each candidate that runs beside the fused ones."""
     for module in run.bilevel.bilevel.supernet.modules():
         if isinstance(module, MixedEdgesBeside):
             yield from (type(module.get_submodule(path)).__name__ for path in module.held)
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person, in one line."""
+    """Format a record in one line."""
     what = "{row:32}{ratio:8.3f} times plain's {plain_ms[median]:8.1f} ms ({ratio_by_round[q20]} to {ratio_by_round[q80]})"
     served = [f"{op} {name} {n}" for op, by in record["backends"].items() for name, n in by.items()]
     beside = [f"{n} {name} beside" for name, n in record["beside"].items()]

@@ -140,7 +140,7 @@ class Seen(NamedTuple):
 
 
 def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> Seen:
-    """The search in its session, and the other steps in between. Raises ArithmeticError where numbers went bad."""
+    """Run the search in its session, and the other steps in between. Raises ArithmeticError where numbers went bad."""
     torch.manual_seed(0)
     supernet = make_supernet(workload, workload.backend).to(memory_format=torch.channels_last)
     objective = make_objective(workload, supernet, workload.backend)
@@ -207,7 +207,7 @@ OTHERS: dict[str, type[Bilevel]] = {"bare": Unconditional, "guarded": Bilevel}
 
 
 def _like(search: Search, kind: type[Bilevel]) -> Bilevel:
-    """Steps of another kind on the search's own network, alpha and optimizers."""
+    """Make steps of another kind on the search's own network, alpha and optimizers."""
     b = search.bilevel
     how = {"grad_clip": b.grad_clip, "arch_grad_clip": b.arch_grad_clip, "precision": b.precision}
     return kind(b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer, **how)
@@ -255,7 +255,7 @@ class Rounds(Resident):
         self._began: float | None = None
 
     def __len__(self) -> int:
-        """The steps of an epoch are the session's in a round."""
+        """Return the steps of an epoch: the session's in a round."""
         return 3 * self.steps
 
     def __next__(self) -> Batch:
@@ -299,7 +299,7 @@ class Rounds(Resident):
             self.session.saver.saved_at = -inf  # as if its interval were over
 
     def _take_others(self) -> None:
-        """A step of each; what is timed in them does not count."""
+        """Run a step of each; its times do not count."""
         for name in sorted(self.others, reverse=self._left % 2 == 1):
             before = self._now.copy()
             began = perf_counter()
@@ -321,11 +321,11 @@ def _stages(search: Search) -> float:
 
 
 def _nothing(*_: object) -> None:
-    """What the stages are timed around, and a report that is not drawn."""
+    """Replace what the stages are timed around, and do not draw the report."""
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person."""
+    """Format a record."""
     what = "{supernet}, batch {batch}, {image_size} px, {threads} threads: a bare step of {bare_ms[median]} ms"
     lines = [what.format(**record), f"{'percent of it':24}{'median':>10}{'20 %':>10}{'80 %':>10}"]
     for row, values in record["percent"].items():

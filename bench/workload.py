@@ -91,7 +91,7 @@ class Workload:
                 raise WorkloadError(f"--image_size {self.image_size}: {self.supernet} needs a multiple of {multiple}")
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """Return its entries in a record."""
         return {
             "supernet": self.supernet,
             "batch": self.batch,
@@ -133,7 +133,7 @@ AGAINST = {
 
 
 def build(workload: Workload, name: str) -> Run:
-    """The side `name` of a workload, OURS or a key of AGAINST: one call does the work once and returns its loss.
+    """Make the side `name` of a workload, OURS or a key of AGAINST: one call does the work once and returns its loss.
 
     The first call of a compiled side compiles; a captured side is captured here. Raises WorkloadError.
     """
@@ -152,13 +152,13 @@ def build(workload: Workload, name: str) -> Run:
 
 
 def make_supernet(workload: Workload, backend: str) -> Supernet:
-    """The workload's search network, on the default device and in the default layout."""
+    """Make the workload's search network, on the default device and in the default layout."""
     stem, k = SUPERNETS[workload.supernet].stem, workload.partial_channels
     return Supernet(workload.space, C=CHANNELS, stem=stem, partial_channels=k, backend=backend)
 
 
 def make_objective(workload: Workload, supernet: Supernet, backend: str) -> Objective:
-    """What the workload minimises, on the default device."""
+    """Make the workload's objective, on the default device."""
     classes = SUPERNETS[workload.supernet].classes
     if classes is None:
         return MaskedReconstruction(supernet.tap_channels, backend=backend)

@@ -285,7 +285,7 @@ def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monk
 
 
 @pytest.mark.parametrize(
-    "side, more, says",
+    ("side", "more", "says"),
     [
         (33, "", "--image_size 33 does not fit the stem and two reductions: a multiple of 4 is needed, as 32"),
         (16, "--image_size 20", "--image_size 20: the images of"),

@@ -299,7 +299,7 @@ def trees(kind, path):
 
 
 @pytest.mark.parametrize(
-    "kind, more, says",
+    ("kind", "more", "says"),
     [
         ("missing", "", "No such file"),
         ("empty", "", "no images"),
@@ -394,7 +394,9 @@ def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypat
     assert "No space left on device" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("batch, says", [("16", "--batch_size 8 is the largest smaller one that fits"), ("8", "no smaller")])
+@pytest.mark.parametrize(
+    ("batch", "says"), [("16", "--batch_size 8 is the largest smaller one that fits"), ("8", "no smaller")]
+)
 def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says):
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")

@@ -107,7 +107,7 @@ class _Dtype:
         self.order = _text(state[1])
 
     def dtype(self) -> np.dtype:
-        """Raises UnpicklingError for anything but integers."""
+        """Return the dtype. Raises UnpicklingError for anything but integers."""
         found = INTEGERS.fullmatch(self.code)
         if found is None or self.order not in "|<>=":
             raise pickle.UnpicklingError(f"an array of {self.code or 'nothing'}, integers are wanted")

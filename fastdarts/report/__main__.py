@@ -52,8 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _draw(genotype: str, folder: Path) -> list[Path]:
-    """Draw the cells of a genotype given as text or file. Raises ReportError, GenotypeError, ArchitectureError,
-    NotDrawn, OSError."""
+    """Draw the cells of a genotype given as text or file.
+
+    Raises ReportError, GenotypeError, ArchitectureError, NotDrawn, OSError.
+    """
     is_text = any(character in genotype for character in "(|{") and not os.path.isfile(genotype)
     cells = read_pasted(genotype if is_text else path_of(genotype).read_text(encoding="utf-8-sig", errors="replace"))
     if any((folder / name).exists() for name in ("settings.json", "metrics.jsonl")):

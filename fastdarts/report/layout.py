@@ -55,7 +55,7 @@ class Layout:
 
 
 def lanes(wiring: Wiring) -> list[int]:
-    """The lane of each gene, 0 for straight along the row; short edges take the near lanes."""
+    """Return the lane of each gene, 0 for straight along the row; short edges take the near lanes."""
     genes, inputs = wiring.genes, len(wiring.inputs)
     spans = [(max(0, state - inputs + 1), 1 + node) for _, state, node in genes]  # columns, from and to
     taken: dict[int, list[tuple[int, int]]] = defaultdict(list)

@@ -145,16 +145,15 @@ class Search:
             yield self.run_epoch(hooks)
 
     def run_epoch(self, hooks: Hooks = NO_HOOKS) -> dict[str, Any]:
-        """Run one epoch, or its remaining steps. Returns plain values: losses (means over the epoch), rates, genotype, weights,
-        collapse statistics.
+        """Run one epoch, or its remaining steps; returns its record.
 
         Raises DivergedError if half of its losses are not finite, or if all updates of the weights or of alpha were skipped.
-        The keys are those of a `metrics.jsonl` line of kind "epoch". "seconds" counts the steps alone, "input_seconds" of it
-        the
-        waiting for batches; "images_per_s" is their rate. Optional keys, present only where they apply: "skipped" updates (of
-        the weights, of alpha), "not_finite" losses (train, alpha), which the means exclude; "stopped" if early stopping
-        ends the search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates". "cells"
-        describes the cell without settings.skip_limit.
+        The record holds plain values: losses (means over the epoch), rates, genotype, weights, collapse statistics. Its keys
+        are those of a `metrics.jsonl` line of kind "epoch". "seconds" counts the steps alone, "input_seconds" of it the waiting
+        for batches; "images_per_s" is their rate. Optional keys, present only where they apply: "skipped" updates (of the
+        weights, of alpha), "not_finite" losses (train, alpha), which the means exclude; "stopped" if early stopping ends the
+        search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates". "cells" describes
+        the cell without settings.skip_limit.
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
         self._next_stage()

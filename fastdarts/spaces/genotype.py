@@ -60,10 +60,10 @@ class Genotype:
 
     @staticmethod
     def from_text(text: str) -> "Genotype":
-        """Parse the `Genotype(...)` text of any DARTS codebase: genes as lists or tuples, flat or by node, concat as a
-        range or a list, numbers of Python or numpy, `genotypes.Genotype(...)` too. pasted.py finds it in longer text.
+        """Parse the `Genotype(...)` text of any DARTS codebase. Raises GenotypeError.
 
-        Raises GenotypeError.
+        Genes are lists or tuples, flat or by node, concat is a range or a list, numbers are Python's or numpy's;
+        `genotypes.Genotype(...)` is accepted too. pasted.py finds it in longer text.
         """
         try:
             call = ast.parse(text.strip(), mode="eval").body

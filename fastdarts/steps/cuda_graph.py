@@ -149,7 +149,8 @@ class CapturedBilevel:
     def _begin(self, step: Tensor, train: Batch) -> None:
         """Allocate the graphs' input buffers, unless capture is already known to be impossible."""
         if why := refusal(self.bilevel):
-            return self._give_up(why)
+            self._give_up(why)
+            return
         self._recorder, self._begun = Recorder(self.bilevel.device), True
         self._step, self._train = torch.empty_like(step), Batch(*map(torch.empty_like, train))
         self._rates = [_rate(group["lr"], self.bilevel.device) for o in self._optimizers for group in o.param_groups]
@@ -222,7 +223,8 @@ class CapturedBilevel:
         if why is None:
             why = self._capture(part, state)
         if why is not None:
-            return self._give_up(why)
+            self._give_up(why)
+            return
         graphs = "a CUDA graph" if len(self._graphs[part]) == 1 else f"{len(self._graphs[part])} CUDA graphs"
         log.info(f"the update of {part} is captured in {graphs}")
 

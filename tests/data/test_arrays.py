@@ -99,7 +99,7 @@ class Evil:
         return eval, (f"__import__('os').mkdir({str(self.path)!r})",)
 
 
-@pytest.mark.parametrize("how, names", [("os.mkdir", "posix.mkdir"), ("eval", "__builtin__.eval")])
+@pytest.mark.parametrize(("how", "names"), [("os.mkdir", "posix.mkdir"), ("eval", "__builtin__.eval")])
 @pytest.mark.parametrize("where", ["data_batch_4", "batches.meta"])
 def test_what_a_pickle_asks_for_is_not_done(how: str, names: str, where: str, batches: Path) -> None:
     trap = batches / "trap"
@@ -112,7 +112,7 @@ def test_what_a_pickle_asks_for_is_not_done(how: str, names: str, where: str, ba
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    ("content", "says"),
     [
         (b"", "no whole batch"),
         (b"PK\x03\x04", "no whole batch"),
@@ -240,7 +240,7 @@ GOOD = {"images": IMAGES, "labels": np.array(LABELS)}
 
 
 @pytest.mark.parametrize(
-    "arrays, says",
+    ("arrays", "says"),
     [
         ({"images": IMAGES}, "no images with labels: found images; wanted are x_train with y_train"),
         ({"labels": GOOD["labels"]}, "no images with labels: found labels"),

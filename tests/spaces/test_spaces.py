@@ -110,6 +110,6 @@ def test_a_cell_that_its_network_does_not_have(sizes: dict[str, object], message
 def test_a_candidate_of_the_other_network() -> None:
     with pytest.raises(ValueError, match=r"normal edge 0: unknown nor_conv_3x3; known are none.*dil_conv_5x5"):
         Space.uniform("mine", ("skip_connect", "nor_conv_3x3"))
+    lists = (GOOD, GOOD, ("sep_conv_3x3",), GOOD, GOOD, GOOD)
     with pytest.raises(ValueError, match=r"normal edge 2: unknown sep_conv_3x3; known are .*nor_conv_3x3"):
-        lists = (GOOD, GOOD, ("sep_conv_3x3",), GOOD, GOOD, GOOD)
         Space("mine", lists, nodes=3, inputs=1, skeleton="nasbench201")
