@@ -9,7 +9,7 @@ from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.protocols import Ranks
-from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
+from fastdarts.search.bilevel import Bilevel, frozen, frozen_buffers
 from fastdarts.search.collapse import dominant_eigenvalue
 from fastdarts.search.precision import Precision
 from fastdarts.search.randomness import seeded
@@ -73,5 +73,5 @@ def hessian(bilevel: Bilevel, batch: Batch, ranks: Ranks | None = None) -> float
 
     supernet.train()
     objective.train()
-    with frozen_buffers(supernet, objective), held(bilevel.weights):
+    with frozen_buffers(supernet, objective), frozen(bilevel.weights):
         return dominant_eigenvalue(gradient, alpha)

@@ -250,11 +250,11 @@ class Search:
             return
         record["skipped"] = skipped
         parts = zip(skipped, means, PARTS, strict=True)
-        told = " and ".join(f"{n} of {mean.of} updates of {part.name}" for n, mean, part in parts if n)
+        counts = " and ".join(f"{n} of {mean.of} updates of {part.name}" for n, mean, part in parts if n)
         if not self.seeking() and any(n == mean.of for n, mean in zip(skipped, means, strict=True) if mean.of):
-            raise DivergedError(f"{epoch}: {told} had gradients that are not finite; try a smaller learning_rate")
+            raise DivergedError(f"{epoch}: {counts} had gradients that are not finite; try a smaller learning_rate")
         if self.ranks is None or self.ranks.is_main:
-            log.warning(f"{epoch}: {told} were skipped, their gradients were not finite")
+            log.warning(f"{epoch}: {counts} were skipped, their gradients were not finite")
 
     def seeking(self) -> bool:
         """Return whether this float16 search still skips updates to find its initial loss scale."""
@@ -269,8 +269,8 @@ class Search:
 
     def evaluate(self, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
         """Return the objective's metrics over `eval_loader` (see evaluation.evaluate)."""
-        how = {"ranks": self.ranks, "precision": self.precision}
-        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **how)
+        options = {"ranks": self.ranks, "precision": self.precision}
+        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **options)
 
     def hessian(self) -> float:
         """Return the largest eigenvalue of the validation Hessian in alpha (evaluation.hessian), on the first batch."""
