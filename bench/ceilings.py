@@ -23,11 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--record", action="store_true", help="append the record to ceilings.jsonl")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record")
-    given = parser.parse_args(argv)
-    record = tagged(measure(given.device))
+    args = parser.parse_args(argv)
+    record = tagged(measure(args.device))
     print(json.dumps(record))
-    if given.record:
-        append(given.results / "ceilings.jsonl", record)
+    if args.record:
+        append(args.results / "ceilings.jsonl", record)
     return 0
 
 

@@ -111,8 +111,8 @@ def loss(N: int, S: int, patch: int, dtype: torch.dtype) -> Case:
     numbers, cells = 3 * N * S * S, sum(3 * N * s * s for s in sides)
 
     def run() -> Any:
-        given = {"norm": "l1", "backend": "triton"} | PIXELS
-        return torch.autograd.grad(masked_loss(inputs[1:], inputs[0], images, flip, mask, **given), inputs)
+        options = {"norm": "l1", "backend": "triton"} | PIXELS
+        return torch.autograd.grad(masked_loss(inputs[1:], inputs[0], images, flip, mask, **options), inputs)
 
     # a pixel and level: three interpolations of 3 operations, and 4 cells' shares of 2; half of the pixels are masked
     compare = Cost(numbers + cells * (dtype.itemsize + 4), numbers // 2 * (4 + len(sides) * 17))
@@ -153,8 +153,8 @@ def cell(N: int, S: int, C: int, stride: int, k: int, dtype: torch.dtype) -> Cas
     by = by.to(memory_format=torch.channels_last)
 
     def run() -> Any:
-        given = {"graph": graph, "partial_channels": k, "training": True, "backend": "triton"}
-        return torch.autograd.grad(mixed_cell(states, ops, edges, weights, None, None, **given), inputs, by)
+        options = {"graph": graph, "partial_channels": k, "training": True, "backend": "triton"}
+        return torch.autograd.grad(mixed_cell(states, ops, edges, weights, None, None, **options), inputs, by)
 
     costs: dict[str, Cost] = {}
     call = Call(graph, (N, C, S, S), k)

@@ -52,15 +52,15 @@ def argv(case: Case, folder: Path) -> list[str]:
 def start(checkout: Path, case: Case, folder: Path) -> subprocess.Popen:
     """Run a case by a checkout, outside of both."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
-    how = {"cwd": folder.parent, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(argv(case, folder), **how)
+    options = {"cwd": folder.parent, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(argv(case, folder), **options)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> None:
     """Wait for a search. Raises RuntimeError with what it printed unless it ends with that status."""
-    told, _ = process.communicate(timeout=SECONDS)
+    output, _ = process.communicate(timeout=SECONDS)
     if process.returncode != status:
-        raise RuntimeError(f"{' '.join(process.args[1:])} ended with {process.returncode}, not {status}:\n{told}")
+        raise RuntimeError(f"{' '.join(process.args[1:])} ended with {process.returncode}, not {status}:\n{output}")
 
 
 def stop_inside(process: subprocess.Popen, folder: Path, lines: int) -> None:
@@ -102,15 +102,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("after", type=Path, nargs="?", default=ROOT, help="checkout that is to do the same (default: this one)")
     parser.add_argument("--benchmark", type=Path, help="NAS-Bench-201's table; without it that case looks nothing up")
     parser.add_argument("--case", action="append", help="only these", choices=[*CASES, "continued"])
-    given = parser.parse_args(argv)
-    checkouts = {"before": given.before.resolve(), "after": given.after.resolve()}
+    args = parser.parse_args(argv)
+    checkouts = {"before": args.before.resolve(), "after": args.after.resolve()}
     cases, wrong = dict(CASES), 0
-    if given.benchmark is not None:
+    if args.benchmark is not None:
         case = cases["NAS-Bench-201"]
-        cases["NAS-Bench-201"] = case._replace(flags=f"{case.flags} --benchmark {given.benchmark.resolve()}")
+        cases["NAS-Bench-201"] = case._replace(flags=f"{case.flags} --benchmark {args.benchmark.resolve()}")
     with TemporaryDirectory() as scratch:
         for name, case in {**cases, "continued": CONTINUED}.items():
-            if given.case and name not in given.case:
+            if args.case and name not in args.case:
                 continue
             folders = {side: Path(scratch) / f"{name} {side}".replace(" ", "-") for side in checkouts}
             if name == "continued":

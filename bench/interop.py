@@ -70,9 +70,9 @@ class Library(nn.Module):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, or 2 for wrong input."""
-    given = InteropSettings.given(argv, PROG, __doc__)
+    args = InteropSettings.given(argv, PROG, __doc__)
     try:
-        settings = InteropSettings.make(given)
+        settings = InteropSettings.make(args)
         if settings.image_size % 8:
             raise ConfigError(f"--image_size {settings.image_size}: two reductions need a multiple of 8")
     except ConfigError as error:

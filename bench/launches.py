@@ -88,24 +88,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=SIZES, default="bfloat16", help="of the tensors in memory")
     parser.add_argument("--gb_per_s", type=float, default=H200, help="bandwidth (bench.ceilings); 4300 is an H200's")
     parser.add_argument("--json", action="store_true", help="print the launches themselves, one line each")
-    given = parser.parse_args(argv)
-    if given.batch < 1 or not given.gb_per_s > 0:
+    args = parser.parse_args(argv)
+    if args.batch < 1 or not args.gb_per_s > 0:
         parser.error("--batch and --gb_per_s must be above 0")
-    preset = SUPERNETS[given.supernet]
-    k = given.partial_channels or preset.partial_channels
+    preset = SUPERNETS[args.supernet]
+    k = args.partial_channels or preset.partial_channels
     try:
-        passes = list(step(Workload(given.supernet, given.batch, preset.image_size, k)))
+        passes = list(step(Workload(args.supernet, args.batch, preset.image_size, k)))
     except WorkloadError as error:
         print(f"bench.launches: error: {error}", file=sys.stderr)
         return 2
-    size = SIZES[given.dtype]
-    if given.json:
+    size = SIZES[args.dtype]
+    if args.json:
         for cell, part, one in passes:
             facts = {"kernel": one.kernel, "programs": one.programs, "bytes": one.bytes(size), "operations": one.operations}
             print(json.dumps({"cell": cell, "part": part} | facts))
         return 0
-    print(f"{given.supernet}, batch {given.batch}, k = {k}, {given.dtype}: mixed cells of one bilevel step")
-    for row in table(passes, size, given.gb_per_s):
+    print(f"{args.supernet}, batch {args.batch}, k = {k}, {args.dtype}: mixed cells of one bilevel step")
+    for row in table(passes, size, args.gb_per_s):
         print(line(row))
     return 0
 

@@ -81,9 +81,9 @@ def compare(workload: Workload, calls: int = 3) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    given = MemorySettings.given(argv, PROG, __doc__)
+    args = MemorySettings.given(argv, PROG, __doc__)
     try:
-        settings = MemorySettings.make(given)
+        settings = MemorySettings.make(args)
         where = device(settings.device)
     except ConfigError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)

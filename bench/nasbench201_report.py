@@ -44,13 +44,15 @@ def markdown(records: Sequence[Record]) -> str:
         name = f"{RANDOM}, seeds {', '.join(map(str, group['seeds']))}" if group["recipe"] == RANDOM else f"`{group['recipe']}`"
         against = "—" if group["recipe"] == RANDOM else verdict(group)
         lines.append([name, f"{group['mean']:.2f}{deviation}", ", ".join(each), ranks, skips, against])
-    mean, deviation, middle = (whole[name][COLUMN] for name in ("mean", "deviation", "median"))
-    lines.append([f"{RANDOM}, all {whole['cells']:,} cells", f"{mean:.2f} ± {deviation:.2f}, median {middle:.2f}", *["—"] * 4])
+    mean, deviation, median = (whole[name][COLUMN] for name in ("mean", "deviation", "median"))
+    lines.append([f"{RANDOM}, all {whole['cells']:,} cells", f"{mean:.2f} ± {deviation:.2f}, median {median:.2f}", *["—"] * 4])
     searches = [record for record in found if record["kind"] == "search"]
-    how = searches[0] | {"most": max(r["minutes"] for r in searches), "table": whole["benchmark"]}
-    told = "{epochs} epochs on {train_images} + {val_images} images of {data}, batch {batch_size}, C = {init_channels}, "
-    told += "{stage_cells} cells a stage, at most {most} minutes a run"
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{told.format(**how)}; looked up in {how['table']}.\n"
+    facts = searches[0] | {"most": max(r["minutes"] for r in searches), "table": whole["benchmark"]}
+    text = "{epochs} epochs on {train_images} + {val_images} images of {data}, batch {batch_size}, C = {init_channels}, "
+    text += "{stage_cells} cells a stage, at most {most} minutes a run"
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{text.format(**facts)}; looked up in {facts['table']}.\n"
+    )
 
 
 def verdict(group: Record) -> str:

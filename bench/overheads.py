@@ -51,7 +51,7 @@ from fastdarts.search import Bilevel, Search
 from fastdarts.search import bilevel as bilevels
 from fastdarts.settings import ConfigError, SearchImagenetSettings, Settings, setting
 from fastdarts.steps import CapturedBilevel
-from fastdarts.steps.stage_timer import METHODS, Stages
+from fastdarts.steps.stage_timer import TIMED, StageTimer
 
 PROG = "python -m bench.overheads"
 SUPERNET = "mae-imagenet"
@@ -80,9 +80,9 @@ class OverheadsSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 where numbers went bad, 2 for wrong input."""
-    given = OverheadsSettings.given(argv, PROG, __doc__)
+    args = OverheadsSettings.given(argv, PROG, __doc__)
     try:
-        settings = OverheadsSettings.make(given)
+        settings = OverheadsSettings.make(args)
         workload = Workload(SUPERNET, settings.batch, settings.image_size, SUPERNETS[SUPERNET].partial_channels)
         workload.check(OURS)
         record = tagged(measure(workload, settings.steps, settings.rounds))
@@ -147,7 +147,7 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
     numbers = torch.arange(workload.batch)
     train, val = (resident_batch(workload, 1, seed)._replace(index=numbers) for seed in (1, 2))
     loader = Rounds(train, settings.log_every, rounds)
-    stages = Stages()
+    stages = StageTimer()
     search = Search(
         supernet,
         objective,
@@ -209,8 +209,8 @@ OTHERS: dict[str, type[Bilevel]] = {"bare": Unconditional, "guarded": Bilevel}
 def _like(search: Search, kind: type[Bilevel]) -> Bilevel:
     """Make steps of another kind on the search's own network, alpha and optimizers."""
     b = search.bilevel
-    how = {"grad_clip": b.grad_clip, "arch_grad_clip": b.arch_grad_clip, "precision": b.precision}
-    return kind(b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer, **how)
+    options = {"grad_clip": b.grad_clip, "arch_grad_clip": b.arch_grad_clip, "precision": b.precision}
+    return kind(b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer, **options)
 
 
 class Resident:
@@ -310,9 +310,9 @@ class Rounds(Resident):
 
 def _stages(search: Search) -> float:
     """Seconds that timing the parts of a step takes: both its halves, and in each the update."""
-    stages = Stages()
+    stages = StageTimer()
     stages.follow(CapturedBilevel(_like(search, Bilevel)))
-    halves = [stages.timed(METHODS[name], stages.timed(METHODS["_update"], _nothing)) for name in ("arch_step", "weight_step")]
+    halves = [stages.timed(TIMED[name], stages.timed(TIMED["_update"], _nothing)) for name in ("arch_step", "weight_step")]
     began = perf_counter()
     for _ in range(CALLS):
         for half in halves:

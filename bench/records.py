@@ -68,15 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=("show", "add"))
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what is added")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        for path in given.files:
-            if given.action == "show":
+        for path in args.files:
+            if args.action == "show":
                 for record in read(path):
                     print(summary(record))
                 continue
             for record in from_suite(json.loads(path.read_text(encoding="utf-8"))):
-                append(given.results / "suite.jsonl", record)
+                append(args.results / "suite.jsonl", record)
                 print(summary(record))
     except (OSError, ValueError, KeyError) as error:
         print(f"bench.records: error: {path}: {error}", file=sys.stderr)

@@ -47,9 +47,9 @@ class ScalingSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, or 2 for wrong input."""
-    given = ScalingSettings.given(argv, PROG, __doc__)
+    args = ScalingSettings.given(argv, PROG, __doc__)
     try:
-        settings = ScalingSettings.make(given)
+        settings = ScalingSettings.make(args)
         if settings.batch % settings.ranks:
             raise ConfigError(f"--batch {settings.batch} cannot be shared equally by {settings.ranks} ranks: take a multiple")
         workload = _workload(settings)

@@ -50,9 +50,9 @@ class StepSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 when memory or the numbers gave out, 2 for wrong input."""
-    given = StepSettings.given(argv, PROG, __doc__)
+    args = StepSettings.given(argv, PROG, __doc__)
     try:
-        settings = StepSettings.make(given)
+        settings = StepSettings.make(args)
         workload = chosen(settings)
         workload.check(settings.against)
         with TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):

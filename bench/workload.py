@@ -21,7 +21,7 @@ from fastdarts.optim import Precision
 from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import S0, Space
 from fastdarts.steps import CapturedBilevel
-from fastdarts.supernet import Cell, CellWeights, Supernet
+from fastdarts.supernet import CellWeights, Supernet, SupernetCell
 
 Dtype = Literal["float32", "float64", "bfloat16"]
 Run = Callable[[], Tensor]
@@ -204,7 +204,7 @@ class Steps:
         return loss
 
     @property
-    def how(self) -> str:
+    def replay(self) -> str:
         """Whether the library replays its steps, known after the first: "CUDA graphs", or why not."""
         return "CUDA graphs" if self.bilevel.captured else f"uncaptured: {self.bilevel.reason}"
 
@@ -214,7 +214,7 @@ def _cell_pass(workload: Workload, side: Side, backend: str) -> Run:
     C, N, S, dtype = CHANNELS, workload.batch, workload.image_size, workload.parameter_dtype
     space, generator = workload.space, torch.Generator().manual_seed(1)
     k = workload.partial_channels
-    cell = Cell(space, "normal", C, C, C, reduction_prev=False, partial_channels=k, backend=backend)
+    cell = SupernetCell(space, "normal", C, C, C, reduction_prev=False, partial_channels=k, backend=backend)
     cell.preprocess0 = cell.preprocess1 = nn.Identity()
     arrange(cell, workload, side)
     if side.compiled:

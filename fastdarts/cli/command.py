@@ -54,7 +54,7 @@ class Command:
         1 runtime failure, 2 invalid input, 75 stopped by SIGTERM or SIGUSR1, 130 interrupted (SIGINT). After 75 and 130
         the same command with --save continues. Under torchrun this process is one rank of a search.
         """
-        given = self.resolve.settings.parse(argv, self.prog, self.about)
+        args = self.resolve.settings.parse(argv, self.prog, self.about)
         info = RankInfo()
         again = "the same command with --save of this run's folder continues it"
 
@@ -64,7 +64,7 @@ class Command:
 
         try:
             info = RankInfo.of_environment()
-            self._start(given, info)
+            self._start(args, info)
         except PeerError:
             return 2
         except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError, WorldError) as error:
@@ -99,24 +99,24 @@ class Command:
         """Run the command with some settings by name; returns the run folder. Raises the errors that `main` prints."""
         return self._start(Given(dict(values), {}, False), RankInfo.of_environment())
 
-    def _start(self, given: Given, info: RankInfo) -> Path:
+    def _start(self, args: Given, info: RankInfo) -> Path:
         """Run with logging and signal handlers, and restore the caller's thread count."""
         threads = torch.get_num_threads()
         try:
             with info.log(), engine.SignalHandler() as signals:
-                if given.values.get("data") is None:
+                if args.values.get("data") is None:
                     log.info(self.resolve.dataset.notice)
-                return self._run(given, info, signals)
+                return self._run(args, info, signals)
         finally:
             torch.set_num_threads(threads)
 
-    def _run(self, given: Given, info: RankInfo, signals: SignalHandler) -> Path:
+    def _run(self, args: Given, info: RankInfo, signals: SignalHandler) -> Path:
         """Connect the ranks, then run on each with its settings; returns the run folder."""
-        values, flags = given.values, self.resolve.settings
+        values, flags = args.values, self.resolve.settings
         options = {name: values.get(name, getattr(flags, name)) for name in ("device", "dist_timeout", "dist_backend")}
         with World.join(info, options["device"], options["dist_timeout"], options["dist_backend"]) as world:
             resolved = world.on_all_ranks(lambda: self.resolve(values, info))
-            for line in without_effect(resolved, given.asked) if world.is_main else ():
+            for line in without_effect(resolved, args.asked) if world.is_main else ():
                 log.warning(line)
             world.compare(_alike(resolved))
             s = resolved.settings

@@ -40,9 +40,9 @@ class Resolver:
     settings: type[AnySearch]
     dataset: DataSet
 
-    def __call__(self, given: Mapping[str, Any], info: RankInfo = RankInfo()) -> Resolved:  # noqa: B008 - a tuple
+    def __call__(self, args: Mapping[str, Any], info: RankInfo = RankInfo()) -> Resolved:  # noqa: B008 - a tuple
         """Resolve on the rank of `info`. Raises ConfigError."""
-        settings = self.settings.make(self._values(dict(given)))
+        settings = self.settings.make(self._values(dict(args)))
         import_modules(settings.modules)
         settings = replace(settings, device=_device(settings.device, info), threads=settings.threads or info.threads())
         _check_device(settings)
@@ -52,17 +52,17 @@ class Resolver:
         _check_backend(settings)
         return resolved
 
-    def _values(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _values(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return the settings by field: defaults, overridden by method, recipe and given values. Raises ConfigError."""
-        given |= {name: _absolute(given[name]) for name in PATHS if given.get(name) is not None}
-        if "space" in given:
-            given["space"] = _space(given["space"])
-        recipe = self._recipe(given)
-        row = settings_of(given.get("method") or recipe.get("method") or self.settings.method, self.dataset.name)
+        args |= {name: _absolute(args[name]) for name in PATHS if args.get(name) is not None}
+        if "space" in args:
+            args["space"] = _space(args["space"])
+        recipe = self._recipe(args)
+        row = settings_of(args.get("method") or recipe.get("method") or self.settings.method, self.dataset.name)
         published = {f.name: f.default for f in fields(self.settings)} | row | recipe
-        small = {} if given.get("data") is not None else self._of_sample(published)
-        scaled = in_proportion(published, given["epochs"]) if "epochs" in given else {}
-        return published | small | scaled | given
+        small = {} if args.get("data") is not None else self._of_sample(published)
+        scaled = in_proportion(published, args["epochs"]) if "epochs" in args else {}
+        return published | small | scaled | args
 
     def _of_sample(self, published: Mapping[str, Any]) -> dict[str, Any]:
         """Return the generated sample's settings, as far as the method supports them."""
@@ -74,18 +74,18 @@ class Resolver:
             values |= {"epochs": 6, "begin": 1}  # three stages of two epochs
         return values
 
-    def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _recipe(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of --recipe, {} without. Raises ConfigError."""
-        name = given.get("recipe")
+        name = args.get("recipe")
         if name is None:
             return {}
-        mine = {name: recipe for name, recipe in RECIPES.items() if recipe.command == self.command}
-        if name not in mine:
+        own = {name: recipe for name, recipe in RECIPES.items() if recipe.command == self.command}
+        if name not in own:
             other = f" is one of fastdarts.{RECIPES[name].command}" if name in RECIPES else ""
-            raise ConfigError(f"--recipe {name}{other}: fastdarts.{self.command} has {', '.join(mine)}")
-        settings = dict(mine[name].settings)
-        if given.get("method", settings["method"]) != settings["method"]:
-            raise ConfigError(f"--method {given['method']}: --recipe {name} has its own, leave one of the two out")
+            raise ConfigError(f"--recipe {name}{other}: fastdarts.{self.command} has {', '.join(own)}")
+        settings = dict(own[name].settings)
+        if args.get("method", settings["method"]) != settings["method"]:
+            raise ConfigError(f"--method {args['method']}: --recipe {name} has its own, leave one of the two out")
         return settings
 
 

@@ -7,7 +7,7 @@ number of workers or ranks, nor on where it was interrupted.
 from fastdarts.data import dali, placement
 from fastdarts.data.array_loader import ArrayEvalLoader, ArrayLoader, Pixels
 from fastdarts.data.arrays import ImageArray, read_images, sample_images
-from fastdarts.data.cache import Cache, Layout
+from fastdarts.data.cache import Cache, CacheLayout
 from fastdarts.data.cache_loader import CacheEvalLoader, CacheLoader
 from fastdarts.data.crop import crop_box, crop_words, flips
 from fastdarts.data.dali import DaliLoader
@@ -29,6 +29,7 @@ __all__ = [
     "BatchSampler",
     "Cache",
     "CacheEvalLoader",
+    "CacheLayout",
     "CacheLoader",
     "DaliLoader",
     "DaliReaderLoader",
@@ -39,7 +40,6 @@ __all__ = [
     "ImageIndex",
     "Index",
     "InputStopped",
-    "Layout",
     "Loader",
     "Pixels",
     "Remembered",

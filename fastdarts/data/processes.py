@@ -75,11 +75,11 @@ class Pool:
             slots = Slots(EACH * workers + 1, shape)  # all outstanding requests, and the batch being copied
             try:
                 for _ in range(workers):
-                    mine, theirs = context.Pipe()
-                    process = context.Process(target=_work, args=(view, slots, theirs), daemon=True)
-                    with theirs:
+                    connection, child = context.Pipe()
+                    process = context.Process(target=_work, args=(view, slots, child), daemon=True)
+                    with child:
                         process.start()
-                    self._processes.append((process, mine))
+                    self._processes.append((process, connection))
             finally:
                 slots.close()
         except (OSError, RuntimeError) as error:

@@ -180,7 +180,7 @@ class Session:
         """Return an evaluation's batches. Ranks agree on signals between them; a single process may be interrupted anywhere."""
         if self.world.is_single:
             return batches
-        return InterruptibleLoader(batches, self._ask, lambda mine: max(self.world.gather(mine)))
+        return InterruptibleLoader(batches, self._ask, lambda own: max(self.world.gather(own)))
 
     def _ask(self) -> None:
         """Raise Stopped on all ranks if any has received a signal."""

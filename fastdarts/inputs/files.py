@@ -12,13 +12,13 @@ from torch import Tensor
 from fastdarts.data import (
     Cache,
     CacheEvalLoader,
+    CacheLayout,
     CacheLoader,
     DaliLoader,
     DaliReaderLoader,
     DataError,
     EvalLoader,
     FolderLoader,
-    Layout,
     Loader,
     dali,
     placement,
@@ -98,11 +98,11 @@ def open_input(
         make = partial(_cached, settings, images, layout, place.where, threads, common)
     train, val, evaluation, facts = world.on_all_ranks(make)
     small = EvalLoader(images.index, images.val[:pictures], batch_size=pictures, image_size=settings.image_size, workers=0)
-    given = Input(train, val, evaluation, small, facts, "input: {route}, --cache {cache}".format(**facts))
-    if saved and saved["route"] != given.facts["route"]:
-        before, now = saved["route"], given.facts["route"]
+    opened = Input(train, val, evaluation, small, facts, "input: {route}, --cache {cache}".format(**facts))
+    if saved and saved["route"] != opened.facts["route"]:
+        before, now = saved["route"], opened.facts["route"]
         log.warning(f"the run's images came from {before} so far and come from {now} from now on: {_same({before, now})}")
-    return given
+    return opened
 
 
 def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, workers: int, common: dict[str, Any]) -> Made:
@@ -114,7 +114,7 @@ def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, 
 
 
 def _cached(
-    settings: SearchImagenetSettings, images: ImageFiles, layout: Layout, where: str, threads: int, common: dict[str, Any]
+    settings: SearchImagenetSettings, images: ImageFiles, layout: CacheLayout, where: str, threads: int, common: dict[str, Any]
 ) -> Made:
     """Fill the cache and make its loaders."""
     device = settings.device if where == "device" else "cpu"
@@ -153,8 +153,8 @@ def _folder(settings: groups.ImageFiles) -> Path | None:
     return Path(settings.cache_folder) if settings.cache_folder else None
 
 
-def _layout(settings: groups.ImageFiles, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> Layout:
-    return Layout.of(images.index, chosen, sizes, _short(settings))
+def _layout(settings: groups.ImageFiles, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> CacheLayout:
+    return CacheLayout.of(images.index, chosen, sizes, _short(settings))
 
 
 def _place(
@@ -163,7 +163,7 @@ def _place(
     saved: Mapping[str, Any] | None,
     reserved: int,
     world: World,
-    layout: Layout | None = None,
+    layout: CacheLayout | None = None,
 ) -> placement.Place:
     """Choose the place of a cache of `size` bytes; `layout` finds an existing file."""
     asked = settings.cache

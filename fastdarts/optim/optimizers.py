@@ -33,10 +33,10 @@ def weight_optimizer(
 
     Raises OptimizerUnavailable.
     """
-    how: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+    options: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
     if backend == "apex":
-        return _apex(weights).FusedSGD(weights, lr, **how)
-    return torch.optim.SGD(weights, _on_device(lr, weights), fused=True, **how)
+        return _apex(weights).FusedSGD(weights, lr, **options)
+    return torch.optim.SGD(weights, _on_device(lr, weights), fused=True, **options)
 
 
 def arch_optimizer(
@@ -55,8 +55,8 @@ def check_backend(backend: OptimizerBackend, device: torch.device, dtype: torch.
         return
     found = provenance.apex()
     if not found.startswith(provenance.NVIDIAS):
-        how = "build NVIDIA's from github.com/NVIDIA/apex with its CUDA extensions, or take torch's fused ones"
-        raise OptimizerUnavailable(f"apex is {found}; {how} (--optimizer_backend torch)")
+        remedy = "build NVIDIA's from github.com/NVIDIA/apex with its CUDA extensions, or take torch's fused ones"
+        raise OptimizerUnavailable(f"apex is {found}; {remedy} (--optimizer_backend torch)")
     if device.type != "cuda" or dtype != torch.float32:
         served = f"float32 on a GPU, these parameters are {str(dtype).removeprefix('torch.')} on {device}"
         raise OptimizerUnavailable(f"apex' fused optimizers serve {served}: take --optimizer_backend torch")
@@ -103,9 +103,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     old = {p: dict(s) for p, s in optimizer.state.items()}
     counts = [group.get("step") for group in optimizer.param_groups]
     groups = []
-    for mine, theirs in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
-        taken = {k: v for k, v in theirs.items() if k in mine and k not in OWN}
-        groups.append(mine | taken | {"params": theirs["params"]})
+    for own, theirs in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
+        taken = {k: v for k, v in theirs.items() if k in own and k not in OWN}
+        groups.append(own | taken | {"params": theirs["params"]})
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for group, theirs, rate, count in zip(optimizer.param_groups, saved["param_groups"], rates, counts, strict=True):
         group["lr"] = rate.fill_(theirs["lr"]) if isinstance(rate, Tensor) else float(theirs["lr"])

@@ -34,16 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--modules", metavar="NAME,...", help="modules that register candidates of your own, for --genotype")
     parser.add_argument("--out", type=path_of, metavar="DIR", help="where the drawings of --genotype go (default: here)")
-    given = parser.parse_args(arguments)
-    if (given.run is None) == (given.genotype is None):
+    args = parser.parse_args(arguments)
+    if (args.run is None) == (args.genotype is None):
         parser.error("give either RUN or --genotype")
-    if given.out and not given.genotype:
+    if args.out and not args.genotype:
         parser.error("--out goes with --genotype; the report of a run is written into its folder")
-    if given.modules and not given.genotype:
+    if args.modules and not args.genotype:
         parser.error("--modules goes with --genotype; a run's report names operations as they are")
     try:
-        import_modules(given.modules)
-        written = [write_report(given.run)] if given.run else _draw(given.genotype, given.out or Path())
+        import_modules(args.modules)
+        written = [write_report(args.run)] if args.run else _draw(args.genotype, args.out or Path())
     except (ReportError, GenotypeError, ArchitectureError, ConfigError, NotDrawn, OSError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, NotDrawn) else 2

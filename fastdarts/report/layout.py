@@ -34,7 +34,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Edge:
+class DrawnEdge:
     """One gene: its polyline from state to node, and the centre of its name."""
 
     op: str
@@ -47,7 +47,7 @@ class Layout:
     """A cell's boxes (inputs, nodes, output), its edges in the genes' order, and the lines of the concatenation."""
 
     boxes: tuple[Box, ...]
-    edges: tuple[Edge, ...]
+    edges: tuple[DrawnEdge, ...]
     concat: tuple[tuple[Point, ...], ...]
     bus: float  # height of the concatenation's line
     top: float
@@ -101,7 +101,7 @@ def place(wiring: Wiring) -> Layout:
                 path = [(_INPUT / 2, y), *path]
             else:
                 path = [(port(gene, state, True), touch), (port(gene, state, True), y), *path]
-        edges.append(Edge(printable(op), tuple(path), (column[node + 1] - (width + gap) / 2, y)))
+        edges.append(DrawnEdge(printable(op), tuple(path), (column[node + 1] - (width + gap) / 2, y)))
 
     boxes = [_input_box(state, wiring, heights) for state in range(inputs)]
     boxes += [Box(str(i), column[1 + i], 0.0, width, 2 * _HALF) for i in range(nodes)]

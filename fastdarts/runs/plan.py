@@ -72,12 +72,12 @@ def _memory(resolved: Resolved, images: Images, world: World, signals: SignalHan
     Raises Stopped, but not while counting a step: an exception in a callback from torch's C++ would end the process.
     """
 
-    def counted(space: Space, stage: Stage) -> int:
+    def memory(space: Space, stage: Stage) -> int:
         signals.check()
         with signals.deferred():
             return _stage_memory(resolved, images, world, space, stage)
 
-    most = max(counted(each, stage) for stage in resolved.stages for each in heaviest(resolved.space, stage))
+    most = max(memory(each, stage) for stage in resolved.stages for each in heaviest(resolved.space, stage))
     signals.check()
     return most
 
@@ -97,7 +97,7 @@ def _stage_memory(resolved: Resolved, images: Images, world: World, space: Space
             amp=settings.amp,
             unrolled=settings.unrolled,
             hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
-            ahead=2 * (DEPTH + 1),
+            prefetched=2 * (DEPTH + 1),
             averaged=not world.is_single,
         )
     except ValueError as error:  # from BatchNorm, for one value per channel

@@ -23,7 +23,7 @@ from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Searc
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
 from fastdarts.steps import CapturedBilevel
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps.stage_timer import StageTimer
 from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
@@ -51,9 +51,9 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         forecast = world.on_rank_zero(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))
         log.info(f"{prepared.message}\n{forecast}")
         return folder.path
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if folder.saved is not None:
-            world.on_rank_zero(lambda: held.enter_context(folder.locked()))
+            world.on_rank_zero(lambda: stack.enter_context(folder.locked()))
         found = world.on_rank_zero(lambda: images.ready(resolved.settings, cores, folder.saved is not None), Images.splits)
         images = found if world.is_main else images.taking(found)
         if images.excluded:
@@ -61,23 +61,23 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         memory, plan = prepared.memory, prepared.message
         resolved = resolved.replaced(batch_size=prepared.batch_size)
         settings = resolved.settings
-        held.enter_context(steps.memory_told(lambda: too_little(resolved, images, memory, free, world, signals)))
+        stack.enter_context(steps.memory_errors_explained(lambda: too_little(resolved, images, memory, free, world, signals)))
         saved = None if folder.saved is None else folder.saved.get("input")
         options = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
-        given = held.enter_context(closing(dataset.open_input(settings, images, **options)))
-        stages = Stages() if world.is_main else None
-        search = _start(resolved, images, given, world, stages)
+        loaders = stack.enter_context(closing(dataset.open_input(settings, images, **options)))
+        stages = StageTimer() if world.is_main else None
+        search = _start(resolved, images, loaders, world, stages)
         if folder.saved is None:
-            more = {"input": given.facts, "ranks": world.size}
-            world.on_rank_zero(lambda: begin(held.enter_context, _facts(name, resolved, images) | more, images, folder))
+            more = {"input": loaders.facts, "ranks": world.size}
+            world.on_rank_zero(lambda: begin(stack.enter_context, _facts(name, resolved, images) | more, images, folder))
         if world.is_main:
-            held.enter_context(engine.log_to(folder["log.txt"]))
+            stack.enter_context(engine.log_to(folder["log.txt"]))
         log.info(plan)
         log.info(f"run folder {folder.path}, {provenance.commit()}")
-        log.info(given.message)
+        log.info(loaders.message)
         say_what_changed(folder, settings.threads, settings.sync_bn, world)
         more = {"report": write_report, "benchmark": benchmark, "stages": stages}
-        reporter = SearchReporter(search, folder, settings, given.pictures, **more)
+        reporter = SearchReporter(search, folder, settings, loaders.pictures, **more)
         session = Session(search, folder, settings, reporter, files=images.index.files, signals=signals, world=world)
         try:
             session.run()
@@ -104,7 +104,7 @@ def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
     return open_folder(settings.save, f"{command.replace('_', '-')}-{settings.objective}", settings, world, check)
 
 
-def _start(resolved: Resolved, images: Images, given: Input, world: World, timer: Stages | None) -> Search:
+def _start(resolved: Resolved, images: Images, loaders: Input, world: World, timer: StageTimer | None) -> Search:
     """Create the search, with equal weights on all ranks; `timer` follows its steps."""
     settings = resolved.settings
 
@@ -126,10 +126,10 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World, timer
     search = Search(
         supernet,
         objective,
-        given.train,
-        given.val,
+        loaders.train,
+        loaders.val,
         settings,
-        eval_loader=given.evaluation,
+        eval_loader=loaders.evaluation,
         ranks=None if world.is_single else world,
         captured=captured,
         method=METHODS[settings.method],

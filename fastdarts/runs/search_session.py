@@ -20,7 +20,7 @@ from fastdarts.settings import RunSettings
 from fastdarts.spaces import Space
 from fastdarts.spaces.genotype import collapse_line, read_architecture
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps.stage_timer import StageTimer
 
 PICTURES = 8  # images of the reconstruction picture
 log = logging.getLogger("fastdarts")
@@ -44,7 +44,7 @@ class SearchReporter(Reporter):
         *,
         report: Callable[[Path], object],
         benchmark: Lookup | None = None,
-        stages: Stages | None = None,
+        stages: StageTimer | None = None,
     ) -> None:
         self.search, self.folder, self.settings, self.pictures = search, folder, settings, pictures
         self.report, self.benchmark, self.stages = report, benchmark, stages

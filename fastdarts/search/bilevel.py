@@ -17,7 +17,7 @@ from fastdarts.ops.philox import Stream
 from fastdarts.optim.precision import Precision
 from fastdarts.optim.updates import Buffers, Kept, non_finite, step_if_finite
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.supernet import Network, same_draws
+from fastdarts.supernet import Network, shared_noise
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
 UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
@@ -176,7 +176,7 @@ class Bilevel:
 
     def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
         """Return L_val(w, alpha) and its gradient w.r.t. alpha on this rank's share; no weight gradients are computed."""
-        with held(self.weights):
+        with frozen(self.weights):
             loss = self._val_loss(step, val)
             return loss.detach(), self._gradients(loss, self.relaxation.parameters())
 
@@ -206,7 +206,7 @@ class Bilevel:
             mixing = [t for of_kind in weights.values() for t in of_kind if t is not None]
             sides = []
             # always in full precision, which resolves so small a difference, and with the same noise on either side
-            with held(self.weights), same_draws(self.supernet):
+            with frozen(self.weights), shared_noise(self.supernet):
                 for sign in (1, -1):
                     self._place(saved, v, sign * R)
                     side = self.objective(self.supernet, weights, train, step, Stream.TRAIN)
@@ -261,7 +261,7 @@ class Bilevel:
 
 
 @contextmanager
-def held(weights: list[Tensor]) -> Generator[None]:
+def frozen(weights: list[Tensor]) -> Generator[None]:
     """Freeze `weights` inside the context: a fused op decides in its forward whether its backward computes their gradients."""
     moving = [w for w in weights if w.requires_grad]
     try:

@@ -84,11 +84,11 @@ class SoftmaxRelaxation:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Copy the values in place, which keeps the optimizers' parameters. Raises ValueError for another space's state."""
-        for name, mine in (("alpha", self.alpha), ("beta", self.beta)):
-            shapes = {kind: tuple(t.shape) for kind, t in mine.items()}
-            given = {kind: tuple(t.shape) for kind, t in state[name].items()}
-            if shapes != given:
-                raise ValueError(f"{name} of another space: shapes {given}, expected {shapes}")
+        for name, own in (("alpha", self.alpha), ("beta", self.beta)):
+            shapes = {kind: tuple(t.shape) for kind, t in own.items()}
+            saved = {kind: tuple(t.shape) for kind, t in state[name].items()}
+            if shapes != saved:
+                raise ValueError(f"{name} of another space: shapes {saved}, expected {shapes}")
             with torch.no_grad():
-                for kind, tensor in mine.items():
+                for kind, tensor in own.items():
                     tensor.copy_(state[name][kind])

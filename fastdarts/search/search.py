@@ -251,8 +251,8 @@ class Search:
 
     def evaluate(self, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
         """Return the objective's metrics over `eval_loader` (see evaluation.evaluate)."""
-        how = {"ranks": self.ranks, "precision": self.precision}
-        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **how)
+        options = {"ranks": self.ranks, "precision": self.precision}
+        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **options)
 
     def hessian(self) -> float:
         """Return the largest eigenvalue of the validation Hessian in alpha (evaluation.hessian), on the first batch."""

@@ -71,10 +71,10 @@ class Genotype:
             raise GenotypeError(f"not a genotype: {text[:80]!r}") from error
         if not (isinstance(call, ast.Call) and _name(call.func) == "Genotype"):
             raise GenotypeError(f"expected Genotype(...), got {text[:80]!r}")
-        given = dict(zip(FIELDS, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
-        if set(given) != set(FIELDS) or len(call.args) + len(call.keywords) != len(FIELDS):
-            raise GenotypeError(f"a genotype has the fields {', '.join(FIELDS)}; got {', '.join(map(str, given))}")
-        return Genotype.from_fields({str(name): _literal(node) for name, node in given.items()})
+        args = dict(zip(FIELDS, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
+        if set(args) != set(FIELDS) or len(call.args) + len(call.keywords) != len(FIELDS):
+            raise GenotypeError(f"a genotype has the fields {', '.join(FIELDS)}; got {', '.join(map(str, args))}")
+        return Genotype.from_fields({str(name): _literal(node) for name, node in args.items()})
 
     @staticmethod
     def from_fields(fields: dict[str, Any]) -> "Genotype":

@@ -174,9 +174,9 @@ class CapturedBilevel:
     def _copy(self, step: Tensor, train: Batch, val: Batch | None) -> None:
         """Copy a step's inputs into the graphs' input buffers."""
         self._step.copy_(step)
-        for mine, given in ((self._train, train), (self._val, val)):
-            if given is not None:
-                for to, tensor in zip(mine, given, strict=True):
+        for buffers, batch in ((self._train, train), (self._val, val)):
+            if batch is not None:
+                for to, tensor in zip(buffers, batch, strict=True):
                     to.copy_(tensor, non_blocking=True)
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         for rate, group in zip(self._rates, groups, strict=True):

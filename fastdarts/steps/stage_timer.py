@@ -13,10 +13,10 @@ import torch
 
 from fastdarts.steps.cuda_graph import CapturedBilevel
 
-METHODS = {"weight_step": "weights", "arch_step": "alpha", "_update": "optimizer"}  # methods of a Bilevel, and their stages
+TIMED = {"weight_step": "weights", "arch_step": "alpha", "_update": "optimizer"}  # methods of a Bilevel, and their stages
 
 
-class Stages:
+class StageTimer:
     """Timer of the stages of the CapturedBilevels it follows.
 
     A nested stage is subtracted from its enclosing one. With several ranks, averaging over them is a stage: "reduce".
@@ -31,7 +31,7 @@ class Stages:
     def follow(self, steps: CapturedBilevel) -> CapturedBilevel:
         """Time the stages of `steps` from now on; returns `steps`."""
         self.on_gpu = steps.bilevel.device.type == "cuda"
-        for method, stage in METHODS.items():
+        for method, stage in TIMED.items():
             setattr(steps.bilevel, method, self.timed(stage, getattr(steps.bilevel, method)))
         if steps.bilevel.reduce is not None:
             steps.bilevel.reduce = self.timed("reduce", steps.bilevel.reduce)

@@ -17,7 +17,7 @@ from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.cell import CellWeights
-from fastdarts.supernet.eager_candidates import MixedEdgesBeside, SkipDropout
+from fastdarts.supernet.eager_candidates import MixedEdgesWithEager, SkipDropout
 from fastdarts.supernet.mixed import PackedEdges
 
 ChannelSampling = Literal["first", "random"]
@@ -81,7 +81,7 @@ class Network(nn.Module):
         each BatchNorm. Raises ValueError for a candidate of one's own that has a BatchNorm.
         """
         for name, module in self.named_modules():
-            own = isinstance(module, MixedEdgesBeside) and any(isinstance(m, _BatchNorm) for m in module.modules())
+            own = isinstance(module, MixedEdgesWithEager) and any(isinstance(m, _BatchNorm) for m in module.modules())
             if own and sync is not None:
                 raise ValueError(f"{name}: BatchNorm in a candidate of one's own cannot be synchronised over ranks")
         modules: Iterator[Any] = self.modules()

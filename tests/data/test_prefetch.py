@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fastdarts.batch import Batch
-from fastdarts.data import DataError, FolderLoader, ImageIndex, InputStopped, Layout, verify, workers
+from fastdarts.data import CacheLayout, DataError, FolderLoader, ImageIndex, InputStopped, verify, workers
 from fastdarts.data import prefetch as prefetch_module
 from fastdarts.data.prefetch import DEPTH, Stage, ahead
 from fastdarts.ops.philox import Stream
@@ -126,7 +126,7 @@ def test_files_that_do_not_answer_before_a_search_are_named(
 ) -> None:
     index, release = ImageIndex.from_root(tree(a=6)), threading.Event()
     good, sizes, _ = verify(index, torch.arange(6), 1)
-    layout = Layout.of(index, good, sizes, 24)
+    layout = CacheLayout.of(index, good, sizes, 24)
 
     def slow(*args: object) -> object:
         release.wait(20)
@@ -134,7 +134,7 @@ def test_files_that_do_not_answer_before_a_search_are_named(
 
     monkeypatch.setattr(prefetch_module, "SLOW", 0.1)
     monkeypatch.setattr(sys.modules[verify.__module__], "examine", slow)
-    monkeypatch.setattr(Layout, "_decode", slow)
+    monkeypatch.setattr(CacheLayout, "_decode", slow)
     run = {"check": lambda: verify(index, good, 1), "cache": lambda: layout.fill(torch.zeros(18), 1, lambda *_: None)}[stage]
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(run)

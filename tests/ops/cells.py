@@ -32,7 +32,7 @@ def dense(nodes: int, stride: int = 1, candidates: tuple[Candidate, ...] = S0, i
 
 
 @dataclass(frozen=True)
-class Call:
+class CellCall:
     """One call with random tensors.
 
     images    "normal": N(0, 1). "masked": whole 4x4 patches of half of each image are one constant. "shifted": each channel's
@@ -143,5 +143,5 @@ class Call:
         eager = [call.run(call.tensors(dtype), "definition", dtype) for call in layouts]
         assert_exact(got, eager, self.run(double(tensors), "definition", torch.float64), dtype)
 
-    def but(self, **changes) -> "Call":
+    def but(self, **changes) -> "CellCall":
         return replace(self, **changes)
