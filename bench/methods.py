@@ -39,7 +39,7 @@ from fastdarts.search.progressive import heaviest, skip_dropout_rate
 from fastdarts.search.setup import bilevel_of
 from fastdarts.settings import AnySearch, ConfigError, Settings, setting
 from fastdarts.spaces import Space
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from fastdarts.supernet.eager_candidates import MixedEdgesWithEager
 
 PROG = "python -m bench.methods"
@@ -132,7 +132,7 @@ def measure(row: Row, own: Side, plain: Side, settings: MethodsSettings) -> dict
         runs = {"own": _steps(own), "plain": _steps(plain)}
         calls = {name: _calls(run) for name, run in runs.items()}
         times = alternate(runs, device.type, rounds=settings.rounds, warm_up=settings.warm_up)
-    supernet = runs["own"].bilevel.bilevel.supernet
+    supernet = runs["own"].bilevel.updates.supernet
     ms, plain_ms = (milliseconds(times[name]) for name in ("own", "plain"))
     by_round = [a / b for a, b in zip(times["own"], times["plain"], strict=True)]
     return {
@@ -178,13 +178,13 @@ def _steps(side: Side) -> Steps:
     bilevel = bilevel_of(supernet, objective, s, relaxation=METHODS[s.method].relaxation, seed=s.seed)
     batches = Workload("cifar", s.batch_size, s.image_size, s.partial_channels)
     train, val = (resident_batch(batches, CLASSES, seed).to(s.device) for seed in (1, 2))
-    return Steps(CapturedBilevel(bilevel, s.cuda_graph), train, val)
+    return Steps(CapturedSteps(bilevel, s.cuda_graph), train, val)
 
 
 def _calls(run: Steps) -> dict[str, dict[str, int]]:
     """By op, how many calls of one step each backend served; takes that step, uncaptured."""
     with noted() as calls:
-        run.bilevel.bilevel(run.number, run.train, run.val)
+        run.bilevel.updates(run.number, run.train, run.val)
     return {op: dict(by) for op, by in sorted(calls.items())}
 
 
@@ -207,7 +207,7 @@ def noted() -> Iterator[dict[str, Counter[str]]]:
 
 def _beside(run: Steps) -> Iterator[str]:
     """Return the kind of each candidate that runs beside the fused ones."""
-    for module in run.bilevel.bilevel.supernet.modules():
+    for module in run.bilevel.updates.supernet.modules():
         if isinstance(module, MixedEdgesWithEager):
             yield from (type(module.get_submodule(path)).__name__ for path in module.separate)
 

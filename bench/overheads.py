@@ -46,12 +46,13 @@ from fastdarts.engine import Progress, RecentSteps, RunFolder, Session, Stopped,
 from fastdarts.engine import session as sessions
 from fastdarts.engine.status import Status
 from fastdarts.optim.updates import Buffers, Kept
+from fastdarts.protocols import Pieces
 from fastdarts.runs.search_session import SearchReporter
 from fastdarts.search import Bilevel, Search
 from fastdarts.search import bilevel as bilevels
 from fastdarts.settings import ConfigError, SearchImagenetSettings, Settings, setting
-from fastdarts.steps import CapturedBilevel
-from fastdarts.steps.stage_timer import TIMED, StageTimer
+from fastdarts.steps import CapturedSteps
+from fastdarts.steps.stage_timer import StageTimer
 
 PROG = "python -m bench.overheads"
 SUPERNET = "mae-imagenet"
@@ -154,9 +155,9 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
         loader,
         Resident(val),
         settings,
-        captured=lambda bilevel: stages.follow(CapturedBilevel(bilevel)),
+        captured=lambda bilevel: CapturedSteps(stages.follow(bilevel)),
     )
-    loader.others = {name: Steps(CapturedBilevel(_like(search, kind)), train, val) for name, kind in OTHERS.items()}
+    loader.others = {name: Steps(CapturedSteps(_like(search, kind)), train, val) for name, kind in OTHERS.items()}
     with TemporaryDirectory() as place, ExitStack() as held:
         folder = RunFolder(Path(place))
         held.enter_context(log_to(folder["log.txt"]))
@@ -179,14 +180,16 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
 class Unconditional(Bilevel):
     """First order steps whose updates are made whatever the numbers are."""
 
-    def weight_step(self, step: Tensor, train: Batch) -> Tensor:
+    def weight_pieces(self, step: Tensor, train: Batch) -> Pieces[Tensor]:
+        yield from ()  # one piece
         loss = self._train_loss(step, train)
         self.weight_optimizer.zero_grad()
         loss.backward(inputs=self.weights)
         self._move(self.weight_optimizer, self.weights, self.grad_clip)
         return loss.detach()
 
-    def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
+    def arch_pieces(self, step: Tensor, train: Batch, val: Batch) -> Pieces[Tensor]:
+        yield from ()
         loss, grads = self.first_order_gradient(step, train, val)
         parameters = self.relaxation.parameters()
         for a, g in zip(parameters, grads, strict=True):
@@ -311,17 +314,17 @@ class Rounds(Resident):
 def _stages(search: Search) -> float:
     """Seconds that timing the parts of a step takes: both its halves, and in each the update."""
     stages = StageTimer()
-    stages.follow(CapturedBilevel(_like(search, Bilevel)))
-    halves = [stages.timed(TIMED[name], stages.timed(TIMED["_update"], _nothing)) for name in ("arch_step", "weight_step")]
+    bilevel = stages.follow(_like(search, Bilevel))
     began = perf_counter()
     for _ in range(CALLS):
-        for half in halves:
-            half()
+        for update in bilevel.order(with_val=True):
+            with bilevel.stage(update), bilevel.stage("optimizer"):
+                pass
     return (perf_counter() - began) / CALLS
 
 
 def _nothing(*_: object) -> None:
-    """Replace what the stages are timed around, and do not draw the report."""
+    """Do not draw the report."""
 
 
 def text(record: dict[str, Any]) -> str:

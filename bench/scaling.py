@@ -128,7 +128,7 @@ def _rank(rank: int, workload: Workload, settings: ScalingSettings, folder: str)
     shared = build(replace(workload, batch=workload.batch // settings.ranks), OURS)
     average = _Timed(world)
     assert isinstance(shared, Steps)
-    shared.bilevel.bilevel.reduce = average
+    shared.bilevel.updates.reduce = average
     whole = build(workload, OURS) if world.is_main else None
     times: Times = {"alone": [], "together": [], "averaging": []}
     for number in range(-settings.warm_up, settings.rounds):

@@ -20,7 +20,7 @@ from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.optim import Precision
 from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import S0, Space
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from fastdarts.supernet import CellWeights, Supernet, SupernetCell
 
 Dtype = Literal["float32", "float64", "bfloat16"]
@@ -188,13 +188,13 @@ def _bilevel_step(workload: Workload, side: Side, backend: str, *, ours: bool) -
         precision=Precision("bf16" if workload.dtype == "bfloat16" else "off", device),
     )
     train, val = (resident_batch(workload, preset.classes or 1, seed) for seed in (1, 2))
-    return Steps(CapturedBilevel(bilevel) if ours else bilevel, train, val)
+    return Steps(CapturedSteps(bilevel) if ours else bilevel, train, val)
 
 
 class Steps:
     """One bilevel step after the other on two batches that stay; a call returns the training loss."""
 
-    def __init__(self, bilevel: Bilevel | CapturedBilevel, train: Batch, val: Batch) -> None:
+    def __init__(self, bilevel: Bilevel | CapturedSteps, train: Batch, val: Batch) -> None:
         self.bilevel, self.train, self.val = bilevel, train, val
         self.number = torch.zeros(1, dtype=torch.int64, device=train.index.device)
 

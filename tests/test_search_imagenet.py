@@ -401,7 +401,7 @@ def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    monkeypatch.setattr("fastdarts.steps.CapturedBilevel.__call__", small)
+    monkeypatch.setattr("fastdarts.steps.CapturedSteps.__call__", small)
     tree = write_tree(tmp_path / "images", images=16)
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", batch]) == 1
     err = capsys.readouterr().err

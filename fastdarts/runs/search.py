@@ -22,7 +22,7 @@ from fastdarts.runs.search_session import PICTURES, SearchReporter
 from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Search, Stage
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from fastdarts.steps.stage_timer import StageTimer
 from fastdarts.supernet import Network
 
@@ -117,9 +117,8 @@ def _start(resolved: Resolved, images: Images, loaders: Input, world: World, tim
         draw_apart(world)
         return supernet, objective
 
-    def captured(bilevel: Bilevel) -> CapturedBilevel:
-        steps = CapturedBilevel(bilevel, settings.cuda_graph)
-        return steps if timer is None else timer.follow(steps)
+    def captured(bilevel: Bilevel) -> CapturedSteps:
+        return CapturedSteps(bilevel if timer is None else timer.follow(bilevel), settings.cuda_graph)
 
     stages = Progressive(resolved.stages, make, settings.seed)
     supernet, objective = stages.begin(0, resolved.space)

@@ -43,7 +43,7 @@ class Search:
     settings                  learning rates, schedules, order; settings.seed initialises alpha
     eval_loader               a finite iterable of batches for `evaluate`, or None
     ranks                     the ranks of a distributed search; None: this process alone. Losses and metrics are over all ranks
-    captured                  wraps a Bilevel so that its steps are captured (steps.cuda_graph.CapturedBilevel); None: no
+    captured                  wraps a Bilevel so that its steps are captured (steps.cuda_graph.CapturedSteps); None: no
                               wrapper. Called for the Bilevel of each stage
     method                    provides relaxation and selection; the rest of a method is in the settings
     progressive               a search in stages, whose first stage has `supernet` and `objective`; settings.epochs counts all
