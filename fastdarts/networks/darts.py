@@ -78,7 +78,7 @@ class DartsNetwork(DiscreteNetwork):
         """See DiscreteNetwork.forward."""
         self.check_size(*x.shape[-2:])
         s0, s1 = self._stem(x)
-        auxiliary, cells = None, [cell for cell in self.cells]
+        auxiliary, cells = None, list(self.cells)
         for i, (cell, factors) in enumerate(zip(cells, self._factors(x.shape[0]), strict=True)):
             s0, s1 = s1, cell(s0, s1, factors)
             if i == self.tapped and self.training and self.auxiliary_head is not None:

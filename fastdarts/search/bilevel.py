@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.optim.pieces import average, means, run_pieces, take_update
 from fastdarts.optim.precision import Precision
-from fastdarts.optim.updates import Buffers, Kept, non_finite, step_if_finite
+from fastdarts.optim.updates import Buffers, Kept, guarded_step, non_finite
 from fastdarts.protocols import Pieces, Reduce, Update
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.supernet import Network, shared_noise
@@ -168,14 +167,7 @@ class Bilevel:
         skipped: Tensor,
     ) -> None:
         """Clip the gradients and step along them; if `bad` is 1, restore the state before and count the skipped update."""
-        if clip:
-            clip_grad_norm_(parameters, clip)
-        step_if_finite(bad, optimizer)
-        optimizer.zero_grad()
-        before.restore_where(bad)
-        skipped += bad.long()
-        if self.precision.scale is not None:
-            self.precision.scale.update(bad)
+        guarded_step(bad, optimizer, parameters, clip, before, skipped, self.precision)
 
     def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
         """Return L_val(w, alpha) and its gradient w.r.t. alpha on this rank's share; no weight gradients are computed."""

@@ -33,7 +33,7 @@ class AnyImages(Settings):
     title = "images"
 
     dataset: Literal["cifar", "imagenet"] = setting(
-        "cifar", "kind of images: of one size in memory (cifar), or files of any size (imagenet)", brings=True
+        "cifar", "kind of images: of one size in memory (cifar), or files of any size (imagenet)"
     )
     data: str | None = setting(
         None,
@@ -73,7 +73,7 @@ class DiscreteNetwork(Settings):
     title = "network"
 
     network: Literal["cifar", "imagenet", "nasbench201"] = setting(
-        "cifar", "stem and head: of DARTS' CIFAR or ImageNet network, or NAS-Bench-201's network", brings=True
+        "cifar", "stem and head: of DARTS' CIFAR or ImageNet network, or NAS-Bench-201's network"
     )
     init_channels: int = setting(36, "channels of the first cells' nodes", at_least=1)
     layers: int = setting(20, "cells; of NAS-Bench-201's network: of each of its three stages", at_least=1)

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastdarts.batch import Batch
+from fastdarts.networks import DiscreteNetwork
 from fastdarts.optim import Precision, seeded
 from fastdarts.protocols import Ranks
 from fastdarts.training.augment import Prepare
@@ -35,7 +36,7 @@ class Scores(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module,
+    network: DiscreteNetwork,
     prepare: Prepare,
     batches: Iterable[Batch],
     num_classes: int,
@@ -45,7 +46,7 @@ def evaluate(
 ) -> Scores:
     """Return the scores of `network` over `batches`; leaves it in evaluation mode and torch's generators unchanged.
 
-    The network returns a tuple whose first element is the logits, (N, num_classes). Raises ValueError for no images at all.
+    Raises ValueError for no images at all.
     """
     network.eval()
     parameter = next(network.parameters())
@@ -56,7 +57,7 @@ def evaluate(
         for batch in batches:
             batch = batch.to(device)
             with precision.autocast():
-                logits = network(prepare.evaluate(batch, parameter.dtype))[0].to(parameter.dtype)
+                logits = network(prepare.evaluate(batch, parameter.dtype)).logits.to(parameter.dtype)
             table.index_add_(0, batch.labels, _rows(logits, batch.labels))
     if ranks is not None:
         ranks.average(table)

@@ -5,8 +5,9 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fastdarts.networks import DiscreteNetwork
 from fastdarts.optim import Epoch
 from fastdarts.optim.optimizers import load_optimizer, optimizer_state, set_rate
 from fastdarts.optim.schedules import Schedule
@@ -82,7 +83,7 @@ class Trainer:
         part, within = self.part, self.epoch
         rate, drop = self.schedule(within, self.epochs_in_all), self.drop_path * within / self.epochs_in_all
         set_rate(self.update.optimizer, rate)
-        self.network.get_buffer("drop_path_rate").fill_(drop)
+        self.network.drop_path_rate.fill_(drop)
         if not part.steps:
             self.skipped.zero_()
         self.network.train()
@@ -122,7 +123,7 @@ class Trainer:
 
     def evaluate(self, hooks: Hooks = NO_HOOKS) -> dict[str, Scores]:
         """Return the scores of all passes, of the network and of its moving average."""
-        networks = {"": self.network} | ({} if self.update.average is None else {"_ema": self.update.average.network})
+        networks = {"": self.network} | ({} if self.update.moving is None else {"_ema": self.update.moving.network})
         passes = {name: each for name, each in (("valid", self.passes.val), ("test", self.passes.test)) if each is not None}
         options: dict[str, Any] = {"precision": self.precision, "ranks": self.ranks}
         return {
@@ -132,7 +133,7 @@ class Trainer:
         }
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> DiscreteNetwork:
         return self.update.network
 
     @property
@@ -160,7 +161,7 @@ class Trainer:
 
         "part" (of Epoch) and "skipped" exist only inside an epoch. The next step may modify the tensors in place.
         """
-        scale, average = self.precision.scale, self.update.average
+        scale, moving = self.precision.scale, self.update.moving
         part = {"part": self.part.state_dict(), "skipped": self.skipped} if self.part.steps else {}
         return {
             "epoch": self.epoch,
@@ -169,7 +170,7 @@ class Trainer:
             "optimizer": optimizer_state(self.update.optimizer),
             "train_loader": self.positions,
             **part,
-            **({} if average is None else {"ema": average.state_dict()}),
+            **({} if moving is None else {"ema": moving.state_dict()}),
             **({} if scale is None else {"loss_scale": scale.state_dict()}),
         }
 
@@ -183,8 +184,8 @@ class Trainer:
         load_optimizer(self.update.optimizer, state["optimizer"])
         if "skipped" in state:
             self.skipped.copy_(state["skipped"])
-        if self.update.average is not None:
-            self.update.average.load_state_dict(state["ema"])
+        if self.update.moving is not None:
+            self.update.moving.load_state_dict(state["ema"])
         if self.precision.scale is not None and "loss_scale" in state:
             self.precision.scale.load_state_dict(state["loss_scale"])
         self.move_loaders(state["train_loader"])

@@ -1,40 +1,41 @@
 """One training step of a network with labels: loss with the auxiliary head, gradient, guarded update, moving average."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 
 from fastdarts.batch import Batch
+from fastdarts.networks import DiscreteNetwork
 from fastdarts.optim import Precision
-from fastdarts.optim.updates import Buffers, non_finite, step_if_finite
+from fastdarts.optim.pieces import average, take_update
+from fastdarts.optim.updates import Buffers, Kept, guarded_step, non_finite
+from fastdarts.protocols import Pieces, Reduce, Update
 from fastdarts.training.augment import Prepare
-from fastdarts.training.average import Average
-
-Reduce = Callable[[Tensor], None]  # replaces a flat tensor by its mean over the ranks, in place
+from fastdarts.training.moving_average import MovingAverage
 
 
 class WeightUpdate:
     """Update a network's weights by one step: cross entropy plus `auxiliary_weight` times that of the auxiliary head.
 
-    network          returns (logits, auxiliary logits or None), each (N, classes)
     optimizer        over the network's parameters
     prepare          augmentation and normalisation
     label_smoothing  of both losses, in [0, 1)
     grad_clip        maximum gradient norm; 0 = no clipping
-    average          moving average of the network, updated after each step
+    moving           moving average of the network, updated after each step
     reduce           averages a tensor over the ranks, each with an equal share of every batch: the loss, the gradients and
                      BatchNorm's running statistics, in one flat tensor
 
     An update with a non-finite loss or gradient is skipped on the device, as in search.Bilevel; `skipped`, int64 (1,), counts
-    it. Nothing here synchronises with the host, so a step can be captured.
+    it. Nothing here synchronises with the host, so a step can be captured (protocols.Updates).
     """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: DiscreteNetwork,
         optimizer: torch.optim.Optimizer,
         prepare: Prepare,
         *,
@@ -42,7 +43,7 @@ class WeightUpdate:
         label_smoothing: float = 0.0,
         grad_clip: float = 0.0,
         precision: Precision | None = None,
-        average: Average | None = None,
+        moving: MovingAverage | None = None,
         reduce: Reduce | None = None,
     ) -> None:
         self.network, self.optimizer, self.prepare = network, optimizer, prepare
@@ -50,46 +51,54 @@ class WeightUpdate:
         self.weights: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.weights[0].device
         self.precision = precision or Precision(device=self.device)
-        self.average, self.reduce = average, reduce
+        self.moving = moving
+        self.reduce: Reduce | None = reduce
+        self.stage: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self.skipped = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._buffers = Buffers(network)
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None = None) -> tuple[Tensor, None]:
         """Run one step; returns the loss, a detached scalar. step: int64 of one element on the device; `val` is not read."""
-        pieces = self.pieces("weights", step, train, val)
-        while True:
-            try:
-                flat = next(pieces)
-            except StopIteration as end:
-                return end.value, None
-            if self.reduce is not None:
-                self.reduce(flat)
+        return take_update(self, "weights", step, train, val), None
 
-    def pieces(self, update: str, step: Tensor, train: Batch, val: Batch | None) -> Generator[Tensor, None, Tensor]:
+    @property
+    def optimizers(self) -> dict[Update, torch.optim.Optimizer]:
+        return {"weights": self.optimizer}
+
+    def order(self, with_val: bool) -> tuple[Update, ...]:
+        return ("weights",)
+
+    def captured_before(self, update: Update) -> tuple[Update, ...]:
+        return ()
+
+    def tensors(self) -> list[Tensor]:
+        scale = self.precision.scale
+        scales = [] if scale is None else [scale.value, scale.good]
+        moving = [] if self.moving is None else self.moving.tensors()
+        return [*self.network.parameters(), *self.network.buffers(), *moving, self.skipped, *scales]
+
+    def obstacle(self) -> str | None:
+        if not any(getattr(module, "sync", None) for module in self.network.modules()):
+            return None
+        return "BatchNorm's sums are synchronised between the ranks within the forward pass"
+
+    def pieces(self, update: Update, step: Tensor, train: Batch, val: Batch | None) -> Pieces[Tensor]:
         """Run the step in pieces: yield the tensor to average, if there are ranks; return the loss."""
         before = self._buffers.kept()
         loss = self.loss(step, train)
         self.optimizer.zero_grad()
         self.precision.scaled(loss).backward(inputs=self.weights)
         loss, grads = loss.detach(), [w.grad for w in self.weights if w.grad is not None]
-        if self.reduce is not None:
-            tensors = [loss, *grads, *before.floating]
-            flat = torch.cat([t.reshape(-1) for t in tensors])
-            yield flat
-            parts = flat.split([t.numel() for t in tensors])
-            torch._foreach_copy_(tensors, [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)])
+        yield from average([loss, *grads, *before.floating], self.reduce)
         bad = non_finite(loss, grads, self.precision.inverse())
-        if self.grad_clip:
-            clip_grad_norm_(self.weights, self.grad_clip)
-        step_if_finite(bad, self.optimizer)
-        self.optimizer.zero_grad()
-        before.restore_where(bad)
-        self.skipped += bad.long()
-        if self.precision.scale is not None:
-            self.precision.scale.update(bad)
-        if self.average is not None:
-            self.average.update()
+        with self.stage("optimizer"):
+            self._update(bad, before)
         return loss
+
+    def _update(self, bad: Tensor, before: Kept) -> None:
+        guarded_step(bad, self.optimizer, self.weights, self.grad_clip, before, self.skipped, self.precision)
+        if self.moving is not None:
+            self.moving.update()
 
     def loss(self, step: Tensor, batch: Batch) -> Tensor:
         """Return the loss of the network, in training mode, on a batch; a scalar in the parameters' dtype."""

@@ -3,12 +3,14 @@
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from fastdarts.networks import DiscreteNetwork
 
 WARMUP = 10.0  # TensorFlow's: the decay is at most (1 + updates) / (WARMUP + updates)
 
 
-class Average:
+class MovingAverage:
     """Copy of a network whose parameters and floating-point buffers follow: a <- decay * a + (1 - decay) * w.
 
     decay   in (0, 1)
@@ -17,7 +19,7 @@ class Average:
     Nothing here synchronises with the host, so an update can be captured in a CUDA graph.
     """
 
-    def __init__(self, network: nn.Module, decay: float, warmup: bool = False) -> None:
+    def __init__(self, network: DiscreteNetwork, decay: float, warmup: bool = False) -> None:
         self.decay, self.warmup, self.network = decay, warmup, deepcopy(network).eval().requires_grad_(False)
         mine, theirs = ([*module.parameters(), *module.buffers()] for module in (self.network, network))
         pairs: list[tuple[Tensor, Tensor]] = list(zip(mine, theirs, strict=True))
