@@ -79,7 +79,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         log.info(f"run folder {folder.path}, {provenance.commit()}")
         log.info(given.message)
         _say_what_changed(folder, settings, world)
-        more = {"report": write_report, "benchmark": benchmark, "stages": stages}
+        more = {"network": dataset.stem, "report": write_report, "benchmark": benchmark, "stages": stages}
         reporter = SearchReporter(search, folder, settings, given.pictures, **more)
         session = Session(search, folder, settings, reporter, files=images.index.files, signals=signals, world=world)
         try:
