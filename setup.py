@@ -133,7 +133,7 @@ def definitions(without_cuda: str) -> list[str]:
 setup(
     packages=[*find_packages(include=["fastdarts", "fastdarts.*"]), "fastdarts.kernels"],
     package_dir={"fastdarts.kernels": "kernels"},
-    package_data={"fastdarts": ["py.typed"], "fastdarts.kernels": ["launch.json"]},
+    package_data={"fastdarts": ["py.typed"], "fastdarts.spaces": ["published.json"], "fastdarts.kernels": ["launch.json"]},
     ext_modules=[Extension("fastdarts._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -168,7 +168,7 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
         for optimizer in (search.bilevel.weight_optimizer, search.bilevel.arch_optimizer):
             optimizer.step = loader.timed("update", optimizer.step)
         held.enter_context(patch.object(Session, "_on_step", loader.timed("between", Session._on_step)))
-        reporter = SearchReporter(search, folder, settings, [], report=_nothing, stages=stages)
+        reporter = SearchReporter(search, folder, settings, [], network="imagenet", report=_nothing, stages=stages)
         loader.session = Session(search, folder, settings, reporter, files=[str(n) for n in numbers.tolist()])
         with suppress(Stopped):
             loader.session.run()

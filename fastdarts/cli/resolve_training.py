@@ -6,8 +6,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fastdarts.cli.checks import absolute, check_device, check_watching, device_of
 from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DATASETS

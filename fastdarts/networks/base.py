@@ -48,6 +48,10 @@ class NetworkShape:
     auxiliary_pool: Literal["fixed", "adaptive"] = "fixed"
     image_size: int = field(kw_only=True)
 
+    def __str__(self) -> str:
+        cells = "cells a stage" if self.kind == "nasbench201" else "cells"
+        return f"{self.kind} network, {self.init_channels} channels, {self.layers} {cells}, {self.num_classes} classes"
+
     def __post_init__(self) -> None:
         """Raise ValueError for a kind or number that no network has."""
         if self.kind not in NETWORKS:
@@ -58,6 +62,14 @@ class NetworkShape:
         for name, smallest in least.items():
             if getattr(self, name) < smallest:
                 raise ValueError(f"{name} = {getattr(self, name)}: the {self.kind} network needs at least {smallest}")
+
+
+# The networks whose figures papers report; NAS-Bench-201's layers are cells per stage.
+STANDARD: dict[NetworkKind, NetworkShape] = {
+    "cifar": NetworkShape("cifar", 36, 20, 10, auxiliary=False, image_size=32),
+    "imagenet": NetworkShape("imagenet", 48, 14, 1000, auxiliary=False, image_size=224),
+    "nasbench201": NetworkShape("nasbench201", 16, 5, 10, auxiliary=False, image_size=32),
+}
 
 
 class DiscreteNetwork(nn.Module):

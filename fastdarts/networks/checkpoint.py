@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdarts.networks.base import DiscreteNetwork, NetworkShape
+from fastdarts.networks.base import STANDARD, DiscreteNetwork, NetworkShape
 from fastdarts.networks.build import build
 from fastdarts.networks.cell import SparseCell
 from fastdarts.spaces import Architecture
@@ -19,7 +19,6 @@ WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")  # keys unde
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, pickle.UnpicklingError)
 _NORM768 = "auxiliary_head.features.6.weight"
-_IMAGE_SIZE = {"cifar": 32, "imagenet": 224, "nasbench201": 32}
 
 
 class CheckpointError(ValueError):
@@ -125,7 +124,7 @@ def _shape(state: Mapping[str, Tensor]) -> NetworkShape:
         kind, C, cells = "nasbench201", state["stem.0.weight"].shape[0], (cells - 2) // 3
     else:
         kind, C = "cifar", state["stem.0.weight"].shape[0] // STEM_MULTIPLIER
-    return NetworkShape(kind, C, cells, classes, auxiliary, norm, image_size=_IMAGE_SIZE[kind])
+    return NetworkShape(kind, C, cells, classes, auxiliary, norm, image_size=STANDARD[kind].image_size)
 
 
 def _cell_number(name: str) -> int:

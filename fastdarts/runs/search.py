@@ -76,7 +76,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         log.info(f"run folder {folder.path}, {provenance.commit()}")
         log.info(loaders.message)
         say_what_changed(folder, settings.threads, settings.sync_bn, world)
-        more = {"report": write_report, "benchmark": benchmark, "stages": stages}
+        more = {"network": dataset.stem, "report": write_report, "benchmark": benchmark, "stages": stages}
         reporter = SearchReporter(search, folder, settings, loaders.pictures, **more)
         session = Session(search, folder, settings, reporter, files=images.index.files, signals=signals, world=world)
         try:

@@ -32,6 +32,8 @@ def architecture_of(text: str) -> Genotype | Architecture:
         raise GenotypeError(f"{path}: {error.strerror or error}") from error
     except (GenotypeError, ArchitectureError) as error:
         raise type(error)(f"{path}: {error}") from error
+    if path.suffix or len(path.parts) > 1:
+        raise GenotypeError(f"{path}: no such file or folder")
     raise unknown(text.strip())
 
 
