@@ -90,7 +90,8 @@ def optimizer_of(s: RetrainSettings, network: nn.Module) -> torch.optim.Optimize
         options = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.nesterov}
         return weight_optimizer(weights, s.learning_rate, **options, backend=s.optimizer_backend, undecayed=flat)
     rate = on_device(s.learning_rate, weights)
-    return RMSpropTF(parameter_groups(weights, flat), rate, eps=s.optimizer_eps, momentum=s.momentum, weight_decay=s.weight_decay)
+    options = {"eps": s.optimizer_eps, "momentum": s.momentum, "weight_decay": s.weight_decay}
+    return RMSpropTF(parameter_groups(weights, flat), rate, **options)
 
 
 def schedule_of(s: RetrainSettings) -> Schedule:

@@ -8,6 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from fastdarts import provenance
 from fastdarts.engine import RunFolder, World
 from fastdarts.settings import Settings
@@ -76,3 +78,12 @@ def say_what_changed(folder: RunFolder, threads: int, sync_bn: bool, world: Worl
         log.warning(f"the run began with {ranks} ranks and goes on with {world.size}: images stay the same, sums round{norm}")
     elif before != threads:
         log.warning(f"the run began with {before} threads and goes on with {threads}: torch's sums may round otherwise")
+
+
+def draw_apart(world: World) -> None:
+    """Reseed torch's generators per rank, so that noise and dropout differ between ranks, as their images do.
+
+    Each rank's seed is derived from the generators' state; a single process keeps its generators unchanged.
+    """
+    if not world.is_single:
+        torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)

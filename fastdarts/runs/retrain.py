@@ -1,6 +1,7 @@
 """Run a retraining: run folder, images, plan, input, network, session."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -91,19 +92,19 @@ def _train(
     world: World,
 ) -> None:
     """Run the session; log what ends it early."""
-    more: dict[str, Any] = {"files": images.index.files, "signals": signals, "world": world, "criterion": _error}
+    judged = "test" if resolved.settings.best_on_test else "valid"
+
+    def error(record: Mapping[str, Any]) -> float | None:
+        return 1 - record[judged]["top1"] if record.get(judged) else None
+
+    options: dict[str, Any] = {"files": images.index.files, "signals": signals, "world": world, "criterion": error}
     try:
-        Session(trainer, folder, resolved.settings, reporter, **more).run()
+        Session(trainer, folder, resolved.settings, reporter, **options).run()
     except (DivergedError, RanksDisagree, RankLost, OSError) as error:
         log.error(f"stopped: {error}")
         raise
     except DataError as error:  # a file that was good when verified
         raise DataError(f"{error}; put the file back, and the same command continues the run") from error
-
-
-def _error(figures: dict[str, float]) -> float | None:
-    """Return what the best epoch has least of: the top-1 error."""
-    return 1 - figures["top1"] if "top1" in figures else None
 
 
 def _start(
@@ -130,7 +131,6 @@ def _start(
         schedule=schedule_of(s),
         drop_path=s.drop_path,
         passes=Passes(loaders.val, loaders.test),
-        best_on_test=s.best_on_test,
         eval_every=s.eval_every,
         ranks=None if world.is_single else world,
         captured=captured,

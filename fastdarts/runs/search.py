@@ -15,7 +15,7 @@ from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.report import write_report
 from fastdarts.runs.build import benchmark_of, build
-from fastdarts.runs.opening import begin, facts_of, open_folder, say_what_changed
+from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, say_what_changed
 from fastdarts.runs.plan import free_for, prepare, too_little
 from fastdarts.runs.resolved import Resolved
 from fastdarts.runs.search_session import PICTURES, SearchReporter
@@ -136,15 +136,6 @@ def _start(resolved: Resolved, images: Images, loaders: Input, world: World, tim
     )
     world.broadcast([*search.named_tensors().values(), *supernet.buffers(), *objective.buffers()])
     return search
-
-
-def draw_apart(world: World) -> None:
-    """Reseed torch's generators per rank, so that noise and dropout differ between ranks, as their images do.
-
-    Each rank's seed is derived from the generators' state; a single process keeps its generators unchanged.
-    """
-    if not world.is_single:
-        torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)
 
 
 def _facts(command: str, resolved: Resolved, images: Images) -> dict[str, Any]:

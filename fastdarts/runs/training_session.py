@@ -47,7 +47,7 @@ class TrainingReporter(Reporter):
         """Write genotype.json and result.json; log the accuracies that the epoch's own line lacks."""
         s = self.resolved.settings
         network = {"network": s.network, "init_channels": s.init_channels, "layers": s.layers, "recipe": s.recipe}
-        counts = count(self.trainer.network, s.image_size)
+        counts = count(self.resolved.architecture, self.trainer.network.shape)
         figures = {"params": counts["params"], "macs": counts["macs"]}
         write_text(self.folder["genotype.json"], self.resolved.architecture.to_json(**network, **figures))
         write_text(self.folder["result.json"], json.dumps(self._result(record), indent=2) + "\n")
