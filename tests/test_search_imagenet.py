@@ -326,7 +326,7 @@ def trees(kind, path):
         ("good", "--profile 5", "--profile 5: give the first and the last step, as in 10:12"),
         ("good", "--profile 5:3", "--profile 5:3: the first step must be at least 1 and not after the last"),
         ("good", "--profile 0:3", "--profile 0:3: the first step must be"),
-        ("good", "--profile 1:3", "--profile 1:3: the search has 2 steps, none is number 3"),
+        ("good", "--profile 1:3", "--profile 1:3: the run has 2 steps, none is number 3"),
         ("good", "--device meta", "neither auto, cpu, cuda nor cuda:N"),
         ("good", "--train_list nowhere.txt", "belong together"),
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
