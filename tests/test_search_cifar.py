@@ -21,7 +21,8 @@ from fastdarts.inputs.images import ImageArrays
 from fastdarts.inputs.source import CIFAR, CIFAR10, CIFAR100
 from fastdarts.protocols import StepReport
 from fastdarts.runs.build import build
-from fastdarts.runs.plan import free_for, prepare
+from fastdarts.runs.plan import prepare
+from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search_cifar import main, resolve
 from fastdarts.settings import ConfigError, SearchCifarSettings

@@ -75,11 +75,13 @@ STANDARD: dict[NetworkKind, NetworkShape] = {
 class DiscreteNetwork(nn.Module):
     """A network of one architecture.
 
+    classifier      the last layer
     num_features    length of the vector before the classifier
     multiple        each image side must be a multiple of this, so that each halving is of an even number
     drop_path_rate  0-dim float32 buffer, not saved: the probability with which drop path drops; fill it in place. 0 at first
     """
 
+    classifier: nn.Linear
     num_features: int
     multiple: int
     drop_path_rate: Tensor

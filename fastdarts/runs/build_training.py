@@ -84,7 +84,7 @@ def update_of(
 
 def optimizer_of(s: RetrainSettings, network: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer of a network's weights; biases and BatchNorm's parameters are a second group without decay."""
-    weights = list(network.parameters())
+    weights: list[Tensor] = list(network.parameters())
     flat = [w for w in weights if w.dim() < 2] if not s.decay_norm else []
     if s.optimizer == "sgd":
         options = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.nesterov}

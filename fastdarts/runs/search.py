@@ -16,7 +16,8 @@ from fastdarts.objectives import Objective
 from fastdarts.report import write_report
 from fastdarts.runs.build import benchmark_of, build
 from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, say_what_changed
-from fastdarts.runs.plan import free_for, prepare, too_little
+from fastdarts.runs.plan import prepare, too_little
+from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.runs.search_session import PICTURES, SearchReporter
 from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Search, Stage
