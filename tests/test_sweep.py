@@ -395,7 +395,7 @@ def test_two_sweeps_do_not_write_one_folder(folder, capsys):
     with Popen([sys.executable, "-c", holds, folder / ".lock"], stdin=PIPE, stdout=PIPE) as other:
         other.stdout.readline()
         assert sweep(folder, *SEEDS) == 2
-        assert f"another process writes {folder} now" in capsys.readouterr().err
+        assert f"another process is writing to {folder} now" in capsys.readouterr().err
         other.communicate(b"\n")
     assert sweep(folder, *SEEDS) == 0
 
@@ -531,4 +531,4 @@ def test_a_search_that_is_killed_goes_on_to_the_same_bytes(folder, tmp_path, for
         file.truncate(1000)
     (killed / "checkpoint.1.pt").unlink()
     (killed / "checkpoint-best.pt").unlink()
-    assert main(argv) == 1 and "no checkpoint is left" in capsys.readouterr().err
+    assert main(argv) == 1 and "no checkpoint is intact" in capsys.readouterr().err

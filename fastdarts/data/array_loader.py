@@ -85,7 +85,7 @@ def _cut(array: Pixels, sampler: BatchSampler, view: View, padding: int, number:
     """Yield the batches from `number` on."""
     side = array.pixels.shape[1]
     for coming in count(number):
-        stage.now = f"cutting {view.stream.name.lower()} batch {coming} out of the images in memory"
+        stage.now = f"cutting {view.stream.name.lower()} batch {coming} from the images in memory"
         epoch, indices = sampler.batch(coming)
         yield array.batch(indices, corners(view, epoch, indices, side, padding), view.flips(epoch, indices), view.size)
 
@@ -101,6 +101,6 @@ class ArrayEvalLoader(Evaluation):
     def _produce(self, stage: Stage) -> Iterator[Batch]:
         side = self._array.pixels.shape[1]
         for number, indices in enumerate(self.batches):
-            stage.now = f"cutting evaluation batch {number} out of the images in memory"
+            stage.now = f"cutting evaluation batch {number} from the images in memory"
             where, flip = corners(self.view, 0, indices, side, 0), self.view.flips(0, indices)
             yield self._array.batch(indices, where, flip, self.view.size)

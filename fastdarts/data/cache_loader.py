@@ -38,7 +38,7 @@ class CacheLoader(Loader):
 def _cut(cache: Cache, sampler: BatchSampler, view: View, number: int, stage: Stage) -> Iterator[Batch]:
     """Yield the batches from `number` on."""
     for coming in count(number):
-        stage.now = f"cutting {view.stream.name.lower()} batch {coming} out of the cache"
+        stage.now = f"cutting {view.stream.name.lower()} batch {coming} from the cache"
         yield cache.batch(view, *sampler.batch(coming))
 
 
@@ -52,5 +52,5 @@ class CacheEvalLoader(Evaluation):
 
     def _produce(self, stage: Stage) -> Iterator[Batch]:
         for number, indices in enumerate(self.batches):
-            stage.now = f"cutting evaluation batch {number} out of the cache"
+            stage.now = f"cutting evaluation batch {number} from the cache"
             yield self._cache.batch(self.view, 0, indices)

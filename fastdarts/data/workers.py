@@ -81,7 +81,11 @@ def torchvision_functional() -> Any:
     try:
         from torchvision.transforms.v2 import functional
     except ModuleNotFoundError as error:
-        raise DataError("torchvision is missing: pip install torchvision (with every --loader, since it evaluates)") from error
+        raise DataError(
+            "torchvision is missing: pip install torchvision (required with every --loader, for evaluation)"
+        ) from error
     except (ImportError, RuntimeError) as error:
-        raise DataError(f"torchvision does not fit torch {torch.__version__}: install the pair of one release") from error
+        raise DataError(
+            f"torchvision does not match torch {torch.__version__}: install versions of the same release"
+        ) from error
     return functional

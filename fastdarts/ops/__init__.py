@@ -1,0 +1,1 @@
+"""Fused operations: one file per op, with its function, definition, autograd and backends."""

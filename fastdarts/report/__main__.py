@@ -30,17 +30,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _Parser(prog="python -m fastdarts.report", description=__doc__)
     parser.add_argument("run", nargs="?", type=path_of, metavar="RUN", help="run folder of a search, finished or not")
     parser.add_argument(
-        "--genotype", metavar="TEXT|FILE", help="Genotype(...) or |op~0|+..., as it was printed or logged, or a file with it"
+        "--genotype", metavar="TEXT|FILE", help="Genotype(...) or |op~0|+..., as printed or logged, or a file that contains it"
     )
-    parser.add_argument("--modules", metavar="NAME,...", help="modules that register candidates of your own, for --genotype")
-    parser.add_argument("--out", type=path_of, metavar="DIR", help="where the drawings of --genotype go (default: here)")
+    parser.add_argument("--modules", metavar="NAME,...", help="modules that register custom candidates, for --genotype")
+    parser.add_argument(
+        "--out", type=path_of, metavar="DIR", help="output folder of --genotype's drawings (default: current folder)"
+    )
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.genotype is None):
         parser.error("give either RUN or --genotype")
     if args.out and not args.genotype:
-        parser.error("--out goes with --genotype; the report of a run is written into its folder")
+        parser.error("--out requires --genotype; the report of a run is written into its folder")
     if args.modules and not args.genotype:
-        parser.error("--modules goes with --genotype; a run's report names operations as they are")
+        parser.error("--modules requires --genotype; a run's report needs no modules")
     try:
         import_modules(args.modules)
         written = [write_report(args.run)] if args.run else _draw(args.genotype, args.out or Path())
@@ -57,7 +59,7 @@ def _draw(genotype: str, folder: Path) -> list[Path]:
     is_text = any(character in genotype for character in "(|{") and not os.path.isfile(genotype)
     cells = read_pasted(genotype if is_text else path_of(genotype).read_text(encoding="utf-8-sig", errors="replace"))
     if any((folder / name).exists() for name in ("settings.json", "metrics.jsonl")):
-        raise ReportError(f"--out: {folder} holds a run, whose drawings these would replace: name another folder")
+        raise ReportError(f"--out: {folder} contains a run, whose drawings would be overwritten: choose another folder")
     paths = {kind: folder / f"cell_{kind}" for kind in cells.wirings()}
     folder.mkdir(parents=True, exist_ok=True)
     with drawing():

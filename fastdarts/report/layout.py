@@ -55,7 +55,7 @@ class Layout:
 
 
 def lanes(wiring: Wiring) -> list[int]:
-    """The lane of each gene, 0 for straight along the row; short edges take the near lanes."""
+    """Return the lane of each gene, 0 for straight along the row; short edges take the near lanes."""
     genes, inputs = wiring.genes, len(wiring.inputs)
     spans = [(max(0, state - inputs + 1), 1 + node) for _, state, node in genes]  # columns, from and to
     taken: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -135,7 +135,7 @@ def _sign(lane: int) -> int:
 
 
 def _ports(wiring: Wiring, lane: list[int]) -> dict[tuple[int, bool, bool], list[int]]:
-    """(state, above?, leaving?) -> genes from left to right, ordered so that edges of one node do not cross."""
+    """Return (state, above?, leaving?) -> genes from left to right, ordered so that edges of one node do not cross."""
     ports: dict[tuple[int, bool, bool], list[int]] = defaultdict(list)
     genes, inputs = wiring.genes, len(wiring.inputs)
     for gene in sorted(range(len(genes)), key=lambda g: abs(lane[g])):

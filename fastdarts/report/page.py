@@ -19,7 +19,7 @@ _ALPHA = "The relaxed weight of each operation: mean over the edges by epoch, an
 _COLLAPSE = """Signs of collapse after each epoch: skips of the derived cell (dashed: where the warning begins, ringed: warned),
 how decided the weights are, how far skip outweighs convolutions, and, where it was asked for, the Hessian's eigenvalue."""
 _STOPPED = "{why}. The search ended after epoch {after}{of}; its result is the genotype of epoch {epoch}."
-_PICTURES = "Validation images: what the network saw, what it drew, and what was there."
+_PICTURES = "Validation images: masked input, reconstruction, and original."
 
 
 def write_report(run: str | Path) -> Path:
@@ -85,7 +85,7 @@ def _notices(run: Run) -> list[str]:
         of = f" of {run.planned}" if run.planned else ""
         notices.append(markup.notice(f"Early stop ({run.stopped['rule']})", _STOPPED.format(of=of, **run.stopped)))
     elif run.planned and done < run.planned:
-        text = f"{done} of {run.planned} epochs are done; everything below is what is known so far."
+        text = f"{done} of {run.planned} epochs are done; this report shows the results so far."
         notices.append(markup.notice("Unfinished search", text))
     for kind in run.kinds:
         skips, genes = run.skips(kind)
@@ -99,7 +99,7 @@ def _result(run: Run, missing: dict[str, str]) -> str:
     figures = markup.key_figures(key_figures(run))
     if run.genotype is None:
         return markup.section("Result", figures, markup.paragraph("No genotype is recorded yet."))
-    text = [markup.subtitle("Genotype (one click selects all of it)"), markup.code(str(run.genotype))]
+    text = [markup.subtitle("Genotype (click to select all)"), markup.code(str(run.genotype))]
     cells = [_drawing(run, f"cell_{kind}", f"{kind} cell", missing) for kind in run.kinds]
     return markup.section("Result", figures, *text, *cells)
 
@@ -132,11 +132,11 @@ def _tables(run: Run) -> list[str]:
 
 def _lists(run: Run) -> str:
     count = len(run.excluded)
-    files = f"{count} file{'' if count == 1 else 's'} left out because they could not be read."
+    files = f"{count} file{'' if count == 1 else 's'} excluded because they could not be read."
     genotypes = [f"{epoch['epoch']}  {epoch['genotype']}" for epoch in run.epochs if epoch.get("genotype")]
     return markup.section(
-        "Files left out, genotypes by epoch",
+        "Excluded files, genotypes by epoch",
         markup.paragraph(files),
-        markup.details("Files left out", run.excluded),
+        markup.details("Excluded files", run.excluded),
         markup.details("Genotype after each epoch", genotypes),
     )

@@ -33,7 +33,7 @@ class Free(NamedTuple):
     device: str
 
     def __str__(self) -> str:
-        return f"{placement.gib(self.bytes)} that are free on {self.device}"
+        return f"{placement.gib(self.bytes)} free on {self.device}"
 
 
 class Plan(NamedTuple):
@@ -113,8 +113,8 @@ def _batch_size(resolved: Resolved, images: Images, free: Free, world: World, si
     multiple = f"multiple of {_multiple(world)}"
     if not found:
         raise ConfigError(
-            f"--batch_size auto: no {multiple} fits, neither in {placement.SHARE:.0%} of the {free} "
-            f"nor in the smaller split of {split} images; give a number"
+            f"--batch_size auto: no {multiple} fits in {placement.SHARE:.0%} of the {free} "
+            f"and in the smaller split of {split} images; give a number"
         )
     log.info(
         f"--batch_size auto: {found} images, the largest {multiple} that fits in {placement.SHARE:.0%} of the {free} "
@@ -143,12 +143,12 @@ def too_little(resolved: Resolved, images: Images, memory: int, free: Free, worl
         undisturbed = SignalHandler()  # handles no signals
         largest = _largest(resolved, images, free, resolved.settings.batch_size - 1, world, undisturbed)
     share, were = resolved.settings.batch_size // world.size, placement.gib(free.bytes)
-    taken = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
+    taken = f"a step of {share} images needs about {placement.gib(memory)}, {were} were free at the start"
     if not largest:
         return (
-            f"{taken}: no smaller batch fits either, take smaller images, fewer --init_channels or a larger --partial_channels"
+            f"{taken}: no smaller batch fits either; use smaller images, fewer --init_channels or a larger --partial_channels"
         )
-    return f"{taken}: --batch_size {largest} is the largest smaller one that fits"
+    return f"{taken}: the largest batch that fits is --batch_size {largest}"
 
 
 def _summary(resolved: Resolved, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
@@ -173,23 +173,21 @@ def _summary(resolved: Resolved, images: Images, memory: int, steps: int, free: 
         f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
         f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
         f"{settings.image_size} px, batch {settings.batch_size}",
-        f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
+        f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha is updated in the last "
         f"{moving // len(stages)}{of_each} (--begin {settings.begin}); {passes} image passes forward and backward",
         *_stages(stages),
-        f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
-        + ("" if world.is_single else ", for each rank"),
+        f"memory about {memory / 2**30:.2f} GiB per step, {free.bytes / 2**30:.2f} GiB free"
+        + ("" if world.is_single else ", per rank"),
         *_shares(settings, world),
     ]
     if settings.profile is not None and (last := engine.ProfileRange.parse(settings.profile).last) > steps * settings.epochs:
-        raise ConfigError(
-            f"--profile {settings.profile}: the search has {steps * settings.epochs} steps, none is number {last}"
-        )
+        raise ConfigError(f"--profile {settings.profile}: the search has only {steps * settings.epochs} steps, no step {last}")
     if memory > free.bytes:
-        lines.append("note: that is more than is free; --batch_size auto takes what fits")
+        lines.append("warning: more memory than is free; --batch_size auto chooses a batch that fits")
     if images.excluded:
-        lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
+        lines.append(f"{len(images.excluded)} files excluded because they cannot be decoded, listed in excluded.txt")
     if not moving:
-        lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
+        lines.append(f"warning: alpha is never updated because --begin ({settings.begin}) >= --epochs ({settings.epochs})")
     return "\n".join([*lines, *_rate(resolved)])
 
 
@@ -201,8 +199,8 @@ def _rate(resolved: Resolved) -> list[str]:
     if settings.data is None or settings.batch_size == published or settings.learning_rate != rate:
         return []
     return [
-        f"note: --learning_rate {rate} is the published one for batch {published}; in proportion, {settings.batch_size} "
-        f"images would take {rate * settings.batch_size / published:.3g}"
+        f"note: --learning_rate {rate} was published for batch {published}; scaled linearly, {settings.batch_size} "
+        f"images would use {rate * settings.batch_size / published:.3g}"
     ]
 
 
@@ -216,11 +214,11 @@ def _stages(stages: tuple[Stage, ...]) -> list[str]:
 def _shares(settings: AnySearch, world: World) -> list[str]:
     """Return the plan's lines on ranks."""
     if world.is_single:
-        return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []
+        return ["note: --sync_bn has no effect with a single process"] if settings.sync_bn else []
     share = settings.batch_size // world.size
     norm = f"BatchNorm over all {settings.batch_size}" if settings.sync_bn else f"BatchNorm over each rank's {share}"
     return [
-        f"ranks {world.size} by {world.backend}, {settings.threads} threads each: of every batch of {settings.batch_size} each "
-        f"takes {share}; --learning_rate {settings.learning_rate} is for the whole batch and is not scaled",
+        f"ranks {world.size} by {world.backend}, {settings.threads} threads each: each takes {share} of every "
+        f"{settings.batch_size} images; --learning_rate {settings.learning_rate} applies to the whole batch, unscaled",
         f"{norm}; running statistics are averaged at every step",
     ]

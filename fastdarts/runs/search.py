@@ -88,7 +88,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
             log.error(f"stopped: {error}")
             raise
         except DataError as error:  # a file that was good when verified
-            raise DataError(f"{error}; put the file back, and the same command continues the run") from error
+            raise DataError(f"{error}; restore the file, then the same command continues the run") from error
         log.info(f"{search.result()}\nreport {folder['report.html']}")
         return folder.path
 
@@ -101,8 +101,8 @@ def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
         folder = RunFolder.open(path, settings)
         if (folder.saved or {}).get("space", to_dict(space)) != to_dict(space):
             raise RunFolderError(
-                f"--space {settings.space}: its candidates are not those that {path} began with: put the file back, or begin "
-                "in another folder"
+                f"--space {settings.space}: its candidates are not those that {path} started with: restore the file, or choose "
+                "another folder"
             )
         return folder
 
@@ -175,11 +175,13 @@ def _say_what_changed(folder: RunFolder, settings: AnySearch, world: World) -> N
         return
     ranks, threads = folder.saved.get("ranks", 1), folder.saved["settings"].get("threads", settings.threads)
     if ranks != world.size:
-        norm = "" if settings.sync_bn else ", and BatchNorm's statistics are of other shares of a batch"
-        log.warning(f"the run began with {ranks} ranks and goes on with {world.size}: images stay the same, sums round{norm}")
+        norm = "" if settings.sync_bn else ", and BatchNorm's statistics come from different parts of a batch"
+        log.warning(
+            f"the run started with {ranks} ranks and continues with {world.size}: same images, but sums round differently{norm}"
+        )
     elif threads != settings.threads:
         log.warning(
-            f"the run began with {threads} threads and goes on with {settings.threads}: torch's sums may round otherwise"
+            f"the run started with {threads} threads and continues with {settings.threads}: torch's sums may round differently"
         )
 
 

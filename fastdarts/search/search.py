@@ -77,11 +77,13 @@ class Search:
         self.parts, self.ranks, self._captured = PARTS, ranks, captured
         self.stages = (Stage(settings.epochs, settings.begin),) if progressive is None else progressive.stages
         if sum(stage.epochs for stage in self.stages) != settings.epochs:
-            raise ValueError(f"the stages have {[stage.epochs for stage in self.stages]} epochs, not {settings.epochs} in all")
+            raise ValueError(
+                f"the stages have {[stage.epochs for stage in self.stages]} epochs, which do not add up to {settings.epochs}"
+            )
         check_stages(self.stages, supernet.space, settings)
         check_early_stop(settings, supernet.space)
         if settings.early_stop == "eigenvalue" and eval_loader is None:
-            raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of an eval_loader, give one")
+            raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of eval_loader, which is missing")
         self.history: list[Seen] = []  # statistics for early stopping, of the epochs that updated alpha
         self._install(supernet, objective, 0)
         self.epoch = 0  # finished epochs
@@ -252,9 +254,9 @@ class Search:
         parts = zip(skipped, means, PARTS, strict=True)
         counts = " and ".join(f"{n} of {mean.of} updates of {part.name}" for n, mean, part in parts if n)
         if not self.seeking() and any(n == mean.of for n, mean in zip(skipped, means, strict=True) if mean.of):
-            raise DivergedError(f"{epoch}: {counts} had gradients that are not finite; try a smaller learning_rate")
+            raise DivergedError(f"{epoch}: {counts} had non-finite gradients; try a smaller learning_rate")
         if self.ranks is None or self.ranks.is_main:
-            log.warning(f"{epoch}: {counts} were skipped, their gradients were not finite")
+            log.warning(f"{epoch}: {counts} were skipped because of non-finite gradients")
 
     def seeking(self) -> bool:
         """Return whether this float16 search still skips updates to find its initial loss scale."""
@@ -278,7 +280,7 @@ class Search:
 
     def _evaluated(self) -> Batches:
         if self.eval_loader is None:
-            raise ValueError("this search was made without an eval_loader")
+            raise ValueError("this search has no eval_loader")
         return self.eval_loader
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,7 +363,7 @@ class Search:
 
     @property
     def skipped(self) -> Tensor:
-        """int64 (2,): skipped updates of the weights and of alpha so far in this epoch."""
+        """Return int64 (2,): skipped updates of the weights and of alpha so far in this epoch."""
         return self.bilevel.skipped
 
     def named_tensors(self) -> dict[str, Tensor]:

@@ -36,5 +36,5 @@ CANDIDATES = {
 
 
 def known(skeleton: Skeleton) -> list[str]:
-    """The names of the candidates that the cells of a network may have."""
+    """Return the names of the candidates allowed in the cells of a network."""
     return [name for name, candidate in CANDIDATES.items() if skeleton in candidate.skeletons]

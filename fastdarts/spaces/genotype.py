@@ -83,12 +83,12 @@ class Genotype:
         try:
             concat = {name: tuple(fields[name]) for name in ("normal_concat", "reduce_concat")}
         except TypeError as error:
-            raise GenotypeError(f"the concatenated states are a range or a list, as range(2, 6): {error}") from error
+            raise GenotypeError(f"the concatenated states must be a range or a list, as in range(2, 6): {error}") from error
         genes = [gene for cell in cells.values() for gene in cell]
         if not all(type(op) is str and type(state) is int for op, state in genes):
-            raise GenotypeError(f"genes are (name, whole number) pairs, got {genes}")
+            raise GenotypeError(f"genes must be (name, integer) pairs, got {genes}")
         if not all(type(i) is int for numbers in concat.values() for i in numbers):
-            raise GenotypeError(f"concatenated states are whole numbers, got {concat}")
+            raise GenotypeError(f"concatenated states must be integers, got {concat}")
         genotype = Genotype(cells["normal"], concat["normal_concat"], cells["reduce"], concat["reduce_concat"])
         genotype.check()
         return genotype
@@ -98,7 +98,7 @@ class Genotype:
         for kind in ("normal", "reduce"):
             genes, concat = getattr(self, kind), getattr(self, f"{kind}_concat")
             if not genes or len(genes) % 2:
-                raise GenotypeError(f"{kind} cell: two genes a node are needed, got {len(genes)} genes; {_TWO}")
+                raise GenotypeError(f"{kind} cell: expected two genes per node, got {len(genes)} genes; {_TWO}")
             for number, (op, state) in enumerate(genes):
                 if not 0 <= state < 2 + number // 2:
                     raise GenotypeError(f"{kind} cell: gene {number} ({op!r}) reads state {state}, which is not before it")
@@ -153,7 +153,7 @@ def _genes(kind: str, cell: Any) -> tuple[Gene, ...]:
     except TypeError as error:
         raise GenotypeError(f"{kind} cell: genes are (operation, input) pairs: {error}") from error
     if triple := next((gene for gene in nodes if [type(part) for part in gene] == [str, int, int]), None):
-        raise GenotypeError(f"{kind} cell: {tuple(triple)} is a triple that names its node as well; {_TWO}")
+        raise GenotypeError(f"{kind} cell: {tuple(triple)} is a triple with its node; {_TWO}")
     if any(len(gene) != 2 for gene in nodes):
         raise GenotypeError(f"{kind} cell: genes are (operation, input) pairs, got {nodes}")
     return tuple((op, state) for op, state in nodes)
@@ -169,7 +169,7 @@ def _literal(node: ast.expr) -> Any:
     try:
         return _value(node)
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise GenotypeError(f"neither a literal nor a range of numbers: {ast.unparse(node)[:120]}") from error
+        raise GenotypeError(f"neither a literal nor a range: {ast.unparse(node)[:120]}") from error
 
 
 def _value(node: ast.expr) -> Any:
@@ -186,6 +186,6 @@ def _value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-_TWO = "cells with other numbers of inputs, as FairDARTS' and NASP's, have no such text: give each node its two strongest"
+_TWO = "cells with other numbers of inputs (FairDARTS, NASP) have no such form: give each node its two strongest"
 _MOST_STATES = 1000
 _NUMBER = re.compile(r"u?int\d*")
