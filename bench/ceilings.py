@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(device: str) -> dict[str, Any]:
-    """Copies in GB/s (bytes read and written), products in TFLOP/s (a multiplication and an addition are two)."""
+    """Measure copies in GB/s (bytes read and written), products in TFLOP/s (a multiplication and an addition are two)."""
     on_gpu = device == "cuda"
     size, side = (2**32, 8192) if on_gpu else (2**27, 2048)
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)

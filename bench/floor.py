@@ -102,7 +102,7 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
 
 
 def counted(run: Run) -> dict[str, Cost]:
-    """The cost of each stage in one call of `run`."""
+    """Return the cost of each stage in one call of `run`."""
     with _Calls() as calls:
         run()
     return calls.costs
@@ -201,7 +201,7 @@ def backward_cost(graph: Graph, x: torch.Tensor, k: int, need_inputs: bool, need
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record as a table for a person."""
+    """Format a record as a table."""
     what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {isa}, {threads} threads: {step_ms} ms a step"
     most = "at most {fma_gflop_per_s} GFLOP/s in registers, {copy_gb_per_s} GB/s of copies"
     lines = [

@@ -37,8 +37,11 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an op, forward and backward. costs: of its kernels, by their functions' names; not of the small ones
-    that merge partial sums, which nothing but their latency binds. dtype: of its tensors, if it is not the one asked for."""
+    """One call of an op, forward and backward.
+
+    costs  of its kernels, by their functions' names; not of the small ones that merge partial sums, bound by latency alone
+    dtype  of its tensors, if it is not the one asked for
+    """
 
     op: str
     shape: str
@@ -182,7 +185,7 @@ def kernel_times(run: Callable[[], Any], rounds: int, warm_up: int = 2) -> dict[
 
 
 def kernel_name(key: str) -> str:
-    """A kernel as launches call it: a CUDA kernel of csrc/cuda is run_block<PoolSums<...>> to the profiler."""
+    """Return a kernel's name as launches call it: a CUDA kernel of csrc/cuda is run_block<PoolSums<...>> to the profiler."""
     named = re.search(r"run_block<(?:\w+::)*([A-Z]\w*)", key)
     return re.sub(r"(?<!^)(?=[A-Z])", "_", named[1]).lower() if named else key
 

@@ -34,7 +34,7 @@ class Pass(NamedTuple):
 
 
 def calls(workload: Workload) -> list[Call]:
-    """The mixed cells of the workload's supernet, one after the other. Raises WorkloadError for sizes that do not fit."""
+    """Make the mixed cells of the workload's supernet, one after the other. Raises WorkloadError for sizes that do not fit."""
     workload.check("ours")
     with torch.device("meta"):
         supernet = make_supernet(workload, "definition")
@@ -48,7 +48,7 @@ def calls(workload: Workload) -> list[Call]:
 
 
 def step(workload: Workload) -> Iterator[Pass]:
-    """The launches of one bilevel step, in order."""
+    """Return the launches of one bilevel step, in order."""
     cells = calls(workload)
     for name, needs in zip(("alpha", "weights"), STEPS, strict=True):
         for i, call in enumerate(cells):
@@ -58,7 +58,7 @@ def step(workload: Workload) -> Iterator[Pass]:
 
 
 def table(passes: Sequence[Pass], itemsize: int, gb_per_s: float) -> list[dict[str, Any]]:
-    """A row for each kernel, and one for all: launches, smallest and largest grid, GB, GFLOP, microseconds of the bytes."""
+    """Return a row for each kernel and one for all: launches, least and largest grid, GB, GFLOP, microseconds of the bytes."""
     rows = []
     for name in [*dict.fromkeys(p.launch.kernel for p in passes), "all"]:
         mine = [p.launch for p in passes if name in ("all", p.launch.kernel)]
@@ -73,7 +73,7 @@ def table(passes: Sequence[Pass], itemsize: int, gb_per_s: float) -> list[dict[s
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as a person reads it."""
+    """Format a row."""
     grid = "" if row["programs"] is None else "{} .. {}".format(*row["programs"])
     work = f"{row['gb']:9.3f} GB{row['gflop']:10.1f} GFLOP{row['us']:9.0f} us"
     return f"{row['kernel']:16}{row['launches']:6} launches{grid:>16} programs{work}"

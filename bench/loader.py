@@ -245,7 +245,7 @@ def _synchronise(device: str) -> None:
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record as a table for a person."""
+    """Format a record as a table."""
     what = (
         "{images} images of {data} ({left_out} left out), {image_size} px, batch {batch}, {workers} workers, {threads} threads"
     )

@@ -31,14 +31,15 @@ from bench.workload import Steps, Workload, resident_batch
 from fastdarts import engine, search_cifar
 from fastdarts.ops import backend
 from fastdarts.ops.backend import Backend
+from fastdarts.optim import tf32
 from fastdarts.runs.build import build
 from fastdarts.runs.resolved import Resolved
-from fastdarts.search import METHODS, Stage, tf32
+from fastdarts.search import METHODS, Stage
 from fastdarts.search.progressive import heaviest, skip_dropout_rate
 from fastdarts.search.setup import bilevel_of
 from fastdarts.settings import AnySearch, ConfigError, Settings, setting
 from fastdarts.spaces import Space
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from fastdarts.supernet.eager_candidates import MixedEdgesWithEager
 
 PROG = "python -m bench.methods"
@@ -105,7 +106,7 @@ class Side(NamedTuple):
 
 
 def _both(row: Row, settings: MethodsSettings) -> tuple[Side, Side]:
-    """The row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
+    """Make the row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
     sizes = {"batch_size": settings.batch, "image_size": settings.image_size, "init_channels": settings.init_channels}
     sizes |= {"stage_cells": settings.stage_cells, "backend": settings.backend, "device": settings.device}
     sizes |= {} if settings.layers is None else {"layers": settings.layers}
@@ -131,7 +132,7 @@ def measure(row: Row, own: Side, plain: Side, settings: MethodsSettings) -> dict
         runs = {"own": _steps(own), "plain": _steps(plain)}
         calls = {name: _calls(run) for name, run in runs.items()}
         times = alternate(runs, device.type, rounds=settings.rounds, warm_up=settings.warm_up)
-    supernet = runs["own"].bilevel.bilevel.supernet
+    supernet = runs["own"].bilevel.updates.supernet
     ms, plain_ms = (milliseconds(times[name]) for name in ("own", "plain"))
     by_round = [a / b for a, b in zip(times["own"], times["plain"], strict=True)]
     return {
@@ -166,7 +167,7 @@ def measure(row: Row, own: Side, plain: Side, settings: MethodsSettings) -> dict
 
 
 def _steps(side: Side) -> Steps:
-    """A step as search_cifar sets one up, on two batches that stay on the device."""
+    """Make a step as search_cifar sets one up, on two batches that stay on the device."""
     s = side.settings
     torch.manual_seed(s.seed)
     supernet, objective = build(side.resolved, CLASSES, side.stage, side.space)
@@ -177,13 +178,13 @@ def _steps(side: Side) -> Steps:
     bilevel = bilevel_of(supernet, objective, s, relaxation=METHODS[s.method].relaxation, seed=s.seed)
     batches = Workload("cifar", s.batch_size, s.image_size, s.partial_channels)
     train, val = (resident_batch(batches, CLASSES, seed).to(s.device) for seed in (1, 2))
-    return Steps(CapturedBilevel(bilevel, s.cuda_graph), train, val)
+    return Steps(CapturedSteps(bilevel, s.cuda_graph), train, val)
 
 
 def _calls(run: Steps) -> dict[str, dict[str, int]]:
     """By op, how many calls of one step each backend served; takes that step, uncaptured."""
     with noted() as calls:
-        run.bilevel.bilevel(run.number, run.train, run.val)
+        run.bilevel.updates(run.number, run.train, run.val)
     return {op: dict(by) for op, by in sorted(calls.items())}
 
 
@@ -205,14 +206,14 @@ def noted() -> Iterator[dict[str, Counter[str]]]:
 
 
 def _eager(run: Steps) -> Iterator[str]:
-    """The kind of each candidate that runs in eager mode."""
-    for module in run.bilevel.bilevel.supernet.modules():
+    """Return the kind of each candidate that runs in eager mode."""
+    for module in run.bilevel.updates.supernet.modules():
         if isinstance(module, MixedEdgesWithEager):
             yield from (type(module.get_submodule(path)).__name__ for path in module.separate)
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person, in one line."""
+    """Format a record in one line."""
     what = "{row:32}{ratio:8.3f} times plain's {plain_ms[median]:8.1f} ms ({ratio_by_round[q20]} to {ratio_by_round[q80]})"
     served = [f"{op} {name} {n}" for op, by in record["backends"].items() for name, n in by.items()]
     eager = [f"{n} {name} eager" for name, n in record["beside"].items()]

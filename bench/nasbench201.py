@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def runs_in(paths: Iterable[Path]) -> list[Run]:
-    """The runs in the folders given, or in those directly below them.
+    """Return the runs in the folders given, or in those directly below them.
 
     Raises RunsError for a path without any, and for runs that have not finished, are of another space, or are not alike but
     for recipe and seed; ReportError for what cannot be read, ConfigError, OSError.
@@ -132,7 +132,7 @@ def looked_up(cell: Architecture, benchmark: Lookup) -> Record:
 
 
 def search(run: Run, benchmark: Lookup) -> Record:
-    """What a run found, what it stood at after each epoch (skips and true accuracy), and how it was made."""
+    """Return a run's result, its skips and true accuracy after each epoch, and how it was made."""
     s, data, cells = _settings(run), run.part("data"), [read_architecture(epoch["genotype"]) for epoch in run.epochs]
     by_epoch = {"epoch": [epoch["epoch"] for epoch in run.epochs], "skips": [_skips(cell) for cell in cells]}
     by_epoch[COLUMN] = [benchmark.accuracies(cell)[COLUMN] for cell in cells]
@@ -189,7 +189,7 @@ def _skips(cell: Architecture) -> int:
 
 
 def _recipe(run: Run) -> str:
-    """The recipe in this space whose settings, but for the number of epochs, are the run's: the one that was named first."""
+    """Return the first recipe in this space with the run's settings, apart from the number of epochs."""
     s = _settings(run)
     here = {name: recipe.settings for name, recipe in RECIPES.items() if recipe.settings.get("space") == s["space"]}
     chosen = {setting for settings in here.values() for setting in settings} - {"epochs"}  # by any of them

@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The table: a line for each recipe, random choice with the same seeds, random choice in the mean; then how it was made."""
+    """Format a table of each recipe, random choice with the same seeds and in the mean; then how it was made."""
     found = [record for record in records if record["kind"] in ("search", "random")]
     (whole,) = (record for record in records if record["kind"] == "all")
     head = [
@@ -90,7 +90,7 @@ def draw(records: Sequence[Record], path: str | Path) -> None:
 
 
 def _lines(axes: Axes, searches: Sequence[Record], figure: str) -> None:
-    """A line and a band for each recipe."""
+    """Draw a line and a band for each recipe."""
     recipes = dict.fromkeys(record["recipe"] for record in searches)
     for recipe, colour, marker in zip(recipes, cycle(COLOURS), cycle(MARKERS), strict=False):
         own = [record["by_epoch"] for record in searches if record["recipe"] == recipe]

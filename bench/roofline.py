@@ -76,7 +76,7 @@ def rows(case: Case, dtype: str, times: dict[str, tuple[float, int]], limits: di
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as a person reads it."""
+    """Format a row."""
     head = f"{row['op']:19} {row['roofline']:17} {row['dtype']:9} {row['shape']:32} {row['us']:9.1f} us"
     if "share" not in row:
         return f"{head}  in {row['launches']} launches"

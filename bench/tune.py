@@ -88,7 +88,7 @@ def tuned(case: Case, dtype: torch.dtype, target: str, rounds: int) -> Iterator[
 
 
 def neighbours(key: str, value: int) -> list[int]:
-    """What to try instead of `value`: half and twice; num_stages one less and one more."""
+    """Return what to try instead of `value`: half and twice; num_stages one less and one more."""
     if key == "num_stages":
         return [n for n in (value - 1, value + 1) if 1 <= n <= 5]
     smallest, largest = (WARPS[0], WARPS[-1]) if key == "num_warps" else BLOCKS

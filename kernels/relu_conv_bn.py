@@ -28,10 +28,7 @@ Layer = tuple[Tensor, Sequence[Tensor], Tensor | None, Tensor | None]
 @triton.jit
 def input_pixel(i_out, tap, TAPS: tl.constexpr, W: tl.constexpr):
     """Return the input pixel of output pixel i: itself, or with two taps the one of its 2 x 2 pixels at (tap, tap)."""
-    if TAPS == 1:
-        return i_out
-    else:
-        return (2 * (i_out // (W // 2)) + tap) * W + 2 * (i_out % (W // 2)) + tap
+    return i_out if TAPS == 1 else (2 * (i_out // (W // 2)) + tap) * W + 2 * (i_out % (W // 2)) + tap
 
 
 @triton.jit

@@ -11,9 +11,10 @@ import pytest
 # unless SIDEWAYS has it.
 LAYERS = """
 facade
-search_imagenet search_cifar info sweep __main__
+search_imagenet search_cifar count info sweep __main__
 cli runs
-inputs engine steps search proxies predictors report
+inputs engine steps search training proxies predictors report
+optim
 networks data objectives interop nn
 supernet
 spaces ops

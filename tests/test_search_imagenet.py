@@ -299,7 +299,7 @@ def trees(kind, path):
 
 
 @pytest.mark.parametrize(
-    "kind, more, says",
+    ("kind", "more", "says"),
     [
         ("missing", "", "No such file"),
         ("empty", "", "no images"),
@@ -326,7 +326,7 @@ def trees(kind, path):
         ("good", "--profile 5", "--profile 5: expected FIRST:LAST, as in 10:12"),
         ("good", "--profile 5:3", "--profile 5:3: the first step must be at least 1 and not after the last"),
         ("good", "--profile 0:3", "--profile 0:3: the first step must be"),
-        ("good", "--profile 1:3", "--profile 1:3: the search has only 2 steps, no step 3"),
+        ("good", "--profile 1:3", "--profile 1:3: the run has only 2 steps, no step 3"),
         ("good", "--device meta", "expected auto, cpu, cuda or cuda:N"),
         ("good", "--train_list nowhere.txt", "must be given together"),
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
@@ -394,16 +394,16 @@ def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypat
     assert "No space left on device" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("batch, says", [("16", "the largest batch that fits is --batch_size 8"), ("8", "no smaller")])
+@pytest.mark.parametrize(("batch", "says"), [("16", "the largest batch that fits is --batch_size 8"), ("8", "no smaller")])
 def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says):
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    monkeypatch.setattr("fastdarts.steps.CapturedBilevel.__call__", small)
+    monkeypatch.setattr("fastdarts.steps.CapturedSteps.__call__", small)
     tree = write_tree(tmp_path / "images", images=16)
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", batch]) == 1
     err = capsys.readouterr().err
-    figures = rf"steps of {batch} images needs about [\d.]+ .iB, [\d.]+ GiB were free at the start: {says}"
+    figures = rf"a step of {batch} images needs about [\d.]+ .iB, [\d.]+ GiB were free at the start: {says}"
     assert "Tried to allocate 2 GiB." in err and re.search(figures, err) and err.count("\n") == 1
     status = (tmp_path / "run" / "status").read_text()
     assert status.startswith("stopped: CUDA out of memory. Tried") and status.count("\n") == 1
@@ -436,9 +436,7 @@ def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_i
     monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[3].index) - 10**6)
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert (
-        "auto: 8 images" in out and "in 80% of the 0.93 GiB that are free on cpu and in the smaller split of 20 images" in out
-    )
+    assert "auto: 8 images" in out and "in 80% of the 0.93 GiB free on cpu and in the smaller split of 20 images" in out
     assert "note: --learning_rate 0.5 was published for batch 1024; scaled linearly, 8 images would use 0.00391" in out
     saved = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
     assert (saved["batch_size"], saved["learning_rate"]) == (8, 0.5)

@@ -7,19 +7,18 @@ from typing import Any
 
 import torch
 
-from fastdarts import engine, steps
+from fastdarts.cli.checks import absolute, check_device, check_watching, device_of
 from fastdarts.cli.modules import import_modules
 from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DataSet
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.ops.backend import choose
+from fastdarts.optim import Precision
 from fastdarts.registry import RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
-from fastdarts.search import OptimizerUnavailable, Precision, check_early_stop
+from fastdarts.search import check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
-from fastdarts.search.optimizers import check_backend
-from fastdarts.settings import AnySearch, ConfigError, groups
-from fastdarts.settings.values import expanded
+from fastdarts.settings import AnySearch, ConfigError
 from fastdarts.textfile import SUFFIXES
 
 PATHS = "data", "train_list", "val_list"
@@ -43,17 +42,25 @@ class Resolver:
         """Resolve on the rank of `info`. Raises ConfigError."""
         settings = self.settings.make(self._values(dict(args)))
         import_modules(settings.modules)
-        settings = replace(settings, device=_device(settings.device, info), threads=settings.threads or info.threads())
-        _check_device(settings)
-        _check_watching(settings)
+        settings = replace(settings, device=device_of(settings.device, info), threads=settings.threads or info.threads())
+        check_device(settings)
+        check_watching(settings)
         resolved = Resolved.of(settings, self.dataset)
         check_early_stop(settings, resolved.space)
         _check_backend(settings)
         return resolved
 
+    def notice(self, args: Mapping[str, Any]) -> str | None:
+        """Return the first line of a run with the given values, if any."""
+        return self.dataset.notice if args.get("data") is None else None
+
+    def ignored(self, resolved: Resolved, asked: Collection[str]) -> list[str]:
+        """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""
+        return without_effect(resolved, asked)
+
     def _values(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return the settings by field: defaults, overridden by method, recipe and given values. Raises ConfigError."""
-        args |= {name: _absolute(args[name]) for name in PATHS if args.get(name) is not None}
+        args |= {name: absolute(args[name]) for name in PATHS if args.get(name) is not None}
         if "space" in args:
             args["space"] = _space(args["space"])
         recipe = self._recipe(args)
@@ -114,32 +121,12 @@ def _ignored(flags: list[str], why: str) -> str:
     return f"{', '.join(flags)} {'apply' if len(flags) > 1 else 'applies'} {why}"
 
 
-def _absolute(text: str) -> str:
-    """Return a canonical text for a path; keeps links, except those before .., which must be resolved."""
-    path = Path(expanded(text)).absolute()
-    cut = max((i + 1 for i, part in enumerate(path.parts) if part == ".."), default=0)
-    return str(Path(*path.parts[:cut]).resolve().joinpath(*path.parts[cut:])) if cut else str(path)
-
-
 def _space(text: str) -> str:
     """Return a canonical text for a space, so that any spelling of it continues a run."""
     name = text.strip().lower()
     if name in SPACES:
         return name
-    return _absolute(text) if Path(name).suffix in SUFFIXES else text
-
-
-def _check_device(settings: AnySearch) -> None:
-    """Raise ConfigError for settings that the device does not support, or not well."""
-    device = torch.device(settings.device)
-    if settings.amp != "off" and device.type == "cpu":
-        raise ConfigError(f"--amp {settings.amp}: on a CPU it is many times slower than float32; leave it off, or use a GPU")
-    if settings.cuda_graph == "on" and (why := steps.no_gpu(device)):
-        raise ConfigError(f"--cuda_graph on: {why}")
-    try:
-        check_backend(settings.optimizer_backend, device)
-    except OptimizerUnavailable as error:
-        raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
+    return absolute(text) if Path(name).suffix in SUFFIXES else text
 
 
 def _check_backend(settings: AnySearch) -> None:
@@ -150,28 +137,3 @@ def _check_backend(settings: AnySearch) -> None:
             choose(op, settings.backend, torch.device(settings.device), lower if in_lower else torch.float32)
     except ValueError as error:
         raise ConfigError(f"--backend: {error}") from error
-
-
-def _check_watching(settings: groups.Watching) -> None:
-    """Raise ConfigError if requested outputs cannot be written."""
-    if settings.tensorboard and (why := engine.no_tensorboard()):
-        raise ConfigError(f"--tensorboard: {why}")
-    if settings.profile is not None:
-        try:
-            engine.ProfileRange.parse(settings.profile)
-        except ValueError as error:
-            raise ConfigError(f"--profile {settings.profile}: {error}") from error
-
-
-def _device(name: str, info: RankInfo) -> str:
-    """Return the device of `name` on that rank, after trying it. Raises ConfigError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and info.size > 1:
-        name = f"cuda:{info.local_rank % max(1, torch.cuda.device_count())}"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
-    try:
-        return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError) as error:  # torch's two errors for a missing device
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error

@@ -69,7 +69,7 @@ def _read(
                 pipe.schedule_run()
                 images, numbers = outputs(pipe, device)
             except RuntimeError as error:
-                stage.now = f"looking for the {split} image that DALI could not decode"
+                stage.now = f"searching for the {split} image that DALI could not decode"
                 near = batches[part : part + PREFETCH + 2]  # DALI's reader prefetches
                 raise explained(error, ([index.path(i) for i in batch.tolist()] for batch in near)) from error
             if part >= skip:

@@ -154,7 +154,7 @@ class Pool:
 
 
 def by_processes(view: View, requests: Iterable[Request], workers: int) -> Generator[tuple[Request, np.ndarray]]:
-    """Yield the requests, in order, with their images, uint8 (N, S, S, 3), valid until the next one.
+    """Yield the requests, in order, with their images, uint8 (N, S, S, 3), which are valid until the next.
 
     The first request must be the largest. Raises DataError and InputStopped like Pool.
     """

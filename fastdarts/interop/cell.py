@@ -53,7 +53,7 @@ class FusedPreprocess(Before):
     """Mixin in front of a converted preprocess layer's class."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x (N, C, H, W) -> (N, D, H/s, W/s)."""
+        """Map x (N, C, H, W) to (N, D, H/s, W/s)."""
         out = None if args or kwargs or global_hooks() else _preprocessed(self, x)
         return super().forward(x, *args, **kwargs) if out is None else out
 

@@ -68,7 +68,7 @@ class MixturePlan:
         """
         candidates = self.candidates(module)
         as_many = len(candidates) == len(self.found)
-        if as_many and all([f is None or f.same(c) for f, c in zip(self.found, candidates, strict=True)]):
+        if as_many and all(f is None or f.same(c) for f, c in zip(self.found, candidates, strict=True)):
             return self.found
         layouts, found = self.recognised(candidates)
         if not getattr(module, "_is_replica", False):
@@ -139,7 +139,7 @@ class FusedMixture(Before):
     """Mixin in front of a converted mixed operation's class."""
 
     def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
-        """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments run the class' own forward."""
+        """Return the weighted sum of x (N, C, H, W) by weights, (K,) or K numbers; others run the class' own forward."""
         out = None if args or kwargs or global_hooks() else _fused(self, x, weights)
         if out is not None:
             return out
@@ -256,7 +256,7 @@ def mixtures(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def listing(module: nn.Module) -> tuple[str, list[nn.Module]]:
-    """Return the name and the modules of a module's only list (see `mixtures`). Raises KeyError without one."""
+    """Return name and modules of the only list of a module (see `mixtures`). Raises KeyError without exactly one."""
     name = list_of(module)
     if name is None:
         raise KeyError("a list of modules")

@@ -126,7 +126,7 @@ class Reads:
         Results for a replica of DataParallel, one of several threads, are not stored.
         """
         last, watched, as_tried = self.last
-        if last is module and all([w.same() for w in watched]):
+        if last is module and all(w.same() for w in watched):
             return as_tried
         found = _Look(module, *self.options, self.names)
         try:

@@ -50,7 +50,7 @@ class Unknown(NamedTuple):
 
 
 def layer_at(module: Any, path: Path) -> Any:
-    """Raises KeyError if it no longer exists."""
+    """Return the layer at `path` in a module. Raises KeyError if it no longer exists."""
     for name in path:
         module = module._modules[name]
     return module

@@ -85,7 +85,7 @@ class Tree:
 
     def has_hooks(self) -> bool:
         """Return whether a submodule has hooks or a replaced forward."""
-        return any([has_hooks(m) for m, *_ in self.parts if m is not self.root])
+        return any(has_hooks(m) for m, *_ in self.parts if m is not self.root)
 
 
 def _parameters(module: nn.Module) -> list[str]:

@@ -14,7 +14,7 @@ def attach(supernet: Network, num_classes: int) -> None:
 
 
 def classifier_of(supernet: Network) -> nn.Linear:
-    """Return the classifier that `attach` created. Raises RuntimeError if it was removed since."""
+    """Return the classifier that `attach` made. Raises RuntimeError if it has been removed."""
     classifier = supernet.classifier
     if classifier is None:
         raise RuntimeError("the supernet's classifier was removed: create the objective again")

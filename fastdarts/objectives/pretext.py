@@ -1,5 +1,6 @@
-"""Pretext tasks, alone and with classification: rotation, colourisation, jigsaw (Liu et al., "Are Labels Necessary for
-Neural Architecture Search?", ECCV 2020; baselines of MIM-DARTS, section 4.3).
+"""Pretext tasks, alone and with classification: rotation, colourisation, jigsaw.
+
+Source: Liu et al., "Are Labels Necessary for Neural Architecture Search?", ECCV 2020; baselines of MIM-DARTS, section 4.3.
 
 Notation: N images, S pixels a side, M inputs of the supernet, C channels of its last feature, K classes of the task.
 """

@@ -1,1 +1,1 @@
-"""Fused operations: one file per op, with its function, definition, autograd and backends."""
+"""Registered ops: one definition each, its fused backends, and the choice between them."""

@@ -158,7 +158,7 @@ class _Parts:
 
 
 def _edge(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor, chosen: Tensor | None, k: int) -> Tensor:
-    """x (N, C, H, W), weights (K,), chosen int64 (Cq,) or None -> (N, C, H/s, W/s), not yet times the edge's weight."""
+    """Map x (N, C, H, W), weights (K,), chosen int64 (Cq,) or None to (N, C, H/s, W/s), before the edge's weight."""
 
     def around(bypass: Tensor) -> Tensor:
         return F.max_pool2d(bypass, 2) if edge.stride == 2 else bypass

@@ -51,8 +51,9 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
 
 @own_style()
 def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path) -> None:
-    """Draw, for each kind of cell, each operation's mean relaxed weight by epoch, and all weights of the epoch of the result:
-    the last epoch, or the one that an early stop chose.
+    """Draw, for each kind of cell, each operation's mean relaxed weight by epoch, and all weights of the result's epoch.
+
+    That is the last epoch, or the one that an early stop chose.
 
     settings  the content of settings.json; its `candidates` name the operations of each edge, unless an epoch has its own
     """

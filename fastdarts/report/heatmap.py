@@ -52,7 +52,7 @@ def draw_heat_map(
     edges   the E edge weights (PC-DARTS' edge normalisation), printed with the edges' names, or None
     wiring  the genotype's cell, or None: a DARTS cell without a choice
     """
-    inputs, genes, _ = wiring or Wiring(("c_{k-2}", "c_{k-1}"), (), ())
+    inputs, genes, *_ = wiring or Wiring(("c_{k-2}", "c_{k-1}"), (), ())
     pairs = edge_pairs(len(weights), len(inputs))
     top = max(float(weights.max()), 1e-12) if weights.count() else 1.0
     axes.pcolormesh(weights, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1.2)

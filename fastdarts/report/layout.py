@@ -76,7 +76,7 @@ def place(wiring: Wiring) -> Layout:
     """Lay out a cell of one or two inputs."""
     genes, concat, inputs = wiring.genes, set(wiring.concat), len(wiring.inputs)
     lane = lanes(wiring)
-    nodes = 1 + genes[-1][2]
+    nodes = len(wiring.nodes)
     heights = [_height(n) for n in lane]
     ports = _ports(wiring, lane)
     width = max(0.6, 0.28 * (1 + max((len(group) for group in ports.values()), default=0)))
@@ -104,7 +104,7 @@ def place(wiring: Wiring) -> Layout:
         edges.append(DrawnEdge(printable(op), tuple(path), (column[node + 1] - (width + gap) / 2, y)))
 
     boxes = [_input_box(state, wiring, heights) for state in range(inputs)]
-    boxes += [Box(str(i), column[1 + i], 0.0, width, 2 * _HALF) for i in range(nodes)]
+    boxes += [Box(name, column[1 + i], 0.0, width, 2 * _HALF) for i, name in enumerate(wiring.nodes)]
     bus = _height(min(0, *lane, -1) - 1)
     last = inputs + nodes - 1
     straight, dropped = last in concat, sorted(concat - {last})

@@ -1,10 +1,7 @@
 """Run a search: run folder, images, plan, input, search, session. Shared by all search commands."""
 
 import logging
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import asdict
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,15 @@ from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.report import write_report
 from fastdarts.runs.build import benchmark_of, build
-from fastdarts.runs.plan import free_for, prepare, too_little
+from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, say_what_changed
+from fastdarts.runs.plan import prepare, too_little
+from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.runs.search_session import PICTURES, SearchReporter
 from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Search, Stage
-from fastdarts.settings import AnySearch
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from fastdarts.steps.stage_timer import StageTimer
 from fastdarts.supernet import Network
 
@@ -72,14 +70,14 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         search = _start(resolved, images, loaders, world, stages)
         if folder.saved is None:
             more = {"input": loaders.facts, "ranks": world.size}
-            world.on_rank_zero(lambda: _begin(stack.enter_context, _facts(name, resolved, images) | more, images, folder))
+            world.on_rank_zero(lambda: begin(stack.enter_context, _facts(name, resolved, images) | more, images, folder))
         if world.is_main:
             stack.enter_context(engine.log_to(folder["log.txt"]))
         log.info(plan)
         log.info(f"run folder {folder.path}, {provenance.commit()}")
         log.info(loaders.message)
-        _say_what_changed(folder, settings, world)
-        more = {"report": write_report, "benchmark": benchmark, "stages": stages}
+        say_what_changed(folder, settings.threads, settings.sync_bn, world)
+        more = {"network": dataset.stem, "report": write_report, "benchmark": benchmark, "stages": stages}
         reporter = SearchReporter(search, folder, settings, loaders.pictures, **more)
         session = Session(search, folder, settings, reporter, files=images.index.files, signals=signals, world=world)
         try:
@@ -94,26 +92,17 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
 
 
 def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
-    """Open the run folder on rank 0. Raises RunFolderError."""
+    """Open the run folder on rank 0. Raises RunFolderError, also if the run began with other candidates."""
     settings, space = resolved.settings, resolved.space
 
-    def opened() -> RunFolder:
-        folder = RunFolder.open(path, settings)
+    def check(folder: RunFolder) -> None:
         if (folder.saved or {}).get("space", to_dict(space)) != to_dict(space):
             raise RunFolderError(
-                f"--space {settings.space}: its candidates are not those that {path} started with: restore the file, or choose "
-                "another folder"
+                f"--space {settings.space}: its candidates are not those that {folder.path} started with: restore the file, "
+                "or choose another folder"
             )
-        return folder
 
-    name = f"{command.replace('_', '-')}-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = Path(settings.save or name)
-    found = world.on_rank_zero(opened, lambda folder: folder.saved)
-    if world.is_main:
-        return found
-    folder = RunFolder(path)
-    folder.saved = found
-    return folder
+    return open_folder(settings.save, f"{command.replace('_', '-')}-{settings.objective}", settings, world, check)
 
 
 def _start(resolved: Resolved, images: Images, loaders: Input, world: World, timer: StageTimer | None) -> Search:
@@ -129,9 +118,8 @@ def _start(resolved: Resolved, images: Images, loaders: Input, world: World, tim
         draw_apart(world)
         return supernet, objective
 
-    def captured(bilevel: Bilevel) -> CapturedBilevel:
-        steps = CapturedBilevel(bilevel, settings.cuda_graph)
-        return steps if timer is None else timer.follow(steps)
+    def captured(bilevel: Bilevel) -> CapturedSteps:
+        return CapturedSteps(bilevel if timer is None else timer.follow(bilevel), settings.cuda_graph)
 
     stages = Progressive(resolved.stages, make, settings.seed)
     supernet, objective = stages.begin(0, resolved.space)
@@ -151,50 +139,10 @@ def _start(resolved: Resolved, images: Images, loaders: Input, world: World, tim
     return search
 
 
-def draw_apart(world: World) -> None:
-    """Reseed torch's generators per rank, so that noise and dropout differ between ranks, as their images do.
-
-    Each rank's seed is derived from the generators' state; a single process keeps its generators unchanged.
-    """
-    if not world.is_single:
-        torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)
-
-
-def _begin(
-    hold: Callable[[AbstractContextManager[None]], None], facts: dict[str, Any], images: Images, folder: RunFolder
-) -> None:
-    """Create the folder of a new run, locked for the lifetime of `hold`."""
-    hold(folder.locked())
-    images.write(folder)
-    folder.create(facts)
-
-
-def _say_what_changed(folder: RunFolder, settings: AnySearch, world: World) -> None:
-    """Log how a continued run differs from its start, and the effect."""
-    if folder.saved is None or not world.is_main:
-        return
-    ranks, threads = folder.saved.get("ranks", 1), folder.saved["settings"].get("threads", settings.threads)
-    if ranks != world.size:
-        norm = "" if settings.sync_bn else ", and BatchNorm's statistics come from different parts of a batch"
-        log.warning(
-            f"the run started with {ranks} ranks and continues with {world.size}: same images, but sums round differently{norm}"
-        )
-    elif threads != settings.threads:
-        log.warning(
-            f"the run started with {threads} threads and continues with {settings.threads}: torch's sums may round differently"
-        )
-
-
 def _facts(command: str, resolved: Resolved, images: Images) -> dict[str, Any]:
     """Return the content of settings.json."""
-    settings, space = resolved.settings, resolved.space
-    return {
-        "command": command,
-        "settings": asdict(settings),
-        "data": images.facts() | {"is_sample": settings.data is None},
+    space = resolved.space
+    return facts_of(command, resolved.settings, images, is_sample=resolved.settings.data is None) | {
         "space": to_dict(space),
         "candidates": {kind: space.candidates(kind) for kind in space.kinds},
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
     }

@@ -1,4 +1,4 @@
-"""Bilevel search: the step, relaxations, learning-rate schedules, selection, early stopping, signs of collapse.
+"""Bilevel search: the step, relaxations, selection, early stopping, signs of collapse.
 
 The module itself is callable: `fastdarts.search("mae-nas-cifar10", data=...)` calls fastdarts.facade.search.
 """
@@ -11,12 +11,8 @@ from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
 from fastdarts.search.early_stop import Stop, check_early_stop
 from fastdarts.search.methods import METHODS, Method, settings_of
-from fastdarts.search.optimizers import OptimizerUnavailable
-from fastdarts.search.precision import Precision, tf32
 from fastdarts.search.progressive import Progressive, Stage, stages_of
-from fastdarts.search.randomness import seeded
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.search.schedules import learning_rate
 from fastdarts.search.search import Search
 from fastdarts.search.selection import argmax_genotype, limit_skips
 
@@ -26,8 +22,6 @@ __all__ = [
     "DivergedError",
     "Hooks",
     "Method",
-    "OptimizerUnavailable",
-    "Precision",
     "Progressive",
     "Search",
     "SoftmaxRelaxation",
@@ -39,12 +33,9 @@ __all__ = [
     "check_early_stop",
     "collapse_figures",
     "dominant_eigenvalue",
-    "learning_rate",
     "limit_skips",
-    "seeded",
     "settings_of",
     "stages_of",
-    "tf32",
 ]
 
 

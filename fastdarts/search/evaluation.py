@@ -8,11 +8,11 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
+from fastdarts.optim.precision import Precision
+from fastdarts.optim.randomness import seeded
 from fastdarts.protocols import Ranks
 from fastdarts.search.bilevel import Bilevel, frozen, frozen_buffers
 from fastdarts.search.collapse import dominant_eigenvalue
-from fastdarts.search.precision import Precision
-from fastdarts.search.randomness import seeded
 from fastdarts.spaces import Kind
 from fastdarts.supernet import CellWeights, Network
 

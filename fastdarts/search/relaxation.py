@@ -60,7 +60,7 @@ class SoftmaxRelaxation:
         return None
 
     def epoch_ended(self, epoch: int) -> None:
-        """Hook after the last step of each epoch (from 1) that updates alpha, for decisions made once per epoch.
+        """Run after the last step of each epoch (from 1) that updates alpha: the hook for decisions made once per epoch.
 
         It may change tensors of `state_dict` in place, and no others: captured steps keep reading them. All ranks must change
         them alike.

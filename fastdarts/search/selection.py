@@ -39,7 +39,7 @@ def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int, selec
         genotype = selection(space, weights)
         if isinstance(genotype, Architecture):
             raise ValueError("skip_limit: skips are limited in DARTS' cells only, but the selection returned another kind")
-        skips = [space.edges_of_node(i // 2)[state] for i, (op, state) in enumerate(genotype.normal) if op == SKIP]
+        skips = [space.edges_of_node(node - 2)[state] for op, node, state in genotype.genes("normal") if op == SKIP]
         if len(skips) <= most:
             return genotype
         space, weights = _without_weakest_skip(space, weights, skips)

@@ -32,6 +32,7 @@ def setting(
     auto: Any = None,
     path: bool = False,
     place: bool = False,
+    also: Sequence[str] = (),
 ) -> Any:
     """Return a dataclass field that is also a flag.
 
@@ -43,6 +44,7 @@ def setting(
     auto       value of the word "auto": the run chooses, and a continued run keeps the choice
     path       path of a file or folder: a leading ~ is the home folder
     place      path to content that may have moved: a continued run compares the content instead
+    also       further names of the flag, as other tools spell it
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(
@@ -58,6 +60,7 @@ def setting(
             "auto": auto,
             "path": path or place,
             "place": place,
+            "also": tuple(also),
         },
     )
 

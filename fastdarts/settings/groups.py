@@ -170,13 +170,13 @@ class Optimisation(Settings):
     batch_size: int = setting(
         1024, "images per step, over all ranks; auto (or 0) = the most that fit into 80 % of free memory", at_least=0, auto=0
     )
-    learning_rate: float = setting(0.5, "learning rate of the weights' SGD, for the whole batch", above=0)
-    learning_rate_min: float = setting(0.0, "final value of the cosine schedule", at_least=0)
+    learning_rate: float = setting(0.5, "learning rate of the weights' SGD, for the whole batch", above=0, also=("lr",))
+    learning_rate_min: float = setting(0.0, "final value of the cosine schedule", at_least=0, also=("min_lr",))
     warmup_epochs: int = setting(5, "epochs of linear warm-up; scaled if only --epochs is given", at_least=0)
     momentum: float = setting(0.9, "momentum of the weights' SGD", at_least=0, below=1)
     nesterov: bool = setting(False, "Nesterov momentum for the weights' SGD", before=False)
     weight_decay: float = setting(3e-4, "weight decay of the weights", at_least=0)
-    grad_clip: float = setting(5.0, "maximum gradient norm of the weights; 0 = no clipping", at_least=0)
+    grad_clip: float = setting(5.0, "maximum gradient norm of the weights; 0 = no clipping", at_least=0, also=("clip_grad",))
     eval_every: int = setting(1, "epochs between evaluations (the last epoch is always evaluated)", at_least=1)
     optimizer_backend: Literal["torch", "apex"] = setting(
         "torch", "fused SGD and Adam of torch, or of NVIDIA's apex if installed", resumable=True
@@ -255,9 +255,6 @@ class Device(Settings):
     title = "device"
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    backend: str = setting(
-        "auto", "backend of the fused ops, masks and cells: auto, definition or one listed by fastdarts.info"
-    )
     cuda_graph: Literal["auto", "on", "off"] = setting(
         "auto",
         "replay whole steps as CUDA graphs: if possible (auto), or stop with an error (on), or never (off)",
@@ -270,6 +267,17 @@ class Device(Settings):
         "CPU threads of torch per rank; 0 = by the cores and ranks of a node (the number is saved)",
         at_least=0,
         resumable=True,
+    )
+
+
+@group
+class FusedOps(Settings):
+    """Implementation of the fused ops."""
+
+    title = "device"
+
+    backend: str = setting(
+        "auto", "backend of the fused ops, masks and cells: auto, definition or one listed by fastdarts.info"
     )
 
 

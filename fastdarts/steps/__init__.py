@@ -1,12 +1,12 @@
 """Memory and time of training steps, and their replay as CUDA graphs."""
 
-from fastdarts.steps.cuda_graph import CapturedBilevel, CaptureError, no_gpu
+from fastdarts.steps.cuda_graph import CapturedSteps, CaptureError, no_gpu
 from fastdarts.steps.memory import STEP, NoMemory, free_bytes, largest_batch, memory_errors_explained, meta_batch, step_bytes
 
 __all__ = [
     "STEP",
     "CaptureError",
-    "CapturedBilevel",
+    "CapturedSteps",
     "NoMemory",
     "free_bytes",
     "largest_batch",

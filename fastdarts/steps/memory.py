@@ -20,9 +20,10 @@ from fastdarts.data import placement
 from fastdarts.objectives import Objective
 from fastdarts.ops.backend import choose
 from fastdarts.ops.philox import Stream
-from fastdarts.search import Bilevel, Precision, SoftmaxRelaxation
+from fastdarts.optim import Precision
+from fastdarts.optim.precision import Amp
+from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.search.bilevel import frozen
-from fastdarts.search.precision import Amp
 from fastdarts.steps.memory_counter import Counted
 from fastdarts.supernet import Network
 

@@ -96,7 +96,7 @@ class Network(nn.Module):
                 module.rate.fill_(rate)
 
     def attach_classifier(self, num_classes: int) -> nn.Linear:
-        """Return the linear head on the last feature, `classifier` as in DARTS' code; created on the first call.
+        """Return the linear head on the last feature, under DARTS' name for it; the first call creates it.
 
         Raises ValueError if there is one of another size (whose parameters an optimizer may hold).
         """
@@ -122,7 +122,7 @@ class Network(nn.Module):
             )
 
     def _channels(self, number: int, C: int, step: Tensor | None, stream: int) -> Tensor | None:
-        """Return each edge's processed channels in cell `number` at this step: int64 (E, C/k), or None for `first`.
+        """Return the channels that each edge of cell `number` processes at this step: int64 (E, C/k), or None for `first`.
 
         They are the C/k channels with the smallest random words, in ascending order.
         """

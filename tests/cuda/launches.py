@@ -134,7 +134,7 @@ class Memory:
 
 
 def convolve(memory: Memory, unit: UnitRow, kind: torch.dtype, rounded: bool = False) -> Tensor:
-    """y of a unit, (N, Cq, Ho, Wo), computed at `kind`; rounded: each result to the memory's dtype, as op by op."""
+    """The y of a unit, (N, Cq, Ho, Wo), computed at `kind`; rounded: each result to the memory's dtype, as op by op."""
     Cq, K = memory.plan.Cq, unit.kernel
 
     def round_off(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def search(tree: Path, tmp_path: Path) -> Search:
-    """search("name", flags...) runs one and returns its folder."""
+    """A call `search("name", flags...)` runs one and returns its folder."""
 
     def run(name: str, *flags: str, status: int = 0) -> Path:
         assert main(arguments(tree, "--save", str(tmp_path / name), *flags)) == status

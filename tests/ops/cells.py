@@ -86,7 +86,7 @@ class CellCall:
         return x + 1e3 if self.images == "shifted" else x
 
     def constants(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
-        """running mean and variance, channels, and the output's gradient."""
+        """Running mean and variance, channels, and the output's gradient."""
         g = torch.Generator().manual_seed(self.seed + 1)
         E, Cq, s = len(self.graph.edges), self.C // self.k, self.graph.stride
         B = self.graph.norms * Cq

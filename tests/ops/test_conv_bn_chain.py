@@ -259,13 +259,13 @@ def test_the_registered_ops_read_nothing_that_is_not_there(wrong: str) -> None:
     means, variances = map(list, zip(*call.buffers(), strict=True))
     outs, ys, statistics = OP(x, weights, scales, shifts, means, variances, [2, 2, 1], 2, 1e-5, 0)
     short = shifts[:2] if wrong == "norm_biases" else [*shifts[:2], shifts[2][:3]] if wrong == "one norm_bias" else shifts
+    means, variances = means[: 2 if wrong == "running_means" else 3], variances[: 2 if wrong == "running_vars" else 3]
+    op, given = OP, (x, weights, scales, short, means, variances, [2, 2, 1], 4 if wrong == "outputs" else 2, 1e-5, 0)
+    if wrong == "statistics":
+        op = torch.ops.fastdarts.conv_bn_chain_backward
+        given = outs, x, weights, scales, shifts, ys, statistics[:, :5], [2, 2, 1], 1e-5, False, True, True, 0
     with pytest.raises(RuntimeError, match="conv_bn_chain"):
-        if wrong == "statistics":
-            torch.ops.fastdarts.conv_bn_chain_backward(
-                outs, x, weights, scales, shifts, ys, statistics[:, :5], [2, 2, 1], 1e-5, False, True, True, 0
-            )
-        means, variances = means[: 2 if wrong == "running_means" else 3], variances[: 2 if wrong == "running_vars" else 3]
-        OP(x, weights, scales, short, means, variances, [2, 2, 1], 4 if wrong == "outputs" else 2, 1e-5, 0)
+        op(*given)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

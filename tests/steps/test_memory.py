@@ -68,7 +68,7 @@ def test_every_case_is_predicted(workload):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", ["auto", "definition"])
 def test_on_a_gpu_the_allocator_adds_no_more_than_what_is_said(backend, dtype):
-    """cuDNN's workspaces and small sums of the fused kernels come on top; the scratch of the cells' backward is predicted."""
+    """Workspaces of cuDNN and small sums of the fused kernels come on top; the scratch of the cells' backward is predicted."""
     record = compare(Workload("pc-cifar", 64, 32, 4, dtype, "cuda", backend))
     assert 1 - 2 * ALLOWED < record["ratio"] < 1 + ALLOWED, record
 
@@ -222,7 +222,7 @@ def test_walls_stay_as_long_as_the_graph_of_their_forward():
         assert counted.live == pytest.approx(4000, abs=64) and kept > 4 * 4000
 
 
-@pytest.mark.parametrize("each, fixed", [(1.0, 0), (3.7, 100), (0.01, 5)])
+@pytest.mark.parametrize(("each", "fixed"), [(1.0, 0), (3.7, 100), (0.01, 5)])
 @pytest.mark.parametrize("space", [50, 107, 1000, 4321])
 def test_the_largest_batch_that_fits(each, fixed, space):
     def peak(n):

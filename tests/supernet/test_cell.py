@@ -199,7 +199,7 @@ def test_a_cell_has_few_large_parameters() -> None:
 
 
 def test_the_parts_of_a_packed_tensor_have_their_names() -> None:
-    """unpacked gives views, of a gradient too: what lies where in the parameter lies there in its gradient."""
+    """Views come from `unpacked`, of a gradient too: what lies where in the parameter lies there in its gradient."""
     edges = MixedEdges(S0, "reduce", 4)
     views = edges.unpacked(edges.weights.detach())
     assert views["0._ops.3.conv_2.weight"].shape == (2, 4, 1, 1)

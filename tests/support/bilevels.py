@@ -7,8 +7,9 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import Classification, MaskedReconstruction, Objective, make_objective
-from fastdarts.search import Bilevel, Precision, SoftmaxRelaxation
-from fastdarts.search.optimizers import arch_optimizer, weight_optimizer
+from fastdarts.optim import Precision
+from fastdarts.optim.optimizers import arch_optimizer, weight_optimizer
+from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import NASBENCH201, S4, Space
 from fastdarts.supernet import NASBench201Supernet, Network, Supernet
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastdarts.search import Bilevel, Precision, tf32
-from fastdarts.search.precision import LossScale
+from fastdarts.optim import Precision, tf32
+from fastdarts.optim.precision import LossScale
+from fastdarts.search import Bilevel
 from fastdarts.supernet import base
 from tests.support.bilevels import batch, differing, everything, make, number
 
@@ -177,8 +178,11 @@ def test_tf32_is_allowed_inside_only(allowed: bool) -> None:
     def now() -> list[bool]:
         return [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
 
-    before = now()
-    with pytest.raises(KeyError), tf32(allowed):
+    def fail() -> None:
         assert now() == [allowed] * 2
         raise KeyError
+
+    before = now()
+    with pytest.raises(KeyError), tf32(allowed):
+        fail()
     assert now() == before

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastdarts.search import learning_rate
+from fastdarts.optim import learning_rate
 
 
 def test_cosine_of_darts() -> None:

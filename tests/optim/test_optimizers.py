@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.search import OptimizerUnavailable
-from fastdarts.search.optimizers import (
+from fastdarts.optim import OptimizerUnavailable
+from fastdarts.optim.optimizers import (
     BETAS,
     arch_optimizer,
     check_backend,

@@ -1,6 +1,6 @@
 """Numeric format of a step: autocast, float16 loss scaling, TF32.
 
-Dtypes under `--amp bf16` and `--amp fp16` (verified by tests/search/test_precision.py):
+Dtypes under `--amp bf16` and `--amp fp16` (verified by tests/optim/test_precision.py):
 
     float32    weights, their gradients, momentum; alpha, beta, their gradients, Adam's moments
     float32    softmax of alpha and beta, BatchNorm's running statistics, and the statistics that a layer normalises with

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from fastdarts.engine import RankInfo, World
 from fastdarts.objectives import Classification
+from fastdarts.optim import seeded
 from fastdarts.runs.search import draw_apart
-from fastdarts.search import Search, seeded
+from fastdarts.search import Search
 from fastdarts.spaces import Space
 from fastdarts.supernet import Supernet
 from fastdarts.supernet.eager_candidates import Noise, RandomModule, SkipDropout
@@ -75,8 +76,11 @@ def test_ranks_draw_apart_and_each_the_same_again(size: int) -> None:
 
 
 def test_seeded_puts_the_generator_back_after_an_error() -> None:
-    before = torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt), seeded(torch.device("cpu")):
+    def interrupted() -> None:
         torch.rand(3)
         raise KeyboardInterrupt
+
+    before = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt), seeded(torch.device("cpu")):
+        interrupted()
     assert torch.equal(torch.get_rng_state(), before)

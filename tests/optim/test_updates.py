@@ -10,8 +10,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdarts.ops.philox import Stream
-from fastdarts.search import Bilevel, updates
-from fastdarts.search.updates import Buffers, non_finite, obeys, step_if_finite
+from fastdarts.optim import updates
+from fastdarts.optim.updates import Buffers, non_finite, obeys, step_if_finite
+from fastdarts.search import Bilevel
 from tests.support.bilevels import batch, differing, everything, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
