@@ -23,7 +23,6 @@ from fastdarts.data import (
     CacheLayout,
     CacheLoader,
     DaliLoader,
-    DaliReaderLoader,
     DataError,
     FolderLoader,
     ImageIndex,
@@ -141,9 +140,7 @@ def _routes(inputs: Inputs) -> dict[str, Make]:
         "cache": lambda: CacheLoader(inputs.cache, chosen, **order),
     }
     if dali.unavailable(torch.device(s.device)) is None:
-        threads = max(1, s.workers)
-        routes["dali"] = lambda: DaliLoader(index, chosen, threads=threads, **order)
-        routes["dali-reader"] = lambda: DaliReaderLoader(index, chosen, threads=threads, **order)
+        routes["dali"] = lambda: DaliLoader(index, chosen, threads=max(1, s.workers), **order)
     return routes
 
 

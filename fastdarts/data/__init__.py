@@ -11,7 +11,6 @@ from fastdarts.data.cache import Cache, CacheLayout
 from fastdarts.data.cache_loader import CacheEvalLoader, CacheLoader
 from fastdarts.data.crop import crop_box, crop_words, flips
 from fastdarts.data.dali import DaliLoader
-from fastdarts.data.dali_reader import DaliReaderLoader
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex, Index
@@ -32,7 +31,6 @@ __all__ = [
     "CacheLayout",
     "CacheLoader",
     "DaliLoader",
-    "DaliReaderLoader",
     "DataError",
     "EvalLoader",
     "FolderLoader",

@@ -110,12 +110,12 @@ def _array(*given: Any) -> np.ndarray:
 
     given  content, dtype, shape, order: arguments of numpy's _frombuffer; or three arguments of its _reconstruct and a state
     """
-    content, dtype, shape, order = given if len(given) == 4 else (given[7], given[5], given[4], "CF"[bool(given[6])])
+    content, dtype, shape, order = given if len(given) == 4 else (given[7], given[5], given[4], "F" if given[6] else "C")
     kind = _text(dtype.given[4]) + _text(dtype.given[0])  # byte order from the state, code from the arguments
     if not INTEGERS.fullmatch(kind):
         raise pickle.UnpicklingError(f"an array of {kind[1:]}, integers are wanted")
     content = content.encode("latin1") if isinstance(content, str) else bytes(content)
-    return np.frombuffer(content, kind).reshape(shape, order=order)
+    return np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
 
 
 NAMES = {

@@ -157,8 +157,7 @@ def pipeline(graph: Callable[[Any], Any], batch_size: int, threads: int, device:
     pipe = Pipeline(batch_size, threads, number, prefetch_queue_depth=PREFETCH, exec_dynamic=True)
     try:
         with pipe:
-            made = graph(fn)
-            pipe.set_outputs(*made if isinstance(made, tuple) else (made,))
+            pipe.set_outputs(graph(fn))
         pipe.build()
     except RuntimeError as error:
         raise InputStopped(f"DALI does not start: {_reason(error)}") from error

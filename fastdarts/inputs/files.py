@@ -15,7 +15,6 @@ from fastdarts.data import (
     CacheLayout,
     CacheLoader,
     DaliLoader,
-    DaliReaderLoader,
     DataError,
     EvalLoader,
     FolderLoader,
@@ -31,6 +30,7 @@ from fastdarts.inputs.images import ImageFiles
 from fastdarts.protocols import Batches
 from fastdarts.settings import ConfigError, SearchImagenetSettings, groups
 
+FORMER = "dali-reader"  # a route of runs that an earlier version began
 SAMPLED = 200  # files whose headers are sampled to estimate the cache size
 log = logging.getLogger("fastdarts")
 
@@ -107,7 +107,7 @@ def open_input(
 
 def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, workers: int, common: dict[str, Any]) -> Made:
     """Make loaders that decode files during the search."""
-    make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
+    make = {"torchvision": _torchvision, "dali": _dali}[route]
     train, val = (make(images, split, workers, order) for split, order in orders(settings, images, common))
     evaluation = EvalLoader(images.index, images.val, workers=workers, **common)
     return train, val, evaluation, {"route": route, "cache": "off"}
@@ -127,8 +127,8 @@ def _cached(
 
 def _same(routes: set[str]) -> str:
     """Describe which properties two different routes share."""
-    if "dali-reader" in routes:
-        return "order and flips stay the same, boxes differ"
+    if FORMER in routes:
+        return f"order and flips stay the same, boxes differ; {FORMER} is no longer a loader"
     rest = "pixels differ, because boxes are cropped from reduced images" if "cache" in routes else "pixels differ by rounding"
     return f"order, boxes and flips stay the same, {rest}"
 
@@ -139,10 +139,6 @@ def _torchvision(images: ImageFiles, split: Tensor, workers: int, order: dict[st
 
 def _dali(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
     return DaliLoader(images.index, split, threads=max(1, workers), **order)
-
-
-def _dali_reader(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
-    return DaliReaderLoader(images.index, split, threads=max(1, workers), **order)
 
 
 def _short(settings: groups.ImageFiles) -> int:
@@ -185,14 +181,14 @@ def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) ->
     """Return the decoder used without a cache, and a sentence with the reason."""
     device = torch.device(settings.device)
     route = settings.loader
-    if route == "auto" and saved and saved["route"] != "cache":
+    if route == "auto" and saved and saved["route"] not in ("cache", FORMER):
         route = saved["route"]
     if route == "torchvision":
         return route, "loader: torchvision"
     if route == "auto" and device.type != "cuda":
         return "torchvision", "loader: torchvision (decodes with Pillow); --loader dali uses DALI on a CPU"
     why_not = dali.unavailable(device)
-    if route.startswith("dali"):
+    if route == "dali":
         if why_not:
             raise ConfigError(f"--loader {route}: {why_not}")
         return route, f"loader: {route}"

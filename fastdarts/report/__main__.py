@@ -6,8 +6,9 @@ from pathlib import Path
 from fastdarts.cli.modules import import_modules
 from fastdarts.cli.parser import Parser
 from fastdarts.logs import any_text
-from fastdarts.report import NotDrawn, ReportError, write_report
+from fastdarts.report import NotDrawn, ReportError, write_report, write_training_report
 from fastdarts.report.drawing import drawing, import_matplotlib
+from fastdarts.report.run import read_run
 from fastdarts.settings import ConfigError
 from fastdarts.settings.values import path_of
 from fastdarts.spaces import ArchitectureError
@@ -34,12 +35,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--modules requires --genotype; a run's report needs no modules")
     try:
         import_modules(args.modules)
-        written = [write_report(args.run)] if args.run else _draw(args.genotype, args.out or Path())
+        written = [_report(args.run)] if args.run else _draw(args.genotype, args.out or Path())
     except (ReportError, GenotypeError, ArchitectureError, ConfigError, NotDrawn, OSError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, NotDrawn) else 2
     print(*written, sep="\n")
     return 0
+
+
+def _report(run: Path) -> Path:
+    """Write the report of a run of either kind. Raises ReportError, OSError."""
+    write = write_training_report if read_run(run).settings.get("command") == "retrain" else write_report
+    return write(run)
 
 
 def _draw(genotype: str, folder: Path) -> list[Path]:

@@ -42,7 +42,7 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
     seconds = sum(line.get("seconds") or 0 for line in run.timing)
     if seconds:
         images = sum((line.get("seconds") or 0) * (line.get("images_per_s") or 0) for line in run.timing)
-        figures.append(("Time", _duration(seconds), f"{number(images / seconds)} images/s"))
+        figures.append(("Time", duration(seconds), f"{number(images / seconds)} images/s"))
     return figures
 
 
@@ -65,6 +65,7 @@ def _against(loss: float | None, baseline: float | None) -> str:
     return f"{abs(share):.1f} % {'above' if share < 0 else 'below'} baseline {number(baseline)}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format seconds as hours and minutes, or minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"

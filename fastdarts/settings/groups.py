@@ -22,11 +22,8 @@ class ImageFiles(Settings):
     strict: bool = setting(
         False, "stop at a bad file instead of excluding it; also verify the files of a continued run", resumable=True
     )
-    loader: Literal["auto", "torchvision", "dali", "dali-reader"] = setting(
-        "auto",
-        "decoder used without a cache: DALI on a GPU if installed, else torchvision; dali-reader leaves order and boxes to "
-        "DALI's file reader",
-        resumable=True,
+    loader: Literal["auto", "torchvision", "dali"] = setting(
+        "auto", "decoder used without a cache: DALI on a GPU if installed, else torchvision", resumable=True
     )
     cache: Literal["auto", "device", "ram", "off"] = setting(
         "auto", "decode each image once and cache it: on the device if it fits, else in RAM, else not at all", resumable=True
