@@ -27,7 +27,7 @@ from fastdarts.sweep import __main__ as command
 from fastdarts.sweep import jobs
 from fastdarts.sweep.__main__ import main
 from fastdarts.sweep.folder import SweepFolder
-from fastdarts.sweep.grid import COMMANDS, Command, Grid, SweepError
+from fastdarts.sweep.grid import COMMANDS, Grid, SweepError, SweptCommand
 from fastdarts.sweep.plot import draw_sweep, lines
 from fastdarts.sweep.results import Spread, aggregate, figures, markdown
 from tests.support.pretend_search import PretendSettings
@@ -38,7 +38,7 @@ RATIOS, SEEDS = ["--grid", "mask_ratio=0.2,0.6"], ["--grid", "seed=0,1"]
 
 @pytest.fixture(autouse=True)
 def pretend(monkeypatch, root):
-    monkeypatch.setitem(COMMANDS, "pretend", Command("tests.support.pretend_search", PretendSettings, lambda *_: None))
+    monkeypatch.setitem(COMMANDS, "pretend", SweptCommand("tests.support.pretend_search", PretendSettings, lambda *_: None))
     monkeypatch.chdir(root)  # where `python -m tests.support.pretend_search` is found
     monkeypatch.setattr(command, "Executor", lambda *_: Direct())
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdarts.data.archive import content_bytes, read_archive
-from fastdarts.data.cifar_pickle import LAYOUTS, layout_of, read_batches
+from fastdarts.data.cifar_pickle import BATCH_FILES, files_of, read_batches
 from fastdarts.data.decode import pillow_warnings, read_rgb
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
@@ -108,13 +108,13 @@ def _read(path: Path, threads: int) -> ImageArray:
         raise DataError(f"{path} does not exist: give {WANTED}")
     if not path.is_dir():
         return _from_archive(path, threads)
-    inside = [path / name for name in LAYOUTS if (path / name).is_dir()]
+    inside = [path / name for name in BATCH_FILES if (path / name).is_dir()]
     archives = sorted(path.glob("train*.npz"))
     if len(inside) + len(archives) > 1:
         raise DataError(f"{path} holds {shortlist([p.name for p in inside + archives])}: give one of them")
     folder = inside[0] if inside else path
-    if layout := layout_of(folder):
-        return ImageArray.make(folder, *read_batches(folder, layout))
+    if files := files_of(folder):
+        return ImageArray.make(folder, *read_batches(folder, files))
     if archives:
         return _from_archive(archives[0], threads)
     if (path / "train").is_dir():

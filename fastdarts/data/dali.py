@@ -20,7 +20,7 @@ from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.jpeg import plain_size
 from fastdarts.data.loader import Common, Loader
-from fastdarts.data.prefetch import Stage
+from fastdarts.data.prefetch import Activity
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.data.workers import Request
@@ -80,7 +80,7 @@ class DaliLoader(Loader):
             raise DataError(why)
         self._index, self._threads = index, threads
 
-    def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, number: int, stage: Activity) -> Iterator[Batch]:
         return _decoded(self._index, self.sampler, self.view, self._threads, self.device, number, stage)
 
 
@@ -92,7 +92,7 @@ class _Asked(NamedTuple):
 
 
 def _decoded(
-    index: ImageIndex, sampler: BatchSampler, view: View, threads: int, device: torch.device, number: int, stage: Stage
+    index: ImageIndex, sampler: BatchSampler, view: View, threads: int, device: torch.device, number: int, stage: Activity
 ) -> Iterator[Batch]:
     """Yield the batches from `number` on."""
     split, numbers = view.stream.name.lower(), count(number)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdarts.data.crop import RATIO, crop_box, crop_words, middle, short_side
+from fastdarts.data.crop import RATIO, central_part, crop_box, crop_words, short_side
 from fastdarts.data.decode import read_rgb
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex
@@ -61,7 +61,7 @@ class Decoder:
         if self.view.train:
             box = crop_box(words, image.width, image.height, self.view.scale, RATIO)
             return functional.resized_crop(image, *box, [size, size])
-        if (box := middle(image.width, image.height)) is not None:
+        if (box := central_part(image.width, image.height)) is not None:
             image = image.crop(box)
         return functional.center_crop(functional.resize(image, [short_side(size)]), [size, size])
 

@@ -14,7 +14,7 @@ from fastdarts.data import (
     ImageArray,
     ImageIndex,
     Index,
-    Remembered,
+    VerifiedStore,
     image_sizes,
     read_images,
     read_list,
@@ -101,14 +101,14 @@ class Images:
                 raise _others(index, folder, why)
             log.info(f"the run's images are now in {index.root}, unchanged; they were in {then['root']} when it started")
         for name, split in (("train_list", images.train), ("val_list", images.val)):
-            given, before = getattr(settings, name), (saved.get("settings") or {}).get(name)
-            if given != before:
-                other = set(read_list(given, index).tolist()) ^ set(split.tolist())
+            path, before = getattr(settings, name), (saved.get("settings") or {}).get(name)
+            if path != before:
+                other = set(read_list(path, index).tolist()) ^ set(split.tolist())
                 left_out = set(_excluded(folder)) if other else set()
                 if files := [index.files[i] for i in sorted(other) if index.files[i] not in left_out]:
-                    message = f"--{name} {given} differs from {before}, with which {folder.path} started"
+                    message = f"--{name} {path} differs from {before}, with which {folder.path} started"
                     raise RunFolderError(f"{message}, in {shortlist(files)}: give the same list, or choose another folder")
-                log.info(f"--{name} {given} lists the same images as {before} did when the run started")
+                log.info(f"--{name} {path} lists the same images as {before} did when the run started")
         return images
 
     def unlike(self, then: Mapping[str, Any]) -> str:
@@ -213,9 +213,9 @@ class ImageFiles(Images):
                 log.info(f"checking files: {done} of {total}")
 
         chosen = torch.cat([self.train, self.val]).sort().values  # in disk order
-        with Remembered() as remembered:
-            good, sizes, bad = verify(self.index, chosen, threads, progress, remembered)
-        log.info(f"checked {len(chosen)} files, {remembered.used} of them unchanged since an earlier check")
+        with VerifiedStore() as store:
+            good, sizes, bad = verify(self.index, chosen, threads, progress, store)
+        log.info(f"checked {len(chosen)} files, {store.used} of them unchanged since an earlier check")
         if bad and strict:
             named = shortlist([f"{name} ({reason})" for name, reason in bad])
             raise DataError(
@@ -240,8 +240,8 @@ class ImageFiles(Images):
         if self.sizes is not None:
             return self
         chosen = torch.cat([self.train, self.val])
-        with Remembered() as remembered:
-            sizes = image_sizes(self.index, chosen, threads, remembered)
+        with VerifiedStore() as store:
+            sizes = image_sizes(self.index, chosen, threads, store)
         return replace(self, sizes=self._by_number(chosen, sizes))
 
     def _by_number(self, indices: Tensor, sizes: Tensor) -> Tensor:
