@@ -70,7 +70,7 @@ def device_of(name: str, info: RankInfo) -> str:
     if name == "cuda" and info.size > 1:
         name = f"cuda:{info.local_rank % max(1, torch.cuda.device_count())}"
     if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: neither auto, cpu, cuda nor cuda:N")
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     try:
         return str(torch.empty(0, device=name).device)
     except (RuntimeError, AssertionError) as error:  # torch's two errors for a missing device

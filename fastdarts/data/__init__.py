@@ -19,7 +19,7 @@ from fastdarts.data.loader import Loader
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.splits import subsets
-from fastdarts.data.verified_store import Remembered
+from fastdarts.data.verified_store import VerifiedStore
 from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
@@ -40,8 +40,8 @@ __all__ = [
     "InputStopped",
     "Loader",
     "Pixels",
-    "Remembered",
     "Verified",
+    "VerifiedStore",
     "crop_box",
     "crop_words",
     "dali",

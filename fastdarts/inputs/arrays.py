@@ -62,7 +62,7 @@ def _place(settings: SearchCifarSettings, images: ImageArrays, reserved: int, wo
 
 def _message(settings: SearchCifarSettings, images: ImageArrays, place: str) -> str:
     where = settings.device if place == "device" else "RAM"
-    padding = f"{settings.crop_padding} black pixels around them" if settings.crop_padding else "no padding"
+    padding = f"{settings.crop_padding} pixels of black padding" if settings.crop_padding else "no padding"
     side, size = images.index.side, settings.image_size
     taken = placement.gib(images.index.pixels.nbytes)
     return f"input: {taken} of images in {where}; crops of {size} of {side} px, {padding}, flips"

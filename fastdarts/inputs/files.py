@@ -51,7 +51,7 @@ def forecast(settings: SearchImagenetSettings, images: ImageFiles, reserved: int
             if not isinstance(size, str):
                 sizes[number] = size
     if not sizes:
-        raise DataError(f"of the chosen files under {images.index.root} none that was looked at is an image")
+        raise DataError(f"none of the checked files under {images.index.root} is an image")
     sampled = _layout(settings, images, torch.tensor(list(sizes)), torch.tensor(list(sizes.values())))
     place = _place(settings, len(chosen) * sampled.bytes // len(sizes), None, reserved, world)
     return place.message if place.where != "off" else f"{place.message}; {_route(settings, None)[1]}"
@@ -82,7 +82,7 @@ def open_input(
     """
     chosen = torch.cat([images.train, images.val])
     if images.sizes is None:
-        raise ValueError("the images come without sizes: `ready` looks them up")
+        raise ValueError("the images have no sizes: call `ready` first")
     layout = _layout(settings, images, chosen, images.sizes[chosen])
     world = world or World()
     place = world.on_rank_zero(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))
@@ -101,7 +101,7 @@ def open_input(
     opened = Input(train, val, evaluation, small, facts, "input: {route}, --cache {cache}".format(**facts))
     if saved and saved["route"] != opened.facts["route"]:
         before, now = saved["route"], opened.facts["route"]
-        log.warning(f"the run's images came from {before} so far and come from {now} from now on: {_same({before, now})}")
+        log.warning(f"the run continues with images from {now} instead of {before}: {_same({before, now})}")
     return opened
 
 
@@ -129,7 +129,7 @@ def _same(routes: set[str]) -> str:
     """Describe which properties two different routes share."""
     if FORMER in routes:
         return f"order and flips stay the same, boxes differ; {FORMER} is no longer a loader"
-    rest = "pixels differ, since boxes are cut out of reduced images" if "cache" in routes else "pixels differ by rounding"
+    rest = "pixels differ, because boxes are cropped from reduced images" if "cache" in routes else "pixels differ by rounding"
     return f"order, boxes and flips stay the same, {rest}"
 
 
@@ -165,9 +165,9 @@ def _place(
     asked = settings.cache
     if asked == "auto" and settings.loader != "auto":
         unused = "; --cache_folder is not used" if settings.cache_folder else ""
-        return placement.Place("off", f"no cache: --loader {settings.loader} was asked for{unused}")
+        return placement.Place("off", f"no cache: --loader {settings.loader} was requested{unused}")
     if asked == "auto" and saved and saved["cache"] == "off":
-        return placement.Place("off", "no cache: the run began without one")
+        return placement.Place("off", "no cache: the run started without one")
     folder = _folder(settings)
     taken = layout.room_taken(folder) if layout is not None and folder is not None and asked != "off" else 0
     device, copies = torch.device(settings.device), world.info.local_size
@@ -186,7 +186,7 @@ def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) ->
     if route == "torchvision":
         return route, "loader: torchvision"
     if route == "auto" and device.type != "cuda":
-        return "torchvision", "loader: torchvision, whose pixels are Pillow's; --loader dali takes DALI on a CPU"
+        return "torchvision", "loader: torchvision (decodes with Pillow); --loader dali uses DALI on a CPU"
     why_not = dali.unavailable(device)
     if route == "dali":
         if why_not:

@@ -49,7 +49,7 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
         prog=prog,
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
         description=description,
-        epilog="In a flag's name a dash is as good as an underscore.",
+        epilog="Dashes and underscores are interchangeable in flag names.",
         formatter_class=Formatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
