@@ -47,27 +47,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="timed steps")
     parser.add_argument("--record", action="store_true", help="append the record to floor.jsonl")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if why := native.reason():
         print(f"{PROG}: error: {why}", file=sys.stderr)
         return 2
-    preset = SUPERNETS.get(given.supernet)
+    preset = SUPERNETS.get(args.supernet)
     size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
-    workload = Workload(given.supernet, given.batch, given.image_size or size, given.partial_channels or k)
+    workload = Workload(args.supernet, args.batch, args.image_size or size, args.partial_channels or k)
     try:
         workload.check(OURS)
-        record = tagged(measure(workload, given.rounds))
+        record = tagged(measure(workload, args.rounds))
     except WorkloadError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(record) if given.record else text(record))
-    if given.record:
-        append(given.results / "floor.jsonl", record)
+    print(json.dumps(record) if args.record else text(record))
+    if args.record:
+        append(args.results / "floor.jsonl", record)
     return 0
 
 
 def measure(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Per stage: ms of a step, GFLOP and GB of its plan, and the rates they make, with the machine's own beside them."""
+    """Per stage: ms of a step, GFLOP and GB of its plan, and the rates they make, with the machine's own rates."""
     run, module = build(workload, OURS), native.module()
     for _ in range(2):
         run()
@@ -102,7 +102,7 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
 
 
 def counted(run: Run) -> dict[str, Cost]:
-    """The cost of each stage in one call of `run`."""
+    """Return the cost of each stage in one call of `run`."""
     with _Calls() as calls:
         run()
     return calls.costs
@@ -180,7 +180,7 @@ def backward_cost(graph: Graph, x: torch.Tensor, k: int, need_inputs: bool, need
         sums += Cost(s.y, s.y * s.item)
         works = source or need_weights
         if works:
-            first += Cost(0, (read + s.y + 2 * read * source) * s.item)  # x, g, and what is added to the source's gradient
+            first += Cost(0, (read + s.y + 2 * read * source) * s.item)  # x, g, and the update of the source's gradient
         for candidate in edge.candidates:
             units = _taps(candidate, edge.stride, s.Cq)
             if candidate != Candidate.NONE:
@@ -201,7 +201,7 @@ def backward_cost(graph: Graph, x: torch.Tensor, k: int, need_inputs: bool, need
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record as a table for a person."""
+    """Format a record as a table."""
     what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {isa}, {threads} threads: {step_ms} ms a step"
     most = "at most {fma_gflop_per_s} GFLOP/s in registers, {copy_gb_per_s} GB/s of copies"
     lines = [

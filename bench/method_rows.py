@@ -18,7 +18,7 @@ Values = Mapping[str, Any]
 class Row:
     """One comparison.
 
-    own, plain  settings of the two steps, beside sizes and device
+    own, plain  settings of the two steps, besides sizes and device
     stage       of a search in stages, counted from 0
     """
 
@@ -49,7 +49,7 @@ def rows() -> list[Row]:
 
 
 def chosen(only: str | None) -> list[Row]:
-    """The rows that --only names, in the order of rows(). Raises ConfigError."""
+    """Return the rows that --only names, in the order of rows(). Raises ConfigError."""
     every = rows()
     if only is None:
         return every

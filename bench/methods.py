@@ -1,14 +1,14 @@
-"""What a step of each method, objective and space costs beside plain DARTS' step: `python -m bench.methods --record`.
+"""What a step of each method, objective and space costs compared with plain DARTS' step: `python -m bench.methods --record`.
 
 Plain is DARTS' first order, supervised, on the same space at the same depth; both are set up as search_cifar does it, with
 the published settings but for the sizes, and take their steps in turn in one process. The rows:
 
 methods     second order; PC-DARTS; each stage of P-DARTS, from the second on with dropout behind its skips and without. An edge
             keeps as many candidates as the stage has, those that take most memory and the skip, and plain has the same
-objectives  DARTS' own steps with each of them. `supervised` is plain against itself: what the clock can tell apart
+objectives  DARTS' own steps with each of them. `supervised` is plain against itself: the clock's resolution
 spaces      masked (MAE-NAS) and joint (MIM-DARTS) steps on S1 to S4 and NAS-Bench-201, each against its own plain step
 
-A record says which backend served each call of an op in a step, and which candidates run beside the fused ones.
+A record says which backend served each call of an op in a step, and which candidates run in eager mode next to the fused ones.
 """
 
 import json
@@ -40,7 +40,7 @@ from fastdarts.search.setup import bilevel_of
 from fastdarts.settings import AnySearch, ConfigError, Settings, setting
 from fastdarts.spaces import Space
 from fastdarts.steps import CapturedSteps
-from fastdarts.supernet.eager_candidates import MixedEdgesBeside
+from fastdarts.supernet.eager_candidates import MixedEdgesWithEager
 
 PROG = "python -m bench.methods"
 CIFAR = {"data": "cifar-10-batches-py"}  # settings for it, not for the generated sample; it is not read
@@ -71,9 +71,9 @@ class MethodsSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 when memory or the numbers gave out, 2 for wrong input."""
-    given, threads = MethodsSettings.given(argv, PROG, __doc__), torch.get_num_threads()
+    args, threads = MethodsSettings.given(argv, PROG, __doc__), torch.get_num_threads()
     try:
-        settings = MethodsSettings.make(given)
+        settings = MethodsSettings.make(args)
         asked = [(row, *_both(row, settings)) for row in chosen(settings.only)]  # wrong input is found before the first step
         torch.set_num_threads(settings.threads or threads)
         for row, own, plain in asked:
@@ -105,11 +105,11 @@ class Side(NamedTuple):
         return self.resolved.settings
 
 
-def _both(row: Row, given: MethodsSettings) -> tuple[Side, Side]:
-    """The row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
-    sizes = {"batch_size": given.batch, "image_size": given.image_size, "init_channels": given.init_channels}
-    sizes |= {"stage_cells": given.stage_cells, "backend": given.backend, "device": given.device}
-    sizes |= {} if given.layers is None else {"layers": given.layers}
+def _both(row: Row, settings: MethodsSettings) -> tuple[Side, Side]:
+    """Make the row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
+    sizes = {"batch_size": settings.batch, "image_size": settings.image_size, "init_channels": settings.init_channels}
+    sizes |= {"stage_cells": settings.stage_cells, "backend": settings.backend, "device": settings.device}
+    sizes |= {} if settings.layers is None else {"layers": settings.layers}
     own, plain = (search_cifar.resolve(CIFAR | dict(values) | sizes) for values in (row.own, row.plain))
     stage = own.stages[row.stage]
     space = heaviest(own.space, replace(stage, dropout=1.0))[0]  # with the skips, whether they have dropout or not
@@ -120,18 +120,18 @@ def _both(row: Row, given: MethodsSettings) -> tuple[Side, Side]:
     return sides
 
 
-def measure(row: Row, own: Side, plain: Side, given: MethodsSettings) -> dict[str, Any]:
+def measure(row: Row, own: Side, plain: Side, settings: MethodsSettings) -> dict[str, Any]:
     """One comparison, as plain values.
 
     ratio, of the medians: how many plain steps the row's step takes; ratio_by_round its quantiles over the rounds.
-    backends, plain_backends: by op the calls of one step that each backend served. beside: candidates that run beside the
-    fused ones, in all cells, by their module.
+    backends, plain_backends: number of calls in one step by op and backend. beside: number of eager candidates in all cells, by
+    module.
     """
     load, device = os.getloadavg()[0], torch.device(own.settings.device)
     with tf32(own.settings.tf32), engine.algorithms(own.settings.deterministic, own.settings.device):
         runs = {"own": _steps(own), "plain": _steps(plain)}
         calls = {name: _calls(run) for name, run in runs.items()}
-        times = alternate(runs, device.type, rounds=given.rounds, warm_up=given.warm_up)
+        times = alternate(runs, device.type, rounds=settings.rounds, warm_up=settings.warm_up)
     supernet = runs["own"].bilevel.updates.supernet
     ms, plain_ms = (milliseconds(times[name]) for name in ("own", "plain"))
     by_round = [a / b for a, b in zip(times["own"], times["plain"], strict=True)]
@@ -141,8 +141,8 @@ def measure(row: Row, own: Side, plain: Side, given: MethodsSettings) -> dict[st
         "method": own.settings.method,
         "objective": own.settings.objective,
         "space": own.settings.space,
-        "batch": given.batch,
-        "image_size": given.image_size,
+        "batch": settings.batch,
+        "image_size": settings.image_size,
         "init_channels": own.settings.init_channels,
         "cells": supernet.num_cells,
         "candidates": max(len(names) for kind in own.space.kinds for names in own.space.candidates(kind)),
@@ -156,18 +156,18 @@ def measure(row: Row, own: Side, plain: Side, given: MethodsSettings) -> dict[st
         "plain_ms": plain_ms,
         "backends": calls["own"],
         "plain_backends": calls["plain"],
-        "beside": dict(Counter(_beside(runs["own"]))),
-        "plain_beside": dict(Counter(_beside(runs["plain"]))),
-        "own_step": runs["own"].how,
-        "plain_step": runs["plain"].how,
-        "rounds": given.rounds,
+        "beside": dict(Counter(_eager(runs["own"]))),
+        "plain_beside": dict(Counter(_eager(runs["plain"]))),
+        "own_step": runs["own"].replay,
+        "plain_step": runs["plain"].replay,
+        "rounds": settings.rounds,
         "threads": torch.get_num_threads(),
         "load": round(load, 2),
     }
 
 
 def _steps(side: Side) -> Steps:
-    """A step as search_cifar sets one up, on two batches that stay on the device."""
+    """Make a step as search_cifar sets one up, on two batches that stay on the device."""
     s = side.settings
     torch.manual_seed(s.seed)
     supernet, objective = build(side.resolved, CLASSES, side.stage, side.space)
@@ -205,19 +205,19 @@ def noted() -> Iterator[dict[str, Counter[str]]]:
         yield calls
 
 
-def _beside(run: Steps) -> Iterator[str]:
-    """The kind of each candidate that runs beside the fused ones."""
+def _eager(run: Steps) -> Iterator[str]:
+    """Return the kind of each candidate that runs in eager mode."""
     for module in run.bilevel.updates.supernet.modules():
-        if isinstance(module, MixedEdgesBeside):
-            yield from (type(module.get_submodule(path)).__name__ for path in module.held)
+        if isinstance(module, MixedEdgesWithEager):
+            yield from (type(module.get_submodule(path)).__name__ for path in module.separate)
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person, in one line."""
+    """Format a record in one line."""
     what = "{row:32}{ratio:8.3f} times plain's {plain_ms[median]:8.1f} ms ({ratio_by_round[q20]} to {ratio_by_round[q80]})"
     served = [f"{op} {name} {n}" for op, by in record["backends"].items() for name, n in by.items()]
-    beside = [f"{n} {name} beside" for name, n in record["beside"].items()]
-    return f"{what.format(**record)}  {', '.join([*served, *beside])}"
+    eager = [f"{n} {name} eager" for name, n in record["beside"].items()]
+    return f"{what.format(**record)}  {', '.join([*served, *eager])}"
 
 
 if __name__ == "__main__":

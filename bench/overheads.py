@@ -2,7 +2,7 @@
 
 One search runs in its Session: run folder, log, metrics, status, stages, recent steps, checkpoints. Before each of its steps
 the same network takes two with nothing around them: "guarded", the library's own, and "bare", whose updates are made whatever
-the numbers are. What is told is in percent of the bare steps, by row, over blocks as long as the interval of progress lines:
+the numbers are. Results are in percent of the bare steps, by row, over blocks as long as the interval of progress lines:
 
 everything            the sum of the rows below it, up to the epoch's end
 NaN guard             looking for NaN and Inf, keeping and putting back BatchNorm's buffers, conditional updates
@@ -11,7 +11,7 @@ progress and metrics  the line in log.txt and in metrics.jsonl
 status                the status file
 the rest              what else the session does after a step: it asks for signals, and whether a checkpoint is due
 stages                timing the parts of a step
-checkpoint            one every --checkpoint_minutes: copying the state, and what writing it takes from the steps beside
+checkpoint            one every --checkpoint_minutes: copying the state, and how much writing it slows the concurrent steps
 epoch's end           its records, genotype.json and checkpoint, once an epoch; without an evaluation and a report
 guarded, session      whole steps against bare ones: what the clock may have missed, and the machine's unrest
 
@@ -52,7 +52,7 @@ from fastdarts.search import Bilevel, Search
 from fastdarts.search import bilevel as bilevels
 from fastdarts.settings import ConfigError, SearchImagenetSettings, Settings, setting
 from fastdarts.steps import CapturedSteps
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps.stage_timer import StageTimer
 
 PROG = "python -m bench.overheads"
 SUPERNET = "mae-imagenet"
@@ -81,9 +81,9 @@ class OverheadsSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 where numbers went bad, 2 for wrong input."""
-    given = OverheadsSettings.given(argv, PROG, __doc__)
+    args = OverheadsSettings.given(argv, PROG, __doc__)
     try:
-        settings = OverheadsSettings.make(given)
+        settings = OverheadsSettings.make(args)
         workload = Workload(SUPERNET, settings.batch, settings.image_size, SUPERNETS[SUPERNET].partial_channels)
         workload.check(OURS)
         record = tagged(measure(workload, settings.steps, settings.rounds))
@@ -141,14 +141,14 @@ class Seen(NamedTuple):
 
 
 def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> Seen:
-    """The search in its session, and the other steps in between. Raises ArithmeticError where numbers went bad."""
+    """Run the search in its session, and the other steps in between. Raises ArithmeticError where numbers went bad."""
     torch.manual_seed(0)
     supernet = make_supernet(workload, workload.backend).to(memory_format=torch.channels_last)
     objective = make_objective(workload, supernet, workload.backend)
     numbers = torch.arange(workload.batch)
     train, val = (resident_batch(workload, 1, seed)._replace(index=numbers) for seed in (1, 2))
     loader = Rounds(train, settings.log_every, rounds)
-    stages = Stages()
+    stages = StageTimer()
     search = Search(
         supernet,
         objective,
@@ -168,7 +168,7 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
         for optimizer in (search.bilevel.weight_optimizer, search.bilevel.arch_optimizer):
             optimizer.step = loader.timed("update", optimizer.step)
         held.enter_context(patch.object(Session, "_on_step", loader.timed("between", Session._on_step)))
-        reporter = SearchReporter(search, folder, settings, [], report=_nothing, stages=stages)
+        reporter = SearchReporter(search, folder, settings, [], network="imagenet", report=_nothing, stages=stages)
         loader.session = Session(search, folder, settings, reporter, files=[str(n) for n in numbers.tolist()])
         with suppress(Stopped):
             loader.session.run()
@@ -210,10 +210,10 @@ OTHERS: dict[str, type[Bilevel]] = {"bare": Unconditional, "guarded": Bilevel}
 
 
 def _like(search: Search, kind: type[Bilevel]) -> Bilevel:
-    """Steps of another kind on the search's own network, alpha and optimizers."""
+    """Make steps of another kind on the search's own network, alpha and optimizers."""
     b = search.bilevel
-    how = {"grad_clip": b.grad_clip, "arch_grad_clip": b.arch_grad_clip, "precision": b.precision}
-    return kind(b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer, **how)
+    options = {"grad_clip": b.grad_clip, "arch_grad_clip": b.arch_grad_clip, "precision": b.precision}
+    return kind(b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer, **options)
 
 
 class Resident:
@@ -258,7 +258,7 @@ class Rounds(Resident):
         self._began: float | None = None
 
     def __len__(self) -> int:
-        """The steps of an epoch are the session's in a round."""
+        """Return the steps of an epoch: the session's in a round."""
         return 3 * self.steps
 
     def __next__(self) -> Batch:
@@ -302,7 +302,7 @@ class Rounds(Resident):
             self.session.saver.saved_at = -inf  # as if its interval were over
 
     def _take_others(self) -> None:
-        """A step of each; what is timed in them does not count."""
+        """Run a step of each; its times do not count."""
         for name in sorted(self.others, reverse=self._left % 2 == 1):
             before = self._now.copy()
             began = perf_counter()
@@ -313,7 +313,7 @@ class Rounds(Resident):
 
 def _stages(search: Search) -> float:
     """Seconds that timing the parts of a step takes: both its halves, and in each the update."""
-    stages = Stages()
+    stages = StageTimer()
     bilevel = stages.follow(_like(search, Bilevel))
     began = perf_counter()
     for _ in range(CALLS):
@@ -324,11 +324,11 @@ def _stages(search: Search) -> float:
 
 
 def _nothing(*_: object) -> None:
-    """A report that is not drawn."""
+    """Do not draw the report."""
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person."""
+    """Format a record."""
     what = "{supernet}, batch {batch}, {image_size} px, {threads} threads: a bare step of {bare_ms[median]} ms"
     lines = [what.format(**record), f"{'percent of it':24}{'median':>10}{'20 %':>10}{'80 %':>10}"]
     for row, values in record["percent"].items():

@@ -34,7 +34,7 @@ Times = dict[str, list[float]]  # seconds of each timed step
 class ScalingSettings(Settings):
     """Flags of `python -m bench.scaling`."""
 
-    supernet: Literal["cifar", "pc-cifar", "pc-imagenet", "mae-imagenet"] = setting("mae-imagenet", "what is timed")
+    supernet: Literal["cifar", "pc-cifar", "pc-imagenet", "mae-imagenet"] = setting("mae-imagenet", "supernet to time")
     batch: int = setting(16, "images of the training and of the validation batch, over all ranks", at_least=1)
     ranks: int = setting(2, "processes of one thread each", at_least=2)
     image_size: int | None = setting(None, "pixels a side; without it 32 (CIFAR) or 224 (ImageNet)", at_least=1)
@@ -47,11 +47,13 @@ class ScalingSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, or 2 for wrong input."""
-    given = ScalingSettings.given(argv, PROG, __doc__)
+    args = ScalingSettings.given(argv, PROG, __doc__)
     try:
-        settings = ScalingSettings.make(given)
+        settings = ScalingSettings.make(args)
         if settings.batch % settings.ranks:
-            raise ConfigError(f"--batch {settings.batch} cannot be shared equally by {settings.ranks} ranks: take a multiple")
+            raise ConfigError(
+                f"--batch {settings.batch} cannot be divided equally among {settings.ranks} ranks: choose a multiple"
+            )
         workload = _workload(settings)
         workload.check(OURS)
     except (ConfigError, WorkloadError) as error:
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(workload: Workload, settings: ScalingSettings) -> dict[str, Any]:
-    """Times in ms of a step alone and together; average_ms is rank 0's share of it in averages, waiting included."""
+    """Time a step, in ms, alone and together; average_ms is rank 0's share of it in averages, waiting included."""
     load = os.getloadavg()[0]
     with TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_rank, (workload, settings, folder), nprocs=settings.ranks)
@@ -91,7 +93,7 @@ def measure(workload: Workload, settings: ScalingSettings) -> dict[str, Any]:
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person."""
+    """Format a record."""
     what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {ranks} ranks of one thread on {cores} cores"
     one, many, averages = (record[name]["median"] for name in ("alone_ms", "together_ms", "average_ms"))
     return (

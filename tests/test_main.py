@@ -21,7 +21,7 @@ def test_every_command_is_there_under_both_spellings(root: Path) -> None:
     for name, (module, _) in COMMANDS.items():
         assert callable(import_module(module).main)
         assert module in (f"fastdarts.{name}", f"fastdarts.{name}.__main__")  # python -m fastdarts.NAME
-    commands = [path for path in (root / "fastdarts").glob("search_*.py")]
+    commands = list((root / "fastdarts").glob("search_*.py"))
     assert commands and all(path.stem in COMMANDS and len(path.read_text().splitlines()) <= 40 for path in commands)
 
 
@@ -37,7 +37,7 @@ def test_help_and_wrong_names(capsys: pytest.CaptureFixture) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: fastdarts NAME ...") and all(f"  {name} " in out for name in COMMANDS)
-    for argv, says in (([], "which command?"), (["train"], "there is no command 'train'")):
+    for argv, says in (([], "which command?"), (["train"], "unknown command 'train'")):
         assert main(argv) == 2
         err = capsys.readouterr().err
         assert says in err and "search_imagenet" in err and err.count("\n") == 1

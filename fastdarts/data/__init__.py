@@ -7,11 +7,10 @@ number of workers or ranks, nor on where it was interrupted.
 from fastdarts.data import dali, placement
 from fastdarts.data.array_loader import ArrayEvalLoader, ArrayLoader, Pixels
 from fastdarts.data.arrays import ImageArray, read_images, sample_images
-from fastdarts.data.cache import Cache, Layout
+from fastdarts.data.cache import Cache, CacheLayout
 from fastdarts.data.cache_loader import CacheEvalLoader, CacheLoader
 from fastdarts.data.crop import crop_box, crop_words, flips
 from fastdarts.data.dali import DaliLoader
-from fastdarts.data.dali_reader import DaliReaderLoader
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex, Index
@@ -20,7 +19,7 @@ from fastdarts.data.loader import Loader
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.splits import subsets
-from fastdarts.data.verified_store import Remembered
+from fastdarts.data.verified_store import VerifiedStore
 from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
@@ -29,9 +28,9 @@ __all__ = [
     "BatchSampler",
     "Cache",
     "CacheEvalLoader",
+    "CacheLayout",
     "CacheLoader",
     "DaliLoader",
-    "DaliReaderLoader",
     "DataError",
     "EvalLoader",
     "FolderLoader",
@@ -39,11 +38,10 @@ __all__ = [
     "ImageIndex",
     "Index",
     "InputStopped",
-    "Layout",
     "Loader",
     "Pixels",
-    "Remembered",
     "Verified",
+    "VerifiedStore",
     "crop_box",
     "crop_words",
     "dali",

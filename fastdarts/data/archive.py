@@ -59,8 +59,8 @@ def content_bytes(path: Path) -> int:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except DAMAGE as error:
-        wanted = "give a folder of CIFAR's python batches or of images, or a whole .npz"
-        raise DataError(f"{path} is no whole .npz file ({_reason(error)}): {wanted}") from error
+        wanted = "give a folder of CIFAR's python batches or of images, or a complete .npz"
+        raise DataError(f"{path} is not a complete .npz file ({_reason(error)}): {wanted}") from error
     if members and not any(member.filename.endswith(".npy") for member in members):
         raise DataError(f"{path} is a zip archive of other files, {shortlist([m.filename for m in members])}: {UNPACK}")
     return sum(member.file_size for member in members)
@@ -83,7 +83,7 @@ def read_archive(path: Path) -> Content:
     except DataError:
         raise
     except DAMAGE as error:
-        raise DataError(f"{path} is no whole .npz file of plain arrays ({_reason(error)}): write it anew") from error
+        raise DataError(f"{path} is not a complete .npz file of plain arrays ({_reason(error)}): write it again") from error
     numbers, classes = _labels(path, labels)
     return Content(_pixels(path, images, len(numbers)) if offsets is None else _jpegs(path, images, offsets), numbers, classes)
 
@@ -107,7 +107,9 @@ class _Arrays:
             found = self._mixed()
         if len(found) > 1:
             pairs = " or ".join(f"{image} and {label}" for image, label in found)
-            raise DataError(f"{self.path}: images and labels may be {pairs}: write a file with those of the training alone")
+            raise DataError(
+                f"{self.path}: ambiguous, images and labels may be {pairs}: write a file with the training pair only"
+            )
         if found:
             return self.archive[found[0][0]], self.archive[found[0][1]]
         return self._unnamed()
@@ -125,9 +127,7 @@ class _Arrays:
         if len(images) == len(labels) == 1 and len(arrays) == len(self.names):
             return images[0], labels[0]
         known = ", ".join(f"{images[0]} with {labels[0]}" for images, labels in PAIRS)
-        raise DataError(
-            f"{self.path} has no images with labels: found {shortlist(self.names) or 'nothing'}; wanted are {known}"
-        )
+        raise DataError(f"{self.path} has no images with labels: found {shortlist(self.names) or 'nothing'}; expected {known}")
 
 
 def _labels(path: Path, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...] | None]:
@@ -136,24 +136,24 @@ def _labels(path: Path, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]
     message = f"they are {labels.dtype} {labels.shape}"
     if labels.ndim == 2 and len(labels) and labels.dtype.kind in "iufb":
         if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
-            raise DataError(f"{path}: an image has one label here, a row of labels has several or none; {message}")
+            raise DataError(f"{path}: each image must have exactly one label, a row of labels has several or none; {message}")
         labels = labels.argmax(1)
     if labels.ndim == 1 and labels.dtype.kind in "US":
         names, numbers = np.unique(labels.astype(str), return_inverse=True)
         return numbers.astype(np.int64), tuple(names.tolist())
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
     if labels.ndim != 1 or not whole:
-        raise DataError(f"{path}: labels must be whole numbers, one for each image; {message}")
+        raise DataError(f"{path}: labels must be integers, one per image; {message}")
     numbers = labels.astype(np.int64)
     present = np.unique(numbers)
     if len(present) and present[0] < 0:
-        raise DataError(f"{path}: labels count from 0, found {present[0]} to {present[-1]}: leave images without a label out")
+        raise DataError(f"{path}: labels must start at 0, found {present[0]} to {present[-1]}: remove images without a label")
     if len(present) > 1 and present[-1] == IGNORED and present[-2] < IGNORED // 2:
         raise DataError(
-            f"{path}: labels are 0 to {present[-2]}, and {IGNORED}, which marks images without one: leave those out"
+            f"{path}: labels are 0 to {present[-2]}, and {IGNORED}, which marks images without a label: remove those"
         )
     if len(present) and np.array_equal(present, np.arange(1, len(present) + 1)):
-        log.info("%s: labels count from 1 to %d and are taken to count from 0", path, len(present))
+        log.info("%s: labels 1 to %d are shifted to start at 0", path, len(present))
         return numbers - 1, tuple(map(str, present.tolist()))
     return numbers, None
 
@@ -187,14 +187,15 @@ def _pixels(path: Path, data: np.ndarray, labels: int) -> np.ndarray:
 def _remedy(data: np.ndarray) -> str:
     """Return how to convert images in another format."""
     if data.dtype.kind == "f":
-        return ": write (255 * images).round().astype('uint8') of numbers from 0 to 1, images.astype('uint8') of 0 to 255"
+        return ": write (255 * images).round().astype('uint8') for values in 0..1, images.astype('uint8') for 0..255"
     if data.ndim == 2 and data.shape[1] % 3 == 0 and isqrt(data.shape[1] // 3) ** 2 * 3 == data.shape[1]:
         side = isqrt(data.shape[1] // 3)
         return (
-            f": write images.reshape(-1, 3, {side}, {side}) of rows as CIFAR's, images.reshape(-1, {side}, {side}, 3) of others"
+            f": write images.reshape(-1, 3, {side}, {side}) for channel-first rows as CIFAR's, "
+            f"else images.reshape(-1, {side}, {side}, 3)"
         )
     if data.ndim == 4 and 4 in (data.shape[1], data.shape[3]):
-        return ": four channels may be RGBA or CMYK, write the three of RGB"
+        return ": four channels may be RGBA or CMYK, convert to RGB"
     return ""
 
 
@@ -204,7 +205,8 @@ def _jpegs(path: Path, data: np.ndarray, offsets: np.ndarray) -> list[bytes]:
     if data.dtype != np.uint8 or data.ndim != 1 or not fits:
         message = f"data is {data.dtype} {data.shape}, offsets {offsets.dtype} {offsets.shape}"
         raise DataError(
-            f"{path}: offsets must rise from the first image's byte in data, uint8 (B,), to the last one's end; {message}"
+            f"{path}: offsets must increase from the first image's first byte in data, uint8 (B,), to the last image's end; "
+            f"{message}"
         )
     blob = data.tobytes()
     return [blob[first:last] for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]

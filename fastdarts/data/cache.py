@@ -30,7 +30,7 @@ CHUNK = 32  # images per decoding task
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class CacheLayout:
     """Offsets of the images in the buffer: rows of RGB pixels, images concatenated.
 
     index    paths of the files
@@ -47,7 +47,7 @@ class Layout:
     starts: Tensor
 
     @staticmethod
-    def of(index: ImageIndex, numbers: Tensor, decoded: Tensor, short: int) -> "Layout":
+    def of(index: ImageIndex, numbers: Tensor, decoded: Tensor, short: int) -> "CacheLayout":
         """Return the layout of images `numbers`, int64 (M,), distinct, with file sizes `decoded`, (M, 2).
 
         The short side is reduced to `short` pixels and the aspect follows torchvision's resize; smaller images keep their
@@ -60,7 +60,7 @@ class Layout:
         sizes = torch.where(least > short, reduced, decoded).clamp(max=MOST_SIDE)
         starts = torch.zeros(len(numbers) + 1, dtype=torch.int64)
         torch.cumsum(3 * sizes.prod(1), 0, out=starts[1:])
-        return Layout(index, numbers, decoded, sizes, starts)
+        return CacheLayout(index, numbers, decoded, sizes, starts)
 
     @property
     def bytes(self) -> int:
@@ -103,11 +103,11 @@ class Layout:
         try:
             image = read_rgb(path)
         except DataError as error:
-            remedy = "it was good when it was checked: put it back, or begin a new run, which leaves it out"
+            remedy = "it was intact when it was checked: restore it, or start a new run, which excludes it"
             raise DataError(f"{error}; {remedy}") from error
         if [image.height, image.width] != self.decoded[row].tolist():
             then, now = "x".join(map(str, self.decoded[row].tolist()[::-1])), f"{image.width}x{image.height}"
-            raise DataError(f"{quoted(path)} had {then} pixels when it was checked, now it has {now}: start again")
+            raise DataError(f"{quoted(path)} had {then} pixels when it was checked, now it has {now}: restart")
         size = self.sizes[row].tolist()
         return np.asarray(
             torchvision_functional().resize(image, size) if size != [image.height, image.width] else image
@@ -142,7 +142,7 @@ class Layout:
             try:
                 status = os.stat(path)
             except OSError as error:
-                raise DataError(f"{quoted(path)} is gone: {error.strerror}; start again") from error
+                raise DataError(f"{quoted(path)} is gone: {error.strerror}; restart") from error
             name = self.index.files[number]
             digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{size}\n"))
         return digest.hexdigest()
@@ -152,12 +152,12 @@ class Layout:
 class Cache:
     """Filled buffer and its layout."""
 
-    layout: Layout
+    layout: CacheLayout
     pixels: Tensor  # uint8 (B,)
 
     @staticmethod
     def make(
-        layout: Layout,
+        layout: CacheLayout,
         device: torch.device | str,
         *,
         folder: Path | None = None,
@@ -179,7 +179,7 @@ class Cache:
             write_file(folder, key, layout.bytes, lambda pixels: layout.fill(pixels, threads, progress))
             pixels = open_file(folder, key, layout.bytes)
         if pixels is None:
-            raise DataError(f"the cache in {folder} was taken away while it was opened; choose another --cache_folder")
+            raise DataError(f"the cache in {folder} was removed while it was opened; choose another --cache_folder")
         return Cache(layout, pixels.to(device))
 
     def batch(self, view: View, epoch: int, indices: Tensor) -> Batch:

@@ -13,10 +13,10 @@ import numpy as np
 from fastdarts.data.errors import DataError
 
 SIDE = 32
-INTEGERS = re.compile(r"[|<>=]?([iu][1248])")
+INTEGERS = re.compile(r"[|<>=][iu][1248]")
 
 
-class Layout(NamedTuple):
+class BatchFiles(NamedTuple):
     """Files of one data set and the keys of their content."""
 
     batches: tuple[str, ...]
@@ -25,42 +25,42 @@ class Layout(NamedTuple):
     names: str
 
 
-LAYOUTS = {
-    "cifar-10-batches-py": Layout(tuple(f"data_batch_{i}" for i in range(1, 6)), "labels", "batches.meta", "label_names"),
-    "cifar-100-python": Layout(("train",), "fine_labels", "meta", "fine_label_names"),
+BATCH_FILES = {
+    "cifar-10-batches-py": BatchFiles(tuple(f"data_batch_{i}" for i in range(1, 6)), "labels", "batches.meta", "label_names"),
+    "cifar-100-python": BatchFiles(("train",), "fine_labels", "meta", "fine_label_names"),
 }
 
 
-def layout_of(folder: Path) -> Layout | None:
+def files_of(folder: Path) -> BatchFiles | None:
     """Return the layout of the training batches in `folder`, or None if it holds none."""
-    return next((layout for layout in LAYOUTS.values() if any((folder / name).is_file() for name in layout.batches)), None)
+    return next((files for files in BATCH_FILES.values() if any((folder / name).is_file() for name in files.batches)), None)
 
 
-def read_batches(folder: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def read_batches(folder: Path, files: BatchFiles) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Read the training images, uint8 (N, 32, 32, 3), their labels, int64 (N,), and the class names, not the test batch.
 
     Raises DataError, which names the file, if it is missing, damaged, or contains more than arrays, text and lists.
     """
     images, labels = [], []
-    for name in layout.batches:
+    for name in files.batches:
         batch = read_pickle(folder / name)
-        data, own = batch.get("data"), _integers(batch.get(layout.labels))
+        data, own = batch.get("data"), _integers(batch.get(files.labels))
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:
             found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
             raise DataError(f"{folder / name}: 'data' must be uint8 (N, {3 * SIDE * SIDE}), it is {found}")
         if own is None or own.shape != (len(data),):
             found = "none" if own is None else str(own.size)
-            raise DataError(f"{folder / name}: {len(data)} images need as many numbers in '{layout.labels}', found {found}")
+            raise DataError(f"{folder / name}: {len(data)} images need as many numbers in '{files.labels}', found {found}")
         images.append(data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         labels.append(own)
-    names = read_pickle(folder / layout.meta).get(layout.names)
+    names = read_pickle(folder / files.meta).get(files.names)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{folder / layout.meta}: '{layout.names}' must be a list of the classes' names")
+        raise DataError(f"{folder / files.meta}: '{files.names}' must be a list of the classes' names")
     return np.concatenate(images), np.concatenate(labels), tuple(names)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read the dict in `path`, with text keys; of all importable objects only integer arrays are admitted.
+    """Read the dict in `path`, with text keys; it may hold builtin containers, numbers, text and arrays of integers.
 
     Raises DataError, which names the file and the rejected object.
     """
@@ -68,7 +68,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             content = _Restricted(file, encoding="latin1").load()
         if isinstance(content, dict):
-            return {_text(key): _plain(value) for key, value in content.items()}
+            return {str(_text(key)): _plain(value) for key, value in content.items()}
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; a folder of CIFAR's python batches has it") from error
     except Exception as error:  # any failure of unpickling is a fault of this file
@@ -84,77 +84,53 @@ def _integers(value: Any) -> np.ndarray | None:
     return np.asarray(value, np.int64) if isinstance(value, list | np.ndarray) else None
 
 
-def _text(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+def _text(value: Any) -> Any:
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def _plain(value: Any) -> Any:
     """Convert a stand-in to its array and bytes to text, also one level deep in a list."""
-    if isinstance(value, _Array):
-        return value.array()
     if isinstance(value, list):
-        return [_text(item) if isinstance(item, bytes) else item for item in value]
-    return _text(value) if isinstance(value, bytes) else value
+        return [_text(item) for item in value]
+    return _array(*value.args) if isinstance(value, _StandIn) else _text(value)
 
 
-class _Dtype:
-    """Stand-in for a pickled dtype."""
+class _StandIn:
+    """Arguments, then state, of an array or a dtype: NumPy itself would trust the state of a pickle."""
 
-    def __init__(self, code: Any = "", *_: Any) -> None:
-        self.code, self.order = _text(code), "|"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = _text(state[1])
-
-    def dtype(self) -> np.dtype:
-        """Raises UnpicklingError for anything but integers."""
-        found = INTEGERS.fullmatch(self.code)
-        if found is None or self.order not in "|<>=":
-            raise pickle.UnpicklingError(f"an array of {self.code or 'nothing'}, integers are wanted")
-        order: Any = self.order
-        return np.dtype(found[1]).newbyteorder(order)
-
-
-class _Array:
-    """Stand-in for a pickled array: its state, passed to NumPy only after validation."""
-
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = None
+    def __init__(self, *args: Any) -> None:
+        self.args = args
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state
+        self.args = (*self.args, *state)
 
-    def array(self) -> np.ndarray:
-        """Build the array. Raises the errors of an inconsistent state."""
-        _, shape, dtype, fortran, content = self.state
-        kind = dtype.dtype()
-        content = content.encode("latin1") if isinstance(content, str) else bytes(content)
-        return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
+
+def _array(*args: Any) -> np.ndarray:
+    """Return the array. Raises UnpicklingError for anything but integers, and NumPy's errors for inconsistent ones.
+
+    args  content, dtype, shape, order: arguments of numpy's _frombuffer; or three arguments of its _reconstruct and a state
+    """
+    content, dtype, shape, order = args if len(args) == 4 else (args[7], args[5], args[4], "F" if args[6] else "C")
+    kind = _text(dtype.args[4]) + _text(dtype.args[0])  # byte order from the state, code from the arguments
+    if not INTEGERS.fullmatch(kind):
+        raise pickle.UnpicklingError(f"an array of {kind[1:]}, integers are wanted")
+    content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+    return np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
+
+
+NAMES = {
+    "numpy.core.multiarray._reconstruct": _StandIn,
+    "numpy.core.numeric._frombuffer": _StandIn,
+    "numpy.ndarray": _StandIn,
+    "numpy.dtype": _StandIn,
+    "_codecs.encode": str.encode,  # of bytes, as protocol 2 writes them
+}
 
 
 class _Restricted(pickle.Unpickler):
-    """Unpickler that resolves only the names of a pickled array, to stand-ins."""
+    """Unpickler that looks up nothing but the NAMES of a pickled array."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = {
-            "numpy.core.multiarray._reconstruct": _Array,
-            "numpy.ndarray": _Array,
-            "numpy.dtype": _Dtype,
-            "numpy.core.numeric._frombuffer": self._from_buffer,
-            "_codecs.encode": self._encoded,
-        }
-        if (found := known.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))) is None:
+        if (found := NAMES.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))) is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which such a file does not need and which is not run")
         return found
-
-    def _from_buffer(self, content: Any, dtype: _Dtype, shape: Any, order: Any) -> _Array:
-        """Build an array of pickle protocol 5."""
-        array = _Array()
-        array.state = 1, shape, dtype, order == "F", content
-        return array
-
-    def _encoded(self, text: str, encoding: str) -> bytes:
-        """Decode bytes as protocol 2 writes them."""
-        if encoding != "latin1":
-            raise pickle.UnpicklingError(f"bytes are encoded as {str(encoding)[:20]}, latin1 is wanted")
-        return text.encode("latin1")

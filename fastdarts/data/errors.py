@@ -8,12 +8,12 @@ __all__ = ["DataError", "InputStopped", "is_shortage", "shortage"]
 
 REMEDIES = {  # resource shortages and how to raise the limits
     errno.EMFILE: "raise `ulimit -n`",
-    errno.ENFILE: "the machine has too many files open",
+    errno.ENFILE: "close files: the machine has too many open",
     errno.EAGAIN: "raise `ulimit -u`, the number of processes and threads of a user",
     errno.ENOMEM: "end other programs, or ask the scheduler for more memory",
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room in your quota",
-    errno.EROFS: "name a folder that can be written to",
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space in your quota",
+    errno.EROFS: "choose a writable folder",
 }
 
 
@@ -23,9 +23,9 @@ class DataError(ValueError):
 
 def shortage(error: OSError) -> str:
     """Return the system's message in one line, with the remedy if known."""
-    said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     remedy = REMEDIES.get(error.errno or 0)
-    return f"{said}: {remedy}" if remedy else said
+    return f"{message}: {remedy}" if remedy else message
 
 
 def is_shortage(error: OSError) -> bool:

@@ -80,9 +80,9 @@ class ImageIndex:
         if not classes:
             raise DataError(f"no images in {root / split}: expected {split}/CLASS/*.JPEG, {_found(root / split)}")
         if empty := [name for name, images in found.items() if not images]:
-            log.warning("%s: %d class folders hold no images and are left out: %s", root / split, len(empty), shortlist(empty))
+            log.warning("%s: ignoring %d class folders without images: %s", root / split, len(empty), shortlist(empty))
         if loose:
-            log.warning("%s: %d images beside the class folders are left out: %s", root / split, len(loose), shortlist(loose))
+            log.warning("%s: ignoring %d images outside the class folders: %s", root / split, len(loose), shortlist(loose))
         files = tuple(f"{split}/{name}/{image}" for name in classes for image in found[name])
         counts = torch.tensor([len(found[name]) for name in classes])
         return ImageIndex(root, classes, files, torch.arange(len(classes)).repeat_interleave(counts))
@@ -153,18 +153,18 @@ def _refuse_flat(folder: Path, split: str) -> None:
     """Raise DataError if images are directly in `folder` instead of in class folders: the most common mistake."""
     folders, images = listing(folder)
     if images and not folders:
-        unused = "" if folder.name == split else f" (or move it away: only {split!r} is read)"
+        unused = "" if folder.name == split else f" (or move it elsewhere: only {split!r} is read)"
         arrange = f"move each into the folder of its class, {folder.name}/CLASS/{images[0]}{unused}"
-        raise DataError(f"{folder} is flat, its {len(images)} images lie directly in it: {arrange}")
+        raise DataError(f"{folder} is flat, its {len(images)} images are directly in it: {arrange}")
 
 
 def _guess(root: Path, split: str, folders: list[str], images: list[str]) -> str:
     """Return a guess at the layout of `root`, which has no folder `split`, and the remedy."""
     if images:
-        return f"{len(images)} images lie directly in it; arrange them as ROOT/{split}/CLASS/{images[0]}"
+        return f"{len(images)} images are directly in it; arrange them as ROOT/{split}/CLASS/{images[0]}"
     if any(listing(root / name)[1] for name in folders if name not in ("val", "test")):
         remedy = f"give its parent {root.parent}" if root.name == split else f"move it to ROOT/{split} and give ROOT"
-        return f"it looks like a {split} folder itself; {remedy}"
+        return f"it looks like the {split} folder itself; {remedy}"
     return f"expected ROOT/{split}/CLASS/*.JPEG, {_found(root)}"
 
 

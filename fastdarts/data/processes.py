@@ -27,8 +27,8 @@ from fastdarts.data.workers import Answer, Decoder, Request
 EACH = 2  # outstanding requests per process
 LOOK = 1.0  # seconds between liveness checks of the peer process
 GRACE = 5.0  # seconds a process may take to end
-GUARD = "a script that starts worker processes needs `if __name__ == '__main__':` around what it does"
-FEWER = "take fewer --workers, of which 0 decodes in a thread"
+GUARD = "a script that starts worker processes needs `if __name__ == '__main__':` around its main code"
+FEWER = "use fewer --workers (0 decodes in a thread)"
 
 
 class Slots:
@@ -75,11 +75,11 @@ class Pool:
             slots = Slots(EACH * workers + 1, shape)  # all outstanding requests, and the batch being copied
             try:
                 for _ in range(workers):
-                    mine, theirs = context.Pipe()
-                    process = context.Process(target=_work, args=(view, slots, theirs), daemon=True)
-                    with theirs:
+                    connection, child = context.Pipe()
+                    process = context.Process(target=_work, args=(view, slots, child), daemon=True)
+                    with child:
                         process.start()
-                    self._processes.append((process, mine))
+                    self._processes.append((process, connection))
             finally:
                 slots.close()
         except (OSError, RuntimeError) as error:
@@ -139,10 +139,10 @@ class Pool:
             path = request.paths[int(self._batches[number % len(self._batches)]["at"])]
             name = signal.Signals(-status).name
             if -status == signal.SIGKILL:
-                return InputStopped(f"{self.what} was killed ({name}), by the system for want of memory perhaps: {FEWER}")
-            return InputStopped(f"{self.what} was ended by {name} at {path}: put that file right, or take it away")
-        remedy = GUARD if self._spawned else "what it printed says why"
-        return InputStopped(f"{self.what} ended with status {status}: {remedy}")
+                return InputStopped(f"{self.what} was killed ({name}), possibly by the system because memory ran out: {FEWER}")
+            return InputStopped(f"{self.what} crashed ({name}) on {path}: repair or remove that file")
+        remedy = GUARD if self._spawned else "see its output for the reason"
+        return InputStopped(f"{self.what} exited with status {status}: {remedy}")
 
     def close(self) -> None:
         """End the processes; an unresponsive one is abandoned and ends with this process."""
@@ -154,7 +154,7 @@ class Pool:
 
 
 def by_processes(view: View, requests: Iterable[Request], workers: int) -> Generator[tuple[Request, np.ndarray]]:
-    """The requests, in their order, with their images, uint8 (N, S, S, 3), which stay until the next.
+    """Yield the requests, in order, with their images, uint8 (N, S, S, 3), which are valid until the next.
 
     The first request must be the largest. Raises DataError and InputStopped like Pool.
     """

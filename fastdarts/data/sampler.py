@@ -23,16 +23,16 @@ class BatchSampler:
     def __init__(
         self, indices: Tensor, *, stream: Stream, seed: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        """indices: int64 (N,), distinct; batch_size: images a batch over all ranks.
+        """Take distinct int64 `indices` (N,); `batch_size` counts the images of a batch over all ranks.
 
         Raises DataError if the batch is larger than the split or not divisible by world_size.
         """
         split = Stream(stream).name.lower()
         if not 0 < batch_size <= len(indices):
             size = f"the {split} split has {len(indices)} images"
-            raise DataError(f"batch_size is {batch_size} but {size}: take 1 to as many, or a larger {split}_fraction")
+            raise DataError(f"batch_size is {batch_size} but {size}: choose at most as many, or a larger {split}_fraction")
         if batch_size % world_size:
-            raise DataError(f"batch_size {batch_size} cannot be shared equally by {world_size} ranks: take a multiple")
+            raise DataError(f"batch_size {batch_size} cannot be divided equally among {world_size} ranks: choose a multiple")
         self.indices = indices.sort().values
         self.stream, self.seed, self.batch_size = stream, seed, batch_size
         self.rank, self.world_size = rank, world_size

@@ -21,10 +21,10 @@ def subsets(index: Index, train_fraction: float, val_fraction: float, seed: int)
     """
     for name, fraction in (("train_fraction", train_fraction), ("val_fraction", val_fraction)):
         if not 0 < fraction < 1:
-            raise DataError(f"{name} is {fraction}: it must lie between 0 and 1, both excluded")
+            raise DataError(f"{name} is {fraction}: it must be above 0 and below 1")
     if train_fraction + val_fraction > 1 + 1e-9:
         total = f"{train_fraction} + {val_fraction} is more than 1"
-        raise DataError(f"fractions overlap, train_fraction + val_fraction = {total}: make one of them smaller")
+        raise DataError(f"fractions overlap, train_fraction + val_fraction = {total}: reduce one of them")
     words = random_words(seed, Stream.TRAIN, 0, torch.arange(len(index)), Purpose.SUBSET, 1)[:, 0]
     parts = []
     for members in index.labels.argsort(stable=True).split(index.labels.bincount().tolist()):

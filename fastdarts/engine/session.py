@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -40,6 +40,11 @@ class SessionOptions(MonitorOptions, Protocol):
     def log_every(self) -> int: ...
 
 
+def valid_loss(record: Mapping[str, Any]) -> float | None:
+    """Return the validation loss of an epoch's record, None in one without."""
+    return (record["valid"] or {}).get("loss")
+
+
 class Rewind(Exception):
     """Request to continue from the last checkpoint with the batches after `bad`."""
 
@@ -57,6 +62,7 @@ class Session:
     files     names by image number, for messages on a bad batch
     signals   signal handler; None: signals do not stop the run
     world     the ranks: each has a Session, only rank 0's accesses the folder and reports
+    criterion  score of an epoch by its record, None without one: the best checkpoint has the lowest
     """
 
     def __init__(
@@ -69,7 +75,9 @@ class Session:
         files: Sequence[str],
         signals: SignalHandler | None = None,
         world: World | None = None,
+        criterion: Callable[[Mapping[str, Any]], float | None] = valid_loss,
     ) -> None:
+        self.criterion = criterion
         self.trainable, self.folder, self.settings, self.reporter = trainable, folder, settings, reporter
         self.files, self.signals, self.world = files, signals or SignalHandler(), world or World()
         self.monitor: RunMonitor | None = None  # on rank 0, during training
@@ -109,12 +117,12 @@ class Session:
                 self.saver.save(self.world)
             self.saver.writer.wait()
             self.world.wait()  # or torchrun would end rank 0 while it writes, because the others have left
-            log.info(f"stopped after step {self.trainable.done.steps}; the last checkpoint is of step {self.saver.saved}")
+            log.info(f"stopped after step {self.trainable.done.steps}; last checkpoint: step {self.saver.saved}")
             raise
         finally:
             self.saver.writer.close()
         if state is not None and steps_of(state) == self.trainable.done.steps:
-            log.info(f"nothing is left to do in {self.folder.path}")
+            log.info(f"nothing left to do in {self.folder.path}")
         if self.world.is_main:
             self.reporter.finished()
 
@@ -180,7 +188,7 @@ class Session:
         """Return an evaluation's batches. Ranks agree on signals between them; a single process may be interrupted anywhere."""
         if self.world.is_single:
             return batches
-        return InterruptibleLoader(batches, self._ask, lambda mine: max(self.world.gather(mine)))
+        return InterruptibleLoader(batches, self._ask, lambda own: max(self.world.gather(own)))
 
     def _ask(self) -> None:
         """Raise Stopped on all ranks if any has received a signal."""
@@ -197,7 +205,7 @@ class Session:
         """Log the epoch, then save it. The checkpoint comes last, so that it is never ahead of the files."""
         if self.monitor is not None:
             self.monitor.epoch(record)
-        self.saver.save(self.world, record["valid"])
+        self.saver.save(self.world, self.criterion(record))
 
     def _bad_steps(self) -> list[BadStep]:
         """Return and log the bad steps since the last look. Synchronises with the device."""
@@ -207,9 +215,9 @@ class Session:
         if bad and self.world.is_main:
             for step in bad[-SHOWN:]:
                 log.warning(step.message(self.files))
-            more = f"{len(bad)} such steps since the last look" if len(bad) > 1 else ""
+            more = f"{len(bad)} such steps since the last check" if len(bad) > 1 else ""
             saved = self.saver.saved
-            kept = f"the last checkpoint is of step {saved}" if saved >= 0 else "there is no checkpoint yet"
+            kept = f"last checkpoint: step {saved}" if saved >= 0 else "no checkpoint yet"
             log.warning("; ".join(filter(None, (more, self.reporter.state(), kept))))
         return bad
 
@@ -217,7 +225,7 @@ class Session:
         """Log bad steps and apply --on_bad."""
         bad = self._bad_steps()
         if bad and self.settings.on_bad == "stop":
-            raise DivergedError(f"{bad[0].message(self.files)}; --on_bad skip or rewind goes on")
+            raise DivergedError(f"{bad[0].message(self.files)}; --on_bad skip or rewind would continue")
         if bad and self.settings.on_bad == "rewind":
             raise Rewind(bad[-1])
 
@@ -226,12 +234,12 @@ class Session:
         self.saver.writer.wait()
         state = self.world.on_rank_zero(self.folder.restore, begun=True)
         if state is None:
-            raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")
+            raise RunFolderError(f"{self.folder.path} has lost its checkpoints, cannot rewind")
         step = steps_of(state)
         self.rewound[step] += 1
         if self.rewound[step] > REWINDS:
-            raise DivergedError(f"{bad.message(self.files)}; went back to step {step} {REWINDS} times and it came to the same")
+            raise DivergedError(f"{bad.message(self.files)}; rewound to step {step} {REWINDS} times with the same result")
         self._load(state)
         self.trainable.move_loaders(bad.positions)
         if self.world.is_main:
-            log.warning(f"back to step {step}, going on with the images after those of step {bad.step}")
+            log.warning(f"rewound to step {step}, continuing with the images after those of step {bad.step}")

@@ -41,11 +41,12 @@ def open_input(
     common = common_of(settings, world)
     array = Pixels(images.index.pixels.to(where), images.index.labels)
     train, val = (
-        ArrayLoader(array, split, padding=settings.crop_padding, **how) for split, how in orders(settings, images, common)
+        ArrayLoader(array, split, padding=settings.crop_padding, **options)
+        for split, options in orders(settings, images, common)
     )
     evaluation = ArrayEvalLoader(array, images.val, **common)
-    alone: EvalCommon = {"batch_size": pictures, "image_size": settings.image_size, "device": settings.device}
-    small = ArrayEvalLoader(array, images.val[:pictures], **alone)
+    plain: EvalCommon = {"batch_size": pictures, "image_size": settings.image_size, "device": settings.device}
+    small = ArrayEvalLoader(array, images.val[:pictures], **plain)
     facts = {"route": "memory", "place": place, "bytes": images.index.pixels.nbytes}
     return Input(train, val, evaluation, small, facts, _message(settings, images, place))
 
@@ -61,7 +62,7 @@ def _place(settings: SearchCifarSettings, images: ImageArrays, reserved: int, wo
 
 def _message(settings: SearchCifarSettings, images: ImageArrays, place: str) -> str:
     where = settings.device if place == "device" else "RAM"
-    padding = f"{settings.crop_padding} black pixels around them" if settings.crop_padding else "no padding"
+    padding = f"{settings.crop_padding} pixels of black padding" if settings.crop_padding else "no padding"
     side, size = images.index.side, settings.image_size
     taken = placement.gib(images.index.pixels.nbytes)
     return f"input: {taken} of images in {where}; crops of {size} of {side} px, {padding}, flips"

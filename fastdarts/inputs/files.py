@@ -12,13 +12,12 @@ from torch import Tensor
 from fastdarts.data import (
     Cache,
     CacheEvalLoader,
+    CacheLayout,
     CacheLoader,
     DaliLoader,
-    DaliReaderLoader,
     DataError,
     EvalLoader,
     FolderLoader,
-    Layout,
     Loader,
     dali,
     placement,
@@ -31,6 +30,7 @@ from fastdarts.inputs.images import ImageFiles
 from fastdarts.protocols import Batches
 from fastdarts.settings import ConfigError, SearchImagenetSettings, groups
 
+FORMER = "dali-reader"  # a route of runs that an earlier version began
 SAMPLED = 200  # files whose headers are sampled to estimate the cache size
 log = logging.getLogger("fastdarts")
 
@@ -51,7 +51,7 @@ def forecast(settings: SearchImagenetSettings, images: ImageFiles, reserved: int
             if not isinstance(size, str):
                 sizes[number] = size
     if not sizes:
-        raise DataError(f"of the chosen files under {images.index.root} none that was looked at is an image")
+        raise DataError(f"none of the checked files under {images.index.root} is an image")
     sampled = _layout(settings, images, torch.tensor(list(sizes)), torch.tensor(list(sizes.values())))
     place = _place(settings, len(chosen) * sampled.bytes // len(sizes), None, reserved, world)
     return place.message if place.where != "off" else f"{place.message}; {_route(settings, None)[1]}"
@@ -82,7 +82,7 @@ def open_input(
     """
     chosen = torch.cat([images.train, images.val])
     if images.sizes is None:
-        raise ValueError("the images come without sizes: `ready` looks them up")
+        raise ValueError("the images have no sizes: call `ready` first")
     layout = _layout(settings, images, chosen, images.sizes[chosen])
     world = world or World()
     place = world.on_rank_zero(lambda: _place(settings, layout.bytes, saved, reserved, world, layout))
@@ -98,23 +98,23 @@ def open_input(
         make = partial(_cached, settings, images, layout, place.where, threads, common)
     train, val, evaluation, facts = world.on_all_ranks(make)
     small = EvalLoader(images.index, images.val[:pictures], batch_size=pictures, image_size=settings.image_size, workers=0)
-    given = Input(train, val, evaluation, small, facts, "input: {route}, --cache {cache}".format(**facts))
-    if saved and saved["route"] != given.facts["route"]:
-        before, now = saved["route"], given.facts["route"]
-        log.warning(f"the run's images came from {before} so far and come from {now} from now on: {_same({before, now})}")
-    return given
+    opened = Input(train, val, evaluation, small, facts, "input: {route}, --cache {cache}".format(**facts))
+    if saved and saved["route"] != opened.facts["route"]:
+        before, now = saved["route"], opened.facts["route"]
+        log.warning(f"the run continues with images from {now} instead of {before}: {_same({before, now})}")
+    return opened
 
 
 def _decoding(settings: SearchImagenetSettings, images: ImageFiles, route: str, workers: int, common: dict[str, Any]) -> Made:
     """Make loaders that decode files during the search."""
-    make = {"torchvision": _torchvision, "dali": _dali, "dali-reader": _dali_reader}[route]
+    make = {"torchvision": _torchvision, "dali": _dali}[route]
     train, val = (make(images, split, workers, order) for split, order in orders(settings, images, common))
     evaluation = EvalLoader(images.index, images.val, workers=workers, **common)
     return train, val, evaluation, {"route": route, "cache": "off"}
 
 
 def _cached(
-    settings: SearchImagenetSettings, images: ImageFiles, layout: Layout, where: str, threads: int, common: dict[str, Any]
+    settings: SearchImagenetSettings, images: ImageFiles, layout: CacheLayout, where: str, threads: int, common: dict[str, Any]
 ) -> Made:
     """Fill the cache and make its loaders."""
     device = settings.device if where == "device" else "cpu"
@@ -127,9 +127,9 @@ def _cached(
 
 def _same(routes: set[str]) -> str:
     """Describe which properties two different routes share."""
-    if "dali-reader" in routes:
-        return "order and flips stay the same, boxes differ"
-    rest = "pixels differ, since boxes are cut out of reduced images" if "cache" in routes else "pixels differ by rounding"
+    if FORMER in routes:
+        return f"order and flips stay the same, boxes differ; {FORMER} is no longer a loader"
+    rest = "pixels differ, because boxes are cropped from reduced images" if "cache" in routes else "pixels differ by rounding"
     return f"order, boxes and flips stay the same, {rest}"
 
 
@@ -141,10 +141,6 @@ def _dali(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]
     return DaliLoader(images.index, split, threads=max(1, workers), **order)
 
 
-def _dali_reader(images: ImageFiles, split: Tensor, workers: int, order: dict[str, Any]) -> Loader:
-    return DaliReaderLoader(images.index, split, threads=max(1, workers), **order)
-
-
 def _short(settings: groups.ImageFiles) -> int:
     return settings.cache_size or kept_side(settings.image_size)
 
@@ -153,8 +149,8 @@ def _folder(settings: groups.ImageFiles) -> Path | None:
     return Path(settings.cache_folder) if settings.cache_folder else None
 
 
-def _layout(settings: groups.ImageFiles, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> Layout:
-    return Layout.of(images.index, chosen, sizes, _short(settings))
+def _layout(settings: groups.ImageFiles, images: ImageFiles, chosen: Tensor, sizes: Tensor) -> CacheLayout:
+    return CacheLayout.of(images.index, chosen, sizes, _short(settings))
 
 
 def _place(
@@ -163,15 +159,15 @@ def _place(
     saved: Mapping[str, Any] | None,
     reserved: int,
     world: World,
-    layout: Layout | None = None,
+    layout: CacheLayout | None = None,
 ) -> placement.Place:
     """Choose the place of a cache of `size` bytes; `layout` finds an existing file."""
     asked = settings.cache
     if asked == "auto" and settings.loader != "auto":
         unused = "; --cache_folder is not used" if settings.cache_folder else ""
-        return placement.Place("off", f"no cache: --loader {settings.loader} was asked for{unused}")
+        return placement.Place("off", f"no cache: --loader {settings.loader} was requested{unused}")
     if asked == "auto" and saved and saved["cache"] == "off":
-        return placement.Place("off", "no cache: the run began without one")
+        return placement.Place("off", "no cache: the run started without one")
     folder = _folder(settings)
     taken = layout.room_taken(folder) if layout is not None and folder is not None and asked != "off" else 0
     device, copies = torch.device(settings.device), world.info.local_size
@@ -185,14 +181,14 @@ def _route(settings: SearchImagenetSettings, saved: Mapping[str, Any] | None) ->
     """Return the decoder used without a cache, and a sentence with the reason."""
     device = torch.device(settings.device)
     route = settings.loader
-    if route == "auto" and saved and saved["route"] != "cache":
+    if route == "auto" and saved and saved["route"] not in ("cache", FORMER):
         route = saved["route"]
     if route == "torchvision":
         return route, "loader: torchvision"
     if route == "auto" and device.type != "cuda":
-        return "torchvision", "loader: torchvision, whose pixels are Pillow's; --loader dali takes DALI on a CPU"
+        return "torchvision", "loader: torchvision (decodes with Pillow); --loader dali uses DALI on a CPU"
     why_not = dali.unavailable(device)
-    if route.startswith("dali"):
+    if route == "dali":
         if why_not:
             raise ConfigError(f"--loader {route}: {why_not}")
         return route, f"loader: {route}"

@@ -14,7 +14,7 @@ from fastdarts.data import (
     ImageArray,
     ImageIndex,
     Index,
-    Remembered,
+    VerifiedStore,
     image_sizes,
     read_images,
     read_list,
@@ -77,7 +77,7 @@ class Images:
         if settings.train_list is None and settings.val_list is None:
             return cls(index, *subsets(index, settings.train_fraction, settings.val_fraction, settings.seed))
         if settings.train_list is None or settings.val_list is None:
-            raise ConfigError("--train_list and --val_list belong together: give both or none")
+            raise ConfigError("--train_list and --val_list must be given together")
         train, val = read_list(settings.train_list, index), read_list(settings.val_list, index)
         if common := set(train.tolist()) & set(val.tolist()):
             raise ConfigError(
@@ -99,16 +99,16 @@ class Images:
         if settings.data is not None and then["root"] != str(index.root):
             if why := images.unlike(then):
                 raise _others(index, folder, why)
-            log.info(f"the run's images are in {index.root} now; they were in {then['root']} when it began, and are the same")
+            log.info(f"the run's images are now in {index.root}, unchanged; they were in {then['root']} when it started")
         for name, split in (("train_list", images.train), ("val_list", images.val)):
-            given, before = getattr(settings, name), (saved.get("settings") or {}).get(name)
-            if given != before:
-                other = set(read_list(given, index).tolist()) ^ set(split.tolist())
+            path, before = getattr(settings, name), (saved.get("settings") or {}).get(name)
+            if path != before:
+                other = set(read_list(path, index).tolist()) ^ set(split.tolist())
                 left_out = set(_excluded(folder)) if other else set()
                 if files := [index.files[i] for i in sorted(other) if index.files[i] not in left_out]:
-                    message = f"--{name} {given} differs from {before}, with which {folder.path} began"
-                    raise RunFolderError(f"{message}, in {shortlist(files)}: give the same list, or begin in another folder")
-                log.info(f"--{name} {given} lists the run's images, as {before} did when it began")
+                    message = f"--{name} {path} differs from {before}, with which {folder.path} started"
+                    raise RunFolderError(f"{message}, in {shortlist(files)}: give the same list, or choose another folder")
+                log.info(f"--{name} {path} lists the same images as {before} did when the run started")
         return images
 
     def unlike(self, then: Mapping[str, Any]) -> str:
@@ -120,7 +120,7 @@ class Images:
         """Find another rank's chosen images on this rank. Raises DataError if they differ."""
         index = cls.find(settings)
         if index.sha256() != splits.sha256:
-            raise DataError(f"the images of {index.root} are not those that rank 0 finds there: give all nodes the same")
+            raise DataError(f"the images of {index.root} differ from those on rank 0: give all nodes the same images")
         return cls(index, splits.train, splits.val).taking(splits)
 
     def splits(self) -> Splits:
@@ -161,7 +161,7 @@ class Images:
 def _others(index: Index, folder: RunFolder, why: str) -> RunFolderError:
     """Return the error for a continued run whose images are not found."""
     return RunFolderError(
-        f"the images of {index.root} are not those that {folder.path} began with ({why}), so its images would change: "
+        f"the images of {index.root} are not those that {folder.path} started with ({why}), so its images would change: "
         "put them back, or begin in another folder"
     )
 
@@ -190,10 +190,10 @@ class ImageFiles(Images):
     def unlike(self, then: Mapping[str, Any]) -> str:
         """Compare the file sizes, since the index contains only names."""
         if "bytes_sha256" not in then:
-            return f"it noted no sizes of files, by which to know them elsewhere: they were in {then['root']}"
+            return f"it recorded no file sizes, so only the original folder can be used: {then['root']}"
         size, digest = self.index.bytes_of(torch.cat([self.train, self.val]))
         same = digest == then["bytes_sha256"]
-        return "" if same else f"files of the same names, but of other sizes: {then['bytes']} bytes then, {size} now"
+        return "" if same else f"same file names, but different sizes: {then['bytes']} bytes then, {size} now"
 
     def ready(self, settings: groups.ImageFiles, threads: int, begun: bool) -> Self:
         """Measure the images; for a new run, or with --strict, also exclude files that cannot be decoded."""
@@ -213,23 +213,23 @@ class ImageFiles(Images):
                 log.info(f"checking files: {done} of {total}")
 
         chosen = torch.cat([self.train, self.val]).sort().values  # in disk order
-        with Remembered() as remembered:
-            good, sizes, bad = verify(self.index, chosen, threads, progress, remembered)
-        log.info(f"checked {len(chosen)} files, {remembered.used} of them unchanged since an earlier check")
+        with VerifiedStore() as store:
+            good, sizes, bad = verify(self.index, chosen, threads, progress, store)
+        log.info(f"checked {len(chosen)} files, {store.used} of them unchanged since an earlier check")
         if bad and strict:
             named = shortlist([f"{name} ({reason})" for name, reason in bad])
             raise DataError(
                 f"--strict: {len(bad)} of {len(chosen)} chosen files under {self.index.root} cannot be decoded: {named}; "
-                "mend them or take them away, or go on without --strict"
+                "repair or remove them, or continue without --strict"
             )
         for name, reason in bad:
-            log.warning(f"left out: {quoted(name)}: {reason}")
+            log.warning(f"excluded: {quoted(name)}: {reason}")
         if bad:
-            log.warning(f"{len(bad)} of {len(chosen)} files cannot be decoded and are left out")
+            log.warning(f"{len(bad)} of {len(chosen)} files cannot be decoded and are excluded")
         train, val = (split[torch.isin(split, good)] for split in (self.train, self.val))
         if not len(train) or not len(val):
             left = f"{len(train)} train, {len(val)} val"
-            raise DataError(f"of the chosen files under {self.index.root} too few can be decoded: {left}")
+            raise DataError(f"too few of the chosen files under {self.index.root} can be decoded: {left}")
         return replace(self, train=train, val=val, excluded=tuple(bad), sizes=self._by_number(good, sizes))
 
     def measured(self, threads: int) -> Self:
@@ -240,8 +240,8 @@ class ImageFiles(Images):
         if self.sizes is not None:
             return self
         chosen = torch.cat([self.train, self.val])
-        with Remembered() as remembered:
-            sizes = image_sizes(self.index, chosen, threads, remembered)
+        with VerifiedStore() as store:
+            sizes = image_sizes(self.index, chosen, threads, store)
         return replace(self, sizes=self._by_number(chosen, sizes))
 
     def _by_number(self, indices: Tensor, sizes: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ class ImageArrays(Images):
         """Return --image_size, by default the images' size. Raises ConfigError if it cannot be cropped from them."""
         side, size = self.index.side, settings.image_size or self.index.side
         if size > side:
-            raise ConfigError(f"--image_size {size}: the images of {self.index.root} have {side} pixels a side, take no more")
+            raise ConfigError(f"--image_size {size}: the images of {self.index.root} have only {side} pixels a side")
         if settings.crop_padding >= size:
-            raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {size} pixels may be all black, take less")
+            raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {size} pixels could be all black, choose less")
         return size

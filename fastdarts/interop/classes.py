@@ -10,19 +10,19 @@ from torch import nn
 if TYPE_CHECKING:
     Before = nn.Module
 else:
-    Before = object  # what a mixin comes from: the module's own class follows it
+    Before = object  # base of mixins: the module's own class follows in the MRO
 
-PLAN = "_fastdarts"  # the attribute that holds what the mixin has to know
+PLAN = "_fastdarts"  # attribute with the mixin's plan
 _classes: dict[tuple[type, type], type] = {}
 
 
-def put_before(module: nn.Module, mixin: type, attribute: str, plan: Any) -> None:
+def add_mixin(module: nn.Module, mixin: type, attribute: str, plan: Any) -> None:
     """Put `mixin` before the module's class in its method resolution order; it reads `plan` from `attribute`."""
     module.__dict__[attribute] = plan
     module.__class__ = _class(type(module), mixin)
 
 
-def take_back(module: nn.Module, *attributes: str) -> None:
+def remove_mixin(module: nn.Module, *attributes: str) -> None:
     """Restore the module's original class and delete the attributes."""
     own: Any = type(module)
     while hasattr(own, "_own"):

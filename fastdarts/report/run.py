@@ -14,7 +14,9 @@ from fastdarts.spaces.genotype import Genotype, GenotypeError, read_architecture
 Record = dict[str, Any]
 _TYPES: dict[str, Any] = dict.fromkeys(("epoch", "step"), int | None)
 _TYPES |= dict.fromkeys(("train_loss", "alpha_loss", "hessian"), int | float | None)
-_TYPES |= dict.fromkeys(("valid", "cells", "ops", "edges", "benchmark"), dict | None)  # dicts down to numbers
+_TYPES |= dict.fromkeys(
+    ("valid", "test", "valid_ema", "test_ema", "cells", "ops", "edges", "benchmark"), dict | None
+)  # dicts down to numbers
 _TYPES |= {"genotype": str | None, "stopped": dict | None}
 _STOPPED = {"rule": str, "after": int, "epoch": int, "why": str}  # fields of "stopped"
 
@@ -120,7 +122,7 @@ def read_run(folder: str | Path) -> Run:
         raise ReportError(f"no such run folder: {folder}")
     metrics, settings, timing = (folder / name for name in ("metrics.jsonl", "settings.json", "timing.jsonl"))
     if not metrics.is_file():
-        raise ReportError(f"not the folder of a search, it has no metrics.jsonl: {folder}")
+        raise ReportError(f"not a search's run folder, it has no metrics.jsonl: {folder}")
     records = _lines(metrics)
     for number, record in enumerate(records, start=1):
         _check(record, f"{metrics} line {number}")

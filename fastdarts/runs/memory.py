@@ -13,7 +13,7 @@ from fastdarts.ops.backend import choose
 from fastdarts.ops.philox import Stream
 from fastdarts.optim.precision import Amp, Precision
 from fastdarts.search import Bilevel, SoftmaxRelaxation
-from fastdarts.search.bilevel import held
+from fastdarts.search.bilevel import frozen
 from fastdarts.steps.memory_counter import Counted
 from fastdarts.supernet import Network
 
@@ -28,7 +28,7 @@ def search_bytes(
     amp: Amp = "off",
     unrolled: bool = False,
     hessian: bool = False,
-    ahead: int = 0,
+    prefetched: int = 0,
     averaged: bool = False,
 ) -> int:
     """Return the peak bytes of bilevel steps on `device`, with both updates and two batches like `batch`.
@@ -36,17 +36,17 @@ def search_bytes(
     Modules, relaxation and batch are on the meta device; steps.step_bytes says what is counted. The backends are those
     selected for `device`.
 
-    amp       precision of the forward passes. Requires the device to be present
-    unrolled  second order, with its copies of the weights
-    hessian   also an estimate of the Hessian in alpha: a backward in alpha, in float32 for any amp
-    ahead     prefetched batches on the device
-    averaged  gradients are averaged over ranks, in one flat tensor
+    amp         precision of the forward passes. Requires the device to be present
+    unrolled    second order, with its copies of the weights
+    hessian     also an estimate of the Hessian in alpha: a backward in alpha, in float32 for any amp
+    prefetched  batches waiting on the device
+    averaged    gradients are averaged over ranks, in one flat tensor
     """
 
     def make(
-        supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation, counted: Counted
+        supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation, counter: Counted
     ) -> list[Callable[..., object]]:
-        counted.watch(objective)
+        counter.watch(objective)
         weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
         sgd = steps.allocate_state(torch.optim.SGD(weights, 0.1, momentum=0.9))
         adam = steps.allocate_state(torch.optim.Adam(relaxation.parameters()))
@@ -57,7 +57,7 @@ def search_bytes(
 
     fused = choose("mixed_cell", supernet.backend, torch.device(device), next(supernet.parameters()).dtype) != "definition"
     parts = supernet, objective, relaxation
-    return steps.step_bytes(parts, make, batch, device, fused=fused, amp=amp, batches=2, ahead=ahead)
+    return steps.step_bytes(parts, make, batch, device, fused=fused, amp=amp, batches=2, prefetched=prefetched)
 
 
 class _Counting(Bilevel):
@@ -68,6 +68,6 @@ class _Counting(Bilevel):
 
     def hessian(self, step: Tensor, train: Batch, val: Batch) -> None:
         """Run the backward of an estimate of the Hessian in alpha."""
-        with held(self.weights):
+        with frozen(self.weights):
             loss = self.objective(self.supernet, self.relaxation.weights(), train, step, Stream.EVAL)
             torch.autograd.grad(loss, list(self.relaxation.alpha.values()))

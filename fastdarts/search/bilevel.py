@@ -9,17 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.optim.pieces import average, means, run_pieces, take_update
 from fastdarts.optim.precision import Precision
-from fastdarts.optim.updates import Buffers, Kept, non_finite, step_if_finite
+from fastdarts.optim.updates import Buffers, Kept, guarded_step, non_finite
 from fastdarts.protocols import Pieces, Reduce, Update
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.supernet import Network, same_draws
+from fastdarts.supernet import Network, shared_noise
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
 UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
@@ -168,18 +167,11 @@ class Bilevel:
         skipped: Tensor,
     ) -> None:
         """Clip the gradients and step along them; if `bad` is 1, restore the state before and count the skipped update."""
-        if clip:
-            clip_grad_norm_(parameters, clip)
-        step_if_finite(bad, optimizer)
-        optimizer.zero_grad()
-        before.restore_where(bad)
-        skipped += bad.long()
-        if self.precision.scale is not None:
-            self.precision.scale.update(bad)
+        guarded_step(bad, optimizer, parameters, clip, before, skipped, self.precision)
 
     def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
         """Return L_val(w, alpha) and its gradient w.r.t. alpha on this rank's share; no weight gradients are computed."""
-        with held(self.weights):
+        with frozen(self.weights):
             loss = self._val_loss(step, val)
             return loss.detach(), self._gradients(loss, self.relaxation.parameters())
 
@@ -209,7 +201,7 @@ class Bilevel:
             mixing = [t for of_kind in weights.values() for t in of_kind if t is not None]
             sides = []
             # always in full precision, which resolves so small a difference, and with the same noise on either side
-            with held(self.weights), same_draws(self.supernet):
+            with frozen(self.weights), shared_noise(self.supernet):
                 for sign in (1, -1):
                     self._place(saved, v, sign * R)
                     side = self.objective(self.supernet, weights, train, step, Stream.TRAIN)
@@ -264,7 +256,7 @@ class Bilevel:
 
 
 @contextmanager
-def held(weights: list[Tensor]) -> Generator[None]:
+def frozen(weights: list[Tensor]) -> Generator[None]:
     """Freeze `weights` inside the context: a fused op decides in its forward whether its backward computes their gradients."""
     moving = [w for w in weights if w.requires_grad]
     try:

@@ -78,11 +78,13 @@ class Search:
         self.parts, self.ranks, self._captured = PARTS, ranks, captured
         self.stages = (Stage(settings.epochs, settings.begin),) if progressive is None else progressive.stages
         if sum(stage.epochs for stage in self.stages) != settings.epochs:
-            raise ValueError(f"the stages have {[stage.epochs for stage in self.stages]} epochs, not {settings.epochs} in all")
+            raise ValueError(
+                f"the stages have {[stage.epochs for stage in self.stages]} epochs, which do not add up to {settings.epochs}"
+            )
         check_stages(self.stages, supernet.space, settings)
         check_early_stop(settings, supernet.space)
         if settings.early_stop == "eigenvalue" and eval_loader is None:
-            raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of an eval_loader, give one")
+            raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of eval_loader, which is missing")
         self.history: list[Seen] = []  # statistics for early stopping, of the epochs that updated alpha
         self._install(supernet, objective, 0)
         self.epoch = 0  # finished epochs
@@ -145,16 +147,15 @@ class Search:
             yield self.run_epoch(hooks)
 
     def run_epoch(self, hooks: Hooks = NO_HOOKS) -> dict[str, Any]:
-        """Run one epoch, or its remaining steps. Returns plain values: losses (means over the epoch), rates, genotype, weights,
-        collapse statistics.
+        """Run one epoch, or its remaining steps; returns its record.
 
         Raises DivergedError if half of its losses are not finite, or if all updates of the weights or of alpha were skipped.
-        The keys are those of a `metrics.jsonl` line of kind "epoch". "seconds" counts the steps alone, "input_seconds" of it
-        the
-        waiting for batches; "images_per_s" is their rate. Optional keys, present only where they apply: "skipped" updates (of
-        the weights, of alpha), "not_finite" losses (train, alpha), which the means exclude; "stopped" if early stopping
-        ends the search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates". "cells"
-        describes the cell without settings.skip_limit.
+        The record holds plain values: losses (means over the epoch), rates, genotype, weights, collapse statistics. Its keys
+        are those of a `metrics.jsonl` line of kind "epoch". "seconds" counts the steps alone, "input_seconds" of it the waiting
+        for batches; "images_per_s" is their rate. Optional keys, present only where they apply: "skipped" updates (of the
+        weights, of alpha), "not_finite" losses (train, alpha), which the means exclude; "stopped" if early stopping ends the
+        search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates". "cells" describes
+        the cell without settings.skip_limit.
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
         self._next_stage()
@@ -252,8 +253,8 @@ class Search:
 
     def evaluate(self, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
         """Return the objective's metrics over `eval_loader` (see evaluation.evaluate)."""
-        how = {"ranks": self.ranks, "precision": self.precision}
-        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **how)
+        options = {"ranks": self.ranks, "precision": self.precision}
+        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **options)
 
     def hessian(self) -> float:
         """Return the largest eigenvalue of the validation Hessian in alpha (evaluation.hessian), on the first batch."""
@@ -261,7 +262,7 @@ class Search:
 
     def _evaluated(self) -> Batches:
         if self.eval_loader is None:
-            raise ValueError("this search was made without an eval_loader")
+            raise ValueError("this search has no eval_loader")
         return self.eval_loader
 
     def state_dict(self) -> dict[str, Any]:
@@ -345,7 +346,7 @@ class Search:
 
     @property
     def skipped(self) -> Tensor:
-        """int64 (2,): skipped updates of the weights and of alpha so far in this epoch."""
+        """Return int64 (2,): skipped updates of the weights and of alpha so far in this epoch."""
         return self.bilevel.skipped
 
     def named_tensors(self) -> dict[str, Tensor]:

@@ -3,8 +3,11 @@
 from fastdarts.settings.fields import composed
 from fastdarts.settings.groups import (
     ArchitectureStep,
+    Capture,
+    Communication,
     Device,
     EarlyStop,
+    FusedOps,
     ImageArrays,
     ImageFiles,
     Method,
@@ -18,6 +21,16 @@ from fastdarts.settings.groups import (
     Splits,
     Watching,
 )
+from fastdarts.settings.training import (
+    AnyImages,
+    Augmentation,
+    DiscreteNetwork,
+    EvaluatedImages,
+    Source,
+    Training,
+    TrainingSplits,
+    Weights,
+)
 
 
 @composed()
@@ -26,7 +39,21 @@ class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
 
 
 @composed()
-class RunSettings(Watching, Ranks, Device, Run, SearchSettings, Network, Objective, SearchSpace, Method, Splits):
+class RunSettings(
+    Watching,
+    Communication,
+    Ranks,
+    FusedOps,
+    Capture,
+    Device,
+    Run,
+    SearchSettings,
+    Network,
+    Objective,
+    SearchSpace,
+    Method,
+    Splits,
+):
     """Settings common to all search commands; each adds its image source."""
 
 
@@ -53,6 +80,32 @@ class SearchImagenetSettings(RunSettings, ImageFiles):
 )
 class SearchCifarSettings(RunSettings, ImageArrays):
     """Flags of `python -m fastdarts.search_cifar`; the defaults are DARTS' search on CIFAR-10, with MAE-NAS' objective."""
+
+
+@composed(epochs=600, batch_size=96, learning_rate=0.025, warmup_epochs=0)
+class RetrainSettings(
+    Watching,
+    Communication,
+    Ranks,
+    Capture,
+    Device,
+    Run,
+    Augmentation,
+    Training,
+    Optimisation,
+    DiscreteNetwork,
+    TrainingSplits,
+    AnyImages,
+    ImageArrays,
+    ImageFiles,
+    Source,
+):
+    """Flags of `python -m fastdarts.retrain`; the defaults are DARTS' training on CIFAR-10."""
+
+
+@composed(batch_size=256)
+class EvaluateSettings(Communication, Device, EvaluatedImages, AnyImages, ImageArrays, ImageFiles, Weights):
+    """Flags of `python -m fastdarts.evaluate`."""
 
 
 AnySearch = SearchImagenetSettings | SearchCifarSettings

@@ -22,11 +22,8 @@ class ImageFiles(Settings):
     strict: bool = setting(
         False, "stop at a bad file instead of excluding it; also verify the files of a continued run", resumable=True
     )
-    loader: Literal["auto", "torchvision", "dali", "dali-reader"] = setting(
-        "auto",
-        "decoder used without a cache: DALI on a GPU if installed, else torchvision; dali-reader leaves order and boxes to "
-        "DALI's file reader",
-        resumable=True,
+    loader: Literal["auto", "torchvision", "dali"] = setting(
+        "auto", "decoder used without a cache: DALI on a GPU if installed, else torchvision", resumable=True
     )
     cache: Literal["auto", "device", "ram", "off"] = setting(
         "auto", "decode each image once and cache it: on the device if it fits, else in RAM, else not at all", resumable=True
@@ -170,13 +167,13 @@ class Optimisation(Settings):
     batch_size: int = setting(
         1024, "images per step, over all ranks; auto (or 0) = the most that fit into 80 % of free memory", at_least=0, auto=0
     )
-    learning_rate: float = setting(0.5, "learning rate of the weights' SGD, for the whole batch", above=0)
-    learning_rate_min: float = setting(0.0, "final value of the cosine schedule", at_least=0)
+    learning_rate: float = setting(0.5, "learning rate of the weights' SGD, for the whole batch", above=0, also=("lr",))
+    learning_rate_min: float = setting(0.0, "final value of the cosine schedule", at_least=0, also=("min_lr",))
     warmup_epochs: int = setting(5, "epochs of linear warm-up; scaled if only --epochs is given", at_least=0)
     momentum: float = setting(0.9, "momentum of the weights' SGD", at_least=0, below=1)
     nesterov: bool = setting(False, "Nesterov momentum for the weights' SGD", before=False)
     weight_decay: float = setting(3e-4, "weight decay of the weights", at_least=0)
-    grad_clip: float = setting(5.0, "maximum gradient norm of the weights; 0 = no clipping", at_least=0)
+    grad_clip: float = setting(5.0, "maximum gradient norm of the weights; 0 = no clipping", at_least=0, also=("clip_grad",))
     eval_every: int = setting(1, "epochs between evaluations (the last epoch is always evaluated)", at_least=1)
     optimizer_backend: Literal["torch", "apex"] = setting(
         "torch", "fused SGD and Adam of torch, or of NVIDIA's apex if installed", resumable=True
@@ -255,14 +252,6 @@ class Device(Settings):
     title = "device"
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    backend: str = setting(
-        "auto", "backend of the fused ops, masks and cells: auto, definition or one listed by fastdarts.info"
-    )
-    cuda_graph: Literal["auto", "on", "off"] = setting(
-        "auto",
-        "replay whole steps as CUDA graphs: if possible (auto), or stop with an error (on), or never (off)",
-        resumable=True,
-    )
     tf32: bool = setting(False, "allow TF32 in float32 convolutions and matrix products on a GPU", before=False)
     deterministic: bool = setting(False, "bitwise reproducible runs on a GPU too; slower, logs disabled features", before=False)
     threads: int = setting(
@@ -274,18 +263,50 @@ class Device(Settings):
 
 
 @group
-class Ranks(Settings):
-    """Data-parallel ranks."""
+class Capture(Settings):
+    """Replay of training steps."""
+
+    title = "device"
+
+    cuda_graph: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "replay whole steps as CUDA graphs: if possible (auto), or stop with an error (on), or never (off)",
+        resumable=True,
+    )
+
+
+@group
+class FusedOps(Settings):
+    """Implementation of the fused ops."""
+
+    title = "device"
+
+    backend: str = setting(
+        "auto", "backend of the fused ops, masks and cells: auto, definition or one listed by fastdarts.info"
+    )
+
+
+@group
+class Communication(Settings):
+    """Communication between ranks."""
 
     title = "ranks"
 
-    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each rank's", before=False)
     dist_backend: Literal["auto", "nccl", "gloo"] = setting(
         "auto", "communication backend: NCCL if each rank has a GPU, else gloo", resumable=True
     )
     dist_timeout: float = setting(
         600.0, "seconds without an answer before another rank counts as lost", above=0, resumable=True
     )
+
+
+@group
+class Ranks(Settings):
+    """Data-parallel ranks."""
+
+    title = "ranks"
+
+    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each rank's", before=False)
     check_ranks_every: int = setting(
         500, "steps between checks that weights and alpha agree on all ranks; 0 = never", at_least=0, resumable=True
     )

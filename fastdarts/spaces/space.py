@@ -21,11 +21,13 @@ class Wiring(NamedTuple):
     inputs  their names; they are the states 0, 1, ...
     genes   (operation, source state, target node), by node, counted from 0
     concat  the concatenated states, or the single output state
+    nodes   names of the nodes
     """
 
     inputs: tuple[str, ...]
     genes: tuple[tuple[str, int, int], ...]
     concat: tuple[int, ...]
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Space:
         unknown = [n for n in names if n not in offered]
         if unknown or not names or len(set(names)) < len(names):
             problem = f"unknown {', '.join(unknown)}" if unknown else "an empty list or a repeated name"
-            own = "; your own have to be registered first (--modules)" if unknown else ""
+            own = "; register custom ones first (--modules)" if unknown else ""
             raise ValueError(f"{where}: {problem}; known are {', '.join(offered)}{own}")
         if names == ("none",):
             raise ValueError(f"{where} has no candidate besides none")

@@ -7,7 +7,7 @@ from fastdarts.steps.memory import (
     allocate_state,
     free_bytes,
     largest_batch,
-    memory_told,
+    memory_errors_explained,
     meta_batch,
     step_bytes,
 )
@@ -20,7 +20,7 @@ __all__ = [
     "allocate_state",
     "free_bytes",
     "largest_batch",
-    "memory_told",
+    "memory_errors_explained",
     "meta_batch",
     "no_gpu",
     "step_bytes",

@@ -144,7 +144,8 @@ class CapturedSteps:
     def _begin(self, step: Tensor, train: Batch) -> None:
         """Allocate the graphs' input buffers, unless capture is already known to be impossible."""
         if why := refusal(self.updates):
-            return self._give_up(why)
+            self._give_up(why)
+            return
         self._recorder, self._begun = Recorder(self.updates.device), True
         self._step, self._train = torch.empty_like(step), Batch(*map(torch.empty_like, train))
         self._rates = [_rate(group["lr"], self.updates.device) for o in self._optimizers for group in o.param_groups]
@@ -161,16 +162,16 @@ class CapturedSteps:
             self._val = Batch(*map(torch.empty_like, val))
         fits = _alike(train, self._train) and (val is None or _alike(val, self._val))
         if not fits and not self._said_shapes:
-            log.info(f"a batch of {len(train.index)} images is not of the captured size: its step runs uncaptured")
+            log.info(f"a batch of {len(train.index)} images does not have the captured size: its step runs uncaptured")
             self._said_shapes = True
         return fits
 
     def _copy(self, step: Tensor, train: Batch, val: Batch | None) -> None:
         """Copy a step's inputs into the graphs' input buffers."""
         self._step.copy_(step)
-        for mine, given in ((self._train, train), (self._val, val)):
-            if given is not None:
-                for to, tensor in zip(mine, given, strict=True):
+        for buffers, batch in ((self._train, train), (self._val, val)):
+            if batch is not None:
+                for to, tensor in zip(buffers, batch, strict=True):
                     to.copy_(tensor, non_blocking=True)
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         for rate, group in zip(self._rates, groups, strict=True):
@@ -208,13 +209,14 @@ class CapturedSteps:
         except torch.OutOfMemoryError:
             if not self._graphs:
                 raise  # the step itself does not fit into memory
-            why = f"there is no memory for the update of {update} beside what the other one's graph keeps"
+            why = f"not enough memory for the update of {update} in addition to the other update's graph"
         finally:
             state.put_back()
         if why is None:
             why = self._capture(update, state)
         if why is not None:
-            return self._give_up(why)
+            self._give_up(why)
+            return
         graphs = "a CUDA graph" if len(self._graphs[update]) == 1 else f"{len(self._graphs[update])} CUDA graphs"
         log.info(f"the update of {update} is captured in {graphs}")
 
@@ -267,7 +269,7 @@ def refusal(updates: Updates) -> str | None:
         if not capturable(optimizer):
             what = "the weights" if update == "weights" else update
             name = f"{type(optimizer).__module__.partition('.')[0]}'s {type(optimizer).__name__}"
-            return f"the optimizer of {what} ({name}) is not torch's fused SGD or Adam, which alone are known to be capturable"
+            return f"the optimizer of {what} ({name}) is not torch's fused SGD or Adam, the only ones known to be capturable"
     return None
 
 

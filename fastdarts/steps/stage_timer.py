@@ -17,7 +17,7 @@ from fastdarts.protocols import Updates
 U = TypeVar("U", bound=Updates)
 
 
-class Stages:
+class StageTimer:
     """Timer of the stages of the steps it follows, captured or not; a step names its stages (protocols.Updates.stage).
 
     A nested stage is subtracted from its enclosing one. With several ranks, averaging over them is a stage: "reduce".

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.base import ChannelSampling, Network
-from fastdarts.supernet.cell import Cell, CellWeights
+from fastdarts.supernet.cell import CellWeights, SupernetCell
 
 Stem = Literal["cifar", "imagenet"]
 STEM_MULTIPLIER = 3
@@ -53,11 +53,11 @@ class Supernet(Network):
             space, partial_channels=partial_channels, channel_sampling=channel_sampling, seed=seed, backend=backend
         )
         if space.skeleton != "darts":
-            raise ValueError(f"space {space.name} is of another network: take NASBench201Supernet")
+            raise ValueError(f"space {space.name} belongs to another network: use NASBench201Supernet")
         if layers < 3:
             raise ValueError(f"layers = {layers}: three stages need at least 3 cells")
         if partial_channels < 1 or C % (2 * partial_channels):
-            raise ValueError(f"init_channels = {C} and partial_channels = {partial_channels}: C/k must be an even whole number")
+            raise ValueError(f"init_channels = {C} and partial_channels = {partial_channels}: C/k must be an even integer")
         self.stem_kind = stem
         self.multiple = 4 * STEM_STRIDE[stem]
         C_prev_prev, C_prev, reduction_prev = self._build_stem(stem, C)
@@ -68,7 +68,7 @@ class Supernet(Network):
             kind: Kind = "reduce" if i in reductions else "normal"
             C = 2 * C if kind == "reduce" else C
             channels = C_prev_prev, C_prev, C
-            self.cells.append(Cell(space, kind, *channels, reduction_prev, partial_channels, backend, skip_dropout))
+            self.cells.append(SupernetCell(space, kind, *channels, reduction_prev, partial_channels, backend, skip_dropout))
             reduction_prev = kind == "reduce"
             C_prev_prev, C_prev = C_prev, space.nodes * C
             if i + 1 in (*reductions, layers):  # the last cell of a stage

@@ -22,12 +22,12 @@ from fastdarts.batch import Batch
 from fastdarts.data import (
     Cache,
     CacheEvalLoader,
+    CacheLayout,
     CacheLoader,
     DataError,
     EvalLoader,
     FolderLoader,
     ImageIndex,
-    Layout,
     cache_file,
     crop_box,
     crop_words,
@@ -44,10 +44,10 @@ CPU = torch.device("cpu")
 SHORT = 24
 
 
-def layout_of(root: Path, short: int = SHORT) -> Layout:
+def layout_of(root: Path, short: int = SHORT) -> CacheLayout:
     index = ImageIndex.from_root(root)
     good, sizes, _ = verify(index, torch.arange(len(index)), 1)
-    return Layout.of(index, good, sizes, short)
+    return CacheLayout.of(index, good, sizes, short)
 
 
 def kept(cache: Cache, row: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_layout_by_hand(tree: Tree) -> None:
     """Short sides of 25 pixels at most, the other side in proportion, rounded down; what is smaller stays."""
     index = ImageIndex.from_root(tree(a=4))
     decoded = torch.tensor([[50, 200], [20, 300], [75, 50], [100, 101]], dtype=torch.int32)
-    layout = Layout.of(index, torch.tensor([2, 1, 0, 3]), decoded, 25)
+    layout = CacheLayout.of(index, torch.tensor([2, 1, 0, 3]), decoded, 25)
     assert layout.numbers.tolist() == [0, 1, 2, 3]
     assert layout.sizes.tolist() == [[37, 25], [20, 300], [25, 100], [25, 25]]
     assert layout.starts.tolist() == [0, 2775, 20775, 28275, 30150] and layout.bytes == 30150
@@ -104,7 +104,7 @@ def test_no_side_is_longer_than_the_op_takes(tmp_path: Path) -> None:
 def test_sizes_are_torchvisions(short: int, tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=1))
     decoded = torch.randint(short, 40 * short, (200, 2), generator=torch.Generator().manual_seed(short))
-    layout = Layout.of(index, torch.arange(200), decoded, short)
+    layout = CacheLayout.of(index, torch.arange(200), decoded, short)
     for (height, width), size in zip(decoded.tolist()[::20], layout.sizes.tolist()[::20], strict=True):
         image = functional.resize(Image.new("L", (width, height)), [short])
         assert size == [image.height, image.width]
@@ -177,7 +177,7 @@ def test_a_file_is_found_again_and_nothing_is_decoded(tree: Tree, tmp_path: Path
     assert {p.suffix for p in folder.iterdir()} == {".pixels", ".lock"}
     os.chmod(written, 0o444)
     with monkeypatch.context() as patch:
-        patch.setattr(Layout, "fill", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(CacheLayout, "fill", lambda *_: pytest.fail("decoded again"))
         assert Cache.make(layout_of(root), "cpu", folder=folder).pixels.equal(pixels)
     path = root / "train/a/a_3.JPEG"
     Image.new("RGB", (90, 90)).save(path)  # another image in its place
@@ -222,7 +222,7 @@ def test_who_waits_for_another_process_says_so(tree: Tree, tmp_path: Path, caplo
         began = monotonic()
         while not caplog.records and monotonic() - began < 10:
             pass
-        assert "waiting for another process, which writes the cache" in caplog.text and not made.done()
+        assert "waiting for another process that writes the cache" in caplog.text and not made.done()
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert made.result(30).pixels.sum() > 0
 
@@ -231,7 +231,7 @@ def test_an_interrupt_while_it_fills_ends_soon(tree: Tree, monkeypatch: pytest.M
     """After the image that is being decoded, not after the rest of the thread's share."""
     layout, seen = layout_of(tree(a=2 * cache_module.CHUNK)), []
 
-    def decode(layout: Layout, row: int) -> np.ndarray:
+    def decode(layout: CacheLayout, row: int) -> np.ndarray:
         seen.append(row)
         began = monotonic()
         while row >= cache_module.CHUNK and monotonic() - began < 0.2:
@@ -241,7 +241,7 @@ def test_an_interrupt_while_it_fills_ends_soon(tree: Tree, monkeypatch: pytest.M
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Layout, "_decode", decode)
+    monkeypatch.setattr(CacheLayout, "_decode", decode)
     with pytest.raises(KeyboardInterrupt):
         Cache.make(layout, "cpu", threads=1, progress=interrupt)
     assert len(seen) <= cache_module.CHUNK + 10
@@ -258,16 +258,16 @@ def test_a_file_that_is_not_whole_is_never_read(harm: str, tree: Tree, tmp_path:
     assert path.read_bytes() == data
 
 
-def _killed_while_writing(layout: Layout, folder: Path) -> None:
-    def fill(_: Layout, pixels: torch.Tensor, *others: Any) -> None:
+def _killed_while_writing(layout: CacheLayout, folder: Path) -> None:
+    def fill(_: CacheLayout, pixels: torch.Tensor, *others: Any) -> None:
         pixels[:100] = 7
         os._exit(9)
 
-    Layout.fill = fill  # type: ignore[method-assign]
+    CacheLayout.fill = fill  # type: ignore[method-assign]
     Cache.make(layout, "cpu", folder=folder)
 
 
-def _write(layout: Layout, folder: Path) -> None:
+def _write(layout: CacheLayout, folder: Path) -> None:
     os._exit(0 if Cache.make(layout, "cpu", folder=folder).pixels.sum() > 0 else 1)
 
 
@@ -296,7 +296,7 @@ def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "posix_fallocate", full)
     layout, folder = layout_of(tree(a=6)), tmp_path / "cache"
     with pytest.raises(
-        DataError, match=r"cannot write the cache .*: it takes 0\.00 GiB, too much for the disk; choose another"
+        DataError, match=r"cannot write the cache .*: it needs 0\.00 GiB, more than the disk has free; choose another"
     ):
         Cache.make(layout, "cpu", folder=folder)
     assert not list(folder.glob("*.pixels")) and not list(folder.glob("*.part"))
@@ -311,7 +311,7 @@ def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (
             lambda path: path.write_bytes(path.read_bytes()[:900]),
-            r"cannot decode .*a_3\.JPEG: .*truncated.*; it was good when .* put it back",
+            r"cannot decode .*a_3\.JPEG: .*truncated.*; it was intact when .* restore it",
         ),
         (lambda path: path.unlink(), r"a_3\.JPEG"),
         (
@@ -339,12 +339,12 @@ def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert placement.choose("auto", 8 * 2**30, CPU) == ("ram", "cache: 8.00 GiB of decoded images in RAM")
     place = placement.choose("auto", 9 * 2**30, CPU)
     assert place.where == "off"
-    assert place.message == "no cache of 9.00 GiB: cpu is no GPU; RAM has 10.00 GiB free, of which 80% may be taken"
+    assert place.message == "no cache of 9.00 GiB: cpu is not a GPU; RAM has 10.00 GiB free, of which at most 80% may be used"
     with pytest.raises(
-        DataError, match=r"--cache ram: the decoded images take 9\.00 GiB: RAM has 10\.00 GiB free, .* --cache off"
+        DataError, match=r"--cache ram: the decoded images need 9\.00 GiB: RAM has 10\.00 GiB free, .* --cache off"
     ):
         placement.choose("ram", 9 * 2**30, CPU)
-    with pytest.raises(DataError, match=r"--cache device: .* cpu is no GPU"):
+    with pytest.raises(DataError, match=r"--cache device: .* cpu is not a GPU"):
         placement.choose("device", 1, CPU)
     assert placement.choose("off", 1, CPU).where == "off"
     small = placement.choose("ram", 3 * 2**20, CPU, tmp_path / "not/yet/there")
@@ -353,7 +353,7 @@ def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         placement.choose("ram", 2**60, CPU, tmp_path)
     assert placement.choose("ram", 2**60, CPU, tmp_path, taken=2**61).where == "ram"
     with pytest.raises(
-        DataError, match=r"RAM has 10\.00 GiB free, of which the search takes about 5\.00 GiB, and of the rest 80% may"
+        DataError, match=r"RAM has 10\.00 GiB free, of which the search needs about 5\.00 GiB, and of the rest at most 80% may"
     ):
         placement.choose("ram", 5 * 2**30, CPU, reserved=5 * 2**30)
     assert placement.choose("ram", 4 * 2**30, CPU, reserved=5 * 2**30).where == "ram"

@@ -17,7 +17,7 @@ from fastdarts.engine.tensorboard import TensorBoardLogger
 from fastdarts.runs.search_session import scalars
 from fastdarts.spaces import S0
 from fastdarts.steps import CapturedSteps
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps.stage_timer import StageTimer
 from tests.support.bilevels import batch, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,7 +91,7 @@ def test_stages_count_themselves_alone(monkeypatch):
     bilevel = make()
     slow = bilevel._update
     monkeypatch.setattr(bilevel, "_update", lambda *a: (time.sleep(0.05), slow(*a)))
-    stages = Stages()
+    stages = StageTimer()
     steps = CapturedSteps(stages.follow(bilevel), "off")
     started = time.perf_counter()
     for step in range(3):
@@ -104,7 +104,7 @@ def test_stages_count_themselves_alone(monkeypatch):
 
 
 def test_a_stage_ends_where_its_work_fails():
-    stages = Stages()
+    stages = StageTimer()
     stages.follow(make())
 
     def fails():
@@ -118,7 +118,7 @@ def test_a_stage_ends_where_its_work_fails():
 
 @pytest.mark.gpu
 def test_stages_on_a_gpu_are_those_of_the_device():
-    stages = Stages()
+    stages = StageTimer()
     stages.follow(make(device="cuda"))
     a = torch.randn(4096, 4096, device="cuda")
     work = stages.timed("reduce", lambda: [a @ a for _ in range(20)])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import CANDIDATES, NASBENCH201, Space
 from fastdarts.supernet import NASBench201Supernet, Supernet, register_candidate
-from fastdarts.supernet.eager_candidates import BUILDERS, MixedEdgesBeside, Noise, SkipDropout
+from fastdarts.supernet.eager_candidates import BUILDERS, MixedEdgesWithEager, Noise, SkipDropout
 from fastdarts.supernet.mixed import MixedEdges
 from tests.support.backends import BACKENDS
 from tests.zoo.operations import OPS, ReLUConvBN
@@ -51,7 +51,7 @@ def test_a_candidate_of_ones_own_equals_the_fused_one(registered, backend, k, sa
     space, own = Space.uniform("fused", FUSED), Space.uniform("own", names)
     torch.manual_seed(2)
     one, other = Supernet(space, backend="definition", **how).double(), Supernet(own, backend=backend, **how).double()
-    assert isinstance(one.cells[0]._ops, MixedEdges) and isinstance(other.cells[0]._ops, MixedEdgesBeside)
+    assert isinstance(one.cells[0]._ops, MixedEdges) and isinstance(other.cells[0]._ops, MixedEdgesWithEager)
     other.load_state_dict(one.state_dict())
     assert set(other.state_dict()) == set(one.state_dict())
     for training in (True, False):
@@ -87,7 +87,7 @@ def test_in_nas_bench_201(registered):
 def test_a_name_is_given_once(registered):
     registered("mine", OPS["sep_conv_3x3"])
     for name in ("mine", "sep_conv_3x3", "nor_conv_1x1"):
-        with pytest.raises(ValueError, match=f"there is a candidate {name} already"):
+        with pytest.raises(ValueError, match=f"candidate {name} already exists"):
             registered(name, OPS["sep_conv_3x3"])
 
 
@@ -128,7 +128,7 @@ def test_only_skips_of_stride_one_drop():
 def test_own_batch_norm_is_not_synchronised(registered):
     registered("mine", OPS["sep_conv_3x3"])
     net = Supernet(Space.uniform("own", ("mine", "skip_connect")), C=4, layers=3)
-    with pytest.raises(ValueError, match=r"cells\.0\._ops: BatchNorm in a candidate of one's own cannot be synchronised"):
+    with pytest.raises(ValueError, match=r"cells\.0\._ops: BatchNorm in a custom candidate cannot be synchronised"):
         net.synchronise(object())
     net.synchronise(None)
 

@@ -82,7 +82,13 @@ def test_it_computes_what_plain_modules_compute(backend, mode):
 def test_the_published_network():
     net = NASBench201Supernet(NASBENCH201)
     kinds = [type(cell).__name__ for cell in net.cells]
-    assert kinds == [*["Cell"] * 5, "ResidualBlock", *["Cell"] * 5, "ResidualBlock", *["Cell"] * 5]
+    assert kinds == [
+        *["NASBench201Cell"] * 5,
+        "ResidualBlock",
+        *["NASBench201Cell"] * 5,
+        "ResidualBlock",
+        *["NASBench201Cell"] * 5,
+    ]
     assert net.tap_channels == [16, 32, 64] and net.multiple == 4
     assert tuple(NASBENCH201.normal[0]) == NB201
     # of each cell 6 edges with a 1x1 and a 3x3 convolution
@@ -97,9 +103,9 @@ def test_batch_statistics_keep_nothing():
 
 
 def test_a_space_of_the_other_network_is_refused():
-    with pytest.raises(ValueError, match="space S0 is of another network: take Supernet"):
+    with pytest.raises(ValueError, match="space S0 belongs to another network: use Supernet"):
         NASBench201Supernet(S0)
-    with pytest.raises(ValueError, match="space nasbench201 is of another network"):
+    with pytest.raises(ValueError, match="space nasbench201 belongs to another network"):
         Supernet(NASBENCH201)
     with pytest.raises(ValueError, match="cells of 3 nodes and no reduction cell"):
         Space("twice", NASBENCH201.normal, NASBENCH201.normal, nodes=3, inputs=1, skeleton="nasbench201")
