@@ -41,6 +41,7 @@ class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
 @composed()
 class RunSettings(
     Watching,
+    Then,
     Communication,
     Ranks,
     FusedOps,
@@ -53,6 +54,7 @@ class RunSettings(
     SearchSpace,
     Method,
     Splits,
+    Then,
 ):
     """Settings common to all search commands; each adds its image source."""
 

@@ -78,7 +78,8 @@ def randomise(supernet: torch.nn.Module, pools_neutral: bool) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_genotype_is_the_supernet_with_one_hot_weights(backend: str, training: bool, pools: bool, seed: int) -> None:
     """Logits, gradients of the shared parameters and of the images; in training, where pools' norms are not neutral, without
-    pools."""
+    pools.
+    """
     torch.manual_seed(seed)
     genotype = random_genotype(seed, pools)
     supernet = Supernet(S0, C=4, layers=3, backend=backend).double()
