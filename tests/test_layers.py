@@ -11,7 +11,8 @@ import pytest
 # unless SIDEWAYS has it.
 LAYERS = """
 facade
-search_imagenet search_cifar count info sweep __main__
+search_imagenet search_cifar sweep __main__
+retrain evaluate count info
 cli runs
 inputs engine steps search training proxies predictors report
 optim

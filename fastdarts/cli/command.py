@@ -78,7 +78,6 @@ class Command:
         the same command with --save continues. Under torchrun this process is one rank of a search.
         """
         args = self.resolve.settings.parse(argv, self.prog, self.about)
-        follower = self._follower(args.values.get("then"))
         info = RankInfo()
         again = "the same command with --save set to this run's folder continues it"
 
@@ -88,6 +87,7 @@ class Command:
 
         try:
             info = RankInfo.of_environment()
+            follower = self._follower(args.values.get("then"))
             folder = self._start(args, info)
         except PeerError:
             return 2
@@ -120,22 +120,15 @@ class Command:
         return 0 if follower is None or args.values.get("dry_run") else follower(folder)
 
     def _follower(self, then: str | None) -> Callable[[Path], int] | None:
-        """Return what runs --then on the finished run's folder. Invalid flags end the process: one line, status 2."""
+        """Return what runs --then on the finished run's folder. Raises ConfigError; invalid flags end the process."""
         if then is None:
             return None
         name, *flags = shlex.split(then) or [""]
         if name not in self.followers:
-            print(
-                f"{self.prog}: error: --then {then}: give one of {', '.join(self.followers)}, then its flags", file=sys.stderr
-            )
-            sys.exit(2)
+            raise ConfigError(f"--then {then}: give one of {', '.join(self.followers)}, then its flags")
         follower = self.followers[name]
-        own = [flag for flag in flags if flag.partition("=")[0] in ("--run", "--save")]
-        if own:
-            print(
-                f"{self.prog}: error: --then {then}: {own[0]} is set: the folder of the run, and {name} in it", file=sys.stderr
-            )
-            sys.exit(2)
+        if own := [flag for flag in flags if flag.partition("=")[0] in ("--run", "--save")]:
+            raise ConfigError(f"--then {then}: {own[0]} follows from the search, leave it out")
         follower.resolve.settings.parse(flags, f"{self.prog}: --then {name}", follower.about)
         return lambda folder: follower.main([*flags, "--run", str(folder), "--save", str(folder / name)])
 

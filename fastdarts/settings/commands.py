@@ -19,6 +19,7 @@ from fastdarts.settings.groups import (
     Run,
     SearchSpace,
     Splits,
+    Then,
     Watching,
 )
 from fastdarts.settings.training import (
@@ -54,7 +55,6 @@ class RunSettings(
     SearchSpace,
     Method,
     Splits,
-    Then,
 ):
     """Settings common to all search commands; each adds its image source."""
 

@@ -77,9 +77,7 @@ def randomise(supernet: torch.nn.Module, pools_neutral: bool) -> None:
 @pytest.mark.parametrize(("training", "pools"), [(True, False), (False, True)], ids=["training", "evaluation"])
 @pytest.mark.parametrize("seed", range(4))
 def test_genotype_is_the_supernet_with_one_hot_weights(backend: str, training: bool, pools: bool, seed: int) -> None:
-    """Logits, gradients of the shared parameters and of the images; in training, where pools' norms are not neutral, without
-    pools.
-    """
+    """Logits, gradients of the shared parameters and of the images; in training without pools, whose norms are not neutral."""
     torch.manual_seed(seed)
     genotype = random_genotype(seed, pools)
     supernet = Supernet(S0, C=4, layers=3, backend=backend).double()
