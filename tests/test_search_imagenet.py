@@ -433,7 +433,7 @@ def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_i
     assert main([*argv, "--dry_run"]) == 0
     assert "--batch_size auto: 16 images, the largest multiple of 8 that fits in 80%" in capsys.readouterr().out
     monkeypatch.setattr("fastdarts.steps.free_bytes", lambda _: 10**9)
-    monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[3].index) - 10**6)
+    monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[2].index) - 10**6)
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "auto: 8 images" in out and "in 80% of the 0.93 GiB free on cpu and in the smaller split of 20 images" in out
