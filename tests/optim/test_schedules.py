@@ -24,7 +24,7 @@ def test_cosine_at_fifths(epoch: int, cosine: float) -> None:
     assert learning_rate(epoch, 50, 0.1, 0.0, 0) == pytest.approx(0.1 * cosine, rel=1e-12)
 
 
-def test_warm_up_of_pc_darts_replaces_the_first_epochs_of_the_cosine() -> None:
+def test_warm_up_replaces_first_epochs_of_cosine() -> None:
     """0.5 * (epoch + 1) / 5 for five epochs; then the cosine where it would stand without warm-up."""
     assert [learning_rate(e, 50, 0.5, 0.0, 5) for e in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
     for epoch in range(5, 50):
@@ -32,7 +32,7 @@ def test_warm_up_of_pc_darts_replaces_the_first_epochs_of_the_cosine() -> None:
     assert learning_rate(5, 50, 0.5, 0.0, 5) == pytest.approx(0.5 * (1 + math.cos(math.pi / 10)) / 2, rel=1e-12)
 
 
-def test_it_only_falls_after_the_warm_up() -> None:
+def test_rate_decreases_after_warm_up() -> None:
     rates = [learning_rate(e, 20, 0.3, 0.01, 3) for e in range(2, 20)]
     assert rates == sorted(rates, reverse=True)
     assert len(set(rates)) == len(rates)
