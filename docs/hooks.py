@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from fastdarts.registry import METHODS, OBJECTIVES
+from fastdarts.registry import METHODS, OBJECTIVES, TRAININGS
 from fastdarts.settings import SearchCifarSettings, SearchImagenetSettings
 from fastdarts.settings.fields import Settings
 
@@ -12,7 +12,8 @@ COMMANDS: dict[str, type[Settings]] = {"search_imagenet": SearchImagenetSettings
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace {{ NAME }} by the table of that name."""
-    for name, table in {"flags": flags, "objectives": objectives, "methods": methods}.items():
+    tables = {"flags": flags, "objectives": objectives, "methods": methods, "trainings": trainings}
+    for name, table in tables.items():
         markdown = markdown.replace(f"{{{{ {name} }}}}", table())
     return markdown
 
@@ -48,4 +49,13 @@ def methods() -> str:
     for name, row in METHODS.items():
         settings = {**row.edge, **row.outer, **row.schedule, **row.limits}
         lines.append(f"| `{name}` | {row.paper} | {', '.join(f'`{n}={v}`' for n, v in settings.items())} |")
+    return "\n".join(lines)
+
+
+def trainings() -> str:
+    """Format a row for each training recipe: where it is from, its published results, and what it sets."""
+    lines = ["| name | from | published | sets |", "|---|---|---|---|"]
+    for name, row in TRAININGS.items():
+        sets = ", ".join(f"`{n}={v}`" for n, v in row.settings.items())
+        lines.append(f"| `{name}` | {row.source} | {row.published} | {sets} |")
     return "\n".join(lines)
