@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,13 @@ def test_convert_examples_run(root: Path, tmp_path: Path) -> None:
     assert told.startswith("cell: cells.0") and told.count("times faster") == 2
 
 
+def test_networks_example_runs(root: Path) -> None:
+    """In this process; the other example needs a published file."""
+    names: dict[str, Any] = {}
+    exec(blocks(root / "docs" / "networks.md")[0], names)
+    assert names["logits"].shape == names["auxiliary"].shape == (2, 10)
+
+
 def test_tree_names_every_module_and_folder(root: Path) -> None:
     (tree,) = re.findall(r"```\n(fastdarts/\n.*?)```", (root / "docs" / "architecture.md").read_text(), re.S)
     for path in (root / "fastdarts").iterdir():
@@ -83,3 +91,5 @@ def test_site_builds_strictly(root: Path, tmp_path: Path) -> None:
     names = {f.name for s in (SearchCifarSettings, SearchImagenetSettings) for f in fields(s)}
     assert not [name for name in names if f"--{name}" not in page]
     assert "{{" not in page
+    page = (tmp_path / "site" / "networks" / "index.html").read_text(encoding="utf-8")
+    assert "{{" not in page and "PC_DARTS_cifar" in page and "thop_bn4" in page
