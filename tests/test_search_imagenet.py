@@ -17,6 +17,9 @@ from PIL import Image
 
 from fastdarts import engine
 from fastdarts.inputs.source import IMAGENET
+from fastdarts.networks import STANDARD, count
+from fastdarts.report.facts import key_figures, number
+from fastdarts.report.run import read_run
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import main, resolve
 from fastdarts.spaces.genotype import Genotype
@@ -62,6 +65,10 @@ def test_run_folder_is_complete(finished, tree):
     genotype = Genotype.from_json((finished / "genotype.json").read_text())
     assert str(genotype) == epochs[-1]["genotype"]
     assert str(genotype) in unescape((finished / "report.html").read_text())
+    counts, found = count(genotype, STANDARD["imagenet"]), json.loads((finished / "genotype.json").read_text())
+    assert (found["params"], found["macs"]) == (counts["params"], counts["macs"]) and "48 channels" in found["network"]
+    figures = [figure[:2] for figure in key_figures(read_run(finished))]
+    assert ("Parameters", number(counts["params"])) in figures and ("Multiply-adds", number(counts["macs"])) in figures
     log = (finished / "log.txt").read_text()
     assert re.search(r"epoch 1/3  step 2/6  train [\d.]+  alpha not updated yet  [\d.]+ images/s  \d:\d\d left", log)
     state = torch.load(finished / "checkpoint.pt", weights_only=True)
@@ -434,7 +441,7 @@ def test_auto_batch_size_is_largest_fitting_and_kept(tmp_path, capsys, monkeypat
     assert main([*argv, "--dry_run"]) == 0
     assert "--batch_size auto: 16 images, the largest multiple of 8 that fits in 80%" in capsys.readouterr().out
     monkeypatch.setattr("fastdarts.steps.free_bytes", lambda _: 10**9)
-    monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[3].index) - 10**6)
+    monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[2].index) - 10**6)
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "auto: 8 images" in out and "in 80% of the 0.93 GiB free on cpu and in the smaller split of 20 images" in out

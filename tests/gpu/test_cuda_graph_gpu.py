@@ -26,7 +26,7 @@ from fastdarts.optim.updates import non_finite, step_if_finite
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import main
 from fastdarts.steps import CapturedSteps, CaptureError
-from tests.support import bilevels
+from tests.support import bilevels, trainings
 from tests.support.bilevels import MADE_OF, differing, everything
 from tests.test_search_imagenet import SPLIT, TINY, write_tree
 
@@ -105,6 +105,21 @@ def test_captured_steps_match_uncaptured(settings: dict[str, Any], begin: int) -
     assert run.captured and run.reason is None
     assert_same(everything(captured), everything(plain))
     assert captured.skipped.tolist() == [0, 0]
+
+
+def test_captured_training_of_a_network_is_the_training() -> None:
+    """One update and a moving average: steps of any training are captured as a search's are."""
+    captured, plain = (trainings.make(device="cuda", dtype=torch.float64) for _ in range(2))
+    run = CapturedSteps(captured, "on")
+    for number in range(STEPS):
+        if number == 10:
+            for training in (captured, plain):
+                set_rate(training.optimizer, 2.0**-5)
+        arguments = step_of(number, with_val=False)
+        ours, theirs = run(*arguments), plain(*arguments)
+        assert ours[1] is None and float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-9)
+    assert run.captured and captured.skipped.tolist() == [0]
+    assert_same(trainings.everything(captured), trainings.everything(plain))
 
 
 def differing_when_deterministic(settings: dict[str, Any]) -> list[str]:

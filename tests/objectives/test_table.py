@@ -16,9 +16,10 @@ from fastdarts.objectives import (
     make_objective,
 )
 from fastdarts.ops.philox import Stream
+from fastdarts.runs.memory import search_bytes
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import S0
-from fastdarts.steps import meta_batch, step_bytes
+from fastdarts.steps import meta_batch
 from fastdarts.supernet import Supernet
 from tests.objectives.small import STEP, batch, mixing, net
 
@@ -80,7 +81,7 @@ def test_memory_is_planned_on_meta_device(name: str) -> None:
         supernet = Supernet(S0, C=4, layers=3)
         objective = make_objective(name, supernet, **FITTING)
     relaxation = SoftmaxRelaxation(S0, edge_normalization=False, device="meta")
-    assert step_bytes(supernet, objective, relaxation, meta_batch(2, 16), "cpu") > 0
+    assert search_bytes(supernet, objective, relaxation, meta_batch(2, 16), "cpu") > 0
 
 
 def test_settings_configure_objectives() -> None:

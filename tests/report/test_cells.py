@@ -12,6 +12,7 @@ from fastdarts.report.cells import cell_figure
 from fastdarts.report.layout import lanes, place
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.genotype import Genotype
+from fastdarts.spaces.published import published
 
 KINDS = ("normal", "reduce")
 
@@ -64,7 +65,30 @@ def test_no_line_crosses_name_of_other_edge(random_genotype, seed):
                 assert not hit or other == number
 
 
-def test_parallel_edges_take_different_lanes():
+@pytest.mark.parametrize("name", ["FairDARTS_a", "FairDARTS_g", "several on an edge"])
+def test_cells_of_any_number_of_inputs(tmp_path, name):
+    """Vanished nodes are not drawn, the others keep their numbers; nothing lies over a name."""
+    genes = [("skip_connect", 2, 0), ("sep_conv_3x3", 2, 0), ("max_pool_3x3", 2, 0), ("dil_conv_3x3", 5, 2), ("none", 5, 2)]
+    concat = (2, 3, 4, 5)
+    several = Genotype.from_fields({"normal": genes, "normal_concat": concat, "reduce": genes, "reduce_concat": concat})
+    genotype = several if name.startswith("several") else published(name)
+    assert genotype is not None
+    for kind in KINDS:
+        draw_cell(genotype, kind, tmp_path / "cell")
+        found = Counter(texts(tmp_path / "cell.svg"))
+        live = genotype.genes(kind)
+        wanted = Counter([*(op for op, _, _ in live), *{str(node - 2) for _, node, _ in live}, "c_{k}"])
+        assert {text: found[text] for text in wanted} == wanted
+        figure = cell_figure(genotype, kind)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        names = [t.get_window_extent(renderer) for t in figure.axes[0].texts if (t.get_gid() or "").startswith("op-")]
+        boxes = [p.get_window_extent(renderer) for p in figure.axes[0].patches if (p.get_gid() or "").startswith("box-")]
+        assert len(names) == len(live) and len(boxes) == 3 + len({node for _, node, _ in live})
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(names, 2))
+        assert not any(name.overlaps(box) for name in names for box in boxes)
+
+
+def test_two_edges_between_the_same_states_take_different_lanes():
     genes = (("sep_conv_3x3", 0), ("skip_connect", 0), ("max_pool_3x3", 2), ("skip_connect", 2))
     chosen = lanes(Genotype(genes, (2, 3), genes, (2, 3)).wirings()["normal"])
     assert len(set(chosen[:2])) == len(set(chosen[2:])) == 2

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fastdarts.engine import RankInfo, World
+from fastdarts.networks import architecture_of
+from fastdarts.runs.search_session import SearchReporter
 from fastdarts.search_imagenet import main
+from fastdarts.spaces.genotype import Genotype
 from fastdarts.spaces.lookup import TableError
 from tests.support.runs import KILLED, SPLIT, TINY, Ranks, without_reports, write_tree
 
@@ -164,3 +168,14 @@ def test_only_rank_0_looks_up(table: Known, status: int, message: str, argv: lis
         status == 75  # of rank 0; the other one may still be ending, and receive the signal as well
     )
     assert ("cifar10_test_rank" in genotype(folder)["benchmark"]) == (status == 0)
+
+
+def test_a_cell_with_a_candidate_of_ones_own_has_no_counts(caplog: pytest.LogCaptureFixture) -> None:
+    """What its modules compute is not known, and is no reason to end a search; every other cell has them."""
+    reporter: Any = SimpleNamespace(network="cifar")
+    cell = architecture_of("DARTS_V2")
+    assert SearchReporter._counts(reporter, cell)["network"] == "cifar network, 36 channels, 20 cells, 10 classes"
+    own = Genotype.from_text(str(cell).replace("dil_conv_3x3", "conv_of_my_own"))
+    with caplog.at_level("WARNING", "fastdarts"):
+        assert SearchReporter._counts(reporter, own) == {}
+    assert "conv_of_my_own is a candidate of your own: its multiply-adds are not known" in caplog.text

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import MaskedReconstruction, Objective
+from fastdarts.runs.memory import search_bytes
 from fastdarts.search import Bilevel, Hooks, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
 from fastdarts.search.progressive import heaviest, moving_epochs, shrink, skip_dropout_rate
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import NASBENCH201, S0, Space
 from fastdarts.spaces.genotype import Genotype
-from fastdarts.steps import meta_batch, step_bytes
+from fastdarts.steps import meta_batch
 from fastdarts.supernet import CellWeights, Network, Supernet
 from fastdarts.supernet.eager_candidates import SkipDropout
 
@@ -198,7 +199,7 @@ def test_heaviest_space_bounds_stage_memory(backend: str) -> None:
             supernet = Supernet(space, C=8, layers=3, backend=backend, skip_dropout=True)
             objective = masked(supernet, backend)
         relaxation = SoftmaxRelaxation(space, edge_normalization=False, device="meta")
-        return step_bytes(supernet, objective, relaxation, meta_batch(8, 16), "cpu")
+        return search_bytes(supernet, objective, relaxation, meta_batch(8, 16), "cpu")
 
     space = Space.uniform("few", NAMES, nodes=1)
     most = max(map(memory, heaviest(space, Stage(25, 10, 3, 3, 0.7))))

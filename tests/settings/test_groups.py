@@ -21,7 +21,7 @@ def names(cls: type[Settings]) -> set[str]:
 
 
 def test_groups_are_independent() -> None:
-    assert len(GROUPS) == 18
+    assert len(GROUPS) == 19
     assert all(each.__bases__ == (Settings,) for each in GROUPS)
 
 

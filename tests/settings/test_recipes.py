@@ -13,6 +13,7 @@ import pytest
 
 from fastdarts import search_cifar, search_imagenet
 from fastdarts.cli.resolve import without_effect
+from fastdarts.networks import STANDARD, count
 from fastdarts.runs.build import build
 from fastdarts.runs.plan import _rate
 from fastdarts.settings import ConfigError, SearchCifarSettings
@@ -223,6 +224,8 @@ def test_found_cell_is_looked_up(data: Path, tmp_path: Path, capsys: pytest.Capt
     found = json.loads((tmp_path / "run" / "genotype.json").read_text())
     cell = Architecture.from_text(found["text"])
     assert cell.ops == tuple(found["ops"]) and set(cell.ops) <= set(NASBENCH201.normal[0])
+    counts = count(cell, STANDARD["nasbench201"])
+    assert (found["params"], found["macs"]) == (counts["params"], counts["macs"])
     truth = found["benchmark"]
     assert f"cifar10_test {truth['cifar10_test']:.2f} % (rank {truth['cifar10_test_rank']} of 15625)" in capsys.readouterr().out
     assert epochs(tmp_path / "run")[-1]["benchmark"]["cifar10_test"] == truth["cifar10_test"]

@@ -15,63 +15,14 @@ import torch
 from torch import Tensor
 
 from fastdarts.engine import World
-from fastdarts.optim import updates
 from fastdarts.optim.optimizers import set_rate
 from fastdarts.search import Bilevel
 from fastdarts.steps import CapturedSteps, CaptureError, cuda_graph, no_gpu
 from fastdarts.steps.cuda_graph import WARM_UP, Recording, State, refusal
 from tests.support.bilevels import MADE_OF, batch, differing, everything, make, number
-from tests.support.tape import Tape
+from tests.support.recorders import Averages, Repeats, Tapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Repeats:
-    """Stub for Recorder: capturing runs nothing, replaying runs the work and leaves its result in one place."""
-
-    made: list["Repeats"]
-
-    def __init__(self, device: torch.device) -> None:
-        self.pieces = 0
-        self.warmed = 0
-        Repeats.made.append(self)
-
-    def warm_up(self, work: Callable[[], Tensor]) -> str | None:
-        for _ in range(WARM_UP):
-            torch.rand(1)  # as an objective with dropout would
-            work()
-            self.warmed += 1
-        return None
-
-    def capture(self, work: Callable[[], Tensor]) -> Recording:
-        loss, self.pieces = torch.full((), torch.nan, dtype=torch.float64), self.pieces + 1
-        return Recording(lambda: loss.copy_(work()), loss)
-
-
-@pytest.fixture
-def repeats(monkeypatch: pytest.MonkeyPatch) -> type[Repeats]:
-    Repeats.made = []
-    monkeypatch.setattr(cuda_graph, "Recorder", Repeats)
-    monkeypatch.setattr(cuda_graph, "no_gpu", lambda _: None)
-    monkeypatch.setattr(updates, "known", lambda bad: False)  # to the host
-    return Repeats
-
-
-class Tapes(Repeats):
-    """Stub for Recorder: replays the operators that ran while capturing."""
-
-    def capture(self, work: Callable[[], Tensor]) -> Recording:
-        tape, self.pieces, rng = Tape(), self.pieces + 1, torch.get_rng_state()
-        with tape:
-            loss = work()
-        tape.put_back()
-        torch.set_rng_state(rng)  # a capture draws nothing
-        return Recording(tape.replay, loss)
-
-
-@pytest.fixture
-def tapes(repeats: type[Repeats], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "Recorder", Tapes)
 
 
 def tensor_rates(bilevel: Bilevel) -> Bilevel:
@@ -132,17 +83,6 @@ def test_taped_run_is_bitwise_identical(settings: dict[str, Any], begin: int, ta
         assert ours == theirs and torch.equal(torch.get_rng_state(), drawn)
         assert differing(everything(captured), everything(plain)) == []
     assert run.captured and captured.skipped.tolist() == [0, 0]
-
-
-class Averages:
-    """Stub for several ranks: each average changes the values, so that a missing one is noticed."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def __call__(self, flat: Tensor) -> None:
-        self.sizes.append(flat.numel())
-        flat.mul_(1 + 2.0 ** -(3 + len(self.sizes) % 3))
 
 
 @pytest.mark.parametrize("begin", [0, 2])

@@ -15,9 +15,10 @@ from fastdarts.kernels.mixed_cell_launches import Call, Needs
 from fastdarts.kernels.mixed_cell_plan import MixedCellPlan
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.ops.backend import BackendUnavailable
+from fastdarts.runs.memory import search_bytes
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import S0
-from fastdarts.steps import NoMemory, free_bytes, largest_batch, memory_errors_explained, meta_batch, step_bytes
+from fastdarts.steps import NoMemory, free_bytes, largest_batch, memory_errors_explained, meta_batch
 from fastdarts.steps.glibc_heap import MAPPED, PADDING, WALLED, Heap
 from fastdarts.steps.memory_counter import HEADER, Counted, Workspace
 from fastdarts.supernet import Supernet
@@ -36,7 +37,7 @@ def parts(backend, masked=True):
 
 
 def of(n, backend="definition", size=64, device="cpu", **how):
-    return step_bytes(*parts(backend), meta_batch(n, size), device, **how)
+    return search_bytes(*parts(backend), meta_batch(n, size), device, **how)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +78,7 @@ def test_gpu_allocator_overhead_is_bounded(backend, dtype):
 def test_prediction_allocates_nothing_and_keeps_modules(backend):
     """A batch of terabytes is only counted."""
     given = parts(backend)
-    sizes = [step_bytes(*given, meta_batch(n, 224), "cpu") for n in (1024, 2048, 1024)]
+    sizes = [search_bytes(*given, meta_batch(n, 224), "cpu") for n in (1024, 2048, 1024)]
     assert sizes[1] > 5e9 and abs(sizes[1] / sizes[0] - 2) < 0.05
     assert sizes[0] == sizes[2]
     assert all(type(p) is torch.nn.Parameter and p.is_meta for m in given[:2] for p in m.parameters())
@@ -212,7 +213,7 @@ def test_walls_live_as_long_as_graph():
         for _ in range(WALLED):
             y = y.exp()
         loss = y.sum()
-        counted.pass_ends(None, (), loss)
+        counted.pass_ends(loss)
         del y
         kept = counted.live
         counted.pass_begins()  # another forward: not its walls
