@@ -275,7 +275,7 @@ def test_every_form_of_data_is_planned(make: Callable[[Path], Path], tmp_path: P
 
 def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = pictures(40, 32)
-    monkeypatch.setattr("fastdarts.inputs.images.sample_images", lambda: ImageArray.make(Path("sample"), images, labels))
+    monkeypatch.setattr("fastdarts.inputs.origin.sample_images", lambda: ImageArray.make(Path("sample"), images, labels))
     assert main(["--dry_run", "--batch_size", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == CIFAR.notice and any("C = 8" in line for line in lines)

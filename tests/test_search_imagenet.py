@@ -379,7 +379,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_else(tree, tmp_
 
 
 def test_what_does_not_fit_is_refused_before_files_are_decoded(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastdarts.inputs.images.verify", lambda *_: pytest.fail("files were decoded"))
+    monkeypatch.setattr("fastdarts.inputs.origin.verify", lambda *_: pytest.fail("files were decoded"))
     assert main(arguments(tree, "--save", str(tmp_path / "run"), "--batch_size", "100")) == 2
     assert "batch_size is 100" in capsys.readouterr().err
 

@@ -196,7 +196,7 @@ def test_a_sweep_whose_images_moved_goes_on_if_they_are_the_same(tmp_path):
 
     grid, (first, _), folder = opened(tree)
     run = RunFolder(tmp_path / "s" / first.name)
-    images = ImageFiles.choose(first.settings, run).checked(1)
+    images = ImageFiles.choose(first.settings, run).ready(first.settings, 1, False)
     images.write(run)
     run.create({"settings": asdict(first.settings), "data": images.facts()})
     folder.write(

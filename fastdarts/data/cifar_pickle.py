@@ -20,29 +20,32 @@ class Layout(NamedTuple):
     """Files of one data set and the keys of their content."""
 
     batches: tuple[str, ...]
+    test: str
     labels: str
     meta: str
     names: str
 
 
 LAYOUTS = {
-    "cifar-10-batches-py": Layout(tuple(f"data_batch_{i}" for i in range(1, 6)), "labels", "batches.meta", "label_names"),
-    "cifar-100-python": Layout(("train",), "fine_labels", "meta", "fine_label_names"),
+    "cifar-10-batches-py": Layout(
+        tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "labels", "batches.meta", "label_names"
+    ),
+    "cifar-100-python": Layout(("train",), "test", "fine_labels", "meta", "fine_label_names"),
 }
 
 
 def layout_of(folder: Path) -> Layout | None:
-    """Return the layout of the training batches in `folder`, or None if it holds none."""
-    return next((layout for layout in LAYOUTS.values() if any((folder / name).is_file() for name in layout.batches)), None)
+    """Return the layout of the batches in `folder`, or None if it holds none."""
+    return next((row for row in LAYOUTS.values() if any((folder / name).is_file() for name in (*row.batches, row.test))), None)
 
 
-def read_batches(folder: Path, layout: Layout) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Read the training images, uint8 (N, 32, 32, 3), their labels, int64 (N,), and the class names, not the test batch.
+def read_batches(folder: Path, layout: Layout, split: str = "train") -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Read the images of "train" or "test", uint8 (N, 32, 32, 3), their labels, int64 (N,), and the class names.
 
     Raises DataError, which names the file, if it is missing, damaged, or contains more than arrays, text and lists.
     """
     images, labels = [], []
-    for name in layout.batches:
+    for name in layout.batches if split == "train" else (layout.test,):
         batch = read_pickle(folder / name)
         data, own = batch.get("data"), _integers(batch.get(layout.labels))
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:

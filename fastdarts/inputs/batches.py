@@ -1,4 +1,4 @@
-"""Input of a search, and the arguments common to its loaders."""
+"""Input of a search, a retraining and an evaluation, and the arguments common to its loaders."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -9,6 +9,8 @@ from fastdarts.batch import Batch
 from fastdarts.data import BatchSampler, Loader
 from fastdarts.engine import World
 from fastdarts.inputs.images import Images
+from fastdarts.inputs.options import InputOptions, TrainingOptions
+from fastdarts.inputs.training import TestImages, TrainingImages
 from fastdarts.ops.philox import Stream
 from fastdarts.protocols import Batches
 from fastdarts.settings import AnySearch, groups
@@ -35,6 +37,39 @@ class Input(NamedTuple):
         self.val.close()
 
 
+class TrainingInput(NamedTuple):
+    """Loader and evaluation passes of a retraining, on its device. A pass covers each image once, over all ranks.
+
+    train    random crops of the training images; an incomplete last batch is dropped from its epoch
+    val      pass over the held-back images, None without
+    test     pass over the test images, None without
+    facts    entries of settings.json: the route (source of the batches) and its details
+    message  the same as a log line
+    """
+
+    train: Loader
+    val: Batches | None
+    test: Batches | None
+    facts: dict[str, Any]
+    message: str
+
+    def close(self) -> None:
+        """Close the loader."""
+        self.train.close()
+
+
+class TestInput(NamedTuple):
+    """Evaluation pass over test images, each once over all ranks, on the device.
+
+    images   the images, with their classes (images.index.classes)
+    message  a log line
+    """
+
+    test: Batches
+    images: TestImages
+    message: str
+
+
 def steps_of_an_epoch(settings: groups.Optimisation, images: Images, ranks: int = 1) -> int:
     """Return the batches per epoch. Raises DataError if a split is smaller than a batch or ranks cannot share one equally."""
     order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
@@ -43,7 +78,13 @@ def steps_of_an_epoch(settings: groups.Optimisation, images: Images, ranks: int 
     return len(train)
 
 
-def common_of(settings: AnySearch, world: World) -> dict[str, Any]:
+def steps_of_a_training_epoch(settings: TrainingOptions, images: TrainingImages, ranks: int = 1) -> int:
+    """Return the batches per epoch of a retraining. Raises DataError as steps_of_an_epoch."""
+    order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
+    return len(BatchSampler(images.train, stream=Stream.TRAIN, **order))
+
+
+def common_of(settings: InputOptions, world: World) -> dict[str, Any]:
     """Return the arguments common to all loaders of a rank."""
     return {
         "rank": world.rank,
@@ -59,3 +100,8 @@ def orders(settings: AnySearch, images: Images, common: dict[str, Any]) -> list[
     """Return, for both splits, their images and the arguments of their loaders."""
     splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
     return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]
+
+
+def training_order(settings: TrainingOptions, world: World) -> dict[str, Any]:
+    """Return the arguments of a retraining's loader."""
+    return {"stream": Stream.TRAIN, "seed": settings.seed} | common_of(settings, world)

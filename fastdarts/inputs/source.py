@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastdarts.inputs import arrays, files
-from fastdarts.inputs.batches import Input
+from fastdarts.inputs.batches import Input, TestInput, TrainingInput
 from fastdarts.inputs.images import ImageArrays, ImageFiles, Images
+from fastdarts.inputs.training import TrainingArrays, TrainingFiles, TrainingImages
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
 from fastdarts.objectives.base import Colour
 
@@ -24,9 +25,13 @@ class DataSet:
     statistics  normalisation of pixels, by the number of classes; None: any other number
     sample      settings that replace published ones for a search on the generated sample: about two minutes
     notice      first line of such a search
-    images      class that chooses the images
-    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: opens the loaders
+    images      class that chooses a search's images
+    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: opens a search's loaders
     forecast    (settings, images, reserved, world) -> description of open_input's choices
+    training           class that chooses a retraining's images
+    open_training      (settings, images, *, threads, saved, reserved, world) -> TrainingInput
+    forecast_training  (settings, images, reserved, world) -> description of open_training's choices
+    open_test          (settings, *, threads, world, classes) -> TestInput: opens a pass over the test images alone
     """
 
     name: Literal["imagenet", "cifar"]
@@ -37,6 +42,10 @@ class DataSet:
     images: type[Images]
     open_input: Callable[..., Input]
     forecast: Callable[..., str]
+    training: type[TrainingImages]
+    open_training: Callable[..., TrainingInput]
+    forecast_training: Callable[..., str]
+    open_test: Callable[..., TestInput]
 
     def normalisation(self, num_classes: int) -> Statistics:
         """Return the statistics for this number of classes, also for user data and the generated sample."""
@@ -63,6 +72,10 @@ IMAGENET = DataSet(
     images=ImageFiles,
     open_input=files.open_input,
     forecast=files.forecast,
+    training=TrainingFiles,
+    open_training=files.open_training,
+    forecast_training=files.forecast_training,
+    open_test=files.open_test,
 )
 CIFAR = DataSet(
     name="cifar",
@@ -83,4 +96,8 @@ CIFAR = DataSet(
     images=ImageArrays,
     open_input=arrays.open_input,
     forecast=arrays.forecast,
+    training=TrainingArrays,
+    open_training=arrays.open_training,
+    forecast_training=arrays.forecast_training,
+    open_test=arrays.open_test,
 )

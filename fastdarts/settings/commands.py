@@ -3,6 +3,7 @@
 from fastdarts.settings.fields import composed
 from fastdarts.settings.groups import (
     ArchitectureStep,
+    Decoding,
     Device,
     EarlyStop,
     ImageArrays,
@@ -31,7 +32,7 @@ class RunSettings(Watching, Ranks, Device, Run, SearchSettings, Network, Objecti
 
 
 @composed()
-class SearchImagenetSettings(RunSettings, ImageFiles):
+class SearchImagenetSettings(RunSettings, Decoding, ImageFiles):
     """Flags of `python -m fastdarts.search_imagenet`; the defaults are MAE-NAS on ImageNet."""
 
 

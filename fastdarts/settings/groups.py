@@ -13,12 +13,20 @@ from fastdarts.settings.values import ConfigError
 
 @group
 class ImageFiles(Settings):
-    """Image files of any size, decoded on the fly or once."""
+    """Image files of any size."""
 
     title = "images"
 
     data: str | None = setting(None, "folder with train/CLASS/*.JPEG; default: a generated sample", place=True)
     image_size: int = setting(224, "pixels a side", at_least=1)
+
+
+@group
+class Decoding(Settings):
+    """Image files decoded on the fly or once."""
+
+    title = "images"
+
     strict: bool = setting(
         False, "stop at a bad file instead of excluding it; also verify the files of a continued run", resumable=True
     )
@@ -60,6 +68,22 @@ class ImageArrays(Settings):
 
 
 @group
+class AnyImages(Settings):
+    """Image files of any size, or in-memory images of one size."""
+
+    title = "images"
+
+    data: str | None = setting(
+        None,
+        "folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; or cifar-10-batches-py or cifar-100-python, or a .npz file of "
+        "images and labels; default: a generated sample",
+        place=True,
+    )
+    image_size: int = setting(0, "pixels a side; auto (or 0) = 224, or the size of small images", at_least=0, auto=0)
+    crop_padding: int = setting(4, "zero padding in pixels before the random crop of small images; 0 = none", at_least=0)
+
+
+@group
 class Splits(Settings):
     """Splits of the training images for weights and alpha."""
 
@@ -73,6 +97,28 @@ class Splits(Settings):
         place=True,
     )
     val_list: str | None = setting(None, "the same for alpha's images", place=True)
+
+
+@group
+class TrainingSplits(Settings):
+    """Images of a retraining: all training images but a held-back share, and the test images."""
+
+    title = "splits"
+
+    val_fraction: float = setting(
+        0.0, "share of each class held back from training to choose the best epoch", at_least=0, below=1
+    )
+    train_list: str | None = setting(
+        None,
+        "text file of the training images instead, one per line as in a run's train.txt: train/CLASS/FILE or train/NUMBER",
+        place=True,
+    )
+    val_list: str | None = setting(None, "the same for held-back images; alone: all others train", place=True)
+    val_labels: str | None = setting(
+        None,
+        "text file with the labels of a flat folder of test images, in lines NAME LABEL; default: a known one next to it",
+        place=True,
+    )
 
 
 @group

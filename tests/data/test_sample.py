@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fastdarts.data import DataError, ImageIndex, sample_root, verify
-from fastdarts.data.sample import MANIFEST
+from fastdarts.data.sample import MANIFESTS
 from fastdarts.data.textures import PATTERNS, texture
 
 
@@ -58,12 +58,12 @@ def test_two_processes_write_the_same_sample(sample: Path, tmp_path: Path) -> No
     ]
     outputs = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert outputs == {str(tmp_path / "fastdarts" / sample.name)} and not any(p.returncode for p in processes)
-    assert (Path(outputs.pop()) / MANIFEST).read_bytes() == (sample / MANIFEST).read_bytes()
+    assert (Path(outputs.pop()) / MANIFESTS["train"]).read_bytes() == (sample / MANIFESTS["train"]).read_bytes()
     assert {path.name for path in (tmp_path / "fastdarts").iterdir()} == {sample.name, f"{sample.name}.lock"}
 
 
 def test_an_intact_cache_is_left_alone_and_a_damaged_one_repaired(sample: Path) -> None:
-    manifest = (sample / MANIFEST).read_bytes()
+    manifest = (sample / MANIFESTS["train"]).read_bytes()
     victim = sample / "train/dots/dots_0007.JPEG"
     data = victim.read_bytes()
     written = victim.stat().st_mtime_ns
@@ -73,7 +73,7 @@ def test_an_intact_cache_is_left_alone_and_a_damaged_one_repaired(sample: Path) 
     (sample.parent / f"{sample.name}.new").mkdir()  # of a process that was killed
     assert sample_root(sample.parent) == sample
     assert victim.read_bytes() == data and not (sample / "train/dots/extra.JPEG").exists()
-    assert (sample / MANIFEST).read_bytes() == manifest
+    assert (sample / MANIFESTS["train"]).read_bytes() == manifest
     assert not (sample.parent / f"{sample.name}.new").exists()
 
 

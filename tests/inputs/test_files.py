@@ -11,7 +11,7 @@ import torch
 
 from fastdarts.data import CacheLoader, InputStopped, dali, placement
 from fastdarts.engine import Session
-from fastdarts.inputs import files as input_module
+from fastdarts.inputs import supply as input_module
 from fastdarts.search_imagenet import main
 from tests.support.runs import write_tree
 from tests.test_search_imagenet import arguments
