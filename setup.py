@@ -51,7 +51,7 @@ def compiled(build: Path, without_cuda: str) -> str | None:
 
 
 def find(tool: str) -> str | None:
-    """The program's path: this environment's (activated or not), else the one on PATH."""
+    """Return the program's path: this environment's (activated or not), else the one on PATH."""
     return shutil.which(tool, path=os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", ""))))
 
 
@@ -89,7 +89,7 @@ def lacking_cuda() -> str:
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler: of CUDA_HOME, else the one on PATH."""
+    """Return the CUDA compiler: of CUDA_HOME, else the one on PATH."""
     home = os.environ.get("CUDA_HOME")
     return shutil.which("nvcc", path=f"{home}/bin") if home else find("nvcc")
 
@@ -103,7 +103,7 @@ def build_folder() -> Path:
 
 
 def definitions(without_cuda: str) -> list[str]:
-    """What CMakeLists.txt is told. without_cuda: why the CUDA kernels are left out, or ""."""
+    """Return the definitions for CMakeLists.txt. without_cuda: why the CUDA kernels are left out, or ""."""
     import pybind11
     import torch
 
@@ -133,7 +133,7 @@ def definitions(without_cuda: str) -> list[str]:
 setup(
     packages=[*find_packages(include=["fastdarts", "fastdarts.*"]), "fastdarts.kernels"],
     package_dir={"fastdarts.kernels": "kernels"},
-    package_data={"fastdarts": ["py.typed"], "fastdarts.kernels": ["launch.json"]},
+    package_data={"fastdarts": ["py.typed"], "fastdarts.spaces": ["published.json"], "fastdarts.kernels": ["launch.json"]},
     ext_modules=[Extension("fastdarts._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -23,16 +23,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--record", action="store_true", help="append the record to ceilings.jsonl")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record")
-    given = parser.parse_args(argv)
-    record = tagged(measure(given.device))
+    args = parser.parse_args(argv)
+    record = tagged(measure(args.device))
     print(json.dumps(record))
-    if given.record:
-        append(given.results / "ceilings.jsonl", record)
+    if args.record:
+        append(args.results / "ceilings.jsonl", record)
     return 0
 
 
 def measure(device: str) -> dict[str, Any]:
-    """Copies in GB/s (bytes read and written), products in TFLOP/s (a multiplication and an addition are two)."""
+    """Measure copies in GB/s (bytes read and written), products in TFLOP/s (a multiplication and an addition are two)."""
     on_gpu = device == "cuda"
     size, side = (2**32, 8192) if on_gpu else (2**27, 2048)
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)

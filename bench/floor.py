@@ -47,22 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9, help="timed steps")
     parser.add_argument("--record", action="store_true", help="append the record to floor.jsonl")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     if why := native.reason():
         print(f"{PROG}: error: {why}", file=sys.stderr)
         return 2
-    preset = SUPERNETS.get(given.supernet)
+    preset = SUPERNETS.get(args.supernet)
     size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
-    workload = Workload(given.supernet, given.batch, given.image_size or size, given.partial_channels or k)
+    workload = Workload(args.supernet, args.batch, args.image_size or size, args.partial_channels or k)
     try:
         workload.check(OURS)
-        record = tagged(measure(workload, given.rounds))
+        record = tagged(measure(workload, args.rounds))
     except WorkloadError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(record) if given.record else text(record))
-    if given.record:
-        append(given.results / "floor.jsonl", record)
+    print(json.dumps(record) if args.record else text(record))
+    if args.record:
+        append(args.results / "floor.jsonl", record)
     return 0
 
 
@@ -102,7 +102,7 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
 
 
 def counted(run: Run) -> dict[str, Cost]:
-    """The cost of each stage in one call of `run`."""
+    """Return the cost of each stage in one call of `run`."""
     with _Calls() as calls:
         run()
     return calls.costs
@@ -201,7 +201,7 @@ def backward_cost(graph: Graph, x: torch.Tensor, k: int, need_inputs: bool, need
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record as a table for a person."""
+    """Format a record as a table."""
     what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {isa}, {threads} threads: {step_ms} ms a step"
     most = "at most {fma_gflop_per_s} GFLOP/s in registers, {copy_gb_per_s} GB/s of copies"
     lines = [

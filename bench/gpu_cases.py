@@ -37,8 +37,11 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One call of an op, forward and backward. costs: of its kernels, by their functions' names; not of the small ones
-    that merge partial sums, which nothing but their latency binds. dtype: of its tensors, if it is not the one asked for."""
+    """One call of an op, forward and backward.
+
+    costs  of its kernels, by their functions' names; not of the small ones that merge partial sums, bound by latency alone
+    dtype  of its tensors, if it is not the one asked for
+    """
 
     op: str
     shape: str
@@ -108,8 +111,8 @@ def loss(N: int, S: int, patch: int, dtype: torch.dtype) -> Case:
     numbers, cells = 3 * N * S * S, sum(3 * N * s * s for s in sides)
 
     def run() -> Any:
-        given = {"norm": "l1", "backend": "triton"} | PIXELS
-        return torch.autograd.grad(masked_loss(inputs[1:], inputs[0], images, flip, mask, **given), inputs)
+        options = {"norm": "l1", "backend": "triton"} | PIXELS
+        return torch.autograd.grad(masked_loss(inputs[1:], inputs[0], images, flip, mask, **options), inputs)
 
     # a pixel and level: three interpolations of 3 operations, and 4 cells' shares of 2; half of the pixels are masked
     compare = Cost(numbers + cells * (dtype.itemsize + 4), numbers // 2 * (4 + len(sides) * 17))
@@ -150,8 +153,8 @@ def cell(N: int, S: int, C: int, stride: int, k: int, dtype: torch.dtype) -> Cas
     by = by.to(memory_format=torch.channels_last)
 
     def run() -> Any:
-        given = {"graph": graph, "partial_channels": k, "training": True, "backend": "triton"}
-        return torch.autograd.grad(mixed_cell(states, ops, edges, weights, None, None, **given), inputs, by)
+        options = {"graph": graph, "partial_channels": k, "training": True, "backend": "triton"}
+        return torch.autograd.grad(mixed_cell(states, ops, edges, weights, None, None, **options), inputs, by)
 
     costs: dict[str, Cost] = {}
     call = Call(graph, (N, C, S, S), k)
@@ -182,7 +185,7 @@ def kernel_times(run: Callable[[], Any], rounds: int, warm_up: int = 2) -> dict[
 
 
 def kernel_name(key: str) -> str:
-    """A kernel as launches call it: a CUDA kernel of csrc/cuda is run_block<PoolSums<...>> to the profiler."""
+    """Return a kernel's name as launches call it: a CUDA kernel of csrc/cuda is run_block<PoolSums<...>> to the profiler."""
     named = re.search(r"run_block<(?:\w+::)*([A-Z]\w*)", key)
     return re.sub(r"(?<!^)(?=[A-Z])", "_", named[1]).lower() if named else key
 

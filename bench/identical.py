@@ -1,12 +1,14 @@
 """Whether two checkouts compute the same searches: `python -m bench.identical BEFORE [AFTER] [--benchmark TABLE]`.
 
-Runs the same small searches by both, each in a process of its own, and compares metrics.jsonl and genotype.json byte by byte,
-and the numbers that the report shows: its key figures but the time, and the coordinates of all curves. The last case is begun
-by BEFORE, stopped inside an epoch, and continued by AFTER. For a change that is to change nothing that is computed.
+Runs the same small searches by both, each in a process of its own, and compares metrics.jsonl byte by byte, genotype.json
+without the keys of ADDED, and the numbers that the report shows: its key figures without TILES, and the coordinates of all
+curves. The last case is begun by BEFORE, stopped inside an epoch, and continued by AFTER.
+For a change that is to change nothing that is computed.
 Prints a line for each case; status 1 if one differs. Both checkouts need their native module built for this torch.
 """
 
 import argparse
+import json
 import os
 import re
 import signal
@@ -21,7 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 900.0  # for one search
 SMALL = "--epochs 3 --layers 3 --init_channels 4 --log_every 1 --threads 1"
 CIFAR = f"{SMALL} --batch_size 16"
-BYTES = ("metrics.jsonl", "genotype.json")
+ADDED = ("params", "macs", "network")  # keys of genotype.json that older checkouts do not write
+TILES = ("Time", "Parameters", "Multiply-adds")  # key figures that are not compared: no result, or of ADDED
 
 
 class Case(NamedTuple):
@@ -44,23 +47,23 @@ CONTINUED = Case("search_imagenet", f"{SMALL} --image_size 32 --batch_size 8 --b
 
 
 def argv(case: Case, folder: Path) -> list[str]:
-    """The command line of a case."""
+    """Return the command line of a case."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.ranks)] if case.ranks > 1 else []
     return [sys.executable, *launcher, "-m", f"fastdarts.{case.command}", *case.flags.split(), "--save", str(folder)]
 
 
 def start(checkout: Path, case: Case, folder: Path) -> subprocess.Popen:
-    """A case by a checkout, outside of both."""
+    """Run a case by a checkout, outside of both."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
-    how = {"cwd": folder.parent, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(argv(case, folder), **how)
+    options = {"cwd": folder.parent, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(argv(case, folder), **options)
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> None:
     """Wait for a search. Raises RuntimeError with what it printed unless it ends with that status."""
-    told, _ = process.communicate(timeout=SECONDS)
+    output, _ = process.communicate(timeout=SECONDS)
     if process.returncode != status:
-        raise RuntimeError(f"{' '.join(process.args[1:])} ended with {process.returncode}, not {status}:\n{told}")
+        raise RuntimeError(f"{' '.join(process.args[1:])} ended with {process.returncode}, not {status}:\n{output}")
 
 
 def stop_inside(process: subprocess.Popen, folder: Path, lines: int) -> None:
@@ -80,7 +83,7 @@ def figures(folder: Path) -> dict[str, list[str]]:
     page = (folder / "report.html").read_text(encoding="utf-8")
     tiles = re.search(r'<dl class="figures">(.*?)</dl>', page, re.S)
     shown = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", tiles.group(1) if tiles else "", re.S)
-    keys = [number for name, value in shown if name != "Time" for number in re.findall(r"[0-9][0-9.\u202f]*", value)]
+    keys = [number for name, value in shown if name not in TILES for number in re.findall(r"[0-9][0-9.\u202f]*", value)]
     curves = {}
     for drawing in sorted(folder.glob("*.svg")):
         text = drawing.read_text(encoding="utf-8")
@@ -88,28 +91,36 @@ def figures(folder: Path) -> dict[str, list[str]]:
     return {"key figures": keys} | curves
 
 
+def genotype(folder: Path) -> str:
+    """Return the text of genotype.json without the keys of ADDED."""
+    record = json.loads((folder / "genotype.json").read_text(encoding="utf-8"))
+    return json.dumps({key: value for key, value in record.items() if key not in ADDED}, indent=2)
+
+
 def differences(before: Path, after: Path) -> list[str]:
-    """What two run folders do not have in common."""
-    found = [name for name in BYTES if (before / name).read_bytes() != (after / name).read_bytes()]
+    """Return the differences between two run folders."""
+    found = ["metrics.jsonl"] if (before / "metrics.jsonl").read_bytes() != (after / "metrics.jsonl").read_bytes() else []
+    found += ["genotype.json"] if genotype(before) != genotype(after) else []
     mine, theirs = figures(before), figures(after)
     return found + [f"figures of {name}" for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)]
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("before", type=Path, help="checkout to compare with")
     parser.add_argument("after", type=Path, nargs="?", default=ROOT, help="checkout that is to do the same (default: this one)")
     parser.add_argument("--benchmark", type=Path, help="NAS-Bench-201's table; without it that case looks nothing up")
     parser.add_argument("--case", action="append", help="only these", choices=[*CASES, "continued"])
-    given = parser.parse_args(argv)
-    checkouts = {"before": given.before.resolve(), "after": given.after.resolve()}
+    args = parser.parse_args(argv)
+    checkouts = {"before": args.before.resolve(), "after": args.after.resolve()}
     cases, wrong = dict(CASES), 0
-    if given.benchmark is not None:
+    if args.benchmark is not None:
         case = cases["NAS-Bench-201"]
-        cases["NAS-Bench-201"] = case._replace(flags=f"{case.flags} --benchmark {given.benchmark.resolve()}")
+        cases["NAS-Bench-201"] = case._replace(flags=f"{case.flags} --benchmark {args.benchmark.resolve()}")
     with TemporaryDirectory() as scratch:
         for name, case in {**cases, "continued": CONTINUED}.items():
-            if given.case and name not in given.case:
+            if args.case and name not in args.case:
                 continue
             folders = {side: Path(scratch) / f"{name} {side}".replace(" ", "-") for side in checkouts}
             if name == "continued":

@@ -70,9 +70,9 @@ class Library(nn.Module):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, or 2 for wrong input."""
-    given = InteropSettings.given(argv, PROG, __doc__)
+    args = InteropSettings.given(argv, PROG, __doc__)
     try:
-        settings = InteropSettings.make(given)
+        settings = InteropSettings.make(args)
         if settings.image_size % 8:
             raise ConfigError(f"--image_size {settings.image_size}: two reductions need a multiple of 8")
     except ConfigError as error:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(settings: InteropSettings) -> dict[str, Any]:
-    """Times in ms of a step of each network and of converting; how many times faster than the original each is."""
+    """Measure a step of each network and converting, in ms; how many times faster than the original each is."""
     load = os.getloadavg()[0]
     torch.manual_seed(0)
     own = Network(settings.init_channels, settings.layers, steps=4).train()
@@ -145,7 +145,7 @@ def _checks(step: Callable[[], Tensor], rounds: int) -> float:
 
 
 def _stepping(network: nn.Module, settings: InteropSettings) -> Callable[[], Tensor]:
-    """The network's bilevel step, on images of its own."""
+    """Make the network's bilevel step, on images of its own."""
     size = settings.batch, 3, settings.image_size, settings.image_size
     train, valid = ((torch.randn(size), torch.randint(0, CLASSES, (settings.batch,))) for _ in range(2))
     outer, inner = adam(network.arch_parameters()), sgd(list(network.parameters()))
@@ -163,7 +163,7 @@ def _stepping(network: nn.Module, settings: InteropSettings) -> Callable[[], Ten
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person."""
+    """Format a record."""
     lines = [
         "DARTS' CIFAR network, C = {init_channels}, {layers} cells, batch {batch}, {image_size} px, {threads} threads".format(
             **record

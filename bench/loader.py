@@ -20,13 +20,12 @@ from bench.workload import OURS, SUPERNETS, Workload, WorkloadError, build
 from fastdarts.data import (
     BatchSampler,
     Cache,
+    CacheLayout,
     CacheLoader,
     DaliLoader,
-    DaliReaderLoader,
     DataError,
     FolderLoader,
     ImageIndex,
-    Layout,
     Loader,
     dali,
     sample_root,
@@ -48,7 +47,7 @@ PATCH = 8
 Make = Callable[[], Loader]
 
 
-class Given(NamedTuple):
+class Inputs(NamedTuple):
     """What was asked for, the images that are good, and a cache of them on the device."""
 
     settings: argparse.Namespace
@@ -77,17 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the record instead of a table")
     parser.add_argument("--record", action="store_true", help="append the record to loader.jsonl")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        if given.device == "cuda" and not torch.cuda.is_available():
+        if args.device == "cuda" and not torch.cuda.is_available():
             raise WorkloadError("--device cuda: torch sees no GPU on this machine")
-        record = tagged(measure(given))
+        record = tagged(measure(args))
     except (DataError, WorkloadError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(record) if given.json else text(record))
-    if given.record:
-        append(given.results / "loader.jsonl", record)
+    print(json.dumps(record) if args.json else text(record))
+    if args.record:
+        append(args.results / "loader.jsonl", record)
     return 0
 
 
@@ -100,15 +99,15 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     BatchSampler(everything, stream=Stream.TRAIN, seed=0, batch_size=settings.batch)  # refuses what does not fit
     threads = torch.get_num_threads()
     verifying, (good, found, bad) = _timed(lambda: verify(index, everything, threads))
-    layout = Layout.of(index, good, found, kept_side(settings.image_size))
+    layout = CacheLayout.of(index, good, found, kept_side(settings.image_size))
     filling, cache = _timed(lambda: Cache.make(layout, settings.device, threads=threads))
-    given = Given(settings, index, good, cache)
-    routes = _routes(given)
+    inputs = Inputs(settings, index, good, cache)
+    routes = _routes(inputs)
     rates: dict[str, list[float]] = {name: [] for name in routes}
     for number in range(settings.rounds):
         for name in sorted(routes, reverse=number % 2 == 1):
             rates[name].append(_pace(routes[name], settings))
-    stages = _stages(given) | {
+    stages = _stages(inputs) | {
         f"check the files, {threads} threads": len(everything) / verifying,
         f"decode into the cache, {threads} threads": len(good) / filling,
     }
@@ -133,17 +132,15 @@ def measure(settings: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _routes(given: Given) -> dict[str, Make]:
+def _routes(inputs: Inputs) -> dict[str, Make]:
     """How to open each route that there is here."""
-    s, index, chosen, order = given.settings, given.index, given.chosen, given.order
+    s, index, chosen, order = inputs.settings, inputs.index, inputs.chosen, inputs.order
     routes: dict[str, Make] = {
         "torchvision": lambda: FolderLoader(index, chosen, workers=s.workers, **order),
-        "cache": lambda: CacheLoader(given.cache, chosen, **order),
+        "cache": lambda: CacheLoader(inputs.cache, chosen, **order),
     }
     if dali.unavailable(torch.device(s.device)) is None:
-        threads = max(1, s.workers)
-        routes["dali"] = lambda: DaliLoader(index, chosen, threads=threads, **order)
-        routes["dali-reader"] = lambda: DaliReaderLoader(index, chosen, threads=threads, **order)
+        routes["dali"] = lambda: DaliLoader(index, chosen, threads=max(1, s.workers), **order)
     return routes
 
 
@@ -161,28 +158,28 @@ def _pace(make: Make, settings: argparse.Namespace) -> float:
         return settings.batch * count / (perf_counter() - began)
 
 
-def _stages(given: Given) -> dict[str, float]:
+def _stages(inputs: Inputs) -> dict[str, float]:
     """Images/s of each stage alone: of the torchvision route in one thread, of what runs on the device as a search runs it."""
-    s, functional = given.settings, torchvision_functional()
-    some = given.chosen[torch.randperm(len(given.chosen), generator=torch.Generator().manual_seed(0))[: s.batch]]
-    paths = [given.index.path(i) for i in some.tolist()]
+    s, functional = inputs.settings, torchvision_functional()
+    some = inputs.chosen[torch.randperm(len(inputs.chosen), generator=torch.Generator().manual_seed(0))[: s.batch]]
+    paths = [inputs.index.path(i) for i in some.tolist()]
     view = View(s.image_size, 0, Stream.TRAIN, True, (0.08, 1.0))
     decoded = [read_rgb(path) for path in paths]
     boxes = view.boxes(0, some, [(image.height, image.width) for image in decoded])
-    batch = given.cache.batch(view, 0, some)
+    batch = inputs.cache.batch(view, 0, some)
     step, fill = torch.zeros(1, dtype=torch.int64, device=s.device), torch.zeros(3, device=s.device)
     size = s.image_size // PATCH * PATCH
     images = batch.images[:, :size, :size].contiguous()
 
     def mask(backend: str) -> Callable[[], object]:
-        how = {
+        options = {
             "patch_size": PATCH,
             "num_masked": num_masked(0.5, (size // PATCH) ** 2),
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
         }
         args = images, batch.index, step, batch.flip, fill
-        return lambda: patch_mask(*args, seed=0, stream=0, backend=backend, **how)
+        return lambda: patch_mask(*args, seed=0, stream=0, backend=backend, **options)
 
     stages: dict[str, Callable[[], object]] = {
         "read files": lambda: [Path(path).read_bytes() for path in paths],
@@ -191,7 +188,7 @@ def _stages(given: Given) -> dict[str, float]:
             functional.resized_crop(image, *box, [s.image_size] * 2) for image, box in zip(decoded, boxes, strict=True)
         ],
         "draw boxes": lambda: view.boxes(0, some, [(image.height, image.width) for image in decoded]),
-        "cut out of the cache": lambda: given.cache.batch(view, 0, some),
+        "cut out of the cache": lambda: inputs.cache.batch(view, 0, some),
         "normalise, flip, mask": mask("auto"),
         "normalise, flip, mask, op by op": mask("definition"),
     }
@@ -245,7 +242,7 @@ def _synchronise(device: str) -> None:
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record as a table for a person."""
+    """Format a record as a table."""
     what = (
         "{images} images of {data} ({left_out} left out), {image_size} px, batch {batch}, {workers} workers, {threads} threads"
     )

@@ -34,7 +34,7 @@ def timed(run: Callable[[], T], device: str) -> tuple[float, T]:
 
 
 def alternate(runs: Mapping[str, Run], device: str, *, rounds: int, warm_up: int) -> dict[str, list[float]]:
-    """Times of `rounds` calls of each run, in seconds, one after the other in each round, after `warm_up` calls of each.
+    """Time `rounds` calls of each run, in seconds, one after the other in each round, after `warm_up` calls of each.
 
     Every second round goes the other way about, so that neither always follows the other. Raises ArithmeticError when
     a loss is not finite: that is no work of a search.
@@ -90,4 +90,4 @@ def _resident(field: str) -> int:
 
 
 def _nothing() -> None:
-    """A CPU has finished when the call returns."""
+    """Wait for a GPU; a CPU has finished when the call returns."""

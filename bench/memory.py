@@ -36,7 +36,7 @@ class MemorySettings(Settings):
 
 
 def cases(which: str, device: Literal["cpu", "cuda"]) -> Iterator[Workload]:
-    """k = 1, 2, 4, batches of 16 and 64, both stems, both orders; 4 images, and the definition's in bfloat16, once."""
+    """Yield k = 1, 2, 4, batches of 16 and 64, both stems, both orders; once 4 images, and the definition in bfloat16."""
     for backend in {"all": ("auto", "definition"), "fused": ("auto",)}.get(which, ("definition",)):
         yield Workload("pc-cifar", 4, 32, 4, device=device, backend=backend)
         for supernet, size in (("cifar", 32), ("pc-cifar", 32), ("pc-imagenet", 224), ("mae-imagenet", 224)):
@@ -50,7 +50,7 @@ def cases(which: str, device: Literal["cpu", "cuda"]) -> Iterator[Workload]:
 
 
 def predicted(workload: Workload) -> int:
-    """The planner's bytes of a workload's step, its two batches included."""
+    """Return the planner's bytes of a workload's step, its two batches included."""
     with torch.device("meta"):
         supernet = make_supernet(workload, workload.backend)
         objective = make_objective(workload, supernet, workload.backend)
@@ -68,7 +68,7 @@ def predicted(workload: Workload) -> int:
 
 
 def compare(workload: Workload, calls: int = 3) -> dict[str, Any]:
-    """A case's record: predicted_mb, measured_mb of `calls` steps (None where there is no /proc), and their ratio."""
+    """Return a case's record: predicted_mb, measured_mb of `calls` steps (None where there is no /proc), and their ratio."""
     plan = predicted(workload) / MEGABYTE
     peak = alone(workload, OURS, calls).peak_mb
     return workload.facts() | {
@@ -81,9 +81,9 @@ def compare(workload: Workload, calls: int = 3) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
-    given = MemorySettings.given(argv, PROG, __doc__)
+    args = MemorySettings.given(argv, PROG, __doc__)
     try:
-        settings = MemorySettings.make(given)
+        settings = MemorySettings.make(args)
         where = device(settings.device)
     except ConfigError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)

@@ -49,7 +49,7 @@ def rows() -> list[Row]:
 
 
 def chosen(only: str | None) -> list[Row]:
-    """The rows that --only names, in the order of rows(). Raises ConfigError."""
+    """Return the rows that --only names, in the order of rows(). Raises ConfigError."""
     every = rows()
     if only is None:
         return every

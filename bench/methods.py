@@ -39,8 +39,8 @@ from fastdarts.search.progressive import heaviest, skip_dropout_rate
 from fastdarts.search.setup import bilevel_of
 from fastdarts.settings import AnySearch, ConfigError, Settings, setting
 from fastdarts.spaces import Space
-from fastdarts.steps import CapturedBilevel
-from fastdarts.supernet.eager_candidates import MixedEdgesBeside
+from fastdarts.steps import CapturedSteps
+from fastdarts.supernet.eager_candidates import MixedEdgesWithEager
 
 PROG = "python -m bench.methods"
 CIFAR = {"data": "cifar-10-batches-py"}  # settings for it, not for the generated sample; it is not read
@@ -71,9 +71,9 @@ class MethodsSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 when memory or the numbers gave out, 2 for wrong input."""
-    given, threads = MethodsSettings.given(argv, PROG, __doc__), torch.get_num_threads()
+    args, threads = MethodsSettings.given(argv, PROG, __doc__), torch.get_num_threads()
     try:
-        settings = MethodsSettings.make(given)
+        settings = MethodsSettings.make(args)
         asked = [(row, *_both(row, settings)) for row in chosen(settings.only)]  # wrong input is found before the first step
         torch.set_num_threads(settings.threads or threads)
         for row, own, plain in asked:
@@ -105,11 +105,11 @@ class Side(NamedTuple):
         return self.resolved.settings
 
 
-def _both(row: Row, given: MethodsSettings) -> tuple[Side, Side]:
-    """The row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
-    sizes = {"batch_size": given.batch, "image_size": given.image_size, "init_channels": given.init_channels}
-    sizes |= {"stage_cells": given.stage_cells, "backend": given.backend, "device": given.device}
-    sizes |= {} if given.layers is None else {"layers": given.layers}
+def _both(row: Row, settings: MethodsSettings) -> tuple[Side, Side]:
+    """Make the row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
+    sizes = {"batch_size": settings.batch, "image_size": settings.image_size, "init_channels": settings.init_channels}
+    sizes |= {"stage_cells": settings.stage_cells, "backend": settings.backend, "device": settings.device}
+    sizes |= {} if settings.layers is None else {"layers": settings.layers}
     own, plain = (search_cifar.resolve(CIFAR | dict(values) | sizes) for values in (row.own, row.plain))
     stage = own.stages[row.stage]
     space = heaviest(own.space, replace(stage, dropout=1.0))[0]  # with the skips, whether they have dropout or not
@@ -120,7 +120,7 @@ def _both(row: Row, given: MethodsSettings) -> tuple[Side, Side]:
     return sides
 
 
-def measure(row: Row, own: Side, plain: Side, given: MethodsSettings) -> dict[str, Any]:
+def measure(row: Row, own: Side, plain: Side, settings: MethodsSettings) -> dict[str, Any]:
     """One comparison, as plain values.
 
     ratio, of the medians: how many plain steps the row's step takes; ratio_by_round its quantiles over the rounds.
@@ -131,8 +131,8 @@ def measure(row: Row, own: Side, plain: Side, given: MethodsSettings) -> dict[st
     with tf32(own.settings.tf32), engine.algorithms(own.settings.deterministic, own.settings.device):
         runs = {"own": _steps(own), "plain": _steps(plain)}
         calls = {name: _calls(run) for name, run in runs.items()}
-        times = alternate(runs, device.type, rounds=given.rounds, warm_up=given.warm_up)
-    supernet = runs["own"].bilevel.bilevel.supernet
+        times = alternate(runs, device.type, rounds=settings.rounds, warm_up=settings.warm_up)
+    supernet = runs["own"].bilevel.updates.supernet
     ms, plain_ms = (milliseconds(times[name]) for name in ("own", "plain"))
     by_round = [a / b for a, b in zip(times["own"], times["plain"], strict=True)]
     return {
@@ -141,8 +141,8 @@ def measure(row: Row, own: Side, plain: Side, given: MethodsSettings) -> dict[st
         "method": own.settings.method,
         "objective": own.settings.objective,
         "space": own.settings.space,
-        "batch": given.batch,
-        "image_size": given.image_size,
+        "batch": settings.batch,
+        "image_size": settings.image_size,
         "init_channels": own.settings.init_channels,
         "cells": supernet.num_cells,
         "candidates": max(len(names) for kind in own.space.kinds for names in own.space.candidates(kind)),
@@ -158,16 +158,16 @@ def measure(row: Row, own: Side, plain: Side, given: MethodsSettings) -> dict[st
         "plain_backends": calls["plain"],
         "beside": dict(Counter(_beside(runs["own"]))),
         "plain_beside": dict(Counter(_beside(runs["plain"]))),
-        "own_step": runs["own"].how,
-        "plain_step": runs["plain"].how,
-        "rounds": given.rounds,
+        "own_step": runs["own"].replay,
+        "plain_step": runs["plain"].replay,
+        "rounds": settings.rounds,
         "threads": torch.get_num_threads(),
         "load": round(load, 2),
     }
 
 
 def _steps(side: Side) -> Steps:
-    """A step as search_cifar sets one up, on two batches that stay on the device."""
+    """Make a step as search_cifar sets one up, on two batches that stay on the device."""
     s = side.settings
     torch.manual_seed(s.seed)
     supernet, objective = build(side.resolved, CLASSES, side.stage, side.space)
@@ -178,13 +178,13 @@ def _steps(side: Side) -> Steps:
     bilevel = bilevel_of(supernet, objective, s, relaxation=METHODS[s.method].relaxation, seed=s.seed)
     batches = Workload("cifar", s.batch_size, s.image_size, s.partial_channels)
     train, val = (resident_batch(batches, CLASSES, seed).to(s.device) for seed in (1, 2))
-    return Steps(CapturedBilevel(bilevel, s.cuda_graph), train, val)
+    return Steps(CapturedSteps(bilevel, s.cuda_graph), train, val)
 
 
 def _calls(run: Steps) -> dict[str, dict[str, int]]:
     """By op, how many calls of one step each backend served; takes that step, uncaptured."""
     with noted() as calls:
-        run.bilevel.bilevel(run.number, run.train, run.val)
+        run.bilevel.updates(run.number, run.train, run.val)
     return {op: dict(by) for op, by in sorted(calls.items())}
 
 
@@ -206,14 +206,14 @@ def noted() -> Iterator[dict[str, Counter[str]]]:
 
 
 def _beside(run: Steps) -> Iterator[str]:
-    """The kind of each candidate that runs beside the fused ones."""
-    for module in run.bilevel.bilevel.supernet.modules():
-        if isinstance(module, MixedEdgesBeside):
-            yield from (type(module.get_submodule(path)).__name__ for path in module.held)
+    """Return the kind of each candidate that runs beside the fused ones."""
+    for module in run.bilevel.updates.supernet.modules():
+        if isinstance(module, MixedEdgesWithEager):
+            yield from (type(module.get_submodule(path)).__name__ for path in module.separate)
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person, in one line."""
+    """Format a record in one line."""
     what = "{row:32}{ratio:8.3f} times plain's {plain_ms[median]:8.1f} ms ({ratio_by_round[q20]} to {ratio_by_round[q80]})"
     served = [f"{op} {name} {n}" for op, by in record["backends"].items() for name, n in by.items()]
     beside = [f"{n} {name} beside" for name, n in record["beside"].items()]

@@ -48,18 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="append the records, draw the picture")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record (default: bench/results)")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder of its drawings (default: docs/images)")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        runs = runs_in(given.folders)
-        records = collect(runs, nats.read(given.benchmark))
+        runs = runs_in(args.folders)
+        records = collect(runs, nats.read(args.benchmark))
         print(markdown(records), end="")
-        if given.record:
+        if args.record:
             tag = tagged({})
             for record in records:
-                append(given.results / "nasbench201.jsonl", record | tag)
-            draw(records, given.pictures / "nasbench201")
+                append(args.results / "nasbench201.jsonl", record | tag)
+            draw(records, args.pictures / "nasbench201")
             for name, run in first_of_each(runs).items():
-                draw_collapse(run.records, given.pictures / f"nasbench201-{name}")
+                draw_collapse(run.records, args.pictures / f"nasbench201-{name}")
     except (RunsError, ReportError, TableError, ConfigError, OSError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def runs_in(paths: Iterable[Path]) -> list[Run]:
-    """The runs in the folders given, or in those directly below them.
+    """Return the runs in the folders given, or in those directly below them.
 
     Raises RunsError for a path without any, and for runs that have not finished, are of another space, or are not alike but
     for recipe and seed; ReportError for what cannot be read, ConfigError, OSError.
@@ -132,7 +132,7 @@ def looked_up(cell: Architecture, benchmark: Lookup) -> Record:
 
 
 def search(run: Run, benchmark: Lookup) -> Record:
-    """What a run found, what it stood at after each epoch (skips and true accuracy), and how it was made."""
+    """Return a run's result, its skips and true accuracy after each epoch, and how it was made."""
     s, data, cells = _settings(run), run.part("data"), [read_architecture(epoch["genotype"]) for epoch in run.epochs]
     by_epoch = {"epoch": [epoch["epoch"] for epoch in run.epochs], "skips": [_skips(cell) for cell in cells]}
     by_epoch[COLUMN] = [benchmark.accuracies(cell)[COLUMN] for cell in cells]
@@ -189,14 +189,14 @@ def _skips(cell: Architecture) -> int:
 
 
 def _recipe(run: Run) -> str:
-    """The recipe in this space whose settings, but for the number of epochs, are the run's: the one that was named first."""
+    """Return the first recipe in this space with the run's settings, apart from the number of epochs."""
     s = _settings(run)
     here = {name: recipe.settings for name, recipe in RECIPES.items() if recipe.settings.get("space") == s["space"]}
-    told = {setting for settings in here.values() for setting in settings} - {"epochs"}  # by any of them
+    chosen = {setting for settings in here.values() for setting in settings} - {"epochs"}  # by any of them
 
     def is_of(name: str) -> bool:
         published = asdict(resolve({"recipe": name, "data": "images", "device": "cpu"}).settings)
-        read = told if OBJECTIVES[here[name]["objective"]].masks else told - {"mask_ratio", "patch_size"}
+        read = chosen if OBJECTIVES[here[name]["objective"]].masks else chosen - {"mask_ratio", "patch_size"}
         return all(s.get(setting) == published[setting] for setting in read)
 
     named = [s["recipe"]] if s.get("recipe") in here else []
@@ -230,10 +230,10 @@ def _check(runs: Sequence[Run]) -> None:
             raise RunsError(f"{run.folder} and {twin} are both {recipe} with seed {seed}: name one of them")
         _check_alike(firsts.setdefault(recipe, run), run)
         if _length(run) != _length(runs[0]):
-            told = " and ".join(
+            label = " and ".join(
                 f"{r.folder.name} {', '.join(f'{v} {k}' for k, v in _length(r).items())}" for r in (runs[0], run)
             )
-            raise RunsError(f"runs of different lengths cannot be compared: {told}")
+            raise RunsError(f"runs of different lengths cannot be compared: {label}")
 
 
 def _check_alike(first: Run, run: Run) -> None:
@@ -248,7 +248,7 @@ def _length(run: Run) -> dict[str, Any]:
     data = run.part("data")
     images = {name.replace("_", " "): data.get(name) for name in ("train_images", "val_images")}
     names = {"a batch": "batch_size", "channels": "init_channels", "cells a stage": "stage_cells"}
-    sizes = {told: run.part("settings")[name] for told, name in names.items()}
+    sizes = {label: run.part("settings")[name] for label, name in names.items()}
     return {"epochs": run.epochs[-1]["epoch"]} | images | sizes
 
 

@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The table: a line for each recipe, random choice with the same seeds, random choice in the mean; then how it was made."""
+    """Format a table of each recipe, random choice with the same seeds and in the mean; then how it was made."""
     found = [record for record in records if record["kind"] in ("search", "random")]
     (whole,) = (record for record in records if record["kind"] == "all")
     head = [
@@ -44,13 +44,15 @@ def markdown(records: Sequence[Record]) -> str:
         name = f"{RANDOM}, seeds {', '.join(map(str, group['seeds']))}" if group["recipe"] == RANDOM else f"`{group['recipe']}`"
         against = "—" if group["recipe"] == RANDOM else verdict(group)
         lines.append([name, f"{group['mean']:.2f}{deviation}", ", ".join(each), ranks, skips, against])
-    mean, deviation, middle = (whole[name][COLUMN] for name in ("mean", "deviation", "median"))
-    lines.append([f"{RANDOM}, all {whole['cells']:,} cells", f"{mean:.2f} ± {deviation:.2f}, median {middle:.2f}", *["—"] * 4])
+    mean, deviation, median = (whole[name][COLUMN] for name in ("mean", "deviation", "median"))
+    lines.append([f"{RANDOM}, all {whole['cells']:,} cells", f"{mean:.2f} ± {deviation:.2f}, median {median:.2f}", *["—"] * 4])
     searches = [record for record in found if record["kind"] == "search"]
-    how = searches[0] | {"most": max(r["minutes"] for r in searches), "table": whole["benchmark"]}
-    told = "{epochs} epochs on {train_images} + {val_images} images of {data}, batch {batch_size}, C = {init_channels}, "
-    told += "{stage_cells} cells a stage, at most {most} minutes a run"
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{told.format(**how)}; looked up in {how['table']}.\n"
+    facts = searches[0] | {"most": max(r["minutes"] for r in searches), "table": whole["benchmark"]}
+    text = "{epochs} epochs on {train_images} + {val_images} images of {data}, batch {batch_size}, C = {init_channels}, "
+    text += "{stage_cells} cells a stage, at most {most} minutes a run"
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{text.format(**facts)}; looked up in {facts['table']}.\n"
+    )
 
 
 def verdict(group: Record) -> str:
@@ -88,7 +90,7 @@ def draw(records: Sequence[Record], path: str | Path) -> None:
 
 
 def _lines(axes: Axes, searches: Sequence[Record], figure: str) -> None:
-    """A line and a band for each recipe."""
+    """Draw a line and a band for each recipe."""
     recipes = dict.fromkeys(record["recipe"] for record in searches)
     for recipe, colour, marker in zip(recipes, cycle(COLOURS), cycle(MARKERS), strict=False):
         own = [record["by_epoch"] for record in searches if record["recipe"] == recipe]

@@ -46,12 +46,13 @@ from fastdarts.engine import Progress, RecentSteps, RunFolder, Session, Stopped,
 from fastdarts.engine import session as sessions
 from fastdarts.engine.status import Status
 from fastdarts.optim.updates import Buffers, Kept
+from fastdarts.protocols import Pieces
 from fastdarts.runs.search_session import SearchReporter
 from fastdarts.search import Bilevel, Search
 from fastdarts.search import bilevel as bilevels
 from fastdarts.settings import ConfigError, SearchImagenetSettings, Settings, setting
-from fastdarts.steps import CapturedBilevel
-from fastdarts.steps.stage_timer import METHODS, Stages
+from fastdarts.steps import CapturedSteps
+from fastdarts.steps.stage_timer import StageTimer
 
 PROG = "python -m bench.overheads"
 SUPERNET = "mae-imagenet"
@@ -80,9 +81,9 @@ class OverheadsSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 where numbers went bad, 2 for wrong input."""
-    given = OverheadsSettings.given(argv, PROG, __doc__)
+    args = OverheadsSettings.given(argv, PROG, __doc__)
     try:
-        settings = OverheadsSettings.make(given)
+        settings = OverheadsSettings.make(args)
         workload = Workload(SUPERNET, settings.batch, settings.image_size, SUPERNETS[SUPERNET].partial_channels)
         workload.check(OURS)
         record = tagged(measure(workload, settings.steps, settings.rounds))
@@ -140,23 +141,23 @@ class Seen(NamedTuple):
 
 
 def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> Seen:
-    """The search in its session, and the other steps in between. Raises ArithmeticError where numbers went bad."""
+    """Run the search in its session, and the other steps in between. Raises ArithmeticError where numbers went bad."""
     torch.manual_seed(0)
     supernet = make_supernet(workload, workload.backend).to(memory_format=torch.channels_last)
     objective = make_objective(workload, supernet, workload.backend)
     numbers = torch.arange(workload.batch)
     train, val = (resident_batch(workload, 1, seed)._replace(index=numbers) for seed in (1, 2))
     loader = Rounds(train, settings.log_every, rounds)
-    stages = Stages()
+    stages = StageTimer()
     search = Search(
         supernet,
         objective,
         loader,
         Resident(val),
         settings,
-        captured=lambda bilevel: stages.follow(CapturedBilevel(bilevel)),
+        captured=lambda bilevel: CapturedSteps(stages.follow(bilevel)),
     )
-    loader.others = {name: Steps(CapturedBilevel(_like(search, kind)), train, val) for name, kind in OTHERS.items()}
+    loader.others = {name: Steps(CapturedSteps(_like(search, kind)), train, val) for name, kind in OTHERS.items()}
     with TemporaryDirectory() as place, ExitStack() as held:
         folder = RunFolder(Path(place))
         held.enter_context(log_to(folder["log.txt"]))
@@ -167,7 +168,7 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
         for optimizer in (search.bilevel.weight_optimizer, search.bilevel.arch_optimizer):
             optimizer.step = loader.timed("update", optimizer.step)
         held.enter_context(patch.object(Session, "_on_step", loader.timed("between", Session._on_step)))
-        reporter = SearchReporter(search, folder, settings, [], report=_nothing, stages=stages)
+        reporter = SearchReporter(search, folder, settings, [], network="imagenet", report=_nothing, stages=stages)
         loader.session = Session(search, folder, settings, reporter, files=[str(n) for n in numbers.tolist()])
         with suppress(Stopped):
             loader.session.run()
@@ -179,14 +180,16 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
 class Unconditional(Bilevel):
     """First order steps whose updates are made whatever the numbers are."""
 
-    def weight_step(self, step: Tensor, train: Batch) -> Tensor:
+    def weight_pieces(self, step: Tensor, train: Batch) -> Pieces[Tensor]:
+        yield from ()  # one piece
         loss = self._train_loss(step, train)
         self.weight_optimizer.zero_grad()
         loss.backward(inputs=self.weights)
         self._move(self.weight_optimizer, self.weights, self.grad_clip)
         return loss.detach()
 
-    def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
+    def arch_pieces(self, step: Tensor, train: Batch, val: Batch) -> Pieces[Tensor]:
+        yield from ()
         loss, grads = self.first_order_gradient(step, train, val)
         parameters = self.relaxation.parameters()
         for a, g in zip(parameters, grads, strict=True):
@@ -207,10 +210,10 @@ OTHERS: dict[str, type[Bilevel]] = {"bare": Unconditional, "guarded": Bilevel}
 
 
 def _like(search: Search, kind: type[Bilevel]) -> Bilevel:
-    """Steps of another kind on the search's own network, alpha and optimizers."""
+    """Make steps of another kind on the search's own network, alpha and optimizers."""
     b = search.bilevel
-    how = {"grad_clip": b.grad_clip, "arch_grad_clip": b.arch_grad_clip, "precision": b.precision}
-    return kind(b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer, **how)
+    options = {"grad_clip": b.grad_clip, "arch_grad_clip": b.arch_grad_clip, "precision": b.precision}
+    return kind(b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer, **options)
 
 
 class Resident:
@@ -255,7 +258,7 @@ class Rounds(Resident):
         self._began: float | None = None
 
     def __len__(self) -> int:
-        """The steps of an epoch are the session's in a round."""
+        """Return the steps of an epoch: the session's in a round."""
         return 3 * self.steps
 
     def __next__(self) -> Batch:
@@ -299,7 +302,7 @@ class Rounds(Resident):
             self.session.saver.saved_at = -inf  # as if its interval were over
 
     def _take_others(self) -> None:
-        """A step of each; what is timed in them does not count."""
+        """Run a step of each; its times do not count."""
         for name in sorted(self.others, reverse=self._left % 2 == 1):
             before = self._now.copy()
             began = perf_counter()
@@ -310,22 +313,22 @@ class Rounds(Resident):
 
 def _stages(search: Search) -> float:
     """Seconds that timing the parts of a step takes: both its halves, and in each the update."""
-    stages = Stages()
-    stages.follow(CapturedBilevel(_like(search, Bilevel)))
-    halves = [stages.timed(METHODS[name], stages.timed(METHODS["_update"], _nothing)) for name in ("arch_step", "weight_step")]
+    stages = StageTimer()
+    bilevel = stages.follow(_like(search, Bilevel))
     began = perf_counter()
     for _ in range(CALLS):
-        for half in halves:
-            half()
+        for update in bilevel.order(with_val=True):
+            with bilevel.stage(update), bilevel.stage("optimizer"):
+                pass
     return (perf_counter() - began) / CALLS
 
 
 def _nothing(*_: object) -> None:
-    """What the stages are timed around, and a report that is not drawn."""
+    """Do not draw the report."""
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person."""
+    """Format a record."""
     what = "{supernet}, batch {batch}, {image_size} px, {threads} threads: a bare step of {bare_ms[median]} ms"
     lines = [what.format(**record), f"{'percent of it':24}{'median':>10}{'20 %':>10}{'80 %':>10}"]
     for row, values in record["percent"].items():

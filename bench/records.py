@@ -20,12 +20,12 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def commit() -> str:
-    """The checkout's commit (`+changes` if files differ from it), or FASTDARTS_COMMIT where a copy has no repository."""
+    """Return the checkout's commit (`+changes` if files differ from it), or FASTDARTS_COMMIT where a copy has no repository."""
     return os.environ.get("FASTDARTS_COMMIT") or provenance.commit()
 
 
 def tagged(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures with versions and commit, date (UTC) and machine."""
+    """Return the figures with versions and commit, date (UTC) and machine."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return figures | {"versions": provenance.versions(), "commit": commit(), "date": date, "machine": provenance.machine()}
 
@@ -48,14 +48,14 @@ def milliseconds(times: Sequence[float]) -> dict[str, float]:
 
 
 def from_suite(saved: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A record for each benchmark that pytest-benchmark saved: its name, its extra_info and its times."""
+    """Yield a record for each benchmark that pytest-benchmark saved: its name, its extra_info and its times."""
     for benchmark in saved["benchmarks"]:
         times = benchmark["stats"]["data"]
         yield tagged({"bench": benchmark["name"]} | benchmark["extra_info"] | {"rounds": len(times), "ms": milliseconds(times)})
 
 
 def summary(record: dict[str, Any]) -> str:
-    """A record of any kind in one line: what it is of, then its figures."""
+    """Format a record of any kind in one line: its subject, then its figures."""
     plain = {k: v for k, v in record.items() if isinstance(v, str | int | float) and k not in ("commit", "date")}
     spread = {k: v for k, v in record.items() if isinstance(v, dict) and "median" in v}
     words = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in plain.items()]
@@ -68,15 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=("show", "add"))
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what is added")
-    given = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     try:
-        for path in given.files:
-            if given.action == "show":
+        for path in args.files:
+            if args.action == "show":
                 for record in read(path):
                     print(summary(record))
                 continue
             for record in from_suite(json.loads(path.read_text(encoding="utf-8"))):
-                append(given.results / "suite.jsonl", record)
+                append(args.results / "suite.jsonl", record)
                 print(summary(record))
     except (OSError, ValueError, KeyError) as error:
         print(f"bench.records: error: {path}: {error}", file=sys.stderr)

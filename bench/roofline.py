@@ -27,22 +27,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the records, one line each")
     parser.add_argument("--record", action="store_true", help="append the records to roofline.jsonl")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record")
-    given = parser.parse_args(argv)
-    if given.rounds < 1:
-        parser.error(f"--rounds {given.rounds}: at least 1")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: at least 1")
     why_not = backend.triton(torch.float32)(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
     if why_not:
         print(f"bench.roofline: error: {why_not}", file=sys.stderr)
         return 2
     limits = ceilings.measure("cuda")
-    for dtype in given.dtypes:
+    for dtype in args.dtypes:
         for case in cases(DTYPES[dtype]):
             kind = str(case.dtype).removeprefix("torch.") if case.dtype else dtype
-            for row in rows(case, kind, kernel_times(case.run, given.rounds), limits):
+            for row in rows(case, kind, kernel_times(case.run, args.rounds), limits):
                 record = tagged(row)
-                print(json.dumps(record) if given.json else line(row), flush=True)  # a time limit may end it
-                if given.record:
-                    append(given.results / "roofline.jsonl", record)
+                print(json.dumps(record) if args.json else line(row), flush=True)  # a time limit may end it
+                if args.record:
+                    append(args.results / "roofline.jsonl", record)
     return 0
 
 
@@ -76,7 +76,7 @@ def rows(case: Case, dtype: str, times: dict[str, tuple[float, int]], limits: di
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row as a person reads it."""
+    """Format a row."""
     head = f"{row['op']:19} {row['roofline']:17} {row['dtype']:9} {row['shape']:32} {row['us']:9.1f} us"
     if "share" not in row:
         return f"{head}  in {row['launches']} launches"

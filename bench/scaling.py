@@ -47,9 +47,9 @@ class ScalingSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, or 2 for wrong input."""
-    given = ScalingSettings.given(argv, PROG, __doc__)
+    args = ScalingSettings.given(argv, PROG, __doc__)
     try:
-        settings = ScalingSettings.make(given)
+        settings = ScalingSettings.make(args)
         if settings.batch % settings.ranks:
             raise ConfigError(f"--batch {settings.batch} cannot be shared equally by {settings.ranks} ranks: take a multiple")
         workload = _workload(settings)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(workload: Workload, settings: ScalingSettings) -> dict[str, Any]:
-    """Times in ms of a step alone and together; average_ms is rank 0's share of it in averages, waiting included."""
+    """Time a step, in ms, alone and together; average_ms is rank 0's share of it in averages, waiting included."""
     load = os.getloadavg()[0]
     with TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(_rank, (workload, settings, folder), nprocs=settings.ranks)
@@ -91,7 +91,7 @@ def measure(workload: Workload, settings: ScalingSettings) -> dict[str, Any]:
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person."""
+    """Format a record."""
     what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {ranks} ranks of one thread on {cores} cores"
     one, many, averages = (record[name]["median"] for name in ("alone_ms", "together_ms", "average_ms"))
     return (
@@ -128,7 +128,7 @@ def _rank(rank: int, workload: Workload, settings: ScalingSettings, folder: str)
     shared = build(replace(workload, batch=workload.batch // settings.ranks), OURS)
     average = _Timed(world)
     assert isinstance(shared, Steps)
-    shared.bilevel.bilevel.reduce = average
+    shared.bilevel.updates.reduce = average
     whole = build(workload, OURS) if world.is_main else None
     times: Times = {"alone": [], "together": [], "averaging": []}
     for number in range(-settings.warm_up, settings.rounds):

@@ -50,9 +50,9 @@ class StepSettings(Settings):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, 1 when memory or the numbers gave out, 2 for wrong input."""
-    given = StepSettings.given(argv, PROG, __doc__)
+    args = StepSettings.given(argv, PROG, __doc__)
     try:
-        settings = StepSettings.make(given)
+        settings = StepSettings.make(args)
         workload = chosen(settings)
         workload.check(settings.against)
         with TemporaryDirectory() as cache, patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache):
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def chosen(settings: StepSettings) -> Workload:
-    """What the settings ask for, with the supernet's own sizes where they say nothing. Raises ConfigError."""
+    """Return the workload of the settings, with the supernet's own sizes by default. Raises ConfigError."""
     preset = SUPERNETS.get(settings.supernet)
     size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
     return Workload(
@@ -85,7 +85,7 @@ def chosen(settings: StepSettings) -> Workload:
 
 
 def device(name: str) -> str:
-    """ "cpu" or "cuda". Raises ConfigError where there is no GPU to be had."""
+    """Return "cpu" or "cuda". Raises ConfigError without a GPU."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -126,7 +126,7 @@ def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
 
 
 def text(record: dict[str, Any]) -> str:
-    """A record for a person: what was timed, a line for each side, the ratio."""
+    """Format a record: what was timed, a line for each side, the ratio."""
     what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {dtype}, {device}, {threads} threads"
     rows = [("ours", record["ours_ms"], record["ours_peak_mb"])]
     rows += [(record["against"], record["theirs_ms"], record["theirs_peak_mb"])]

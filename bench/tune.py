@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="of the tensors in memory")
     parser.add_argument("--rounds", type=int, default=10, help="calls that are timed")
     parser.add_argument("--dry_run", action="store_true", help="print what would be written, and write nothing")
-    given = parser.parse_args(argv)
-    if given.rounds < 1:
-        parser.error(f"--rounds {given.rounds}: at least 1")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds}: at least 1")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if why_not := backend.triton(torch.float32)(device, torch.float32):
         print(f"bench.tune: error: {why_not}", file=sys.stderr)
@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from fastdarts.kernels import launch
 
     target = launch.target_of(torch.device("cuda", torch.cuda.current_device()))
-    for name in given.dtypes:
+    for name in args.dtypes:
         for case in cases(DTYPES[name]):
             dtype = case.dtype or DTYPES[name]
-            for settings in tuned(case, dtype, target, given.rounds):
+            for settings in tuned(case, dtype, target, args.rounds):
                 print(f"{target} {str(dtype).removeprefix('torch.')} {settings}", flush=True)
     text = written(launch.table())
-    if given.dry_run:
+    if args.dry_run:
         print(text, end="")
     else:
         launch.TABLE.write_text(text, encoding="utf-8")
@@ -88,7 +88,7 @@ def tuned(case: Case, dtype: torch.dtype, target: str, rounds: int) -> Iterator[
 
 
 def neighbours(key: str, value: int) -> list[int]:
-    """What to try instead of `value`: half and twice; num_stages one less and one more."""
+    """Return what to try instead of `value`: half and twice; num_stages one less and one more."""
     if key == "num_stages":
         return [n for n in (value - 1, value + 1) if 1 <= n <= 5]
     smallest, largest = (WARPS[0], WARPS[-1]) if key == "num_warps" else BLOCKS

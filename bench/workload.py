@@ -20,8 +20,8 @@ from fastdarts.objectives import Classification, MaskedReconstruction, Objective
 from fastdarts.optim import Precision
 from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import S0, Space
-from fastdarts.steps import CapturedBilevel
-from fastdarts.supernet import Cell, CellWeights, Supernet
+from fastdarts.steps import CapturedSteps
+from fastdarts.supernet import CellWeights, Supernet, SupernetCell
 
 Dtype = Literal["float32", "float64", "bfloat16"]
 Run = Callable[[], Tensor]
@@ -91,7 +91,7 @@ class Workload:
                 raise WorkloadError(f"--image_size {self.image_size}: {self.supernet} needs a multiple of {multiple}")
 
     def facts(self) -> dict[str, Any]:
-        """What a record says of it."""
+        """Return its entries in a record."""
         return {
             "supernet": self.supernet,
             "batch": self.batch,
@@ -133,7 +133,7 @@ AGAINST = {
 
 
 def build(workload: Workload, name: str) -> Run:
-    """The side `name` of a workload, OURS or a key of AGAINST: one call does the work once and returns its loss.
+    """Make the side `name` of a workload, OURS or a key of AGAINST: one call does the work once and returns its loss.
 
     The first call of a compiled side compiles; a captured side is captured here. Raises WorkloadError.
     """
@@ -152,13 +152,13 @@ def build(workload: Workload, name: str) -> Run:
 
 
 def make_supernet(workload: Workload, backend: str) -> Supernet:
-    """The workload's search network, on the default device and in the default layout."""
+    """Make the workload's search network, on the default device and in the default layout."""
     stem, k = SUPERNETS[workload.supernet].stem, workload.partial_channels
     return Supernet(workload.space, C=CHANNELS, stem=stem, partial_channels=k, backend=backend)
 
 
 def make_objective(workload: Workload, supernet: Supernet, backend: str) -> Objective:
-    """What the workload minimises, on the default device."""
+    """Make the workload's objective, on the default device."""
     classes = SUPERNETS[workload.supernet].classes
     if classes is None:
         return MaskedReconstruction(supernet.tap_channels, backend=backend)
@@ -188,13 +188,13 @@ def _bilevel_step(workload: Workload, side: Side, backend: str, *, ours: bool) -
         precision=Precision("bf16" if workload.dtype == "bfloat16" else "off", device),
     )
     train, val = (resident_batch(workload, preset.classes or 1, seed) for seed in (1, 2))
-    return Steps(CapturedBilevel(bilevel) if ours else bilevel, train, val)
+    return Steps(CapturedSteps(bilevel) if ours else bilevel, train, val)
 
 
 class Steps:
     """One bilevel step after the other on two batches that stay; a call returns the training loss."""
 
-    def __init__(self, bilevel: Bilevel | CapturedBilevel, train: Batch, val: Batch) -> None:
+    def __init__(self, bilevel: Bilevel | CapturedSteps, train: Batch, val: Batch) -> None:
         self.bilevel, self.train, self.val = bilevel, train, val
         self.number = torch.zeros(1, dtype=torch.int64, device=train.index.device)
 
@@ -204,7 +204,7 @@ class Steps:
         return loss
 
     @property
-    def how(self) -> str:
+    def replay(self) -> str:
         """Whether the library replays its steps, known after the first: "CUDA graphs", or why not."""
         return "CUDA graphs" if self.bilevel.captured else f"uncaptured: {self.bilevel.reason}"
 
@@ -214,7 +214,7 @@ def _cell_pass(workload: Workload, side: Side, backend: str) -> Run:
     C, N, S, dtype = CHANNELS, workload.batch, workload.image_size, workload.parameter_dtype
     space, generator = workload.space, torch.Generator().manual_seed(1)
     k = workload.partial_channels
-    cell = Cell(space, "normal", C, C, C, reduction_prev=False, partial_channels=k, backend=backend)
+    cell = SupernetCell(space, "normal", C, C, C, reduction_prev=False, partial_channels=k, backend=backend)
     cell.preprocess0 = cell.preprocess1 = nn.Identity()
     arrange(cell, workload, side)
     if side.compiled:

@@ -18,7 +18,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def flags() -> str:
-    """A table for each group of settings: flag, meaning, the default in each command."""
+    """Format a table for each group of settings: flag, meaning, the default in each command."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     texts: dict[str, str] = {}
     for command, settings in COMMANDS.items():
@@ -38,12 +38,12 @@ def flags() -> str:
 
 
 def objectives() -> str:
-    """A row for each objective."""
+    """Format a row for each objective."""
     return "\n".join(["| name | |", "|---|---|", *(f"| `{name}` | {row.description} |" for name, row in OBJECTIVES.items())])
 
 
 def methods() -> str:
-    """A row for each method: where it is from, and the settings that it stands for."""
+    """Format a row for each method: where it is from, and the settings that it stands for."""
     lines = ["| name | from | stands for |", "|---|---|---|"]
     for name, row in METHODS.items():
         settings = {**row.edge, **row.outer, **row.schedule, **row.limits}

@@ -7,6 +7,7 @@ import fastdarts
 
 
 def separable(C: int) -> nn.Module:
+    """Make DARTS' separable convolution of 3 x 3."""
     half = [nn.ReLU(), nn.Conv2d(C, C, 3, 1, 1, groups=C, bias=False), nn.Conv2d(C, C, 1, bias=False)]
     other = [nn.ReLU(), nn.Conv2d(C, C, 3, 1, 1, groups=C, bias=False), nn.Conv2d(C, C, 1, bias=False)]
     return nn.Sequential(*half, nn.BatchNorm2d(C, affine=False), *other, nn.BatchNorm2d(C, affine=False))

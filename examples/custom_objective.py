@@ -26,13 +26,13 @@ class MeanColour(Objective):
         self.head = nn.Linear(supernet.tap_channels[-1], 3)
 
     def forward(self, supernet: Network, weights: Weights, batch: Batch, step: Tensor, stream: int) -> Tensor:
-        """A scalar; see Objective.forward."""
+        """Return a scalar; see Objective.forward."""
         x = normalise(batch.images, batch.flip, mean=IMAGENET_MEAN, std=IMAGENET_STD)
         predicted = self.head(supernet(x, weights, step, stream)[-1].mean((2, 3)))
         return (predicted - x.mean((2, 3))).square().mean()
 
     def evaluate(self, supernet: Network, weights: Weights, batch: Batch) -> dict[str, Tensor]:
-        """The loss alone."""
+        """Return the loss alone."""
         step = torch.zeros(1, dtype=torch.int64, device=batch.index.device)
         return {"loss": self(supernet, weights, batch, step, Stream.EVAL)}
 

@@ -9,6 +9,7 @@ COMMANDS = {
     "search_cifar": ("fastdarts.search_cifar", "search on CIFAR-10, CIFAR-100 and other small images"),
     "sweep": ("fastdarts.sweep.__main__", "run a grid of searches into one table and one plot"),
     "report": ("fastdarts.report.__main__", "make a run's report anew, or draw the cells of any genotype"),
+    "count": ("fastdarts.count", "parameters and multiply-adds of a genotype's network, by several tools' rules"),
     "info": ("fastdarts.info", "versions, machine, what is built, which backend each op takes"),
 }
 

@@ -29,6 +29,6 @@ def search(recipe: str | None = None, *, command: str | None = None, **settings:
     if settings.get("dry_run"):
         raise ConfigError("dry_run finds no cell: give --dry_run to the command")
     name = command or (RECIPES[recipe].command if recipe is not None and recipe in RECIPES else "search_imagenet")
-    given = settings if recipe is None else settings | {"recipe": recipe}
-    folder = import_module(f"fastdarts.{name}").command.call(given)
+    values = settings if recipe is None else settings | {"recipe": recipe}
+    folder = import_module(f"fastdarts.{name}").command.call(values)
     return Found(read_architecture_json((folder / "genotype.json").read_text(encoding="utf-8")), folder)

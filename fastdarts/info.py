@@ -119,6 +119,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 @any_text()
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, or 1 if --require-native finds no native module."""
     parser = argparse.ArgumentParser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--require-native", action="store_true", help="exit 1 unless the native module is loaded")

@@ -24,7 +24,7 @@ def warn_once(sentence: str) -> None:
 
 @contextmanager
 def any_text() -> Generator[None]:
-    """Inside, stdout and stderr print any text: what their encoding lacks is escaped, as \\xe9 is, and raises nothing.
+    r"""Inside, stdout and stderr print any text: what their encoding lacks is escaped, as \xe9 is, and raises nothing.
 
     Wraps a command, for any locale and PYTHONIOENCODING. Also a decorator.
     """

@@ -1,18 +1,22 @@
-"""Interfaces between layers: trainables and their hooks, loaders and batches, ranks.
+"""Interfaces between layers: trainables and their hooks, steps and their updates, loaders and batches, ranks.
 
 Shapes: P parts of a trainable, N images a batch on this rank.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
 
+T = TypeVar("T")
 Step = Callable[[Tensor, Batch, Batch | None], tuple[Tensor, Tensor | None]]  # (number, train, val) -> the two losses
+Update = Literal["weights", "alpha"]  # updates of a step: of the weights on its first batch, of alpha on its second
+Reduce = Callable[[Tensor], None]  # replaces a flat tensor by its mean over the ranks, in place
+Pieces = Generator[Tensor, None, T]  # yields each flat tensor that has to be averaged before it resumes
 
 
 class InputStopped(RuntimeError):
@@ -55,6 +59,46 @@ class Batches(Protocol):
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Updates(Protocol):
+    """A Step made of updates on its device: what steps captures, times and plans (search.Bilevel, a training's update).
+
+    An update never synchronises with the host, and is skipped on the device if its loss or gradient is not finite.
+
+    reduce  averages over the ranks between the pieces of an update; None: one process, and each update is one piece
+    stage   context manager of a named stage, replaced by a timer: each update is the stage of its name, the part of it that
+            clips and steps is the stage "optimizer"
+    """
+
+    reduce: Reduce | None
+    stage: Callable[[str], AbstractContextManager[Any]]
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def optimizers(self) -> Mapping[Update, torch.optim.Optimizer]: ...  # of all updates
+
+    def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
+        """Run one step and return the losses of the weights' and of alpha's update, detached scalars; None: not updated.
+
+        step: int64 tensor of one element on the batches' device; keys the randomness of this step.
+        """
+
+    def order(self, with_val: bool) -> Sequence[Update]:
+        """Return the updates of a step with or without a second batch, in order; "weights" is always one of them."""
+
+    def pieces(self, update: Update, step: Tensor, train: Batch, val: Batch | None) -> Pieces[Tensor]:
+        """Run an update in pieces, and return its loss: yield each tensor to average; one piece without `reduce`."""
+
+    def captured_before(self, update: Update) -> Sequence[Update]:
+        """Return the updates that have to be captured before this one: those that create state which it reads."""
+
+    def tensors(self) -> Iterable[Tensor]:
+        """Return all tensors that a step changes in place, except the optimizers' state; a tensor may occur twice."""
+
+    def obstacle(self) -> str | None:
+        """Return None, or a sentence why its steps cannot be captured, whatever the optimizers."""
 
 
 class Part(NamedTuple):

@@ -1,7 +1,7 @@
-"""Quote file names in lists, logs and messages.
+r"""Quote file names in lists, logs and messages.
 
 Plain names are unchanged. A name with line breaks, other control characters, non-UTF-8 bytes, invisible characters, leading
-or trailing blanks, or a leading quotation mark becomes a JSON string, as in "train/a/caf\\udce9.JPEG". Names are written as
+or trailing blanks, or a leading quotation mark becomes a JSON string, as in "train/a/caf\udce9.JPEG". Names are written as
 UTF-8 in any locale, so that a list names the same files in another locale.
 """
 

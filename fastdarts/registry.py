@@ -1,4 +1,4 @@
-"""Registries of named rows: methods, objectives, search spaces and recipes, one registry each.
+"""Registries of named rows: methods, objectives, search spaces, recipes of searches and of trainings, one registry each.
 
 Rows are added at their definition (`METHODS |= {"pc-darts": Method(...)}`). Flags, their choices and help, report titles and
 tests read the names from here. This module imports nothing from the project: a registry imports its home, the module that
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastdarts.objectives.table import Row as ObjectiveRow
     from fastdarts.search.methods import Method
     from fastdarts.settings.recipes import Recipe
+    from fastdarts.settings.training_recipes import TrainingRecipe
     from fastdarts.spaces.space import Space
 
 Row = TypeVar("Row")
@@ -71,3 +72,4 @@ METHODS: Registry[Method] = Registry("method", "fastdarts.search.methods", about
 OBJECTIVES: Registry[ObjectiveRow] = Registry("objective", "fastdarts.objectives.table", about="description")
 SPACES: Registry[Space] = Registry("space", "fastdarts.spaces.names")
 RECIPES: Registry[Recipe] = Registry("recipe", "fastdarts.settings.recipes", about="source")
+TRAININGS: Registry[TrainingRecipe] = Registry("training recipe", "fastdarts.settings.training_recipes")

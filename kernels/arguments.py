@@ -27,6 +27,8 @@ class MixedCell(NamedTuple):
 
 
 class MixedCellResults(NamedTuple):
+    """Results of fastdarts::mixed_cell."""
+
     out: Tensor
     statistics: Tensor  # float64 (2, B * Cq): mean and biased variance
     saved: Tensor  # for the backward, in the backend's own layout
@@ -75,6 +77,8 @@ class ReLUConvBN(NamedTuple):
 
 
 class ReLUConvBNResults(NamedTuple):
+    """Results of fastdarts::relu_conv_bn."""
+
     outs: list[Tensor]
     statistics: list[Tensor]  # float64 (2, D) each: mean and biased variance
 
@@ -96,6 +100,8 @@ class ReLUConvBNBackward(NamedTuple):
 
 
 class ReLUConvBNGradients(NamedTuple):
+    """Gradients of relu_conv_bn."""
+
     grad_xs: list[Tensor]  # empty tensors if not needed
     grad_weights: list[Tensor]  # empty if not needed
 
@@ -116,6 +122,8 @@ class ConvBNChain(NamedTuple):
 
 
 class ConvBNChainResults(NamedTuple):
+    """Results of fastdarts::conv_bn_chain."""
+
     outs: list[Tensor]
     ys: list[Tensor]  # for the backward, one a layer
     statistics: Tensor  # float64 (3, sum of D_i): mean, biased variance, and what the backend keeps
@@ -165,6 +173,8 @@ class PatchMask(NamedTuple):
 
 
 class PatchMaskResults(NamedTuple):
+    """Results of fastdarts::patch_mask."""
+
     x: Tensor
     mask: Tensor
 
@@ -184,6 +194,8 @@ class MaskedLoss(NamedTuple):
 
 
 class MaskedLossResults(NamedTuple):
+    """Results of fastdarts::masked_loss."""
+
     loss: Tensor
     grad_levels: list[Tensor]
     grad_bias: Tensor

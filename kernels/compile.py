@@ -91,11 +91,11 @@ def _compiled(specimen: Specimen, arch: int) -> Any:
     from triton.compiler import ASTSource
 
     target = f"sm_{arch}"
-    given = launch.settings(specimen.settings, specimen.dtype, target)
-    options = {name: value for name, value in given.items() if name in launch.OPTIONS}
-    given_own = specimen.constexprs
-    own = given_own if isinstance(given_own, Mapping) else given_own(target)
-    constexprs = {name: value for name, value in given.items() if name not in launch.OPTIONS} | dict(own)
+    settings = launch.settings(specimen.settings, specimen.dtype, target)
+    options = {name: value for name, value in settings.items() if name in launch.OPTIONS}
+    constants = specimen.constexprs
+    own = constants if isinstance(constants, Mapping) else constants(target)
+    constexprs = {name: value for name, value in settings.items() if name not in launch.OPTIONS} | dict(own)
     names = specimen.kernel.arg_names
     if missing := [name for name in names if name not in specimen.signature and name not in constexprs]:
         raise ValueError(f"{specimen.name} ({specimen.label}): no type and no value for {', '.join(missing)}")

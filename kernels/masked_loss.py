@@ -176,7 +176,7 @@ def _footprint(size: int, out: int, tile: int) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiling:
     """Compile-time parameters of the kernels: sizes of the image, a patch, a tile and each level."""
 
     H: int
@@ -226,10 +226,10 @@ class Plan:
         return {"PART": self.offsets[-1], "H": self.H, "W": self.W, "ROWS": self.ROWS, "COLS": self.COLS}
 
 
-def _plan(H: int, W: int, side: int, sizes: Sequence[tuple[int, int]], given: dict) -> Plan:
-    """Return the plan with tiles of the launch settings, removed from `given`, no larger than the image needs."""
-    rows, cols = (min(given.pop(name), triton.next_power_of_2(n)) for name, n in (("ROWS", H), ("COLS", W)))
-    return Plan(H, W, side, rows, cols, tuple(sizes))
+def _tiling(H: int, W: int, side: int, sizes: Sequence[tuple[int, int]], settings: dict) -> Tiling:
+    """Return the tiling by the launch settings, removed from `settings`, no larger than the image needs."""
+    rows, cols = (min(settings.pop(name), triton.next_power_of_2(n)) for name, n in (("ROWS", H), ("COLS", W)))
+    return Tiling(H, W, side, rows, cols, tuple(sizes))
 
 
 def _summed(dtype: torch.dtype) -> torch.dtype:
@@ -246,21 +246,21 @@ def run(a: MaskedLoss) -> MaskedLossResults:
     grad_bias = bias.new_empty(3 if need_grad else 0, dtype=_summed(bias.dtype))
     target, dtype, squared = launch.target_of(images.device), levels[0].dtype, norm == "l2"
     compared, totalled, folded = (launch.settings(f"masked_loss.{k}", dtype, target) for k in ("compare", "total", "fold"))
-    plan = _plan(H, W, H // mask.shape[1], [tuple(level.shape[2:]) for level in levels], compared)
-    programs = N * plan.tiles * 3
+    tiling = _tiling(H, W, H // mask.shape[1], [tuple(level.shape[2:]) for level in levels], compared)
+    programs = N * tiling.tiles * 3
     sums = images.new_empty(3, programs, dtype=torch.float32)
-    parts = images.new_empty(programs if need_grad else 0, plan.offsets[-1], dtype=torch.float32)
+    parts = images.new_empty(programs if need_grad else 0, tiling.offsets[-1], dtype=torch.float32)
     factor = images.new_empty((), dtype=torch.float64)
     numbers = [255 * m for m in mean] + [1 / (255 * s) for s in std]
     strides = [s for level in levels for s in level.stride()]
     pixels = bias.contiguous(), images.contiguous(), flip.contiguous().view(torch.int8), mask.contiguous().view(torch.int8)
     with launch.on(images.device):
         if programs:
-            constexprs = plan.compare(strides, squared, need_grad)
+            constexprs = tiling.compare(strides, squared, need_grad)
             compare[(programs,)](tuple(levels), *pixels, sums, parts, *numbers, **constexprs, **compared)
         total[(1,)](sums, loss, grad_bias, factor, programs, SQUARED=squared, GRADIENT=need_grad, **totalled)
         for i, grad in enumerate(grad_levels if programs else []):
-            constexprs = plan.fold(i, grad.stride(), folded["BLOCK"])
+            constexprs = tiling.fold(i, grad.stride(), folded["BLOCK"])
             grid = (N * 3 * triton.cdiv(grad.shape[2] * grad.shape[3], constexprs["BLOCK"]),)
             fold[grid](parts, factor, grad, **folded | constexprs)
     return MaskedLossResults(loss, grad_levels, grad_bias)
@@ -279,11 +279,11 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
     for label, (side, patch, levels) in SPECIMENS.items():
         strides = [(3 * n * n, 1, 3 * n, 3) for n in levels]
 
-        def plan(target: str, side: int = side, patch: int = patch, levels: tuple[int, ...] = levels) -> Plan:
-            return _plan(side, side, patch, [(n, n) for n in levels], launch.settings("masked_loss.compare", dtype, target))
+        def tiling(target: str, side: int = side, patch: int = patch, levels: tuple[int, ...] = levels) -> Tiling:
+            return _tiling(side, side, patch, [(n, n) for n in levels], launch.settings("masked_loss.compare", dtype, target))
 
-        def whole(target: str, plan: Callable[[str], Plan] = plan, strides: list = strides) -> dict:
-            return plan(target).compare([s for level in strides for s in level], False, True)
+        def whole(target: str, tiling: Callable[[str], Tiling] = tiling, strides: list = strides) -> dict:
+            return tiling(target).compare([s for level in strides for s in level], False, True)
 
         pointers = {"p_levels": (number,) * len(levels), "p_bias": number, "p_images": "*u8", "p_flip": "*i8"}
         pointers |= {"p_mask": "*i8", "p_sums": "*fp32", "p_parts": "*fp32"}
@@ -291,8 +291,8 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
         found.append(Specimen(compare, pointers | numbers, whole, "masked_loss.compare", dtype, label))
         for i, stride in enumerate(strides):
 
-            def one(target: str, plan: Callable[[str], Plan] = plan, i: int = i, stride: tuple = stride) -> dict:
-                return plan(target).fold(i, stride, launch.settings("masked_loss.fold", dtype, target)["BLOCK"])
+            def one(target: str, tiling: Callable[[str], Tiling] = tiling, i: int = i, stride: tuple = stride) -> dict:
+                return tiling(target).fold(i, stride, launch.settings("masked_loss.fold", dtype, target)["BLOCK"])
 
             pointers = {"p_parts": "*fp32", "p_factor": "*fp64", "p_grad": "*fp32"}
             found.append(Specimen(fold, pointers, one, "masked_loss.fold", dtype, f"{label}: {levels[i]}"))

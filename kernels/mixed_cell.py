@@ -28,7 +28,7 @@ from fastdarts.kernels import (
 from fastdarts.kernels.arguments import MixedCell, MixedCellBackward, MixedCellGradients, MixedCellResults
 from fastdarts.kernels.graph import Graph
 from fastdarts.kernels.mixed_cell_launches import MOST_INPUTS, Call, Launch, Needs, padded
-from fastdarts.kernels.mixed_cell_plan import Plan
+from fastdarts.kernels.mixed_cell_plan import MixedCellPlan
 from fastdarts.kernels.ranks import Sync
 from fastdarts.logs import say_once
 
@@ -53,13 +53,13 @@ def _planned(
     flags: tuple[bool, bool, bool, bool],
     needs: tuple[bool, bool, bool] | None,
     device: torch.device,
-) -> tuple[Plan, Tensor]:
+) -> tuple[MixedCellPlan, Tensor]:
     """Return a plan, and its table on the device; flags are chosen, batch, weighted, shared."""
-    plan = Plan(Call(Graph.decode(code), shape, partial_channels, *flags), None if needs is None else Needs(*needs))
+    plan = MixedCellPlan(Call(Graph.decode(code), shape, partial_channels, *flags), None if needs is None else Needs(*needs))
     return plan, torch.tensor(plan.table or [0], dtype=torch.int64, device=device)
 
 
-def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any], sync: Sync | None) -> None:
+def _execute(plan: MixedCellPlan, table: Tensor, x: Tensor, names: dict[str, Any], sync: Sync | None) -> None:
     """Start each launch of the plan, with arguments by name, and exchange sums between ranks after it."""
     call, target = plan.call, launch.target_of(x.device)
     sizes = {"H": plan.H, "W": plan.W, "Ho": plan.Ho, "Wo": plan.Wo, "m": plan.m, "numbers": plan.numbers}
@@ -82,22 +82,22 @@ def _execute(plan: Plan, table: Tensor, x: Tensor, names: dict[str, Any], sync: 
                 _exchange(one, plan, table, names, sync)
 
 
-def _start(one: Launch, numbers: int, dtype: torch.dtype, device: torch.device, target: str, given: dict[str, Any]) -> None:
+def _start(one: Launch, numbers: int, dtype: torch.dtype, device: torch.device, target: str, args: dict[str, Any]) -> None:
     """Start one launch: the Triton kernel or the CUDA kernel."""
     kernel = KERNELS[one.kernel]
     settings = launch.settings(f"mixed_cell.{one.kernel}", dtype, target)
     programs = -(-numbers // settings["TILE"]) if one.programs < 0 else one.programs
     if launch.backend(f"mixed_cell.{one.kernel}", dtype, target) == "cuda":
-        named = mixed_cell_cuda.arguments(given)
+        named = mixed_cell_cuda.arguments(args)
         why_not = mixed_cell_cuda.refusal(one.kernel, dtype, named)
         if why_not is None:
             mixed_cell_cuda.launch(one.kernel, dtype, programs, device, named)
             return
         say_once(f"mixed_cell.{one.kernel}: Triton's kernel runs, not CUDA's: {why_not}")
-    kernel[(programs,)](**{name: given[name] for name in kernel.arg_names if name in given}, **settings)
+    kernel[(programs,)](**{name: args[name] for name in kernel.arg_names if name in args}, **settings)
 
 
-def _exchange(one: Launch, plan: Plan, table: Tensor, names: dict[str, Any], sync: Sync) -> None:
+def _exchange(one: Launch, plan: MixedCellPlan, table: Tensor, names: dict[str, Any], sync: Sync) -> None:
     """Replace the sums that a launch took over this rank's images by those over the images of all ranks."""
     listed = table[one.exchanged.start : one.exchanged.stop]
     if one.kernel == "bn_scale_shift":  # mean and variance
@@ -118,7 +118,7 @@ def _inputs(tensors: Sequence[Tensor], spare: Tensor) -> tuple[Tensor, ...]:
     return *tensors, *(spare for _ in range(MOST_INPUTS - len(tensors)))
 
 
-def _common(plan: Plan, table: Tensor, a: MixedCell | MixedCellBackward, saved: Tensor) -> dict[str, Any]:
+def _common(plan: MixedCellPlan, table: Tensor, a: MixedCell | MixedCellBackward, saved: Tensor) -> dict[str, Any]:
     """Return the arguments of both directions' kernels. A pointer without a tensor in this call is a dummy, never read."""
     numbers = plan.graph.norms * 3 * plan.Cq
     norms = saved.narrow(0, plan.norms_at, numbers * 4 // saved.element_size()).view(torch.float32)

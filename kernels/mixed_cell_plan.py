@@ -46,7 +46,7 @@ from fastdarts.kernels.rows import (
 )
 
 
-class Plan:
+class MixedCellPlan:
     """The launches of one call and the table that they read.
 
     saved     size of the forward's saved memory, in numbers: each convolution's y, (m, Cq), the states that edges read, (m, C),
@@ -221,9 +221,9 @@ class Plan:
     ) -> None:
         """Append a launch for the listed rows, if any: `programs` for each. cost: numbers and operations."""
         if listed:
-            given = {"o_listed": self._add(listed), **values}
+            values = {"o_listed": self._add(listed), **values}
             begin = self._add(exchanged if self.call.shared else ())
-            self.launches.append(Launch(kernel, programs * len(listed), given, *cost, range(begin, len(self.table))))
+            self.launches.append(Launch(kernel, programs * len(listed), values, *cost, range(begin, len(self.table))))
 
     def _pool_rows(self) -> list[PoolRow]:
         rows = []
@@ -232,9 +232,11 @@ class Plan:
             highest, average = (self._pool_norms(edges, c) for c in (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3))
             begin = self._add(edges)
             size = self.m * self.Cq if self.needs and self._pulled(edge.source) else 0
-            room = [self._work.take(size) for _ in range(3)]
+            workspace = [self._work.take(size) for _ in range(3)]
             slots = [found[0] if found else -1 for found in (highest, average)]
-            rows.append(PoolRow(*self._source(edge.source), edges[0], edge.stride, *slots, begin, begin + len(edges), *room))
+            rows.append(
+                PoolRow(*self._source(edge.source), edges[0], edge.stride, *slots, begin, begin + len(edges), *workspace)
+            )
         return rows
 
     def _pulled(self, state: int) -> bool:
@@ -409,7 +411,7 @@ class Plan:
             "o_pools": self._rows(pool_rows),
         }
         self.summed = call.batch or needs.ops
-        summed, learnt = (Split.of(self.m, *how) for how in (SUMMED, LEARNT))
+        summed, learnt = (Split.of(self.m, *limits) for limits in (SUMMED, LEARNT))
         at |= {"middle_parts": self.parts, "sum_parts": self.parts}
         if call.chosen:
             self.launches.append(Launch("channel_inverse", len(graph.edges)))
@@ -481,10 +483,10 @@ class Plan:
             listed = [i for i in separable if (i >= self.seconds) == second]
             units = [self.units[i] for i in listed]
             numbers, operations = sum(self._reads(u) for u in units) * self.Cq, sum(map(self._products, units))
-            given = values | {"SECOND": second}
-            self._launch("matrix_gradient", listed, parts, given, (numbers + 2 * len(units) * size, operations))
+            halves = values | {"SECOND": second}
+            self._launch("matrix_gradient", listed, parts, halves, (numbers + 2 * len(units) * size, operations))
             taps = sum(2 * size * u.kernel**2 for u in units)
-            self._launch("tap_gradient", listed, parts * TAPS, given, (numbers + len(units) * size, taps))
+            self._launch("tap_gradient", listed, parts * TAPS, halves, (numbers + len(units) * size, taps))
         listed = [i for i, u in enumerate(self.units) if not u.kernel]
         units = [self.units[i] for i in listed]
         if units:
@@ -496,13 +498,13 @@ class Plan:
 
 def launch_plan(call: Call, needs: Needs | None = None) -> list[Launch]:
     """Return the launches of a call's forward, or of the backward for `needs`, in order, as the op executes them."""
-    return Plan(call, needs).launches
+    return MixedCellPlan(call, needs).launches
 
 
 @lru_cache(maxsize=1024)
 def saved_numbers(code: tuple[int, ...], shape: tuple[int, int, int, int], partial_channels: int) -> int:
     """Return the size of a forward's saved memory, in numbers; `code` is an encoded graph."""
-    return Plan(Call(Graph.decode(code), shape, partial_channels)).saved
+    return MixedCellPlan(Call(Graph.decode(code), shape, partial_channels)).saved
 
 
 @lru_cache(maxsize=1024)
@@ -514,4 +516,4 @@ def work_numbers(
     needs: tuple[bool, bool, bool],
 ) -> int:
     """Return the size of a backward's workspace, in numbers; flags and needs as of Call and Needs."""
-    return Plan(Call(Graph.decode(code), shape, partial_channels, *flags), Needs(*needs)).work
+    return MixedCellPlan(Call(Graph.decode(code), shape, partial_channels, *flags), Needs(*needs)).work

@@ -28,10 +28,7 @@ Layer = tuple[Tensor, Sequence[Tensor], Tensor | None, Tensor | None]
 @triton.jit
 def input_pixel(i_out, tap, TAPS: tl.constexpr, W: tl.constexpr):
     """Return the input pixel of output pixel i: itself, or with two taps the one of its 2 x 2 pixels at (tap, tap)."""
-    if TAPS == 1:
-        return i_out
-    else:
-        return (2 * (i_out // (W // 2)) + tap) * W + 2 * (i_out % (W // 2)) + tap
+    return i_out if TAPS == 1 else (2 * (i_out // (W // 2)) + tap) * W + 2 * (i_out % (W // 2)) + tap
 
 
 @triton.jit
@@ -151,10 +148,10 @@ def sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, dict[str, int]]:
     return N * (H // taps) * (W // taps), {"C": C, "HALF": weights[0].shape[0], "TAPS": taps, "W": W}
 
 
-def blocks(given: dict[str, Any], **extents: int) -> dict[str, Any]:
+def blocks(settings: dict[str, Any], **extents: int) -> dict[str, Any]:
     """Return the launch settings with blocks limited to their extents, but at least 16, the minimum of a matrix product."""
-    cut = {name: max(16, min(given[name], triton.next_power_of_2(extent))) for name, extent in extents.items()}
-    return {name: value for name, value in given.items() if name != "PROGRAMS"} | cut
+    cut = {name: max(16, min(settings[name], triton.next_power_of_2(extent))) for name, extent in extents.items()}
+    return {name: value for name, value in settings.items() if name != "PROGRAMS"} | cut
 
 
 def split(m: int, block: int, most: int) -> tuple[int, int]:
@@ -222,10 +219,10 @@ def _normalise(out: Tensor, statistics: Tensor, eps: float) -> None:
     """Normalise in place."""
     D = out.shape[1]
     m = out.numel() // D
-    given = blocks(launch.settings("relu_conv_bn.normalise", out.dtype, launch.target_of(out.device)), BLOCK_D=D, BLOCK_M=m)
+    settings = blocks(launch.settings("relu_conv_bn.normalise", out.dtype, launch.target_of(out.device)), BLOCK_D=D, BLOCK_M=m)
     with launch.on(out.device):
-        grid = (triton.cdiv(m, given["BLOCK_M"]), triton.cdiv(D, given["BLOCK_D"]))
-        normalise[grid](out, statistics, eps, m, D=D, **given)
+        grid = (triton.cdiv(m, settings["BLOCK_M"]), triton.cdiv(D, settings["BLOCK_D"]))
+        normalise[grid](out, statistics, eps, m, D=D, **settings)
 
 
 SHAPES = {  # C, HALF, TAPS, W
@@ -245,8 +242,8 @@ def specimen(
     signature = {name: summed.get(name, pointer(dtype)) for name in names} | COUNTS
 
     def whole(target: str) -> dict[str, Any]:
-        given = blocks(launch.settings(settings, dtype, target), **extents)
-        return constexprs | {name: given[name] for name in extents}
+        limited = blocks(launch.settings(settings, dtype, target), **extents)
+        return constexprs | {name: limited[name] for name in extents}
 
     return Specimen(kernel, signature, whole, settings, dtype, label, frozenset(COUNTS))
 
@@ -255,13 +252,15 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
     """Return the forward kernels of CIFAR's and ImageNet's preprocess layers."""
     found = []
     for label, shape in SHAPES.items():
-        given = dict(zip(("C", "HALF", "TAPS", "W"), shape, strict=True))
+        constants = dict(zip(("C", "HALF", "TAPS", "W"), shape, strict=True))
         C, half, taps, _ = shape
         D = half * taps
-        for constant in (False, True):
+        for running in (False, True):
             extents = {"BLOCK_M": 2**16, "BLOCK_D": half, "BLOCK_C": C}
-            name = f"{label}, {'running' if constant else 'batch'} statistics"
-            found.append(specimen(convolve, "relu_conv_bn.convolve", dtype, name, given | {"NORMALISE": constant}, **extents))
+            name = f"{label}, {'running' if running else 'batch'} statistics"
+            found.append(
+                specimen(convolve, "relu_conv_bn.convolve", dtype, name, constants | {"NORMALISE": running}, **extents)
+            )
         found.append(specimen(merge, "relu_conv_bn.merge", dtype, label, {"D": D}, BLOCK_D=D, BLOCK_P=1024))
         found.append(specimen(normalise, "relu_conv_bn.normalise", dtype, label, {"D": D}, BLOCK_D=D, BLOCK_M=2**16))
     return found

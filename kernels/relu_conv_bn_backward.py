@@ -251,7 +251,7 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
     """Return the backward kernels of the same layers."""
     found = []
     for label, shape in SHAPES.items():
-        given = dict(zip(("C", "HALF", "TAPS", "W"), shape, strict=True))
+        constants = dict(zip(("C", "HALF", "TAPS", "W"), shape, strict=True))
         C, half, taps, _ = shape
         D = half * taps
         many = 2**16
@@ -259,8 +259,8 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
         for kernel, constexprs, extents in (
             (grad_sums, {"D": D}, {"BLOCK_M": many, "BLOCK_D": D}),
             (bn_backward_coefficients, {"D": D}, {"BLOCK_P": many, "BLOCK_D": D}),
-            (gradient_x, given, product),
-            (gradient_weights, given, product),
+            (gradient_x, constants, product),
+            (gradient_weights, constants, product),
             (reduce_parts, {"NUMBERS": D * C, "TAPS": taps}, {"BLOCK": D * C}),
         ):
             found.append(specimen(kernel, f"relu_conv_bn.{kernel.__name__}", dtype, label, constexprs, **extents))

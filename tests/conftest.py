@@ -27,7 +27,7 @@ SLOW_FILES = {
 
 
 def pytest_configure() -> None:
-    """xdist's workers share the cores instead of fighting for them: set before torch is imported, child processes too."""
+    """Workers of xdist share the cores instead of fighting for them: set before torch is imported, child processes too."""
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // int(workers)))
 

@@ -10,7 +10,7 @@ import pytest
 
 from fastdarts.search import Search
 from fastdarts.search_imagenet import main
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from tests.support.runs import SPLIT, TINY, contents, without_reports, write_tree
 
 END = r"^finished  epoch 11/13  step (\d+)/\d+  loss \d+\.\d{4}  early stop  updated \S+\n$"
@@ -73,7 +73,7 @@ def test_the_same_command_again_has_nothing_to_do(eigenvalue, finished, capsys):
 @pytest.mark.parametrize("step", [2, 8])
 def test_a_signal_on_the_way_changes_nothing(step, eigenvalue, finished, tmp_path, monkeypatch):
     """Before there is a history, and in the middle of it."""
-    plain, run = CapturedBilevel.__call__, [*eigenvalue, "--save", str(tmp_path / "run")]
+    plain, run = CapturedSteps.__call__, [*eigenvalue, "--save", str(tmp_path / "run")]
 
     def call(self, number, train, val):
         if int(number) + 1 == step:
@@ -81,7 +81,7 @@ def test_a_signal_on_the_way_changes_nothing(step, eigenvalue, finished, tmp_pat
         return plain(self, number, train, val)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CapturedBilevel, "__call__", call)
+        patch.setattr(CapturedSteps, "__call__", call)
         assert main(run) == 75
     assert "stopped" not in json.loads((tmp_path / "run" / "genotype.json").read_text())
     assert main(run) == 0

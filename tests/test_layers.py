@@ -11,7 +11,7 @@ import pytest
 # unless SIDEWAYS has it.
 LAYERS = """
 facade
-search_imagenet search_cifar info sweep __main__
+search_imagenet search_cifar count info sweep __main__
 cli runs
 inputs engine steps search training proxies predictors report
 optim

@@ -21,7 +21,7 @@ def test_every_command_is_there_under_both_spellings(root: Path) -> None:
     for name, (module, _) in COMMANDS.items():
         assert callable(import_module(module).main)
         assert module in (f"fastdarts.{name}", f"fastdarts.{name}.__main__")  # python -m fastdarts.NAME
-    commands = [path for path in (root / "fastdarts").glob("search_*.py")]
+    commands = list((root / "fastdarts").glob("search_*.py"))
     assert commands and all(path.stem in COMMANDS and len(path.read_text().splitlines()) <= 40 for path in commands)
 
 

@@ -107,7 +107,8 @@ def test_a_wheel_has_everything(root, tmp_path):
         inside = archive.namelist()
     sources = {p.relative_to(root).as_posix() for p in (root / "fastdarts").rglob("*.py")}
     assert sources <= set(inside)
-    assert {"fastdarts/_build.json", "fastdarts/kernels/__init__.py", "fastdarts/kernels/launch.json"} <= set(inside)
+    data = {"fastdarts/kernels/launch.json", "fastdarts/spaces/published.json"}
+    assert {"fastdarts/_build.json", "fastdarts/kernels/__init__.py", *data} <= set(inside)
     assert f"fastdarts-{fastdarts.__version__}.dist-info/entry_points.txt" in inside  # `fastdarts NAME`
     assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in inside)
     program = (

@@ -56,16 +56,16 @@ def of_rank(rank: int) -> bool:
 
 def signalled(number: int, rank: int, step: int) -> None:
     """A hook: the rank gets the signal inside the step."""
-    from fastdarts.steps import CapturedBilevel
+    from fastdarts.steps import CapturedSteps
 
-    plain = CapturedBilevel.__call__
+    plain = CapturedSteps.__call__
 
-    def call(self: CapturedBilevel, at: torch.Tensor, *batches: object) -> object:
+    def call(self: CapturedSteps, at: torch.Tensor, *batches: object) -> object:
         if of_rank(rank) and int(at) + 1 == step:
             os.kill(os.getpid(), number)
         return plain(self, at, *batches)
 
-    CapturedBilevel.__call__ = call
+    CapturedSteps.__call__ = call
 
 
 def signalled_in_evaluation(rank: int) -> None:

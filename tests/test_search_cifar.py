@@ -21,7 +21,8 @@ from fastdarts.inputs.images import ImageArrays
 from fastdarts.inputs.source import CIFAR, CIFAR10, CIFAR100
 from fastdarts.protocols import StepReport
 from fastdarts.runs.build import build
-from fastdarts.runs.plan import free_for, prepare
+from fastdarts.runs.plan import prepare
+from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search_cifar import main, resolve
 from fastdarts.settings import ConfigError, SearchCifarSettings
@@ -285,7 +286,7 @@ def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monk
 
 
 @pytest.mark.parametrize(
-    "side, more, says",
+    ("side", "more", "says"),
     [
         (33, "", "--image_size 33 does not fit the stem and two reductions: a multiple of 4 is needed, as 32"),
         (16, "--image_size 20", "--image_size 20: the images of"),

@@ -299,7 +299,7 @@ def trees(kind, path):
 
 
 @pytest.mark.parametrize(
-    "kind, more, says",
+    ("kind", "more", "says"),
     [
         ("missing", "", "No such file"),
         ("empty", "", "no images"),
@@ -326,7 +326,7 @@ def trees(kind, path):
         ("good", "--profile 5", "--profile 5: give the first and the last step, as in 10:12"),
         ("good", "--profile 5:3", "--profile 5:3: the first step must be at least 1 and not after the last"),
         ("good", "--profile 0:3", "--profile 0:3: the first step must be"),
-        ("good", "--profile 1:3", "--profile 1:3: the search has 2 steps, none is number 3"),
+        ("good", "--profile 1:3", "--profile 1:3: the run has 2 steps, none is number 3"),
         ("good", "--device meta", "neither auto, cpu, cuda nor cuda:N"),
         ("good", "--train_list nowhere.txt", "belong together"),
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
@@ -394,12 +394,14 @@ def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypat
     assert "No space left on device" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("batch, says", [("16", "--batch_size 8 is the largest smaller one that fits"), ("8", "no smaller")])
+@pytest.mark.parametrize(
+    ("batch", "says"), [("16", "--batch_size 8 is the largest smaller one that fits"), ("8", "no smaller")]
+)
 def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says):
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    monkeypatch.setattr("fastdarts.steps.CapturedBilevel.__call__", small)
+    monkeypatch.setattr("fastdarts.steps.CapturedSteps.__call__", small)
     tree = write_tree(tmp_path / "images", images=16)
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", batch]) == 1
     err = capsys.readouterr().err

@@ -22,7 +22,7 @@ from fastdarts.engine.checkpoints import load_checkpoint
 from fastdarts.objectives import MaskedReconstruction
 from fastdarts.search import Search
 from fastdarts.search_imagenet import main
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from tests.support.runs import SPLIT, TINY, Run, contents, without_reports, write_tree
 
 STEPS, EPOCHS = 4, 3  # an epoch's, of the searches here
@@ -58,14 +58,14 @@ def saved_steps(folder):
 
 def at_step(monkeypatch, number, act):
     """Call `act` inside the step `number`, from 1."""
-    plain = CapturedBilevel.__call__  # not the planner's, whose step has no number
+    plain = CapturedSteps.__call__  # not the planner's, whose step has no number
 
     def call(self, step, train, val):
         if int(step) + 1 == number:
             act()
         return plain(self, step, train, val)
 
-    monkeypatch.setattr(CapturedBilevel, "__call__", call)
+    monkeypatch.setattr(CapturedSteps, "__call__", call)
 
 
 def send(number):

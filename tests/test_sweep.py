@@ -1,6 +1,7 @@
 """The sweep as a user meets it: grids, tables, continuing, failures, submitit, and everything that can be wrong.
 
-Most runs are of tests/support/pretend_search.py, which takes no time; some are real searches.
+Most runs are of tests/support/pretend_search.py, which takes no time, and most are started without submitit, which takes half a
+second each; some are real searches.
 """
 
 import csv
@@ -15,13 +16,14 @@ import threading
 import time
 from dataclasses import asdict
 from math import isclose, sqrt
-from subprocess import PIPE, Popen
+from subprocess import DEVNULL, PIPE, Popen
 
 import numpy as np
 import pytest
 
 from fastdarts.engine import RunFolder
 from fastdarts.inputs.images import ImageFiles
+from fastdarts.sweep import __main__ as command
 from fastdarts.sweep import jobs
 from fastdarts.sweep.__main__ import main
 from fastdarts.sweep.folder import SweepFolder
@@ -38,6 +40,28 @@ RATIOS, SEEDS = ["--grid", "mask_ratio=0.2,0.6"], ["--grid", "seed=0,1"]
 def pretend(monkeypatch, root):
     monkeypatch.setitem(COMMANDS, "pretend", Command("tests.support.pretend_search", PretendSettings, lambda *_: None))
     monkeypatch.chdir(root)  # where `python -m tests.support.pretend_search` is found
+    monkeypatch.setattr(command, "Executor", lambda *_: Direct())
+
+
+class Direct:
+    """An executor of one process at a time, in place of submitit's jobs."""
+
+    jobs, pause = 1, 0.02
+
+    def start(self, name, command, log):
+        with open(log, "ab") as file:
+            return Process(command, stdin=DEVNULL, stdout=file, stderr=file, start_new_session=True)
+
+
+class Process(Popen):
+    stop = Popen.terminate
+
+
+@pytest.fixture
+def submitit(monkeypatch):
+    """Jobs as a user has them."""
+    pytest.importorskip("submitit")
+    monkeypatch.setattr(command, "Executor", jobs.Executor)
 
 
 @pytest.fixture
@@ -310,7 +334,6 @@ def test_a_run_of_other_settings_is_named(folder, capsys):
         ("--grid seed=0", "--epoch 3", "unrecognized arguments: --epoch 3"),
         ("--grid seed=0 --epochs 3", "", "unrecognized arguments: --epochs 3; the search's own flags stand behind --"),
         ("--grid seed=0", "--device cuda", "seed=0: --device cuda: there is none"),
-        ("--grid seed=0 --jobs 2", "", "--jobs: --executor here runs one after the other"),
         ("--grid seed=0 --jobs 0", "", "argument --jobs: 0 is out of range, it must be at least 1"),
         ("--grid seed=0 --slurm partition=gpu", "", "--slurm goes with --executor slurm"),
         ("--grid seed=0 --slurm partition --executor slurm", "", "'partition' is not NAME=VALUE"),
@@ -374,13 +397,13 @@ def test_a_failed_run_is_named_and_the_others_go_on(trouble, told, status, folde
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_is_passed_on_and_the_same_command_continues(number, folder, capsys):
+def test_a_signal_stops_the_runs_and_the_same_command_continues(number, folder, capsys):
     argv, flags = ["--grid", "seed=0,1,2"], ["--trouble", "wait"]
     waits = folder / "seed=1" / "status"
     thread = when(waits.exists, lambda: os.kill(os.getpid(), number))
     assert sweep(folder, *argv, flags=flags) == (130 if number == signal.SIGINT else 75)
     thread.join()
-    assert (folder / "logs" / "seed=1.txt").read_text().endswith(f"stopped by {number.name}\n")
+    assert (folder / "logs" / "seed=1.txt").read_text().endswith("stopped by SIGTERM\n")
     assert f"stopped by {number.name}; the same command continues" in capsys.readouterr().err
     states = {row["run"]: row["state"] for row in json.loads((folder / "sweep.json").read_text())["runs"]}
     assert states == {"seed=0": "finished", "seed=1": "stopped", "seed=2": "waiting"} and (folder / "sweep.md").exists()
@@ -407,46 +430,57 @@ def test_a_run_that_is_no_longer_asked_for_is_named_and_no_fault(folder, capsys)
     assert capsys.readouterr().err == "python -m fastdarts.sweep: seed=1, of an earlier --grid, has not finished\n"
 
 
-def test_without_submitit_the_executors_say_what_to_install(folder, capsys, monkeypatch):
-    monkeypatch.setattr(jobs, "find_spec", lambda name: None)
-    for executor in ("local", "slurm"):
-        assert sweep(folder, *SEEDS, "--executor", executor) == 2
-        assert f"--executor {executor} needs submitit: pip install 'fastdarts[sweep]'" in capsys.readouterr().err
-    assert not folder.exists()
+def test_without_submitit_it_says_what_to_install(folder, capsys, submitit, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert sweep(folder, *SEEDS) == 2
+    says = "python -m fastdarts.sweep: error: a sweep starts its runs through submitit: pip install 'fastdarts[sweep]'\n"
+    assert capsys.readouterr().err == says and not folder.exists()
 
 
-def test_without_slurm_the_executor_says_so(folder, capsys):
-    pytest.importorskip("submitit")
+def test_without_slurm_the_executor_says_so(folder, capsys, submitit):
     assert sweep(folder, *SEEDS, "--executor", "slurm") == 2
     assert "--executor slurm: Could not detect" in capsys.readouterr().err
 
 
-def test_submitit_runs_several_at_a_time(folder):
+def test_submitit_runs_several_at_a_time(folder, submitit):
     """Both wait for the file that is made when both run."""
-    pytest.importorskip("submitit")
-    argv = [*RATIOS, "--grid", "seed=1", "--executor", "local", "--jobs", "2"]
+    argv = [*RATIOS, "--grid", "seed=1", "--jobs", "2"]
     both = [folder / f"mask_ratio={r},seed=1" / "status" for r in (0.2, 0.6)]
     when(lambda: all(path.exists() for path in both), (folder / "healed").touch)
     assert sweep(folder, *argv, flags=["--trouble", "wait"]) == 0
     assert "| 0.6 | 1 | 1.6 |" in (folder / "sweep.md").read_text()
 
 
-def test_submitit_failures_and_signals(folder, capsys):
-    pytest.importorskip("submitit")
-    argv = ["--grid", "seed=0,1", "--executor", "local"]
-    assert sweep(folder, *argv, flags=["--trouble", "fail"]) == 1
-    assert "seed=1 failed with status 3: pretend: error: no luck" in capsys.readouterr().err
+def test_submitit_failures_and_signals(folder, capsys, submitit):
+    for trouble, told in (("fail", "failed with status 3: pretend: error: no luck"), ("die", "was killed by SIGKILL: started")):
+        assert sweep(folder, *SEEDS, flags=["--trouble", trouble]) == 1
+        assert f"seed=1 {told}" in capsys.readouterr().err
     when((folder / "seed=1" / "status").exists, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert sweep(folder, *argv, flags=["--trouble", "wait"]) == 75
+    assert sweep(folder, *SEEDS, flags=["--trouble", "wait"]) == 75
     assert (folder / "logs" / "seed=1.txt").read_text().endswith("stopped by SIGTERM\n")
 
 
-def test_a_job_whose_time_is_up_is_queued_again(folder, monkeypatch):
-    """submitit's signal before the end: the run is asked to end, and begins again in the same job."""
-    pytest.importorskip("submitit")
+def test_local_jobs_see_the_gpus_of_the_sweep_or_one_each(tmp_path, submitit, monkeypatch):
+    def seen(*gpus):
+        executor = jobs.Executor("local", tmp_path / "submitit", 2, 5, {}, gpus)
+        log = tmp_path / "seen.txt"
+        log.unlink(missing_ok=True)
+        command = [sys.executable, "-c", f"import os; print(os.environ.get('{jobs.VISIBLE}'))"]
+        started = [executor.start("job", command, log) for _ in gpus or "1"]
+        soon(lambda: all(job.poll() is not None for job in started))
+        return sorted(log.read_text().split())
+
+    monkeypatch.setenv(jobs.VISIBLE, "3")
+    assert seen() == ["3"] and seen("GPU-a", "GPU-b") == ["GPU-a", "GPU-b"]
+    monkeypatch.delenv(jobs.VISIBLE)
+    assert seen() == ["None"]
+
+
+def test_a_job_whose_time_is_up_is_queued_again(folder, submitit, monkeypatch):
+    """The signal of submitit before the end: the run is asked to end, and begins again in the same job."""
     begun = []
-    plain = jobs.Submitit.start
-    monkeypatch.setattr(jobs.Submitit, "start", lambda self, *a: begun.append(plain(self, *a)) or begun[-1])
+    plain = jobs.Executor.start
+    monkeypatch.setattr(jobs.Executor, "start", lambda self, *a: begun.append(plain(self, *a)) or begun[-1])
     log = folder / "logs" / "seed=1.txt"
 
     def time_is_up():
@@ -455,7 +489,7 @@ def test_a_job_whose_time_is_up_is_queued_again(folder, monkeypatch):
         (folder / "healed").touch()
 
     when((folder / "seed=1" / "status").exists, time_is_up)
-    assert sweep(folder, "--grid", "seed=1", "--executor", "local", flags=["--trouble", "wait"]) == 0
+    assert sweep(folder, "--grid", "seed=1", flags=["--trouble", "wait"]) == 0
     assert re.search(r"started.*\nstopped by SIGTERM\nstarted", log.read_text())
 
 
@@ -466,9 +500,8 @@ def task_of(controller):
     return int(child)
 
 
-def test_slurm_through_stand_ins_of_its_commands(folder, tmp_path, monkeypatch):
-    """sbatch that runs the script at once, srun that runs its command: parameters reach the script, the runs finish."""
-    pytest.importorskip("submitit")
+def test_slurm_through_stand_ins_of_its_commands(folder, tmp_path, submitit, monkeypatch):
+    """An sbatch that runs the script at once, srun that runs its command: parameters reach the script, the runs finish."""
     scripts = {
         "sbatch": f'cp "$1" {tmp_path}/$$.sh; SLURM_JOB_ID=$$ bash "$1" > /dev/null 2>&1 & echo Submitted batch job $$',
         "srun": 'while [ "$1" != "${1#-}" ]; do case "$1" in --output|--error) shift;; esac; shift; done; exec "$@"',
@@ -498,17 +531,14 @@ def forked(monkeypatch, tmp_path):
         def poll(self):
             return None if self.alive else self.wait()
 
-        def send_signal(self, number):
-            self.signal(number)
-
     begun = []
 
-    def process(command, log, gpu=None):
-        assert command[:3] == [sys.executable, "-m", "fastdarts.search_imagenet"] and gpu is None
+    def start(self, name, command, log):
+        assert command[:3] == [sys.executable, "-m", "fastdarts.search_imagenet"]
         begun.append(Forked(command[3:], log))
         return begun[-1]
 
-    monkeypatch.setattr(jobs, "process", process)
+    monkeypatch.setattr(Direct, "start", start)
     return begun
 
 

@@ -3,43 +3,63 @@
 import errno
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from fastdarts import engine, steps
-from fastdarts.cli.resolve import Resolver, without_effect
 from fastdarts.data import DataError, InputStopped
 from fastdarts.data.errors import REMEDIES, shortage
 from fastdarts.engine import PeerError, RankInfo, RankLost, RanksDisagree, RunFolderError, SignalHandler, World, WorldError
 from fastdarts.logs import any_text
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.optim import tf32
-from fastdarts.runs.resolved import Resolved
+from fastdarts.runs.resolved import AnyResolved
 from fastdarts.search import DivergedError
-from fastdarts.settings import ConfigError, Given
-from fastdarts.spaces.file import to_dict
+from fastdarts.settings import ConfigError, Given, Settings
 from fastdarts.steps import CaptureError
 
 # settings that may differ between the ranks of one search: node-local paths, and settings read by rank 0 only
-OF_A_RANK = {"device", "data", "save", "train_list", "val_list", "threads", "workers", "cache_folder", "benchmark", "space"}
+OF_A_RANK = {"device", "data", "save", "train_list", "val_list", "val_labels", "run", "threads", "workers"}
+OF_A_RANK |= {"cache_folder", "benchmark", "space"}
 log = logging.getLogger("fastdarts")
+
+
+class Resolver(Protocol):
+    """Resolve the values of a command line: resolver(values, info) -> resolved settings on a rank. Raises ConfigError.
+
+    command   name of the command
+    settings  settings class of its flags
+    """
+
+    @property
+    def command(self) -> str: ...
+    @property
+    def settings(self) -> type[Settings]: ...
+    def __call__(self, args: Mapping[str, Any], info: RankInfo) -> Any: ...
+
+    def notice(self, args: Mapping[str, Any]) -> str | None:
+        """Return the first line of a run with these values, if any."""
+
+    def ignored(self, resolved: Any, asked: Collection[str]) -> list[str]:
+        """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""
+        ...
 
 
 @dataclass(frozen=True)
 class Command:
     """Command: `fastdarts NAME`, `python -m fastdarts.NAME`.
 
-    resolve  resolver with its name, flags and data set
+    resolve  resolver with its name and flags
     run      implementation: (name, resolved, signals, world) -> the run folder
     about    description in --help
     """
 
     resolve: Resolver
-    run: Callable[[str, Resolved, SignalHandler, World], Path]
+    run: Callable[[str, Any, SignalHandler, World], Path]
     about: str
 
     @property
@@ -54,7 +74,7 @@ class Command:
         1 runtime failure, 2 invalid input, 75 stopped by SIGTERM or SIGUSR1, 130 interrupted (SIGINT). After 75 and 130
         the same command with --save continues. Under torchrun this process is one rank of a search.
         """
-        given = self.resolve.settings.parse(argv, self.prog, self.about)
+        args = self.resolve.settings.parse(argv, self.prog, self.about)
         info = RankInfo()
         again = "the same command with --save of this run's folder continues it"
 
@@ -64,7 +84,7 @@ class Command:
 
         try:
             info = RankInfo.of_environment()
-            self._start(given, info)
+            self._start(args, info)
         except PeerError:
             return 2
         except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError, WorldError) as error:
@@ -99,24 +119,24 @@ class Command:
         """Run the command with some settings by name; returns the run folder. Raises the errors that `main` prints."""
         return self._start(Given(dict(values), {}, False), RankInfo.of_environment())
 
-    def _start(self, given: Given, info: RankInfo) -> Path:
+    def _start(self, args: Given, info: RankInfo) -> Path:
         """Run with logging and signal handlers, and restore the caller's thread count."""
         threads = torch.get_num_threads()
         try:
             with info.log(), engine.SignalHandler() as signals:
-                if given.values.get("data") is None:
-                    log.info(self.resolve.dataset.notice)
-                return self._run(given, info, signals)
+                if notice := self.resolve.notice(args.values):
+                    log.info(notice)
+                return self._run(args, info, signals)
         finally:
             torch.set_num_threads(threads)
 
-    def _run(self, given: Given, info: RankInfo, signals: SignalHandler) -> Path:
+    def _run(self, args: Given, info: RankInfo, signals: SignalHandler) -> Path:
         """Connect the ranks, then run on each with its settings; returns the run folder."""
-        values, flags = given.values, self.resolve.settings
+        values, flags = args.values, self.resolve.settings
         options = {name: values.get(name, getattr(flags, name)) for name in ("device", "dist_timeout", "dist_backend")}
         with World.join(info, options["device"], options["dist_timeout"], options["dist_backend"]) as world:
             resolved = world.on_all_ranks(lambda: self.resolve(values, info))
-            for line in without_effect(resolved, given.asked) if world.is_main else ():
+            for line in self.resolve.ignored(resolved, args.asked) if world.is_main else ():
                 log.warning(line)
             world.compare(_alike(resolved))
             s = resolved.settings
@@ -128,8 +148,7 @@ class Command:
                 raise
 
 
-def _alike(resolved: Resolved) -> dict[str, Any]:
-    """Return the values that must agree on all ranks; a space's file path may differ between nodes, its content must not."""
+def _alike(resolved: AnyResolved) -> dict[str, Any]:
+    """Return the values that must agree on all ranks; a file's path may differ between nodes, its content must not."""
     settings = {f"--{name}": value for name, value in asdict(resolved.settings).items() if name not in OF_A_RANK}
-    device = torch.device(resolved.settings.device).type
-    return settings | {"--space": to_dict(resolved.space), "the kind of device": device}
+    return settings | resolved.content() | {"the kind of device": torch.device(resolved.settings.device).type}

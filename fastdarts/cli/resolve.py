@@ -7,20 +7,18 @@ from typing import Any
 
 import torch
 
-from fastdarts import engine, steps
+from fastdarts.cli.checks import absolute, check_device, check_watching, device_of
 from fastdarts.cli.modules import import_modules
 from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DataSet
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.ops.backend import choose
-from fastdarts.optim import OptimizerUnavailable, Precision
-from fastdarts.optim.optimizers import check_backend
+from fastdarts.optim import Precision
 from fastdarts.registry import RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
-from fastdarts.settings import AnySearch, ConfigError, groups
-from fastdarts.settings.values import expanded
+from fastdarts.settings import AnySearch, ConfigError
 from fastdarts.textfile import SUFFIXES
 
 PATHS = "data", "train_list", "val_list"
@@ -40,29 +38,37 @@ class Resolver:
     settings: type[AnySearch]
     dataset: DataSet
 
-    def __call__(self, given: Mapping[str, Any], info: RankInfo = RankInfo()) -> Resolved:  # noqa: B008 - a tuple
+    def __call__(self, args: Mapping[str, Any], info: RankInfo = RankInfo()) -> Resolved:  # noqa: B008 - a tuple
         """Resolve on the rank of `info`. Raises ConfigError."""
-        settings = self.settings.make(self._values(dict(given)))
+        settings = self.settings.make(self._values(dict(args)))
         import_modules(settings.modules)
-        settings = replace(settings, device=_device(settings.device, info), threads=settings.threads or info.threads())
-        _check_device(settings)
-        _check_watching(settings)
+        settings = replace(settings, device=device_of(settings.device, info), threads=settings.threads or info.threads())
+        check_device(settings)
+        check_watching(settings)
         resolved = Resolved.of(settings, self.dataset)
         check_early_stop(settings, resolved.space)
         _check_backend(settings)
         return resolved
 
-    def _values(self, given: dict[str, Any]) -> dict[str, Any]:
+    def notice(self, args: Mapping[str, Any]) -> str | None:
+        """Return the first line of a run with the given values, if any."""
+        return self.dataset.notice if args.get("data") is None else None
+
+    def ignored(self, resolved: Resolved, asked: Collection[str]) -> list[str]:
+        """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""
+        return without_effect(resolved, asked)
+
+    def _values(self, args: dict[str, Any]) -> dict[str, Any]:
         """Return the settings by field: defaults, overridden by method, recipe and given values. Raises ConfigError."""
-        given |= {name: _absolute(given[name]) for name in PATHS if given.get(name) is not None}
-        if "space" in given:
-            given["space"] = _space(given["space"])
-        recipe = self._recipe(given)
-        row = settings_of(given.get("method") or recipe.get("method") or self.settings.method, self.dataset.name)
+        args |= {name: absolute(args[name]) for name in PATHS if args.get(name) is not None}
+        if "space" in args:
+            args["space"] = _space(args["space"])
+        recipe = self._recipe(args)
+        row = settings_of(args.get("method") or recipe.get("method") or self.settings.method, self.dataset.name)
         published = {f.name: f.default for f in fields(self.settings)} | row | recipe
-        small = {} if given.get("data") is not None else self._of_sample(published)
-        scaled = in_proportion(published, given["epochs"]) if "epochs" in given else {}
-        return published | small | scaled | given
+        small = {} if args.get("data") is not None else self._of_sample(published)
+        scaled = in_proportion(published, args["epochs"]) if "epochs" in args else {}
+        return published | small | scaled | args
 
     def _of_sample(self, published: Mapping[str, Any]) -> dict[str, Any]:
         """Return the generated sample's settings, as far as the method supports them."""
@@ -74,18 +80,18 @@ class Resolver:
             values |= {"epochs": 6, "begin": 1}  # three stages of two epochs
         return values
 
-    def _recipe(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _recipe(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of --recipe, {} without. Raises ConfigError."""
-        name = given.get("recipe")
+        name = args.get("recipe")
         if name is None:
             return {}
-        mine = {name: recipe for name, recipe in RECIPES.items() if recipe.command == self.command}
-        if name not in mine:
+        own = {name: recipe for name, recipe in RECIPES.items() if recipe.command == self.command}
+        if name not in own:
             other = f" is one of fastdarts.{RECIPES[name].command}" if name in RECIPES else ""
-            raise ConfigError(f"--recipe {name}{other}: fastdarts.{self.command} has {', '.join(mine)}")
-        settings = dict(mine[name].settings)
-        if given.get("method", settings["method"]) != settings["method"]:
-            raise ConfigError(f"--method {given['method']}: --recipe {name} has its own, leave one of the two out")
+            raise ConfigError(f"--recipe {name}{other}: fastdarts.{self.command} has {', '.join(own)}")
+        settings = dict(own[name].settings)
+        if args.get("method", settings["method"]) != settings["method"]:
+            raise ConfigError(f"--method {args['method']}: --recipe {name} has its own, leave one of the two out")
         return settings
 
 
@@ -109,32 +115,12 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
     return [f"without effect: {', '.join(flags)} ({why})" for why, flags in found if flags]
 
 
-def _absolute(text: str) -> str:
-    """Return a canonical text for a path; keeps links, except those before .., which must be resolved."""
-    path = Path(expanded(text)).absolute()
-    cut = max((i + 1 for i, part in enumerate(path.parts) if part == ".."), default=0)
-    return str(Path(*path.parts[:cut]).resolve().joinpath(*path.parts[cut:])) if cut else str(path)
-
-
 def _space(text: str) -> str:
     """Return a canonical text for a space, so that any spelling of it continues a run."""
     name = text.strip().lower()
     if name in SPACES:
         return name
-    return _absolute(text) if Path(name).suffix in SUFFIXES else text
-
-
-def _check_device(settings: AnySearch) -> None:
-    """Raise ConfigError for settings that the device does not support, or not well."""
-    device = torch.device(settings.device)
-    if settings.amp != "off" and device.type == "cpu":
-        raise ConfigError(f"--amp {settings.amp}: on a CPU it is many times slower than float32; leave it off, or take a GPU")
-    if settings.cuda_graph == "on" and (why := steps.no_gpu(device)):
-        raise ConfigError(f"--cuda_graph on: {why}")
-    try:
-        check_backend(settings.optimizer_backend, device)
-    except OptimizerUnavailable as error:
-        raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
+    return absolute(text) if Path(name).suffix in SUFFIXES else text
 
 
 def _check_backend(settings: AnySearch) -> None:
@@ -145,28 +131,3 @@ def _check_backend(settings: AnySearch) -> None:
             choose(op, settings.backend, torch.device(settings.device), lower if in_lower else torch.float32)
     except ValueError as error:
         raise ConfigError(f"--backend: {error}") from error
-
-
-def _check_watching(settings: groups.Watching) -> None:
-    """Raise ConfigError if requested outputs cannot be written."""
-    if settings.tensorboard and (why := engine.no_tensorboard()):
-        raise ConfigError(f"--tensorboard: {why}")
-    if settings.profile is not None:
-        try:
-            engine.ProfileRange.parse(settings.profile)
-        except ValueError as error:
-            raise ConfigError(f"--profile {settings.profile}: {error}") from error
-
-
-def _device(name: str, info: RankInfo) -> str:
-    """Return the device of `name` on that rank, after trying it. Raises ConfigError."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and info.size > 1:
-        name = f"cuda:{info.local_rank % max(1, torch.cuda.device_count())}"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: neither auto, cpu, cuda nor cuda:N")
-    try:
-        return str(torch.empty(0, device=name).device)
-    except (RuntimeError, AssertionError) as error:  # torch's two errors for a missing device
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from error

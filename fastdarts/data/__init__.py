@@ -7,11 +7,10 @@ number of workers or ranks, nor on where it was interrupted.
 from fastdarts.data import dali, placement
 from fastdarts.data.array_loader import ArrayEvalLoader, ArrayLoader, Pixels
 from fastdarts.data.arrays import ImageArray, read_images, sample_images
-from fastdarts.data.cache import Cache, Layout
+from fastdarts.data.cache import Cache, CacheLayout
 from fastdarts.data.cache_loader import CacheEvalLoader, CacheLoader
 from fastdarts.data.crop import crop_box, crop_words, flips
 from fastdarts.data.dali import DaliLoader
-from fastdarts.data.dali_reader import DaliReaderLoader
 from fastdarts.data.errors import DataError, InputStopped, NoTestImages
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex, Index
@@ -30,9 +29,9 @@ __all__ = [
     "BatchSampler",
     "Cache",
     "CacheEvalLoader",
+    "CacheLayout",
     "CacheLoader",
     "DaliLoader",
-    "DaliReaderLoader",
     "DataError",
     "EvalLoader",
     "FolderLoader",
@@ -40,7 +39,6 @@ __all__ = [
     "ImageIndex",
     "Index",
     "InputStopped",
-    "Layout",
     "Loader",
     "NoTestImages",
     "Pixels",

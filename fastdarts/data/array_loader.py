@@ -70,7 +70,7 @@ class ArrayLoader(Loader):
     """Training batches: DARTS' random crops of padded images, and flips. Order and flips are the same as in every loader."""
 
     def __init__(self, array: Pixels, indices: Tensor, *, padding: int, **common: Unpack[Common]) -> None:
-        """padding: zero pixels around an image; indices: int64, images of the split; common: see data.loader.Common.
+        """Take data.loader.Common's arguments, `indices`, int64, of the split's images, and zero pixels around an image.
 
         Raises DataError if the batch size does not fit the split or world_size.
         """
@@ -94,7 +94,7 @@ class ArrayEvalLoader(Evaluation):
     """Evaluation pass: whole images, or their centre crop for a smaller image size; no flip."""
 
     def __init__(self, array: Pixels, indices: Tensor, **common: Unpack[EvalCommon]) -> None:
-        """indices: int64, images of the array; common: see data.loader.EvalCommon."""
+        """Take data.loader.EvalCommon's arguments and `indices`, int64, of the array's images."""
         super().__init__(indices, **common)
         self._array = array
 

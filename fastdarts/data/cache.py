@@ -30,7 +30,7 @@ CHUNK = 32  # images per decoding task
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class CacheLayout:
     """Offsets of the images in the buffer: rows of RGB pixels, images concatenated.
 
     index    paths of the files
@@ -47,7 +47,7 @@ class Layout:
     starts: Tensor
 
     @staticmethod
-    def of(index: ImageIndex, numbers: Tensor, decoded: Tensor, short: int) -> "Layout":
+    def of(index: ImageIndex, numbers: Tensor, decoded: Tensor, short: int) -> "CacheLayout":
         """Return the layout of images `numbers`, int64 (M,), distinct, with file sizes `decoded`, (M, 2).
 
         The short side is reduced to `short` pixels and the aspect follows torchvision's resize; smaller images keep their
@@ -60,7 +60,7 @@ class Layout:
         sizes = torch.where(least > short, reduced, decoded).clamp(max=MOST_SIDE)
         starts = torch.zeros(len(numbers) + 1, dtype=torch.int64)
         torch.cumsum(3 * sizes.prod(1), 0, out=starts[1:])
-        return Layout(index, numbers, decoded, sizes, starts)
+        return CacheLayout(index, numbers, decoded, sizes, starts)
 
     @property
     def bytes(self) -> int:
@@ -152,12 +152,12 @@ class Layout:
 class Cache:
     """Filled buffer and its layout."""
 
-    layout: Layout
+    layout: CacheLayout
     pixels: Tensor  # uint8 (B,)
 
     @staticmethod
     def make(
-        layout: Layout,
+        layout: CacheLayout,
         device: torch.device | str,
         *,
         folder: Path | None = None,

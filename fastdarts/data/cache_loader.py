@@ -24,7 +24,7 @@ class CacheLoader(Loader):
     """
 
     def __init__(self, cache: Cache, indices: Tensor, **common: Unpack[Common]) -> None:
-        """indices: int64, images of the split, all in the cache; common: see data.loader.Common.
+        """Take data.loader.Common's arguments and `indices`, int64, of the split's images, all in the cache.
 
         Raises DataError if the batch size does not fit the split or world_size.
         """
@@ -46,7 +46,7 @@ class CacheEvalLoader(Evaluation):
     """Evaluation pass over the cache: centre crops, no flip."""
 
     def __init__(self, cache: Cache, indices: Tensor, **common: Unpack[EvalCommon]) -> None:
-        """indices: int64, images of the cache; common: see data.loader.EvalCommon."""
+        """Take data.loader.EvalCommon's arguments and `indices`, int64, of the cache's images."""
         super().__init__(indices, **common)
         self._cache = cache
 

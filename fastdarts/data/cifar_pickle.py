@@ -13,7 +13,7 @@ import numpy as np
 from fastdarts.data.errors import DataError
 
 SIDE = 32
-INTEGERS = re.compile(r"[|<>=]?([iu][1248])")
+INTEGERS = re.compile(r"[|<>=][iu][1248]")
 
 
 class Layout(NamedTuple):
@@ -63,7 +63,7 @@ def read_batches(folder: Path, layout: Layout, split: str = "train") -> tuple[np
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read the dict in `path`, with text keys; of all importable objects only integer arrays are admitted.
+    """Read the dict in `path`, with text keys; it may hold builtin containers, numbers, text and arrays of integers.
 
     Raises DataError, which names the file and the rejected object.
     """
@@ -71,7 +71,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         with open(path, "rb") as file:
             content = _Restricted(file, encoding="latin1").load()
         if isinstance(content, dict):
-            return {_text(key): _plain(value) for key, value in content.items()}
+            return {str(_text(key)): _plain(value) for key, value in content.items()}
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; a folder of CIFAR's python batches has it") from error
     except Exception as error:  # any failure of unpickling is a fault of this file
@@ -87,77 +87,53 @@ def _integers(value: Any) -> np.ndarray | None:
     return np.asarray(value, np.int64) if isinstance(value, list | np.ndarray) else None
 
 
-def _text(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+def _text(value: Any) -> Any:
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def _plain(value: Any) -> Any:
     """Convert a stand-in to its array and bytes to text, also one level deep in a list."""
-    if isinstance(value, _Array):
-        return value.array()
     if isinstance(value, list):
-        return [_text(item) if isinstance(item, bytes) else item for item in value]
-    return _text(value) if isinstance(value, bytes) else value
+        return [_text(item) for item in value]
+    return _array(*value.given) if isinstance(value, _Given) else _text(value)
 
 
-class _Dtype:
-    """Stand-in for a pickled dtype."""
+class _Given:
+    """Stand-in for what makes an array or a dtype: its arguments, then its state. NumPy itself trusts a pickle's state."""
 
-    def __init__(self, code: Any = "", *_: Any) -> None:
-        self.code, self.order = _text(code), "|"
-
-    def __setstate__(self, state: Any) -> None:
-        self.order = _text(state[1])
-
-    def dtype(self) -> np.dtype:
-        """Raises UnpicklingError for anything but integers."""
-        found = INTEGERS.fullmatch(self.code)
-        if found is None or self.order not in "|<>=":
-            raise pickle.UnpicklingError(f"an array of {self.code or 'nothing'}, integers are wanted")
-        order: Any = self.order
-        return np.dtype(found[1]).newbyteorder(order)
-
-
-class _Array:
-    """Stand-in for a pickled array: its state, passed to NumPy only after validation."""
-
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = None
+    def __init__(self, *given: Any) -> None:
+        self.given = given
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state
+        self.given = (*self.given, *state)
 
-    def array(self) -> np.ndarray:
-        """Build the array. Raises the errors of an inconsistent state."""
-        _, shape, dtype, fortran, content = self.state
-        kind = dtype.dtype()
-        content = content.encode("latin1") if isinstance(content, str) else bytes(content)
-        return np.frombuffer(content, kind).reshape(shape, order="F" if fortran else "C")
+
+def _array(*given: Any) -> np.ndarray:
+    """Make the array. Raises UnpicklingError for anything but integers, and the errors of what is inconsistent.
+
+    given  content, dtype, shape, order: arguments of numpy's _frombuffer; or three arguments of its _reconstruct and a state
+    """
+    content, dtype, shape, order = given if len(given) == 4 else (given[7], given[5], given[4], "F" if given[6] else "C")
+    kind = _text(dtype.given[4]) + _text(dtype.given[0])  # byte order from the state, code from the arguments
+    if not INTEGERS.fullmatch(kind):
+        raise pickle.UnpicklingError(f"an array of {kind[1:]}, integers are wanted")
+    content = content.encode("latin1") if isinstance(content, str) else bytes(content)
+    return np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
+
+
+NAMES = {
+    "numpy.core.multiarray._reconstruct": _Given,
+    "numpy.core.numeric._frombuffer": _Given,
+    "numpy.ndarray": _Given,
+    "numpy.dtype": _Given,
+    "_codecs.encode": str.encode,  # of bytes, as protocol 2 writes them
+}
 
 
 class _Restricted(pickle.Unpickler):
-    """Unpickler that resolves only the names of a pickled array, to stand-ins."""
+    """Unpickler that looks up nothing but the NAMES of a pickled array."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = {
-            "numpy.core.multiarray._reconstruct": _Array,
-            "numpy.ndarray": _Array,
-            "numpy.dtype": _Dtype,
-            "numpy.core.numeric._frombuffer": self._from_buffer,
-            "_codecs.encode": self._encoded,
-        }
-        if (found := known.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))) is None:
+        if (found := NAMES.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))) is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which such a file does not need and which is not run")
         return found
-
-    def _from_buffer(self, content: Any, dtype: _Dtype, shape: Any, order: Any) -> _Array:
-        """Build an array of pickle protocol 5."""
-        array = _Array()
-        array.state = 1, shape, dtype, order == "F", content
-        return array
-
-    def _encoded(self, text: str, encoding: str) -> bytes:
-        """Decode bytes as protocol 2 writes them."""
-        if encoding != "latin1":
-            raise pickle.UnpicklingError(f"bytes are encoded as {str(encoding)[:20]}, latin1 is wanted")
-        return text.encode("latin1")

@@ -157,8 +157,7 @@ def pipeline(graph: Callable[[Any], Any], batch_size: int, threads: int, device:
     pipe = Pipeline(batch_size, threads, number, prefetch_queue_depth=PREFETCH, exec_dynamic=True)
     try:
         with pipe:
-            made = graph(fn)
-            pipe.set_outputs(*made if isinstance(made, tuple) else (made,))
+            pipe.set_outputs(graph(fn))
         pipe.build()
     except RuntimeError as error:
         raise InputStopped(f"DALI does not start: {_reason(error)}") from error
@@ -226,11 +225,11 @@ def explained(error: RuntimeError, batches: Iterable[list[str]]) -> Exception:
             read_rgb(path)
         except DataError as fault:
             return fault
-    said = _reason(error)
-    sample = re.search(r"sample #(\d+)", said)
+    reason = _reason(error)
+    sample = re.search(r"sample #(\d+)", reason)
     files = [failed[int(sample[1])]] if sample else [path for path in failed if plain_size(read_bytes(path)) is None]
     named = f" at {shortlist(files)}, which Pillow can decode" if files else ""
-    return InputStopped(f"DALI stopped: {said}{named}; the torchvision route needs no DALI")
+    return InputStopped(f"DALI stopped: {reason}{named}; the torchvision route needs no DALI")
 
 
 def _reason(error: RuntimeError) -> str:

@@ -27,9 +27,9 @@ class NoTestImages(DataError):
 
 def shortage(error: OSError) -> str:
     """Return the system's message in one line, with the remedy if known."""
-    said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
     remedy = REMEDIES.get(error.errno or 0)
-    return f"{said}: {remedy}" if remedy else said
+    return f"{message}: {remedy}" if remedy else message
 
 
 def is_shortage(error: OSError) -> bool:

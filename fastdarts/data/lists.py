@@ -122,8 +122,11 @@ class _Names:
         return set().union(*(self.composed.get(unicodedata.normalize("NFC", name), ()) for name in names))
 
     def readings(self, line: str) -> Iterator[str]:
-        """Yield the readings of a line: a name with backslashes, with a leading ./, as an absolute path below the index root,
-        or without the split's folder; followed by a label, or as the one name among the fields of a table."""
+        """Yield the readings of a line.
+
+        They are: a name with backslashes, with a leading ./, as an absolute path below the index root, or without the split's
+        folder; followed by a label, or as the one name among the fields of a table.
+        """
         for text in {line, *_code_page(line)}:
             for field in {text, *_fields(text)}:
                 for path in {field, field.replace("\\", "/")}:

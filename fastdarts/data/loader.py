@@ -66,7 +66,7 @@ class Loader(ABC):
     """
 
     def __init__(self, indices: Tensor, **common: Unpack[Common]) -> None:
-        """indices: int64, images of the split. Raises DataError if the batch size does not fit the split or world_size."""
+        """Take int64 `indices` of images. Raises DataError if the batch size does not fit their number or world_size."""
         split: dict[str, Any] = {
             name: common[name] for name in ("stream", "seed", "batch_size", "rank", "world_size") if name in common
         }

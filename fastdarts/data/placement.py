@@ -61,11 +61,11 @@ def _lacks_device(size: int, device: torch.device, reserved: int) -> str | None:
     if device.type != "cuda":
         return f"{device} is no GPU"
     free = torch.cuda.mem_get_info(device)[0]
-    room = SHARE * (free - reserved)
-    if size <= room:
+    limit = SHARE * (free - reserved)
+    if size <= limit:
         return None
     return (
-        f"{device} has {gib(free)} free, of which the search takes about {gib(reserved)}, and {gib(max(0, room))} are for this"
+        f"{device} has {gib(free)} free, of which the search takes about {gib(reserved)}, and {gib(max(0, limit))} are for this"
     )
 
 

@@ -34,7 +34,7 @@ class _Made(NamedTuple):
 
 
 def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout: float = STALLED) -> Generator[Batch]:
-    """The same batches, made DEPTH ahead of the consumer in a thread and moved to `device`.
+    """Yield the same batches, made DEPTH ahead of the consumer in a thread and moved to `device`.
 
     batches  iterated in that thread, on a separate CUDA stream if `device` is a GPU; their exceptions are raised here
     stage    current activity of `batches`

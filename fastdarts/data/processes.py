@@ -75,11 +75,11 @@ class Pool:
             slots = Slots(EACH * workers + 1, shape)  # all outstanding requests, and the batch being copied
             try:
                 for _ in range(workers):
-                    mine, theirs = context.Pipe()
-                    process = context.Process(target=_work, args=(view, slots, theirs), daemon=True)
-                    with theirs:
+                    connection, child = context.Pipe()
+                    process = context.Process(target=_work, args=(view, slots, child), daemon=True)
+                    with child:
                         process.start()
-                    self._processes.append((process, mine))
+                    self._processes.append((process, connection))
             finally:
                 slots.close()
         except (OSError, RuntimeError) as error:
@@ -154,7 +154,7 @@ class Pool:
 
 
 def by_processes(view: View, requests: Iterable[Request], workers: int) -> Generator[tuple[Request, np.ndarray]]:
-    """The requests, in their order, with their images, uint8 (N, S, S, 3), which stay until the next.
+    """Yield the requests, in order, with their images, uint8 (N, S, S, 3), which are valid until the next.
 
     The first request must be the largest. Raises DataError and InputStopped like Pool.
     """

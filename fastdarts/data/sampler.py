@@ -23,7 +23,7 @@ class BatchSampler:
     def __init__(
         self, indices: Tensor, *, stream: Stream, seed: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        """indices: int64 (N,), distinct; batch_size: images a batch over all ranks.
+        """Take distinct int64 `indices` (N,); `batch_size` counts the images of a batch over all ranks.
 
         Raises DataError if the batch is larger than the split or not divisible by world_size.
         """

@@ -88,7 +88,7 @@ def image_sizes(index: ImageIndex, indices: Tensor, workers: int, remembered: Re
     with closing(_answers(index, indices, workers, header_size, remembered)) as answers:
         for path, answer in answers:
             if isinstance(answer.size, str):
-                raise DataError(f"cannot decode {quoted(os.fsdecode(path))}: {answer.size}")
+                raise DataError(f"cannot decode {quoted(path)}: {answer.size}")
             sizes.append(answer.size)
     return _tensor(sizes)
 
@@ -99,17 +99,17 @@ def _tensor(sizes: list[tuple[int, int]]) -> Tensor:
 
 def _answers(
     index: ImageIndex, indices: Tensor, workers: int, look: Examine, remembered: Remembered | None
-) -> Generator[tuple[bytes, _Answer]]:
+) -> Generator[tuple[str, _Answer]]:
     """Yield (absolute path, answer) for each image, in order."""
     root = os.path.realpath(index.root)  # canonical name of the folder
-    waiting: deque[tuple[list[bytes], Future[list[_Answer]]]] = deque()
+    known = remembered.known if remembered is not None else {}
+    waiting: deque[tuple[list[str], Future[list[_Answer]]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
     end = Event()
     try:
         with pillow_warnings():
             for chunk in indices.split(CHUNK):
-                paths = [os.fsencode(os.path.join(root, index.files[i])) for i in chunk.tolist()]
-                known = remembered.look_up(paths) if remembered is not None else {}
+                paths = [os.path.join(root, index.files[i]) for i in chunk.tolist()]
                 waiting.append((paths, pool.submit(_chunk, paths, known, look, end)))
                 if len(waiting) > AHEAD * max(1, workers):
                     yield from _next(*waiting.popleft())
@@ -120,14 +120,14 @@ def _answers(
         pool.shutdown(cancel_futures=True)
 
 
-def _next(paths: list[bytes], answers: Future[list[_Answer]]) -> Iterator[tuple[bytes, _Answer]]:
-    files = " to ".join(quoted(os.fsdecode(path)) for path in paths[:1] + paths[-1:])
+def _next(paths: list[str], answers: Future[list[_Answer]]) -> Iterator[tuple[str, _Answer]]:
+    files = " to ".join(quoted(path) for path in paths[:1] + paths[-1:])
     return zip(paths, awaited(answers, files), strict=True)
 
 
-def _chunk(paths: list[bytes], known: dict[bytes, Known], look: Examine, end: Event) -> list[_Answer]:
+def _chunk(paths: list[str], known: dict[str, Known], look: Examine, end: Event) -> list[_Answer]:
     """Return the answers of a chunk; stops early once `end` is set."""
-    return [_answer(os.fsdecode(path), known.get(path), look) for path in paths if not end.is_set()]
+    return [_answer(path, known.get(path), look) for path in paths if not end.is_set()]
 
 
 def _answer(path: str, known: Known | None, look: Examine) -> _Answer:

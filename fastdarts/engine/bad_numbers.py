@@ -30,7 +30,7 @@ class BadStep(NamedTuple):
 
     def message(self, files: Sequence[str]) -> str:
         """Return a one-sentence message; files: names by image number."""
-        seen = "; ".join(f"{name}: {_few(numbers, files)}" for name, numbers in self.images.items())
+        seen = "; ".join(f"{name}: {_shortlist(numbers, files)}" for name, numbers in self.images.items())
         return f"step {self.step} of epoch {self.epoch}: {self.what}; images of {seen}"
 
 
@@ -73,13 +73,13 @@ class RecentSteps:
             return []
         taken, parts = self._taken, self.parts
         counts = torch.stack([t.skipped for t in taken]).tolist()
-        given = iter(torch.stack([loss for t in taken for loss in t.report.losses if loss is not None]).tolist())
+        losses = iter(torch.stack([loss for t in taken for loss in t.report.losses if loss is not None]).tolist())
         bad = []
         epoch, before = self._epoch, self._before
         for t, count in zip(taken, counts, strict=True):
             if t.report.epoch != epoch:
                 epoch, before = t.report.epoch, [0] * len(parts)
-            values = [0.0 if loss is None else next(given) for loss in t.report.losses]
+            values = [0.0 if loss is None else next(losses) for loss in t.report.losses]
             wrong = [f"the loss of {part.name} is {v}" for part, v in zip(parts, values, strict=True) if not isfinite(v)]
             if not seeking:
                 counters = zip(parts, count, before, strict=True)
@@ -109,6 +109,6 @@ def _dealt(shares: Sequence[list[int]]) -> list[int]:
     return [number for row in zip(*shares, strict=True) for number in row]
 
 
-def _few(numbers: list[int], files: Sequence[str]) -> str:
+def _shortlist(numbers: list[int], files: Sequence[str]) -> str:
     more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
     return ", ".join(quoted(files[n]) for n in numbers[:NAMED]) + more

@@ -274,8 +274,8 @@ class World:
         every = self.gather(tuple(sums))
         (usual, _), *_ = Counter(every).most_common(1)
         differing = []
-        for rank, theirs in enumerate(every):
-            if names := [n for n, mine, ours in zip(tensors, theirs, usual, strict=True) if mine != ours]:
+        for rank, sums_of in enumerate(every):
+            if names := [n for n, local, common in zip(tensors, sums_of, usual, strict=True) if local != common]:
                 more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
                 differing.append(f"rank {rank} in {', '.join(names[:NAMED])}{more}")
         if differing:
@@ -297,7 +297,7 @@ class World:
         self._barriers += 1
         names = [f"fastdarts/{self._barriers}/{rank}" for rank in range(self.size)]
         self._call("meeting", partial(self._store.set, names[self.rank], "here"))
-        said = monotonic()
+        logged = monotonic()
         while True:
             left = self._call("meeting", partial(self._store.check, [LEFT]))  # check first: a rank may arrive, then leave
             if self._call("meeting", partial(self._store.check, names)):
@@ -305,9 +305,9 @@ class World:
             if left:
                 raise self._lost("meeting", RuntimeError(f"rank {self._store.get(LEFT).decode()} has ended"))
             sleep(POLL)
-            if monotonic() - said > self.timeout:
+            if monotonic() - logged > self.timeout:
                 log.info("still waiting for other ranks to begin")
-                said = monotonic()
+                logged = monotonic()
 
     def _call(self, what: str, collective: Callable[[], T]) -> T:
         try:

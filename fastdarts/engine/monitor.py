@@ -65,8 +65,8 @@ class RunMonitor:
 
     def line(self, report: StepReport, progress: Progress) -> None:
         """Log the line of a step. Synchronises with the device."""
-        given = zip(self.parts, report.losses, strict=True)
-        losses = {part.loss: None if loss is None else loss.item() for part, loss in given}
+        pairs = zip(self.parts, report.losses, strict=True)
+        losses = {part.loss: None if loss is None else loss.item() for part, loss in pairs}
         pace = progress.line(report, losses)
         self.status.running(
             f"epoch {report.epoch}/{self.epochs}  step {report.step}/{report.steps}  loss {losses[self.parts[0].loss]:.4f}  "

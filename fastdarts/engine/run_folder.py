@@ -31,8 +31,19 @@ from fastdarts.settings import Settings
 
 LINES = ("metrics.jsonl", "timing.jsonl")
 BEGUN = ("train.txt", "val.txt", "excluded.txt")  # written after .lock, before settings.json: a run killed there starts over
-DRAWN = ("cell_*.svg", "cell_*.png", "losses.*", "alpha.*", "collapse.*", "reconstruction.png", "report.html")
-OWN = (*BEGUN, *LINES, *DRAWN, "log.txt", "genotype.json", "status", "checkpoint*.pt", "trace-*.json", "events.out.tfevents.*")
+DRAWN = ("cell_*.svg", "cell_*.png", "losses.*", "accuracy.*", "alpha.*", "collapse.*", "reconstruction.png", "report.html")
+OWN = (
+    *BEGUN,
+    *LINES,
+    *DRAWN,
+    "log.txt",
+    "genotype.json",
+    "result.json",
+    "status",
+    "checkpoint*.pt",
+    "trace-*.json",
+    "events.out.tfevents.*",
+)
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

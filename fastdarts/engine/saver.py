@@ -16,7 +16,7 @@ class Saver:
     """Save `trainable` to checkpoints in `folder`, and restore it. Collective; rank 0 writes.
 
     saved    finished steps in the last checkpoint; -1 before the first
-    best     lowest validation loss so far
+    best     lowest score so far
     minutes  interval after which `late` requests a checkpoint; 0: never
     keep     number of newest checkpoints to keep
     """
@@ -43,18 +43,17 @@ class Saver:
         """Return whether the next checkpoint is due and the last one written."""
         return bool(self.minutes) and not self.writer.busy and perf_counter() - self.saved_at >= 60 * self.minutes
 
-    def save(self, world: World, valid: dict[str, float] | None = None) -> None:
-        """Copy the state now and write it during the next steps. valid: validation figures, at the end of an epoch."""
-        best, rng = self._is_best(valid or {}), world.gather(rng_state(self.trainable.device))
+    def save(self, world: World, score: float | None = None) -> None:
+        """Copy the state now and write it during the next steps. score: of an evaluated epoch, lower is better."""
+        best, rng = self._is_best(score), world.gather(rng_state(self.trainable.device))
         self.saved, self.saved_at = self.trainable.done.steps, perf_counter()
         if world.is_main:
             state = self.trainable.state_dict() | {"rng": rng, "best": self.best}
             self.writer.write(state, lambda copy: self.folder.save(copy, best, self.keep))
 
-    def _is_best(self, valid: dict[str, float]) -> bool:
-        """Return whether these figures have the lowest loss so far, and store it."""
-        loss = valid.get("loss")
-        if loss is None or not isfinite(loss) or (self.best is not None and loss >= self.best):
+    def _is_best(self, score: float | None) -> bool:
+        """Return whether the score is the lowest so far, and store it."""
+        if score is None or not isfinite(score) or (self.best is not None and score >= self.best):
             return False
-        self.best = loss
+        self.best = score
         return True

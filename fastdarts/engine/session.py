@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -40,6 +40,11 @@ class SessionOptions(MonitorOptions, Protocol):
     def log_every(self) -> int: ...
 
 
+def valid_loss(record: Mapping[str, Any]) -> float | None:
+    """Return the validation loss of an epoch's record, None in one without."""
+    return (record["valid"] or {}).get("loss")
+
+
 class Rewind(Exception):
     """Request to continue from the last checkpoint with the batches after `bad`."""
 
@@ -57,6 +62,7 @@ class Session:
     files     names by image number, for messages on a bad batch
     signals   signal handler; None: signals do not stop the run
     world     the ranks: each has a Session, only rank 0's accesses the folder and reports
+    criterion  score of an epoch by its record, None without one: the best checkpoint has the lowest
     """
 
     def __init__(
@@ -69,7 +75,9 @@ class Session:
         files: Sequence[str],
         signals: SignalHandler | None = None,
         world: World | None = None,
+        criterion: Callable[[Mapping[str, Any]], float | None] = valid_loss,
     ) -> None:
+        self.criterion = criterion
         self.trainable, self.folder, self.settings, self.reporter = trainable, folder, settings, reporter
         self.files, self.signals, self.world = files, signals or SignalHandler(), world or World()
         self.monitor: RunMonitor | None = None  # on rank 0, during training
@@ -180,7 +188,7 @@ class Session:
         """Return an evaluation's batches. Ranks agree on signals between them; a single process may be interrupted anywhere."""
         if self.world.is_single:
             return batches
-        return InterruptibleLoader(batches, self._ask, lambda mine: max(self.world.gather(mine)))
+        return InterruptibleLoader(batches, self._ask, lambda own: max(self.world.gather(own)))
 
     def _ask(self) -> None:
         """Raise Stopped on all ranks if any has received a signal."""
@@ -197,7 +205,7 @@ class Session:
         """Log the epoch, then save it. The checkpoint comes last, so that it is never ahead of the files."""
         if self.monitor is not None:
             self.monitor.epoch(record)
-        self.saver.save(self.world, record["valid"])
+        self.saver.save(self.world, self.criterion(record))
 
     def _bad_steps(self) -> list[BadStep]:
         """Return and log the bad steps since the last look. Synchronises with the device."""

@@ -112,8 +112,8 @@ class InterruptibleLoader(Generic[T_co]):
         self.batches, self.ask, self.most = batches, ask, most
 
     def __iter__(self) -> Iterator[T_co]:
-        mine = len(self.batches)
-        more = self.most(mine) - mine
+        own = len(self.batches)
+        more = self.most(own) - own
         for batch in self.batches:
             yield batch
             self.ask()

@@ -8,10 +8,10 @@ import torch
 from fastdarts.data import ArrayEvalLoader, ArrayLoader, ImageArray, Pixels, placement
 from fastdarts.data.loader import EvalCommon
 from fastdarts.engine import World
-from fastdarts.inputs.batches import Input, TestInput, TrainingInput, common_of, orders, training_order
+from fastdarts.inputs.batches import Input, common_of, orders, training_order
 from fastdarts.inputs.images import ImageArrays
 from fastdarts.inputs.options import ArrayOptions, TestOptions, TrainingOptions
-from fastdarts.inputs.training import TestArrays, TrainingArrays
+from fastdarts.inputs.training import TestArrays, TestInput, TrainingArrays, TrainingInput
 from fastdarts.settings import SearchCifarSettings
 
 
@@ -42,11 +42,12 @@ def open_input(
     common = common_of(settings, world)
     array = _pixels(settings, images.index, place)
     train, val = (
-        ArrayLoader(array, split, padding=settings.crop_padding, **how) for split, how in orders(settings, images, common)
+        ArrayLoader(array, split, padding=settings.crop_padding, **options)
+        for split, options in orders(settings, images, common)
     )
     evaluation = ArrayEvalLoader(array, images.val, **common)
-    alone: EvalCommon = {"batch_size": pictures, "image_size": settings.image_size, "device": settings.device}
-    small = ArrayEvalLoader(array, images.val[:pictures], **alone)
+    plain: EvalCommon = {"batch_size": pictures, "image_size": settings.image_size, "device": settings.device}
+    small = ArrayEvalLoader(array, images.val[:pictures], **plain)
     return Input(train, val, evaluation, small, _facts([images.index], place), _message(settings, [images.index], place))
 
 

@@ -5,15 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastdarts.inputs import arrays, files
-from fastdarts.inputs.batches import Input, TestInput, TrainingInput
+from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import ImageArrays, ImageFiles, Images
-from fastdarts.inputs.training import TrainingArrays, TrainingFiles, TrainingImages
-from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
-from fastdarts.objectives.base import Colour
-
-Statistics = tuple[Colour, Colour]  # mean and standard deviation of pixels in [0, 1]
-CIFAR10 = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS' values
-CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # P-DARTS' values
+from fastdarts.inputs.statistics import CIFAR10, CIFAR100, STATISTICS, Statistics
+from fastdarts.inputs.training import TestInput, TrainingArrays, TrainingFiles, TrainingImages, TrainingInput
 
 
 @dataclass(frozen=True)
@@ -28,6 +23,7 @@ class DataSet:
     images      class that chooses a search's images
     open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: opens a search's loaders
     forecast    (settings, images, reserved, world) -> description of open_input's choices
+
     training           class that chooses a retraining's images
     open_training      (settings, images, *, threads, saved, reserved, world) -> TrainingInput
     forecast_training  (settings, images, reserved, world) -> description of open_training's choices
@@ -55,7 +51,7 @@ class DataSet:
 IMAGENET = DataSet(
     name="imagenet",
     stem="imagenet",
-    statistics={None: (IMAGENET_MEAN, IMAGENET_STD)},
+    statistics={None: STATISTICS["imagenet"]},
     # one thread: operations on so few pixels do not benefit from a second one, which only waits on shared cores
     sample={
         "image_size": 64,
@@ -101,3 +97,9 @@ CIFAR = DataSet(
     forecast_training=arrays.forecast_training,
     open_test=arrays.open_test,
 )
+DATASETS: Mapping[str, DataSet] = {row.name: row for row in (CIFAR, IMAGENET)}
+
+
+def statistics_of(name: str, dataset: DataSet, num_classes: int) -> Statistics:
+    """Return the statistics of this name, a key of STATISTICS; "auto": those of the data set for this number of classes."""
+    return dataset.normalisation(num_classes) if name == "auto" else STATISTICS[name]

@@ -12,14 +12,13 @@ from torch import Tensor
 from fastdarts.data import (
     Cache,
     CacheEvalLoader,
+    CacheLayout,
     CacheLoader,
     DaliLoader,
-    DaliReaderLoader,
     DataError,
     EvalLoader,
     FolderLoader,
     ImageIndex,
-    Layout,
     Loader,
     dali,
     placement,
@@ -32,6 +31,7 @@ from fastdarts.inputs.options import FileOptions
 from fastdarts.protocols import Batches
 from fastdarts.settings import ConfigError
 
+FORMER = "dali-reader"  # a route of runs that an earlier version began
 SAMPLED = 200  # files whose headers are sampled to estimate the cache size
 log = logging.getLogger("fastdarts")
 
@@ -55,11 +55,11 @@ class Group(NamedTuple):
             return short_side(settings.image_size)
         return settings.cache_size or kept_side(settings.image_size)
 
-    def layout(self, settings: FileOptions) -> Layout:
+    def layout(self, settings: FileOptions) -> CacheLayout:
         """Return the layout of a cache of the images."""
         if self.sizes is None:
             raise ValueError("the images come without sizes: `ready` looks them up")
-        return Layout.of(self.index, self.numbers, self.sizes[self.numbers], self.short(settings))
+        return CacheLayout.of(self.index, self.numbers, self.sizes[self.numbers], self.short(settings))
 
 
 class Supply(NamedTuple):
@@ -101,7 +101,7 @@ def _estimate(settings: FileOptions, group: Group) -> int:
     if not found:
         raise DataError(f"of the chosen files under {index.root} none that was looked at is an image")
     numbers, sizes = (torch.tensor(column) for column in zip(*found, strict=True))
-    return len(chosen) * Layout.of(index, numbers, sizes, group.short(settings)).bytes // len(found)
+    return len(chosen) * CacheLayout.of(index, numbers, sizes, group.short(settings)).bytes // len(found)
 
 
 def open_supply(
@@ -149,7 +149,6 @@ def _decoding(indices: list[ImageIndex], route: str, workers: int, common: dict[
     makers: dict[str, Callable[..., Loader]] = {
         "torchvision": partial(FolderLoader, workers=workers),
         "dali": partial(DaliLoader, threads=max(1, workers)),
-        "dali-reader": partial(DaliReaderLoader, threads=max(1, workers)),
     }
 
     def loader(group: int, numbers: Tensor, **order: Any) -> Loader:
@@ -161,7 +160,7 @@ def _decoding(indices: list[ImageIndex], route: str, workers: int, common: dict[
     return Supply(loader, evaluation, {"route": route, "cache": "off"})
 
 
-def _cached(settings: FileOptions, layouts: list[Layout], where: str, threads: int, common: dict[str, Any]) -> Supply:
+def _cached(settings: FileOptions, layouts: list[CacheLayout], where: str, threads: int, common: dict[str, Any]) -> Supply:
     """Fill the caches."""
     device = settings.device if where == "device" else "cpu"
     progress = now_and_then("decoding images into the cache")
@@ -181,8 +180,8 @@ def _cached(settings: FileOptions, layouts: list[Layout], where: str, threads: i
 
 def _same(routes: set[str]) -> str:
     """Describe which properties two different routes share."""
-    if "dali-reader" in routes:
-        return "order and flips stay the same, boxes differ"
+    if FORMER in routes:
+        return f"order and flips stay the same, boxes differ; {FORMER} is no longer a loader"
     rest = "pixels differ, since boxes are cut out of reduced images" if "cache" in routes else "pixels differ by rounding"
     return f"order, boxes and flips stay the same, {rest}"
 
@@ -197,7 +196,7 @@ def _place(
     saved: Mapping[str, Any] | None,
     reserved: int,
     world: World,
-    layouts: list[Layout] | None = None,
+    layouts: list[CacheLayout] | None = None,
 ) -> placement.Place:
     """Choose the place of caches of `size` bytes in all; `layouts` find existing files."""
     asked = settings.cache
@@ -219,14 +218,14 @@ def _route(settings: FileOptions, saved: Mapping[str, Any] | None) -> tuple[str,
     """Return the decoder used without a cache, and a sentence with the reason."""
     device = torch.device(settings.device)
     route = settings.loader
-    if route == "auto" and saved and saved["route"] != "cache":
+    if route == "auto" and saved and saved["route"] not in ("cache", FORMER):
         route = saved["route"]
     if route == "torchvision":
         return route, "loader: torchvision"
     if route == "auto" and device.type != "cuda":
         return "torchvision", "loader: torchvision, whose pixels are Pillow's; --loader dali takes DALI on a CPU"
     why_not = dali.unavailable(device)
-    if route.startswith("dali"):
+    if route == "dali":
         if why_not:
             raise ConfigError(f"--loader {route}: {why_not}")
         return route, f"loader: {route}"

@@ -199,7 +199,7 @@ def _asked(steps: list[Step], index: int) -> str | None:
 
 def _changes(steps: list[list[Step]], arguments: set[str]) -> Iterator[tuple[str, str | None]]:
     """Yield operations that may change a container, except new ones held in variables."""
-    stored: dict[object, bool] = {name: False for name in arguments}
+    stored: dict[object, bool] = dict.fromkeys(arguments, False)
     for of_code in steps:
         for before, step in pairwise(of_code):
             if step.name in _STORES:

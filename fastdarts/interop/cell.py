@@ -24,7 +24,7 @@ from fastdarts.interop.mixture import (
 )
 from fastdarts.interop.parts import Layers, alike, run, usual
 from fastdarts.interop.reads import Reads
-from fastdarts.interop.recognise import Layout, as_preprocess, recognise
+from fastdarts.interop.recognise import FusableCandidate, as_preprocess, recognise
 from fastdarts.interop.tree import heard, signature
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
@@ -53,7 +53,7 @@ class FusedPreprocess(Before):
     """Mixin in front of a converted preprocess layer's class."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """x (N, C, H, W) -> (N, D, H/s, W/s)."""
+        """Map x (N, C, H, W) to (N, D, H/s, W/s)."""
         out = None if args or kwargs or global_hooks() else _preprocessed(self, x)
         return super().forward(x, *args, **kwargs) if out is None else out
 
@@ -120,19 +120,19 @@ class FusedCell(Before):
         """s0, s1 (N, C, H, W), weights (E, K) or E rows, edges' weights (E,) where the class takes them."""
         plan: CellPlan = self.__dict__[PLAN]
         watched = not kwargs and not global_hooks() and (plan.reads is None or plan.reads.same(self))
-        given = plan.split(args) if watched else None
-        usual = given is not None and _equal(given[2], plan.further)
-        out = _fused(self, plan, s0, s1, *given[:2]) if usual else None
+        parts = plan.split(args) if watched else None
+        usual = parts is not None and _equal(parts[2], plan.further)
+        out = _fused(self, plan, s0, s1, *parts[:2]) if usual else None
         if out is not None:
             return out
         s0, s1 = (s.contiguous(memory_format=format_of(plan)) for s in (s0, s1))
         return super().forward(s0, s1, *args, **kwargs)
 
 
-def _equal(given: tuple[Any, ...], tried: tuple[Any, ...]) -> bool:
+def _equal(args: tuple[Any, ...], tried: tuple[Any, ...]) -> bool:
     """Compare arguments with the first of the verified ones; a tensor equals none of them."""
-    pairs = zip(given, tried, strict=False)
-    return len(given) <= len(tried) and not any(isinstance(a, Tensor) or a != b for a, b in pairs)
+    pairs = zip(args, tried, strict=False)
+    return len(args) <= len(tried) and not any(isinstance(a, Tensor) or a != b for a, b in pairs)
 
 
 @torch.compiler.disable(reason=NOT_TRACED)
@@ -192,7 +192,7 @@ def _whole(edge: nn.Module, plan: MixturePlan, found: list[Layers | None]) -> bo
     """Return whether all of an edge's candidates are fused in this call."""
     if heard(edge) or not plan.stride:
         return False
-    codes = [layout.code for layout in plan.layouts if isinstance(layout, Layout)]
+    codes = [layout.code for layout in plan.layouts if isinstance(layout, FusableCandidate)]
     every = zip(plan.candidates(edge), plan.layouts, found, strict=True)
     return len(set(codes)) == len(plan.layouts) and all(fits(*one) for one in every)
 

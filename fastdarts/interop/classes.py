@@ -16,13 +16,13 @@ PLAN = "_fastdarts"  # the attribute that holds what the mixin has to know
 _classes: dict[tuple[type, type], type] = {}
 
 
-def put_before(module: nn.Module, mixin: type, attribute: str, plan: Any) -> None:
+def add_mixin(module: nn.Module, mixin: type, attribute: str, plan: Any) -> None:
     """Put `mixin` before the module's class in its method resolution order; it reads `plan` from `attribute`."""
     module.__dict__[attribute] = plan
     module.__class__ = _class(type(module), mixin)
 
 
-def take_back(module: nn.Module, *attributes: str) -> None:
+def remove_mixin(module: nn.Module, *attributes: str) -> None:
     """Restore the module's original class and delete the attributes."""
     own: Any = type(module)
     while hasattr(own, "_own"):

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
-from fastdarts.interop.classes import PLAN, Before, put_before, take_back
+from fastdarts.interop.classes import PLAN, Before, add_mixin, remove_mixin
 from fastdarts.interop.global_hooks import SLOW, global_hooks, without_global_hooks
 from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, listing, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
 from fastdarts.interop.reads import Reads, Unwatched
-from fastdarts.interop.recognise import Layout, Unknown, as_preprocess, recognise
+from fastdarts.interop.recognise import FusableCandidate, Unknown, as_preprocess, recognise
 from fastdarts.interop.tree import bare, signature
 from fastdarts.kernels.graph import Candidate
 from fastdarts.ops.backend import choose
@@ -45,10 +45,10 @@ class Report(tuple[Line, ...]):
         counts: dict[tuple[str, str], list[str]] = {}
         for line in self:
             counts.setdefault((line.became, line.why), []).append(line.name)
-        return "\n".join(f"{became}: {_few(names)}{why and f' ({why})'}" for (became, why), names in counts.items())
+        return "\n".join(f"{became}: {_shortlist(names)}{why and f' ({why})'}" for (became, why), names in counts.items())
 
 
-def _few(names: list[str]) -> str:
+def _shortlist(names: list[str]) -> str:
     return ", ".join(names) if len(names) < 4 else f"{names[0]} ... {names[-1]} ({len(names)} modules)"
 
 
@@ -86,19 +86,19 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
         raise ConvertError("this network has no parameters")
     choose("mixed_cell", backend, tensor.device, tensor.dtype)
     try:
-        with probe.quietly(tensor.device), without_global_hooks():
+        with probe.isolated_state(tensor.device), without_global_hooks():
             lines = list(_Converter(model, level, backend).run())
     except BaseException:
         for module in model.modules():
-            take_back(module, PLAN)
+            remove_mixin(module, PLAN)
         raise
     if not any(line.became != "left alone" for line in lines):
-        told = "; ".join(f"{line.name}: {line.why}" for line in lines[:4]) or "it holds no list of candidates"
-        raise ConvertError(f"no mixed operation was recognised ({told})")
+        reasons = "; ".join(f"{line.name}: {line.why}" for line in lines[:4]) or "it holds no list of candidates"
+        raise ConvertError(f"no mixed operation was recognised ({reasons})")
     if global_hooks():
         lines.append(Line("all modules", "own forward", SLOW))
     if callable(getattr(model, "new", None)):
-        put_before(model, Renewed, RENEW, (level, backend))
+        add_mixin(model, Renewed, RENEW, (level, backend))
     return Report(lines)
 
 
@@ -111,7 +111,7 @@ def revert(model: nn.Module) -> None:
     if not found:
         raise ConvertError("this network is not converted")
     for module in found:
-        take_back(module, PLAN, RENEW)
+        remove_mixin(module, PLAN, RENEW)
 
 
 RENEW = "_fastdarts_new"
@@ -126,7 +126,7 @@ class Renewed(Before):
         own: Any = super()
         made = own.new(*args, **kwargs)
         level, backend = self.__dict__[RENEW]
-        take_back(made, RENEW)  # if the class instantiates type(self)
+        remove_mixin(made, RENEW)  # if the class instantiates type(self)
         convert(made, level=level, backend=backend)
         return made
 
@@ -154,8 +154,8 @@ class _Converter:
             why = self.cell(module)
             inner = [n for n in done if n.startswith(f"{name}." if name else "")]
             if why is None:
-                told = {done[n].why: None for n in inner if done[n].why}
-                yield Line(name, "cell", "; ".join(told))
+                reasons = {done[n].why: None for n in inner if done[n].why}
+                yield Line(name, "cell", "; ".join(reasons))
                 for n in inner:
                     done.pop(n)
                 for child in module.__dict__[PLAN].before:
@@ -173,7 +173,7 @@ class _Converter:
         own = {signature(layer): found for layer in layers if (found := self._without_layers(layer)) is not None}
         signatures = list(map(signature, candidates))
         layouts, found = map(list, zip(*(described(c, own) for c in candidates), strict=True))
-        known = [a for a in layouts if isinstance(a, Layout)]
+        known = [a for a in layouts if isinstance(a, FusableCandidate)]
         if not any(a.channels for a in known) or len({type(c) for c in candidates} & {nn.ModuleList}):
             return None
         divisors = [name for name in ("k", "_k") if type(vars(module).get(name)) is int]
@@ -228,9 +228,9 @@ class _Converter:
         if isinstance(subject, str):
             return subject
         layouts = [proposed(c, plan.own) for c in plan.candidates(module)]
-        Cq = next(a.channels for a in layouts if isinstance(a, Layout) and a.channels)
-        told = vars(module).get("k")
-        for k in dict.fromkeys([told, *KS] if isinstance(told, int) and told > 0 else KS):
+        Cq = next(a.channels for a in layouts if isinstance(a, FusableCandidate) and a.channels)
+        declared = vars(module).get("k")
+        for k in dict.fromkeys([declared, *KS] if isinstance(declared, int) and declared > 0 else KS):
             x = torch.randn(probe.N, k * Cq, probe.SIDE, probe.SIDE, dtype=torch.float64, device=self._device())
             cases: dict[str, tuple[Any, ...]] = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
             cases[probe.LISTS] = x, list(cases[probe.SOFT][1])
@@ -272,7 +272,7 @@ class _Converter:
             return found
         beta, bare, further = found
         plan = CellPlan((before[0], before[1]), listed, beta, further, self.backend, reads, self.channels_last, bare)
-        put_before(module, FusedCell, PLAN, plan)
+        add_mixin(module, FusedCell, PLAN, plan)
         for name in before:
             self._fuse_preprocess(module.get_submodule(name))
         return None
@@ -292,7 +292,7 @@ class _Converter:
             plan = CellPlan(before, listed, beta, further, self.backend, bare=bare and beta)
 
             def converted(cell: nn.Module, plan: CellPlan = plan) -> list[nn.Module]:
-                put_before(cell, FusedCell, PLAN, plan)
+                add_mixin(cell, FusedCell, PLAN, plan)
                 return [cell]
 
             cases = self._cell_cases(subject.module, before, listed, beta, further)
@@ -333,14 +333,14 @@ class _Converter:
             self.tried[kind] = self._try_preprocess(module, plan)
         if self.tried[kind] is not None:
             return False
-        put_before(module, FusedPreprocess, PLAN, plan)
+        add_mixin(module, FusedPreprocess, PLAN, plan)
         return True
 
     def _try_preprocess(self, module: nn.Module, plan: PreprocessPlan) -> str | None:
         """Return None, or how the layer differs."""
 
         def converted(layer: nn.Module) -> list[nn.Module]:
-            put_before(layer, FusedPreprocess, PLAN, replace(plan))
+            add_mixin(layer, FusedPreprocess, PLAN, replace(plan))
             return [layer]
 
         subject = _subject(module)
@@ -364,8 +364,8 @@ def _edges_of(module: nn.Module) -> list[nn.Module] | None:
 def _kind(module: nn.Module, *more: Any) -> str:
     """Return the key of a module's kind, independent of its channels: class, dependencies of its forwards, candidates."""
     stripped = [
-        [a._replace(channels=0) if isinstance(a, Layout) else a for a in m]
-        if isinstance(m, list) and m and isinstance(m[0], Layout | Unknown)
+        [a._replace(channels=0) if isinstance(a, FusableCandidate) else a for a in m]
+        if isinstance(m, list) and m and isinstance(m[0], FusableCandidate | Unknown)
         else m
         for m in more
     ]
@@ -379,7 +379,7 @@ def _as(trial: MixturePlan) -> Callable[[nn.Module], list[nn.Module]]:
 
 
 def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:
-    put_before(module, FusedMixture, PLAN, plan)
+    add_mixin(module, FusedMixture, PLAN, plan)
     return module
 
 
@@ -399,14 +399,14 @@ def _trial(
     try:
         probe.try_out(subject, cases, lambda module: converted.extend(convert(module)))
     except Exception as error:  # foreign code, on arguments that it may not support: after any exception it keeps its forward
-        return _said(error)
+        return _reason(error)
     finally:
         for module in converted:
-            take_back(module, PLAN)
+            remove_mixin(module, PLAN)
     return None
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return (
         str(error) if isinstance(error, Differs) else f"tried on (x, weights) it raises {type(error).__name__}: {_line(error)}"
     )

@@ -15,7 +15,7 @@ from fastdarts.interop.classes import PLAN, Before
 from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads, Unwatched
-from fastdarts.interop.recognise import Layout, Preprocess, Unknown, recognise
+from fastdarts.interop.recognise import FusableCandidate, Preprocess, Unknown, recognise
 from fastdarts.interop.tree import bare, customary, heard, signature
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 
@@ -53,7 +53,7 @@ class MixturePlan:
     attributes: Attributes = ()
     own: Own = field(default_factory=dict)
     tried: frozenset[Any] = frozenset()
-    layouts: list[Layout | Unknown] = field(default_factory=list)
+    layouts: list[FusableCandidate | Unknown] = field(default_factory=list)
     found: list[Layers | None] = field(default_factory=list)
 
     def candidates(self, module: nn.Module) -> list[nn.Module]:
@@ -68,14 +68,14 @@ class MixturePlan:
         """
         candidates = self.candidates(module)
         as_many = len(candidates) == len(self.found)
-        if as_many and all([f is None or f.same(c) for f, c in zip(self.found, candidates, strict=True)]):
+        if as_many and all(f is None or f.same(c) for f, c in zip(self.found, candidates, strict=True)):
             return self.found
         layouts, found = self.recognised(candidates)
         if not getattr(module, "_is_replica", False):
             self.layouts, self.found = layouts, found
         return found
 
-    def recognised(self, candidates: list[nn.Module]) -> tuple[list[Layout | Unknown], list[Layers | None]]:
+    def recognised(self, candidates: list[nn.Module]) -> tuple[list[FusableCandidate | Unknown], list[Layers | None]]:
         """Return the candidates' layouts, if they are of verified kinds, and their layers."""
         found = [described(c, self.own) for c in candidates]
         for i, c in enumerate(candidates):
@@ -100,22 +100,22 @@ class MixturePlan:
     @property
     def whole(self) -> bool:
         """Return whether all candidates are fused, all different operations, and none has dropout."""
-        codes = {a.code for a in self.layouts if isinstance(a, Layout)}
+        codes = {a.code for a in self.layouts if isinstance(a, FusableCandidate)}
         return len(codes) == len(self.layouts) and not any(d.p for f in self.found if f is not None for d in f.dropouts)
 
     @property
     def channels(self) -> int:
         """Return Cq, or 0 if no candidate determines it."""
-        return next((a.channels for a in self.layouts if isinstance(a, Layout) and a.channels), 0)
+        return next((a.channels for a in self.layouts if isinstance(a, FusableCandidate) and a.channels), 0)
 
     @property
     def stride(self) -> int:
         """Return 1 or 2, or 0 if the candidates' strides differ."""
-        strides = {a.stride for a in self.layouts if isinstance(a, Layout)}
+        strides = {a.stride for a in self.layouts if isinstance(a, FusableCandidate)}
         return strides.pop() if len(strides) == 1 else 0
 
 
-def described(candidate: nn.Module, own: Own) -> tuple[Layout | Unknown, Layers | None]:
+def described(candidate: nn.Module, own: Own) -> tuple[FusableCandidate | Unknown, Layers | None]:
     """Recognise a candidate and its layers, if it can be fused."""
     layout = proposed(candidate, own)
     if isinstance(layout, Unknown):
@@ -126,11 +126,11 @@ def described(candidate: nn.Module, own: Own) -> tuple[Layout | Unknown, Layers 
         return Unknown(str(error)), None
 
 
-def proposed(candidate: nn.Module, own: Own) -> Layout | Unknown:
+def proposed(candidate: nn.Module, own: Own) -> FusableCandidate | Unknown:
     """Recognise a candidate by its layers, or, without layers, by the verified result of its kind."""
     layer = bare(candidate)
     if layer is not None and (known := own.get(signature(layer))) is not None:
-        return Layout(*known, 0)
+        return FusableCandidate(*known, 0)
     found = recognise(candidate)
     return Unknown("it changes the number of channels") if isinstance(found, Preprocess) else found
 
@@ -139,7 +139,7 @@ class FusedMixture(Before):
     """Mixin in front of a converted mixed operation's class."""
 
     def forward(self, x: Tensor, weights: Weights, *args: Any, **kwargs: Any) -> Tensor:
-        """x (N, C, H, W), weights (K,) or K numbers -> the weighted sum; other arguments run the class' own forward."""
+        """Return the weighted sum of x (N, C, H, W) by weights, (K,) or K numbers; others run the class' own forward."""
         out = None if args or kwargs or global_hooks() else _fused(self, x, weights)
         if out is not None:
             return out
@@ -151,7 +151,7 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     """Return None if the module's own forward has to run."""
     plan: MixturePlan = module.__dict__[PLAN]
     try:
-        found: list[Any] = plan.update(module)  # of what is fused: Layers
+        found: list[Any] = plan.update(module)  # of the fused ones: Layers
     except KeyError:
         return None
     row = as_row(weights, x)
@@ -163,14 +163,14 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
         return None
     candidates = plan.candidates(module)
     live = [i for i, value in enumerate(values) if value != 0]
-    layouts: list[Any] = plan.layouts  # of what is fused: Layout
+    layouts: list[Any] = plan.layouts  # of the fused ones: FusableCandidate
     fused = [i for i in live if fits(candidates[i], layouts[i], found[i])]
     fused = first_of_each(fused, layouts)
     k = partial_channels(plan, x)
     if not k or not plan.unchanged(module, k):
         return None
-    beside = [i for i in live if i not in fused]
-    if (k > 1 and beside) or not any(layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
+    eager = [i for i in live if i not in fused]
+    if (k > 1 and eager) or not any(layouts[i].code != Candidate.NONE for i in fused) or not plan.stride:
         return None
     if not alike([found[i] for i in fused], x) or not even(plan.stride, x):
         return None
@@ -178,14 +178,14 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     ops = (row if len(fused) == len(row) else row[fused])[None]
     out = run([found[i] for i in fused], [x], ops, None, graph, k, plan.backend)
     x = x.contiguous(memory_format=format_of(plan))
-    for i in beside:
+    for i in eager:
         out = out + row[i] * candidates[i](x)
     return out
 
 
-def fits(candidate: nn.Module, layout: Layout | Unknown, found: Layers | None) -> bool:
+def fits(candidate: nn.Module, layout: FusableCandidate | Unknown, found: Layers | None) -> bool:
     """Return whether a candidate is fused in this call."""
-    if not isinstance(layout, Layout) or found is None or heard(candidate) or found.tree.heard():
+    if not isinstance(layout, FusableCandidate) or found is None or heard(candidate) or found.tree.heard():
         return False
     if not found.as_tried(candidate):
         return False
@@ -256,7 +256,7 @@ def mixtures(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def listing(module: nn.Module) -> tuple[str, list[nn.Module]]:
-    """The name and the modules of the only list of a module that has one (see `mixtures`). Raises KeyError for another."""
+    """Return name and modules of the only list of a module (see `mixtures`). Raises KeyError without exactly one."""
     name = list_of(module)
     if name is None:
         raise KeyError("a list of modules")

@@ -34,7 +34,7 @@ class Layers(NamedTuple):
     def of(
         candidate: nn.Module, convolutions: Sequence[Path], norms: Sequence[Path], dropouts: Sequence[Path] = ()
     ) -> "Layers":
-        """Raises KeyError where a layer is missing, Unwatched where its forward cannot be watched."""
+        """Find the layers. Raises KeyError if one is missing, Unwatched if the candidate's forward cannot be watched."""
         found, *rest = [tuple([layer_at(candidate, p) for p in paths]) for paths in (convolutions, norms, dropouts)]
         reads = None if customary(candidate) else Reads(candidate, layers=True)
         return Layers(found, *rest, _shapes(found), Tree(candidate), reads)

@@ -25,7 +25,7 @@ class Differs(ValueError):
 
 
 @contextmanager
-def quietly(device: torch.device) -> Generator[None]:
+def isolated_state(device: torch.device) -> Generator[None]:
     """Use a separate random seed inside the context; the generators outside are unchanged."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad():
@@ -66,15 +66,15 @@ class Subject:
         if self.module.training != training:
             self.module.train(training)
         torch.manual_seed(0)  # for modules that draw random numbers
-        given, before = _leaves(arguments), [b.clone() for _, b in self.buffers]
-        out = self.module(*given)
+        args, before = _leaves(arguments), [b.clone() for _, b in self.buffers]
+        out = self.module(*args)
         if not isinstance(out, Tensor):
             raise Differs(f"its forward returns {type(out).__name__}, no tensor")
         weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape).sin()
         if out.requires_grad:
             (out * weights).sum().backward()
         named = {"the output": out.detach(), DRAWN: torch.get_rng_state()}
-        for name, p in (*_named(given), *self.parameters):
+        for name, p in (*_named(args), *self.parameters):
             if p.grad is not None:
                 named[f"the gradient of {name}"], p.grad = p.grad, None
         for (name, b), saved in zip(self.buffers, before, strict=True):
@@ -86,15 +86,15 @@ class Subject:
 def compare(own: Outcome, converted: Outcome, where: str) -> None:
     """Raise Differs at the first difference, naming it. A missing gradient equals zeros."""
     names = list(own.keys() | converted.keys())
-    mine = [own[n] if n in own else torch.zeros_like(converted[n]) for n in names]
+    before = [own[n] if n in own else torch.zeros_like(converted[n]) for n in names]
     theirs = [converted[n] if n in converted else torch.zeros_like(own[n]) for n in names]
-    for name, a, b in zip(names, mine, theirs, strict=True):
+    for name, a, b in zip(names, before, theirs, strict=True):
         if a.shape != b.shape:
             raise Differs(f"{name} is {tuple(a.shape)} and comes out as {tuple(b.shape)} {where}")
-    flat = [torch.cat([t.reshape(-1).double() for t in side]) for side in (mine, theirs)]
+    flat = [torch.cat([t.reshape(-1).double() for t in side]) for side in (before, theirs)]
     if not torch.allclose(flat[0], flat[1], **CLOSE):
         name = next(
-            n for n, a, b in zip(names, mine, theirs, strict=True) if not torch.allclose(a.double(), b.double(), **CLOSE)
+            n for n, a, b in zip(names, before, theirs, strict=True) if not torch.allclose(a.double(), b.double(), **CLOSE)
         )
         raise Differs("it draws random numbers" if name == DRAWN else f"{name} comes out otherwise {where}")
 

@@ -54,23 +54,27 @@ class Named(NamedTuple):
     values: tuple[Any, ...]
 
     def same(self) -> bool:
-        held = self.holder if type(self.holder) is dict else self.holder.__dict__
-        return all(map(is_, map(held.get, self.names, _ABSENT), self.values))
+        attributes = self.holder if type(self.holder) is dict else self.holder.__dict__
+        return all(map(is_, map(attributes.get, self.names, _ABSENT), self.values))
 
 
 class Whole(NamedTuple):
     """All contents of a container; of a dict, its keys and values."""
 
     holder: Any
-    held: Any
+    contents: Any
 
     def same(self) -> bool:
-        holder, held = self.holder, self.held
+        holder, contents = self.holder, self.contents
         if isinstance(holder, dict | types.MappingProxyType):
-            return len(holder) == len(held) and all(map(is_, holder, held)) and all(map(is_, holder.values(), held.values()))
+            return (
+                len(holder) == len(contents)
+                and all(map(is_, holder, contents))
+                and all(map(is_, holder.values(), contents.values()))
+            )
         if isinstance(holder, set):
-            return holder == held
-        return len(holder) == len(held) and all(map(is_, holder, held))
+            return holder == contents
+        return len(holder) == len(contents) and all(map(is_, holder, contents))
 
 
 class Variable(NamedTuple):
@@ -109,8 +113,8 @@ class Reads:
     """
 
     def __init__(self, module: nn.Module, apart: Sequence[str] = (), free: Sequence[str] = (), layers: bool = False) -> None:
-        self.how = tuple(apart), frozenset(free), layers
-        self.names, found = _settled(module, *self.how)
+        self.options = tuple(apart), frozenset(free), layers
+        self.names, found = _settled(module, *self.options)
         if clash := found.sets & self.names:
             raise Unwatched(f"its forward sets {min(clash)}, which it reads elsewhere")
         self.key, self.sets = found.key(), sorted(found.sets)
@@ -122,9 +126,9 @@ class Reads:
         Results for a replica of DataParallel, one of several threads, are not stored.
         """
         last, watched, as_tried = self.last
-        if last is module and all([w.same() for w in watched]):
+        if last is module and all(w.same() for w in watched):
             return as_tried
-        found = _Look(module, *self.how, self.names)
+        found = _Look(module, *self.options, self.names)
         try:
             found.run()
             as_tried = found.grown <= self.names and found.key() == self.key
@@ -139,18 +143,18 @@ class Reads:
         return {**self.__dict__, "last": (None, (), False)}
 
 
-def _settled(module: nn.Module, *how: Any) -> tuple[frozenset[str], "_Look"]:
+def _settled(module: nn.Module, *options: Any) -> tuple[frozenset[str], "_Look"]:
     """Return all attribute names that the code reads, and the dependencies. Raises Unwatched."""
     known = _names.setdefault(own_class(module), {})
-    if how in known:
-        found = _Look(module, *how, known[how]).run()
-        if found.grown | {"forward"} == known[how]:
-            return known[how], found
+    if options in known:
+        found = _Look(module, *options, known[options]).run()
+        if found.grown | {"forward"} == known[options]:
+            return known[options], found
     names = frozenset({"forward"})
     while True:
-        found = _Look(module, *how, names).run()
+        found = _Look(module, *options, names).run()
         if found.grown <= names:
-            known.setdefault(how, names)
+            known.setdefault(options, names)
             return names, found
         names |= found.grown
 
@@ -211,7 +215,7 @@ class _Look:
         self.kept.append(value)
         if len(self.kept) > MOST:
             raise Unwatched(f"its forward reads from more than {MOST} objects")
-        self.tokens.append(_told(value))
+        self.tokens.append(_described(value))
         act = self.reader(value, path)
         if act is not None:
             self.queue.append((act, value, path))
@@ -249,9 +253,9 @@ class _Look:
             return self.instance
         raise Unwatched(f"its forward reads {_short(path)}, a {type(value).__name__}, which cannot be watched")
 
-    def named(self, holder: Any, held: Any, names: Sequence[str], path: str) -> None:
+    def named(self, holder: Any, contents: Any, names: Sequence[str], path: str) -> None:
         """Record values by name, missing ones included."""
-        values = tuple([held.get(n, MISSING) for n in names])
+        values = tuple([contents.get(n, MISSING) for n in names])
         self.watched.append(Named(holder, tuple(names), values))
         self.tokens.append(":")
         for name, value in zip(names, values, strict=True):
@@ -261,10 +265,10 @@ class _Look:
 
     def whole(self, holder: Any) -> Any:
         """Return a container's current contents."""
-        held = tuple(holder) if isinstance(holder, tuple | list | deque) else holder.copy()
-        self.watched.append(Whole(holder, held))
+        contents = tuple(holder) if isinstance(holder, tuple | list | deque) else holder.copy()
+        self.watched.append(Whole(holder, contents))
         self.tokens.append(":")
-        return held
+        return contents
 
     def attributes(self, value: Any, path: str) -> None:
         """Record an object's named attributes."""
@@ -275,8 +279,8 @@ class _Look:
         self.class_of(type(value), path)
 
     def namespace(self, value: Any, path: str) -> None:
-        held = self.whole(vars(value))
-        for name, inner in held.items():
+        contents = self.whole(vars(value))
+        for name, inner in contents.items():
             self.tokens.append(name)
             self.visit(inner, f"{path}.{name}")
 
@@ -284,17 +288,17 @@ class _Look:
         kind = next((k for k in MUTATORS if isinstance(value, k)), None)
         if kind is not None:
             self.containers.setdefault(kind, _short(path))
-        held = self.whole(value) if kind is not None or isinstance(value, types.MappingProxyType) else value
+        contents = self.whole(value) if kind is not None or isinstance(value, types.MappingProxyType) else value
         if isinstance(value, dict | types.MappingProxyType):
-            for key, inner in held.items():
+            for key, inner in contents.items():
                 self.visit(key, f"a key of {path}")
                 self.visit(inner, f"{path}[{key!r}]")
         elif isinstance(value, set | frozenset):
-            if any(type(v) not in PLAIN and not isinstance(v, Enum) for v in held):
+            if any(type(v) not in PLAIN and not isinstance(v, Enum) for v in contents):
                 raise Unwatched(f"its forward reads {_short(path)}, a set of more than plain values")
-            self.tokens += sorted(map(repr, held))
+            self.tokens += sorted(map(repr, contents))
         else:
-            for i, inner in enumerate(held):
+            for i, inner in enumerate(contents):
                 self.visit(inner, f"{path}[{i}]")
         self.tokens.append("end")
         if not _trusted(type(value)):
@@ -327,16 +331,16 @@ class _Look:
         self.grown |= known.attributes
         self.watched.append(Code(value, (value.__code__, value.__defaults__, value.__kwdefaults__)))
         names = sorted(known.names)
-        held = value.__globals__
+        namespace = value.__globals__
         if names:
-            self.watched.append(Named(held, tuple(names), tuple([held.get(n, MISSING) for n in names])))
+            self.watched.append(Named(namespace, tuple(names), tuple([namespace.get(n, MISSING) for n in names])))
         for name in names:
-            given = held.get(name, vars(builtins).get(name, MISSING))
+            found = namespace.get(name, vars(builtins).get(name, MISSING))
             self.tokens.append(name)
-            if given is not MISSING:
-                self.visit(given, name)
+            if found is not MISSING:
+                self.visit(found, name)
         for what, name in known.changes:
-            owner = None if name is None else held.get(name)
+            owner = None if name is None else namespace.get(name)
             if not isinstance(owner, types.ModuleType):
                 self.changes.add(what)
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
@@ -414,14 +418,14 @@ class _Look:
             return
         names = [n for n in self.sorted if n not in ("forward", "training")]
         for holder in (module, *_foreign(cls)):
-            held = vars(holder)
+            attributes = vars(holder)
             if ("aside", holder) not in self.seen:
                 self.seen["aside", holder] = 0
-                self.watched.append(Named(holder, tuple(names), tuple([held.get(n, MISSING) for n in names])))
+                self.watched.append(Named(holder, tuple(names), tuple([attributes.get(n, MISSING) for n in names])))
             for name in names:
-                if name in held:
+                if name in attributes:
                     self.tokens.append(f"{number} {name}")
-                    self.visit(held[name], f"{path}.{name}")
+                    self.visit(attributes[name], f"{path}.{name}")
 
 
 def _each(child: nn.Module | None) -> Iterator[nn.Module]:
@@ -442,7 +446,7 @@ def _trusted(value: Any) -> bool:
     return isinstance(name, str) and name.split(".")[0] in TRUSTED
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     """Describe a value by names that are the same in every process."""
     if isinstance(value, types.ModuleType):
         return f"module {value.__name__}"

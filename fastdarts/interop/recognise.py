@@ -18,7 +18,7 @@ _ONCE = {3: Candidate.DIL_CONV_3, 5: Candidate.DIL_CONV_5}
 _DENSE = {1: Candidate.CONV_1, 3: Candidate.CONV_3}
 
 
-class Layout(NamedTuple):
+class FusableCandidate(NamedTuple):
     """A candidate that can be fused, and the locations of its layers.
 
     channels  that pass through it; 0: any
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
     norms: tuple[Path, ...] = ()
     dropouts: tuple[Path, ...] = ()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Layout":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FusableCandidate":
         return self  # no part of it changes
 
 
@@ -50,7 +50,7 @@ class Unknown(NamedTuple):
 
 
 def layer_at(module: Any, path: Path) -> Any:
-    """Raises KeyError if it no longer exists."""
+    """Return the layer at `path` in a module. Raises KeyError if it no longer exists."""
     for name in path:
         module = module._modules[name]
     return module
@@ -70,7 +70,7 @@ def layers(module: nn.Module, path: Path = ()) -> Iterator[tuple[Path, nn.Module
             yield from layers(child, (*path, name))
 
 
-def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
+def recognise(module: nn.Module) -> FusableCandidate | Preprocess | Unknown:
     """Recognise a candidate or a preprocess layer whose channels change; else say why not. interop.probe verifies it.
 
     A module without layers and parameters (a codebase's own Identity or Zero) is none of these; the probe identifies it.
@@ -89,7 +89,7 @@ def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
     rest = *(tuple(path for path, _, letter in known if letter == kind) for kind in "cb"), dropouts
     convolutions = [layer for _, layer, _ in known if isinstance(layer, nn.Conv2d)]
     if not known:
-        return Layout(Candidate.SKIP, 1, 0, *rest)
+        return FusableCandidate(Candidate.SKIP, 1, 0, *rest)
     if order in ("mb", "ab", "a"):
         return _pool(order, known[0][1], known[-1][1], rest)
     if order in ("rccb", "rccbrccb"):
@@ -102,7 +102,7 @@ def recognise(module: nn.Module) -> Layout | Preprocess | Unknown:
     return Unknown("its layers are in no order that is known")
 
 
-def _pool(order: str, pool: Any, norm: Any, rest: tuple) -> Layout | Unknown:
+def _pool(order: str, pool: Any, norm: Any, rest: tuple) -> FusableCandidate | Unknown:
     kernel, stride, padding = (_pair(getattr(pool, name)) for name in ("kernel_size", "stride", "padding"))
     usual = kernel == (3, 3) and padding == (1, 1) and stride in ((1, 1), (2, 2)) and not pool.ceil_mode
     if order[0] == "m" and not (usual and _pair(pool.dilation) == (1, 1)):
@@ -112,10 +112,10 @@ def _pool(order: str, pool: Any, norm: Any, rest: tuple) -> Layout | Unknown:
     code = {"mb": Candidate.MAX_POOL_3, "ab": Candidate.AVG_POOL_3, "a": Candidate.PLAIN_AVG_POOL_3}[order]
     if order == "a" and stride != (1, 1):
         return Unknown("a mean without BatchNorm is fused at stride 1 only")
-    return Layout(code, stride[0], 0 if order == "a" else _features(norm), *rest)
+    return FusableCandidate(code, stride[0], 0 if order == "a" else _features(norm), *rest)
 
 
-def _separable(convolutions: list[nn.Conv2d], stride: int, rest: tuple) -> Layout | Unknown:
+def _separable(convolutions: list[nn.Conv2d], stride: int, rest: tuple) -> FusableCandidate | Unknown:
     C, kernel = convolutions[0].weight.shape[0], convolutions[0].kernel_size[0]
     dilation = 1 if len(convolutions) == 4 else 2
     for i, (depth, point) in enumerate(zip(convolutions[::2], convolutions[1::2], strict=True)):
@@ -125,29 +125,31 @@ def _separable(convolutions: list[nn.Conv2d], stride: int, rest: tuple) -> Layou
             return Unknown("its depthwise convolution is not the customary one")
         if _shape(point) != (C, C, (1, 1), (1, 1), (0, 0), (1, 1), 1):
             return Unknown("its 1x1 convolution is not the customary one")
-    return Layout((_TWICE if dilation == 1 else _ONCE)[kernel], stride, C, *rest)
+    return FusableCandidate((_TWICE if dilation == 1 else _ONCE)[kernel], stride, C, *rest)
 
 
-def _dense(conv: nn.Conv2d, rest: tuple) -> Layout | Preprocess | Unknown:
+def _dense(conv: nn.Conv2d, rest: tuple) -> FusableCandidate | Preprocess | Unknown:
     (D, C), kernel = conv.weight.shape[:2], conv.kernel_size[0]
     expected = (C, D, (kernel, kernel), (1, 1), (kernel // 2, kernel // 2), (1, 1), 1)
     if _shape(conv) != expected or kernel not in _DENSE:
         return Unknown("its convolution is neither 1x1 nor 3x3 of stride 1")
     if C == D:
-        return Layout(_DENSE[kernel], 1, C, *rest)
+        return FusableCandidate(_DENSE[kernel], 1, C, *rest)
     return Preprocess(rest[0], rest[1][0]) if kernel == 1 else Unknown("it changes the number of channels")
 
 
-def _reduction(convolutions: list[nn.Conv2d], rest: tuple) -> Layout | Preprocess | Unknown:
+def _reduction(convolutions: list[nn.Conv2d], rest: tuple) -> FusableCandidate | Preprocess | Unknown:
     half, C = convolutions[0].weight.shape[:2]
     if any(_shape(c) != (C, half, (1, 1), (2, 2), (0, 0), (1, 1), 1) for c in convolutions):
         return Unknown("its two convolutions do not give half of the channels each")
-    return Layout(Candidate.SKIP, 2, C, *rest) if 2 * half == C else Preprocess(rest[0], rest[1][0])
+    return FusableCandidate(Candidate.SKIP, 2, C, *rest) if 2 * half == C else Preprocess(rest[0], rest[1][0])
 
 
-def as_preprocess(found: Layout | Preprocess | Unknown) -> Preprocess | None:
+def as_preprocess(found: FusableCandidate | Preprocess | Unknown) -> Preprocess | None:
     """Return a preprocess layer, including one that keeps the number of channels."""
-    if isinstance(found, Layout) and (found.code == Candidate.CONV_1 or (found.code == Candidate.SKIP and found.stride == 2)):
+    if isinstance(found, FusableCandidate) and (
+        found.code == Candidate.CONV_1 or (found.code == Candidate.SKIP and found.stride == 2)
+    ):
         return Preprocess(found.convolutions, found.norms[0])
     return found if isinstance(found, Preprocess) else None
 

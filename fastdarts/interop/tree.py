@@ -73,8 +73,8 @@ class Tree:
             return False
         for inner, children, parameters, values in self.parts:
             state = inner.__dict__
-            held, own = state["_modules"], state["_parameters"]
-            if (held or children) and tuple(held.values()) != children:
+            modules, own = state["_modules"], state["_parameters"]
+            if (modules or children) and tuple(modules.values()) != children:
                 return False
             if (own or parameters) and _parameters(inner) != parameters:
                 return False
@@ -85,7 +85,7 @@ class Tree:
 
     def heard(self) -> bool:
         """Return whether a submodule has hooks or a replaced forward."""
-        return any([heard(m) for m, *_ in self.parts if m is not self.root])
+        return any(heard(m) for m, *_ in self.parts if m is not self.root)
 
 
 def _parameters(module: nn.Module) -> list[str]:

@@ -74,18 +74,18 @@ def verify(model: nn.Module, x: Tensor, *, arch: Arch | None = None, rounds: int
     for _ in range(rounds):
         for network, times in zip((own, converted), seconds, strict=True):
             times.append(_timed(network, x))
-    mine, theirs = results
-    figures = [{name: _apart(a, theirs[part][name]) for name, a in mine[part].items()} for part in range(4)]
+    before, after = results
+    figures = [{name: _apart(a, after[part][name]) for name, a in before[part].items()} for part in range(4)]
     output, parameters, weights, statistics = figures
-    told = Comparison(output["output"], parameters, list(weights.values()), statistics, *map(median, seconds))
+    comparison = Comparison(output["output"], parameters, list(weights.values()), statistics, *map(median, seconds))
     if show:
-        print(told)
-    return told
+        print(comparison)
+    return comparison
 
 
 def _arch_parameters(model: nn.Module) -> Iterable[Tensor]:
-    given = getattr(model, "arch_parameters", None)
-    return given() if callable(given) else ()
+    method = getattr(model, "arch_parameters", None)
+    return method() if callable(method) else ()
 
 
 def _outcome(model: nn.Module, x: Tensor, arch: list[Tensor]) -> tuple[dict[str, Tensor], ...]:

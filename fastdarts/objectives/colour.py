@@ -1,5 +1,6 @@
-"""The colour bins of colourisation: the ab plane of CIE Lab in steps of 10 (Zhang et al., "Colorful Image
-Colorization", ECCV 2016, section 2.1).
+"""Colour bins of colourisation: the ab plane of CIE Lab in steps of 10.
+
+Source: Zhang et al., "Colorful Image Colorization", ECCV 2016, section 2.1.
 
 Notation: N images, S pixels a side.
 """
@@ -47,7 +48,8 @@ def bin_table() -> Tensor:
 
 
 def nearest_bin(a: Tensor, b: Tensor, table: Tensor) -> Tensor:
-    """Return the number of each pixel's nearest bin, int64 of a's shape. The bins form a regular grid with every corner of each
-    square that a colour can be in, so rounding finds the nearest.
+    """Return the number of each pixel's nearest bin, int64 of a's shape.
+
+    The bins form a regular grid with every corner of each square that a colour can be in, so rounding finds the nearest.
     """
     return table[((a - FIRST_A) / STEP).round().long(), ((b - FIRST_B) / STEP).round().long()]

@@ -14,7 +14,7 @@ def attach(supernet: Network, num_classes: int) -> None:
 
 
 def classifier_of(supernet: Network) -> nn.Linear:
-    """What `attach` made. Raises RuntimeError where it was taken away since."""
+    """Return the classifier that `attach` made. Raises RuntimeError if it has been removed."""
     classifier = supernet.classifier
     if classifier is None:
         raise RuntimeError("the supernet has no classifier any more: make the objective anew")

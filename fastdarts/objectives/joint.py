@@ -1,5 +1,6 @@
-"""MIM-DARTS: classification and masked reconstruction from one encoding ("alpha DARTS Once More: Enhancing Differentiable
-Architecture Search by Masked Image Modeling").
+"""MIM-DARTS: classification and masked reconstruction from one encoding.
+
+Source: "alpha DARTS Once More: Enhancing Differentiable Architecture Search by Masked Image Modeling".
 
 Notation: N images, S pixels a side, p pixels a patch's side, C channels of the last feature.
 """

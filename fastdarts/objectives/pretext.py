@@ -1,5 +1,6 @@
-"""Pretext tasks, alone and with classification: rotation, colourisation, jigsaw (Liu et al., "Are Labels Necessary for
-Neural Architecture Search?", ECCV 2020; baselines of MIM-DARTS, section 4.3).
+"""Pretext tasks, alone and with classification: rotation, colourisation, jigsaw.
+
+Source: Liu et al., "Are Labels Necessary for Neural Architecture Search?", ECCV 2020; baselines of MIM-DARTS, section 4.3.
 
 Notation: N images, S pixels a side, M inputs of the supernet, C channels of its last feature, K classes of the task.
 """
@@ -140,8 +141,8 @@ class Jigsaw(Task):
         tiles = x.view(N, 2, S // 2, 2, S // 2, 3).transpose(2, 3).flatten(1, 2)  # (N, 4, S/2, S/2, 3)
         deviation, mean = torch.std_mean(tiles, (2, 3, 4), correction=0, keepdim=True)
         tiles = (tiles - mean) / deviation.clamp(min=1e-5)
-        places = torch.take_along_dim(tiles, self.permutations[number][:, :, None, None, None], 1)
-        return places.flatten(0, 1).permute(0, 3, 1, 2), number
+        shuffled = torch.take_along_dim(tiles, self.permutations[number][:, :, None, None, None], 1)
+        return shuffled.flatten(0, 1).permute(0, 3, 1, 2), number
 
     def make_head(self, channels: int) -> nn.Linear:
         """Return a linear layer on the concatenated averages of the four positions."""

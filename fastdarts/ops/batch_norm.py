@@ -137,8 +137,8 @@ def check(running: Running | None, B: int, like: Tensor, training: bool, m: int,
         return
     for name, buffer in zip(("running mean", "running variance"), running, strict=True):
         if tuple(buffer.shape) != (B,) or buffer.dtype != like.dtype or buffer.device != like.device:
-            given = f"{buffer.dtype} {tuple(buffer.shape)} on {buffer.device}"
-            raise ValueError(f"the {name} must be {like.dtype} ({B},) on {like.device}, got {given}")
+            got = f"{buffer.dtype} {tuple(buffer.shape)} on {buffer.device}"
+            raise ValueError(f"the {name} must be {like.dtype} ({B},) on {like.device}, got {got}")
 
 
 def through_definition(

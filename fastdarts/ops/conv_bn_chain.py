@@ -216,8 +216,8 @@ def _check(x: Tensor, weights: Sequence[Tensor], norms: Sequence[Norm], constant
     running, strides, outputs, training, momentum, eps, _ = constants
     layers = len(weights)
     if not layers or {len(norms), len(strides), len(running if running is not None else norms)} != {layers}:
-        given = f"{layers} weights, {len(norms)} norms, {len(strides)} strides"
-        raise ValueError(f"every layer has a weight, a norm, a stride and, if any has, running statistics: got {given}")
+        got = f"{layers} weights, {len(norms)} norms, {len(strides)} strides"
+        raise ValueError(f"every layer has a weight, a norm, a stride and, if any has, running statistics: got {got}")
     if not 1 <= outputs <= layers:
         raise ValueError(f"outputs = {outputs}: of {layers} layers the last 1 to {layers} can be returned")
     if any(stride not in (1, 2) for stride in strides):

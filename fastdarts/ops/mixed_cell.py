@@ -134,19 +134,19 @@ class _Parts:
     """Iterates over the packed weights and running statistics, convolution by convolution and BatchNorm by BatchNorm."""
 
     def __init__(
-        self, weights: Tensor, running: Running | None, graph: Graph, C: int, how: tuple[bool, float, float, Sync | None]
+        self, weights: Tensor, running: Running | None, graph: Graph, C: int, norm: tuple[bool, float, float, Sync | None]
     ) -> None:
         shapes = graph.convolutions(C)
         pieces = weights.split([prod(shape) for shape in shapes])  # once: its gradient is one concatenation
         self.weights = iter([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
         self.running = repeat(None) if running is None else zip(*(r.split(C) for r in running), strict=True)
-        self.how = how  # training, momentum, eps, sync
+        self.norm = norm  # training, momentum, eps, sync
 
     def convolve(self, x: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Tensor:
         return F.conv2d(x, next(self.weights), None, stride, padding, dilation, groups)
 
     def normalise(self, x: Tensor) -> Tensor:
-        return batch_norm.batch_norm(x, next(self.running), *self.how)
+        return batch_norm.batch_norm(x, next(self.running), *self.norm)
 
     def separable(self, x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
         """Apply ReLU, depthwise convolution, 1x1 convolution, BN."""
@@ -154,11 +154,11 @@ class _Parts:
         return self.normalise(self.convolve(x))
 
     def factorized_reduce(self, x: Tensor) -> Tensor:
-        return relu_conv_bn.definition(x, [next(self.weights), next(self.weights)], next(self.running), *self.how)
+        return relu_conv_bn.definition(x, [next(self.weights), next(self.weights)], next(self.running), *self.norm)
 
 
 def _edge(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor, chosen: Tensor | None, k: int) -> Tensor:
-    """x (N, C, H, W), weights (K,), chosen int64 (Cq,) or None -> (N, C, H/s, W/s), not yet times the edge's weight."""
+    """Map x (N, C, H, W), weights (K,), chosen int64 (Cq,) or None to (N, C, H/s, W/s), before the edge's weight."""
 
     def around(bypass: Tensor) -> Tensor:
         return F.max_pool2d(bypass, 2) if edge.stride == 2 else bypass
@@ -362,6 +362,6 @@ def _check(inputs: Sequence[Tensor], ops: Tensor, edges: Tensor | None, weights:
         if k == 1:
             raise ValueError("partial_channels = 1 takes all channels: channels must be None")
         if channels.dtype != torch.int64 or tuple(channels.shape) != (E, Cq) or channels.device != x.device:
-            given = f"{channels.dtype} {tuple(channels.shape)} on {channels.device}"
-            raise ValueError(f"channels must be int64 ({E}, {Cq}) on {x.device}, got {given}")
+            got = f"{channels.dtype} {tuple(channels.shape)} on {channels.device}"
+            raise ValueError(f"channels must be int64 ({E}, {Cq}) on {x.device}, got {got}")
     batch_norm.check(running, graph.norms * Cq, weights, training, N * (H // s) * (W // s), momentum, eps)

@@ -38,6 +38,8 @@ class Purpose(IntEnum):
     MASK = PURPOSE_MASK  # masked patches; time = step
     CHANNELS = 5  # partial channels of an edge; time = step, index = edge
     JIGSAW = 6  # permutation of an image's tiles; time = step
+    CUTOUT = 7  # centre of the hidden square; time = step
+    JITTER = 8  # colours; time = step
 
 
 def philox4x32(counter: Tensor, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ Both backends save their state in torch's format, so a run may continue with the
 """
 
 import importlib
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -28,15 +29,27 @@ def weight_optimizer(
     weight_decay: float,
     nesterov: bool = False,
     backend: OptimizerBackend = "torch",
+    undecayed: Collection[Tensor] = (),
 ) -> torch.optim.Optimizer:
-    """Return SGD over the weights, one group. On a GPU its learning rate is a float32 tensor, which a CUDA graph can read.
+    """Return SGD over the weights. On a GPU its learning rate is a float32 tensor, which a CUDA graph can read.
 
+    undecayed  weights without decay, in a second group; without any there is one group
     Raises OptimizerUnavailable.
     """
-    how: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+    groups = parameter_groups(weights, undecayed)
+    options: dict[str, Any] = {"momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
     if backend == "apex":
-        return _apex(weights).FusedSGD(weights, lr, **how)
-    return torch.optim.SGD(weights, _on_device(lr, weights), fused=True, **how)
+        return _apex(weights).FusedSGD(groups, lr, **options)
+    return torch.optim.SGD(groups, on_device(lr, weights), fused=True, **options)
+
+
+def parameter_groups(weights: list[Tensor], undecayed: Collection[Tensor]) -> list[dict[str, Any]]:
+    """Return the weights in one group, or in two of which the second, `undecayed`, has no weight decay."""
+    exempt = {id(w) for w in undecayed}
+    groups: list[dict[str, Any]] = [{"params": [w for w in weights if id(w) not in exempt]}]
+    if exempt:
+        groups.append({"params": [w for w in weights if id(w) in exempt], "weight_decay": 0.0})
+    return groups
 
 
 def arch_optimizer(
@@ -46,7 +59,7 @@ def arch_optimizer(
     if backend == "apex":
         adam = _apex(parameters).FusedAdam
         return adam(parameters, lr, betas=BETAS, weight_decay=weight_decay, adam_w_mode=False, capturable=True)
-    return torch.optim.Adam(parameters, _on_device(lr, parameters), betas=BETAS, weight_decay=weight_decay, fused=True)
+    return torch.optim.Adam(parameters, on_device(lr, parameters), betas=BETAS, weight_decay=weight_decay, fused=True)
 
 
 def check_backend(backend: OptimizerBackend, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
@@ -55,8 +68,8 @@ def check_backend(backend: OptimizerBackend, device: torch.device, dtype: torch.
         return
     found = provenance.apex()
     if not found.startswith(provenance.NVIDIAS):
-        how = "build NVIDIA's from github.com/NVIDIA/apex with its CUDA extensions, or take torch's fused ones"
-        raise OptimizerUnavailable(f"apex is {found}; {how} (--optimizer_backend torch)")
+        remedy = "build NVIDIA's from github.com/NVIDIA/apex with its CUDA extensions, or take torch's fused ones"
+        raise OptimizerUnavailable(f"apex is {found}; {remedy} (--optimizer_backend torch)")
     if device.type != "cuda" or dtype != torch.float32:
         served = f"float32 on a GPU, these parameters are {str(dtype).removeprefix('torch.')} on {device}"
         raise OptimizerUnavailable(f"apex' fused optimizers serve {served}: take --optimizer_backend torch")
@@ -103,9 +116,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> N
     old = {p: dict(s) for p, s in optimizer.state.items()}
     counts = [group.get("step") for group in optimizer.param_groups]
     groups = []
-    for mine, theirs in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
-        taken = {k: v for k, v in theirs.items() if k in mine and k not in OWN}
-        groups.append(mine | taken | {"params": theirs["params"]})
+    for own, theirs in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True):
+        taken = {k: v for k, v in theirs.items() if k in own and k not in OWN}
+        groups.append(own | taken | {"params": theirs["params"]})
     optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
     for group, theirs, rate, count in zip(optimizer.param_groups, saved["param_groups"], rates, counts, strict=True):
         group["lr"] = rate.fill_(theirs["lr"]) if isinstance(rate, Tensor) else float(theirs["lr"])
@@ -133,6 +146,7 @@ def _apex(parameters: list[Tensor]) -> Any:
     return importlib.import_module("apex.optimizers")
 
 
-def _on_device(rate: float, parameters: list[Tensor]) -> float | Tensor:
+def on_device(rate: float, parameters: list[Tensor]) -> float | Tensor:
+    """Return a learning rate as an optimizer of these parameters takes it: on a GPU a tensor, which a CUDA graph can read."""
     device = parameters[0].device
     return torch.tensor(rate, dtype=torch.float32, device=device) if device.type == "cuda" else rate

@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from fastdarts.optim.precision import Precision
 
 
 @torch.no_grad()
@@ -112,6 +115,31 @@ class Kept(NamedTuple):
         for group, saved in zip(self.groups, self.saved, strict=True):
             kept = torch.where(bad.bool().to(saved.device), saved, _joined(group))
             torch._foreach_copy_(group, _pieces(kept, group))
+
+
+def guarded_step(
+    bad: Tensor,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[Tensor],
+    clip: float,
+    before: Kept,
+    skipped: Tensor,
+    precision: Precision,
+) -> None:
+    """Clip the gradients and step along them; if `bad` is 1, restore the state before and count the skipped update.
+
+    clip     maximum gradient norm; 0 = no clipping
+    before   buffers before the forward pass
+    skipped  int64, one element: the count
+    """
+    if clip:
+        clip_grad_norm_(parameters, clip)
+    step_if_finite(bad, optimizer)
+    optimizer.zero_grad()
+    before.restore_where(bad)
+    skipped += bad.long()
+    if precision.scale is not None:
+        precision.scale.update(bad)
 
 
 def known(bad: Tensor) -> bool:

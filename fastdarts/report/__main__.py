@@ -1,49 +1,43 @@
 """`python -m fastdarts.report RUN` rebuilds a run's report; `--genotype` draws the cells of any genotype."""
 
-import argparse
-import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from fastdarts.cli.modules import import_modules
+from fastdarts.cli.parser import Parser
 from fastdarts.logs import any_text
-from fastdarts.report import NotDrawn, ReportError, write_report
+from fastdarts.report import NotDrawn, ReportError, write_report, write_training_report
 from fastdarts.report.drawing import drawing, import_matplotlib
+from fastdarts.report.run import read_run
 from fastdarts.settings import ConfigError
 from fastdarts.settings.values import path_of
 from fastdarts.spaces import ArchitectureError
+from fastdarts.spaces.architecture import architecture_of
 from fastdarts.spaces.genotype import GenotypeError
-from fastdarts.spaces.pasted import read_pasted
-
-
-class _Parser(argparse.ArgumentParser):
-    """Print one line for wrong arguments, as for all other wrong input."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 @any_text()
 def main(arguments: list[str] | None = None) -> int:
     """Run the command (None: with the process' arguments) and return its status: 2 for wrong input, one line on stderr."""
-    parser = _Parser(prog="python -m fastdarts.report", description=__doc__)
+    parser = Parser(prog="python -m fastdarts.report", description=__doc__)
     parser.add_argument("run", nargs="?", type=path_of, metavar="RUN", help="run folder of a search, finished or not")
     parser.add_argument(
-        "--genotype", metavar="TEXT|FILE", help="Genotype(...) or |op~0|+..., as it was printed or logged, or a file with it"
+        "--genotype",
+        metavar="TEXT|FILE|RUN|NAME",
+        help="as printed or logged, a file with it, a run, or a published name",
     )
     parser.add_argument("--modules", metavar="NAME,...", help="modules that register candidates of your own, for --genotype")
     parser.add_argument("--out", type=path_of, metavar="DIR", help="where the drawings of --genotype go (default: here)")
-    given = parser.parse_args(arguments)
-    if (given.run is None) == (given.genotype is None):
+    args = parser.parse_args(arguments)
+    if (args.run is None) == (args.genotype is None):
         parser.error("give either RUN or --genotype")
-    if given.out and not given.genotype:
+    if args.out and not args.genotype:
         parser.error("--out goes with --genotype; the report of a run is written into its folder")
-    if given.modules and not given.genotype:
+    if args.modules and not args.genotype:
         parser.error("--modules goes with --genotype; a run's report names operations as they are")
     try:
-        import_modules(given.modules)
-        written = [write_report(given.run)] if given.run else _draw(given.genotype, given.out or Path())
+        import_modules(args.modules)
+        written = [_report(args.run)] if args.run else _draw(args.genotype, args.out or Path())
     except (ReportError, GenotypeError, ArchitectureError, ConfigError, NotDrawn, OSError) as error:
         print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1 if isinstance(error, NotDrawn) else 2
@@ -51,11 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _report(run: Path) -> Path:
+    """Write the report of a run of either kind. Raises ReportError, OSError."""
+    write = write_training_report if read_run(run).settings.get("command") == "retrain" else write_report
+    return write(run)
+
+
 def _draw(genotype: str, folder: Path) -> list[Path]:
-    """Draw the cells of a genotype given as text or file. Raises ReportError, GenotypeError, ArchitectureError,
-    NotDrawn, OSError."""
-    is_text = any(character in genotype for character in "(|{") and not os.path.isfile(genotype)
-    cells = read_pasted(genotype if is_text else path_of(genotype).read_text(encoding="utf-8-sig", errors="replace"))
+    """Draw the cells of a genotype (spaces.architecture_of).
+
+    Raises ReportError, GenotypeError, ArchitectureError, NotDrawn, OSError.
+    """
+    cells = architecture_of(genotype)
     if any((folder / name).exists() for name in ("settings.json", "metrics.jsonl")):
         raise ReportError(f"--out: {folder} holds a run, whose drawings these would replace: name another folder")
     paths = {kind: folder / f"cell_{kind}" for kind in cells.wirings()}

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from fastdarts.report.layout import FONT, Box, Edge, Point, place
+from fastdarts.report.layout import FONT, Box, DrawnEdge, Point, place
 from fastdarts.report.style import FAMILIES, INK, MUTED, family, own_style, save
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.genotype import Genotype
@@ -107,7 +107,7 @@ def _box(axes: Axes, box: Box) -> None:
     axes.text(box.x, box.y, box.name, fontsize=11, color=INK, ha="center", va="center_baseline", parse_math=False)
 
 
-def _name(axes: Axes, edge: Edge, gid: str) -> None:
+def _name(axes: Axes, edge: DrawnEdge, gid: str) -> None:
     colour, tint = FAMILIES[family(edge.op)]
     pill = {"boxstyle": "round,pad=0.28,rounding_size=0.5", "facecolor": tint, "edgecolor": colour, "linewidth": 0.9}
     axes.text(

@@ -49,8 +49,8 @@ def draw_collapse(records: list[Record], path: str | Path) -> None:
     _warn(panels[0], epochs, lines["skips"], {kind: count or COLLAPSE_OF for kind, count in operations.items()})
     for axes in panels:
         _mark_stop(axes, epochs[-1].get("stopped"))
-    told = panels[0].get_legend_handles_labels()
-    figure.legend(*told, loc="outside upper right", ncols=max(1, len(told[1])), frameon=False, fontsize=9, labelcolor=INK)
+    legend = panels[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside upper right", ncols=max(1, len(legend[1])), frameon=False, fontsize=9, labelcolor=INK)
     save(figure, path)
 
 

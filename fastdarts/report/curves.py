@@ -21,7 +21,13 @@ from fastdarts.spaces.genotype import read_architecture
 _WIDTH = 12.5  # inches
 _MOST_POINTS = 2000  # of one line; longer ones are thinned
 _FEW_EPOCHS = 25  # up to this number each epoch has its marker
-_TRAIN, _ALPHA, _VALID = "#1f6fb4", "#7b4ab5", "#2b8a57"
+_TRAIN, _ALPHA, _VALID, _TEST = "#1f6fb4", "#7b4ab5", "#2b8a57", "#c2571a"
+_EVALUATIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (  # of a training: key of the record, label, style
+    ("valid", "held back", {"color": _VALID}),
+    ("valid_ema", "held back, moving average", {"color": _VALID, "linestyle": "--"}),
+    ("test", "test", {"color": _TEST, "linewidth": 2.2}),
+    ("test_ema", "test, moving average", {"color": _TEST, "linestyle": "--"}),
+)
 
 
 @own_style()
@@ -33,12 +39,8 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
     panels = new_figure(_WIDTH, 3.9).subplots(1, 1 + len(others), squeeze=False, width_ratios=[2.5] + [1] * len(others))
     losses, *panels = panels[0]
     tidy(losses, "losses")
-    per_epoch = (epochs[-1].get("step") or 0) / epochs[-1]["epoch"] or 1
-    steps = [record for record in records if record["kind"] == "step"]
-    steps = steps[:: 1 + len(steps) // _MOST_POINTS]
     for name, label, colour in (("train_loss", "train", _TRAIN), ("alpha_loss", "architecture step", _ALPHA)):
-        _line(losses, [r["step"] / per_epoch for r in steps], [r.get(name) for r in steps], color=colour, alpha=0.3)
-        curve(losses, epochs, [r.get(name) for r in epochs], label=label, color=colour)
+        _by_step(losses, records, epochs, name, label, colour)
     curve(losses, epochs, [v.get("loss") for v in valid], label="validation", color=_VALID, linewidth=2.2)
     baseline = [v.get("baseline") for v in valid]
     curve(losses, epochs, baseline, label="validation baseline", color=MUTED, linestyle="--")
@@ -50,9 +52,39 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
 
 
 @own_style()
+def draw_training_losses(records: list[Record], path: str | Path) -> None:
+    """Draw the training loss by step and epoch, and the losses of the evaluations."""
+    epochs = epochs_of(records)
+    axes = new_figure(_WIDTH, 3.9).subplots()
+    tidy(axes, "losses")
+    _by_step(axes, records, epochs, "train_loss", "train", _TRAIN)
+    for name, label, style in _EVALUATIONS:
+        curve(axes, epochs, [(r.get(name) or {}).get("loss") for r in epochs], label=label, **style)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    save(axes.figure, path)
+
+
+@own_style()
+def draw_accuracy(records: list[Record], path: str | Path) -> None:
+    """Draw the top-1 accuracy of each evaluation, in percent."""
+    epochs = epochs_of(records)
+    lines = {name: [(r.get(name) or {}).get("top1") for r in epochs] for name, _, _ in _EVALUATIONS}
+    if not any_value(lines):
+        raise ValueError("no epoch was evaluated")
+    axes = new_figure(_WIDTH, 3.9).subplots()
+    tidy(axes, "top-1 accuracy in %")
+    for name, label, style in _EVALUATIONS:
+        if any_value({name: lines[name]}):
+            curve(axes, epochs, [None if v is None else 100 * v for v in lines[name]], label=label, **style)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    save(axes.figure, path)
+
+
+@own_style()
 def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path) -> None:
-    """Draw, for each kind of cell, each operation's mean relaxed weight by epoch, and all weights of the epoch of the result:
-    the last epoch, or the one that an early stop chose.
+    """Draw, for each kind of cell, each operation's mean relaxed weight by epoch, and all weights of the result's epoch.
+
+    That is the last epoch, or the one that an early stop chose.
 
     settings  the content of settings.json; its `candidates` name the operations of each edge, unless an epoch has its own
     """
@@ -78,6 +110,15 @@ def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path
         title = f"{kind}: weights after epoch {shown['epoch']}"
         draw_heat_map(right, tables[number], ops, edges, wirings.get(kind), title)
     save(figure, path)
+
+
+def _by_step(axes: Axes, records: list[Record], epochs: list[Record], name: str, label: str, colour: str) -> None:
+    """Plot a loss, pale by step and solid by epoch."""
+    per_epoch = (epochs[-1].get("step") or 0) / epochs[-1]["epoch"] or 1
+    steps = [record for record in records if record["kind"] == "step"]
+    steps = steps[:: 1 + len(steps) // _MOST_POINTS]
+    _line(axes, [r["step"] / per_epoch for r in steps], [r.get(name) for r in steps], color=colour, alpha=0.3)
+    curve(axes, epochs, [r.get(name) for r in epochs], label=label, color=colour)
 
 
 def _tables(

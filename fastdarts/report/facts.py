@@ -7,6 +7,8 @@ from fastdarts.registry import OBJECTIVES
 from fastdarts.report.run import Run, valid_of
 from fastdarts.spaces.genotype import collapse_line
 
+_SIZE = (("Parameters", "params"), ("Multiply-adds", "macs"))  # and their keys in genotype.json
+
 
 def headline(run: Run) -> str:
     """Return what was searched, and on which data."""
@@ -36,10 +38,11 @@ def key_figures(run: Run) -> list[tuple[str, str, str]]:
         genes = skips[0][1]
         remark = f"{' | '.join(run.kinds)}, of {genes}; {collapse_line(genes)} is a collapse"
         figures.append(("Skips", " | ".join(str(count) for count, _ in skips), remark))
+    figures += [(name, number(run.result[key]), str(run.result.get("network", ""))) for name, key in _SIZE if key in run.result]
     seconds = sum(line.get("seconds") or 0 for line in run.timing)
     if seconds:
         images = sum((line.get("seconds") or 0) * (line.get("images_per_s") or 0) for line in run.timing)
-        figures.append(("Time", _duration(seconds), f"{number(images / seconds)} images/s"))
+        figures.append(("Time", duration(seconds), f"{number(images / seconds)} images/s"))
     return figures
 
 
@@ -62,6 +65,7 @@ def _against(loss: float | None, baseline: float | None) -> str:
     return f"{abs(share):.1f} % {'above' if share < 0 else 'below'} baseline {number(baseline)}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format seconds as hours and minutes, or minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"

@@ -19,7 +19,7 @@ def candidate_columns(rows: list[list[float]], candidates: list[list[str]] | Non
     rows        E lists of K weights
     candidates  E lists of names, or None to number the places
     """
-    names = candidates or [[f"op {place}" for place in range(len(row))] for row in rows]
+    names = candidates or [[f"op {position}" for position in range(len(row))] for row in rows]
     ops = list(dict.fromkeys(name for edge in names for name in edge))
     return ops, [[ops.index(name) for name in edge] for edge in names]
 
@@ -27,9 +27,9 @@ def candidate_columns(rows: list[list[float]], candidates: list[list[str]] | Non
 def spread(rows: list[list[float]], columns: list[list[int]], width: int) -> np.ma.MaskedArray:
     """Return float64 (E, O), masked where an operation is not among an edge's candidates; padding is dropped."""
     table = np.full((len(columns), width), np.nan)
-    for edge, (row, places) in enumerate(zip(rows, columns, strict=False)):
-        for weight, place in zip(row, places, strict=False):
-            table[edge, place] = weight
+    for edge, (row, positions) in enumerate(zip(rows, columns, strict=False)):
+        for weight, position in zip(row, positions, strict=False):
+            table[edge, position] = weight
     return np.ma.masked_invalid(table)
 
 
@@ -52,15 +52,15 @@ def draw_heat_map(
     edges   the E edge weights (PC-DARTS' edge normalisation), printed with the edges' names, or None
     wiring  the genotype's cell, or None: a DARTS cell without a choice
     """
-    inputs, genes, _ = wiring or Wiring(("c_{k-2}", "c_{k-1}"), (), ())
+    inputs, genes, *_ = wiring or Wiring(("c_{k-2}", "c_{k-1}"), (), ())
     pairs = edge_pairs(len(weights), len(inputs))
     top = max(float(weights.max()), 1e-12) if weights.count() else 1.0
     axes.pcolormesh(weights, cmap="Blues", vmin=0, vmax=top, edgecolors="white", linewidth=1.2)
     for (row, column), weight in np.ndenumerate(weights.filled(np.nan)):
         if np.isfinite(weight):
             colour = "white" if weight > 0.6 * top else INK
-            place: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}
-            axes.text(column + 0.5, row + 0.5, f"{weight:.2f}", fontsize=7.5, color=colour, **place)
+            position: dict[str, Any] = {"ha": "center", "va": "center", "in_layout": False}
+            axes.text(column + 0.5, row + 0.5, f"{weight:.2f}", fontsize=7.5, color=colour, **position)
     for op, state, node in genes:
         if op in ops and (state, node) in pairs:
             corner = ops.index(op) + 0.03, pairs.index((state, node)) + 0.04

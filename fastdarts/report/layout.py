@@ -34,7 +34,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Edge:
+class DrawnEdge:
     """One gene: its polyline from state to node, and the centre of its name."""
 
     op: str
@@ -47,7 +47,7 @@ class Layout:
     """A cell's boxes (inputs, nodes, output), its edges in the genes' order, and the lines of the concatenation."""
 
     boxes: tuple[Box, ...]
-    edges: tuple[Edge, ...]
+    edges: tuple[DrawnEdge, ...]
     concat: tuple[tuple[Point, ...], ...]
     bus: float  # height of the concatenation's line
     top: float
@@ -55,7 +55,7 @@ class Layout:
 
 
 def lanes(wiring: Wiring) -> list[int]:
-    """The lane of each gene, 0 for straight along the row; short edges take the near lanes."""
+    """Return the lane of each gene, 0 for straight along the row; short edges take the near lanes."""
     genes, inputs = wiring.genes, len(wiring.inputs)
     spans = [(max(0, state - inputs + 1), 1 + node) for _, state, node in genes]  # columns, from and to
     taken: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -76,7 +76,7 @@ def place(wiring: Wiring) -> Layout:
     """Lay out a cell of one or two inputs."""
     genes, concat, inputs = wiring.genes, set(wiring.concat), len(wiring.inputs)
     lane = lanes(wiring)
-    nodes = 1 + genes[-1][2]
+    nodes = len(wiring.nodes)
     heights = [_height(n) for n in lane]
     ports = _ports(wiring, lane)
     width = max(0.6, 0.28 * (1 + max((len(group) for group in ports.values()), default=0)))
@@ -101,10 +101,10 @@ def place(wiring: Wiring) -> Layout:
                 path = [(_INPUT / 2, y), *path]
             else:
                 path = [(port(gene, state, True), touch), (port(gene, state, True), y), *path]
-        edges.append(Edge(printable(op), tuple(path), (column[node + 1] - (width + gap) / 2, y)))
+        edges.append(DrawnEdge(printable(op), tuple(path), (column[node + 1] - (width + gap) / 2, y)))
 
     boxes = [_input_box(state, wiring, heights) for state in range(inputs)]
-    boxes += [Box(str(i), column[1 + i], 0.0, width, 2 * _HALF) for i in range(nodes)]
+    boxes += [Box(name, column[1 + i], 0.0, width, 2 * _HALF) for i, name in enumerate(wiring.nodes)]
     bus = _height(min(0, *lane, -1) - 1)
     last = inputs + nodes - 1
     straight, dropped = last in concat, sorted(concat - {last})

@@ -65,14 +65,17 @@ def section(title: str, *parts: str) -> str:
 
 
 def header(title: str, remark: str) -> str:
+    """Return the page's header: its title and a muted remark."""
     return f'<header><h1>{escape(title)}</h1><p class="muted">{escape(remark)}</p></header>'
 
 
 def paragraph(text: str) -> str:
+    """Return a paragraph."""
     return f"<p>{escape(text)}</p>"
 
 
 def subtitle(text: str) -> str:
+    """Return the title of a part of a section."""
     return f"<h3>{escape(text)}</h3>"
 
 

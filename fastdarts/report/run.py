@@ -14,7 +14,9 @@ from fastdarts.spaces.genotype import Genotype, GenotypeError, read_architecture
 Record = dict[str, Any]
 _TYPES: dict[str, Any] = dict.fromkeys(("epoch", "step"), int | None)
 _TYPES |= dict.fromkeys(("train_loss", "alpha_loss", "hessian"), int | float | None)
-_TYPES |= dict.fromkeys(("valid", "cells", "ops", "edges", "benchmark"), dict | None)  # dicts down to numbers
+_TYPES |= dict.fromkeys(
+    ("valid", "test", "valid_ema", "test_ema", "cells", "ops", "edges", "benchmark"), dict | None
+)  # dicts down to numbers
 _TYPES |= {"genotype": str | None, "stopped": dict | None}
 _STOPPED = {"rule": str, "after": int, "epoch": int, "why": str}  # fields of "stopped"
 

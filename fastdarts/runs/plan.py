@@ -1,56 +1,24 @@
 """Plan of a search before it starts: its steps, their memory, the batch size that fits."""
 
-import logging
-from collections import Counter
-from math import lcm
-from typing import NamedTuple
+from functools import partial
 
 import torch
 
-from fastdarts import engine, steps
-from fastdarts.data import placement
+from fastdarts import steps
 from fastdarts.data.prefetch import DEPTH
 from fastdarts.engine import SignalHandler, World
 from fastdarts.inputs.batches import steps_of_an_epoch
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.runs.build import build
+from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, shares
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import METHODS, SoftmaxRelaxation, Stage
 from fastdarts.search.methods import settings_of
 from fastdarts.search.progressive import heaviest, moving_epochs
-from fastdarts.settings import AnySearch, ConfigError, groups
+from fastdarts.settings import ConfigError
 from fastdarts.spaces import Space
 from fastdarts.supernet import Network
-
-log = logging.getLogger("fastdarts")
-
-
-class Free(NamedTuple):
-    """Free bytes per rank on its device, and the device."""
-
-    bytes: int
-    device: str
-
-    def __str__(self) -> str:
-        return f"{placement.gib(self.bytes)} that are free on {self.device}"
-
-
-class Plan(NamedTuple):
-    """Batch size (resolved if automatic), bytes of a rank's step, and the plan's text."""
-
-    batch_size: int
-    memory: int
-    message: str
-
-
-def free_for(settings: groups.Device, world: World) -> Free:
-    """Return the minimum of the ranks' free memory; ranks on one device share it equally."""
-    info = world.info
-    there = (info.rank - info.local_rank, settings.device)  # a node is identified by its first rank
-    every = world.gather((there, steps.free_bytes(settings.device)))
-    sharing = Counter(where for where, _ in every)
-    return Free(min(free // sharing[where] for where, free in every), settings.device)
 
 
 def prepare(resolved: Resolved, images: Images, free: Free, world: World, signals: SignalHandler) -> Plan:
@@ -72,12 +40,12 @@ def _memory(resolved: Resolved, images: Images, world: World, signals: SignalHan
     Raises Stopped, but not while counting a step: an exception in a callback from torch's C++ would end the process.
     """
 
-    def counted(space: Space, stage: Stage) -> int:
+    def memory(space: Space, stage: Stage) -> int:
         signals.check()
         with signals.deferred():
             return _stage_memory(resolved, images, world, space, stage)
 
-    most = max(counted(each, stage) for stage in resolved.stages for each in heaviest(resolved.space, stage))
+    most = max(memory(each, stage) for stage in resolved.stages for each in heaviest(resolved.space, stage))
     signals.check()
     return most
 
@@ -97,7 +65,7 @@ def _stage_memory(resolved: Resolved, images: Images, world: World, space: Space
             amp=settings.amp,
             unrolled=settings.unrolled,
             hessian=bool(settings.hessian_every) or settings.early_stop == "eigenvalue",
-            ahead=2 * (DEPTH + 1),
+            prefetched=2 * (DEPTH + 1),
             averaged=not world.is_single,
         )
     except ValueError as error:  # from BatchNorm, for one value per channel
@@ -108,47 +76,21 @@ def _batch_size(resolved: Resolved, images: Images, free: Free, world: World, si
     """Return the given batch size, or for "auto" the largest that fits. Raises ConfigError if none fits."""
     if resolved.settings.batch_size:
         return resolved.settings.batch_size
-    split = min(len(images.train), len(images.val))
-    found = _largest(resolved, images, free, split, world, signals)
-    multiple = f"multiple of {_multiple(world)}"
-    if not found:
-        raise ConfigError(
-            f"--batch_size auto: no {multiple} fits, neither in {placement.SHARE:.0%} of the {free} "
-            f"nor in the smaller split of {split} images; give a number"
-        )
-    log.info(
-        f"--batch_size auto: {found} images, the largest {multiple} that fits in {placement.SHARE:.0%} of the {free} "
-        f"and in the smaller split of {split} images"
-    )
-    return found
+    peak = partial(_peak, resolved, images, world, signals)
+    return automatic(peak, free, min(len(images.train), len(images.val)), "the smaller split", world)
 
 
-def _multiple(world: World) -> int:
-    """Return the step of the batch sizes to try."""
-    return lcm(steps.STEP, world.size)
-
-
-def _largest(resolved: Resolved, images: Images, free: Free, most: int, world: World, signals: SignalHandler) -> int:
-    """Return the largest batch over all ranks, at most `most`, whose step fits into free memory; 0 if none fits."""
-
-    def peak(batch_size: int) -> int:
-        return _memory(resolved.replaced(batch_size=batch_size), images, world, signals)
-
-    return steps.largest_batch(peak, int(placement.SHARE * free.bytes), most, _multiple(world))
+def _peak(resolved: Resolved, images: Images, world: World, signals: SignalHandler, batch_size: int) -> int:
+    """Return the bytes of a rank's steps with that batch size."""
+    return _memory(resolved.replaced(batch_size=batch_size), images, world, signals)
 
 
 def too_little(resolved: Resolved, images: Images, memory: int, free: Free, world: World, signals: SignalHandler) -> str:
     """Return the remedy after running out of memory, with figures. Ignores signals: a rerun would fail the same way."""
     with signals.deferred():
-        undisturbed = SignalHandler()  # handles no signals
-        largest = _largest(resolved, images, free, resolved.settings.batch_size - 1, world, undisturbed)
-    share, were = resolved.settings.batch_size // world.size, placement.gib(free.bytes)
-    taken = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
-    if not largest:
-        return (
-            f"{taken}: no smaller batch fits either, take smaller images, fewer --init_channels or a larger --partial_channels"
-        )
-    return f"{taken}: --batch_size {largest} is the largest smaller one that fits"
+        peak = partial(_peak, resolved, images, world, SignalHandler())  # handles no signals
+        smaller = "smaller images, fewer --init_channels or a larger --partial_channels"
+        return out_of_memory(peak, resolved.settings.batch_size, memory, free, world, smaller)
 
 
 def _summary(resolved: Resolved, images: Images, memory: int, steps: int, free: Free, world: World) -> str:
@@ -178,12 +120,9 @@ def _summary(resolved: Resolved, images: Images, memory: int, steps: int, free: 
         *_stages(stages),
         f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
         + ("" if world.is_single else ", for each rank"),
-        *_shares(settings, world),
+        *shares(settings, world),
     ]
-    if settings.profile is not None and (last := engine.ProfileRange.parse(settings.profile).last) > steps * settings.epochs:
-        raise ConfigError(
-            f"--profile {settings.profile}: the search has {steps * settings.epochs} steps, none is number {last}"
-        )
+    check_profile(settings.profile, steps * settings.epochs)
     if memory > free.bytes:
         lines.append("note: that is more than is free; --batch_size auto takes what fits")
     if images.excluded:
@@ -211,16 +150,3 @@ def _stages(stages: tuple[Stage, ...]) -> list[str]:
     if len(stages) == 1:
         return []
     return [f"stages of {stages[0].epochs} epochs: {'; '.join(map(str, stages))}"]
-
-
-def _shares(settings: AnySearch, world: World) -> list[str]:
-    """Return the plan's lines on ranks."""
-    if world.is_single:
-        return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []
-    share = settings.batch_size // world.size
-    norm = f"BatchNorm over all {settings.batch_size}" if settings.sync_bn else f"BatchNorm over each rank's {share}"
-    return [
-        f"ranks {world.size} by {world.backend}, {settings.threads} threads each: of every batch of {settings.batch_size} each "
-        f"takes {share}; --learning_rate {settings.learning_rate} is for the whole batch and is not scaled",
-        f"{norm}; running statistics are averaged at every step",
-    ]

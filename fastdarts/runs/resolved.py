@@ -1,4 +1,4 @@
-"""Resolved settings of a search: the objects that settings name, looked up once and passed on."""
+"""Resolved settings of a run: the objects that settings name, looked up once and passed on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -6,8 +6,10 @@ from typing import Any, Self
 
 from fastdarts.inputs.source import DataSet
 from fastdarts.search import Stage, stages_of
-from fastdarts.settings import AnySearch, ConfigError
-from fastdarts.spaces import Space, SpaceError, named
+from fastdarts.settings import AnySearch, ConfigError, RetrainSettings
+from fastdarts.spaces import Architecture, Space, SpaceError, named
+from fastdarts.spaces.file import to_dict
+from fastdarts.spaces.genotype import Genotype
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,36 @@ class Resolved:
     def replaced(self, **changes: Any) -> Self:
         """Return a copy with changed settings that affect neither space nor stages: sizes of images and batches."""
         return replace(self, settings=replace(self.settings, **changes))
+
+    def content(self) -> dict[str, Any]:
+        """Return, by flag, the content of files that settings name, which must agree on all ranks."""
+        return {"--space": to_dict(self.space)}
+
+
+@dataclass(frozen=True)
+class ResolvedTraining:
+    """Settings of a retraining and the objects they name.
+
+    settings      settings of the command; `genotype` is the architecture's text
+    dataset       row of the data set
+    architecture  what is trained
+    """
+
+    settings: RetrainSettings
+    dataset: DataSet
+    architecture: Genotype | Architecture
+
+    def kept(self, saved: Mapping[str, Any]) -> Self:
+        """Return a copy with a saved run's choices for automatic settings."""
+        return replace(self, settings=self.settings.kept(saved))
+
+    def replaced(self, **changes: Any) -> Self:
+        """Return a copy with changed settings that do not affect the architecture."""
+        return replace(self, settings=replace(self.settings, **changes))
+
+    def content(self) -> dict[str, Any]:
+        """Return nothing: the architecture's text is a setting."""
+        return {}
+
+
+AnyResolved = Resolved | ResolvedTraining

@@ -1,10 +1,7 @@
 """Run a search: run folder, images, plan, input, search, session. Shared by all search commands."""
 
 import logging
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import asdict
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +15,16 @@ from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.report import write_report
 from fastdarts.runs.build import benchmark_of, build
-from fastdarts.runs.plan import free_for, prepare, too_little
+from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, say_what_changed
+from fastdarts.runs.plan import prepare, too_little
+from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.runs.search_session import PICTURES, SearchReporter
 from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Search, Stage
-from fastdarts.settings import AnySearch
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
-from fastdarts.steps import CapturedBilevel
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps import CapturedSteps
+from fastdarts.steps.stage_timer import StageTimer
 from fastdarts.supernet import Network
 
 log = logging.getLogger("fastdarts")
@@ -54,9 +52,9 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         forecast = world.on_rank_zero(lambda: dataset.forecast(resolved.settings, images, prepared.memory, world))
         log.info(f"{prepared.message}\n{forecast}")
         return folder.path
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if folder.saved is not None:
-            world.on_rank_zero(lambda: held.enter_context(folder.locked()))
+            world.on_rank_zero(lambda: stack.enter_context(folder.locked()))
         found = world.on_rank_zero(lambda: images.ready(resolved.settings, cores, folder.saved is not None), Images.splits)
         images = found if world.is_main else images.taking(found)
         if images.excluded:
@@ -64,23 +62,23 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         memory, plan = prepared.memory, prepared.message
         resolved = resolved.replaced(batch_size=prepared.batch_size)
         settings = resolved.settings
-        held.enter_context(steps.memory_told(lambda: too_little(resolved, images, memory, free, world, signals)))
+        stack.enter_context(steps.memory_errors_explained(lambda: too_little(resolved, images, memory, free, world, signals)))
         saved = None if folder.saved is None else folder.saved.get("input")
         options = {"threads": cores, "saved": saved, "reserved": memory, "pictures": PICTURES, "world": world}
-        given = held.enter_context(closing(dataset.open_input(settings, images, **options)))
-        stages = Stages() if world.is_main else None
-        search = _start(resolved, images, given, world, stages)
+        loaders = stack.enter_context(closing(dataset.open_input(settings, images, **options)))
+        stages = StageTimer() if world.is_main else None
+        search = _start(resolved, images, loaders, world, stages)
         if folder.saved is None:
-            more = {"input": given.facts, "ranks": world.size}
-            world.on_rank_zero(lambda: _begin(held.enter_context, _facts(name, resolved, images) | more, images, folder))
+            more = {"input": loaders.facts, "ranks": world.size}
+            world.on_rank_zero(lambda: begin(stack.enter_context, _facts(name, resolved, images) | more, images, folder))
         if world.is_main:
-            held.enter_context(engine.log_to(folder["log.txt"]))
+            stack.enter_context(engine.log_to(folder["log.txt"]))
         log.info(plan)
         log.info(f"run folder {folder.path}, {provenance.commit()}")
-        log.info(given.message)
-        _say_what_changed(folder, settings, world)
-        more = {"report": write_report, "benchmark": benchmark, "stages": stages}
-        reporter = SearchReporter(search, folder, settings, given.pictures, **more)
+        log.info(loaders.message)
+        say_what_changed(folder, settings.threads, settings.sync_bn, world)
+        more = {"network": dataset.stem, "report": write_report, "benchmark": benchmark, "stages": stages}
+        reporter = SearchReporter(search, folder, settings, loaders.pictures, **more)
         session = Session(search, folder, settings, reporter, files=images.index.files, signals=signals, world=world)
         try:
             session.run()
@@ -94,29 +92,20 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
 
 
 def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
-    """Open the run folder on rank 0. Raises RunFolderError."""
+    """Open the run folder on rank 0. Raises RunFolderError, also if the run began with other candidates."""
     settings, space = resolved.settings, resolved.space
 
-    def opened() -> RunFolder:
-        folder = RunFolder.open(path, settings)
+    def check(folder: RunFolder) -> None:
         if (folder.saved or {}).get("space", to_dict(space)) != to_dict(space):
             raise RunFolderError(
-                f"--space {settings.space}: its candidates are not those that {path} began with: put the file back, or begin "
-                "in another folder"
+                f"--space {settings.space}: its candidates are not those that {folder.path} began with: put the file back, or "
+                "begin in another folder"
             )
-        return folder
 
-    name = f"{command.replace('_', '-')}-{settings.objective}-{time.strftime('%Y%m%d-%H%M%S')}"
-    path = Path(settings.save or name)
-    found = world.on_rank_zero(opened, lambda folder: folder.saved)
-    if world.is_main:
-        return found
-    folder = RunFolder(path)
-    folder.saved = found
-    return folder
+    return open_folder(settings.save, f"{command.replace('_', '-')}-{settings.objective}", settings, world, check)
 
 
-def _start(resolved: Resolved, images: Images, given: Input, world: World, timer: Stages | None) -> Search:
+def _start(resolved: Resolved, images: Images, loaders: Input, world: World, timer: StageTimer | None) -> Search:
     """Create the search, with equal weights on all ranks; `timer` follows its steps."""
     settings = resolved.settings
 
@@ -129,19 +118,18 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World, timer
         draw_apart(world)
         return supernet, objective
 
-    def captured(bilevel: Bilevel) -> CapturedBilevel:
-        steps = CapturedBilevel(bilevel, settings.cuda_graph)
-        return steps if timer is None else timer.follow(steps)
+    def captured(bilevel: Bilevel) -> CapturedSteps:
+        return CapturedSteps(bilevel if timer is None else timer.follow(bilevel), settings.cuda_graph)
 
     stages = Progressive(resolved.stages, make, settings.seed)
     supernet, objective = stages.begin(0, resolved.space)
     search = Search(
         supernet,
         objective,
-        given.train,
-        given.val,
+        loaders.train,
+        loaders.val,
         settings,
-        eval_loader=given.evaluation,
+        eval_loader=loaders.evaluation,
         ranks=None if world.is_single else world,
         captured=captured,
         method=METHODS[settings.method],
@@ -151,48 +139,10 @@ def _start(resolved: Resolved, images: Images, given: Input, world: World, timer
     return search
 
 
-def draw_apart(world: World) -> None:
-    """Reseed torch's generators per rank, so that noise and dropout differ between ranks, as their images do.
-
-    Each rank's seed is derived from the generators' state; a single process keeps its generators unchanged.
-    """
-    if not world.is_single:
-        torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)
-
-
-def _begin(
-    hold: Callable[[AbstractContextManager[None]], None], facts: dict[str, Any], images: Images, folder: RunFolder
-) -> None:
-    """Create the folder of a new run, locked for the lifetime of `hold`."""
-    hold(folder.locked())
-    images.write(folder)
-    folder.create(facts)
-
-
-def _say_what_changed(folder: RunFolder, settings: AnySearch, world: World) -> None:
-    """Log how a continued run differs from its start, and the effect."""
-    if folder.saved is None or not world.is_main:
-        return
-    ranks, threads = folder.saved.get("ranks", 1), folder.saved["settings"].get("threads", settings.threads)
-    if ranks != world.size:
-        norm = "" if settings.sync_bn else ", and BatchNorm's statistics are of other shares of a batch"
-        log.warning(f"the run began with {ranks} ranks and goes on with {world.size}: images stay the same, sums round{norm}")
-    elif threads != settings.threads:
-        log.warning(
-            f"the run began with {threads} threads and goes on with {settings.threads}: torch's sums may round otherwise"
-        )
-
-
 def _facts(command: str, resolved: Resolved, images: Images) -> dict[str, Any]:
     """Return the content of settings.json."""
-    settings, space = resolved.settings, resolved.space
-    return {
-        "command": command,
-        "settings": asdict(settings),
-        "data": images.facts() | {"is_sample": settings.data is None},
+    space = resolved.space
+    return facts_of(command, resolved.settings, images, is_sample=resolved.settings.data is None) | {
         "space": to_dict(space),
         "candidates": {kind: space.candidates(kind) for kind in space.kinds},
-        "commit": provenance.commit(),
-        "versions": provenance.versions(),
-        "machine": provenance.machine(),
     }

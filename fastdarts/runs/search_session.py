@@ -12,15 +12,16 @@ import torch
 from fastdarts.batch import Batch
 from fastdarts.engine import Reporter, RunFolder, write_text
 from fastdarts.logs import warn_once
+from fastdarts.networks import NetworkKind, count, standard_shape
 from fastdarts.objectives import Reconstructing
 from fastdarts.optim import seeded
 from fastdarts.report import NotDrawn, drawing, picture_grid
 from fastdarts.search import Search
 from fastdarts.settings import RunSettings
-from fastdarts.spaces import Space
-from fastdarts.spaces.genotype import collapse_line, read_architecture
+from fastdarts.spaces import Architecture, Space
+from fastdarts.spaces.genotype import Genotype, collapse_line, read_architecture
 from fastdarts.spaces.lookup import CELLS, Lookup, TableError
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps.stage_timer import StageTimer
 
 PICTURES = 8  # images of the reconstruction picture
 log = logging.getLogger("fastdarts")
@@ -30,6 +31,7 @@ class SearchReporter(Reporter):
     """Reporter that maintains genotype.json, reconstruction.png and the report of a search.
 
     pictures   one batch of images for the reconstruction picture
+    network    network that DARTS' cells are trained in afterwards
     report     function that draws the report of a run folder
     benchmark  table to look up the genotype after each epoch, and its rank at the end
     stages     timer of the search's steps
@@ -42,12 +44,13 @@ class SearchReporter(Reporter):
         settings: RunSettings,
         pictures: Iterable[Batch],
         *,
+        network: NetworkKind,
         report: Callable[[Path], object],
         benchmark: Lookup | None = None,
-        stages: Stages | None = None,
+        stages: StageTimer | None = None,
     ) -> None:
         self.search, self.folder, self.settings, self.pictures = search, folder, settings, pictures
-        self.report, self.benchmark, self.stages = report, benchmark, stages
+        self.network, self.report, self.benchmark, self.stages = network, report, benchmark, stages
 
     def stage_seconds(self) -> dict[str, float] | None:
         return None if self.stages is None else self.stages.drain()
@@ -110,12 +113,22 @@ class SearchReporter(Reporter):
         facts = {"epoch": stop.epoch if stop else self.search.epoch, "space": self.search.supernet.space.name}
         layers = self.search.stages[self.search.stage].layers or s.layers
         size = {"layers": layers} if self.search.supernet.space.skeleton == "darts" else {"stage_cells": s.stage_cells}
-        facts |= {"init_channels": s.init_channels, **size, "seed": s.seed}
+        facts |= {"init_channels": s.init_channels, **size, "seed": s.seed} | self._counts(cell)
         if self.benchmark is not None:
             facts["benchmark"] = looked_up(self.benchmark, cell, ranks)
         elif (stored := self._stored()).get("text") == str(cell) and "benchmark" in stored:
             facts["benchmark"] = stored["benchmark"]
         return cell.to_json(**facts | ({"stopped": stop.facts()} if stop else {}))
+
+    def _counts(self, cell: Genotype | Architecture) -> dict[str, Any]:
+        """Return parameters and multiply-adds of the network that papers train from the cell; {} if they are not known."""
+        shape = standard_shape(cell, None if isinstance(cell, Architecture) else self.network)
+        try:
+            counts = count(cell, shape)
+        except ValueError as error:
+            warn_once(f"genotype.json goes without parameters and multiply-adds: {error}")
+            return {}
+        return {"params": counts["params"], "macs": counts["macs"], "network": str(shape)}
 
     def _stored(self) -> dict[str, Any]:
         """Return the content of genotype.json, {} if it cannot be read."""

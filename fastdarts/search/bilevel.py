@@ -4,32 +4,30 @@ min_alpha L_val(w*(alpha), alpha)  subject to  w*(alpha) = argmin_w L_train(w, a
 """
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import Objective
 from fastdarts.ops.philox import Stream
+from fastdarts.optim.pieces import average, means, run_pieces, take_update
 from fastdarts.optim.precision import Precision
-from fastdarts.optim.updates import Buffers, Kept, non_finite, step_if_finite
+from fastdarts.optim.updates import Buffers, Kept, guarded_step, non_finite
+from fastdarts.protocols import Pieces, Reduce, Update
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.supernet import Network, same_draws
+from fastdarts.supernet import Network, shared_noise
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
 UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
 
-T = TypeVar("T")
-Reduce = Callable[[Tensor], None]  # replaces a flat tensor by its mean over the ranks, in place
-Pieces = Generator[Tensor, None, T]  # yields each flat tensor that has to be averaged before it resumes
 Gradient = tuple[Tensor, list[Tensor]]  # a detached scalar loss, and its gradient w.r.t. each parameter of alpha
 
 
 class Bilevel:
-    """Update alpha and the weights as DARTS does.
+    """Update alpha and the weights as DARTS does: protocols.Updates.
 
     weight_optimizer  torch.optim.SGD over `weights` (the supernet's and the objective's parameters), one group
     arch_optimizer    any optimizer over `relaxation.parameters()`
@@ -39,9 +37,8 @@ class Bilevel:
     weights_first     update the weights before alpha (DARTS updates alpha first)
     precision         of the forward passes; default: the weights' dtype
     reduce            averages a tensor over the ranks of a distributed search, each with an equal share of every batch. One
-                      flat
-                      tensor carries the losses, gradients and running statistics of an update, so all ranks step alike and
-                      skip alike. The second order first averages its virtual gradient and v. All ranks start with equal
+                      flat tensor carries the losses, gradients and running statistics of an update, so all ranks step alike
+                      and skip alike. The second order first averages its virtual gradient and v. All ranks start with equal
                       weights, alpha and buffers, and end every step with them
 
     Every train-mode forward updates BatchNorm's running statistics, except the one at the virtual weights, which DARTS
@@ -75,7 +72,8 @@ class Bilevel:
         self.weights: list[Tensor] = group["params"]
         self.device = self.weights[0].device
         self.precision = precision or Precision(device=self.device)
-        self.reduce = reduce
+        self.reduce: Reduce | None = reduce
+        self.stage: Callable[[str], AbstractContextManager[Any]] = nullcontext
         self.skipped = torch.zeros(2, dtype=torch.int64, device=self.device)
         self._buffers = Buffers(supernet, objective)
 
@@ -84,21 +82,48 @@ class Bilevel:
 
         step: int64 tensor of one element on the batches' device; keys the randomness of this step.
         """
-        val_loss = None
-        if val is not None and not self.weights_first:
-            val_loss = self.arch_step(step, train, val)
-        train_loss = self.weight_step(step, train)
-        if val is not None and self.weights_first:
-            val_loss = self.arch_step(step, train, val)
-        return train_loss, val_loss
+        losses = {update: take_update(self, update, step, train, val) for update in self.order(val is not None)}
+        return losses["weights"], losses.get("alpha")
+
+    @property
+    def optimizers(self) -> dict[Update, torch.optim.Optimizer]:
+        return {"weights": self.weight_optimizer, "alpha": self.arch_optimizer}
+
+    def order(self, with_val: bool) -> tuple[Update, ...]:
+        if not with_val:
+            return ("weights",)
+        return ("weights", "alpha") if self.weights_first else ("alpha", "weights")
+
+    def captured_before(self, update: Update) -> tuple[Update, ...]:
+        # second order reads the momentum: the graph includes it only if the weights' warm-up created the buffers before
+        return ("weights",) if self.unrolled and update == "alpha" else ()
+
+    def tensors(self) -> list[Tensor]:
+        modules = [t for m in (self.supernet, self.objective) for t in (*m.parameters(), *m.buffers())]
+        scale = self.precision.scale
+        scales = [] if scale is None else [scale.value, scale.good]
+        return [*self.weights, *modules, *self.relaxation.parameters(), self.skipped, *scales]
+
+    def obstacle(self) -> str | None:
+        if self.supernet.sync is None:
+            return None
+        return "BatchNorm's sums are synchronised between the ranks within the forward pass"
 
     def weight_step(self, step: Tensor, train: Batch) -> Tensor:
         """Update the weights along the training loss' gradient. Weights that the loss does not reach stay unchanged."""
-        return self._run(self.weight_pieces(step, train))
+        return take_update(self, "weights", step, train, None)
 
     def arch_step(self, step: Tensor, train: Batch, val: Batch) -> Tensor:
         """Update alpha (and beta) along the validation loss' gradient."""
-        return self._run(self.arch_pieces(step, train, val))
+        return take_update(self, "alpha", step, train, val)
+
+    def pieces(self, update: Update, step: Tensor, train: Batch, val: Batch | None) -> Pieces[Tensor]:
+        """Run weight_step or arch_step in pieces. Raises ValueError for alpha without a second batch."""
+        if update == "weights":
+            return self.weight_pieces(step, train)
+        if val is None:
+            raise ValueError("alpha is updated on a validation batch: give one")
+        return self.arch_pieces(step, train, val)
 
     def weight_pieces(self, step: Tensor, train: Batch) -> Pieces[Tensor]:
         """Run weight_step in pieces: yield each tensor to average; one piece without `reduce`."""
@@ -109,9 +134,10 @@ class Bilevel:
         # and it keeps the images' memory format, but torch's fused SGD expects a gradient in its weight's format
         self.precision.scaled(loss).backward(inputs=self.weights)
         loss, grads = loss.detach(), [w.grad for w in self.weights if w.grad is not None]
-        yield from self._average([loss, *grads, *before.floating])
+        yield from average([loss, *grads, *before.floating], self.reduce)
         bad = non_finite(loss, grads, self.precision.inverse())
-        self._update(bad, self.weight_optimizer, self.weights, self.grad_clip, before, self.skipped[0])
+        with self.stage("optimizer"):
+            self._update(bad, self.weight_optimizer, self.weights, self.grad_clip, before, self.skipped[0])
         return loss
 
     def arch_pieces(self, step: Tensor, train: Batch, val: Batch) -> Pieces[Tensor]:
@@ -125,35 +151,11 @@ class Bilevel:
         grads = [g.contiguous() for g in grads]
         for a, g in zip(parameters, grads, strict=True):
             a.grad = g
-        yield from self._average([loss, *grads, *before.floating])
+        yield from average([loss, *grads, *before.floating], self.reduce)
         bad = non_finite(loss, grads, self.precision.one)
-        self._update(bad, self.arch_optimizer, parameters, self.arch_grad_clip, before, self.skipped[1])
+        with self.stage("optimizer"):
+            self._update(bad, self.arch_optimizer, parameters, self.arch_grad_clip, before, self.skipped[1])
         return loss
-
-    def _run(self, pieces: Pieces[T]) -> T:
-        """Run all pieces one after the other and return the result."""
-        while True:
-            try:
-                flat = next(pieces)
-            except StopIteration as end:
-                return end.value
-            if self.reduce is not None:  # without it nothing is yielded
-                self.reduce(flat)
-
-    def _average(self, tensors: list[Tensor]) -> Pieces[None]:
-        """Replace the tensors by their means over the ranks, in place."""
-        if self.reduce is not None:
-            means = yield from self._means(tensors)
-            torch._foreach_copy_(tensors, means)
-
-    def _means(self, tensors: list[Tensor]) -> Pieces[list[Tensor]]:
-        """Return the tensors' means over the ranks; without `reduce`, the tensors themselves."""
-        if self.reduce is None:
-            return tensors
-        flat = torch.cat([t.reshape(-1) for t in tensors])
-        yield flat
-        pieces = flat.split([t.numel() for t in tensors])
-        return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
 
     def _update(
         self,
@@ -165,18 +167,11 @@ class Bilevel:
         skipped: Tensor,
     ) -> None:
         """Clip the gradients and step along them; if `bad` is 1, restore the state before and count the skipped update."""
-        if clip:
-            clip_grad_norm_(parameters, clip)
-        step_if_finite(bad, optimizer)
-        optimizer.zero_grad()
-        before.restore_where(bad)
-        skipped += bad.long()
-        if self.precision.scale is not None:
-            self.precision.scale.update(bad)
+        guarded_step(bad, optimizer, parameters, clip, before, skipped, self.precision)
 
     def first_order_gradient(self, step: Tensor, train: Batch, val: Batch) -> Gradient:
         """Return L_val(w, alpha) and its gradient w.r.t. alpha on this rank's share; no weight gradients are computed."""
-        with held(self.weights):
+        with frozen(self.weights):
             loss = self._val_loss(step, val)
             return loss.detach(), self._gradients(loss, self.relaxation.parameters())
 
@@ -187,7 +182,7 @@ class Bilevel:
         The weights are restored exactly. w' and v are averaged over the ranks; loss and gradient are those of this rank's
         share.
         """
-        return self._run(self._unrolled(step, train, val))
+        return run_pieces(self._unrolled(step, train, val), self.reduce)
 
     def _unrolled(self, step: Tensor, train: Batch, val: Batch) -> Pieces[Gradient]:
         (group,) = self.weight_optimizer.param_groups
@@ -200,13 +195,13 @@ class Bilevel:
                 loss = self._val_loss(step, val)
                 grads = self._gradients(loss, [*alpha, *self.weights], **UNUSED)
             d_alpha = grads[: len(alpha)]
-            v = yield from self._means(grads[len(alpha) :])
+            v = yield from means(grads[len(alpha) :], self.reduce)
             R = FINITE_DIFFERENCE / torch.stack(torch._foreach_norm(v)).norm()
             weights = self.relaxation.weights(Stream.TRAIN)  # once: a relaxation may sample
             mixing = [t for of_kind in weights.values() for t in of_kind if t is not None]
             sides = []
             # always in full precision, which resolves so small a difference, and with the same noise on either side
-            with held(self.weights), same_draws(self.supernet):
+            with frozen(self.weights), shared_noise(self.supernet):
                 for sign in (1, -1):
                     self._place(saved, v, sign * R)
                     side = self.objective(self.supernet, weights, train, step, Stream.TRAIN)
@@ -224,7 +219,7 @@ class Bilevel:
         that the loss at the virtual weights stays defined.
         """
         grads, overflow = self._gradients(loss, self.weights, **UNUSED), None
-        loss, *grads = yield from self._means([loss.detach(), *grads])
+        loss, *grads = yield from means([loss.detach(), *grads], self.reduce)
         if self.precision.scale is not None:
             overflow = non_finite(loss, grads, self.precision.one).bool()
             grads = [g.masked_fill(overflow, 0.0) for g in grads]
@@ -261,7 +256,7 @@ class Bilevel:
 
 
 @contextmanager
-def held(weights: list[Tensor]) -> Generator[None]:
+def frozen(weights: list[Tensor]) -> Generator[None]:
     """Freeze `weights` inside the context: a fused op decides in its forward whether its backward computes their gradients."""
     moving = [w for w in weights if w.requires_grad]
     try:

@@ -11,7 +11,7 @@ from fastdarts.ops.philox import Stream
 from fastdarts.optim.precision import Precision
 from fastdarts.optim.randomness import seeded
 from fastdarts.protocols import Ranks
-from fastdarts.search.bilevel import Bilevel, frozen_buffers, held
+from fastdarts.search.bilevel import Bilevel, frozen, frozen_buffers
 from fastdarts.search.collapse import dominant_eigenvalue
 from fastdarts.spaces import Kind
 from fastdarts.supernet import CellWeights, Network
@@ -73,5 +73,5 @@ def hessian(bilevel: Bilevel, batch: Batch, ranks: Ranks | None = None) -> float
 
     supernet.train()
     objective.train()
-    with frozen_buffers(supernet, objective), held(bilevel.weights):
+    with frozen_buffers(supernet, objective), frozen(bilevel.weights):
         return dominant_eigenvalue(gradient, alpha)

@@ -60,7 +60,7 @@ class SoftmaxRelaxation:
         return None
 
     def epoch_ended(self, epoch: int) -> None:
-        """Hook after the last step of each epoch (from 1) that updates alpha, for decisions made once per epoch.
+        """Run after the last step of each epoch (from 1) that updates alpha: the hook for decisions made once per epoch.
 
         It may change tensors of `state_dict` in place, and no others: captured steps keep reading them. All ranks must change
         them alike.
@@ -84,11 +84,11 @@ class SoftmaxRelaxation:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Copy the values in place, which keeps the optimizers' parameters. Raises ValueError for another space's state."""
-        for name, mine in (("alpha", self.alpha), ("beta", self.beta)):
-            shapes = {kind: tuple(t.shape) for kind, t in mine.items()}
-            given = {kind: tuple(t.shape) for kind, t in state[name].items()}
-            if shapes != given:
-                raise ValueError(f"{name} of another space: shapes {given}, expected {shapes}")
+        for name, own in (("alpha", self.alpha), ("beta", self.beta)):
+            shapes = {kind: tuple(t.shape) for kind, t in own.items()}
+            saved = {kind: tuple(t.shape) for kind, t in state[name].items()}
+            if shapes != saved:
+                raise ValueError(f"{name} of another space: shapes {saved}, expected {shapes}")
             with torch.no_grad():
-                for kind, tensor in mine.items():
+                for kind, tensor in own.items():
                     tensor.copy_(state[name][kind])

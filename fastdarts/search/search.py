@@ -14,7 +14,7 @@ from fastdarts.objectives import Objective
 from fastdarts.optim.epoch import Epoch
 from fastdarts.optim.optimizers import load_optimizer, optimizer_state, set_rate
 from fastdarts.optim.schedules import learning_rate
-from fastdarts.protocols import NO_HOOKS, Batches, DivergedError, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
+from fastdarts.protocols import NO_HOOKS, Batches, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
@@ -32,6 +32,7 @@ log = logging.getLogger("fastdarts")
 
 
 PARTS = Part("the weights", "train"), Part("alpha", "alpha")  # in the order of Bilevel.skipped
+LOSSES = "train", "val"  # of an epoch's steps, by part
 
 
 class Search:
@@ -42,7 +43,7 @@ class Search:
     settings                  learning rates, schedules, order; settings.seed initialises alpha
     eval_loader               a finite iterable of batches for `evaluate`, or None
     ranks                     the ranks of a distributed search; None: this process alone. Losses and metrics are over all ranks
-    captured                  wraps a Bilevel so that its steps are captured (steps.cuda_graph.CapturedBilevel); None: no
+    captured                  wraps a Bilevel so that its steps are captured (steps.cuda_graph.CapturedSteps); None: no
                               wrapper. Called for the Bilevel of each stage
     method                    provides relaxation and selection; the rest of a method is in the settings
     progressive               a search in stages, whose first stage has `supernet` and `objective`; settings.epochs counts all
@@ -85,7 +86,7 @@ class Search:
         self.history: list[Seen] = []  # statistics for early stopping, of the epochs that updated alpha
         self._install(supernet, objective, 0)
         self.epoch = 0  # finished epochs
-        self.part = Epoch()  # the current epoch
+        self.part = Epoch.of(*LOSSES)  # the current epoch
         self.positions = self._positions()  # of the loaders, after the last finished step
         self.step = torch.zeros(1, dtype=torch.int64, device=self.device)  # finished steps: keys their randomness
 
@@ -144,16 +145,15 @@ class Search:
             yield self.run_epoch(hooks)
 
     def run_epoch(self, hooks: Hooks = NO_HOOKS) -> dict[str, Any]:
-        """Run one epoch, or its remaining steps. Returns plain values: losses (means over the epoch), rates, genotype, weights,
-        collapse statistics.
+        """Run one epoch, or its remaining steps; returns its record.
 
         Raises DivergedError if half of its losses are not finite, or if all updates of the weights or of alpha were skipped.
-        The keys are those of a `metrics.jsonl` line of kind "epoch". "seconds" counts the steps alone, "input_seconds" of it
-        the
-        waiting for batches; "images_per_s" is their rate. Optional keys, present only where they apply: "skipped" updates (of
-        the weights, of alpha), "not_finite" losses (train, alpha), which the means exclude; "stopped" if early stopping
-        ends the search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates". "cells"
-        describes the cell without settings.skip_limit.
+        The record holds plain values: losses (means over the epoch), rates, genotype, weights, collapse statistics. Its keys
+        are those of a `metrics.jsonl` line of kind "epoch". "seconds" counts the steps alone, "input_seconds" of it the waiting
+        for batches; "images_per_s" is their rate. Optional keys, present only where they apply: "skipped" updates (of the
+        weights, of alpha), "not_finite" losses (train, alpha), which the means exclude; "stopped" if early stopping ends the
+        search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates". "cells" describes
+        the cell without settings.skip_limit.
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
         self._next_stage()
@@ -173,7 +173,8 @@ class Search:
         epoch = self.epoch + 1
         record = {"epoch": epoch, "step": epoch * steps, "lr": rate, "train_loss": train.value, "alpha_loss": alpha.value}
         seconds = perf_counter() - began
-        self._check(record)
+        reporting = self.ranks is None or self.ranks.is_main
+        part.check(record, PARTS, self.skipped.tolist(), seeking=self.seeking(), message=reporting)
         due = epoch % s.eval_every == 0 or epoch == s.epochs
         with hooks.interruptible():
             record["valid"] = self.evaluate(hooks) if due and self.eval_loader is not None else None
@@ -187,7 +188,7 @@ class Search:
                 with hooks.interruptible():
                     record["valid"] = self.evaluate(hooks)
         record |= {"seconds": seconds, "input_seconds": part.input_seconds, "images_per_s": part.images / seconds}
-        self.epoch, self.part, self.history = epoch, Epoch(), history
+        self.epoch, self.part, self.history = epoch, Epoch.of(*LOSSES), history
         return record
 
     def _history(self, record: dict[str, Any]) -> list[Seen]:
@@ -226,9 +227,9 @@ class Search:
         self.step += 1
         count = (len(train.index) + (0 if val is None else len(val.index))) * (self.ranks.size if self.ranks else 1)
         part.images += count
-        part.train.append(train_loss)
+        part.losses["train"].append(train_loss)
         if val_loss is not None:
-            part.val.append(val_loss)
+            part.losses["val"].append(val_loss)
         part.seconds = perf_counter() - began
         self.positions = self._positions()
         if moving and part.steps == len(self.train_loader):  # with the last step, so that a resumed search does not repeat it
@@ -236,25 +237,6 @@ class Search:
         losses, index = (train_loss, val_loss), (train.index, None if val is None else val.index)
         steps = self.done.steps, self.total.steps
         hooks.on_step(StepReport(self.epoch + 1, *steps, count, losses, self.skipped, index))
-
-    def _check(self, record: dict[str, Any]) -> None:
-        """Raise DivergedError if the epoch failed; log and record its skipped updates and non-finite losses."""
-        epoch, means = f"epoch {record['epoch']}", self.part.means()
-        if any(mean.bad and 2 * mean.bad >= mean.of for mean in means):
-            losses = " and ".join(f"{m.bad} of {m.of} {part.loss}" for m, part in zip(means, PARTS, strict=True) if m.of)
-            raise DivergedError(f"{epoch}: the losses are not finite ({losses}); try a smaller learning_rate")
-        if any(mean.bad for mean in means):
-            record["not_finite"] = [mean.bad for mean in means]
-        skipped = self.skipped.tolist()
-        if not any(skipped):
-            return
-        record["skipped"] = skipped
-        parts = zip(skipped, means, PARTS, strict=True)
-        told = " and ".join(f"{n} of {mean.of} updates of {part.name}" for n, mean, part in parts if n)
-        if not self.seeking() and any(n == mean.of for n, mean in zip(skipped, means, strict=True) if mean.of):
-            raise DivergedError(f"{epoch}: {told} had gradients that are not finite; try a smaller learning_rate")
-        if self.ranks is None or self.ranks.is_main:
-            log.warning(f"{epoch}: {told} were skipped, their gradients were not finite")
 
     def seeking(self) -> bool:
         """Return whether this float16 search still skips updates to find its initial loss scale."""
@@ -269,8 +251,8 @@ class Search:
 
     def evaluate(self, hooks: Hooks = NO_HOOKS) -> dict[str, float]:
         """Return the objective's metrics over `eval_loader` (see evaluation.evaluate)."""
-        how = {"ranks": self.ranks, "precision": self.precision}
-        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **how)
+        options = {"ranks": self.ranks, "precision": self.precision}
+        return evaluate(self.supernet, self.objective, self._weights(), hooks.batches(self._evaluated()), **options)
 
     def hessian(self) -> float:
         """Return the largest eigenvalue of the validation Hessian in alpha (evaluation.hessian), on the first batch."""
@@ -309,7 +291,8 @@ class Search:
         """Resume from `state`. Raises ValueError for a state of a stage that this search does not have."""
         self._go_to(state)
         self.epoch = state["epoch"]
-        self.part = Epoch.from_state(state["part"], self.device) if "part" in state else Epoch()
+        begun = Epoch.of(*LOSSES)
+        self.part = begun.restored(state["part"], self.device) if "part" in state else begun
         self.history = state.get("history", [])
         self.step.copy_(state["step"])
         self.supernet.load_state_dict(state["supernet"])
@@ -347,7 +330,7 @@ class Search:
     def done(self) -> Extent:
         """Return the finished extent: whole epochs, and every step."""
         steps = self.epoch * len(self.train_loader) + self.part.steps
-        passes = self._passes(self.epoch) + len(self.part.train) + len(self.part.val)
+        passes = self._passes(self.epoch) + self.part.passes
         return Extent(self.epoch, steps, passes)
 
     @property

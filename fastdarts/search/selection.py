@@ -39,7 +39,7 @@ def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int, selec
         genotype = selection(space, weights)
         if isinstance(genotype, Architecture):
             raise ValueError("skip_limit: skips are limited in DARTS' cells only, and the selection gave another one")
-        skips = [space.edges_of_node(i // 2)[state] for i, (op, state) in enumerate(genotype.normal) if op == SKIP]
+        skips = [space.edges_of_node(node - 2)[state] for op, node, state in genotype.genes("normal") if op == SKIP]
         if len(skips) <= most:
             return genotype
         space, weights = _without_weakest_skip(space, weights, skips)
@@ -55,24 +55,24 @@ def check_skip_limit(space: Space, candidates: int | None = None) -> None:
     for edge, names in enumerate(space.normal):
         left = len(names) if candidates is None else min(candidates, len(names))
         if left <= len({"none", SKIP}.intersection(names)):
-            few = f"of its candidates {', '.join(names)} there may be no other left than none and {SKIP}"
-            raise ValueError(f"skip_limit: normal edge {edge} of space {space.name} cannot do without its skip, {few}")
+            unavoidable = f"of its candidates {', '.join(names)} there may be no other left than none and {SKIP}"
+            raise ValueError(f"skip_limit: normal edge {edge} of space {space.name} cannot do without its skip, {unavoidable}")
 
 
 def _without_weakest_skip(
     space: Space, weights: dict[Kind, CellWeights], edges: list[int]
 ) -> tuple[Space, dict[Kind, CellWeights]]:
     """Return both without the skip of smallest weight among the normal cell's `edges`."""
-    ops, factors = weights["normal"]
-    strength = ops if factors is None else ops * factors[:, None]
+    ops, by_edge = weights["normal"]
+    strength = ops if by_edge is None else ops * by_edge[:, None]
     edge = min(edges, key=lambda e: strength[e, space.normal[e].index(SKIP)].item())
-    place = space.normal[edge].index(SKIP)
+    position = space.normal[edge].index(SKIP)
     row = ops[edge]
     ops = ops.clone()
-    ops[edge] = torch.cat([row[:place], row[place + 1 :], row.new_zeros(1)])
+    ops[edge] = torch.cat([row[:position], row[position + 1 :], row.new_zeros(1)])
     names = tuple(name for name in space.normal[edge] if name != SKIP)
     normal = (*space.normal[:edge], names, *space.normal[edge + 1 :])
-    return replace(space, normal=normal), weights | {"normal": CellWeights(ops, factors)}
+    return replace(space, normal=normal), weights | {"normal": CellWeights(ops, by_edge)}
 
 
 def _genes(space: Space, kind: Kind, weights: CellWeights) -> list[Gene]:

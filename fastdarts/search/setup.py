@@ -5,7 +5,8 @@ from torch import Tensor
 from fastdarts.objectives import Objective
 from fastdarts.optim.optimizers import arch_optimizer, weight_optimizer
 from fastdarts.optim.precision import Precision
-from fastdarts.search.bilevel import Bilevel, Reduce
+from fastdarts.protocols import Reduce
+from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.settings import SearchSettings
 from fastdarts.supernet import Network

@@ -1,6 +1,13 @@
 """Settings: fields, groups of fields, the commands' settings, published recipes."""
 
-from fastdarts.settings.commands import AnySearch, RunSettings, SearchCifarSettings, SearchImagenetSettings, SearchSettings
+from fastdarts.settings.commands import (
+    AnySearch,
+    RetrainSettings,
+    RunSettings,
+    SearchCifarSettings,
+    SearchImagenetSettings,
+    SearchSettings,
+)
 from fastdarts.settings.config_file import Given
 from fastdarts.settings.fields import Settings, composed, group, setting
 from fastdarts.settings.values import ConfigError
@@ -9,6 +16,7 @@ __all__ = [
     "AnySearch",
     "ConfigError",
     "Given",
+    "RetrainSettings",
     "RunSettings",
     "SearchCifarSettings",
     "SearchImagenetSettings",

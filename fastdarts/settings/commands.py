@@ -3,9 +3,9 @@
 from fastdarts.settings.fields import composed
 from fastdarts.settings.groups import (
     ArchitectureStep,
-    Decoding,
     Device,
     EarlyStop,
+    FusedOps,
     ImageArrays,
     ImageFiles,
     Method,
@@ -19,6 +19,14 @@ from fastdarts.settings.groups import (
     Splits,
     Watching,
 )
+from fastdarts.settings.training import (
+    AnyImages,
+    Augmentation,
+    DiscreteNetwork,
+    Source,
+    Training,
+    TrainingSplits,
+)
 
 
 @composed()
@@ -27,12 +35,12 @@ class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
 
 
 @composed()
-class RunSettings(Watching, Ranks, Device, Run, SearchSettings, Network, Objective, SearchSpace, Method, Splits):
+class RunSettings(Watching, Ranks, FusedOps, Device, Run, SearchSettings, Network, Objective, SearchSpace, Method, Splits):
     """Settings common to all search commands; each adds its image source."""
 
 
 @composed()
-class SearchImagenetSettings(RunSettings, Decoding, ImageFiles):
+class SearchImagenetSettings(RunSettings, ImageFiles):
     """Flags of `python -m fastdarts.search_imagenet`; the defaults are MAE-NAS on ImageNet."""
 
 
@@ -54,6 +62,25 @@ class SearchImagenetSettings(RunSettings, Decoding, ImageFiles):
 )
 class SearchCifarSettings(RunSettings, ImageArrays):
     """Flags of `python -m fastdarts.search_cifar`; the defaults are DARTS' search on CIFAR-10, with MAE-NAS' objective."""
+
+
+@composed(epochs=600, batch_size=96, learning_rate=0.025, warmup_epochs=0)
+class RetrainSettings(
+    Watching,
+    Ranks,
+    Device,
+    Run,
+    Augmentation,
+    Training,
+    Optimisation,
+    DiscreteNetwork,
+    TrainingSplits,
+    AnyImages,
+    ImageArrays,
+    ImageFiles,
+    Source,
+):
+    """Flags of `python -m fastdarts.retrain`; the defaults are DARTS' training on CIFAR-10."""
 
 
 AnySearch = SearchImagenetSettings | SearchCifarSettings

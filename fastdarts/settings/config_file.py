@@ -37,9 +37,9 @@ class Given(NamedTuple):
 
 def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
     """Combine the flags of a settings class with their --config file. Raises ConfigError, which names the file."""
-    said = {name: value for name, value in flags.items() if name != "config"}
+    chosen = {name: value for name, value in flags.items() if name != "config"}
     if "config" not in flags:
-        return Given(said, {}, False)
+        return Given(chosen, {}, False)
     file = f"--config {flags['config']}"
     values, whole = _record(file, Path(flags["config"]).expanduser())
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
@@ -49,11 +49,11 @@ def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
         config = {name: of_file(known[name], value, hints[name]) for name, value in values.items()}
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
-    for name, value in said.items() if whole else ():
+    for name, value in chosen.items() if whole else ():
         if known[name].metadata["brings"] and value != config.get(name):
             theirs = "of none" if config.get(name) is None else f"by --{name} {config[name]}"
             raise ConfigError(f"--{name} {value}: {file} is of a run {theirs} and sets all of it: leave one of the two out")
-    return Given(said, config, whole)
+    return Given(chosen, config, whole)
 
 
 def _record(file: str, path: Path) -> tuple[dict[str, Any], bool]:

@@ -32,6 +32,7 @@ def setting(
     auto: Any = None,
     path: bool = False,
     place: bool = False,
+    also: Sequence[str] = (),
 ) -> Any:
     """Return a dataclass field that is also a flag.
 
@@ -43,6 +44,7 @@ def setting(
     auto       value of the word "auto": the run chooses, and a continued run keeps the choice
     path       path of a file or folder: a leading ~ is the home folder
     place      path to content that may have moved: a continued run compares the content instead
+    also       further names of the flag, as other tools spell it
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(
@@ -58,6 +60,7 @@ def setting(
             "auto": auto,
             "path": path or place,
             "place": place,
+            "also": tuple(also),
         },
     )
 
@@ -111,9 +114,9 @@ class Settings:
     def parse(cls, argv: Sequence[str] | None, prog: str, description: str) -> Given:
         """Parse like `given`, with the flags and the --config file separate."""
         parser = flags.make(cls, prog, description, cls.titles())
-        said = vars(parser.parse_args(argv))
+        chosen = vars(parser.parse_args(argv))
         try:
-            return config_file.given(cls, said)
+            return config_file.given(cls, chosen)
         except ConfigError as error:
             parser.error(str(error))
 
@@ -130,13 +133,13 @@ class Settings:
 
     def differences(self, saved: Mapping[str, Any]) -> list[str]:
         """Return a line for each setting that differs from the saved one, except resumable ones and places."""
-        mine = asdict(self)
+        own = asdict(self)
         was = {f.name: saved.get(f.name, f.metadata["before"]) for f in fields(self) if not f.metadata["resumable"]}
         autos = {f.name: f.metadata["auto"] for f in fields(self) if f.metadata["auto"] is not None}
         places = {f.name for f in fields(self) if f.metadata["place"]}
-        others = [name for name in was if mine[name] not in (was[name], autos.get(name, was[name]))]
-        others = [name for name in others if not (name in places and _is_place(mine[name]) and _is_place(was[name]))]
-        return [f"--{name} is {mine[name]!r} but was {was[name]!r}" for name in others]
+        others = [name for name in was if own[name] not in (was[name], autos.get(name, was[name]))]
+        others = [name for name in others if not (name in places and _is_place(own[name]) and _is_place(was[name]))]
+        return [f"--{name} is {own[name]!r} but was {was[name]!r}" for name in others]
 
     def kept(self, saved: Mapping[str, Any]) -> Self:
         """Return a copy with a saved run's choices for automatic settings."""

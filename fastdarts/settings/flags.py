@@ -58,12 +58,15 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
     groups, hints = {title: made.add_argument_group(title) for title in titles.values()}, get_type_hints(cls)
     for f in fields(cls):
         place = groups[titles[f.name]] if f.name in titles else made
-        spellings = dict.fromkeys([f"--{f.name}", f"--{f.name.replace('_', '-')}"])
+        names = [spelt for name in (f.name, *f.metadata["also"]) for spelt in (name, name.replace("_", "-"))]
+        spellings = dict.fromkeys(f"--{name}" for name in names)
         if hints[f.name] is bool:
-            place.add_argument(*spellings, help=_help(f), action=argparse.BooleanOptionalAction)
+            place.add_argument(*spellings, dest=f.name, help=_help(f), action=argparse.BooleanOptionalAction)
         else:
             known, parse = choices(f, hints[f.name]), parser(f, hints[f.name])
-            place.add_argument(*spellings, help=_help(f), type=parse, choices=known, metavar=_metavar(f, hints[f.name]))
+            place.add_argument(
+                *spellings, dest=f.name, help=_help(f), type=parse, choices=known, metavar=_metavar(f, hints[f.name])
+            )
     return made
 
 
@@ -80,4 +83,6 @@ def _help(f: Field[Any]) -> str:
     if among is not None:
         text += f": {among.described()}" + (f", or {or_else}" if or_else else "")
     default = "" if f.default is None else f" (default: {f.default})"
+    if also := f.metadata["also"]:
+        default += f"; also {', '.join(f'--{name}' for name in also)}"
     return (text + default).replace("%", "%%")

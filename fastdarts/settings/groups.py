@@ -13,28 +13,17 @@ from fastdarts.settings.values import ConfigError
 
 @group
 class ImageFiles(Settings):
-    """Image files of any size."""
+    """Image files of any size, decoded on the fly or once."""
 
     title = "images"
 
     data: str | None = setting(None, "folder with train/CLASS/*.JPEG; default: a generated sample", place=True)
     image_size: int = setting(224, "pixels a side", at_least=1)
-
-
-@group
-class Decoding(Settings):
-    """Image files decoded on the fly or once."""
-
-    title = "images"
-
     strict: bool = setting(
         False, "stop at a bad file instead of excluding it; also verify the files of a continued run", resumable=True
     )
-    loader: Literal["auto", "torchvision", "dali", "dali-reader"] = setting(
-        "auto",
-        "decoder used without a cache: DALI on a GPU if installed, else torchvision; dali-reader leaves order and boxes to "
-        "DALI's file reader",
-        resumable=True,
+    loader: Literal["auto", "torchvision", "dali"] = setting(
+        "auto", "decoder used without a cache: DALI on a GPU if installed, else torchvision", resumable=True
     )
     cache: Literal["auto", "device", "ram", "off"] = setting(
         "auto", "decode each image once and cache it: on the device if it fits, else in RAM, else not at all", resumable=True
@@ -68,22 +57,6 @@ class ImageArrays(Settings):
 
 
 @group
-class AnyImages(Settings):
-    """Image files of any size, or in-memory images of one size."""
-
-    title = "images"
-
-    data: str | None = setting(
-        None,
-        "folder with train/CLASS/*.JPEG and val/CLASS/*.JPEG; or cifar-10-batches-py or cifar-100-python, or a .npz file of "
-        "images and labels; default: a generated sample",
-        place=True,
-    )
-    image_size: int = setting(0, "pixels a side; auto (or 0) = 224, or the size of small images", at_least=0, auto=0)
-    crop_padding: int = setting(4, "zero padding in pixels before the random crop of small images; 0 = none", at_least=0)
-
-
-@group
 class Splits(Settings):
     """Splits of the training images for weights and alpha."""
 
@@ -97,28 +70,6 @@ class Splits(Settings):
         place=True,
     )
     val_list: str | None = setting(None, "the same for alpha's images", place=True)
-
-
-@group
-class TrainingSplits(Settings):
-    """Images of a retraining: all training images but a held-back share, and the test images."""
-
-    title = "splits"
-
-    val_fraction: float = setting(
-        0.0, "share of each class held back from training to choose the best epoch", at_least=0, below=1
-    )
-    train_list: str | None = setting(
-        None,
-        "text file of the training images instead, one per line as in a run's train.txt: train/CLASS/FILE or train/NUMBER",
-        place=True,
-    )
-    val_list: str | None = setting(None, "the same for held-back images; alone: all others train", place=True)
-    val_labels: str | None = setting(
-        None,
-        "text file with the labels of a flat folder of test images, in lines NAME LABEL; default: a known one next to it",
-        place=True,
-    )
 
 
 @group
@@ -216,13 +167,13 @@ class Optimisation(Settings):
     batch_size: int = setting(
         1024, "images per step, over all ranks; auto (or 0) = the most that fit into 80 % of free memory", at_least=0, auto=0
     )
-    learning_rate: float = setting(0.5, "learning rate of the weights' SGD, for the whole batch", above=0)
-    learning_rate_min: float = setting(0.0, "final value of the cosine schedule", at_least=0)
+    learning_rate: float = setting(0.5, "learning rate of the weights' SGD, for the whole batch", above=0, also=("lr",))
+    learning_rate_min: float = setting(0.0, "final value of the cosine schedule", at_least=0, also=("min_lr",))
     warmup_epochs: int = setting(5, "epochs of linear warm-up; scaled if only --epochs is given", at_least=0)
     momentum: float = setting(0.9, "momentum of the weights' SGD", at_least=0, below=1)
     nesterov: bool = setting(False, "Nesterov momentum for the weights' SGD", before=False)
     weight_decay: float = setting(3e-4, "weight decay of the weights", at_least=0)
-    grad_clip: float = setting(5.0, "maximum gradient norm of the weights; 0 = no clipping", at_least=0)
+    grad_clip: float = setting(5.0, "maximum gradient norm of the weights; 0 = no clipping", at_least=0, also=("clip_grad",))
     eval_every: int = setting(1, "epochs between evaluations (the last epoch is always evaluated)", at_least=1)
     optimizer_backend: Literal["torch", "apex"] = setting(
         "torch", "fused SGD and Adam of torch, or of NVIDIA's apex if installed", resumable=True
@@ -301,9 +252,6 @@ class Device(Settings):
     title = "device"
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    backend: str = setting(
-        "auto", "backend of the fused ops, masks and cells: auto, definition or one listed by fastdarts.info"
-    )
     cuda_graph: Literal["auto", "on", "off"] = setting(
         "auto",
         "replay whole steps as CUDA graphs: if possible (auto), or stop with an error (on), or never (off)",
@@ -316,6 +264,17 @@ class Device(Settings):
         "CPU threads of torch per rank; 0 = by the cores and ranks of a node (the number is saved)",
         at_least=0,
         resumable=True,
+    )
+
+
+@group
+class FusedOps(Settings):
+    """Implementation of the fused ops."""
+
+    title = "device"
+
+    backend: str = setting(
+        "auto", "backend of the fused ops, masks and cells: auto, definition or one listed by fastdarts.info"
     )
 
 

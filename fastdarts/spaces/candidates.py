@@ -14,7 +14,7 @@ class Candidate:
 
     name: str  # the name that genotypes of every codebase use
     family: Family  # what the collapse figures and the drawings distinguish
-    skeletons: tuple[Skeleton, ...] = ("darts",)  # the networks that may have it
+    skeletons: tuple[Skeleton, ...] = ("darts",)  # the supernets that may have it
 
 
 CANDIDATES = {
@@ -31,10 +31,17 @@ CANDIDATES = {
         Candidate("nor_conv_1x1", "conv", ("nasbench201",)),
         Candidate("nor_conv_3x3", "conv", ("nasbench201",)),
         Candidate("noise", "noise"),
+        Candidate("sep_conv_7x7", "conv", ()),  # of NASNet's and AmoebaNet's cells; no search offers these two
+        Candidate("conv_7x1_1x7", "conv", ()),
     )
 }
 
 
 def known(skeleton: Skeleton) -> list[str]:
-    """The names of the candidates that the cells of a network may have."""
+    """Return the names of the candidates that the cells of a network may have."""
     return [name for name, candidate in CANDIDATES.items() if skeleton in candidate.skeletons]
+
+
+def of_genotypes() -> list[str]:
+    """Return the names of the operations that a genotype may have."""
+    return [name for name, candidate in CANDIDATES.items() if candidate.skeletons != ("nasbench201",)]

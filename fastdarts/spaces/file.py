@@ -61,7 +61,7 @@ def from_dict(record: Any, where: str) -> Space:
         raise SpaceError(f"{where}: nodes is a whole number above 0, got {nodes!r}")
     inputs = INPUTS[skeleton]
     edges = count_edges(inputs, nodes)
-    lists = {kind: _lists(where, kind, given, edges) for kind, given in _cells(where, record, skeleton).items()}
+    lists = {kind: _lists(where, kind, entry, edges) for kind, entry in _cells(where, record, skeleton).items()}
     try:
         return Space(name.strip(), lists["normal"], lists.get("reduce", ()), nodes, inputs, skeleton)
     except ValueError as error:
@@ -71,25 +71,25 @@ def from_dict(record: Any, where: str) -> Space:
 def _cells(where: str, record: Mapping[str, Any], skeleton: Skeleton) -> dict[str, Any]:
     """Return the entry of each kind of cell."""
     wanted = KINDS if skeleton == "darts" else KINDS[:1]
-    given = [kind for kind in KINDS if kind in record]
+    present = [kind for kind in KINDS if kind in record]
     if "candidates" in record:
-        if given:
-            raise SpaceError(f"{where}: candidates stands for normal and reduce, leave out {' and '.join(given)}")
+        if present:
+            raise SpaceError(f"{where}: candidates stands for normal and reduce, leave out {' and '.join(present)}")
         return dict.fromkeys(wanted, record["candidates"])
-    if missing := [kind for kind in wanted if kind not in given]:
+    if missing := [kind for kind in wanted if kind not in present]:
         raise SpaceError(f"{where}: {' and '.join(missing)} missing, or candidates for all cells")
-    if len(given) > len(wanted):
+    if len(present) > len(wanted):
         raise SpaceError(f"{where}: {skeleton} has no reduce cell")
     return {kind: record[kind] for kind in wanted}
 
 
-def _lists(where: str, kind: str, given: Any, edges: int) -> tuple[tuple[str, ...], ...]:
+def _lists(where: str, kind: str, entry: Any, edges: int) -> tuple[tuple[str, ...], ...]:
     """Return the names of each edge, from one list for all of them or a list for each."""
-    if not isinstance(given, list) or not given:
-        raise SpaceError(f"{where}: {kind} is a list of names or {edges} lists of names, got {given!r}")
-    if all(isinstance(name, str) for name in given):
-        return (tuple(given),) * edges
-    for edge, names in enumerate(given):
+    if not isinstance(entry, list) or not entry:
+        raise SpaceError(f"{where}: {kind} is a list of names or {edges} lists of names, got {entry!r}")
+    if all(isinstance(name, str) for name in entry):
+        return (tuple(entry),) * edges
+    for edge, names in enumerate(entry):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise SpaceError(f"{where}: {kind} edge {edge}: expected a list of names, got {names!r}")
-    return tuple(tuple(names) for names in given)
+    return tuple(tuple(names) for names in entry)

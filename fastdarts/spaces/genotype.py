@@ -13,7 +13,9 @@ from typing import Any
 
 from fastdarts.spaces import Architecture, Kind, Wiring
 
-Gene = tuple[str, int]  # (operation, number of the input state)
+Pair = tuple[str, int]  # (operation, number of the input state)
+Triple = tuple[str, int, int]  # (operation, number of the node's state, number of the input state)
+Gene = Pair | Triple
 FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 COLLAPSE_SKIPS, COLLAPSE_OF = 5, 8  # skips among a cell's operations from which on a search counts as collapsed
 
@@ -24,7 +26,12 @@ class GenotypeError(ValueError):
 
 @dataclass(frozen=True)
 class Genotype:
-    """Two cells; gene 2i and 2i + 1 are the inputs of node i, states 0 and 1 are the two previous cells' outputs."""
+    """Two cells; states 0 and 1 are the two previous cells' outputs, state 2 + i is node i.
+
+    The genes of a cell are pairs (operation, input), of which 2i and 2i + 1 lead to node i; or, as FairDARTS' (Chu et al.,
+    ECCV 2020), triples (operation, node, input) by node, any number to a node and on an edge. A node without inputs vanishes,
+    with the genes that read it.
+    """
 
     normal: tuple[Gene, ...]
     normal_concat: tuple[int, ...]
@@ -32,10 +39,9 @@ class Genotype:
     reduce_concat: tuple[int, ...]
 
     def __str__(self) -> str:
-        normal, reduce = ([(op, i) for op, i in genes] for genes in (self.normal, self.reduce))
         return (
-            f"Genotype(normal={normal}, normal_concat={_concat_text(self.normal_concat)}, "
-            f"reduce={reduce}, reduce_concat={_concat_text(self.reduce_concat)})"
+            f"Genotype(normal={list(self.normal)}, normal_concat={_concat_text(self.normal_concat)}, "
+            f"reduce={list(self.reduce)}, reduce_concat={_concat_text(self.reduce_concat)})"
         )
 
     def to_json(self, **extra: Any) -> str:
@@ -60,10 +66,10 @@ class Genotype:
 
     @staticmethod
     def from_text(text: str) -> "Genotype":
-        """Parse the `Genotype(...)` text of any DARTS codebase: genes as lists or tuples, flat or by node, concat as a
-        range or a list, numbers of Python or numpy, `genotypes.Genotype(...)` too. pasted.py finds it in longer text.
+        """Parse the `Genotype(...)` text of any DARTS codebase. Raises GenotypeError.
 
-        Raises GenotypeError.
+        Genes are lists or tuples, flat or by node, concat is a range or a list, numbers are Python's or numpy's;
+        `genotypes.Genotype(...)` is accepted too. pasted.py finds it in longer text.
         """
         try:
             call = ast.parse(text.strip(), mode="eval").body
@@ -71,10 +77,10 @@ class Genotype:
             raise GenotypeError(f"not a genotype: {text[:80]!r}") from error
         if not (isinstance(call, ast.Call) and _name(call.func) == "Genotype"):
             raise GenotypeError(f"expected Genotype(...), got {text[:80]!r}")
-        given = dict(zip(FIELDS, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
-        if set(given) != set(FIELDS) or len(call.args) + len(call.keywords) != len(FIELDS):
-            raise GenotypeError(f"a genotype has the fields {', '.join(FIELDS)}; got {', '.join(map(str, given))}")
-        return Genotype.from_fields({str(name): _literal(node) for name, node in given.items()})
+        args = dict(zip(FIELDS, call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
+        if set(args) != set(FIELDS) or len(call.args) + len(call.keywords) != len(FIELDS):
+            raise GenotypeError(f"a genotype has the fields {', '.join(FIELDS)}; got {', '.join(map(str, args))}")
+        return Genotype.from_fields({str(name): _literal(node) for name, node in args.items()})
 
     @staticmethod
     def from_fields(fields: dict[str, Any]) -> "Genotype":
@@ -84,9 +90,6 @@ class Genotype:
             concat = {name: tuple(fields[name]) for name in ("normal_concat", "reduce_concat")}
         except TypeError as error:
             raise GenotypeError(f"the concatenated states are a range or a list, as range(2, 6): {error}") from error
-        genes = [gene for cell in cells.values() for gene in cell]
-        if not all(type(op) is str and type(state) is int for op, state in genes):
-            raise GenotypeError(f"genes are (name, whole number) pairs, got {genes}")
         if not all(type(i) is int for numbers in concat.values() for i in numbers):
             raise GenotypeError(f"concatenated states are whole numbers, got {concat}")
         genotype = Genotype(cells["normal"], concat["normal_concat"], cells["reduce"], concat["reduce_concat"])
@@ -94,29 +97,54 @@ class Genotype:
         return genotype
 
     def check(self) -> None:
-        """Raise GenotypeError unless both cells are well formed: two inputs a node, each from an earlier state."""
+        """Raise GenotypeError unless in both cells each gene reads an earlier state and some state is concatenated."""
         for kind in ("normal", "reduce"):
             genes, concat = getattr(self, kind), getattr(self, f"{kind}_concat")
-            if not genes or len(genes) % 2:
-                raise GenotypeError(f"{kind} cell: two genes a node are needed, got {len(genes)} genes; {_TWO}")
-            for number, (op, state) in enumerate(genes):
-                if not 0 <= state < 2 + number // 2:
+            if not genes or (len(genes) % 2 and not self.has_triples(kind)):
+                raise GenotypeError(f"{kind} cell: two genes a node are needed, got {len(genes)} genes; {_TRIPLES}")
+            triples = _triples(genes)
+            for number, (op, node, state) in enumerate(triples):
+                if node < 2 or node < triples[max(0, number - 1)][1]:
+                    raise GenotypeError(
+                        f"{kind} cell: gene {number} ({op!r}) leads to state {node}: nodes are 2, 3, ..., in order"
+                    )
+                if not 0 <= state < node:
                     raise GenotypeError(f"{kind} cell: gene {number} ({op!r}) reads state {state}, which is not before it")
-            states = 2 + len(genes) // 2
-            if not concat or any(not 0 <= i < states for i in concat):
-                raise GenotypeError(f"{kind} cell: concatenates {list(concat)}, but its states are 0..{states - 1}")
+            states = {0, 1} | {node for _, node, _ in self.genes(kind)}
+            last = max(states)
+            if not concat or min(concat) < 0 or (max(concat) > last and not self.has_triples(kind)):
+                raise GenotypeError(f"{kind} cell: concatenates {list(concat)}, but its states are 0..{last}")
+            if not states.intersection(concat):
+                raise GenotypeError(f"{kind} cell: concatenates {list(concat)}, nodes that have no inputs")
+
+    def has_triples(self, kind: str) -> bool:
+        """Return whether the genes of the `normal` or `reduce` cell are triples."""
+        return any(len(gene) == 3 for gene in getattr(self, kind))
+
+    def genes(self, kind: str) -> tuple[Triple, ...]:
+        """Return the genes of the `normal` or `reduce` cell as triples, without those that read a node without inputs."""
+        states, found = {0, 1}, []
+        for gene in _triples(getattr(self, kind)):
+            if gene[2] in states:  # genes are ordered by node: all genes of that node have been seen
+                states.add(gene[1])
+                found.append(gene)
+        return tuple(found)
 
     def operations(self, kind: str) -> list[str]:
         """Return the operations of the `normal` or `reduce` cell, in the genes' order."""
-        return [op for op, _ in getattr(self, kind)]
+        return [gene[0] for gene in getattr(self, kind)]
 
     def wirings(self) -> dict[Kind, Wiring]:
-        """Return the connections of its cells."""
-        inputs = ("c_{k-2}", "c_{k-1}")
-        return {
-            kind: Wiring(inputs, tuple((op, state, gene // 2) for gene, (op, state) in enumerate(getattr(self, kind))), concat)
-            for kind, concat in (("normal", self.normal_concat), ("reduce", self.reduce_concat))
-        }
+        """Return the connections of its cells, without vanished nodes."""
+        return {"normal": self._wiring("normal"), "reduce": self._wiring("reduce")}
+
+    def _wiring(self, kind: Kind) -> Wiring:
+        genes = self.genes(kind)
+        nodes = sorted({node for _, node, _ in genes})
+        place = {state: number for number, state in enumerate([0, 1, *nodes])}
+        wired = tuple((op, place[state], place[node] - 2) for op, node, state in genes)
+        concat = tuple(place[state] for state in getattr(self, f"{kind}_concat") if state in place)
+        return Wiring(("c_{k-2}", "c_{k-1}"), wired, concat, tuple(str(node - 2) for node in nodes))
 
 
 def read_architecture(text: str) -> Genotype | Architecture:
@@ -142,21 +170,26 @@ def _concat_text(concat: tuple[int, ...]) -> str:
     return f"range({span.start}, {span.stop})" if tuple(span) == concat else str(list(concat))
 
 
+def _triples(genes: tuple[Gene, ...]) -> list[Triple]:
+    """Return the genes of a cell as triples."""
+    return [(gene[0], 2 + number // 2, gene[1]) if len(gene) == 2 else gene for number, gene in enumerate(genes)]
+
+
 def _genes(kind: str, cell: Any) -> tuple[Gene, ...]:
-    """Return the genes of a cell, from a flat list or a list for each node. Raises GenotypeError."""
+    """Return the genes of a cell, from a flat list or a list of pairs for each node. Raises GenotypeError."""
     try:
-        nodes = [list(gene) for gene in cell]
-        if nodes and all(not isinstance(part, str) for node in nodes for part in node):
-            if wrong := [number for number, node in enumerate(nodes) if len(node) != 2]:
-                raise GenotypeError(f"{kind} cell: node {wrong[0]} has {len(nodes[wrong[0]])} genes; {_TWO}")
-            nodes = [list(gene) for node in nodes for gene in node]
-    except TypeError as error:
+        genes = [tuple(gene) for gene in cell]
+        if genes and all(not isinstance(part, str) for node in genes for part in node):
+            two = all(len(node) == 2 for node in genes)
+            nested = [(number, tuple(gene)) for number, node in enumerate(genes, start=2) for gene in node]
+            genes = [gene if two else (gene[0], number, *gene[1:]) for number, gene in nested]
+    except (TypeError, IndexError) as error:
         raise GenotypeError(f"{kind} cell: genes are (operation, input) pairs: {error}") from error
-    if triple := next((gene for gene in nodes if [type(part) for part in gene] == [str, int, int]), None):
-        raise GenotypeError(f"{kind} cell: {tuple(triple)} is a triple that names its node as well; {_TWO}")
-    if any(len(gene) != 2 for gene in nodes):
-        raise GenotypeError(f"{kind} cell: genes are (operation, input) pairs, got {nodes}")
-    return tuple((op, state) for op, state in nodes)
+    if len({len(gene) for gene in genes}) > 1 or any(tuple(map(type, gene)) not in _GENES for gene in genes):
+        raise GenotypeError(
+            f"{kind} cell: genes are (operation, input) pairs, or (operation, node, input) triples, got {genes}"
+        )
+    return tuple(genes)
 
 
 def _name(node: ast.expr) -> str:
@@ -186,6 +219,7 @@ def _value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-_TWO = "cells with other numbers of inputs, as FairDARTS' and NASP's, have no such text: give each node its two strongest"
+_TRIPLES = "cells with other numbers of inputs, as FairDARTS', are written in triples (operation, node, input), nodes from 2 on"
+_GENES = ((str, int), (str, int, int))
 _MOST_STATES = 1000
 _NUMBER = re.compile(r"u?int\d*")

@@ -114,4 +114,4 @@ class Architecture:
     def wirings(self) -> dict[Kind, Wiring]:
         """Return the connections of its cell."""
         genes = tuple((op, source, node - 1) for op, (source, node) in zip(self.ops, EDGES, strict=True))
-        return {"normal": Wiring(("input",), genes, (NODES,))}
+        return {"normal": Wiring(("input",), genes, (NODES,), tuple(map(str, range(NODES))))}

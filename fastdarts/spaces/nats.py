@@ -40,7 +40,7 @@ class NatsBench(Lookup):
     """All cells through nats_bench. The first `rank` reads every cell: from a folder that takes minutes (30 ms a cell)."""
 
     def __init__(self, api: Api, source: str = "nats_bench") -> None:
-        """Raises TableError for the API of another space."""
+        """Take an open API. Raises TableError for that of another space."""
         super().__init__(source, (api.arch(index) for index in range(len(api))), (*ACCURACIES, *MORE))
         self._api = api
 

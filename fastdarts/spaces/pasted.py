@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from fastdarts.spaces import Architecture
-from fastdarts.spaces.candidates import known
+from fastdarts.spaces.candidates import of_genotypes
 from fastdarts.spaces.genotype import FIELDS, Genotype, GenotypeError, read_architecture_json
 
 WANTED = (
@@ -40,14 +40,14 @@ def read_pasted(text: str) -> Genotype | Architecture:
 
 def check_operations(cells: Genotype | Architecture) -> None:
     """Raise GenotypeError for an operation that is not registered, with the names of similar ones."""
-    names, skeleton = dict.fromkeys(op for kind in cells.wirings() for op in cells.operations(kind)), known("darts")
-    unknown = [op for op in names if op not in skeleton] if isinstance(cells, Genotype) else []
+    names, known = dict.fromkeys(op for kind in cells.wirings() for op in cells.operations(kind)), of_genotypes()
+    unknown = [op for op in names if op not in known] if isinstance(cells, Genotype) else []
     if unknown:
-        close = get_close_matches(unknown[0], skeleton, n=2)
+        close = get_close_matches(unknown[0], known, n=2)
         meant = f", {' or '.join(close)} perhaps" if close else ""
         others = f" (and {', '.join(unknown[1:])})" if unknown[1:] else ""
         raise GenotypeError(
-            f"unknown operation {unknown[0]!r}{others}{meant}; known are {', '.join(skeleton)}, and those that a module of "
+            f"unknown operation {unknown[0]!r}{others}{meant}; known are {', '.join(known)}, and those that a module of "
             "--modules registers"
         )
 

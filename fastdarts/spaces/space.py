@@ -21,11 +21,13 @@ class Wiring(NamedTuple):
     inputs  their names; they are the states 0, 1, ...
     genes   (operation, source state, target node), by node, counted from 0
     concat  the concatenated states, or the single output state
+    nodes   names of the nodes
     """
 
     inputs: tuple[str, ...]
     genes: tuple[tuple[str, int, int], ...]
     concat: tuple[int, ...]
+    nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

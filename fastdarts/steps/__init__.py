@@ -1,16 +1,16 @@
 """Memory and time of training steps, and their replay as CUDA graphs."""
 
-from fastdarts.steps.cuda_graph import CapturedBilevel, CaptureError, no_gpu
-from fastdarts.steps.memory import STEP, NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
+from fastdarts.steps.cuda_graph import CapturedSteps, CaptureError, no_gpu
+from fastdarts.steps.memory import STEP, NoMemory, free_bytes, largest_batch, memory_errors_explained, meta_batch, step_bytes
 
 __all__ = [
     "STEP",
     "CaptureError",
-    "CapturedBilevel",
+    "CapturedSteps",
     "NoMemory",
     "free_bytes",
     "largest_batch",
-    "memory_told",
+    "memory_errors_explained",
     "meta_batch",
     "no_gpu",
     "step_bytes",

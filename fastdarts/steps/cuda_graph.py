@@ -1,9 +1,9 @@
-"""Capture bilevel steps as CUDA graphs: one graph for the weights' update, one for alpha's, in one memory pool.
+"""Capture training steps as CUDA graphs: one graph for each update (of the weights, of alpha), in one memory pool.
 
 A graph replays kernels on fixed addresses. So a step's batches and number are copied into static buffers, and learning rates
 are device tensors. Gradients are clipped and updates skipped on the device too (optim.updates). Random masks and channels
 are functions of the step number there, and losses stay there until read. The graphs exchange no data through their pool, so
-alpha's may be captured epochs later, at alpha's first update; from then on both are replayed in step order, on one stream.
+each is captured at its update's first step: alpha's perhaps epochs later. They are replayed in step order, on one stream.
 
 With several ranks, an update is split at the averaging of its gradients: a graph of the forward and backward pass, the
 average as an ordinary operator, a graph that clips and steps (second order adds two more). Tensors passed between the pieces
@@ -21,12 +21,11 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
+from fastdarts.optim.pieces import run_pieces
 from fastdarts.optim.updates import obeys
-from fastdarts.search import Bilevel
-from fastdarts.search.bilevel import Pieces
+from fastdarts.protocols import Pieces, Update, Updates
 
 Mode = Literal["auto", "on", "off"]
-Part = Literal["alpha", "weights"]
 WARM_UP = 3  # steps; the last one is checked for host synchronisation
 log = logging.getLogger("fastdarts")
 
@@ -102,22 +101,23 @@ class Recorder:
         return {"stream": self.stream, "capture_error_mode": "thread_local"}  # the loader's pinning thread keeps running
 
 
-class CapturedBilevel:
-    """Drop-in replacement of a Bilevel that replays its steps as CUDA graphs if they can be captured.
+class CapturedSteps:
+    """Drop-in replacement of a step that replays its updates as CUDA graphs if they can be captured.
 
-    mode  "auto": if capture fails, the reason is logged once and steps run eagerly.
-          "on": a failed capture raises CaptureError. "off": no capture
+    updates  the uncaptured step, search.Bilevel for one
+    mode     "auto": if capture fails, the reason is logged once and steps run eagerly.
+             "on": a failed capture raises CaptureError. "off": no capture
 
     A batch whose sizes differ from the first one's runs uncaptured. Learning rates become device tensors; they may be filled
-    in place or replaced by numbers at any time. The Bilevel's other settings (clipping, second order) and its modules'
-    training mode are fixed at capture. Losses are new tensors, numerically equal to the Bilevel's.
+    in place or replaced by numbers at any time. The step's other settings (clipping, second order) and its modules' training
+    mode are fixed at capture. Losses are new tensors, numerically equal to the uncaptured step's.
     """
 
-    def __init__(self, bilevel: Bilevel, mode: Mode = "auto") -> None:
-        self.bilevel, self.mode = bilevel, mode
+    def __init__(self, updates: Updates, mode: Mode = "auto") -> None:
+        self.updates, self.mode = updates, mode
         self.reason: str | None = "switched off" if mode == "off" else None  # reason why steps run uncaptured
-        self._graphs: dict[str, list[Recording]] = {}  # pieces by update
-        self._optimizers = (bilevel.weight_optimizer, bilevel.arch_optimizer)
+        self._graphs: dict[Update, list[Recording]] = {}  # pieces by update
+        self._optimizers = tuple(updates.optimizers.values())
         self._rates: list[Tensor] = []
         self._begun = False
         self._recorder: Recorder  # this and the next two: made by _begin
@@ -132,27 +132,23 @@ class CapturedBilevel:
         return bool(self._graphs)
 
     def __call__(self, step: Tensor, train: Batch, val: Batch | None) -> tuple[Tensor, Tensor | None]:
-        """Run one step; see Bilevel.__call__. Raises CaptureError."""
+        """Run one step; see protocols.Updates.__call__. Raises CaptureError."""
         if self.reason is None and not self._begun:
             self._begin(step, train)
         if self.reason is not None or not self._fits(train, val):
-            return self.bilevel(step, train, val)
+            return self.updates(step, train, val)
         self._copy(step, train, val)
-        val_loss = None
-        if val is not None and not self.bilevel.weights_first:
-            val_loss = self._take("alpha")
-        train_loss = self._take("weights")
-        if val is not None and self.bilevel.weights_first:
-            val_loss = self._take("alpha")
-        return train_loss, val_loss
+        losses = {update: self._take(update) for update in self.updates.order(val is not None)}
+        return losses["weights"], losses.get("alpha")
 
     def _begin(self, step: Tensor, train: Batch) -> None:
         """Allocate the graphs' input buffers, unless capture is already known to be impossible."""
-        if why := refusal(self.bilevel):
-            return self._give_up(why)
-        self._recorder, self._begun = Recorder(self.bilevel.device), True
+        if why := refusal(self.updates):
+            self._give_up(why)
+            return
+        self._recorder, self._begun = Recorder(self.updates.device), True
         self._step, self._train = torch.empty_like(step), Batch(*map(torch.empty_like, train))
-        self._rates = [_rate(group["lr"], self.bilevel.device) for o in self._optimizers for group in o.param_groups]
+        self._rates = [_rate(group["lr"], self.updates.device) for o in self._optimizers for group in o.param_groups]
 
     def _give_up(self, why: str) -> None:
         if self.mode == "on":
@@ -173,9 +169,9 @@ class CapturedBilevel:
     def _copy(self, step: Tensor, train: Batch, val: Batch | None) -> None:
         """Copy a step's inputs into the graphs' input buffers."""
         self._step.copy_(step)
-        for mine, given in ((self._train, train), (self._val, val)):
-            if given is not None:
-                for to, tensor in zip(mine, given, strict=True):
+        for buffers, batch in ((self._train, train), (self._val, val)):
+            if batch is not None:
+                for to, tensor in zip(buffers, batch, strict=True):
                     to.copy_(tensor, non_blocking=True)
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         for rate, group in zip(self._rates, groups, strict=True):
@@ -183,62 +179,60 @@ class CapturedBilevel:
                 rate.fill_(group["lr"])
                 group["lr"] = rate
 
-    def _take(self, part: Part) -> Tensor:
-        """Replay one of the two updates, captured at its first call; returns its loss."""
-        # second order reads the momentum: the graph includes it only if the weights' warm-up created the buffers before
-        for one in ("weights", part) if self.bilevel.unrolled else (part,):
-            if self.reason is None and one not in self._graphs:
-                self._record(one)
-        if self.reason is not None:
-            return self._work(part)
-        *first, last = self._graphs[part]
-        for piece in first:
-            piece.replay()
-            if self.bilevel.reduce is not None:  # without it there is but one piece
-                self.bilevel.reduce(piece.result)
-        last.replay()
-        return last.result.clone()
+    def _take(self, update: Update) -> Tensor:
+        """Replay an update, captured at its first call; returns its loss."""
+        with self.updates.stage(update):
+            for each in (*self.updates.captured_before(update), update):
+                if self.reason is None and each not in self._graphs:
+                    self._record(each)
+            if self.reason is not None:
+                return self._work(update)
+            *first, last = self._graphs[update]
+            for piece in first:
+                piece.replay()
+                if self.updates.reduce is not None:  # without it there is but one piece
+                    self.updates.reduce(piece.result)
+            last.replay()
+            return last.result.clone()
 
-    def _work(self, part: Part) -> Tensor:
-        if part == "alpha":
-            return self.bilevel.arch_step(self._step, self._train, self._val)
-        return self.bilevel.weight_step(self._step, self._train)
+    def _work(self, update: Update) -> Tensor:
+        return run_pieces(self._pieces(update), self.updates.reduce)
 
-    def _pieces(self, part: Part) -> Pieces[Tensor]:
-        if part == "alpha":
-            return self.bilevel.arch_pieces(self._step, self._train, self._val)
-        return self.bilevel.weight_pieces(self._step, self._train)
+    def _pieces(self, update: Update) -> Pieces[Tensor]:
+        return self.updates.pieces(update, self._step, self._train, self._val)
 
-    def _record(self, part: Part) -> None:
-        state = State(self.bilevel)
+    def _record(self, update: Update) -> None:
+        state = State(self.updates)
         try:
-            why = self._recorder.warm_up(lambda: _last(self._pieces(part)))  # results are discarded: the averages do not matter
+            # results are discarded, so averages do not matter
+            why = self._recorder.warm_up(lambda: run_pieces(self._pieces(update), None))
         except torch.OutOfMemoryError:
             if not self._graphs:
                 raise  # the step itself does not fit into memory
-            why = f"there is no memory for the update of {part} beside what the other one's graph keeps"
+            why = f"there is no memory for the update of {update} beside what the other one's graph keeps"
         finally:
             state.put_back()
         if why is None:
-            why = self._capture(part, state)
+            why = self._capture(update, state)
         if why is not None:
-            return self._give_up(why)
-        graphs = "a CUDA graph" if len(self._graphs[part]) == 1 else f"{len(self._graphs[part])} CUDA graphs"
-        log.info(f"the update of {part} is captured in {graphs}")
+            self._give_up(why)
+            return
+        graphs = "a CUDA graph" if len(self._graphs[update]) == 1 else f"{len(self._graphs[update])} CUDA graphs"
+        log.info(f"the update of {update} is captured in {graphs}")
 
-    def _capture(self, part: Part, state: "State") -> str | None:
+    def _capture(self, update: Update, state: "State") -> str | None:
         """Capture an update. Returns None, or why it failed; the update's pieces are then discarded and `state` is restored."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups if "capturable" in group]
         before = [group["capturable"] for group in groups]
         try:
             for group in groups:  # a fused Adam is; torch requires the flag, and warns if it then runs uncaptured
                 group["capturable"] = True
-            self._graphs[part] = self._capture_pieces(part)
+            self._graphs[update] = self._capture_pieces(update)
         except RuntimeError as error:
             state.put_back()
             while isinstance(error.__context__, RuntimeError):  # the last error ended the capture, the first one broke it
                 error = error.__context__
-            return f"capturing the update of {part} failed: {str(error).splitlines()[0]}"
+            return f"capturing the update of {update} failed: {str(error).splitlines()[0]}"
         finally:
             for group, capturable in zip(groups, before, strict=True):
                 group["capturable"] = capturable
@@ -246,10 +240,10 @@ class CapturedBilevel:
                 optimizer.zero_grad()
         return None
 
-    def _capture_pieces(self, part: Part) -> list[Recording]:
-        if self.bilevel.reduce is None:
-            return [self._recorder.capture(lambda: self._work(part))]
-        pieces, recordings, ended = self._pieces(part), [], False
+    def _capture_pieces(self, update: Update) -> list[Recording]:
+        if self.updates.reduce is None:
+            return [self._recorder.capture(lambda: self._work(update))]
+        pieces, recordings, ended = self._pieces(update), [], False
 
         def following() -> Tensor:
             nonlocal ended
@@ -267,23 +261,13 @@ class CapturedBilevel:
         return recordings
 
 
-def _last(pieces: Pieces[Tensor]) -> Tensor:
-    """Run all pieces without averaging; returns their result."""
-    while True:
-        try:
-            next(pieces)
-        except StopIteration as end:
-            return end.value
-
-
-def refusal(bilevel: Bilevel) -> str | None:
-    """Return None, or a sentence why this Bilevel's steps cannot be captured, as far as known in advance."""
-    if why := no_gpu(bilevel.device):
+def refusal(updates: Updates) -> str | None:
+    """Return None, or a sentence why these steps cannot be captured, as far as known in advance."""
+    if why := no_gpu(updates.device) or updates.obstacle():
         return why
-    if bilevel.supernet.sync is not None:
-        return "BatchNorm's sums are synchronised between the ranks within the forward pass"
-    for what, optimizer in (("the weights", bilevel.weight_optimizer), ("alpha", bilevel.arch_optimizer)):
+    for update, optimizer in updates.optimizers.items():
         if not obeys(optimizer):
+            what = "the weights" if update == "weights" else update
             name = f"{type(optimizer).__module__.partition('.')[0]}'s {type(optimizer).__name__}"
             return f"the optimizer of {what} ({name}) is not torch's fused SGD or Adam, which alone are known to be capturable"
     return None
@@ -295,23 +279,16 @@ def no_gpu(device: torch.device) -> str | None:
 
 
 class State:
-    """Snapshot of everything a Bilevel's step changes, to be restored exactly and in place."""
+    """Snapshot of everything a step changes, to be restored exactly and in place."""
 
-    def __init__(self, bilevel: Bilevel) -> None:
-        self.bilevel, self.device = bilevel, bilevel.device
-        self._saved = {id(t): (t, t.detach().clone()) for t in self._tensors()}
+    def __init__(self, updates: Updates) -> None:
+        self.device, self._optimizers = updates.device, tuple(updates.optimizers.values())
+        self._saved = {id(t): (t, t.detach().clone()) for t in (*updates.tensors(), *self._moments())}
         self._host_rng = torch.get_rng_state()
         self._device_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
-    def _tensors(self) -> list[Tensor]:
-        b, scale = self.bilevel, self.bilevel.precision.scale
-        modules = [t for m in (b.supernet, b.objective) for t in (*m.parameters(), *m.buffers())]
-        scales = [] if scale is None else [scale.value, scale.good]
-        return [*b.weights, *modules, *b.relaxation.parameters(), *self._moments(), b.skipped, *scales]
-
     def _moments(self) -> list[Tensor]:
-        optimizers = (self.bilevel.weight_optimizer, self.bilevel.arch_optimizer)
-        return [t for o in optimizers for state in o.state.values() for t in state.values() if isinstance(t, Tensor)]
+        return [t for o in self._optimizers for state in o.state.values() for t in state.values() if isinstance(t, Tensor)]
 
     @torch.no_grad()
     def put_back(self) -> None:
@@ -321,7 +298,7 @@ class State:
         for tensor in self._moments():
             if id(tensor) not in self._saved:
                 tensor.zero_()
-        for optimizer in (self.bilevel.weight_optimizer, self.bilevel.arch_optimizer):
+        for optimizer in self._optimizers:
             optimizer.zero_grad()
         torch.set_rng_state(self._host_rng)
         if self._device_rng is not None:

@@ -52,10 +52,10 @@ class Heap:
             start = self._top
             self._top += size + wall
         else:
-            room, start = self._holes[at]
+            length, start = self._holes[at]
             self._remove(at)
-            if room > size + wall:
-                self._add(start + size + wall, room - size - wall)
+            if length > size + wall:
+                self._add(start + size + wall, length - size - wall)
         if wall:
             self._walls.append(Block(start + size, wall))
         return Block(start, size)

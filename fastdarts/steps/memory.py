@@ -23,7 +23,7 @@ from fastdarts.ops.philox import Stream
 from fastdarts.optim import Precision
 from fastdarts.optim.precision import Amp
 from fastdarts.search import Bilevel, SoftmaxRelaxation
-from fastdarts.search.bilevel import held
+from fastdarts.search.bilevel import frozen
 from fastdarts.steps.memory_counter import Counted
 from fastdarts.supernet import Network
 
@@ -61,7 +61,7 @@ def step_bytes(
     amp: Amp = "off",
     unrolled: bool = False,
     hessian: bool = False,
-    ahead: int = 0,
+    prefetched: int = 0,
     averaged: bool = False,
 ) -> int:
     """Return the peak bytes of bilevel steps on `device`: weights, gradients, optimizer state and intermediates.
@@ -70,11 +70,11 @@ def step_bytes(
     `device`. Both updates of a step are run, alpha's and the weights', with batches like `batch`. An evaluation keeps nothing
     for a backward, so it never sets the peak.
 
-    amp       precision of the forward passes. Requires the device to be present
-    unrolled  second order, with its copies of the weights
-    hessian   also an estimate of the Hessian in alpha: a backward in alpha, in float32 for any amp
-    ahead     prefetched batches on the device
-    averaged  gradients are averaged over ranks, in one flat tensor
+    amp         precision of the forward passes. Requires the device to be present
+    unrolled    second order, with its copies of the weights
+    hessian     also an estimate of the Hessian in alpha: a backward in alpha, in float32 for any amp
+    prefetched  batches waiting on the device
+    averaged    gradients are averaged over ranks, in one flat tensor
 
     On a GPU only tensors are counted. Excluded are the rounding of torch's allocator and gaps in its pool, cuDNN's
     workspaces, small sums of the fused kernels, the context (about half a GiB), and memory held by captured steps.
@@ -84,27 +84,27 @@ def step_bytes(
     # for definitions plain meta tensors give the same result faster; autocast ignores them
     mode = FakeTensorMode() if fused or amp != "off" else None
     where = torch.device("meta") if mode is None else device
-    counted = Counted(device.type == "cpu")
+    counter = Counted(device.type == "cpu")
 
     def placed(tensor: Tensor) -> Tensor:
         made = torch.empty_like(tensor) if mode is None else FakeTensor(mode, tensor.detach(), device)
-        counted.add(made)
+        counter.add(made)
         if isinstance(tensor, torch.nn.Parameter):
             return torch.nn.Parameter(made)
         return made.requires_grad_(tensor.requires_grad)
 
-    mine = [t for module in (supernet, objective) for t in (*module.parameters(), *module.buffers())]
-    supernet, objective = deepcopy((supernet, objective), {id(t): placed(t) for t in mine})
-    objective.register_forward_pre_hook(counted.pass_begins)
-    objective.register_forward_hook(counted.pass_ends)
+    tensors = [t for module in (supernet, objective) for t in (*module.parameters(), *module.buffers())]
+    supernet, objective = deepcopy((supernet, objective), {id(t): placed(t) for t in tensors})
+    objective.register_forward_pre_hook(counter.pass_begins)
+    objective.register_forward_hook(counter.pass_ends)
     relaxation = copy(relaxation)
     for name in ("alpha", "beta", "padding"):
         setattr(relaxation, name, {kind: placed(t.detach()) for kind, t in getattr(relaxation, name).items()})
     for t in relaxation.parameters():
         t.requires_grad_()
-    train, val, *waiting = (Batch(*map(placed, batch)) for _ in range(2 + ahead))
+    train, val, *waiting = (Batch(*map(placed, batch)) for _ in range(2 + prefetched))
     step = placed(torch.empty(1, dtype=torch.int64, device="meta"))
-    with mode or nullcontext(), counted:
+    with mode or nullcontext(), counter:
         optimizers = _optimizers(supernet, objective, relaxation)
         reduce = (lambda flat: None) if averaged else None
         bilevel = _Counting(supernet, objective, relaxation, *optimizers, unrolled=unrolled, reduce=reduce)
@@ -112,14 +112,14 @@ def step_bytes(
         for _ in range(2 if fused else 1):  # blocks left in the workspace by the first may not fit the second
             bilevel(step, train, val)
         if hessian:
-            with held(bilevel.weights):
+            with frozen(bilevel.weights):
                 loss = objective(supernet, relaxation.weights(), train, step, Stream.EVAL)
                 torch.autograd.grad(loss, list(relaxation.alpha.values()))
             del loss
     del waiting
     if device.type != "cpu":
-        return counted.peak
-    return counted.peak + (PROCESS if fused else PROCESS_DEFINITION)
+        return counter.peak
+    return counter.peak + (PROCESS if fused else PROCESS_DEFINITION)
 
 
 def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation) -> list[torch.optim.Optimizer]:
@@ -192,7 +192,7 @@ def exhausted(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_told(message: Callable[[], str]) -> Generator[None]:
+def memory_errors_explained(message: Callable[[], str]) -> Generator[None]:
     """Context manager: raises an out-of-memory error as NoMemory with the text of `message`."""
     try:
         yield

@@ -171,8 +171,8 @@ class Workspace:
         at = bisect_left(self._idle, (wanted, 0))
         if at == len(self._idle) or self._idle[at][0] > 2 * wanted:
             return (wanted, used), used
-        room, before = self._idle.pop(at)
-        return (room, max(before, used)), max(0, used - before)
+        length, before = self._idle.pop(at)
+        return (length, max(before, used)), max(0, used - before)
 
     def give(self, block: tuple[int, int]) -> None:
         """Return a block to the idle ones."""

@@ -1,23 +1,24 @@
-"""Time the stages of a step: the weights' update, alpha's update, and the optimizer in both.
+"""Time the stages of a step: each update ("weights", "alpha"), and the optimizer inside each.
 
 On a CPU by the host's clock. On a GPU by events in the stream, without synchronisation, read at the end of an epoch; a step
 replayed as CUDA graphs is timed per graph, optimizers included.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from fastdarts.steps.cuda_graph import CapturedBilevel
+from fastdarts.protocols import Updates
 
-METHODS = {"weight_step": "weights", "arch_step": "alpha", "_update": "optimizer"}  # methods of a Bilevel, and their stages
+U = TypeVar("U", bound=Updates)
 
 
-class Stages:
-    """Timer of the stages of the CapturedBilevels it follows.
+class StageTimer:
+    """Timer of the stages of the steps it follows, captured or not; a step names its stages (protocols.Updates.stage).
 
     A nested stage is subtracted from its enclosing one. With several ranks, averaging over them is a stage: "reduce".
     """
@@ -28,34 +29,37 @@ class Stages:
         self._marks: list[tuple[str, str | None, Any, Any]] = []  # stage, enclosing stage, begin, end
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
-    def follow(self, steps: CapturedBilevel) -> CapturedBilevel:
-        """Time the stages of `steps` from now on; returns `steps`."""
-        self.on_gpu = steps.bilevel.device.type == "cuda"
-        for method, stage in METHODS.items():
-            setattr(steps.bilevel, method, self.timed(stage, getattr(steps.bilevel, method)))
-        if steps.bilevel.reduce is not None:
-            steps.bilevel.reduce = self.timed("reduce", steps.bilevel.reduce)
-        if self.on_gpu:
-            take = steps._take
-            steps._take = lambda part: self.timed(part, take)(part)
-        return steps
+    def follow(self, updates: U) -> U:
+        """Time the stages of this step from now on; returns it."""
+        self.on_gpu = updates.device.type == "cuda"
+        updates.stage = self.stage
+        if updates.reduce is not None:
+            updates.reduce = self.timed("reduce", updates.reduce)
+        return updates
 
     def timed(self, stage: str, work: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap `work` so that its calls count as `stage`."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            if self.on_gpu and torch.cuda.is_current_stream_capturing():
+            with self.stage(stage):
                 return work(*args, **kwargs)
-            around = self._open[-1] if self._open else None
-            self._open.append(stage)
-            begin = self._now()
-            try:
-                return work(*args, **kwargs)
-            finally:
-                self._note(stage, around, begin, self._now())
-                self._open.pop()
 
         return run
+
+    @contextmanager
+    def stage(self, name: str) -> Generator[None]:
+        """Context manager: what runs inside counts as the stage `name`; during a capture nothing does."""
+        if self.on_gpu and torch.cuda.is_current_stream_capturing():
+            yield
+            return
+        around = self._open[-1] if self._open else None
+        self._open.append(name)
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._note(name, around, begin, self._now())
+            self._open.pop()
 
     def drain(self) -> dict[str, float]:
         """Return the seconds of each stage since the last call. Waits for the device: call it after the host has waited."""

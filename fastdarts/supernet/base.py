@@ -17,7 +17,7 @@ from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.cell import CellWeights
-from fastdarts.supernet.eager_candidates import MixedEdgesBeside, SkipDropout
+from fastdarts.supernet.eager_candidates import MixedEdgesWithEager, SkipDropout
 from fastdarts.supernet.mixed import PackedEdges
 
 ChannelSampling = Literal["first", "random"]
@@ -56,7 +56,7 @@ class Network(nn.Module):
         step: Tensor | None = None,
         stream: int = 0,
     ) -> list[Tensor]:
-        """The features of the three stages.
+        """Return the features of the three stages.
 
         x        (N, 3, S, S), S a multiple of `multiple`
         weights  how each kind of cell mixes; differentiable
@@ -81,7 +81,7 @@ class Network(nn.Module):
         each BatchNorm. Raises ValueError for a candidate of one's own that has a BatchNorm.
         """
         for name, module in self.named_modules():
-            own = isinstance(module, MixedEdgesBeside) and any(isinstance(m, _BatchNorm) for m in module.modules())
+            own = isinstance(module, MixedEdgesWithEager) and any(isinstance(m, _BatchNorm) for m in module.modules())
             if own and sync is not None:
                 raise ValueError(f"{name}: BatchNorm in a candidate of one's own cannot be synchronised over ranks")
         modules: Iterator[Any] = self.modules()
@@ -96,7 +96,7 @@ class Network(nn.Module):
                 module.rate.fill_(rate)
 
     def attach_classifier(self, num_classes: int) -> nn.Linear:
-        """The customary linear head on the last feature, under its customary name; made on the first call.
+        """Return the linear head on the last feature, under DARTS' name for it; the first call creates it.
 
         Raises ValueError if there is one of another size (whose parameters an optimizer may hold).
         """
@@ -122,7 +122,7 @@ class Network(nn.Module):
             )
 
     def _channels(self, number: int, C: int, step: Tensor | None, stream: int) -> Tensor | None:
-        """The channels that each edge of cell `number` processes at this step: int64 (E, C/k), or None for `first`.
+        """Return the channels that each edge of cell `number` processes at this step: int64 (E, C/k), or None for `first`.
 
         They are the C/k channels with the smallest random words, in ascending order.
         """

@@ -51,15 +51,15 @@ def stride_of(kind: Kind, state: int) -> int:
     return 2 if kind == "reduce" and state < 2 else 1
 
 
-def graph_of(space: Space, kind: Kind, beside: Sequence[Collection[int]] | None = None) -> Graph:
+def graph_of(space: Space, kind: Kind, omitted: Sequence[Collection[int]] | None = None) -> Graph:
     """Return the edges of a cell: node i reads every earlier state.
 
-    beside  for each edge the positions of the candidates to omit; an edge without any other candidate gets NONE
+    omitted  for each edge the positions of the candidates to omit; an edge without any other candidate gets NONE
     """
     edges, rows = [], fused(space.skeleton)
     for node in range(space.nodes):
         for state, number in enumerate(space.edges_of_node(node)):
-            left_out = beside[number] if beside else ()
+            left_out = omitted[number] if omitted else ()
             codes = tuple(rows[n].code for p, n in enumerate(space.candidates(kind)[number]) if p not in left_out)
             edges.append(Edge(state, node, stride_of(kind, state), codes or (Candidate.NONE,)))
     return Graph(space.inputs, space.nodes, tuple(edges))

@@ -59,7 +59,7 @@ class CellModules(nn.Module):
         return self._ops(list(inputs), weights.ops, weights.edges, channels)
 
 
-class Cell(CellModules):
+class SupernetCell(CellModules):
     """As CellModules, called like `mixed`."""
 
     forward = CellModules.mixed

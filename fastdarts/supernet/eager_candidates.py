@@ -23,8 +23,8 @@ from fastdarts.supernet.mixed import MixedEdges, PackedEdges
 Build = Callable[[int, int], nn.Module]  # channels, stride -> (N, channels, H, W) to (N, channels, H/stride, W/stride)
 
 
-class Drawing(nn.Module):
-    """A module that draws new numbers from torch's global generator at each forward, except within `same_draws`."""
+class RandomModule(nn.Module):
+    """A module that draws new numbers from torch's global generator at each forward, except within `shared_noise`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Drawing(nn.Module):
         self._drawn: Tensor | None = None
 
     def draw(self, numbers: Callable[..., Tensor], like: Tensor) -> Tensor:
-        """Draw numbers of like's shape, dtype and device, channels last; within `same_draws` repeat those of the first call.
+        """Draw numbers of like's shape, dtype and device, channels last; within `shared_noise` repeat those of the first call.
 
         numbers  torch.randn or torch.rand: many times faster into memory in its own order than into a channels_last tensor
         """
@@ -45,19 +45,19 @@ class Drawing(nn.Module):
 
 
 @contextmanager
-def same_draws(module: nn.Module) -> Generator[None]:
-    """Repeat the first draw of each Drawing submodule at every forward inside, so that losses differ by weights alone."""
-    drawing = [m for m in module.modules() if isinstance(m, Drawing)]
-    for each in drawing:
+def shared_noise(module: nn.Module) -> Generator[None]:
+    """Repeat the first draw of each RandomModule at every forward inside, so that losses differ by weights alone."""
+    modules = [m for m in module.modules() if isinstance(m, RandomModule)]
+    for each in modules:
         each.repeats = True
     try:
         yield
     finally:
-        for each in drawing:
+        for each in modules:
             each.repeats, each._drawn = False, None
 
 
-class Noise(Drawing):
+class Noise(RandomModule):
     """Standard normal noise of the edge's output shape, independent of its input: the candidate of S4 (R-DARTS).
 
     Also drawn in eval mode.
@@ -72,7 +72,7 @@ class Noise(Drawing):
         return self.draw(torch.randn, x[:, :, :: self.stride, :: self.stride])
 
 
-class SkipDropout(Drawing):
+class SkipDropout(RandomModule):
     """Identity with dropout: in training each number is 0 with probability `rate`, else divided by 1 - rate.
 
     (P-DARTS, Chen et al., ICCV 2019, section 3.3.) `rate` is a buffer, so that captured graphs see its changes.
@@ -108,7 +108,7 @@ def register_candidate(name: str, build: Build, family: Family = "conv") -> None
     BUILDERS[name] = build
 
 
-def positions_beside(space: Space, kind: Kind, skip_dropout: bool = False) -> list[set[int]]:
+def eager_positions(space: Space, kind: Kind, skip_dropout: bool = False) -> list[set[int]]:
     """Return for each edge the positions of its eager candidates: unknown to the fused op, or skips with dropout."""
     known, rows = fused(space.skeleton), []
     for edge, names in zip(_edges(space, kind), space.candidates(kind), strict=True):
@@ -133,7 +133,7 @@ class _Group(NamedTuple):
     columns: list[list[int]]  # (edges, K'): columns of the op's weights among the cell's
 
 
-class MixedEdgesBeside(PackedEdges):
+class MixedEdgesWithEager(PackedEdges):
     """The edges of a cell with eager candidates; the other candidates are fused, node by node and stride by stride.
 
     skip_dropout  apply dropout to skips of stride 1, as P-DARTS does; the rate is that of the SkipDropout modules
@@ -150,22 +150,22 @@ class MixedEdgesBeside(PackedEdges):
         track_running_stats: bool = True,
         skip_dropout: bool = False,
     ) -> None:
-        beside = positions_beside(space, kind, skip_dropout)
-        graph = graph_of(space, kind, beside)
+        eager = eager_positions(space, kind, skip_dropout)
+        graph = graph_of(space, kind, eager)
         super().__init__(graph, *names_of(space, kind), C, partial_channels, backend, track_running_stats)
-        fused_places = [
-            [p for p in range(len(names)) if p not in places]
-            for names, places in zip(space.candidates(kind), beside, strict=True)
+        fused_positions = [
+            [p for p in range(len(names)) if p not in positions]
+            for names, positions in zip(space.candidates(kind), eager, strict=True)
         ]
-        self._groups = [_group(graph, fused_places, numbers) for numbers in _numbers(graph)]
-        self._placed: dict[tuple[int, torch.device, int], Tensor] = {}
-        self._beside: dict[int, list[tuple[int, nn.Module]]] = {}
-        for number, (edge, places, prefix) in enumerate(zip(graph.edges, beside, edge_names(space), strict=True)):
-            for place in sorted(places):
-                name = space.candidates(kind)[number][place]
+        self._groups = [_group(graph, fused_positions, numbers) for numbers in _numbers(graph)]
+        self._indices: dict[tuple[int, torch.device, int], Tensor] = {}
+        self._eager: dict[int, list[tuple[int, nn.Module]]] = {}
+        for number, (edge, positions, prefix) in enumerate(zip(graph.edges, eager, edge_names(space), strict=True)):
+            for position in sorted(positions):
+                name = space.candidates(kind)[number][position]
                 module = SkipDropout() if name == "skip_connect" else BUILDERS[name](self._Cq, edge.stride)
-                self._hold(f"{prefix}.{place}", module)
-                self._beside.setdefault(number, []).append((place, module))
+                self._register(f"{prefix}.{position}", module)
+                self._eager.setdefault(number, []).append((position, module))
 
     def forward(self, inputs: list[Tensor], ops: Tensor, edges: Tensor | None, channels: Tensor | None = None) -> Tensor:
         """As PackedEdges'."""
@@ -178,14 +178,14 @@ class MixedEdgesBeside(PackedEdges):
             ]
             total = sum(terms[1:], terms[0])
             for number in [n for group in self._groups if group.node == node for n in group.numbers]:
-                for place, module in self._beside.get(number, ()):
-                    weight = ops[number, place] if edges is None else ops[number, place] * edges[number]
+                for position, module in self._eager.get(number, ()):
+                    weight = ops[number, position] if edges is None else ops[number, position] * edges[number]
                     source = states[self.graph.edges[number].source]
                     total = self._added(total, weight, module, source, None if channels is None else channels[number])
             states.append(total)
         return torch.cat(states[self.graph.inputs :], dim=1)
 
-    def _hold(self, path: str, module: nn.Module) -> None:
+    def _register(self, path: str, module: nn.Module) -> None:
         """Register a module under a dotted name."""
         *above, name = path.split(".")
         parent: nn.Module = self
@@ -194,7 +194,7 @@ class MixedEdgesBeside(PackedEdges):
                 parent.add_module(step, _Step())
             parent = parent.get_submodule(step)
         parent.add_module(name, module)
-        self.held.append(path)
+        self.separate.append(path)
 
     def _pieces(self) -> list[tuple[Tensor, tuple[Tensor, Tensor] | None]]:
         """Return each group's weights and running statistics: views."""
@@ -235,20 +235,20 @@ class MixedEdgesBeside(PackedEdges):
         Not by gather: its backward synchronises with the device under deterministic algorithms.
         """
         key = group.numbers[0], ops.device, ops.shape[1]
-        if key not in self._placed:  # once: a step that copies to the device cannot be captured
-            places = [row * ops.shape[1] + column for row, columns in enumerate(group.columns) for column in columns]
-            self._placed[key] = torch.tensor(places, device=ops.device)
-        return ops.reshape(-1).index_select(0, self._placed[key]).view(len(group.columns), -1)
+        if key not in self._indices:  # once: a step that copies to the device cannot be captured
+            indices = [row * ops.shape[1] + column for row, columns in enumerate(group.columns) for column in columns]
+            self._indices[key] = torch.tensor(indices, device=ops.device)
+        return ops.reshape(-1).index_select(0, self._indices[key]).view(len(group.columns), -1)
 
     def _added(self, total: Tensor, weight: Tensor, module: nn.Module, x: Tensor, chosen: Tensor | None) -> Tensor:
         """Return total (N, C, H/s, W/s) + weight * module(the processed channels of x), added at their output channels."""
         if self.k == 1:
             return total + (weight * module(x)).to(total.dtype)  # autocast may have returned another dtype
         if chosen is None:  # processed channel p becomes channel p * k
-            out, places = module(x[:, : self._Cq]), torch.arange(0, x.shape[1], self.k, device=x.device)
+            out, channels = module(x[:, : self._Cq]), torch.arange(0, x.shape[1], self.k, device=x.device)
         else:
-            out, places = module(x.index_select(1, chosen)), chosen
-        return total.index_add(1, places, (weight * out).to(total.dtype))
+            out, channels = module(x.index_select(1, chosen)), chosen
+        return total.index_add(1, channels, (weight * out).to(total.dtype))
 
 
 def _edges(space: Space, kind: Kind) -> Sequence[Edge]:
@@ -263,11 +263,11 @@ def _numbers(graph: Graph) -> list[list[int]]:
     return [group[i : i + MOST_INPUTS] for group in groups for i in range(0, len(group), MOST_INPUTS)]
 
 
-def _group(graph: Graph, fused_places: Sequence[list[int]], numbers: list[int]) -> _Group:
+def _group(graph: Graph, fused_positions: Sequence[list[int]], numbers: list[int]) -> _Group:
     edges = [graph.edges[n] for n in numbers]
     own = Graph(len(edges), 1, tuple(edge._replace(source=i, node=0) for i, edge in enumerate(edges)))
-    places = [fused_places[n] for n in numbers]  # an edge whose only candidate is NONE may have any weight
-    columns = [row + [0] * (own.longest - len(row)) for row in places]
+    positions = [fused_positions[n] for n in numbers]  # an edge whose only candidate is NONE may have any weight
+    columns = [row + [0] * (own.longest - len(row)) for row in positions]
     return _Group(edges[0].node, numbers, [edge.source for edge in edges], own, columns)
 
 
@@ -281,7 +281,7 @@ def mixed_edges(
     skip_dropout: bool = False,
 ) -> PackedEdges:
     """Return the edges of a cell: one fused call if every candidate is fused."""
-    how = space, kind, C, partial_channels, backend, track_running_stats
-    if any(positions_beside(space, kind, skip_dropout)):
-        return MixedEdgesBeside(*how, skip_dropout)
-    return MixedEdges(*how)
+    options = space, kind, C, partial_channels, backend, track_running_stats
+    if any(eager_positions(space, kind, skip_dropout)):
+        return MixedEdgesWithEager(*options, skip_dropout)
+    return MixedEdges(*options)

@@ -50,7 +50,7 @@ class PackedEdges(nn.Module):
         super().__init__()
         self.graph, self.k, self.backend = graph, partial_channels, backend
         self.sync: Sync | None = None  # of ops.mixed_cell
-        self.held: list[str] = []  # paths of submodules that load their own part of a state_dict
+        self.separate: list[str] = []  # paths of submodules that load their own part of a state_dict
         self._Cq = C // partial_channels
         self._convolutions, self._norms = convolutions, norms
         self._shapes = self.graph.convolutions(self._Cq)
@@ -121,9 +121,9 @@ class PackedEdges(nn.Module):
 
         `assign=True` cannot share a checkpoint's memory here: it takes its dtype and device.
         """
-        held = tuple(f"{prefix}{path}." for path in self.held)
-        given = [name for name in state_dict if name.startswith(prefix) and not name.startswith(held)]
-        numbers = [t for name in given if isinstance(t := state_dict[name], Tensor) and t.is_floating_point()]
+        separate = tuple(f"{prefix}{path}." for path in self.separate)
+        names = [name for name in state_dict if name.startswith(prefix) and not name.startswith(separate)]
+        numbers = [t for name in names if isinstance(t := state_dict[name], Tensor) and t.is_floating_point()]
         if numbers and local_metadata.get("assign_to_params_buffers"):
             device, dtype = numbers[0].device, numbers[0].dtype
             self._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device)).to(dtype)
@@ -133,7 +133,7 @@ class PackedEdges(nn.Module):
         if strict:
             expected = dict.fromkeys(prefix + name for name in carrier._buffers)
             missing_keys += [n for n in expected if n not in state_dict and not n.endswith(COUNTER)]
-            unexpected_keys += [n for n in given if n not in expected]
+            unexpected_keys += [n for n in names if n not in expected]
 
 
 class MixedEdges(PackedEdges):

@@ -56,7 +56,7 @@ class NASBench201Supernet(Network):
             if stage:
                 self.cells.append(ResidualBlock(width // 2, width))
             for _ in range(cells_per_stage):
-                self.cells.append(Cell(space, width, backend, batch_norm == "running"))
+                self.cells.append(NASBench201Cell(space, width, backend, batch_norm == "running"))
             self.tap_channels.append(width)
         self.taps = tuple((cells_per_stage + 1) * stage + cells_per_stage - 1 for stage in range(3))
         self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
@@ -72,7 +72,7 @@ class NASBench201Supernet(Network):
         (x,) = self._chain(x, [stem[0]], [stem[1]])
         features = []
         for i, cell in enumerate(cells):
-            x = cell(x, weights["normal"]) if isinstance(cell, Cell) else self._block(x, cell)
+            x = cell(x, weights["normal"]) if isinstance(cell, NASBench201Cell) else self._block(x, cell)
             if i in self.taps:
                 features.append(x)
         features[-1] = F.relu(self._normalised(x, lastact[0]))
@@ -92,7 +92,7 @@ class NASBench201Supernet(Network):
         return batch_norm(x, running, bn.training, bn.momentum, bn.eps, self.sync, bn.weight, bn.bias)
 
 
-class Cell(nn.Module):
+class NASBench201Cell(nn.Module):
     """Six mixed edges between four nodes; the first is the input, the last the output."""
 
     kind: Kind = "normal"

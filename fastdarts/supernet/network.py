@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.base import ChannelSampling, Network
-from fastdarts.supernet.cell import Cell, CellWeights
+from fastdarts.supernet.cell import CellWeights, SupernetCell
 
 Stem = Literal["cifar", "imagenet"]
 STEM_MULTIPLIER = 3
@@ -68,7 +68,7 @@ class Supernet(Network):
             kind: Kind = "reduce" if i in reductions else "normal"
             C = 2 * C if kind == "reduce" else C
             channels = C_prev_prev, C_prev, C
-            self.cells.append(Cell(space, kind, *channels, reduction_prev, partial_channels, backend, skip_dropout))
+            self.cells.append(SupernetCell(space, kind, *channels, reduction_prev, partial_channels, backend, skip_dropout))
             reduction_prev = kind == "reduce"
             C_prev_prev, C_prev = C_prev, space.nodes * C
             if i + 1 in (*reductions, layers):  # the last cell of a stage

@@ -24,12 +24,13 @@ from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
 from fastdarts.settings.values import path_of
 from fastdarts.sweep.folder import Row, SweepFolder
 from fastdarts.sweep.grid import COMMANDS, Combination, Grid, SweepError
-from fastdarts.sweep.jobs import Executor, Here, Job, NoExecutor, Submitit, interpreter
+from fastdarts.sweep.jobs import Executor, Job, NoExecutor, interpreter
 from fastdarts.sweep.plot import draw_sweep
 from fastdarts.sweep.results import aggregate, comma_separated, figure_names, markdown
 
 PROG = "python -m fastdarts.sweep"
-DAY = 24 * 60
+DAY = 24 * 60  # minutes
+NEVER = 1000 * DAY
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,7 +80,7 @@ class Sweep:
         self.facts |= {"commit": provenance.commit(), "versions": provenance.versions()}
 
     def run(self, combinations: Sequence[Combination], executor: Executor, signals: SignalHandler) -> None:
-        """Run the unfinished combinations. Forwards a signal to the runs and raises Stopped once all have ended."""
+        """Run the unfinished combinations. On a signal stops the runs and raises Stopped once all have ended."""
         left = self.folder.left(combinations)
         print(f"{len(combinations)} runs in {self.folder.path}, {len(combinations) - len(left)} of them finished", flush=True)
         waiting, running, stopping = deque(left), {}, False
@@ -98,12 +99,12 @@ class Sweep:
                     waiting.clear()
                     stopping = True
                     for job, _ in running.values():
-                        job.stop(signals.signal)
+                        job.stop()
                 elif running:
                     sleep(executor.pause)
         finally:  # a failing sweep leaves no runs behind
             for job, _ in running.values():
-                job.stop(signal.SIGTERM)
+                job.stop()
             self._table()
         signals.check()
 
@@ -185,13 +186,13 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--metric", default="valid.loss", help="figure to plot, by its name in sweep.csv (default: valid.loss)")
     parser.add_argument(
-        "--executor", choices=("here", "local", "slurm"), default="here",
-        help="one run at a time on this machine (default), or --jobs at a time through submitit, on this machine or on SLURM",
+        "--executor", choices=("local", "slurm"), default="local",
+        help="where submitit starts the runs: on this machine (default) or on SLURM",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="concurrent runs (default: 1; not with here)")
+    parser.add_argument("--jobs", type=_positive, default=1, metavar="N", help="concurrent runs (default: 1)")
     parser.add_argument(
         "--timeout_minutes", "--timeout-minutes", type=_positive, metavar="N",
-        help=f"time limit of a job, after which it saves a checkpoint and is requeued (default: {DAY}; not with here)",
+        help=f"time limit of a job, after which it saves a checkpoint and is requeued (default: {DAY} on SLURM, else none)",
     )  # fmt: skip
     parser.add_argument(
         "--slurm", action="append", default=[], type=_parameter, metavar="NAME=VALUE",
@@ -224,16 +225,11 @@ def _executor(given: argparse.Namespace, folder: SweepFolder) -> Executor:
     """Return the executor of the runs. Raises SweepError, NoExecutor."""
     if given.slurm and given.executor != "slurm":
         raise SweepError("--slurm goes with --executor slurm")
-    if given.executor == "here":
-        if given.jobs > 1:
-            raise SweepError("--jobs: --executor here runs one after the other; --executor local runs several at a time")
-        if given.timeout_minutes:
-            raise SweepError("--timeout_minutes: --executor here lets a run take its time; it goes with local and slurm")
-        return Here()
-    count = torch.cuda.device_count() if given.executor == "local" else 0
+    local = given.executor == "local"
+    count = torch.cuda.device_count() if local and given.jobs > 1 else 0
     gpus = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
-    files = folder.path / "logs" / "submitit"
-    return Submitit(given.executor, files, given.jobs, given.timeout_minutes or DAY, dict(given.slurm), gpus)
+    minutes = given.timeout_minutes or (NEVER if local else DAY)
+    return Executor(given.executor, folder.path / "logs" / "submitit", given.jobs, minutes, dict(given.slurm), gpus)
 
 
 def _fate(row: Row, asked: bool, log: Path) -> str:

@@ -17,7 +17,7 @@ def test_every_route_and_stage_has_a_rate(tmp_path: Path, capsys: pytest.Capture
     assert main(["--data", str(root), *SMALL, "--json", "--record", "--results", str(tmp_path / "results")]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["images"] == 15 and record["left_out"] == 1 and record["cache_bytes"] == 15 * 3 * 40 * 40
-    routes = {"torchvision", "cache"} | (set() if record["missing"] else {"dali", "dali-reader"})
+    routes = {"torchvision", "cache"} | (set() if record["missing"] else {"dali"})
     assert set(record["images_per_s"]) == set(record["waiting"]) == routes
     assert 0 <= record["cache_difference"] < 0.2  # small images are kept as they are
     assert all(rate["median"] > 0 for rate in record["images_per_s"].values())

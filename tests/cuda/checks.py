@@ -16,7 +16,7 @@ from fastdarts.kernels.mixed_cell_cuda import unfit
 from fastdarts.kernels.mixed_cell_launches import TAPS, Launch, Needs
 from fastdarts.kernels.rows import PoolRow, StateRow, UnitRow
 from tests.cuda.launches import Memory, convolve, flat, merged, moments, pools
-from tests.ops.cells import Call
+from tests.ops.cells import CellCall
 from tests.ops.exactness import assert_exact
 
 Left = dict[str, Tensor]
@@ -190,7 +190,7 @@ CHECKS = {
 }
 
 
-def launches(kernel: str, call: Call, dtype: torch.dtype) -> Iterator[tuple[Memory, Launch, dict[str, Tensor | int]]]:
+def launches(kernel: str, call: CellCall, dtype: torch.dtype) -> Iterator[tuple[Memory, Launch, dict[str, Tensor | int]]]:
     """The launches of a call that the CUDA kernel of this name takes; skips the test where there are none."""
     memory = Memory.of(call, dtype, CHECKS[kernel].needs)
     why: str | None = f"this call does not launch {kernel}"

@@ -11,23 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastdarts.kernels.mixed_cell_launches import Call as PlanCall
-from fastdarts.kernels.mixed_cell_launches import Launch, Needs
-from fastdarts.kernels.mixed_cell_plan import Plan
+from fastdarts.kernels.mixed_cell_launches import Call, Launch, Needs
+from fastdarts.kernels.mixed_cell_plan import MixedCellPlan
 from fastdarts.kernels.rows import ALIGN, Candidate, EdgeRow, PoolRow, StateRow, UnitRow
-from tests.ops.cells import Call, dense, one_edge
+from tests.ops.cells import CellCall, dense, one_edge
 
 CONVOLUTIONS = (Candidate.SEP_CONV_3, Candidate.SEP_CONV_5, Candidate.DIL_CONV_3, Candidate.DIL_CONV_5)
 CALLS = {
-    "odd sides": Call(dense(2), N=3, C=8, H=7, W=9),
-    "strided": Call(dense(2, 2), N=2, C=16, H=12, W=20, k=2, images="masked"),
-    "random channels": Call(dense(2, 2), N=2, C=16, H=12, W=12, k=4, chosen=True, edges=False),
-    "12 channels": Call(dense(1), N=2, C=12, H=9, W=8, images="shifted"),
-    "24 channels": Call(one_edge(*CONVOLUTIONS, Candidate.MAX_POOL_3, stride=2), N=2, C=24, H=10, W=6),
-    "64 channels": Call(one_edge(*CONVOLUTIONS), N=1, C=64, H=5, W=5),
-    "wide": Call(one_edge(*CONVOLUTIONS, *list(Candidate)[2:4]), N=1, C=3, H=5, W=35),
-    "mean without BN": Call(one_edge(*list(Candidate)[2:4], Candidate.PLAIN_AVG_POOL_3), N=2, C=16, H=9, W=18),
-    "running statistics": Call(one_edge(*CONVOLUTIONS), N=1, C=8, H=6, W=6, training=False),
+    "odd sides": CellCall(dense(2), N=3, C=8, H=7, W=9),
+    "strided": CellCall(dense(2, 2), N=2, C=16, H=12, W=20, k=2, images="masked"),
+    "random channels": CellCall(dense(2, 2), N=2, C=16, H=12, W=12, k=4, chosen=True, edges=False),
+    "12 channels": CellCall(dense(1), N=2, C=12, H=9, W=8, images="shifted"),
+    "24 channels": CellCall(one_edge(*CONVOLUTIONS, Candidate.MAX_POOL_3, stride=2), N=2, C=24, H=10, W=6),
+    "64 channels": CellCall(one_edge(*CONVOLUTIONS), N=1, C=64, H=5, W=5),
+    "wide": CellCall(one_edge(*CONVOLUTIONS, *list(Candidate)[2:4]), N=1, C=3, H=5, W=35),
+    "mean without BN": CellCall(one_edge(*list(Candidate)[2:4], Candidate.PLAIN_AVG_POOL_3), N=2, C=16, H=9, W=18),
+    "running statistics": CellCall(one_edge(*CONVOLUTIONS), N=1, C=8, H=6, W=6, training=False),
 }
 
 
@@ -35,15 +34,15 @@ CALLS = {
 class Memory:
     """A plan and the tensors of a call at one dtype; `given` has them under the kernels' names."""
 
-    call: Call
-    plan: Plan
+    call: CellCall
+    plan: MixedCellPlan
     dtype: torch.dtype
     given: dict[str, Tensor | int]
 
     @staticmethod
-    def of(call: Call, dtype: torch.dtype, needs: Needs | None) -> "Memory":
+    def of(call: CellCall, dtype: torch.dtype, needs: Needs | None) -> "Memory":
         shape = call.N, call.C, call.H, call.W
-        plan = Plan(PlanCall(call.graph, shape, call.k, call.chosen, call.training, call.edges), needs)
+        plan = MixedCellPlan(Call(call.graph, shape, call.k, call.chosen, call.training, call.edges), needs)
         draw = torch.Generator().manual_seed(call.seed + 7)
 
         def normal(*size: int) -> Tensor:
@@ -135,7 +134,7 @@ class Memory:
 
 
 def convolve(memory: Memory, unit: UnitRow, kind: torch.dtype, rounded: bool = False) -> Tensor:
-    """y of a unit, (N, Cq, Ho, Wo), computed at `kind`; rounded: each result to the memory's dtype, as op by op."""
+    """The y of a unit, (N, Cq, Ho, Wo), computed at `kind`; rounded: each result to the memory's dtype, as op by op."""
     Cq, K = memory.plan.Cq, unit.kernel
 
     def round_off(x: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ from fastdarts.kernels import mixed_cell_cuda
 from tests.cuda.checks import CHECKS, launches, same_bits
 from tests.cuda.harness import run
 from tests.cuda.launches import CALLS
-from tests.ops.cells import Call
+from tests.ops.cells import CellCall
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("kernel", CHECKS)
-def test_launches(kernel: str, call: Call, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_launches(kernel: str, call: CellCall, dtype: torch.dtype, tmp_path: Path) -> None:
     for memory, one, given in launches(kernel, call, dtype):
         left = run(tmp_path, kernel, dtype, one.programs, given)
         if dtype == torch.float32:

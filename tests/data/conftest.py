@@ -47,7 +47,7 @@ def settles(threads: int) -> bool:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Callable[..., Path]:
-    """tree(cat=3, dog=2) writes ROOT/train/cat/cat_0.JPEG, ... and returns ROOT."""
+    """A function: (cat=3, dog=2) writes ROOT/train/cat/cat_0.JPEG, ... and returns ROOT."""
 
     def write(**classes: int) -> Path:
         for name, count in classes.items():
@@ -77,7 +77,7 @@ def public() -> Iterator[Path]:
 
 @pytest.fixture
 def nobody() -> Callable[[], AbstractContextManager[None]]:
-    """`with nobody():` runs as a user whom permissions bind, where this one is root."""
+    """A context manager: inside, the user is one whom permissions bind, where this one is root."""
 
     @contextmanager
     def switch() -> Iterator[None]:

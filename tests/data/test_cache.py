@@ -22,12 +22,12 @@ from fastdarts.batch import Batch
 from fastdarts.data import (
     Cache,
     CacheEvalLoader,
+    CacheLayout,
     CacheLoader,
     DataError,
     EvalLoader,
     FolderLoader,
     ImageIndex,
-    Layout,
     cache_file,
     crop_box,
     crop_words,
@@ -44,10 +44,10 @@ CPU = torch.device("cpu")
 SHORT = 24
 
 
-def layout_of(root: Path, short: int = SHORT) -> Layout:
+def layout_of(root: Path, short: int = SHORT) -> CacheLayout:
     index = ImageIndex.from_root(root)
     good, sizes, _ = verify(index, torch.arange(len(index)), 1)
-    return Layout.of(index, good, sizes, short)
+    return CacheLayout.of(index, good, sizes, short)
 
 
 def kept(cache: Cache, row: int) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_layout_by_hand(tree: Tree) -> None:
     """Short sides of 25 pixels at most, the other side in proportion, rounded down; what is smaller stays."""
     index = ImageIndex.from_root(tree(a=4))
     decoded = torch.tensor([[50, 200], [20, 300], [75, 50], [100, 101]], dtype=torch.int32)
-    layout = Layout.of(index, torch.tensor([2, 1, 0, 3]), decoded, 25)
+    layout = CacheLayout.of(index, torch.tensor([2, 1, 0, 3]), decoded, 25)
     assert layout.numbers.tolist() == [0, 1, 2, 3]
     assert layout.sizes.tolist() == [[37, 25], [20, 300], [25, 100], [25, 25]]
     assert layout.starts.tolist() == [0, 2775, 20775, 28275, 30150] and layout.bytes == 30150
@@ -104,7 +104,7 @@ def test_no_side_is_longer_than_the_op_takes(tmp_path: Path) -> None:
 def test_sizes_are_torchvisions(short: int, tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=1))
     decoded = torch.randint(short, 40 * short, (200, 2), generator=torch.Generator().manual_seed(short))
-    layout = Layout.of(index, torch.arange(200), decoded, short)
+    layout = CacheLayout.of(index, torch.arange(200), decoded, short)
     for (height, width), size in zip(decoded.tolist()[::20], layout.sizes.tolist()[::20], strict=True):
         image = functional.resize(Image.new("L", (width, height)), [short])
         assert size == [image.height, image.width]
@@ -177,7 +177,7 @@ def test_a_file_is_found_again_and_nothing_is_decoded(tree: Tree, tmp_path: Path
     assert {p.suffix for p in folder.iterdir()} == {".pixels", ".lock"}
     os.chmod(written, 0o444)
     with monkeypatch.context() as patch:
-        patch.setattr(Layout, "fill", lambda *_: pytest.fail("decoded again"))
+        patch.setattr(CacheLayout, "fill", lambda *_: pytest.fail("decoded again"))
         assert Cache.make(layout_of(root), "cpu", folder=folder).pixels.equal(pixels)
     path = root / "train/a/a_3.JPEG"
     Image.new("RGB", (90, 90)).save(path)  # another image in its place
@@ -231,7 +231,7 @@ def test_an_interrupt_while_it_fills_ends_soon(tree: Tree, monkeypatch: pytest.M
     """After the image that is being decoded, not after the rest of the thread's share."""
     layout, seen = layout_of(tree(a=2 * cache_module.CHUNK)), []
 
-    def decode(layout: Layout, row: int) -> np.ndarray:
+    def decode(layout: CacheLayout, row: int) -> np.ndarray:
         seen.append(row)
         began = monotonic()
         while row >= cache_module.CHUNK and monotonic() - began < 0.2:
@@ -241,7 +241,7 @@ def test_an_interrupt_while_it_fills_ends_soon(tree: Tree, monkeypatch: pytest.M
     def interrupt(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Layout, "_decode", decode)
+    monkeypatch.setattr(CacheLayout, "_decode", decode)
     with pytest.raises(KeyboardInterrupt):
         Cache.make(layout, "cpu", threads=1, progress=interrupt)
     assert len(seen) <= cache_module.CHUNK + 10
@@ -258,16 +258,16 @@ def test_a_file_that_is_not_whole_is_never_read(harm: str, tree: Tree, tmp_path:
     assert path.read_bytes() == data
 
 
-def _killed_while_writing(layout: Layout, folder: Path) -> None:
-    def fill(_: Layout, pixels: torch.Tensor, *others: Any) -> None:
+def _killed_while_writing(layout: CacheLayout, folder: Path) -> None:
+    def fill(_: CacheLayout, pixels: torch.Tensor, *others: Any) -> None:
         pixels[:100] = 7
         os._exit(9)
 
-    Layout.fill = fill  # type: ignore[method-assign]
+    CacheLayout.fill = fill  # type: ignore[method-assign]
     Cache.make(layout, "cpu", folder=folder)
 
 
-def _write(layout: Layout, folder: Path) -> None:
+def _write(layout: CacheLayout, folder: Path) -> None:
     os._exit(0 if Cache.make(layout, "cpu", folder=folder).pixels.sum() > 0 else 1)
 
 

@@ -186,7 +186,7 @@ def replaced(path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
-    "kind, says",
+    ("kind", "says"),
     [
         ("gone", "No such file or directory"),
         ("text", "not an image"),

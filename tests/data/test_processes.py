@@ -62,9 +62,10 @@ def test_a_script_without_a_guard_is_told_so(tree: Tree, monkeypatch: pytest.Mon
     """In the process that imports the script again, and in the one that started it."""
     index = ImageIndex.from_root(tree(a=6))
     monkeypatch.setattr(multiprocessing, "get_context", lambda: multiprocessing.context.SpawnContext())
-    with monkeypatch.context() as patch, pytest.raises(InputStopped, match=r"^a script that .* `if __name__ == '__main__':`"):
+    with monkeypatch.context() as patch:
         patch.setattr(multiprocessing.current_process(), "_inheriting", True, raising=False)
-        next(loader(index))
+        with pytest.raises(InputStopped, match=r"^a script that .* `if __name__ == '__main__':`"):
+            next(loader(index))
     fork = multiprocessing.context.ForkContext()
     monkeypatch.setattr(fork, "get_start_method", lambda: "spawn")
     monkeypatch.setattr(multiprocessing, "get_context", lambda: fork)

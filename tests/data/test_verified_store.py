@@ -2,11 +2,10 @@
 
 import logging
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -31,7 +30,7 @@ def index(tree: Tree) -> ImageIndex:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    return tmp_path / "cache" / "store.sqlite3"
+    return tmp_path / "cache" / "store.jsonl"
 
 
 def check(index: ImageIndex, store: Path | None) -> tuple[int, Verified]:
@@ -42,8 +41,7 @@ def check(index: ImageIndex, store: Path | None) -> tuple[int, Verified]:
 
 
 def rows(store: Path) -> int:
-    with closing(sqlite3.connect(store)) as db:
-        return db.execute("SELECT count(*) FROM images").fetchone()[0]
+    return len(store.read_text().split()) // 5 if store.exists() else 0
 
 
 def same(a: Verified, b: Verified) -> bool:
@@ -117,7 +115,7 @@ def test_permissions_that_changed(public: Path, index: ImageIndex, nobody: Nobod
     index.root.rename(public / "images")
     moved = ImageIndex.from_root(public / "images")
     (public / "images").chmod(0o755)
-    store = public / "store.sqlite3"
+    store = public / "store.jsonl"
     check(moved, store)
     Path(moved.path(1)).chmod(0)
     with nobody():
@@ -162,57 +160,43 @@ def test_it_lies_in_the_users_cache(index: ImageIndex, user_cache: Path) -> None
     assert check(index, None)[0] == 6
 
 
-def damage(kind: str, store: Path) -> None:
-    if kind == "no database":
-        store.write_text("something else" * 100)
-    elif kind == "cut":
-        store.write_bytes(store.read_bytes()[:5000])
-    elif kind == "overwritten":
-        data = store.read_bytes()
-        store.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
-    elif kind == "other table":
-        with closing(sqlite3.connect(store)) as db, db:
-            db.execute("ALTER TABLE images RENAME COLUMN width TO breadth")
-    elif kind == "folder":
-        store.unlink()
-        store.mkdir()
-
-
-@pytest.mark.parametrize("kind", ["no database", "cut", "overwritten"])
-def test_a_damaged_store_is_said_moved_away_and_made_again(
-    kind: str, index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (lambda data: data[:-20], 5),  # the last write was cut off
+        (lambda data: data[:200] + b"\xa5" * 9 + data[209:], 5),
+        (lambda data: data.replace(b"_0.JPEG", b"_9.JPEG"), 4),
+        (lambda data: data.replace(b"]\n", b"]"), 0),
+        (lambda data: data + b"[" * 100_000, 6),
+        (lambda data: data + b'5\n{}\n["/a", 1]\n["/a", 1, 2, 3.5, 4]\n[[], 1, 2, 3, 4]\n[2, 1, 2, 3, 4]\n', 6),
+        (lambda data: b"something else\n" * 100, 0),
+        (lambda data: b"", 0),
+    ],
+)
+def test_damaged_lines_are_skipped(damage: Callable[[bytes], bytes], left: int, index: ImageIndex, store: Path) -> None:
     _, first = check(index, store)
-    with Remembered(store) as remembered:
-        for i in range(3000):
-            remembered.add(f"/{i}".encode(), module.Known(1, 2, 3, 4))
-    damage(kind, store)
+    store.write_bytes(damage(store.read_bytes()))
     used, found = check(index, store)
-    assert used == 0 and same(found, first)
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING and "\n" not in record.message
-    assert f"checked files are not remembered: {store}: " in record.message
-    assert "moved to store.sqlite3.damaged, the next search begins a new one" in record.message
-    assert check(index, store)[0] == 0 and check(index, store)[0] == 6
-    assert len(caplog.records) == 1
-
-
-@pytest.mark.parametrize("kind", ["folder", "other table"])
-def test_what_is_not_ours_is_left_alone(kind: str, index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
-    _, first = check(index, store)
-    damage(kind, store)
-    used, found = check(index, store)
-    assert used == 0 and same(found, first) and len(caplog.records) == 1
-    assert store.is_dir() == (kind == "folder") and not store.with_name("store.sqlite3.damaged").exists()
-
-
-def test_a_store_of_another_version_is_emptied(index: ImageIndex, store: Path) -> None:
-    check(index, store)
-    with closing(sqlite3.connect(store)) as db, db:
-        db.execute("ALTER TABLE images RENAME COLUMN width TO breadth")
-        db.execute("PRAGMA user_version = 99")
-    assert check(index, store)[0] == 0
+    assert used == left and same(found, first)
     assert check(index, store)[0] == 6
+
+
+def test_a_store_of_mostly_useless_lines_is_rebuilt(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    check(index, store)
+    content = store.read_bytes()
+    store.write_bytes(2 * content)
+    assert check(index, store)[0] == 6 and store.read_bytes() == 2 * content and not caplog.records
+    store.write_bytes(2 * content + b"no line\n")
+    assert check(index, store)[0] == 6 and store.read_bytes() == content.lstrip()
+    assert [record.message for record in caplog.records] == [f"{store} is rebuilt: 7 of 13 lines are damaged or outdated"]
+    assert list(store.parent.iterdir()) == [store]
+
+
+def test_a_folder_in_its_place_is_left_alone(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store.mkdir(parents=True)
+    assert check(index, store)[0] == 0 and len(check(index, store)[1].good) == 6
+    assert {record.message for record in caplog.records} == {f"checked files are not remembered: {store}: Is a directory"}
 
 
 def test_a_store_that_cannot_be_written(public: Path, index: ImageIndex, nobody: Nobody, caplog) -> None:
@@ -220,7 +204,7 @@ def test_a_store_that_cannot_be_written(public: Path, index: ImageIndex, nobody:
     index.root.rename(public / "images")
     (public / "images").chmod(0o755)
     moved = ImageIndex.from_root(public / "images")
-    store = public / "store.sqlite3"
+    store = public / "store.jsonl"
     check(moved, store)
     with nobody():
         assert check(moved, store)[0] == 6 and not caplog.records
@@ -228,47 +212,31 @@ def test_a_store_that_cannot_be_written(public: Path, index: ImageIndex, nobody:
     settle(moved.root)
     with nobody():
         assert len(check(moved, store)[1].good) == 6
-        assert len(caplog.records) == 1 and "readonly database" in caplog.text
+        assert len(caplog.records) == 1 and "Permission denied" in caplog.text
         caplog.clear()
-        assert len(check(moved, public / "no" / "store.sqlite3")[1].good) == 6
+        assert len(check(moved, public / "no" / "store.jsonl")[1].good) == 6
         assert len(caplog.records) == 1 and "Permission denied" in caplog.text
 
 
-def test_a_full_disk(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_full_disk(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Remembered(store) as remembered:
-        remembered._db.execute("PRAGMA max_page_count = 2")
-        for i in range(3000):
-            remembered.add(b"/x" * 100 + str(i).encode(), module.Known(1, 2, 3, 4))
-    assert len(caplog.records) == 1 and "full" in caplog.text
-    assert len(check(index, store)[1].good) == 6 and check(index, store)[0] == 6
+        store.parent.mkdir()
+        store.symlink_to("/dev/full")
+        for i in range(2 * module.BATCH):
+            remembered.add(f"/{i}", module.Known(1, 2, 3, 4))
+    assert [record.message for record in caplog.records] == [
+        f"checked files are not remembered: {store}: No space left on device"
+    ]
 
 
-def test_a_store_that_another_process_holds(
-    index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    check(index, store)
-    monkeypatch.setattr(module, "BUSY_SECONDS", 0.1)
-    with closing(sqlite3.connect(store, isolation_level=None)) as db:
-        db.execute("BEGIN EXCLUSIVE")
-        used, found = check(index, store)
-    assert used == 0 and len(found.good) == 6
-    assert len(caplog.records) == 1 and "database is locked" in caplog.text
-    assert check(index, store)[0] == 6
-
-
-def test_without_sqlite_or_a_home(index: ImageIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_home(index: ImageIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    with monkeypatch.context() as patch:
-        patch.delenv("XDG_CACHE_HOME")
-        patch.setattr(Path, "home", home)
-        assert len(check(index, None)[1].good) == 6
-    assert len(caplog.records) == 1 and "not remembered: no home folder" in caplog.text
-    caplog.clear()
-    monkeypatch.setattr(module, "sqlite3", None)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
     assert len(check(index, None)[1].good) == 6
-    assert [record.message for record in caplog.records] == ["checked files are not remembered: this Python has no sqlite3"]
+    assert len(caplog.records) == 1 and "not remembered: no home folder" in caplog.text
 
 
 def test_processes_at_once(tree: Tree, store: Path) -> None:

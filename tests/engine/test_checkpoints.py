@@ -62,9 +62,9 @@ def test_a_flipped_bit_is_found_in_every_byte():
 def test_every_truncation_is_found():
     data = encode(state(w=torch.randn(10)))
     for length in range(len(data)):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="its end is missing" if length else "it is empty"):
             decode(data[:length])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="its end is missing"):
         decode(data + b"\0")
 
 

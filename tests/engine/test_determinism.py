@@ -34,10 +34,14 @@ def no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_inside_only(deterministic: bool, device: str, inside: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     before = choices()
-    with pytest.raises(KeyError), algorithms(deterministic, device):
+
+    def fail() -> None:
         assert choices() == inside
         assert (CUBLAS in os.environ) == deterministic
         raise KeyError
+
+    with pytest.raises(KeyError), algorithms(deterministic, device):
+        fail()
     assert choices() == before
 
 

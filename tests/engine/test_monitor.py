@@ -16,8 +16,8 @@ from fastdarts.engine.status import Status
 from fastdarts.engine.tensorboard import TensorBoardLogger
 from fastdarts.runs.search_session import scalars
 from fastdarts.spaces import S0
-from fastdarts.steps import CapturedBilevel
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps import CapturedSteps
+from fastdarts.steps.stage_timer import StageTimer
 from tests.support.bilevels import batch, make, number
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -91,9 +91,8 @@ def test_stages_count_themselves_alone(monkeypatch):
     bilevel = make()
     slow = bilevel._update
     monkeypatch.setattr(bilevel, "_update", lambda *a: (time.sleep(0.05), slow(*a)))
-    steps = CapturedBilevel(bilevel, "off")
-    stages = Stages()
-    assert stages.follow(steps) is steps
+    stages = StageTimer()
+    steps = CapturedSteps(stages.follow(bilevel), "off")
     started = time.perf_counter()
     for step in range(3):
         steps(number(step), batch(1), batch(2) if step else None)
@@ -105,8 +104,8 @@ def test_stages_count_themselves_alone(monkeypatch):
 
 
 def test_a_stage_ends_where_its_work_fails():
-    stages = Stages()
-    stages.follow(CapturedBilevel(make(), "off"))
+    stages = StageTimer()
+    stages.follow(make())
 
     def fails():
         raise RuntimeError("no")
@@ -119,8 +118,8 @@ def test_a_stage_ends_where_its_work_fails():
 
 @pytest.mark.gpu
 def test_stages_on_a_gpu_are_those_of_the_device():
-    stages = Stages()
-    stages.follow(CapturedBilevel(make(device="cuda"), "off"))
+    stages = StageTimer()
+    stages.follow(make(device="cuda"))
     a = torch.randn(4096, 4096, device="cuda")
     work = stages.timed("reduce", lambda: [a @ a for _ in range(20)])
     started = time.perf_counter()

@@ -10,7 +10,7 @@ from fastdarts.protocols import Extent, StepReport
 
 
 @pytest.mark.parametrize(
-    "seconds, text",
+    ("seconds", "text"),
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (61, "1:01"), (3599.9, "1:00:00"), (36_061, "10:01:01"), (-3, "0:00")],
 )
 def test_duration(seconds, text):

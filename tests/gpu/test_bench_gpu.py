@@ -21,4 +21,4 @@ def test_cases(small: bool, dtype: str) -> None:
 def test_steps(supernet: str, batch: int, side: int, k: int, dtype: str) -> None:
     """A step of our side, replayed as CUDA graphs."""
     step = build(Workload(supernet, batch, side, k, dtype, "cuda"), OURS)
-    assert math.isfinite(step().item()) and step.how == "CUDA graphs"
+    assert math.isfinite(step().item()) and step.replay == "CUDA graphs"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdarts.batch import Batch
-from fastdarts.data import Cache, CacheEvalLoader, CacheLoader, FolderLoader, ImageIndex, Layout, placement, verify
+from fastdarts.data import Cache, CacheEvalLoader, CacheLayout, CacheLoader, FolderLoader, ImageIndex, placement, verify
 from fastdarts.ops.philox import Stream
 from fastdarts.search_imagenet import main
 from tests.data.conftest import tree  # noqa: F401  a fixture
@@ -19,10 +19,10 @@ Tree = Callable[..., Path]
 CUDA = torch.device("cuda:0")
 
 
-def layout_of(root: Path) -> Layout:
+def layout_of(root: Path) -> CacheLayout:
     index = ImageIndex.from_root(root)
     good, sizes, _ = verify(index, torch.arange(len(index)), 2)
-    return Layout.of(index, good, sizes, 24)
+    return CacheLayout.of(index, good, sizes, 24)
 
 
 def order(**changes: Any) -> dict[str, Any]:

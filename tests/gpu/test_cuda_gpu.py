@@ -11,7 +11,7 @@ from fastdarts.ops.patch_mask import definition
 from tests.cuda.checks import CHECKS, launches, same_bits
 from tests.cuda.launches import CALLS, Memory
 from tests.cuda.with_triton import start_triton
-from tests.ops.cells import Call
+from tests.ops.cells import CellCall
 
 pytestmark = pytest.mark.gpu
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -38,7 +38,7 @@ def after(backend: str, memory: Memory, one: Launch, given: dict[str, Tensor | i
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("kernel", CHECKS)
 @pytest.mark.parametrize("backend", STARTS)
-def test_launches(backend: str, kernel: str, call: Call, dtype: torch.dtype) -> None:
+def test_launches(backend: str, kernel: str, call: CellCall, dtype: torch.dtype) -> None:
     for memory, one, given in launches(kernel, call, dtype):
         left, again = (after(backend, memory, one, given) for _ in range(2))
         assert all(same_bits(again[name], left[name]) for name in left)

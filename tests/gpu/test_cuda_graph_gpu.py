@@ -25,7 +25,7 @@ from fastdarts.optim.optimizers import arch_optimizer, set_rate, weight_optimize
 from fastdarts.optim.updates import non_finite, step_if_finite
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import main
-from fastdarts.steps import CapturedBilevel, CaptureError
+from fastdarts.steps import CapturedSteps, CaptureError
 from tests.support import bilevels
 from tests.support.bilevels import MADE_OF, differing, everything
 from tests.test_search_imagenet import SPLIT, TINY, write_tree
@@ -85,7 +85,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_twenty_captured_steps_are_twenty_steps(settings: dict[str, Any], begin: int) -> None:
     """Alpha begins in the first or fourth step, the rate changes in the tenth, another size of batch comes in the fifteenth."""
     captured, plain = (make(**settings) for _ in range(2))
-    run = CapturedBilevel(captured, "on")
+    run = CapturedSteps(captured, "on")
     for number in range(STEPS):
         if number == 10:
             for bilevel in (captured, plain):
@@ -111,7 +111,7 @@ def differing_when_deterministic(settings: dict[str, Any]) -> list[str]:
     """What eight captured steps and eight uncaptured ones leave differently."""
     with tf32(False), algorithms(True, "cuda"):
         captured, plain = (make(dtype=torch.float32, **settings) for _ in range(2))
-        run = CapturedBilevel(captured, "on")
+        run = CapturedSteps(captured, "on")
         for number in range(8):
             rng = torch.cuda.get_rng_state()
             ours = run(*step_of(number, number >= 2))
@@ -136,7 +136,7 @@ def test_other_steps_have_the_bits_of_uncaptured_ones_too(name: str) -> None:
 def test_capturing_leaves_no_trace() -> None:
     """Not even in the generator: warm-up and capture, then everything is as before the first replay."""
     bilevel = make()
-    run = CapturedBilevel(bilevel, "on")
+    run = CapturedSteps(bilevel, "on")
     before, rng = everything(bilevel), torch.cuda.get_rng_state()
     arguments = step_of(0)
     run._begin(*arguments[:2])
@@ -151,7 +151,7 @@ def test_capturing_leaves_no_trace() -> None:
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("masked", [True, False])
 def test_a_replayed_step_never_waits(masked: bool, unrolled: bool) -> None:
-    run = CapturedBilevel(make(masked=masked, unrolled=unrolled, sampling="random", dtype=torch.float32), "on")
+    run = CapturedSteps(make(masked=masked, unrolled=unrolled, sampling="random", dtype=torch.float32), "on")
     run(*step_of(0))
     steps = [step_of(number) for number in range(1, 4)]
     with synchronisation_is_an_error():
@@ -175,7 +175,7 @@ def test_nan_inside_a_replay_leaves_everything_as_it_was(unrolled: bool) -> None
     bilevel = make(unrolled=unrolled, dtype=torch.float32)
     factor = torch.ones((), device="cuda")
     bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * factor)
-    run = CapturedBilevel(bilevel, "on")
+    run = CapturedSteps(bilevel, "on")
     run(*step_of(0))
     before = everything(bilevel)
     for value in (torch.nan, torch.inf):
@@ -194,7 +194,7 @@ def test_nan_in_the_very_first_step() -> None:
     factor = torch.full((), torch.nan, device="cuda")
     bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * factor)
     before = everything(bilevel)
-    CapturedBilevel(bilevel, "on")(*step_of(0))
+    CapturedSteps(bilevel, "on")(*step_of(0))
     assert differing(everything(bilevel), before) == []
 
 
@@ -226,7 +226,7 @@ def test_optimizers_skip_on_the_device(kind: str, first_bad: int) -> None:
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_a_lower_precision_is_captured_too(amp: str) -> None:
     low, full = make(amp=amp, dtype=torch.float32), make(dtype=torch.float32)
-    run = CapturedBilevel(low, "on")
+    run = CapturedSteps(low, "on")
     for number in range(8):
         losses = run(*step_of(number))
         reference = full(*step_of(number))
@@ -255,14 +255,14 @@ def test_an_objective_that_waits_goes_on_uncaptured() -> None:
     captured, plain = make(), make()
     for bilevel in (captured, plain):
         bilevel.objective = Waits(bilevel.objective)
-    run = CapturedBilevel(captured)
+    run = CapturedSteps(captured)
     for number in range(3):
         ours, theirs = run(*step_of(number)), plain(*step_of(number))
         assert [float(x) for x in ours] == pytest.approx([float(x) for x in theirs], rel=1e-9)
     assert "waits for the device" in run.reason and not run.captured
     assert_same(everything(captured), everything(plain))
     with pytest.raises(CaptureError, match="waits for the device"):
-        CapturedBilevel(captured, "on")(*step_of(3))
+        CapturedSteps(captured, "on")(*step_of(3))
 
 
 def fail_to_capture() -> None:
@@ -277,14 +277,14 @@ def fail_to_capture() -> None:
             return loss
 
     captured.objective = Late()
-    run = CapturedBilevel(captured)
+    run = CapturedSteps(captured)
     for number in range(3):
         ours, theirs = run(*step_of(number)), plain(*step_of(number))
         assert [float(x) for x in ours] == pytest.approx([float(x) for x in theirs], rel=1e-9)
     assert "failed" in run.reason and not run.captured
     torch.cuda.empty_cache()
     assert torch.rand(3, device="cuda").isfinite().all()
-    again = CapturedBilevel(plain, "on")
+    again = CapturedSteps(plain, "on")
     assert all(map(torch.isfinite, again(*step_of(3)))) and again.captured
 
 
@@ -313,7 +313,7 @@ def test_both_graphs_share_one_pool() -> None:
     uncaptured = torch.cuda.max_memory_reserved() - start
     del plain
     start = reserved()
-    run = CapturedBilevel(make(dtype=torch.float32, k=4), "on")
+    run = CapturedSteps(make(dtype=torch.float32, k=4), "on")
     run(number, train, None)
     one = reserved() - start
     run(number, train, val)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdarts.batch import Batch
-from fastdarts.data import DaliLoader, DaliReaderLoader, DataError, FolderLoader, ImageIndex, InputStopped, sample_root
+from fastdarts.data import DaliLoader, DataError, FolderLoader, ImageIndex, InputStopped, sample_root
 from fastdarts.data.dali import unavailable
 from fastdarts.ops.philox import Stream
 from tests.data.conftest import picture
@@ -30,10 +30,6 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 def loader(index: ImageIndex, **changes: Any) -> DaliLoader:
     return DaliLoader(index, torch.arange(len(index)), threads=4, **settings(**changes))
-
-
-def reader(index: ImageIndex, **changes: Any) -> DaliReaderLoader:
-    return DaliReaderLoader(index, torch.arange(len(index)), threads=4, **settings(**changes))
 
 
 def folder(index: ImageIndex, **changes: Any) -> FolderLoader:
@@ -85,22 +81,20 @@ def test_odd_files(tmp_path: Path) -> None:
             assert off(next(ours), next(theirs)).float().mean((1, 2, 3)).max() < 2
 
 
-@pytest.mark.parametrize("make", [loader, reader])
-def test_resuming_is_bit_identical(make: Any, index: ImageIndex) -> None:
-    with make(index) as whole:
+def test_resuming_is_bit_identical(index: ImageIndex) -> None:
+    with loader(index) as whole:
         expected = [next(whole) for _ in range(6)]
-    with make(index, start=3) as resumed:
+    with loader(index, start=3) as resumed:
         for batch in expected[3:]:
             assert same(next(resumed), batch)
 
 
-@pytest.mark.parametrize("make", [loader, reader])
-def test_memory_is_not_written_while_it_is_read(make: Any, index: ImageIndex) -> None:
+def test_memory_is_not_written_while_it_is_read(index: ImageIndex) -> None:
     """The step's stream lags far behind while batch after batch is made and given up."""
-    with make(index) as batches:
+    with loader(index) as batches:
         expected = [int(next(batches).images.long().sum()) for _ in range(20)]
     busy, sums = torch.randn(4096, 4096, device="cuda"), []
-    with make(index) as batches:
+    with loader(index) as batches:
         for _ in range(20):
             batch = next(batches)
             for _ in range(20):
@@ -157,12 +151,8 @@ def test_memory_does_not_grow(index: ImageIndex) -> None:
     assert used() <= first + slack
 
 
-@pytest.mark.parametrize(
-    ("make", "fault"),
-    [(loader, "truncated"), (loader, "deleted"), (loader, "replaced"), (reader, "deleted"), (reader, "replaced")],
-)
-def test_a_file_that_breaks_later(make: Any, fault: str, tmp_path: Path) -> None:
-    """Not truncated for DALI's own reader: nvJPEG may fill up what is missing."""
+@pytest.mark.parametrize("fault", ["truncated", "deleted", "replaced"])
+def test_a_file_that_breaks_later(fault: str, tmp_path: Path) -> None:
     (tmp_path / "train/a").mkdir(parents=True)
     for i in range(8):
         picture(60, 50, i).save(tmp_path / f"train/a/{i}.JPEG")
@@ -172,7 +162,7 @@ def test_a_file_that_breaks_later(make: Any, fault: str, tmp_path: Path) -> None
     path.unlink()
     if fault != "deleted":
         path.write_bytes(data[: len(data) // 2] if fault == "truncated" else b"<html>Not found</html>")
-    with make(index, batch_size=8) as batches:
+    with loader(index, batch_size=8) as batches:
         with pytest.raises((DataError, InputStopped), match=r"3\.JPEG"):
             next(batches)
         path.write_bytes(data)

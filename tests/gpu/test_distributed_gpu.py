@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fastdarts.engine import RankInfo, World
-from fastdarts.steps import CapturedBilevel
+from fastdarts.steps import CapturedSteps
 from tests.support import bilevels
 from tests.support.bilevels import differing, everything
 from tests.support.ranks import Pool, bilevel, pool, share
@@ -31,7 +31,7 @@ def run(world: World, capture: bool, settings: dict[str, Any]) -> tuple[dict[str
     made, losses = bilevel(world, False, device="cuda", dtype=torch.float64, **settings), []
     if made.reduce is None:
         made.reduce = world.average  # a world of one averages, too: the same pieces
-    steps = CapturedBilevel(made, "on" if capture else "off")
+    steps = CapturedSteps(made, "on" if capture else "off")
     for step in range(STEPS):
         train, val = (share(bilevels.batch(2 * step + i, 8), world).to("cuda") for i in range(2))
         given = steps(bilevels.number(step, "cuda"), train, val if step >= 2 else None)

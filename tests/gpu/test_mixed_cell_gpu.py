@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.kernels.graph import Candidate, Graph
-from tests.ops.cells import EVERY, S0, STRIDED, Call, dense, one_edge
+from tests.ops.cells import EVERY, S0, STRIDED, CellCall, dense, one_edge
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
 from tests.ops.test_mixed_cell import OP, flat
 
@@ -28,8 +28,8 @@ def on_gpu(named: Named) -> Named:
     return {name: t.detach().cuda().requires_grad_() for name, t in named.items()}
 
 
-def run(call: Call, named: Named, backend: str, dtype: torch.dtype) -> Named:
-    """As Call.run, on the GPU."""
+def run(call: CellCall, named: Named, backend: str, dtype: torch.dtype) -> Named:
+    """As CellCall.run, on the GPU."""
     rest = {name: None if t is None else t.cuda() for name, t in call.constants(dtype).items()}
     running = (rest["mean"], rest["var"]) if call.running else None
     out = call.forward(named, running, rest["channels"], backend)
@@ -37,7 +37,7 @@ def run(call: Call, named: Named, backend: str, dtype: torch.dtype) -> Named:
     return {"out": out.detach().clone()} | moved | gradients(out, rest["grad"], named)
 
 
-def check(call: Call, dtype: torch.dtype) -> None:
+def check(call: CellCall, dtype: torch.dtype) -> None:
     named = on_gpu(call.tensors(dtype))
     with uninitialised_memory_is_nan():
         got = run(call, named, "triton", dtype)
@@ -53,7 +53,7 @@ def check(call: Call, dtype: torch.dtype) -> None:
 )
 def test_each_candidate(candidate: Candidate, stride: int, k: int, dtype: torch.dtype) -> None:
     for training, chosen in product((True, False), repeat=2):
-        call = Call(dense(3, stride, (candidate,)), 5, 16 * k, 12, 10, k, training=training, chosen=chosen, seed=k)
+        call = CellCall(dense(3, stride, (candidate,)), 5, 16 * k, 12, 10, k, training=training, chosen=chosen, seed=k)
         check(call, dtype)
 
 
@@ -75,7 +75,7 @@ def test_each_candidate(candidate: Candidate, stride: int, k: int, dtype: torch.
     ],
 )
 def test_sizes(N: int, C: int, H: int, W: int, k: int, stride: int, dtype: torch.dtype) -> None:
-    check(Call(dense(4, stride), N, C, H, W, k, seed=N), dtype)
+    check(CellCall(dense(4, stride), N, C, H, W, k, seed=N), dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -83,18 +83,18 @@ def test_sizes(N: int, C: int, H: int, W: int, k: int, stride: int, dtype: torch
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("images", ["masked", "shifted"])
 def test_masked_and_shifted_images(images: str, stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
-    check(Call(dense(2, stride), 4, 16, 16, 12, k, images=images, chosen=chosen), dtype)
+    check(CellCall(dense(2, stride), 4, 16, 16, 12, k, images=images, chosen=chosen), dtype)
 
 
 @pytest.mark.parametrize(("H", "W"), [(5, 7), (1, 2), (4, 1), (15, 13)])
 def test_odd_sizes_without_a_stride(H: int, W: int) -> None:
-    check(Call(dense(2, candidates=EVERY), 3, 8, H, W), torch.float32)
+    check(CellCall(dense(2, candidates=EVERY), 3, 8, H, W), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 1, False), (2, 2, False), (1, 4, True)])
 def test_the_same_bits_in_each_run(stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
-    call = Call(dense(4, stride, EVERY if stride == 1 else STRIDED), 32, 16 * k, 16, 16, k, chosen=chosen)
+    call = CellCall(dense(4, stride, EVERY if stride == 1 else STRIDED), 32, 16 * k, 16, 16, k, chosen=chosen)
     named = on_gpu(call.tensors(dtype))
     first = run(call, named, "triton", dtype)
     for _ in range(5):
@@ -103,7 +103,7 @@ def test_the_same_bits_in_each_run(stride: int, k: int, chosen: bool, dtype: tor
 
 
 def test_a_second_derivative_is_the_definitions() -> None:
-    call = Call(dense(2), 2, 4, 6, 4, running=False)
+    call = CellCall(dense(2), 2, 4, 6, 4, running=False)
     results = []
     for backend in ("triton", "definition"):
         named = on_gpu(call.tensors())
@@ -118,13 +118,13 @@ def test_a_second_derivative_is_the_definitions() -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        Call(dense(2), 2, 4, 6, 4),
-        Call(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True, training=False),
-        Call(dense(1, candidates=EVERY, inputs=1), 3, 8, 5, 3, k=4, edges=False),
-        Call(one_edge(Candidate.SKIP), 1, 1, 1, 1),
+        CellCall(dense(2), 2, 4, 6, 4),
+        CellCall(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True, training=False),
+        CellCall(dense(1, candidates=EVERY, inputs=1), 3, 8, 5, 3, k=4, edges=False),
+        CellCall(one_edge(Candidate.SKIP), 1, 1, 1, 1),
     ],
 )
-def test_opcheck(call: Call, dtype: torch.dtype) -> None:
+def test_opcheck(call: CellCall, dtype: torch.dtype) -> None:
     inputs, *rest = flat(call, dtype)
     args = [t.cuda() for t in inputs], *(t.cuda() if isinstance(t, Tensor) else t for t in rest)
     torch.library.opcheck(OP.default, args)
@@ -144,7 +144,7 @@ def graph_of(stride: int) -> Graph:
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 4, False), (2, 4, True)])
 def test_captured_in_a_cuda_graph(stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
     """Replayed on other numbers, other random channels included, it gives the bits of a call of its own."""
-    call = Call(graph_of(stride), 8, 16 * k, 16, 16, k, chosen=chosen, running=False)
+    call = CellCall(graph_of(stride), 8, 16 * k, 16, 16, k, chosen=chosen, running=False)
     other = call.but(seed=9)
     static = on_gpu(call.tensors(dtype))
     rest = {name: t.cuda() for name, t in call.constants(dtype).items() if t is not None}
@@ -175,7 +175,7 @@ def test_captured_in_a_cuda_graph(stride: int, k: int, chosen: bool, dtype: torc
 
 
 def test_nothing_waits_for_the_device() -> None:
-    call = Call(graph_of(2), 4, 16, 8, 8, k=4, chosen=True)
+    call = CellCall(graph_of(2), 4, 16, 8, 8, k=4, chosen=True)
     named = on_gpu(call.tensors())
     rest = {name: t.cuda() for name, t in call.constants().items()}
 
@@ -193,7 +193,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiles_without_a_graph_break(backend: str) -> None:
-    call = Call(graph_of(2), 2, 8, 6, 4, k=2)
+    call = CellCall(graph_of(2), 2, 8, 6, 4, k=2)
     named = on_gpu(call.tensors())
 
     def forward(tensors: dict[str, Tensor], mean: Tensor, var: Tensor) -> Tensor:
@@ -211,7 +211,7 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
 
 def test_autocast() -> None:
     """Inputs and weights in autocast's dtype, alpha, beta and running statistics in their own."""
-    call = Call(graph_of(1), 4, 16, 8, 8)
+    call = CellCall(graph_of(1), 4, 16, 8, 8)
     named = on_gpu(call.tensors())
     rest = {name: t.cuda() for name, t in call.constants().items() if t is not None}
     with torch.autocast("cuda", torch.bfloat16):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
-from tests.ops.test_relu_conv_bn import OP, Call
+from tests.ops.test_relu_conv_bn import OP, LayerCall
 
 pytestmark = pytest.mark.gpu
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
@@ -34,8 +34,8 @@ def on_gpu(named: Named) -> Named:
     return {name: t.detach().cuda().requires_grad_() for name, t in named.items()}
 
 
-def run(call: Call, named: Named, backend: str, dtype: torch.dtype) -> Named:
-    """As Call.run, on the GPU."""
+def run(call: LayerCall, named: Named, backend: str, dtype: torch.dtype) -> Named:
+    """As LayerCall.run, on the GPU."""
     running, grad = call.constants(dtype)
     running = None if running is None else tuple(t.cuda() for t in running)
     out = call.forward(named, running, backend)
@@ -48,7 +48,7 @@ def run(call: Call, named: Named, backend: str, dtype: torch.dtype) -> Named:
 @pytest.mark.parametrize(("training", "running"), [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, running: bool, halves: bool, dtype: torch.dtype) -> None:
-    call = Call(**sizes, halves=halves, training=training, running=running)
+    call = LayerCall(**sizes, halves=halves, training=training, running=running)
     named = on_gpu(call.tensors(dtype))
     with uninitialised_memory_is_nan():
         got = run(call, named, "triton", dtype)
@@ -60,7 +60,7 @@ def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, running: bool,
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("halves", [False, True])
 def test_the_same_bits_in_each_run(halves: bool, dtype: torch.dtype) -> None:
-    call = Call(64, 64, 16, 32, 32, halves=halves)
+    call = LayerCall(64, 64, 16, 32, 32, halves=halves)
     named = on_gpu(call.tensors(dtype))
     first = run(call, named, "triton", dtype)
     for _ in range(5):
@@ -69,8 +69,8 @@ def test_the_same_bits_in_each_run(halves: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("call", [Call(), Call(halves=True, training=False), Call(2, 5, 3, 3, 5)], ids=str)
-def test_opcheck(call: Call, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("call", [LayerCall(), LayerCall(halves=True, training=False), LayerCall(2, 5, 3, 3, 5)], ids=str)
+def test_opcheck(call: LayerCall, dtype: torch.dtype) -> None:
     x, *weights = (t.detach().cuda() for t in call.tensors(dtype).values())
     x = x.contiguous(memory_format=torch.channels_last)
     running = ([], []) if call.training else [[t.cuda()] for t in call.constants(dtype)[0]]
@@ -86,7 +86,7 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_computes_in_half_precision_and_leaves_parameters_alone(dtype: torch.dtype) -> None:
-    call = Call(halves=True)
+    call = LayerCall(halves=True)
     named = on_gpu(call.tensors())
     running = tuple(t.cuda() for t in call.constants()[0])
     with torch.autocast("cuda", dtype):
@@ -97,7 +97,7 @@ def test_autocast_computes_in_half_precision_and_leaves_parameters_alone(dtype: 
 
 
 def test_captured_and_compiled() -> None:
-    call = Call(halves=True)
+    call = LayerCall(halves=True)
     named = on_gpu(call.tensors())
     running = tuple(t.cuda() for t in call.constants()[0])
 

@@ -27,7 +27,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def search(tree: Path, tmp_path: Path) -> Search:
-    """search("name", flags...) runs one and returns its folder."""
+    """A call `search("name", flags...)` runs one and returns its folder."""
 
     def run(name: str, *flags: str, status: int = 0) -> Path:
         assert main(arguments(tree, "--save", str(tmp_path / name), *flags)) == status
@@ -68,14 +68,8 @@ def test_without_a_cache_workers_change_nothing(loader: str, search: Search, cap
     assert metrics(one) == metrics(two) and given(one) == given(two) == {"route": loader, "cache": "off"}
 
 
-@needs_dali
-def test_dalis_own_reader(search: Search, capsys: pytest.CaptureFixture) -> None:
-    run = search("run", "--loader", "dali-reader")
-    assert "read and cropped by DALI" in capsys.readouterr().out and given(run)["route"] == "dali-reader"
-
-
 def test_a_run_goes_on_with_what_it_began_with_or_says_so(
-    search: Search, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Interrupted after two of three epochs; without a flag, the rest is fed as the beginning was."""
     whole = search("whole", "--cache", "off")
@@ -88,7 +82,7 @@ def test_a_run_goes_on_with_what_it_began_with_or_says_so(
 
     with monkeypatch.context() as patch:
         patch.setattr(Session, "_record", interrupted)
-        for name in ("same", "other"):
+        for name in ("same", "other", "old"):
             search(name, "--cache", "off", status=130)
     capsys.readouterr()
     same = search("same")
@@ -100,6 +94,10 @@ def test_a_run_goes_on_with_what_it_began_with_or_says_so(
     assert "input: cache, --cache ram" in (other / "log.txt").read_text()
     assert metrics(other) != metrics(whole)
     assert [json.loads(line)["epoch"] for line in metrics(other).splitlines()] == [1, 1, 2, 2, 3, 3]
+    (saved := tmp_path / "old" / "settings.json").write_text(saved.read_text().replace('"torchvision"', '"dali-reader"'))
+    assert given(search("old"))["route"] == "dali-reader"
+    told = "came from dali-reader so far and come from torchvision from now on: order and flips stay the same, boxes differ"
+    assert f"{told}; dali-reader is no longer a loader" in capsys.readouterr().out
 
 
 def test_what_cannot_be_had_is_refused_before_anything_is_written(
@@ -118,8 +116,7 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(
     monkeypatch.setattr(placement, "available_ram", lambda: 1000)
     assert "--cache ram: the decoded images take 0.2 MiB: RAM has 0.0 MiB free" in refused("--cache", "ram")
     monkeypatch.setattr(dali, "unavailable", lambda device: "DALI is not installed: pip install 'fastdarts[dali]'")
-    for name in ("dali", "dali-reader"):
-        assert f"--loader {name}: DALI is not installed: pip install" in refused("--loader", name)
+    assert "--loader dali: DALI is not installed: pip install" in refused("--loader", "dali")
     blocked = tmp_path / "blocked"
     blocked.touch()
     assert "cannot read the cache" in refused("--cache_folder", str(blocked))

@@ -55,10 +55,11 @@ def test_checkpointing_moves_statistics_twice(make: Callable, level: str, reentr
     own, given = make()
     converted = deepcopy(own)
     convert(converted, level=level)
-    results = []
     with set_checkpoint_early_stop(early_stop):
-        for module in (converted, own):
-            results.append(outcome(module, lambda *t, m=module: checkpoint(m, *t, use_reentrant=reentrant), given))
+        results = [
+            outcome(module, lambda *t, m=module: checkpoint(m, *t, use_reentrant=reentrant), given)
+            for module in (converted, own)
+        ]
     assert_same(*results)
     assert {int(b) for n, b in converted.named_buffers() if n.endswith("num_batches_tracked")} == {4}
 

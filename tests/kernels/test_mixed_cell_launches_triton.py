@@ -1,5 +1,6 @@
-"""The Triton kernels of the launches that CUDA has too, in the interpreter: what tests/cuda asks of the CUDA kernels is what
-these leave in memory.
+"""The Triton kernels of the launches that CUDA has too, in the interpreter.
+
+They leave in memory what tests/cuda asks of the CUDA kernels.
 """
 
 import pytest

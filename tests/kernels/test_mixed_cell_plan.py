@@ -9,7 +9,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from fastdarts.kernels.graph import Candidate, Graph
 from fastdarts.kernels.mixed_cell_launches import FREE, SUMMED, WIDEST, Call, Needs, Split
-from fastdarts.kernels.mixed_cell_plan import Plan, launch_plan, saved_numbers
+from fastdarts.kernels.mixed_cell_plan import MixedCellPlan, launch_plan, saved_numbers
 from fastdarts.kernels.rows import ALIGN
 from fastdarts.ops import mixed_cell
 from tests.ops import cells
@@ -66,7 +66,7 @@ def test_ranks_exchange_eight_times_in_each_direction(graph: Graph) -> None:
         (Needs(), range(graph.norms - middles)),
         (ALPHA, range(graph.norms - middles)),
     ):
-        plan = Plan(shared, needs)
+        plan = MixedCellPlan(shared, needs)
         exchanged = {
             kernel: [one.exchanged for one in plan.launches if one.kernel == kernel and one.exchanged]
             for kernel in counts(shared, needs)
@@ -131,7 +131,7 @@ def test_what_is_kept_does_not_overlap(stride: int, k: int, chosen: bool) -> Non
     """Each y, each state and the factors have room of their own, and backward finds them where forward put them."""
     graph = dense(3, stride, S0 if stride == 2 else EVERY)
     shape = (3, 20, 6, 10)
-    plan = Plan(Call(graph, shape, k, chosen))
+    plan = MixedCellPlan(Call(graph, shape, k, chosen))
     size, state = plan.m * plan.Cq, plan.m * plan.C
     places = [(unit.y * ALIGN, size) for unit in plan.units] + [(at * ALIGN, state) for at in plan.state if at >= 0]
     places = sorted([*places, (plan.norms_at, 6 * graph.norms * plan.Cq)])
@@ -139,7 +139,7 @@ def test_what_is_kept_does_not_overlap(stride: int, k: int, chosen: bool) -> Non
     assert all(end <= begin for end, (begin, _) in zip(ends, places[1:], strict=False)) and ends[-1] <= plan.saved
     assert plan.saved == saved_numbers(tuple(graph.encode()), shape, k)
     for needs in (Needs(), ALPHA, Needs(False, False, True)):
-        back = Plan(Call(graph, shape, k, chosen), needs)
+        back = MixedCellPlan(Call(graph, shape, k, chosen), needs)
         assert [unit.y for unit in back.units] == [unit.y for unit in plan.units] and back.state == plan.state
         assert back.saved == plan.saved and back.norms_at == plan.norms_at
     assert plan.numbers == graph.size(plan.Cq)
@@ -149,7 +149,7 @@ def test_what_is_kept_does_not_overlap(stride: int, k: int, chosen: bool) -> Non
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_fake_kernels_know_the_sizes_on_a_gpu(dtype: torch.dtype, dynamic: bool) -> None:
     """Those of a traced call, too, whose number of images is a symbol."""
-    call = cells.Call(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True)
+    call = cells.CellCall(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True)
     E, K = len(call.graph.edges), call.graph.longest
     mode = FakeTensorMode(shape_env=ShapeEnv())
     images = mode.from_tensor(torch.empty(call.N), static_shapes=not dynamic)
@@ -172,8 +172,8 @@ def test_wide_candidates_are_beyond_the_kernels() -> None:
         x = torch.empty(1, C, 2, 2)
         why = mixed_cell._beyond_triton([x], x, None, x, mixed_cell.Constants(None, None, graph, k, True, 0.1, 1e-5, None))
         if fits:
-            assert why is None and Plan(Call(graph, (1, C, 2, 2), k)).Cq == WIDEST
+            assert why is None and MixedCellPlan(Call(graph, (1, C, 2, 2), k)).Cq == WIDEST
         else:
             assert f"at most {WIDEST} channels through a candidate, got {C // k}" in why
             with pytest.raises(ValueError, match="channels through a candidate"):
-                Plan(Call(graph, (1, C, 2, 2), k))
+                MixedCellPlan(Call(graph, (1, C, 2, 2), k))

@@ -11,7 +11,7 @@ from fastdarts.kernels import mixed_cell as kernels
 from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops import batch_norm
-from tests.ops.cells import EVERY, STRIDED, Call, dense, one_edge
+from tests.ops.cells import EVERY, STRIDED, CellCall, dense, one_edge
 from tests.ops.exactness import Named, assert_exact, double, uninitialised_memory_is_nan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,7 +24,7 @@ def channels_last(t: Tensor) -> Tensor:
     return t.detach().contiguous(memory_format=torch.channels_last)
 
 
-def by_kernels(call: Call, dtype: torch.dtype, needs: tuple[bool, bool, bool] = (True, True, True)) -> Named:
+def by_kernels(call: CellCall, dtype: torch.dtype, needs: tuple[bool, bool, bool] = (True, True, True)) -> Named:
     """The output, the running statistics after it, and the gradients, in memory that is NaN before it is written."""
     named, rest = call.tensors(dtype), call.constants(dtype)
     inputs = [channels_last(named[f"input {i}"]) for i in range(call.graph.inputs)]
@@ -46,7 +46,7 @@ def by_kernels(call: Call, dtype: torch.dtype, needs: tuple[bool, bool, bool] = 
     return result | ({} if edges is None else {"d edges": grad_edges}) | {"d weights": grad_weights}
 
 
-def check(call: Call, dtype: torch.dtype = torch.float32) -> None:
+def check(call: CellCall, dtype: torch.dtype = torch.float32) -> None:
     layouts = [call.but(channels_last=flag) for flag in (False, True)]
     eager = [one.run(one.tensors(dtype), "definition", dtype) for one in layouts]
     reference = call.run(double(call.tensors(dtype)), "definition", torch.float64)
@@ -61,17 +61,17 @@ def test_each_candidate(candidate: Candidate, stride: int) -> None:
     number = candidate + stride
     k = (1, 2, 4)[number % 3]
     sizes = STRIDED_SMALL if stride == 2 else SMALL
-    call = Call(dense(2, stride, (candidate,)), **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number)
+    call = CellCall(dense(2, stride, (candidate,)), **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number)
     check(call.but(C=8 * k))
 
 
 @pytest.mark.parametrize("candidate", [Candidate.SEP_CONV_3, Candidate.DIL_CONV_5, Candidate.AVG_POOL_3, Candidate.CONV_3])
 def test_half_precision(candidate: Candidate) -> None:
-    check(Call(dense(2, 1, (candidate, Candidate.MAX_POOL_3), inputs=1), **SMALL), torch.float16)
+    check(CellCall(dense(2, 1, (candidate, Candidate.MAX_POOL_3), inputs=1), **SMALL), torch.float16)
 
 
 def test_half_precision_under_a_stride() -> None:
-    check(Call(dense(1, 2, (*FEW, Candidate.AVG_POOL_3), inputs=2), **STRIDED_SMALL, k=2), torch.float16)
+    check(CellCall(dense(1, 2, (*FEW, Candidate.AVG_POOL_3), inputs=2), **STRIDED_SMALL, k=2), torch.float16)
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,14 @@ def test_half_precision_under_a_stride() -> None:
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 2, True)])
 def test_settings(stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool) -> None:
     sizes = STRIDED_SMALL if stride == 2 else SMALL
-    call = Call(dense(2, stride, FEW, inputs=1), **sizes, k=k, edges=edges, chosen=chosen, running=running, training=training)
+    call = CellCall(
+        dense(2, stride, FEW, inputs=1), **sizes, k=k, edges=edges, chosen=chosen, running=running, training=training
+    )
     check(call.but(eps=1e-3))
 
 
 def test_running_statistics_in_any_stride() -> None:
-    call = Call(dense(1, 1, FEW, inputs=1), **SMALL, training=False)
+    call = CellCall(dense(1, 1, FEW, inputs=1), **SMALL, training=False)
     named, rest = call.tensors(torch.float32), call.constants()
     mixed = [channels_last(named["input 0"])], *(named[name].detach() for name in ("ops", "edges", "weights"))
     whole, strided = (rest["mean"], rest["var"]), torch.stack((rest["mean"], rest["var"]), 1).unbind(1)
@@ -99,7 +101,7 @@ def test_running_statistics_in_any_stride() -> None:
 def test_masked_and_shifted_images(images: str, stride: int, k: int, chosen: bool) -> None:
     """Regions of one constant, where every maximum is a tie; means a thousand times the standard deviation."""
     listed = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.DIL_CONV_3)
-    call = Call(dense(1, stride, listed, inputs=2), 1, 4 * k, 12, 16, k, images=images, chosen=chosen)
+    call = CellCall(dense(1, stride, listed, inputs=2), 1, 4 * k, 12, 16, k, images=images, chosen=chosen)
     check(call)
 
 
@@ -119,19 +121,19 @@ UNEVEN = Graph(
 @pytest.mark.parametrize(("k", "chosen"), [(1, False), (3, False), (3, True)])
 def test_edges_of_different_candidates(k: int, chosen: bool) -> None:
     """An edge twice, nodes that nobody reads, channels that fill no power of two."""
-    check(Call(UNEVEN, 1, 6 * k, 9, 8, k, chosen=chosen))
+    check(CellCall(UNEVEN, 1, 6 * k, 9, 8, k, chosen=chosen))
 
 
 @pytest.mark.parametrize("size", [(1, 17, 3, 4), (3, 20, 1, 2), (5, 2, 4, 1)])
 def test_sizes(size: tuple[int, int, int, int]) -> None:
-    check(Call(dense(2, candidates=(Candidate.SEP_CONV_3, Candidate.MAX_POOL_3, Candidate.SKIP), inputs=1), *size))
+    check(CellCall(dense(2, candidates=(Candidate.SEP_CONV_3, Candidate.MAX_POOL_3, Candidate.SKIP), inputs=1), *size))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_only_the_gradients_that_are_asked_for_and_the_same_bits(stride: int) -> None:
     candidates = (Candidate.DIL_CONV_3, Candidate.SKIP, Candidate.AVG_POOL_3)
     sizes = STRIDED_SMALL if stride == 2 else SMALL
-    call = Call(dense(2, stride, candidates, inputs=1), **sizes, k=2)
+    call = CellCall(dense(2, stride, candidates, inputs=1), **sizes, k=2)
     whole = by_kernels(call, torch.float32)
     for needs in ((False, True, False), (True, False, False), (False, False, True)):
         got = by_kernels(call, torch.float32, needs)
@@ -144,8 +146,8 @@ def test_only_the_gradients_that_are_asked_for_and_the_same_bits(stride: int) ->
 def test_more_inputs_than_pointers_are_refused() -> None:
     graph = Graph(5, 1, tuple(Edge(i, 0, 1, (Candidate.SKIP,)) for i in range(5)))
     with pytest.raises(ValueError, match="at most 4 inputs, this one has 5"):
-        by_kernels(Call(graph, **SMALL), torch.float32)
+        by_kernels(CellCall(graph, **SMALL), torch.float32)
 
 
 def test_one_pixel() -> None:
-    check(Call(one_edge(Candidate.SKIP), 1, 1, 1, 1))
+    check(CellCall(one_edge(Candidate.SKIP), 1, 1, 1, 1))

@@ -21,7 +21,7 @@ from tests.kernels.turns import Turns, on_ranks, share, whole
 from tests.ops import cells
 from tests.ops.cells import dense
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
-from tests.ops.test_relu_conv_bn import Call as Layer
+from tests.ops.test_relu_conv_bn import LayerCall as Layer
 
 pytestmark = pytest.mark.usefixtures("one_thread")  # seeds: those for which no edge has the weight 0
 SEPARABLE = (Candidate.SEP_CONV_3, Candidate.MAX_POOL_3, Candidate.SKIP)
@@ -32,7 +32,9 @@ def by_image(name: str) -> bool:
     return name == "out" or name.startswith(("d input", "d x"))
 
 
-def cell_by_kernels(call: cells.Call, dtype: torch.dtype, rank: Turns, needs: tuple[bool, bool, bool] = (True,) * 3) -> Named:
+def cell_by_kernels(
+    call: cells.CellCall, dtype: torch.dtype, rank: Turns, needs: tuple[bool, bool, bool] = (True,) * 3
+) -> Named:
     """A rank's output, running statistics and gradients for its images of the call's."""
     named, rest = call.tensors(dtype), call.constants(dtype)
     inputs = [share(named[f"input {i}"], rank).contiguous(memory_format=torch.channels_last) for i in range(call.graph.inputs)]
@@ -53,7 +55,7 @@ def cell_by_kernels(call: cells.Call, dtype: torch.dtype, rank: Turns, needs: tu
     return result | ({} if edges is None else {"d edges": grad_edges}) | {"d weights": grad_weights}
 
 
-def cell_by_definition(call: cells.Call, dtype: torch.dtype, rank: Turns, exact: bool) -> Named:
+def cell_by_definition(call: cells.CellCall, dtype: torch.dtype, rank: Turns, exact: bool) -> Named:
     """The same by the definition with the same ranks, on what the tensors are in `dtype`, in float64 where `exact`."""
     named = {n: share(t, rank) if n.startswith("input") else t.detach() for n, t in call.tensors(dtype).items()}
     named = {n: (t.double() if exact else t).requires_grad_() for n, t in named.items()}
@@ -66,7 +68,7 @@ def cell_by_definition(call: cells.Call, dtype: torch.dtype, rank: Turns, exact:
     return {"out": out.detach()} | moved | gradients(out, share(rest["grad"], rank), named)
 
 
-def check_cell(call: cells.Call, dtype: torch.dtype = torch.float32, size: int = 2) -> None:
+def check_cell(call: cells.CellCall, dtype: torch.dtype = torch.float32, size: int = 2) -> None:
     """Against one process with all images, and every rank against the definition with as many ranks.
 
     Not the latter where means are large: a rank's share of sums that cancel over the batch says how lucky eager was.
@@ -89,23 +91,23 @@ def check_cell(call: cells.Call, dtype: torch.dtype = torch.float32, size: int =
 
 def test_waves_and_parts() -> None:
     """Two waves; each rank's pixels are two parts, the second nearly empty."""
-    check_cell(cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 5, 7))
+    check_cell(cells.CellCall(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 5, 7))
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_reduction(size: int) -> None:
     candidates = (*SEPARABLE, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3)
-    check_cell(cells.Call(dense(1, 2, candidates), 2 * size, 16, 6, 8, 2, seed=5), size=size)
+    check_cell(cells.CellCall(dense(1, 2, candidates), 2 * size, 16, 6, 8, 2, seed=5), size=size)
 
 
 def test_half_precision_and_dense_convolutions() -> None:
     graph = dense(2, 1, (Candidate.CONV_1, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3), inputs=1)
-    check_cell(cells.Call(graph, 4, 8, 5, 4, seed=5), torch.float16)
+    check_cell(cells.CellCall(graph, 4, 8, 5, 4, seed=5), torch.float16)
 
 
 @pytest.mark.parametrize("images", ["masked", "shifted"])
 def test_masked_and_shifted_images(images: str) -> None:
-    call = cells.Call(
+    call = cells.CellCall(
         dense(1, 2, (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.DIL_CONV_3)), 2, 16, 12, 16, 4, images, seed=5
     )
     check_cell(call.but(chosen=True))
@@ -114,11 +116,11 @@ def test_masked_and_shifted_images(images: str) -> None:
 @pytest.mark.parametrize(("training", "running", "edges"), [(True, False, False), (False, False, True)])
 def test_without_running_statistics(training: bool, running: bool, edges: bool) -> None:
     settings = {"training": training, "running": running, "edges": edges, "seed": 2}
-    check_cell(cells.Call(dense(1, 1, SEPARABLE), 4, 8, 3, 4, **settings))
+    check_cell(cells.CellCall(dense(1, 1, SEPARABLE), 4, 8, 3, 4, **settings))
 
 
 def test_running_statistics_are_not_summed() -> None:
-    call = cells.Call(dense(1, 1, SEPARABLE, inputs=1), 4, 8, 3, 4, training=False)
+    call = cells.CellCall(dense(1, 1, SEPARABLE, inputs=1), 4, 8, 3, 4, training=False)
     got, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
     assert synchronised[0].sums == []
     alone, _ = on_ranks(1, lambda rank: cell_by_kernels(call, torch.float32, rank))
@@ -127,7 +129,7 @@ def test_running_statistics_are_not_summed() -> None:
 
 def test_only_what_is_asked_for() -> None:
     """Two sums in each direction for a wave, one row a rank and BN forward; none for convolutions that nobody asks about."""
-    call = cells.Call(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 3, 4)
+    call = cells.CellCall(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 3, 4)
     everything, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
     forward = [(2, 2 * norms * 8) for norms in (4, 2, 2, 1)]  # first halves and pools, second halves; of two edges, of one
     assert synchronised[0].sums == forward + [(2 * norms * 8,) for norms in (4, 2, 2, 1)]
@@ -140,7 +142,7 @@ def test_only_what_is_asked_for() -> None:
 
 def test_a_graph_without_batchnorm_sums_nothing() -> None:
     graph = Graph(1, 1, (Edge(0, 0, 1, (Candidate.SKIP, Candidate.NONE, Candidate.PLAIN_AVG_POOL_3)),))
-    call = cells.Call(graph, 4, 8, 3, 4)
+    call = cells.CellCall(graph, 4, 8, 3, 4)
     _, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
     assert synchronised[0].sums == []
 

@@ -10,12 +10,12 @@ from fastdarts.kernels import relu_conv_bn as forward_kernels
 from fastdarts.kernels import relu_conv_bn_backward as backward_kernels
 from fastdarts.ops import batch_norm
 from tests.ops.exactness import Named, assert_exact, double, uninitialised_memory_is_nan
-from tests.ops.test_relu_conv_bn import Call
+from tests.ops.test_relu_conv_bn import LayerCall
 
 EPS = 1e-4
 
 
-def by_kernels(call: Call, named: Named, dtype: torch.dtype, need_x: bool = True, need_weights: bool = True) -> Named:
+def by_kernels(call: LayerCall, named: Named, dtype: torch.dtype, need_x: bool = True, need_weights: bool = True) -> Named:
     """Output, gradients and moved running statistics, by the kernels as the registered ops call them."""
     x, *weights = (t.detach() for t in named.values())
     running, grad = call.constants(dtype)
@@ -45,7 +45,7 @@ CALLS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sizes", CALLS, ids=str)
 def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, halves: bool, dtype: torch.dtype) -> None:
-    call = Call(**sizes, halves=halves, training=training)
+    call = LayerCall(**sizes, halves=halves, training=training)
     named = call.tensors(dtype)
     got = by_kernels(call, named, dtype)
     layouts = (replace(call, channels_last=flag) for flag in (False, True))
@@ -55,7 +55,7 @@ def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, halves: bool, 
 
 @pytest.mark.parametrize("sizes", [(2, 5, 7, 3, 5), (3, 1, 1, 1, 1), (1, 2, 3, 1, 9)])
 def test_odd_sizes_without_halving(sizes: tuple[int, ...]) -> None:
-    call = Call(*sizes)
+    call = LayerCall(*sizes)
     named = call.tensors()
     got = by_kernels(call, named, torch.float32)
     eager, reference = (
@@ -65,7 +65,7 @@ def test_odd_sizes_without_halving(sizes: tuple[int, ...]) -> None:
 
 
 def test_only_the_gradients_that_are_asked_for_and_the_same_bits() -> None:
-    call = Call(halves=True)
+    call = LayerCall(halves=True)
     named = call.tensors()
     whole = by_kernels(call, named, torch.float32)
     for need_x, need_weights in ((True, True), (True, False), (False, True), (False, False)):
@@ -76,7 +76,7 @@ def test_only_the_gradients_that_are_asked_for_and_the_same_bits() -> None:
 
 
 def test_what_is_not_a_number_is_not_hidden_by_the_relu() -> None:
-    call = Call(N=1, H=2, W=2, training=False)
+    call = LayerCall(N=1, H=2, W=2, training=False)
     named = {name: t.detach().clone() for name, t in call.tensors().items()}
     named["x"][0, 0, 0, 1] = torch.nan
     out = by_kernels(call, named, torch.float32)["out"]

@@ -44,7 +44,7 @@ def test_a_change_of_rows_changes_the_key_of_compiled_kernels(monkeypatch: pytes
 
 @pytest.mark.parametrize("file", sorted(Path(rows.__file__).parent.glob("*.py")), ids=lambda file: file.stem)
 def test_kernels_import_no_ops(file: Path) -> None:
-    """ops -> kernels, never back."""
+    """Imports go from ops to kernels, never back."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

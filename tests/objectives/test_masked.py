@@ -299,7 +299,7 @@ def test_a_patch_that_does_not_divide_the_image_is_refused() -> None:
 @pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
 @pytest.mark.parametrize("train", [True, False])
 def test_evaluate(norm: str, power: int, train: bool) -> None:
-    """loss by the formulas; baseline image by image, pixel by pixel: the mean visible colour of the (mirrored) image."""
+    """Loss by the formulas; baseline image by image, pixel by pixel: the mean visible colour of the (mirrored) image."""
     net, supernet, objective = make(patch_size=4, mask_ratio=0.6, norm=norm, mask_token="learned")
     supernet.train(train)
     weights, b = mixing(), batch(16, count=4)

@@ -32,7 +32,7 @@ def dense(nodes: int, stride: int = 1, candidates: tuple[Candidate, ...] = S0, i
 
 
 @dataclass(frozen=True)
-class Call:
+class CellCall:
     """One call with random tensors.
 
     images    "normal": N(0, 1). "masked": whole 4x4 patches of half of each image are one constant. "shifted": each channel's
@@ -86,7 +86,7 @@ class Call:
         return x + 1e3 if self.images == "shifted" else x
 
     def constants(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor | None]:
-        """running mean and variance, channels, and the output's gradient."""
+        """Running mean and variance, channels, and the output's gradient."""
         g = torch.Generator().manual_seed(self.seed + 1)
         E, Cq, s = len(self.graph.edges), self.C // self.k, self.graph.stride
         B = self.graph.norms * Cq
@@ -143,5 +143,5 @@ class Call:
         eager = [call.run(call.tensors(dtype), "definition", dtype) for call in layouts]
         assert_exact(got, eager, self.run(double(tensors), "definition", torch.float64), dtype)
 
-    def but(self, **changes) -> "Call":
+    def but(self, **changes) -> "CellCall":
         return replace(self, **changes)

@@ -46,7 +46,7 @@ def double(named: Named) -> Named:
 
 @contextmanager
 def uninitialised_memory_is_nan() -> Iterator[None]:
-    """torch's memory, and the workspace that the C++ kernels take outputs and scratch from."""
+    """Memory of torch, and the workspace that the C++ kernels take outputs and scratch from."""
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     module = native.module()

@@ -20,7 +20,7 @@ Running = list[tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Call:
+class ChainCall:
     """One call with random tensors. D: channels of each layer. shift: a mean that much larger than the deviation of 1."""
 
     N: int = 3
@@ -98,7 +98,7 @@ IMAGENET = {"N": 2, "D": (24, 48, 48), "strides": (2, 2, 2), "H": 64, "W": 48}
     ids=str,
 )
 def test_exact(sizes: dict[str, Any], training: bool, running: bool, dtype: torch.dtype) -> None:
-    call = Call(**sizes, training=training, running=running)
+    call = ChainCall(**sizes, training=training, running=running)
     if call.shift:
         dtype = torch.float32
     named = call.tensors(dtype)
@@ -122,7 +122,7 @@ def test_odd_sizes(isa: str) -> None:
         (3, 20, (12, 17), (1, 2), 7, 6),
         (2, 3, (24, 48), (2, 2), 20, 36),
     ):
-        call = Call(N, C, D, strides, H, W, outputs=1)
+        call = ChainCall(N, C, D, strides, H, W, outputs=1)
         named = call.tensors(torch.float64)
         assert_exact(call.run(named, "cpu", torch.float64), [], call.run(named, "definition", torch.float64), torch.float64)
 
@@ -144,7 +144,7 @@ def test_by_hand(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 def test_gradcheck_once_and_twice(training: bool, backend: str) -> None:
-    call = Call(2, 2, (3, 2), (2, 1), 5, 4, training=training)
+    call = ChainCall(2, 2, (3, 2), (2, 1), 5, 4, training=training)
     named = call.tensors(torch.float64)
 
     def forward(*tensors: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def test_gradcheck_once_and_twice(training: bool, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wanted", [{"x"}, {"w0"}, {"scale1"}, {"shift2", "x", "w1"}])
 def test_only_the_gradients_that_are_wanted_of_any_layout(wanted: set[str], backend: str) -> None:
-    call = Call()
+    call = ChainCall()
     named = call.tensors()
     everything = call.run(named, backend, torch.float32)
     for name, tensor in named.items():
@@ -175,7 +175,7 @@ def test_only_the_gradients_that_are_wanted_of_any_layout(wanted: set[str], back
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_output_alone_has_gradients(backend: str) -> None:
-    call = Call()
+    call = ChainCall()
     named = call.tensors(torch.float64)
     first, last = call.forward(named, call.buffers(torch.float64), backend)
     of_first = torch.autograd.grad(first.square().sum(), list(named.values()), allow_unused=True, materialize_grads=True)
@@ -189,7 +189,7 @@ def test_one_output_alone_has_gradients(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_may_be_changed_in_place(backend: str) -> None:
-    call = Call()
+    call = ChainCall()
     named = call.tensors(torch.float64)
     results = []
     for change in (torch.relu_, torch.relu):
@@ -201,7 +201,7 @@ def test_outputs_may_be_changed_in_place(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_running_statistics_move_once_for_each_training_forward(backend: str) -> None:
-    call = Call(D=(6,), strides=(2,), outputs=1)
+    call = ChainCall(D=(6,), strides=(2,), outputs=1)
     named = call.tensors(torch.float64)
     running = call.buffers(torch.float64)
     y = torch.nn.functional.conv2d(named["x"], named["w0"], stride=2, padding=1).detach()
@@ -220,7 +220,7 @@ def test_running_statistics_move_once_for_each_training_forward(backend: str) ->
 
 @needs_native
 def test_the_same_bits_in_each_run_and_for_any_number_of_threads() -> None:
-    call = Call(N=5, D=(24, 48, 48), strides=(2, 2, 2), H=40, W=24)
+    call = ChainCall(N=5, D=(24, 48, 48), strides=(2, 2, 2), H=40, W=24)
     named = call.tensors()
     first, *others = on_threads(lambda: call.run(named, "cpu", torch.float32))
     for other in others:
@@ -229,8 +229,10 @@ def test_the_same_bits_in_each_run_and_for_any_number_of_threads() -> None:
 
 @needs_native
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("call", [Call(), Call(outputs=3, training=False), Call(D=(5,), strides=(1,), outputs=1)], ids=str)
-def test_opcheck(call: Call, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "call", [ChainCall(), ChainCall(outputs=3, training=False), ChainCall(D=(5,), strides=(1,), outputs=1)], ids=str
+)
+def test_opcheck(call: ChainCall, dtype: torch.dtype) -> None:
     named = {name: t.detach() for name, t in call.tensors(dtype).items()}
     x, layers = named["x"].contiguous(memory_format=torch.channels_last), range(len(call.D))
     parameters = [[named[f"{kind}{i}"] for i in layers] for kind in ("w", "scale", "shift")]
@@ -250,25 +252,25 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("wrong", ["norm_biases", "one norm_bias", "running_means", "running_vars", "outputs", "statistics"])
 def test_the_registered_ops_read_nothing_that_is_not_there(wrong: str) -> None:
     """Called by themselves, without conv_bn_chain's own checks."""
-    call = Call(training=False)
+    call = ChainCall(training=False)
     named = {name: t.detach() for name, t in call.tensors().items()}
     weights, scales, shifts = ([named[f"{kind}{i}"] for i in range(3)] for kind in ("w", "scale", "shift"))
     x = named["x"].contiguous(memory_format=torch.channels_last)
     means, variances = map(list, zip(*call.buffers(), strict=True))
     outs, ys, statistics = OP(x, weights, scales, shifts, means, variances, [2, 2, 1], 2, 1e-5, 0)
     short = shifts[:2] if wrong == "norm_biases" else [*shifts[:2], shifts[2][:3]] if wrong == "one norm_bias" else shifts
+    means, variances = means[: 2 if wrong == "running_means" else 3], variances[: 2 if wrong == "running_vars" else 3]
+    op, given = OP, (x, weights, scales, short, means, variances, [2, 2, 1], 4 if wrong == "outputs" else 2, 1e-5, 0)
+    if wrong == "statistics":
+        op = torch.ops.fastdarts.conv_bn_chain_backward
+        given = outs, x, weights, scales, shifts, ys, statistics[:, :5], [2, 2, 1], 1e-5, False, True, True, 0
     with pytest.raises(RuntimeError, match="conv_bn_chain"):
-        if wrong == "statistics":
-            torch.ops.fastdarts.conv_bn_chain_backward(
-                outs, x, weights, scales, shifts, ys, statistics[:, :5], [2, 2, 1], 1e-5, False, True, True, 0
-            )
-        means, variances = means[: 2 if wrong == "running_means" else 3], variances[: 2 if wrong == "running_vars" else 3]
-        OP(x, weights, scales, short, means, variances, [2, 2, 1], 4 if wrong == "outputs" else 2, 1e-5, 0)
+        op(*given)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_without_a_graph_break(backend: str) -> None:
-    call = Call()
+    call = ChainCall()
     named = call.tensors(torch.float64)
 
     def forward(tensors: Named, running: Running) -> tuple[Tensor, ...]:
@@ -286,7 +288,7 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
 
 
 def test_autocast_is_the_definitions() -> None:
-    call = Call()
+    call = ChainCall()
     named = call.tensors()
     with torch.autocast("cpu", torch.bfloat16):
         assert call.forward(named, None, "auto")[0].dtype == torch.bfloat16
@@ -318,7 +320,7 @@ def test_autocast_is_the_definitions() -> None:
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend: str) -> None:
-    call = Call()
+    call = ChainCall()
     named = call.tensors()
     given = {"running": call.buffers(), "strides": call.strides, "outputs": 2, "momentum": 0.1, "eps": 1e-5, "backend": backend}
     for name, changed in change.items():
@@ -330,7 +332,7 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_value_has_no_variance(backend: str) -> None:
-    call = Call(1, 3, (2, 2), (2, 2), 4, 3)
+    call = ChainCall(1, 3, (2, 2), (2, 2), 4, 3)
     with pytest.raises(ValueError, match="more than 1 value per channel when training"):
         call.run(call.tensors(), backend, torch.float32)
     replace(call, training=False).run(call.tensors(), backend, torch.float32)

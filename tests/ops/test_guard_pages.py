@@ -19,10 +19,10 @@ from fastdarts.ops.masked_loss import masked_loss
 from fastdarts.ops.patch_mask import patch_mask
 from fastdarts.ops.random_resized_crop import random_resized_crop
 from tests.ops import test_masked_loss, test_patch_mask, test_random_resized_crop
-from tests.ops.cells import EVERY, STRIDED, Call, dense
+from tests.ops.cells import EVERY, STRIDED, CellCall, dense
 from tests.ops.guarded import Guarded, guarded
-from tests.ops.test_conv_bn_chain import Call as Chain
-from tests.ops.test_relu_conv_bn import Call as Layer
+from tests.ops.test_conv_bn_chain import ChainCall as Chain
+from tests.ops.test_relu_conv_bn import LayerCall as Layer
 from tests.support.backends import needs_native
 
 pytestmark = [
@@ -55,7 +55,7 @@ def mixed_cell(guard: Guarded, dtype: torch.dtype) -> None:
         for stride, k, chosen in ((1, 1, False), (2, 1, False), (2, 2, False), (1, 2, True)):
             even = 2 * k if stride == 2 else k
             graph = dense(1, stride, STRIDED if stride == 2 else EVERY)
-            call = Call(graph, N, even * C, stride * H, stride * W, k, chosen=chosen, training=N * H * W > 1)
+            call = CellCall(graph, N, even * C, stride * H, stride * W, k, chosen=chosen, training=N * H * W > 1)
             named, rest = placed(call.tensors(dtype), guard), call.constants(dtype)
             channels = None if rest["channels"] is None else guard(rest["channels"])
             out = call.forward(named, (guard(rest["mean"]), guard(rest["var"])), channels, "cpu")

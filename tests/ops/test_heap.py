@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastdarts.ops.relu_conv_bn import halving_convolution
 from fastdarts.spaces.darts import S0
 from fastdarts.supernet import CellWeights, Supernet
-from tests.ops.cells import Call, dense
-from tests.ops.test_relu_conv_bn import Call as Layer
+from tests.ops.cells import CellCall, dense
+from tests.ops.test_relu_conv_bn import LayerCall as Layer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,10 @@ def test_the_mode_sees_what_is_to_be_avoided() -> None:
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_no_pointwise_convolution_of_the_definitions_strides(channels_last: bool) -> None:
     """Forward, backward and double backward of a mixed cell with every candidate of S0, and of FactorizedReduce."""
-    for call in (Call(dense(2, 2), 2, 8, 6, 4, channels_last=channels_last), Layer(halves=True, channels_last=channels_last)):
+    for call in (
+        CellCall(dense(2, 2), 2, 8, 6, 4, channels_last=channels_last),
+        Layer(halves=True, channels_last=channels_last),
+    ):
         named = call.tensors()
         running = None if isinstance(call, Layer) else (call.constants()["mean"], call.constants()["var"])
         rest = (running, "definition") if isinstance(call, Layer) else (running, None, "definition")
@@ -88,8 +91,8 @@ def test_halving_is_a_convolution_of_stride_2(H: int, W: int, layout: torch.memo
 PROGRAM = """
 import torch
 from fastdarts.kernels.graph import Candidate
-from tests.ops.cells import Call, one_edge
-from tests.ops.test_relu_conv_bn import Call as Layer
+from tests.ops.cells import CellCall, one_edge
+from tests.ops.test_relu_conv_bn import LayerCall as Layer
 
 torch.set_num_threads(1)
 for _ in range(2):
@@ -98,7 +101,7 @@ for _ in range(2):
             layer = Layer(N, C, 2, H, W, halves=True)
             layer.run(layer.tensors(), "definition", torch.float32)
             if C % 2 == 0:
-                edge = Call(one_edge(Candidate.SKIP, stride=2), N, C, H, W)
+                edge = CellCall(one_edge(Candidate.SKIP, stride=2), N, C, H, W)
                 edge.run(edge.tensors(), "definition", torch.float32)
 print("done")
 """

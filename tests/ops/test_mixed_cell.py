@@ -20,7 +20,7 @@ from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.logs import say_once
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.ops.mixed_cell import mixed_cell
-from tests.ops.cells import EVERY, S0, STRIDED, Call, dense, one_edge
+from tests.ops.cells import EVERY, S0, STRIDED, CellCall, dense, one_edge
 from tests.ops.exactness import assert_exact, gradients, on_threads
 from tests.support import naive
 from tests.support.backends import BACKENDS, needs_native
@@ -48,7 +48,7 @@ def test_each_candidate(candidate: Candidate, stride: int, k: int, dtype: torch.
         C = max(C, 2 * k)
         H, W = H + H % stride, W + W % stride
         chosen, layout = number % 3 == 0, number % 2 == 0
-        call = Call(dense(3, stride, (candidate,)), N, C, H, W, k, training=training, chosen=chosen, channels_last=layout)
+        call = CellCall(dense(3, stride, (candidate,)), N, C, H, W, k, training=training, chosen=chosen, channels_last=layout)
         call.check("cpu", dtype)
 
 
@@ -74,13 +74,13 @@ def test_each_candidate(candidate: Candidate, stride: int, k: int, dtype: torch.
     ],
 )
 def test_sizes(N: int, C: int, H: int, W: int, k: int, stride: int) -> None:
-    Call(dense(2, stride), N, C, H, W, k, seed=N).check("cpu")
+    CellCall(dense(2, stride), N, C, H, W, k, seed=N).check("cpu")
 
 
 @needs_native
 @pytest.mark.parametrize(("H", "W"), [(5, 7), (1, 2), (4, 1), (9, 4), (15, 13), (2, 3)])
 def test_odd_sizes_without_a_stride(H: int, W: int) -> None:
-    Call(dense(2, candidates=EVERY), 3, 8, H, W).check("cpu")
+    CellCall(dense(2, candidates=EVERY), 3, 8, H, W).check("cpu")
 
 
 @needs_native
@@ -90,7 +90,7 @@ def test_odd_sizes_without_a_stride(H: int, W: int) -> None:
 @pytest.mark.parametrize("images", ["masked", "shifted"])
 def test_masked_and_shifted_images(images: str, stride: int, k: int, training: bool) -> None:
     """Regions of one constant, where every maximum is a tie; means a thousand times the standard deviation."""
-    Call(dense(2, stride), 4, 16, 16, 12, k, images=images, training=training).check("cpu")
+    CellCall(dense(2, stride), 4, 16, 16, 12, k, images=images, training=training).check("cpu")
 
 
 @needs_native
@@ -100,12 +100,12 @@ def test_masked_and_shifted_images(images: str, stride: int, k: int, training: b
 @pytest.mark.parametrize(("k", "chosen"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_settings(stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool, dtype: torch.dtype) -> None:
-    call = Call(dense(2, stride), 2, 8, 6, 8, k, edges=edges, chosen=chosen, running=running, training=training, eps=1e-3)
+    call = CellCall(dense(2, stride), 2, 8, 6, 8, k, edges=edges, chosen=chosen, running=running, training=training, eps=1e-3)
     call.check("cpu", dtype)
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> Call:
+def calls(draw: st.DrawFn) -> CellCall:
     """Any graph of up to three inputs and four nodes, any lists, any size that fits."""
     inputs, nodes, stride = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.sampled_from([1, 2]))
     edges = []
@@ -117,7 +117,7 @@ def calls(draw: st.DrawFn) -> Call:
             edges.append(Edge(source, node, strides, tuple(draw(lists))))
     k = draw(st.sampled_from([1, 2, 4, 8]))
     flags = {name: draw(st.booleans()) for name in ("edges", "chosen", "running", "training", "channels_last")}
-    return Call(
+    return CellCall(
         Graph(inputs, nodes, tuple(edges)),
         N=draw(st.integers(1, 5)),
         C=k * draw(st.sampled_from([2, 4, 6, 8])),
@@ -133,7 +133,7 @@ def calls(draw: st.DrawFn) -> Call:
 @needs_native
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(calls())
-def test_any_graph(isa: str, call: Call) -> None:
+def test_any_graph(isa: str, call: CellCall) -> None:
     """In float64, where luck has no part; by each instruction set."""
     call.check("cpu", torch.float64)
 
@@ -141,7 +141,7 @@ def test_any_graph(isa: str, call: Call) -> None:
 # ---------------------------------------------------------------------------------------------------- formulas
 
 
-def formulas(call: Call, named: dict[str, Tensor]) -> Tensor:
+def formulas(call: CellCall, named: dict[str, Tensor]) -> Tensor:
     """NAS-Bench-201's candidates, by tests/support/naive.py, with batch statistics and all channels."""
     run = naive.Run({}, {}, tracked=False)
     shapes = call.graph.convolutions(call.C)
@@ -171,7 +171,7 @@ def formulas(call: Call, named: dict[str, Tensor]) -> Tensor:
 def test_the_candidates_of_nas_bench_201(backend: str) -> None:
     """One input, three nodes, five candidates on each of the six edges."""
     names = ("NONE", "SKIP", "CONV_1", "CONV_3", "PLAIN_AVG_POOL_3")
-    call = Call(dense(3, candidates=tuple(Candidate[n] for n in names), inputs=1), 3, 4, 5, 7, running=False)
+    call = CellCall(dense(3, candidates=tuple(Candidate[n] for n in names), inputs=1), 3, 4, 5, 7, running=False)
     named = call.tensors(torch.float64)
     grad = call.constants(torch.float64)["grad"]
     got, want = call.forward(named, None, None, backend), formulas(call, named)
@@ -187,7 +187,7 @@ def test_the_candidates_of_nas_bench_201(backend: str) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 2, False), (1, 2, True), (2, 2, True)])
 def test_gradcheck_once_and_twice(stride: int, k: int, chosen: bool, training: bool, backend: str) -> None:
-    call = Call(dense(2, stride, inputs=1), 2, 2 * k, 4, 4, k, chosen=chosen, training=training)
+    call = CellCall(dense(2, stride, inputs=1), 2, 2 * k, 4, 4, k, chosen=chosen, training=training)
     named = call.tensors(torch.float64)
     rest = call.constants(torch.float64)
 
@@ -202,7 +202,7 @@ def test_gradcheck_once_and_twice(stride: int, k: int, chosen: bool, training: b
 @needs_native
 def test_a_second_derivative_is_the_definitions_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     """Also where one input was computed from the other: that path belongs to the caller."""
-    call = Call(dense(2), 2, 4, 6, 4)
+    call = CellCall(dense(2), 2, 4, 6, 4)
     named = call.tensors(torch.float64)
     say_once.cache_clear()
     results = []
@@ -237,7 +237,7 @@ class Asked(TorchDispatchMode):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wanted", [{"weights"}, {"ops"}, {"edges", "ops"}, {"input 1"}, {"input 0", "weights"}])
 def test_only_the_gradients_that_are_wanted(wanted: set[str], backend: str) -> None:
-    call = Call(dense(2), 2, 4, 6, 4)
+    call = CellCall(dense(2), 2, 4, 6, 4)
     named, rest = call.tensors(), call.constants()
     everything = call.run(named, backend, torch.float32)
     for name, tensor in named.items():
@@ -253,7 +253,7 @@ def test_only_the_gradients_that_are_wanted(wanted: set[str], backend: str) -> N
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_gradient_may_lie_in_memory_as_it_likes(backend: str) -> None:
-    call = Call(dense(2, 2), 3, 4, 8, 6)
+    call = CellCall(dense(2, 2), 3, 4, 8, 6)
     named, rest = call.tensors(), call.constants()
     out = call.forward(named, (rest["mean"], rest["var"]), None, backend)
     grad = rest["grad"]
@@ -269,7 +269,7 @@ def test_a_gradient_may_lie_in_memory_as_it_likes(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_output_is_nobodys_state(backend: str) -> None:
     """Callers modify it in place (drop-path, auxiliary skips): the gradients stay right."""
-    call = Call(dense(3), 2, 4, 4, 4)
+    call = CellCall(dense(3), 2, 4, 4, 4)
     named, rest = call.tensors(), call.constants()
     want = gradients(3 * call.forward(named, None, None, backend), rest["grad"], named)
     out = call.forward(named, None, None, backend)
@@ -281,7 +281,7 @@ def test_the_output_is_nobodys_state(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_several_forwards_may_wait_for_their_backward(backend: str) -> None:
     """Running statistics move in between; saved tensors are each forward's own."""
-    call = Call(dense(2), 2, 4, 4, 6)
+    call = CellCall(dense(2), 2, 4, 4, 6)
     first, second = call.tensors(), call.but(seed=5).tensors()
     rest = call.constants()
     want = [call.run(named, backend, torch.float32) for named in (first, second)]
@@ -294,7 +294,7 @@ def test_several_forwards_may_wait_for_their_backward(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_in_any_layout(backend: str) -> None:
     """NCHW, channels_last, and what is neither: the same numbers."""
-    call = Call(dense(2, 2), 3, 8, 6, 8, k=2)
+    call = CellCall(dense(2, 2), 3, 8, 6, 8, k=2)
     named = call.tensors(torch.float64)
     want = call.run(named, backend, torch.float64)
     for lay in (
@@ -312,7 +312,7 @@ def test_inputs_in_any_layout(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("grad", [True, False])
 def test_running_statistics_move_once_for_each_training_forward(grad: bool, backend: str) -> None:
-    call = Call(one_edge(Candidate.MAX_POOL_3, Candidate.AVG_POOL_3), 3, 4, 5, 6)
+    call = CellCall(one_edge(Candidate.MAX_POOL_3, Candidate.AVG_POOL_3), 3, 4, 5, 6)
     named = call.tensors(torch.float64)
     rest = call.constants(torch.float64)
     x = named["input 0"]
@@ -349,7 +349,7 @@ def test_running_statistics_move_once_for_each_training_forward(grad: bool, back
 def test_the_same_bits_in_each_run_and_for_any_number_of_threads(
     stride: int, k: int, chosen: bool, C: int, dtype: torch.dtype
 ) -> None:
-    call = Call(dense(2, stride, EVERY if stride == 1 else STRIDED), 5, C, 12, 10, k, chosen=chosen)
+    call = CellCall(dense(2, stride, EVERY if stride == 1 else STRIDED), 5, C, 12, 10, k, chosen=chosen)
     named = call.tensors(dtype)
     first, *others = on_threads(lambda: call.run(named, "cpu", dtype))
     for other in others:
@@ -359,7 +359,7 @@ def test_the_same_bits_in_each_run_and_for_any_number_of_threads(
 # ------------------------------------------------------------------------------------------------ registration
 
 
-def flat(call: Call, dtype: torch.dtype) -> tuple:
+def flat(call: CellCall, dtype: torch.dtype) -> tuple:
     """The registered op's arguments."""
     named, rest = {n: t.detach() for n, t in call.tensors(dtype).items()}, call.constants(dtype)
     inputs = [named[f"input {i}"].contiguous(memory_format=torch.channels_last) for i in range(call.graph.inputs)]
@@ -373,13 +373,13 @@ def flat(call: Call, dtype: torch.dtype) -> tuple:
 @pytest.mark.parametrize(
     "call",
     [
-        Call(dense(2), 2, 4, 6, 4),
-        Call(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True, training=False),
-        Call(dense(1, candidates=EVERY, inputs=1), 3, 8, 5, 3, k=4, edges=False),
-        Call(one_edge(Candidate.SKIP), 1, 1, 1, 1),
+        CellCall(dense(2), 2, 4, 6, 4),
+        CellCall(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True, training=False),
+        CellCall(dense(1, candidates=EVERY, inputs=1), 3, 8, 5, 3, k=4, edges=False),
+        CellCall(one_edge(Candidate.SKIP), 1, 1, 1, 1),
     ],
 )
-def test_opcheck(call: Call, dtype: torch.dtype) -> None:
+def test_opcheck(call: CellCall, dtype: torch.dtype) -> None:
     args = flat(call, dtype)
     torch.library.opcheck(OP.default, args)
     out, statistics, saved = OP(*args)
@@ -393,7 +393,7 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_without_a_graph_break(backend: str) -> None:
-    call = Call(dense(1, 2), 2, 8, 6, 4, k=2)
+    call = CellCall(dense(1, 2), 2, 8, 6, 4, k=2)
     named, rest = call.tensors(), call.constants()
 
     def forward(tensors: dict[str, Tensor], mean: Tensor, var: Tensor) -> Tensor:
@@ -411,7 +411,7 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["auto", "definition"])
 def test_autocast_is_the_definitions(backend: str) -> None:
-    call = Call(dense(1), 2, 4, 6, 4, edges=False)
+    call = CellCall(dense(1), 2, 4, 6, 4, edges=False)
     named = call.tensors()
     with torch.autocast("cpu", torch.bfloat16):
         out = call.forward(named, None, None, backend)
@@ -468,7 +468,7 @@ def test_the_packing_of_one_edge() -> None:
 
 def arguments(**changes: Any) -> dict[str, Any]:
     """A good call of a strided cell with k = 2, changed."""
-    call = Call(dense(1, 2), 2, 8, 6, 4, k=2, chosen=True)
+    call = CellCall(dense(1, 2), 2, 8, 6, 4, k=2, chosen=True)
     named, rest = call.tensors(), call.constants()
     good = {
         "inputs": [named["input 0"], named["input 1"]],
@@ -524,7 +524,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], message: str, backen
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_value_has_no_variance(backend: str) -> None:
     """As eager refuses it; without a BatchNorm, or with running statistics, it is none of its business."""
-    call = Call(one_edge(Candidate.DIL_CONV_3), 1, 4, 1, 1)
+    call = CellCall(one_edge(Candidate.DIL_CONV_3), 1, 4, 1, 1)
     with pytest.raises(ValueError, match="more than 1 value per channel when training"):
         call.run(call.tensors(), backend, torch.float32)
     with pytest.raises(ValueError, match="more than 1 value per channel"):
@@ -534,7 +534,7 @@ def test_one_value_has_no_variance(backend: str) -> None:
 
 
 def test_a_backend_it_does_not_have_is_refused() -> None:
-    call = Call(one_edge(Candidate.SKIP))
+    call = CellCall(one_edge(Candidate.SKIP))
     with pytest.raises(ValueError, match="mixed_cell has no backend 'cuda9'; it has auto, cpu, triton, definition"):
         call.forward(call.tensors(), None, None, "cuda9")
     with pytest.raises(BackendUnavailable, match="not for float16"):
@@ -543,7 +543,7 @@ def test_a_backend_it_does_not_have_is_refused() -> None:
 
 @needs_native
 def test_channels_that_are_none_are_refused() -> None:
-    call = Call(dense(1), 2, 8, 4, 4, k=2, chosen=True)
+    call = CellCall(dense(1), 2, 8, 4, 4, k=2, chosen=True)
     named, channels = call.tensors(), call.constants()["channels"]
     for wrong in (-1, 8):
         channels[1, 2] = wrong

@@ -151,8 +151,10 @@ def test_masks_follow_the_image_the_step_and_the_seed(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("count", [12, 24, 36])
 def test_masks_hide_exactly_so_many_patches_and_each_as_often(count, backend):
-    """Over 40,000 (image, step) pairs of 48 patches. Chi-square of the patches' frequencies has 47 degrees of freedom, so a
-    mean of 47 and a deviation of 9.7; of pairs of neighbouring patches, too, which are drawn without replacement.
+    """Over 40,000 (image, step) pairs of 48 patches.
+
+    Chi-square of the patches' frequencies has 47 degrees of freedom, so a mean of 47 and a deviation of 9.7; of pairs of
+    neighbouring patches, too, which are drawn without replacement.
     """
     n, patches = 4000, 48
     tensors, given = arguments(n, 6, 8, 1, count)

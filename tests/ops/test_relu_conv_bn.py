@@ -19,7 +19,7 @@ OP = torch.ops.fastdarts.relu_conv_bn
 
 
 @dataclass(frozen=True)
-class Call:
+class LayerCall:
     """One call with random tensors. halves: FactorizedReduce. shift: a mean that is so much larger than the deviation of 1."""
 
     N: int = 3
@@ -84,7 +84,7 @@ class Call:
     ids=str,
 )
 def test_exact(sizes: dict[str, Any], training: bool, running: bool, halves: bool, dtype: torch.dtype) -> None:
-    call = Call(**sizes, halves=halves, training=training, running=running)
+    call = LayerCall(**sizes, halves=halves, training=training, running=running)
     if call.shift:
         dtype = torch.float32
     named = call.tensors(dtype)
@@ -102,7 +102,7 @@ def test_exact(sizes: dict[str, Any], training: bool, running: bool, halves: boo
 def test_odd_sizes_without_halving(isa: str) -> None:
     """By each instruction set."""
     for N, C, D, H, W in ((2, 5, 7, 3, 5), (3, 1, 1, 1, 1), (1, 2, 3, 1, 9), (3, 20, 12, 7, 6)):
-        call = Call(N, C, D, H, W)
+        call = LayerCall(N, C, D, H, W)
         named = call.tensors(torch.float64)
         assert_exact(call.run(named, "cpu", torch.float64), [], call.run(named, "definition", torch.float64), torch.float64)
 
@@ -112,7 +112,7 @@ def test_odd_sizes_without_halving(isa: str) -> None:
 @pytest.mark.parametrize("halves", [False, True])
 def test_formulas(halves: bool, training: bool, backend: str) -> None:
     """tests/support/naive.py: output, gradients, running statistics."""
-    call = Call(halves=halves, training=training)
+    call = LayerCall(halves=halves, training=training)
     named = call.tensors(torch.float64)
     running, grad = call.constants(torch.float64)
     names = ["p.conv_1.weight", "p.conv_2.weight"] if halves else ["p.op.1.weight"]
@@ -141,7 +141,7 @@ def test_halving_by_hand(backend: str) -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("halves", [False, True])
 def test_gradcheck_once_and_twice(halves: bool, training: bool, backend: str) -> None:
-    call = Call(2, 3, 2, 4, 4, halves=halves, training=training)
+    call = LayerCall(2, 3, 2, 4, 4, halves=halves, training=training)
     named = call.tensors(torch.float64)
     running, _ = call.constants(torch.float64)
 
@@ -155,7 +155,7 @@ def test_gradcheck_once_and_twice(halves: bool, training: bool, backend: str) ->
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wanted", [{"x"}, {"w0"}, {"w1"}, {"x", "w1"}])
 def test_only_the_gradients_that_are_wanted_of_any_layout(wanted: set[str], backend: str) -> None:
-    call = Call(halves=True)
+    call = LayerCall(halves=True)
     named = call.tensors()
     everything = call.run(named, backend, torch.float32)
     for name, tensor in named.items():
@@ -173,7 +173,7 @@ def test_only_the_gradients_that_are_wanted_of_any_layout(wanted: set[str], back
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_running_statistics_move_once_for_each_training_forward(backend: str) -> None:
-    call = Call()
+    call = LayerCall()
     named = call.tensors(torch.float64)
     running, _ = call.constants(torch.float64)
     y = naive.pointwise(naive.relu(named["x"]), named["w0"]).detach()
@@ -193,7 +193,7 @@ def test_running_statistics_move_once_for_each_training_forward(backend: str) ->
 @needs_native
 @pytest.mark.parametrize("halves", [False, True])
 def test_the_same_bits_in_each_run_and_for_any_number_of_threads(halves: bool) -> None:
-    call = Call(5, 48, 16, 12, 10, halves=halves)
+    call = LayerCall(5, 48, 16, 12, 10, halves=halves)
     named = call.tensors()
     first, *others = on_threads(lambda: call.run(named, "cpu", torch.float32))
     for other in others:
@@ -203,9 +203,11 @@ def test_the_same_bits_in_each_run_and_for_any_number_of_threads(halves: bool) -
 @needs_native
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
-    "call", [Call(), Call(halves=True, training=False), Call(2, 5, 3, 3, 5), Call(2, 3, 2, 2, 2, halves=True)], ids=str
+    "call",
+    [LayerCall(), LayerCall(halves=True, training=False), LayerCall(2, 5, 3, 3, 5), LayerCall(2, 3, 2, 2, 2, halves=True)],
+    ids=str,
 )
-def test_opcheck(call: Call, dtype: torch.dtype) -> None:
+def test_opcheck(call: LayerCall, dtype: torch.dtype) -> None:
     x, *weights = (t.detach() for t in call.tensors(dtype).values())
     x = x.contiguous(memory_format=torch.channels_last)
     running = ([], []) if call.training else [[t] for t in call.constants(dtype)[0]]
@@ -222,7 +224,7 @@ def test_opcheck(call: Call, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiles_without_a_graph_break(backend: str) -> None:
-    call = Call(halves=True)
+    call = LayerCall(halves=True)
     named = call.tensors()
 
     def forward(x: Tensor, w0: Tensor, w1: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -239,7 +241,7 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
 
 
 def test_autocast_is_the_definitions() -> None:
-    call = Call()
+    call = LayerCall()
     named = call.tensors()
     with torch.autocast("cpu", torch.bfloat16):
         assert call.forward(named, None, "auto").dtype == torch.bfloat16
@@ -270,7 +272,7 @@ def test_autocast_is_the_definitions() -> None:
     ],
 )
 def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend: str) -> None:
-    call = Call(halves=True)
+    call = LayerCall(halves=True)
     x, *weights = call.tensors().values()
     given = {"x": x, "weights": weights, "running": call.constants()[0], "momentum": 0.1, "eps": 1e-5, "backend": backend}
     given |= {name: changed(given[name]) for name, changed in change.items()}
@@ -280,7 +282,7 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_one_value_has_no_variance(backend: str) -> None:
-    call = Call(1, 3, 2, 1, 1)
+    call = LayerCall(1, 3, 2, 1, 1)
     with pytest.raises(ValueError, match="more than 1 value per channel when training"):
         call.run(call.tensors(), backend, torch.float32)
     replace(call, training=False).run(call.tensors(), backend, torch.float32)

@@ -38,7 +38,7 @@ class Case(Protocol):
 
 @dataclass(frozen=True)
 class Cell:
-    call: cells.Call
+    call: cells.CellCall
 
     def tensors(self, dtype: torch.dtype) -> Named:
         return {name.replace("input ", "x"): t for name, t in self.call.tensors(dtype).items()}
@@ -180,25 +180,25 @@ def check(case: Case, dtype: torch.dtype, size: int = 2) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        cells.Call(dense(4), 4, 8, 6, 8),
-        cells.Call(dense(4, 2), 4, 8, 8, 12),
-        cells.Call(dense(2, candidates=EVERY, inputs=1), 6, 48, 4, 6, edges=False),
-        cells.Call(dense(3), 6, 16, 8, 6, k=2),
-        cells.Call(dense(3, 2, STRIDED), 4, 16, 8, 8, k=4, running=False),
-        cells.Call(dense(3), 10, 8, 6, 6, k=2, chosen=True),  # an odd number of images a rank, several to a vector
-        cells.Call(dense(2, 2), 4, 16, 8, 8, k=4, chosen=True),
-        cells.Call(dense(2), 4, 16, 16, 12, images="masked"),
+        cells.CellCall(dense(4), 4, 8, 6, 8),
+        cells.CellCall(dense(4, 2), 4, 8, 8, 12),
+        cells.CellCall(dense(2, candidates=EVERY, inputs=1), 6, 48, 4, 6, edges=False),
+        cells.CellCall(dense(3), 6, 16, 8, 6, k=2),
+        cells.CellCall(dense(3, 2, STRIDED), 4, 16, 8, 8, k=4, running=False),
+        cells.CellCall(dense(3), 10, 8, 6, 6, k=2, chosen=True),  # an odd number of images a rank, several to a vector
+        cells.CellCall(dense(2, 2), 4, 16, 8, 8, k=4, chosen=True),
+        cells.CellCall(dense(2), 4, 16, 16, 12, images="masked"),
     ],
     ids=str,
 )
-def test_a_cell(call: cells.Call, dtype: torch.dtype) -> None:
+def test_a_cell(call: cells.CellCall, dtype: torch.dtype) -> None:
     check(Cell(call), dtype)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_means_far_from_zero(stride: int) -> None:
     """A thousand times the standard deviation: each rank's pivots are its own."""
-    check(Cell(cells.Call(dense(2, stride), 4, 16, 16, 12, images="shifted")), torch.float32)
+    check(Cell(cells.CellCall(dense(2, stride), 4, 16, 16, 12, images="shifted")), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -207,7 +207,7 @@ def test_layers(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)
 
 
-@pytest.mark.parametrize("case", [Cell(cells.Call(dense(2, 2), 6, 8, 6, 8, k=2)), Preprocess(), Stem(N=6)], ids=str)
+@pytest.mark.parametrize("case", [Cell(cells.CellCall(dense(2, 2), 6, 8, 6, 8, k=2)), Preprocess(), Stem(N=6)], ids=str)
 def test_three_ranks_by_each_instruction_set(isa: str, case: Case) -> None:
     check(case, torch.float64, size=3)
 
@@ -215,10 +215,10 @@ def test_three_ranks_by_each_instruction_set(isa: str, case: Case) -> None:
 @pytest.mark.parametrize("candidate", STRIDED)
 def test_each_candidate(candidate: Candidate) -> None:
     for stride, k in ((1, 2), (2, 1)):
-        check(Cell(cells.Call(dense(3, stride, (candidate,)), 4, 8, 6, 8, k=k)), torch.float64)
+        check(Cell(cells.CellCall(dense(3, stride, (candidate,)), 4, 8, 6, 8, k=k)), torch.float64)
 
 
-@pytest.mark.parametrize("case", [Cell(cells.Call(dense(3, 2), 10, 16, 8, 12, k=2)), Preprocess(N=10), Stem(N=10)], ids=str)
+@pytest.mark.parametrize("case", [Cell(cells.CellCall(dense(3, 2), 10, 16, 8, 12, k=2)), Preprocess(N=10), Stem(N=10)], ids=str)
 def test_the_same_bits_for_any_number_of_threads(case: Case) -> None:
     work = partial(run, case, "cpu", torch.float32, values=torch.float32, layout=torch.channels_last)
     first, *others = (on_ranks(lambda sync: work(sync=sync), intra_op=n) for n in (1, 1, 2))
@@ -246,13 +246,13 @@ DILATED = Candidate.NONE, Candidate.SKIP, Candidate.DIL_CONV_3, Candidate.MAX_PO
 @pytest.mark.parametrize(
     ("case", "forward", "backward"),
     [
-        (Cell(cells.Call(dense(4), 2, 4, 6, 6)), 8, 8),  # S0's cells: for the inputs and for each node that is read, two
-        (Cell(cells.Call(dense(4, 2), 2, 4, 8, 8)), 8, 8),
-        (Cell(cells.Call(dense(4, 2), 2, 8, 8, 8, k=2, chosen=True)), 8, 8),
-        (Cell(cells.Call(dense(4, candidates=DILATED), 2, 4, 6, 6)), 4, 4),  # no second halves
-        (Cell(cells.Call(dense(4, candidates=(Candidate.NONE, Candidate.SKIP)), 2, 4, 6, 6)), 0, 0),
-        (Cell(cells.Call(dense(4), 2, 4, 6, 6, training=False)), 0, 0),
-        (Cell(cells.Call(dense(4), 2, 4, 6, 6, training=False, running=False)), 8, 8),  # the batch's all the same
+        (Cell(cells.CellCall(dense(4), 2, 4, 6, 6)), 8, 8),  # S0's cells: for the inputs and for each node that is read, two
+        (Cell(cells.CellCall(dense(4, 2), 2, 4, 8, 8)), 8, 8),
+        (Cell(cells.CellCall(dense(4, 2), 2, 8, 8, 8, k=2, chosen=True)), 8, 8),
+        (Cell(cells.CellCall(dense(4, candidates=DILATED), 2, 4, 6, 6)), 4, 4),  # no second halves
+        (Cell(cells.CellCall(dense(4, candidates=(Candidate.NONE, Candidate.SKIP)), 2, 4, 6, 6)), 0, 0),
+        (Cell(cells.CellCall(dense(4), 2, 4, 6, 6, training=False)), 0, 0),
+        (Cell(cells.CellCall(dense(4), 2, 4, 6, 6, training=False, running=False)), 8, 8),  # the batch's all the same
         (Preprocess(), 1, 1),
         (Preprocess(halves=False), 1, 1),
         (Preprocess(training=False), 0, 0),
@@ -267,13 +267,13 @@ def test_how_often_the_ranks_wait_for_each_other(case: Case, forward: int, backw
 
 
 def test_the_definition_sums_for_each_norm() -> None:
-    call = cells.Call(dense(4), 2, 4, 6, 6)
+    call = cells.CellCall(dense(4), 2, 4, 6, 6)
     assert sums(Cell(call), "definition") == (call.graph.norms, call.graph.norms)
 
 
 def test_what_is_not_wanted_changes_no_gradient() -> None:
     """Only alpha's gradient, or only the weights': the same bits, from as many sums."""
-    call = cells.Call(dense(4), 2, 4, 6, 6)
+    call = cells.CellCall(dense(4), 2, 4, 6, 6)
     named, rest = call.tensors(), call.constants()
     results, counts = [], []
     for wanted in (list(named), ["ops", "edges"], ["weights"]):
@@ -290,7 +290,7 @@ def test_what_is_not_wanted_changes_no_gradient() -> None:
 # ------------------------------------------------------------------------------------------- second derivatives
 
 
-@pytest.mark.parametrize("case", [Cell(cells.Call(dense(2, 2, inputs=1), 4, 4, 6, 4)), Preprocess(), Stem()], ids=str)
+@pytest.mark.parametrize("case", [Cell(cells.CellCall(dense(2, 2, inputs=1), 4, 4, 6, 4)), Preprocess(), Stem()], ids=str)
 def test_twice_differentiated_as_the_definition(case: Case) -> None:
     def twice(backend: str, sync: Rank) -> Named:
         named = {n: part(t.detach(), sync) if n.startswith("x") else t.detach() for n, t in case.tensors(torch.float64).items()}
@@ -328,7 +328,7 @@ class Late:
 
 
 @pytest.mark.parametrize("error", [Lost("rank 1 is gone"), KeyboardInterrupt()], ids=repr)
-@pytest.mark.parametrize("case", [Cell(cells.Call(dense(4, 2), 3, 8, 8, 8, k=2)), Preprocess(), Stem()], ids=str)
+@pytest.mark.parametrize("case", [Cell(cells.CellCall(dense(4, 2), 3, 8, 8, 8, k=2)), Preprocess(), Stem()], ids=str)
 def test_what_a_sum_raises_arrives_as_itself_and_leaves_the_op_usable(case: Case, error: BaseException) -> None:
     work = partial(run, case, "cpu", torch.float32, values=torch.float32, layout=torch.channels_last)
     want = work(sync=Twins())
@@ -357,7 +357,7 @@ def test_a_handle_is_good_as_long_as_its_ranks_live() -> None:
 
 def test_opcheck() -> None:
     sync = Twins()
-    call = cells.Call(one_edge(*STRIDED), 2, 4, 6, 4)
+    call = cells.CellCall(one_edge(*STRIDED), 2, 4, 6, 4)
     named = {name: t.detach() for name, t in call.tensors().items()}
     x = named["input 0"].contiguous(memory_format=torch.channels_last)
     mix, rest = (named["ops"], named["edges"], named["weights"]), (None, call.graph.encode(), 1, 1e-5)

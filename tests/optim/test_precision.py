@@ -178,8 +178,11 @@ def test_tf32_is_allowed_inside_only(allowed: bool) -> None:
     def now() -> list[bool]:
         return [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
 
-    before = now()
-    with pytest.raises(KeyError), tf32(allowed):
+    def fail() -> None:
         assert now() == [allowed] * 2
         raise KeyError
+
+    before = now()
+    with pytest.raises(KeyError), tf32(allowed):
+        fail()
     assert now() == before

@@ -13,7 +13,7 @@ from fastdarts.runs.search import draw_apart
 from fastdarts.search import Search
 from fastdarts.spaces import Space
 from fastdarts.supernet import Supernet
-from fastdarts.supernet.eager_candidates import Drawing, Noise, SkipDropout
+from fastdarts.supernet.eager_candidates import Noise, RandomModule, SkipDropout
 from tests.search.test_search import Loader, finite, settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +50,7 @@ def test_both_sides_of_the_second_orders_difference_see_the_same_noise_and_dropo
     for forwards in skips:
         plus, minus = ((out == 0) & (x != 0) for x, out in forwards[2:])
         assert torch.equal(plus, minus) and plus.any()
-    assert not any(m.repeats or m._drawn is not None for m in search.supernet.modules() if isinstance(m, Drawing))
+    assert not any(m.repeats or m._drawn is not None for m in search.supernet.modules() if isinstance(m, RandomModule))
 
 
 @pytest.mark.parametrize("figure", [Search.evaluate, Search.hessian], ids=["evaluate", "hessian"])
@@ -76,8 +76,11 @@ def test_ranks_draw_apart_and_each_the_same_again(size: int) -> None:
 
 
 def test_seeded_puts_the_generator_back_after_an_error() -> None:
-    before = torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt), seeded(torch.device("cpu")):
+    def interrupted() -> None:
         torch.rand(3)
         raise KeyboardInterrupt
+
+    before = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt), seeded(torch.device("cpu")):
+        interrupted()
     assert torch.equal(torch.get_rng_state(), before)

@@ -43,7 +43,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         (): "give either RUN or --genotype",
         (broken, "--out", tmp_path): "--out goes with --genotype",
         ("--genotype", "Genotype(normal=1)"): "a genotype has the fields",
-        ("--genotype", tmp_path / "none"): "No such file",
+        ("--genotype", tmp_path / "none"): "no such file",
     }
     for arguments, message in wrong.items():
         try:

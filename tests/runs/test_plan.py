@@ -31,7 +31,7 @@ def test_memory_that_gave_out_is_told_although_a_signal_came(
             monkeypatch.setattr(steps, "step_bytes", counted)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
 
-    monkeypatch.setattr("fastdarts.steps.CapturedBilevel.__call__", gives_out)
+    monkeypatch.setattr("fastdarts.steps.CapturedSteps.__call__", gives_out)
     tree, sizes = write_tree(tmp_path / "images", images=16), ["--batch_size", "16", "--epochs", "1", "--begin", "0"]
     assert main(["--data", str(tree), *TINY, *SPLIT, *sizes, "--save", str(tmp_path / "run")]) == 1
     err = capsys.readouterr().err

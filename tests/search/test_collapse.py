@@ -116,7 +116,7 @@ def test_eigenvalue_of_a_quadratic(spectrum: list[float], dominant: float) -> No
 
 
 def test_eigenvalue_through_autograd() -> None:
-    """sum of cosh: the Hessian is cosh(x) on the diagonal, its largest entry where |x| is largest."""
+    """Sum of cosh: the Hessian is cosh(x) on the diagonal, its largest entry where |x| is largest."""
     x = torch.tensor([[0.1, -2.0], [0.5, 1.0]], dtype=torch.float64, requires_grad=True)
     value = dominant_eigenvalue(lambda: list(torch.autograd.grad(x.cosh().sum(), x)), [x], iterations=40)
     assert value == pytest.approx(math.cosh(2.0), rel=1e-3)

@@ -393,9 +393,10 @@ def test_a_state_of_a_stage_that_is_not_there_is_refused() -> None:
 
 
 def test_stages_must_have_the_epochs_of_the_settings() -> None:
+    progressive = make(settings()).progressive
+    given = (*progressive.begin(0, SPACE), Loader(0), Loader(1), settings(epochs=9))
     with pytest.raises(ValueError, match=r"the stages have \[2, 2, 2\] epochs, not 9 in all"):
-        progressive = make(settings()).progressive
-        Search(*progressive.begin(0, SPACE), Loader(0), Loader(1), settings(epochs=9), progressive=progressive)
+        Search(*given, progressive=progressive)
 
 
 def test_steps_are_captured_anew_in_each_stage_and_ranks_begin_it_alike() -> None:

@@ -200,8 +200,7 @@ def test_a_state_taken_after_an_exception_goes_on_as_if_there_had_been_none(wher
     hooks = {"on_step": fail, "batches": lambda _: evaluation()}
     first, records = make(settings(), **{name: loader for name, loader in loaders.items() if name == where}), []
     with pytest.raises(Broken):
-        for record in first.epochs(Hooks(**{name: hook for name, hook in hooks.items() if name == where})):
-            records.append(record)
+        records.extend(first.epochs(Hooks(**{name: hook for name, hook in hooks.items() if name == where})))
     second = make(settings(), weights_seed=1234)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     records += list(second.epochs())

@@ -120,7 +120,7 @@ def test_a_step_from_each_of_a_hundred_states_is_as_exact_as_eager() -> None:
     meets the rule in all states. Here it must hold for 95 % of all tensors, our typical error must not exceed eager's, and
     the rule must fail no more often than eager fails it when held to our errors.
     """
-    how: dict[str, Any] = dict(masked=True, k=2, side=16)
+    how: dict[str, Any] = {"masked": True, "k": 2, "side": 16}
     walk, ours = (Run(backend, torch.float32, layout=torch.channels_last, **how) for backend in ("definition", "auto"))
     nchw = Run("definition", torch.float32, layout=torch.contiguous_format, **how)
     reference = Run("definition", torch.float64, layout=torch.contiguous_format, **how)

@@ -83,7 +83,7 @@ def test_only_what_is_given_is_returned():
 OF_CIFAR = [f for f in fields(SearchCifarSettings) if f.name not in {f.name for f in fields(S)} or f.name == "image_size"]
 
 
-@pytest.mark.parametrize("cls, f", [(S, f) for f in fields(S)] + [(SearchCifarSettings, f) for f in OF_CIFAR])
+@pytest.mark.parametrize(("cls", "f"), [(S, f) for f in fields(S)] + [(SearchCifarSettings, f) for f in OF_CIFAR])
 def test_each_flag_with_underscores_and_with_dashes(cls, f):
     """Every field is a flag in both spellings, and its value survives the way to settings and back."""
     value = {bool: True, str: "x", int: 7, float: 0.25}.get(type(f.default), "x")
@@ -96,7 +96,7 @@ def test_each_flag_with_underscores_and_with_dashes(cls, f):
 
 
 @pytest.mark.parametrize(
-    "argv, says",
+    ("argv", "says"),
     [
         (("--epoch", "3"), "unrecognized arguments: --epoch"),
         (("--epochs", "three"), "--epochs"),
@@ -123,7 +123,7 @@ def test_help_tells_every_flag_and_default(capsys):
 
 
 @pytest.mark.parametrize(
-    "name, value, says",
+    ("name", "value", "says"),
     [
         ("mask_ratio", 0.0, "above 0"),
         ("mask_ratio", 1.0, "below 1"),

@@ -3,7 +3,7 @@
 import pytest
 
 from fastdarts.spaces import CANDIDATES, KINDS, NASBENCH201, S0, SKELETONS, Space
-from fastdarts.spaces.candidates import known
+from fastdarts.spaces.candidates import known, of_genotypes
 
 
 def test_s0_is_darts_list_in_darts_order() -> None:
@@ -47,6 +47,8 @@ def test_families() -> None:
         "nor_conv_1x1": "conv",
         "nor_conv_3x3": "conv",
         "noise": "noise",
+        "sep_conv_7x7": "conv",
+        "conv_7x1_1x7": "conv",
     }
     assert all(c.name == name for name, c in CANDIDATES.items())
 
@@ -56,6 +58,7 @@ def test_each_network_has_its_own_candidates() -> None:
     assert SKELETONS == ("darts", "nasbench201")
     assert known("darts") == [*S0.normal[0], "noise"]
     assert sorted(known("nasbench201")) == sorted(NASBENCH201.normal[0])
+    assert of_genotypes() == [*known("darts"), "sep_conv_7x7", "conv_7x1_1x7"]
 
 
 def test_nas_bench_201_has_one_kind_of_cell() -> None:
@@ -110,6 +113,6 @@ def test_a_cell_that_its_network_does_not_have(sizes: dict[str, object], message
 def test_a_candidate_of_the_other_network() -> None:
     with pytest.raises(ValueError, match=r"normal edge 0: unknown nor_conv_3x3; known are none.*dil_conv_5x5"):
         Space.uniform("mine", ("skip_connect", "nor_conv_3x3"))
+    lists = (GOOD, GOOD, ("sep_conv_3x3",), GOOD, GOOD, GOOD)
     with pytest.raises(ValueError, match=r"normal edge 2: unknown sep_conv_3x3; known are .*nor_conv_3x3"):
-        lists = (GOOD, GOOD, ("sep_conv_3x3",), GOOD, GOOD, GOOD)
         Space("mine", lists, nodes=3, inputs=1, skeleton="nasbench201")

@@ -18,7 +18,7 @@ from fastdarts.engine import World
 from fastdarts.optim import updates
 from fastdarts.optim.optimizers import set_rate
 from fastdarts.search import Bilevel
-from fastdarts.steps import CapturedBilevel, CaptureError, cuda_graph, no_gpu
+from fastdarts.steps import CapturedSteps, CaptureError, cuda_graph, no_gpu
 from fastdarts.steps.cuda_graph import WARM_UP, Recording, State, refusal
 from tests.support.bilevels import MADE_OF, batch, differing, everything, make, number
 from tests.support.tape import Tape
@@ -98,7 +98,7 @@ def test_the_captured_run_is_the_run(settings: dict[str, Any], rates: str, repea
     captured, plain = make(**settings), make(**settings)
     if rates == "tensors":
         captured, plain = tensor_rates(captured), tensor_rates(plain)
-    run = CapturedBilevel(captured, "on")
+    run = CapturedSteps(captured, "on")
     rng = torch.get_rng_state()
     for step in range(6):
         rate = 2.0 ** -(5 + step // 2)
@@ -119,7 +119,7 @@ def test_the_captured_run_is_the_run(settings: dict[str, Any], rates: str, repea
 def test_the_run_on_tape_is_the_run(settings: dict[str, Any], begin: int, tapes: None) -> None:
     """Five steps, alpha from the first or the third on, a rate that changes in place: the same bits, losses included."""
     captured, plain = (tensor_rates(make(**settings)) for _ in range(2))
-    run = CapturedBilevel(captured, "on")
+    run = CapturedSteps(captured, "on")
     for step in range(5):
         for bilevel in (captured, plain):
             set_rate(bilevel.weight_optimizer, 2.0 ** -(5 + step // 2))
@@ -151,7 +151,7 @@ def test_an_update_is_cut_where_ranks_are_averaged(settings: dict[str, Any], beg
     """Graph, average, graph: five steps on tape are the five steps; a graph more for each average of an update."""
     averages = Averages(), Averages()
     captured, plain = (tensor_rates(make(reduce=reduce, **settings)) for reduce in averages)
-    run = CapturedBilevel(captured, "on")
+    run = CapturedSteps(captured, "on")
     for step in range(5):
         val = batch(2 * step + 1) if step >= begin else None
         ours, theirs = (take(number(step), batch(2 * step), val) for take in (run, plain))
@@ -181,7 +181,7 @@ def test_a_later_piece_that_cannot_be_captured(
         return original(self, work)
 
     monkeypatch.setattr(Tapes, "capture", fails)
-    run = CapturedBilevel(captured)
+    run = CapturedSteps(captured)
     for step in range(3):
         arguments = number(step), batch(2 * step), batch(2 * step + 1)
         assert run(*arguments) == plain(*arguments)
@@ -199,7 +199,7 @@ def test_an_update_that_is_skipped_on_tape(tapes: None) -> None:
     """NaN comes from the device, after the capture: nothing remains of that step."""
     captured, factor = tensor_rates(make(unrolled=True)), torch.ones(())
     captured.supernet.cells[0].register_forward_hook(lambda _, __, out: out * factor)
-    run = CapturedBilevel(captured, "on")
+    run = CapturedSteps(captured, "on")
     run(number(0), batch(0), batch(1))
     before = everything(captured)
     factor.fill_(torch.nan)
@@ -212,7 +212,7 @@ def test_an_update_that_is_skipped_on_tape(tapes: None) -> None:
 def test_a_number_read_while_capturing_is_refused(tapes: None) -> None:
     bilevel = make()
     hook = bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * float(out.isfinite().all()))
-    run = CapturedBilevel(bilevel)
+    run = CapturedSteps(bilevel)
     run(number(0), batch(0), batch(1))
     hook.remove()
     assert "operation not permitted when stream is capturing" in run.reason and not run.captured
@@ -220,7 +220,7 @@ def test_a_number_read_while_capturing_is_refused(tapes: None) -> None:
 
 def test_losses_are_each_steps_own(repeats: type[Repeats]) -> None:
     """A graph writes its loss to one place; a search keeps an epoch's losses."""
-    run = CapturedBilevel(make())
+    run = CapturedSteps(make())
     losses = [run(number(step), batch(2 * step), batch(2 * step + 1)) for step in range(3)]
     assert len({float(loss) for pair in losses for loss in pair}) == 6
 
@@ -228,7 +228,7 @@ def test_losses_are_each_steps_own(repeats: type[Repeats]) -> None:
 def test_a_batch_of_another_size_runs_uncaptured(repeats: type[Repeats], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fastdarts")
     captured, plain = make(), make()
-    run = CapturedBilevel(captured)
+    run = CapturedSteps(captured)
     for step, count in enumerate((6, 4, 4, 6)):
         arguments = number(step), batch(2 * step, count), batch(2 * step + 1, count)
         assert run(*arguments) == plain(*arguments)
@@ -238,7 +238,7 @@ def test_a_batch_of_another_size_runs_uncaptured(repeats: type[Repeats], caplog:
 
 def test_a_skipped_update_inside_a_replay(repeats: type[Repeats]) -> None:
     captured = make()
-    run = CapturedBilevel(captured)
+    run = CapturedSteps(captured)
     run(number(0), batch(0), batch(1))
     before = everything(captured)
     hook = captured.supernet.cells[0].register_forward_hook(lambda _, __, out: out * torch.nan)
@@ -255,7 +255,7 @@ def test_capturable_is_said_only_while_capturing(repeats: type[Repeats], monkeyp
     seen = []
     plain = Repeats.capture
     monkeypatch.setattr(Repeats, "capture", lambda *args: (seen.append(group["capturable"]), plain(*args))[1])
-    CapturedBilevel(bilevel)(number(0), batch(0), batch(1))
+    CapturedSteps(bilevel)(number(0), batch(0), batch(1))
     assert seen == [True, True] and group["capturable"] is False
 
 
@@ -265,7 +265,7 @@ def test_capturable_is_said_only_while_capturing(repeats: type[Repeats], monkeyp
 def test_without_a_gpu_steps_run_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fastdarts")
     captured, plain = make(), make()
-    run = CapturedBilevel(captured)
+    run = CapturedSteps(captured)
     for step in range(3):
         arguments = number(step), batch(2 * step), batch(2 * step + 1)
         assert run(*arguments) == plain(*arguments)
@@ -278,12 +278,12 @@ def test_without_a_gpu_steps_run_and_it_is_said_once(caplog: pytest.LogCaptureFi
 
 def test_on_without_a_gpu_is_an_error() -> None:
     with pytest.raises(CaptureError, match="cannot be captured in a CUDA graph: CUDA graphs need a GPU, this runs on cpu"):
-        CapturedBilevel(make(), "on")(number(0), batch(0), batch(1))
+        CapturedSteps(make(), "on")(number(0), batch(0), batch(1))
 
 
 def test_off_says_nothing(caplog: pytest.LogCaptureFixture, repeats: type[Repeats]) -> None:
     caplog.set_level(logging.INFO, "fastdarts")
-    run = CapturedBilevel(make(), "off")
+    run = CapturedSteps(make(), "off")
     run(number(0), batch(0), batch(1))
     assert not run.captured and not repeats.made and not [m for m in caplog.messages if "graph" in m.lower()]
 
@@ -300,7 +300,7 @@ def test_an_optimizer_that_is_not_known_to_be_capturable(repeats: type[Repeats])
     bilevel = make()
     bilevel.weight_optimizer = torch.optim.SGD(bilevel.weights, 0.1, foreach=True)
     assert "the optimizer of the weights (torch's SGD)" in refusal(bilevel)
-    run = CapturedBilevel(bilevel)
+    run = CapturedSteps(bilevel)
     run(number(0), batch(0), batch(1))
     assert not repeats.made and "fused SGD" in run.reason
 
@@ -330,7 +330,7 @@ def test_what_cannot_be_captured_goes_on_uncaptured(
 
     original = Repeats.capture
     monkeypatch.setattr(Repeats, broken, waits if broken == "warm_up" else fails)
-    run = CapturedBilevel(captured)
+    run = CapturedSteps(captured)
     for step in range(3):
         arguments = number(step), batch(2 * step), batch(2 * step + 1)
         assert run(*arguments) == plain(*arguments)
@@ -340,7 +340,7 @@ def test_what_cannot_be_captured_goes_on_uncaptured(
     assert sum("steps are not captured" in m for m in caplog.messages) == 1
     assert all(p.grad is None for p in [*captured.weights, *captured.relaxation.parameters()])
     with pytest.raises(CaptureError, match="cannot be captured"):
-        CapturedBilevel(make(unrolled=True), "on")(*arguments)
+        CapturedSteps(make(unrolled=True), "on")(*arguments)
 
 
 @pytest.mark.parametrize("ended", [False, True])
@@ -377,7 +377,7 @@ def test_a_warm_up_that_fails_leaves_no_trace(repeats: type[Repeats]) -> None:
         return plain(*args)
 
     bilevel.objective.forward = failing
-    run = CapturedBilevel(bilevel)
+    run = CapturedSteps(bilevel)
     with pytest.raises(RuntimeError, match="out of memory"):
         run(number(1), batch(2), batch(3))
     assert differing(everything(bilevel), before) == [] and run.reason is None
@@ -388,7 +388,7 @@ def test_without_memory_for_both_graphs_steps_go_on_uncaptured(
 ) -> None:
     """The first update's graph keeps what a step takes: the second one's warm-up may not find as much."""
     captured, plain = (tensor_rates(make()) for _ in range(2))
-    run = CapturedBilevel(captured)
+    run = CapturedSteps(captured)
     for take in (run, plain):
         take(number(0), batch(0), None)
     assert run.captured
@@ -400,7 +400,7 @@ def test_without_memory_for_both_graphs_steps_go_on_uncaptured(
     assert not run.captured
     assert caplog.text.count("there is no memory for the update of alpha beside what the other one's graph keeps") == 1
     with pytest.raises(torch.OutOfMemoryError):  # the step itself does not fit
-        CapturedBilevel(make())(number(0), batch(0), None)
+        CapturedSteps(make())(number(0), batch(0), None)
 
 
 def _out_of_memory() -> None:

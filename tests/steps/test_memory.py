@@ -12,12 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from bench.memory import ALLOWED, cases, compare, predicted
 from bench.workload import Workload
 from fastdarts.kernels.mixed_cell_launches import Call, Needs
-from fastdarts.kernels.mixed_cell_plan import Plan
+from fastdarts.kernels.mixed_cell_plan import MixedCellPlan
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import S0
-from fastdarts.steps import NoMemory, free_bytes, largest_batch, memory_told, meta_batch, step_bytes
+from fastdarts.steps import NoMemory, free_bytes, largest_batch, memory_errors_explained, meta_batch, step_bytes
 from fastdarts.steps.glibc_heap import MAPPED, PADDING, WALLED, Heap
 from fastdarts.steps.memory_counter import HEADER, Counted, Workspace
 from fastdarts.supernet import Supernet
@@ -68,7 +68,7 @@ def test_every_case_is_predicted(workload):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", ["auto", "definition"])
 def test_on_a_gpu_the_allocator_adds_no_more_than_what_is_said(backend, dtype):
-    """cuDNN's workspaces and small sums of the fused kernels come on top; the scratch of the cells' backward is predicted."""
+    """Workspaces of cuDNN and small sums of the fused kernels come on top; the scratch of the cells' backward is predicted."""
     record = compare(Workload("pc-cifar", 64, 32, 4, dtype, "cuda", backend))
     assert 1 - 2 * ALLOWED < record["ratio"] < 1 + ALLOWED, record
 
@@ -99,7 +99,7 @@ def test_second_order_the_hessian_and_batches_ahead_take_more():
     assert of(16, unrolled=True) > plain
     assert of(16, hessian=True) >= plain
     batch = sum(t.numel() * t.element_size() for t in meta_batch(16, 64))
-    assert of(16, ahead=4) - plain == pytest.approx(4 * batch, rel=0.25)  # in the heap, between gaps
+    assert of(16, prefetched=4) - plain == pytest.approx(4 * batch, rel=0.25)  # in the heap, between gaps
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -222,7 +222,7 @@ def test_walls_stay_as_long_as_the_graph_of_their_forward():
         assert counted.live == pytest.approx(4000, abs=64) and kept > 4 * 4000
 
 
-@pytest.mark.parametrize("each, fixed", [(1.0, 0), (3.7, 100), (0.01, 5)])
+@pytest.mark.parametrize(("each", "fixed"), [(1.0, 0), (3.7, 100), (0.01, 5)])
 @pytest.mark.parametrize("space", [50, 107, 1000, 4321])
 def test_the_largest_batch_that_fits(each, fixed, space):
     def peak(n):
@@ -255,14 +255,14 @@ def test_the_smaller_split_bounds_it():
 def test_memory_that_gives_out_is_told(error):
     with (
         pytest.raises(NoMemory, match=r"out of memory \(.+\); take a smaller one") as raised,
-        memory_told(lambda: "take a smaller one"),
+        memory_errors_explained(lambda: "take a smaller one"),
     ):
         raise error
     assert raised.value.__cause__ is error
 
 
 def test_other_errors_pass():
-    with pytest.raises(RuntimeError, match=r"^shapes differ$"), memory_told(lambda: "no"):
+    with pytest.raises(RuntimeError, match=r"^shapes differ$"), memory_errors_explained(lambda: "no"):
         raise RuntimeError("shapes differ")
 
 
@@ -293,7 +293,7 @@ def test_a_gpus_backward_works_beside_what_it_gives() -> None:
             given = torch.ops.fastdarts.mixed_cell_backward(
                 out, inputs, ops, None, weights, statistics, saved, None, *how, *needs, 0
             )
-    plan = Plan(Call(graph, (4, 16, 8, 8), 1, False, True, False, False), Needs(True, True, True))
+    plan = MixedCellPlan(Call(graph, (4, 16, 8, 8), 1, False, True, False, False), Needs(True, True, True))
     kept = sum(t.untyped_storage().nbytes() for t in (*given[0], *given[1:]))
     assert counted.live == kept
     assert counted.peak == kept + 4 * plan.work and plan.work > 14 * 8 * inputs[0].numel()

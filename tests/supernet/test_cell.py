@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.spaces import S0, Space
-from fastdarts.supernet import Cell, CellWeights, MixedEdges, Supernet
+from fastdarts.supernet import CellWeights, MixedEdges, Supernet, SupernetCell
 from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN
 from tests.ops.test_mixed_cell_by_hand import COUNT, flat, tensor
 from tests.support.backends import BACKENDS
@@ -38,9 +38,9 @@ def transparent(module: nn.Module) -> None:
     module.eval()
 
 
-def skip_cell(backend: str, kind: str = "normal", C: int = 2, k: int = 1) -> Cell:
+def skip_cell(backend: str, kind: str = "normal", C: int = 2, k: int = 1) -> SupernetCell:
     """A cell whose preprocess layers pass positive inputs on."""
-    cell = Cell(SKIPS, kind, C, C, C, reduction_prev=False, partial_channels=k, backend=backend).double()
+    cell = SupernetCell(SKIPS, kind, C, C, C, reduction_prev=False, partial_channels=k, backend=backend).double()
     transparent(cell)
     with torch.no_grad():
         for layer in (cell.preprocess0, cell.preprocess1):
@@ -91,7 +91,7 @@ def test_beta_scales_the_bypass_too(backend: str) -> None:
     ("kind", "strided"), [("normal", set()), ("reduce", {0, 1, 2, 3, 5, 6, 9, 10})], ids=["normal", "reduce"]
 )
 def test_which_edges_stride(kind: str, strided: set[int], backend: str) -> None:
-    cell = Cell(S0, kind, 4, 4, 4, reduction_prev=False, backend=backend).double()
+    cell = SupernetCell(S0, kind, 4, 4, 4, reduction_prev=False, backend=backend).double()
     assert {e for e, edge in enumerate(cell._ops.graph.edges) if edge.stride == 2} == strided
     x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
     out = cell(x, x, CellWeights(torch.rand(14, 8, dtype=torch.float64)))
@@ -100,7 +100,7 @@ def test_which_edges_stride(kind: str, strided: set[int], backend: str) -> None:
 
 def test_after_a_reduction_the_older_input_is_halved(backend: str) -> None:
     """preprocess0 reads the even pixels for its first half of channels and the odd ones for the second."""
-    cell = Cell(SKIPS, "normal", 1, 2, 2, reduction_prev=True, backend=backend).double()
+    cell = SupernetCell(SKIPS, "normal", 1, 2, 2, reduction_prev=True, backend=backend).double()
     transparent(cell)
     with torch.no_grad():
         cell.preprocess0.conv_1.weight.fill_(1)
@@ -115,7 +115,7 @@ def test_after_a_reduction_the_older_input_is_halved(backend: str) -> None:
 
 def test_the_output_is_nobodys_state(backend: str) -> None:
     """Callers modify it in place (drop-path, auxiliary skips): the gradients stay right."""
-    cell = Cell(S0, "normal", 4, 4, 4, reduction_prev=False, backend=backend).double()
+    cell = SupernetCell(S0, "normal", 4, 4, 4, reduction_prev=False, backend=backend).double()
     x = torch.randn(2, 4, 4, 4, dtype=torch.float64, requires_grad=True)
     weights = CellWeights(torch.rand(14, 8, dtype=torch.float64))
     (want,) = torch.autograd.grad((3 * cell(x, x, weights)).sum(), x)
@@ -128,7 +128,7 @@ def test_the_output_is_nobodys_state(backend: str) -> None:
 @pytest.mark.parametrize("kind", ["normal", "reduce"])
 def test_compiles_without_a_graph_break(kind: str, backend: str) -> None:
     space = Space.uniform("one node", S0.normal[0], nodes=1)
-    cell = Cell(space, kind, 4, 4, 4, reduction_prev=True, partial_channels=2, backend=backend).double()
+    cell = SupernetCell(space, kind, 4, 4, 4, reduction_prev=True, partial_channels=2, backend=backend).double()
     s0, s1 = (torch.randn(2, 4, side, side, dtype=torch.float64) for side in (8, 4))
     weights = CellWeights(torch.rand(2, 8, dtype=torch.float64, requires_grad=True))
     want = cell(s0, s1, weights)
@@ -188,7 +188,7 @@ def test_initial_weights_are_torchs(k: int, stem: str) -> None:
 
 
 def test_a_cell_has_few_large_parameters() -> None:
-    cell = Cell(S0, "reduce", 8, 8, 8, reduction_prev=True)
+    cell = SupernetCell(S0, "reduce", 8, 8, 8, reduction_prev=True)
     assert [name for name, _ in cell.named_parameters()] == [
         "preprocess0.conv_1.weight",
         "preprocess0.conv_2.weight",
@@ -199,7 +199,7 @@ def test_a_cell_has_few_large_parameters() -> None:
 
 
 def test_the_parts_of_a_packed_tensor_have_their_names() -> None:
-    """unpacked gives views, of a gradient too: what lies where in the parameter lies there in its gradient."""
+    """Views come from `unpacked`, of a gradient too: what lies where in the parameter lies there in its gradient."""
     edges = MixedEdges(S0, "reduce", 4)
     views = edges.unpacked(edges.weights.detach())
     assert views["0._ops.3.conv_2.weight"].shape == (2, 4, 1, 1)
@@ -236,7 +236,7 @@ def test_an_odd_number_of_channels_cannot_be_halved() -> None:
 
 
 def test_arithmetic_in_bfloat16_keeps_to_the_definition() -> None:
-    cell = Cell(S0, "normal", 4, 4, 4, reduction_prev=False).bfloat16()
+    cell = SupernetCell(S0, "normal", 4, 4, 4, reduction_prev=False).bfloat16()
     x: Tensor = torch.randn(2, 4, 4, 4, dtype=torch.bfloat16)
     out = cell(x, x, CellWeights(torch.rand(14, 8, dtype=torch.bfloat16)))
     assert out.dtype == torch.bfloat16

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import CANDIDATES, NASBENCH201, Space
 from fastdarts.supernet import NASBench201Supernet, Supernet, register_candidate
-from fastdarts.supernet.eager_candidates import BUILDERS, MixedEdgesBeside, Noise, SkipDropout
+from fastdarts.supernet.eager_candidates import BUILDERS, MixedEdgesWithEager, Noise, SkipDropout
 from fastdarts.supernet.mixed import MixedEdges
 from tests.support.backends import BACKENDS
 from tests.zoo.operations import OPS, ReLUConvBN
@@ -51,7 +51,7 @@ def test_a_candidate_of_ones_own_equals_the_fused_one(registered, backend, k, sa
     space, own = Space.uniform("fused", FUSED), Space.uniform("own", names)
     torch.manual_seed(2)
     one, other = Supernet(space, backend="definition", **how).double(), Supernet(own, backend=backend, **how).double()
-    assert isinstance(one.cells[0]._ops, MixedEdges) and isinstance(other.cells[0]._ops, MixedEdgesBeside)
+    assert isinstance(one.cells[0]._ops, MixedEdges) and isinstance(other.cells[0]._ops, MixedEdgesWithEager)
     other.load_state_dict(one.state_dict())
     assert set(other.state_dict()) == set(one.state_dict())
     for training in (True, False):

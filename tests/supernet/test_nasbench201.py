@@ -82,7 +82,13 @@ def test_it_computes_what_plain_modules_compute(backend, mode):
 def test_the_published_network():
     net = NASBench201Supernet(NASBENCH201)
     kinds = [type(cell).__name__ for cell in net.cells]
-    assert kinds == [*["Cell"] * 5, "ResidualBlock", *["Cell"] * 5, "ResidualBlock", *["Cell"] * 5]
+    assert kinds == [
+        *["NASBench201Cell"] * 5,
+        "ResidualBlock",
+        *["NASBench201Cell"] * 5,
+        "ResidualBlock",
+        *["NASBench201Cell"] * 5,
+    ]
     assert net.tap_channels == [16, 32, 64] and net.multiple == 4
     assert tuple(NASBENCH201.normal[0]) == NB201
     # of each cell 6 edges with a 1x1 and a 3x3 convolution

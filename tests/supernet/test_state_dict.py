@@ -116,9 +116,9 @@ def test_what_does_not_fit_is_refused() -> None:
         supernet(net).load_state_dict(whole | {"cells.9.weight": torch.zeros(1)})
     with pytest.raises(RuntimeError, match=f"size mismatch for {name}"):
         supernet(net).load_state_dict(whole | {name: torch.zeros(4, 4, 1, 1)})
+    mine = supernet(net)
+    mine.attach_classifier(10)
     with pytest.raises(RuntimeError, match=r"Missing.*classifier\.weight"):
-        mine = supernet(net)
-        mine.attach_classifier(10)
         mine.load_state_dict(saved(net, classes=None))
     with pytest.raises(RuntimeError, match="size mismatch"):
         supernet(net).load_state_dict(saved(CODEBASES["pc-darts-cifar"]), strict=False)

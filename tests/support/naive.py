@@ -63,7 +63,7 @@ def chosen(seed: int, stream: int, step: int, index: int, purpose: int, count: i
 
 
 def padded(x: Tensor, pad: int, value: float) -> Tensor:
-    """x (N, C, H, W) inside a border of `pad` pixels of `value`."""
+    """Put x (N, C, H, W) inside a border of `pad` pixels of `value`."""
     n, c, h, w = x.shape
     out = x.new_full((n, c, h + 2 * pad, w + 2 * pad), value)
     out[:, :, pad : pad + h, pad : pad + w] = x
@@ -88,7 +88,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int, pad: int, dilation: int) -> Tensor:
-    """weight (C, 1, s, s): each channel with its own kernel, zeros outside."""
+    """Convolve by weight (C, 1, s, s): each channel with its own kernel, zeros outside."""
     out: Tensor | float = 0.0
     for dy, dx, view in taps(x, weight.shape[-1], stride, pad, dilation, 0.0):
         out = out + view * weight[:, 0, dy, dx].reshape(1, -1, 1, 1)
@@ -96,12 +96,12 @@ def depthwise(x: Tensor, weight: Tensor, stride: int, pad: int, dilation: int) -
 
 
 def pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """weight (C', C, 1, 1)."""
+    """Convolve by weight (C', C, 1, 1)."""
     return torch.einsum("nchw,oc->nohw", x, weight[:, :, 0, 0])
 
 
 def conv3x3(x: Tensor, weight: Tensor, stride: int) -> Tensor:
-    """weight (C', C, 3, 3), one pixel of zeros around."""
+    """Convolve by weight (C', C, 3, 3), one pixel of zeros around."""
     out: Tensor | float = 0.0
     for dy, dx, view in taps(x, 3, stride, 1, 1, 0.0):
         out = out + torch.einsum("nchw,oc->nohw", view, weight[:, :, dy, dx])
@@ -218,7 +218,7 @@ class Run:
         return self.norm(torch.cat([first, second], dim=1), f"{name}.bn")
 
     def candidate(self, x: Tensor, kind: str, name: str, stride: int) -> Tensor:
-        """Candidate `kind` of semantics.md section 1; its weights are called name.…"""
+        """Candidate `kind` of semantics.md section 1; its weights' names begin with name."""
         if kind == "none":
             return x[:, :, ::stride, ::stride] * 0.0
         if kind == "max_pool_3x3":
@@ -338,12 +338,12 @@ def random_channels(net: Net, seed: int, stream: int, step: int) -> list[list[Te
 
 
 def edge_rows(alpha: Tensor, net: Net, kind: str) -> list[Tensor]:
-    """softmax over the candidates that edge e has: the first entries of row e."""
+    """The softmax over the candidates that edge e has: the first entries of row e."""
     return [softmax(alpha[e, : len(net.names(kind, e))]) for e in range(EDGES)]
 
 
 def edge_betas(beta: Tensor) -> Tensor:
-    """softmax inside each node's slice: 0:2, 2:5, 5:9, 9:14."""
+    """The softmax inside each node's slice: 0:2, 2:5, 5:9, 9:14."""
     return torch.cat([softmax(beta[0:2]), softmax(beta[2:5]), softmax(beta[5:9]), softmax(beta[9:14])])
 
 
@@ -488,7 +488,7 @@ def decoder(
 
 
 def pixel_mask(mask: Tensor, patch: int) -> Tensor:
-    """mask (N, H / patch, W / patch) of patches as one of pixels (N, H, W)."""
+    """Mask of pixels (N, H, W) from one of patches (N, H / patch, W / patch)."""
     n, rows, cols = mask.shape
     out = torch.zeros(n, rows * patch, cols * patch, dtype=torch.bool)
     for i in range(n):
@@ -509,7 +509,7 @@ def masked_patches(seed: int, stream: int, step: int, index: Sequence[int], side
 
 
 def masked_loss(prediction: Tensor, target: Tensor, pixels: Tensor, power: int) -> Tensor:
-    """sum over masked pixels and colours of |prediction - target|^power / (masked pixels * 3)."""
+    """Sum over masked pixels and colours of |prediction - target|^power / (masked pixels * 3)."""
     chosen = pixels[:, None].expand_as(prediction)
     difference = prediction[chosen] - target[chosen]
     total = (difference.abs() if power == 1 else difference * difference).sum()
@@ -599,7 +599,7 @@ def sgd(
 def adam(
     values: Named, grads: Named, state: tuple[int, Named, Named] | None, *, lr: float, weight_decay: float
 ) -> tuple[Named, tuple[int, Named, Named]]:
-    """betas (0.5, 0.999), eps 1e-8, weight decay added to the gradient."""
+    """Adam with betas (0.5, 0.999), eps 1e-8, weight decay added to the gradient."""
     zeros = {n: torch.zeros_like(t) for n, t in values.items()}
     t, first, second = state or (0, zeros, zeros)
     t += 1

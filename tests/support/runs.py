@@ -91,8 +91,10 @@ def free_port() -> int:
 
 
 class Ranks:
-    """Two Runs that search together, and what torchrun does for them: it keeps the store where they meet, and when one fails
-    asks the others to end, and kills them if they do not."""
+    """Two Runs that search together, and what torchrun does for them.
+
+    It keeps the store where they meet, and when one fails asks the others to end, and kills them if they do not.
+    """
 
     def __init__(self, argv: list[str], output: Path, hook: Hook | None = None) -> None:
         self.output = output

@@ -1,0 +1,25 @@
+"""Discrete networks: the network that is trained from a found cell, in plain PyTorch."""
+
+from fastdarts.networks.base import NETWORKS, STANDARD, DiscreteNetwork, NetworkKind, NetworkShape, Outputs
+from fastdarts.networks.build import build, standard_shape
+from fastdarts.networks.checkpoint import CheckpointError, Published, load_published, read_published
+from fastdarts.networks.counters import count, widest
+from fastdarts.spaces.architecture import architecture_of
+
+__all__ = [
+    "NETWORKS",
+    "STANDARD",
+    "CheckpointError",
+    "DiscreteNetwork",
+    "NetworkKind",
+    "NetworkShape",
+    "Outputs",
+    "Published",
+    "architecture_of",
+    "build",
+    "count",
+    "load_published",
+    "read_published",
+    "standard_shape",
+    "widest",
+]

@@ -1,0 +1,85 @@
+"""The cells of DARTS' network with fixed operations: one forward for genotypes of pairs, one for FairDARTS' triples.
+
+Notation: N images, C channels of a node, H W pixels of the second input.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.networks.operations import FactorizedReduce, ReLUConvBN, operation
+from fastdarts.spaces import Kind
+from fastdarts.spaces.genotype import Genotype
+from fastdarts.supernet.candidates import stride_of
+
+
+class Cell(nn.Module):
+    """Two preprocess layers, then nodes of two genes each, `_ops.GENE`; drop path per gene.
+
+    reduction_prev  the first input is twice as large and is halved here
+    multiplier      number of concatenated states: the output has multiplier * C channels
+    drops           number of factors that drop path draws for each image
+    """
+
+    def __init__(self, genotype: Genotype, kind: Kind, C_prev_prev: int, C_prev: int, C: int, reduction_prev: bool) -> None:
+        super().__init__()
+        self.preprocess0 = FactorizedReduce(C_prev_prev, C) if reduction_prev else ReLUConvBN(C_prev_prev, C)
+        self.preprocess1 = ReLUConvBN(C_prev, C)
+        self.genes = genotype.genes(kind)
+        states = {0, 1} | {node for _, node, _ in self.genes}
+        self.concat = tuple(state for state in getattr(genotype, f"{kind}_concat") if state in states)
+        if kind == "reduce" and min(self.concat) < 2:
+            raise ValueError(f"reduce cell: concatenates its input {min(self.concat)}, which is twice as large as its nodes")
+        self.multiplier = len(self.concat)
+        self.drops = self._build(kind, C)
+
+    def _build(self, kind: Kind, C: int) -> int:
+        """Build the operations; return the number of factors that drop path needs."""
+        self._ops = nn.ModuleList(operation(op, C, stride_of(kind, state)) for op, _, state in self.genes)
+        return sum(not isinstance(op, nn.Identity) for op in self._ops)
+
+    def forward(self, s0: Tensor, s1: Tensor, factors: Tensor | None = None) -> Tensor:
+        """s0, s1: outputs of the two previous cells; factors (drops, N, 1, 1, 1): drop path's, None outside training.
+
+        Returns (N, multiplier * C, H', W') with H' W' of s1, halved in a reduction cell.
+        """
+        states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}
+        self._nodes(states, None if factors is None else factors.to(states[1].dtype))
+        return torch.cat([states[state] for state in self.concat], dim=1)
+
+    def _nodes(self, states: dict[int, Tensor], factors: Tensor | None) -> None:
+        """Add the nodes to the states."""
+        drop = 0
+        for (_, node, state), op in zip(self.genes, self._ops, strict=True):
+            out = op(states[state])
+            if factors is not None and not isinstance(op, nn.Identity):
+                out, drop = out * factors[drop], drop + 1
+            states[node] = states[node] + out if node in states else out
+
+
+class SparseCell(Cell):
+    """FairDARTS' cell: nodes of any number of genes, `_ops.NODE.INPUT.GENE`; drop path per node."""
+
+    def _build(self, kind: Kind, C: int) -> int:
+        nodes: dict[str, dict[str, list[nn.Module]]] = {}
+        for op, node, state in self.genes:
+            built = operation(op, C, stride_of(kind, state))
+            nodes.setdefault(str(node), {}).setdefault(str(state), []).append(built)
+        edges = {
+            node: nn.ModuleDict({state: nn.ModuleList(ops) for state, ops in inputs.items()}) for node, inputs in nodes.items()
+        }
+        self._ops = nn.ModuleDict(edges)
+        return len(edges)
+
+    def _nodes(self, states: dict[int, Tensor], factors: Tensor | None) -> None:
+        nodes: Any = self._ops
+        for number, (node, edges) in enumerate(nodes.items()):
+            out = sum(sum(op(states[int(state)]) for op in ops) for state, ops in edges.items())
+            states[int(node)] = out if factors is None else out * factors[number]
+
+
+def cell_of(genotype: Genotype, kind: Kind, C_prev_prev: int, C_prev: int, C: int, reduction_prev: bool) -> Cell:
+    """Return the cell of a kind: a SparseCell where its genes are triples."""
+    build = SparseCell if genotype.has_triples(kind) else Cell
+    return build(genotype, kind, C_prev_prev, C_prev, C, reduction_prev)

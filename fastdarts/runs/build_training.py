@@ -1,0 +1,108 @@
+"""Build the network of a retraining and its update from the settings."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastdarts.inputs.source import statistics_of
+from fastdarts.networks import DiscreteNetwork, NetworkShape, build
+from fastdarts.optim import Precision
+from fastdarts.optim.optimizers import on_device, parameter_groups, weight_optimizer
+from fastdarts.optim.rmsprop import RMSpropTF
+from fastdarts.optim.schedules import Schedule
+from fastdarts.protocols import Reduce
+from fastdarts.runs.resolved import ResolvedTraining
+from fastdarts.settings import ConfigError, RetrainSettings
+from fastdarts.training.augment import Prepare
+from fastdarts.training.moving_average import MovingAverage
+from fastdarts.training.update import WeightUpdate
+
+SIDES = {"cifar": 32, "imagenet": 224}  # of images, in pixels, before they are known
+
+
+def network_of(resolved: ResolvedTraining, num_classes: int) -> DiscreteNetwork:
+    """Build the network on the default device. Raises ConfigError if architecture and sizes do not fit."""
+    s = resolved.settings
+    try:
+        shape = NetworkShape(
+            s.network,
+            s.init_channels,
+            s.layers,
+            num_classes,
+            s.auxiliary and s.network != "nasbench201",
+            auxiliary_pool=s.auxiliary_pool,
+            image_size=s.image_size,
+        )
+        network = build(resolved.architecture, shape)
+        network.check_size(s.image_size, s.image_size)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = s.bn_momentum
+    if s.dropout:
+        network.classifier.register_forward_pre_hook(_Dropout(s.dropout))
+    return network
+
+
+class _Dropout:
+    """Forward pre-hook of a classifier: dropout on its input."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        return F.dropout(args[0], self.rate, module.training)
+
+
+def check_buildable(resolved: ResolvedTraining) -> None:
+    """Raise ConfigError if `network_of` would for any images; assumes that image-dependent sizes fit."""
+    side = resolved.settings.image_size or SIDES[resolved.settings.dataset]
+    with torch.device("meta"):
+        network_of(resolved.replaced(image_size=side), 10)
+
+
+def update_of(
+    resolved: ResolvedTraining, network: DiscreteNetwork, num_classes: int, reduce: Reduce | None = None
+) -> WeightUpdate:
+    """Return the update of a network on its device. Raises ConfigError for settings that exclude each other."""
+    s = resolved.settings
+    mean, std = statistics_of(s.statistics, resolved.dataset, num_classes)
+    hue = s.jitter_hue
+    return WeightUpdate(
+        network,
+        optimizer_of(s, network),
+        Prepare(mean, std, s.cutout, (s.jitter, s.jitter, s.jitter, hue), s.seed),
+        auxiliary_weight=s.auxiliary_weight,
+        label_smoothing=s.label_smoothing,
+        grad_clip=s.grad_clip,
+        precision=Precision(s.amp, next(network.parameters()).device),
+        moving=MovingAverage(network, s.ema_decay, s.ema_warmup) if s.ema_decay else None,
+        reduce=reduce,
+    )
+
+
+def optimizer_of(s: RetrainSettings, network: nn.Module) -> torch.optim.Optimizer:
+    """Return the optimizer of a network's weights; biases and BatchNorm's parameters are a second group without decay."""
+    weights: list[Tensor] = list(network.parameters())
+    flat = [w for w in weights if w.dim() < 2] if not s.decay_norm else []
+    if s.optimizer == "sgd":
+        options = {"momentum": s.momentum, "weight_decay": s.weight_decay, "nesterov": s.nesterov}
+        return weight_optimizer(weights, s.learning_rate, **options, backend=s.optimizer_backend, undecayed=flat)
+    rate = on_device(s.learning_rate, weights)
+    options = {"eps": s.optimizer_eps, "momentum": s.momentum, "weight_decay": s.weight_decay}
+    return RMSpropTF(parameter_groups(weights, flat), rate, **options)
+
+
+def schedule_of(s: RetrainSettings) -> Schedule:
+    """Return the learning rate by epoch."""
+    return Schedule(
+        s.schedule,
+        s.learning_rate,
+        minimum=s.learning_rate_min,
+        warmup=s.warmup_epochs,
+        warmup_style=s.warmup_style,
+        warmup_rate=s.warmup_rate,
+        decay=s.lr_decay,
+        decay_epochs=s.lr_decay_epochs,
+    )

@@ -1,0 +1,89 @@
+"""Open the folder of a new or continued run, and record how the run began."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from fastdarts import provenance
+from fastdarts.engine import RunFolder, World
+from fastdarts.settings import Settings
+
+log = logging.getLogger("fastdarts")
+
+
+class Recorded(Protocol):
+    """Images of a run, which its folder records."""
+
+    def write(self, folder: RunFolder) -> None: ...
+    def facts(self) -> dict[str, Any]: ...
+
+
+def open_folder(
+    path: str | None, default: str, settings: Settings, world: World, check: Callable[[RunFolder], None] = lambda folder: None
+) -> RunFolder:
+    """Open the run folder on rank 0; the other ranks get one with the saved run. Raises RunFolderError.
+
+    path     None: a folder in the current one, named `default` with the time
+    check    raises RunFolderError if the folder's run does not fit
+    """
+    place = Path(path or f"{default}-{time.strftime('%Y%m%d-%H%M%S')}")
+
+    def opened() -> RunFolder:
+        folder = RunFolder.open(place, settings)
+        check(folder)
+        return folder
+
+    found = world.on_rank_zero(opened, lambda folder: folder.saved)
+    if world.is_main:
+        return found
+    folder = RunFolder(place)
+    folder.saved = found
+    return folder
+
+
+def begin(
+    hold: Callable[[AbstractContextManager[None]], None], facts: Mapping[str, Any], images: Recorded, folder: RunFolder
+) -> None:
+    """Create the folder of a new run, locked for the lifetime of `hold`."""
+    hold(folder.locked())
+    images.write(folder)
+    folder.create(facts)
+
+
+def facts_of(command: str, settings: Settings, images: Recorded, *, is_sample: bool) -> dict[str, Any]:
+    """Return the entries of settings.json that all runs have."""
+    return {
+        "command": command,
+        "settings": asdict(settings),
+        "data": images.facts() | {"is_sample": is_sample},
+        "commit": provenance.commit(),
+        "versions": provenance.versions(),
+        "machine": provenance.machine(),
+    }
+
+
+def say_what_changed(folder: RunFolder, threads: int, sync_bn: bool, world: World) -> None:
+    """Log how a continued run differs from its start, and the effect."""
+    if folder.saved is None or not world.is_main:
+        return
+    ranks, before = folder.saved.get("ranks", 1), folder.saved["settings"].get("threads", threads)
+    if ranks != world.size:
+        norm = "" if sync_bn else ", and BatchNorm's statistics are of other shares of a batch"
+        log.warning(f"the run began with {ranks} ranks and goes on with {world.size}: images stay the same, sums round{norm}")
+    elif before != threads:
+        log.warning(f"the run began with {before} threads and goes on with {threads}: torch's sums may round otherwise")
+
+
+def draw_apart(world: World) -> None:
+    """Reseed torch's generators per rank, so that noise and dropout differ between ranks, as their images do.
+
+    Each rank's seed is derived from the generators' state; a single process keeps its generators unchanged.
+    """
+    if not world.is_single:
+        torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)

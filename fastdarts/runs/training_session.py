@@ -1,0 +1,106 @@
+"""Records and reports of a retraining: result.json with the last, the best and the averaged network's accuracies."""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastdarts.engine import Reporter, RunFolder, write_text
+from fastdarts.networks.counters import count
+from fastdarts.runs.resolved import ResolvedTraining
+from fastdarts.steps.stage_timer import StageTimer
+from fastdarts.training.trainer import Trainer
+
+log = logging.getLogger("fastdarts")
+
+
+class TrainingReporter(Reporter):
+    """Reporter that maintains genotype.json, result.json and the report of a retraining.
+
+    classes  names, in the order of the labels
+    report   function that draws the report of a run folder
+    stages   timer of the steps
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        folder: RunFolder,
+        resolved: ResolvedTraining,
+        classes: Sequence[str],
+        *,
+        report: Callable[[Path], object],
+        stages: StageTimer | None = None,
+    ) -> None:
+        self.trainer, self.folder, self.resolved, self.classes = trainer, folder, resolved, classes
+        self.report, self.stages = report, stages
+
+    def stage_seconds(self) -> dict[str, float] | None:
+        return None if self.stages is None else self.stages.drain()
+
+    def scalars(self, record: Mapping[str, Any]) -> dict[str, float | None]:
+        figures = {name: record.get(name) or {} for name in ("test", "test_ema", "valid_ema")}
+        return {f"{name}/{figure}": value for name, row in figures.items() for figure, value in row.items()}
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Write genotype.json and result.json; log the accuracies that the epoch's own line lacks."""
+        s = self.resolved.settings
+        network = {"network": s.network, "init_channels": s.init_channels, "layers": s.layers, "recipe": s.recipe}
+        counts = count(self.resolved.architecture, self.trainer.network.shape)
+        figures = {"params": counts["params"], "macs": counts["macs"]}
+        write_text(self.folder["genotype.json"], self.resolved.architecture.to_json(**network, **figures))
+        write_text(self.folder["result.json"], json.dumps(self._result(record), indent=2) + "\n")
+        for name in ("test", "test_ema", "valid_ema"):
+            if row := record.get(name):
+                log.info(f"{name.replace('_ema', ' of the moving average')}: {accuracies(row)}")
+
+    def publish(self) -> None:
+        self.report(self.folder.path)
+
+    def finished(self) -> None:
+        result = json.loads(self.folder["result.json"].read_text(encoding="utf-8"))
+        for name, row in result["accuracies"].items():
+            log.info(f"{name}: {accuracies(row)} (epoch {row['epoch']})")
+        self.publish()
+
+    def _result(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of result.json, from the records so far and the one of this epoch."""
+        lines = self.folder["metrics.jsonl"].read_text(encoding="utf-8").splitlines()
+        epochs = [line for line in map(json.loads, lines) if line["kind"] == "epoch"]
+        by_class = {name: scores.by_class for name, scores in self.trainer.scores.items()}
+        return {
+            "epoch": record["epoch"],
+            "of": self.trainer.total.epochs,
+            "accuracies": results(epochs, self.resolved.settings.best_on_test),
+            "classes": list(self.classes),
+            "by_class": by_class,  # (correct, images) of each class in the last evaluation
+        }
+
+
+def results(epochs: Sequence[Mapping[str, Any]], best_on_test: bool) -> dict[str, dict[str, Any]]:
+    """Return, by name, the figures to report, each with its epoch and its images, "test" or "valid".
+
+    last       network of the last evaluated epoch
+    last, EMA  its moving average
+    best       network of the epoch with the highest top-1 on the held-back images, or where asked for on the test images;
+               absent without either
+    """
+    known = [epoch for epoch in epochs if epoch.get("test") or epoch.get("valid")]
+    if not known:
+        return {}
+    images = "test" if known[-1].get("test") else "valid"
+    last = known[-1]
+    found = {"last": last[images] | {"epoch": last["epoch"], "images": images}}
+    if averaged := last.get(f"{images}_ema"):
+        found["last, EMA"] = averaged | {"epoch": last["epoch"], "images": images}
+    judged = "test" if best_on_test else "valid"
+    if candidates := [epoch for epoch in known if epoch.get(judged) and epoch.get(images)]:
+        best = max(candidates, key=lambda epoch: epoch[judged]["top1"])  # the first of equals
+        found["best"] = best[images] | {"epoch": best["epoch"], "images": images, "chosen_on": judged}
+    return found
+
+
+def accuracies(row: Mapping[str, Any]) -> str:
+    """Format the figures of an evaluation."""
+    return f"top-1 {row['top1']:.2%}, top-5 {row['top5']:.2%}, loss {row['loss']:.4f}"
