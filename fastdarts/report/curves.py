@@ -55,13 +55,14 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
 def draw_training_losses(records: list[Record], path: str | Path) -> None:
     """Draw the training loss by step and epoch, and the losses of the evaluations."""
     epochs = epochs_of(records)
-    axes = new_figure(_WIDTH, 3.9).subplots()
+    figure = new_figure(_WIDTH, 3.9)
+    axes = figure.subplots()
     tidy(axes, "losses")
     _by_step(axes, records, epochs, "train_loss", "train", _TRAIN)
     for name, label, style in _EVALUATIONS:
         curve(axes, epochs, [(r.get(name) or {}).get("loss") for r in epochs], label=label, **style)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    save(axes.figure, path)
+    save(figure, path)
 
 
 @own_style()
@@ -71,13 +72,14 @@ def draw_accuracy(records: list[Record], path: str | Path) -> None:
     lines = {name: [(r.get(name) or {}).get("top1") for r in epochs] for name, _, _ in _EVALUATIONS}
     if not any_value(lines):
         raise ValueError("no epoch was evaluated")
-    axes = new_figure(_WIDTH, 3.9).subplots()
+    figure = new_figure(_WIDTH, 3.9)
+    axes = figure.subplots()
     tidy(axes, "top-1 accuracy in %")
     for name, label, style in _EVALUATIONS:
         if any_value({name: lines[name]}):
             curve(axes, epochs, [None if v is None else 100 * v for v in lines[name]], label=label, **style)
     axes.legend(frameon=False, fontsize=9, labelcolor=INK)
-    save(axes.figure, path)
+    save(figure, path)
 
 
 @own_style()

@@ -9,7 +9,7 @@ from fastdarts.report.facts import duration, number
 from fastdarts.report.run import ReportError, Run, read_run
 
 _CURVES = {
-    "losses": "Training loss (pale: single steps) and the losses of the evaluations, without label smoothing and auxiliary head.",
+    "losses": "Training loss (pale: single steps) and losses of the evaluations, without label smoothing and auxiliary head.",
     "accuracy": "Top-1 accuracy after each evaluated epoch; dashed: of the moving average.",
 }
 _CHOSEN = {"valid": "on held-back training images", "test": "on the TEST images: optimistic"}

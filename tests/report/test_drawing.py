@@ -48,7 +48,7 @@ def test_a_report_without_matplotlib(error, says, new_run, tmp_path, monkeypatch
     if error is None:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
     else:
-        monkeypatch.setattr("fastdarts.report.page.import_matplotlib", fails)
+        monkeypatch.setattr("fastdarts.report.parts.import_matplotlib", fails)
         monkeypatch.setattr("fastdarts.report.__main__.import_matplotlib", fails)
     for _ in range(2):
         page = write_report(run).read_text()
