@@ -118,28 +118,33 @@ def read_archive(path: Path, pairs: Pairs = TRAINING, classes: Sequence[str] | N
     return Content(_pixels(path, images, len(numbers)) if offsets is None else _jpegs(path, images, offsets), numbers, names)
 
 
-def in_archive(path: Path) -> tuple[Path, Pairs]:
-    """Return the file with the test images that belong to those of a .npz file, and the pairs of names to look for in it.
+def archive_of_tests(path: Path, training: Path | None) -> tuple[Path, Pairs] | None:
+    """Return the .npz file with the test images, and the pairs of names to look for in it.
 
-    Raises NoTestImages, a DataError, if neither the file nor one next to it has them.
+    path      file or folder given as the data
+    training  .npz file of the training images, `path` if that is a file; None: `path` is a folder without one
+
+    Returns None for a folder without test*.npz and val*.npz. Raises NoTestImages, a DataError, if there are none of `training`.
     """
-    names = array_names(path)
+    if training is None:
+        return None if (alone := _named_test(path)) is None else (alone, ALONE)
+    names = array_names(training)
     for split in TESTS:
         if holds(names, pairs := of_split(split)):
-            return path, pairs
-    if path.name.startswith(TESTS):
-        return path, ALONE
-    if "train" in path.name and (found := named_test(path.parent, path)) is not None:
+            return training, pairs
+    if training.name.startswith(TESTS):
+        return training, ALONE
+    if "train" in training.name and (found := _named_test(training.parent, training)) is not None:
         return found, ALONE
     inside = ", ".join(f"{images[0]} with {labels[0]}" for images, labels in of_split("test"))
-    near = shortlist(sorted(p.name for p in path.parent.glob("*.npz")))
+    near = shortlist(sorted(p.name for p in training.parent.glob("*.npz")))
     raise NoTestImages(
-        f"{path} has no test images: looked for {inside} in it, and for test*.npz or val*.npz next to a train*.npz; found "
+        f"{training} has no test images: looked for {inside} in it, and for test*.npz or val*.npz next to a train*.npz; found "
         f"{shortlist(names) or 'nothing'} in it, and the files {near}"
     )
 
 
-def named_test(folder: Path, training: Path | None = None) -> Path | None:
+def _named_test(folder: Path, training: Path | None = None) -> Path | None:
     """Return the test*.npz, else val*.npz, in `folder`: the one named as `training`, or the only one. Raises DataError."""
     for split in TESTS:
         if training is not None and (same := training.with_name(training.name.replace("train", split))).is_file():

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdarts.data.archive import ALONE, TRAINING, Pairs, content_bytes, in_archive, named_test, read_archive
+from fastdarts.data.archive import TRAINING, Pairs, archive_of_tests, content_bytes, read_archive
 from fastdarts.data.cifar_pickle import LAYOUTS, layout_of, read_batches
 from fastdarts.data.decode import pillow_warnings, read_rgb
 from fastdarts.data.errors import DataError
@@ -150,15 +150,20 @@ def _read(path: Path, threads: int) -> ImageArray:
 def _read_test(path: Path, threads: int, classes: Sequence[str] | None, labels: str | os.PathLike[str] | None) -> ImageArray:
     folder, archive = _sources(path)
     if layout := layout_of(folder):
+        _check_unlabelled(path, labels)
         pixels, numbers, names = read_batches(folder, layout, "test")
         if classes is not None and names != tuple(classes):
             raise DataError(f"{folder} has the classes {shortlist(names)}, the training images {shortlist(classes)}")
         return ImageArray.make(folder, pixels, numbers, names, split="test")
-    if archive is not None:
-        return _from_archive(*in_archive(archive), threads, classes, "test")
-    if (alone := named_test(path)) is not None:
-        return _from_archive(alone, ALONE, threads, classes, "test")
+    if (source := archive_of_tests(path, archive)) is not None:
+        _check_unlabelled(path, labels)
+        return _from_archive(*source, threads, classes, "test")
     return _from_files(evaluation_index(path, classes, labels), threads)
+
+
+def _check_unlabelled(path: Path, labels: str | os.PathLike[str] | None) -> None:
+    if labels is not None:
+        raise DataError(f"--val_labels {labels}: the test images of {path} come with labels: leave it out")
 
 
 def sample_images(cache: str | os.PathLike[str] | None = None, split: Split = "train") -> ImageArray:

@@ -155,13 +155,11 @@ def _images(folders: list[str], images: list[str]) -> list[str]:
 
 
 def _positions(folder: Path, present: Sequence[str], classes: Sequence[str]) -> Tensor:
-    """Return the position of each class folder in `classes`, int64; logs missing ones. Raises DataError for an unknown one."""
+    """Return the position of each class folder in `classes`, int64. Raises DataError for an unknown one."""
     position = {name: i for i, name in enumerate(classes)}
     if unknown := [name for name in present if name not in position]:
         others = f"{shortlist(unknown)}, which are no classes of the training images ({shortlist(classes)})"
         raise DataError(f"{folder} has {len(unknown)} class folders {others}: take them away, or name them as those of train")
-    if missing := sorted(set(classes).difference(present)):
-        log.warning("%s has no images of %d of %d classes: %s", folder, len(missing), len(classes), shortlist(missing))
     return torch.tensor([position[name] for name in present])
 
 

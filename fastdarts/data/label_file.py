@@ -8,6 +8,8 @@ devkit. LABEL is the name of a class folder, or its position in sorted order, fr
 import csv
 import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -27,6 +29,7 @@ IMAGENET = (
     "ILSVRC2012_validation_ground_truth.txt",
 )
 MAP = "map_clsloc.txt"  # of ImageNet's devkits since 2014: lines "n02119789 1 kit_fox"
+NUMBER = re.compile(r"-?[0-9]+")
 FORM = "write lines NAME LABEL, with LABEL the name of a class folder or its position in sorted order, from 0"
 
 log = logging.getLogger(__name__)
@@ -104,7 +107,7 @@ def _bare(path: Path, texts: list[tuple[int, str]], files: Sequence[str]) -> lis
     if len(texts) != len(files):
         raise DataError(f"{path} has {len(texts)} labels without names for {len(files)} images: {FORM}")
     labels = [text for _, text in texts]
-    if all(label.isdigit() for label in labels) and "0" not in labels:
+    if all(map(NUMBER.fullmatch, labels)) and "0" not in labels:
         labels = _of_devkit(path, labels)
     return [Line(number, image, label) for image, ((number, _), label) in enumerate(zip(texts, labels, strict=True))]
 
@@ -128,7 +131,7 @@ def _positions(path: Path, lines: list[Line], classes: Sequence[str] | None) -> 
     """Return the class names and the position of each line's class. Raises DataError for the first label of none."""
     known = set(classes or ())
     labels = [line.label if line.label in known else line.label.split()[0] for line in lines]
-    numbers = all(label.isdigit() for label in labels) and not known.issuperset(labels)
+    numbers = all(map(NUMBER.fullmatch, labels)) and not known.issuperset(labels)
     if classes is not None:
         names = tuple(classes)
     elif numbers:
@@ -144,9 +147,11 @@ def _positions(path: Path, lines: list[Line], classes: Sequence[str] | None) -> 
 
 
 def _by_name(files: Sequence[str]) -> dict[str, int]:
-    """Map the last part of each name, and without its extension, to its position."""
-    stems = {PurePosixPath(name).stem: i for i, name in enumerate(files)}
-    return stems | {PurePosixPath(name).name: i for i, name in enumerate(files)}
+    """Map the last part of each name, and without its extension if that is unique, to its position."""
+    names = [PurePosixPath(name) for name in files]
+    counts = Counter(name.stem for name in names)
+    stems = {name.stem: i for i, name in enumerate(names) if counts[name.stem] == 1}
+    return stems | {name.name: i for i, name in enumerate(names)}
 
 
 def _last(name: str) -> str:

@@ -30,7 +30,7 @@ class BatchSampler:
         split = Stream(stream).name.lower()
         if not 0 < batch_size <= len(indices):
             size = f"the {split} split has {len(indices)} images"
-            raise DataError(f"batch_size is {batch_size} but {size}: take 1 to as many, or a larger {split}_fraction")
+            raise DataError(f"batch_size is {batch_size} but {size}: take 1 to as many, or a split of more images")
         if batch_size % world_size:
             raise DataError(f"batch_size {batch_size} cannot be shared equally by {world_size} ranks: take a multiple")
         self.indices = indices.sort().values

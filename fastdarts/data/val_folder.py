@@ -48,6 +48,8 @@ def _labelled(
     """Return the images of a split in class folders, or flat with labels; None if they have no labels."""
     folders, loose = listing(root / split)
     named = any(name in classes for name in folders) if classes else folders not in ([], [INNER]) and not loose
+    if named and labels is not None:
+        raise DataError(f"--val_labels {labels}: {root / split} has class folders, whose names are the labels: leave it out")
     if named:
         return ImageIndex.from_root(root, split, classes)
     names = [f"{split}/{name}" for name in loose]

@@ -10,7 +10,7 @@ from fastdarts.data.loader import EvalCommon
 from fastdarts.engine import World
 from fastdarts.inputs.batches import Input, common_of, orders, training_order
 from fastdarts.inputs.images import ImageArrays
-from fastdarts.inputs.options import ArrayOptions, TestOptions, TrainingOptions
+from fastdarts.inputs.options import ArrayOptions, InputOptions, TestOptions, TrainingOptions
 from fastdarts.inputs.training import TestArrays, TestInput, TrainingArrays, TrainingInput
 from fastdarts.settings import SearchCifarSettings
 
@@ -96,7 +96,7 @@ def _indices(images: TrainingArrays) -> list[ImageArray]:
     return [images.index] if images.test is None else [images.index, images.test.index]
 
 
-def _pixels(settings: ArrayOptions, index: ImageArray, place: str) -> Pixels:
+def _pixels(settings: InputOptions, index: ImageArray, place: str) -> Pixels:
     return Pixels(index.pixels.to(settings.device if place == "device" else "cpu"), index.labels)
 
 
@@ -108,7 +108,7 @@ def _facts(indices: list[ImageArray], place: str) -> dict[str, Any]:
     return {"route": "memory", "place": place, "bytes": _size(indices)}
 
 
-def _place(settings: ArrayOptions, indices: list[ImageArray], reserved: int, world: World) -> str:
+def _place(settings: InputOptions, indices: list[ImageArray], reserved: int, world: World) -> str:
     """Return "device" if all images fit on a GPU next to the run itself, else "ram", their present place."""
     device = torch.device(settings.device)
     if device.type == "cpu":

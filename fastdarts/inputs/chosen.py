@@ -153,6 +153,11 @@ class TrainVal(Chosen):
                 _check_list(folder, index, part, f"--{name}_list {given}", given, before)
         return images
 
+    def side(self, settings: Any) -> int:
+        side = super().side(settings)
+        self.origin.check_padding(settings, side)
+        return side
+
     @classmethod
     def listed(cls, settings: Any, splits: Splits) -> Self:
         """Find another rank's chosen images on this rank. Raises DataError if they differ."""

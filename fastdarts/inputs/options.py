@@ -38,7 +38,7 @@ class ArrayOptions(InputOptions, Protocol):
     def crop_padding(self) -> int: ...
 
 
-class TestOptions(FileOptions, ArrayOptions, Protocol):
+class TestOptions(FileOptions, Protocol):
     """Settings read by an evaluation on the test images of either kind of data."""
 
     @property
@@ -51,7 +51,7 @@ class TestOptions(FileOptions, ArrayOptions, Protocol):
     def threads(self) -> int: ...
 
 
-class TrainingOptions(TestOptions, Protocol):
+class TrainingOptions(TestOptions, ArrayOptions, Protocol):
     """Settings read by a retraining on either kind of data."""
 
     @property

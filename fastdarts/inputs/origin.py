@@ -68,6 +68,10 @@ class Origin(Protocol):
         ...
 
     @staticmethod
+    def check_padding(settings: Any, side: int) -> None:
+        """Raise ConfigError if random crops of `side` pixels may show padding alone."""
+
+    @staticmethod
     def facts(index: Any, numbers: Tensor) -> dict[str, Any]:
         """Return entries for settings.json by which the chosen images `numbers` are known elsewhere."""
         ...
@@ -104,6 +108,10 @@ class Files:
     @staticmethod
     def side(settings: Any, index: ImageIndex) -> int:
         return settings.image_size or SIDE
+
+    @staticmethod
+    def check_padding(settings: Any, side: int) -> None:
+        pass  # no padding
 
     @staticmethod
     def facts(index: ImageIndex, numbers: Tensor) -> dict[str, Any]:
@@ -188,9 +196,12 @@ class Arrays:
         side, size = index.side, settings.image_size or index.side
         if size > side:
             raise ConfigError(f"--image_size {size}: the images of {index.root} have {side} pixels a side, take no more")
-        if settings.crop_padding >= size:
-            raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {size} pixels may be all black, take less")
         return size
+
+    @staticmethod
+    def check_padding(settings: Any, side: int) -> None:
+        if settings.crop_padding >= side:
+            raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {side} pixels may be all black, take less")
 
     @staticmethod
     def facts(index: ImageArray, numbers: Tensor) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Images of a retraining: all training images but a held-back share, and the test images."""
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from fastdarts.data import DataError, ImageArray, ImageIndex, Index, Loader, NoTestImages, held_back, read_list
 from fastdarts.engine import RunFolder, RunFolderError
-from fastdarts.inputs.chosen import Chosen, Splits, TrainVal, check_digest, excluded_of
+from fastdarts.inputs.chosen import Chosen, Splits, TrainVal, check_digest, excluded_of, others
 from fastdarts.inputs.images import lists
 from fastdarts.inputs.options import TrainingOptions
 from fastdarts.inputs.origin import Arrays, Files
 from fastdarts.protocols import Batches
+from fastdarts.quoting import shortlist
 
 log = logging.getLogger("fastdarts")
 
@@ -33,21 +35,34 @@ class TestImages(Chosen):
 
     @classmethod
     def find(cls, settings: Any, classes: Sequence[str] | None) -> Self:
-        """Find all test images; classes: the training images', None: the test images' own. Raises DataError, NoTestImages."""
+        """Find all test images; classes without any are logged.
+
+        classes  the training images'; None: the test images' own
+        Raises DataError, NoTestImages if there are none.
+        """
         index = cls.origin.find_tests(settings, classes)
+        counts = index.labels.bincount(minlength=len(index.classes)).tolist()
+        if missing := [name for name, count in zip(index.classes, counts, strict=True) if not count]:
+            log.warning(f"no test images of {len(missing)} of {len(counts)} classes: {shortlist(missing)}")
         return cls(index, torch.arange(len(index)))
 
     def again(self, settings: Any, folder: RunFolder, then: Mapping[str, Any]) -> Self:
         """Return those of a continued run with facts `then`. Raises RunFolderError if it began with different images."""
         check_digest(self.index, folder, then)
+        if self._labels() != then["labels_sha256"]:
+            raise others(self.index, folder, "the same test images, but with other labels")
         left_out = set(excluded_of(folder))
-        kept = [i for i, name in enumerate(self.index.files) if name not in left_out]
-        images = replace(self, numbers=torch.tensor(kept))
+        kept = [name not in left_out for name in self.index.files]
+        images = replace(self, numbers=self.numbers[torch.tensor(kept)])
         images.check_place(settings, folder, then)
         return images
 
     def facts(self) -> dict[str, Any]:
-        return super().facts() | {"images": len(self.numbers)}
+        return super().facts() | {"images": len(self.numbers), "labels_sha256": self._labels()}
+
+    def _labels(self) -> str:
+        """Return the digest of the labels, which a file may give."""
+        return hashlib.sha256(self.index.labels.numpy()).hexdigest()
 
 
 @dataclass(frozen=True)

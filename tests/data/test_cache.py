@@ -353,7 +353,7 @@ def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         placement.choose("ram", 2**60, CPU, tmp_path)
     assert placement.choose("ram", 2**60, CPU, tmp_path, taken=2**61).where == "ram"
     with pytest.raises(
-        DataError, match=r"RAM has 10\.00 GiB free, of which the search takes about 5\.00 GiB, and of the rest 80% may"
+        DataError, match=r"RAM has 10\.00 GiB free, of which the run takes about 5\.00 GiB, and of the rest 80% may"
     ):
         placement.choose("ram", 5 * 2**30, CPU, reserved=5 * 2**30)
     assert placement.choose("ram", 4 * 2**30, CPU, reserved=5 * 2**30).where == "ram"

@@ -1,5 +1,7 @@
 """The generated sample: what it is, that it is the same each time, that a damaged one is repaired."""
 
+import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,33 @@ def test_an_intact_cache_is_left_alone_and_a_damaged_one_repaired(sample: Path) 
     assert victim.read_bytes() == data and not (sample / "train/dots/extra.JPEG").exists()
     assert (sample / MANIFESTS["train"]).read_bytes() == manifest
     assert not (sample.parent / f"{sample.name}.new").exists()
+
+
+def test_test_images_are_others_drawn_likewise_and_written_on_demand(sample: Path, tmp_path: Path) -> None:
+    """Next to the training images, of which no byte changes."""
+    root = shutil.copytree(sample, tmp_path / sample.name, ignore=shutil.ignore_patterns("val", "manifest-val*"))
+    before = {path: path.stat().st_mtime_ns for path in root.glob("train/*/*")}
+    assert sample_root(tmp_path) == root and not (root / "val").exists()
+    assert sample_root(tmp_path, "val") == root
+    train, val = ImageIndex.from_root(root), ImageIndex.from_root(root, "val")
+    assert val.classes == train.classes and val.labels.bincount().tolist() == [40] * 10
+    digests = [{hashlib.sha256(path.read_bytes()).digest() for path in root.glob(f"{split}/*/*")} for split in ("train", "val")]
+    assert [len(each) for each in digests] == [1000, 400] and not digests[0] & digests[1]
+    assert {path: path.stat().st_mtime_ns for path in root.glob("train/*/*")} == before
+    (root / "val/dots/dots_0100.JPEG").unlink()
+    assert sample_root(tmp_path) == root and not (root / "val/dots/dots_0100.JPEG").exists()
+    assert sample_root(tmp_path, "val") == root and (root / "val/dots/dots_0100.JPEG").exists()
+
+
+def test_the_training_images_are_those_of_the_first_version(sample: Path) -> None:
+    """Saved runs on the sample find them again: the digest of all names, and the sizes of a few."""
+    index = ImageIndex.from_root(sample)
+    assert index.sha256().startswith("102485c74a62d2739c71d03320aa2f10")
+    sizes = []
+    for number in (0, 555, 999):
+        with Image.open(index.path(number)) as image:
+            sizes.append(image.size)
+    assert sizes == [(98, 96), (132, 102), (127, 154)]
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:

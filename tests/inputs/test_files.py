@@ -130,7 +130,7 @@ def test_no_room_is_said_and_torchvision_decodes(
     monkeypatch.setattr(placement, "available_ram", lambda: 1000)
     run = search("run")
     told = capsys.readouterr().out
-    assert "no cache of 0.2 MiB: cpu is no GPU; RAM has 0.0 MiB free, of which the search takes about" in told
+    assert "no cache of 0.2 MiB: cpu is no GPU; RAM has 0.0 MiB free, of which the run takes about" in told
     assert "loader: torchvision" in told and given(run)["route"] == "torchvision"
 
 
