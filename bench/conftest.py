@@ -4,7 +4,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--full-size`: what is recorded; without it the benches are small and only show that they run."""
+    """`--full-size`: the recorded sizes; without it the benches are small and only show that they run."""
     parser.addoption("--full-size", action="store_true", help="benches in the sizes that are recorded, not small ones")
 
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(workload: Workload, rounds: int) -> dict[str, Any]:
-    """Per stage: ms of a step, GFLOP and GB of its plan, and the rates they make, with the machine's own beside them."""
+    """Per stage: ms of a step, GFLOP and GB of its plan, and the rates they make, with the machine's own rates."""
     run, module = build(workload, OURS), native.module()
     for _ in range(2):
         run()
@@ -180,7 +180,7 @@ def backward_cost(graph: Graph, x: torch.Tensor, k: int, need_inputs: bool, need
         sums += Cost(s.y, s.y * s.item)
         works = source or need_weights
         if works:
-            first += Cost(0, (read + s.y + 2 * read * source) * s.item)  # x, g, and what is added to the source's gradient
+            first += Cost(0, (read + s.y + 2 * read * source) * s.item)  # x, g, and the update of the source's gradient
         for candidate in edge.candidates:
             units = _taps(candidate, edge.stride, s.Cq)
             if candidate != Candidate.NONE:

@@ -1,7 +1,7 @@
 """What converting another codebase's network gives: `python -m bench.interop`.
 
-DARTS' CIFAR search network in its customary form (tests/zoo) as it is, converted at level "op" and at level "cell", and the
-library's own supernet of the same shape: the customary first-order bilevel step of each (backward through everything, Adam on
+DARTS' CIFAR search network in its usual form (tests/zoo) unchanged, converted at level "op" and at level "cell", and the
+library's own supernet of the same shape: the standard first-order bilevel step of each (backward through everything, Adam on
 alpha; backward, clipping, SGD), in one process, all in turn. How long converting takes, and which
 share of a converted step's processor time compares what forwards read besides their arguments.
 """
@@ -51,7 +51,7 @@ class InteropSettings(Settings):
 
 
 class Library(nn.Module):
-    """The library's supernet behind the customary interface."""
+    """The library's supernet behind DARTS' interface."""
 
     def __init__(self, C: int, layers: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the mixed cells of a supernet launch on a GPU in one first-order bilevel step, and what that moves. Needs no GPU.
+"""What the mixed cells of a supernet launch on a GPU in one first-order bilevel step, and the bytes it transfers. Needs no GPU.
 
 `python -m bench.launches --supernet cifar --batch 64`: for each kernel of ops.mixed_cell its launches, grids, bytes and
 operations, and the time that the bytes alone take at a copy bandwidth: a floor, not a measurement.

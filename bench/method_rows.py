@@ -18,7 +18,7 @@ Values = Mapping[str, Any]
 class Row:
     """One comparison.
 
-    own, plain  settings of the two steps, beside sizes and device
+    own, plain  settings of the two steps, besides sizes and device
     stage       of a search in stages, counted from 0
     """
 

@@ -1,14 +1,14 @@
-"""What a step of each method, objective and space costs beside plain DARTS' step: `python -m bench.methods --record`.
+"""What a step of each method, objective and space costs compared with plain DARTS' step: `python -m bench.methods --record`.
 
 Plain is DARTS' first order, supervised, on the same space at the same depth; both are set up as search_cifar does it, with
 the published settings but for the sizes, and take their steps in turn in one process. The rows:
 
 methods     second order; PC-DARTS; each stage of P-DARTS, from the second on with dropout behind its skips and without. An edge
             keeps as many candidates as the stage has, those that take most memory and the skip, and plain has the same
-objectives  DARTS' own steps with each of them. `supervised` is plain against itself: what the clock can tell apart
+objectives  DARTS' own steps with each of them. `supervised` is plain against itself: the clock's resolution
 spaces      masked (MAE-NAS) and joint (MIM-DARTS) steps on S1 to S4 and NAS-Bench-201, each against its own plain step
 
-A record says which backend served each call of an op in a step, and which candidates run beside the fused ones.
+A record says which backend served each call of an op in a step, and which candidates run in eager mode next to the fused ones.
 """
 
 import json
@@ -124,8 +124,8 @@ def measure(row: Row, own: Side, plain: Side, settings: MethodsSettings) -> dict
     """One comparison, as plain values.
 
     ratio, of the medians: how many plain steps the row's step takes; ratio_by_round its quantiles over the rounds.
-    backends, plain_backends: by op the calls of one step that each backend served. beside: candidates that run beside the
-    fused ones, in all cells, by their module.
+    backends, plain_backends: number of calls in one step by op and backend. beside: number of eager candidates in all cells, by
+    module.
     """
     load, device = os.getloadavg()[0], torch.device(own.settings.device)
     with tf32(own.settings.tf32), engine.algorithms(own.settings.deterministic, own.settings.device):
@@ -156,8 +156,8 @@ def measure(row: Row, own: Side, plain: Side, settings: MethodsSettings) -> dict
         "plain_ms": plain_ms,
         "backends": calls["own"],
         "plain_backends": calls["plain"],
-        "beside": dict(Counter(_beside(runs["own"]))),
-        "plain_beside": dict(Counter(_beside(runs["plain"]))),
+        "beside": dict(Counter(_eager(runs["own"]))),
+        "plain_beside": dict(Counter(_eager(runs["plain"]))),
         "own_step": runs["own"].replay,
         "plain_step": runs["plain"].replay,
         "rounds": settings.rounds,
@@ -205,8 +205,8 @@ def noted() -> Iterator[dict[str, Counter[str]]]:
         yield calls
 
 
-def _beside(run: Steps) -> Iterator[str]:
-    """Return the kind of each candidate that runs beside the fused ones."""
+def _eager(run: Steps) -> Iterator[str]:
+    """Return the kind of each candidate that runs in eager mode."""
     for module in run.bilevel.updates.supernet.modules():
         if isinstance(module, MixedEdgesWithEager):
             yield from (type(module.get_submodule(path)).__name__ for path in module.separate)
@@ -216,8 +216,8 @@ def text(record: dict[str, Any]) -> str:
     """Format a record in one line."""
     what = "{row:32}{ratio:8.3f} times plain's {plain_ms[median]:8.1f} ms ({ratio_by_round[q20]} to {ratio_by_round[q80]})"
     served = [f"{op} {name} {n}" for op, by in record["backends"].items() for name, n in by.items()]
-    beside = [f"{n} {name} beside" for name, n in record["beside"].items()]
-    return f"{what.format(**record)}  {', '.join([*served, *beside])}"
+    eager = [f"{n} {name} eager" for name, n in record["beside"].items()]
+    return f"{what.format(**record)}  {', '.join([*served, *eager])}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What searches in NAS-Bench-201 found, beside random choice: `python -m bench.nasbench201 FOLDER... --benchmark TABLE`.
+"""What searches in NAS-Bench-201 found, compared with random choice: `python -m bench.nasbench201 FOLDER... --benchmark TABLE`.
 
 A FOLDER is that of a finished run of search_cifar, or one of such runs, as a sweep's. The cells that they found, and those
 that they stood at after each epoch, are looked up in the table, a .csv file or the files of nats_bench. Random choice takes
@@ -159,7 +159,7 @@ def search(run: Run, benchmark: Lookup) -> Record:
 
 
 def summary(records: Sequence[Record], chosen: Mapping[int, float], everything: Sequence[float]) -> Record:
-    """Of one recipe's searches the mean and sample deviation of the true accuracy, and how random choice stands to it.
+    """Of one recipe's searches the mean and sample deviation of the true accuracy, compared with random choice.
 
     chosen      the accuracies of random choice, by seed
     everything  those of all cells

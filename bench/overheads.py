@@ -2,7 +2,7 @@
 
 One search runs in its Session: run folder, log, metrics, status, stages, recent steps, checkpoints. Before each of its steps
 the same network takes two with nothing around them: "guarded", the library's own, and "bare", whose updates are made whatever
-the numbers are. What is told is in percent of the bare steps, by row, over blocks as long as the interval of progress lines:
+the numbers are. Results are in percent of the bare steps, by row, over blocks as long as the interval of progress lines:
 
 everything            the sum of the rows below it, up to the epoch's end
 NaN guard             looking for NaN and Inf, keeping and putting back BatchNorm's buffers, conditional updates
@@ -11,7 +11,7 @@ progress and metrics  the line in log.txt and in metrics.jsonl
 status                the status file
 the rest              what else the session does after a step: it asks for signals, and whether a checkpoint is due
 stages                timing the parts of a step
-checkpoint            one every --checkpoint_minutes: copying the state, and what writing it takes from the steps beside
+checkpoint            one every --checkpoint_minutes: copying the state, and how much writing it slows the concurrent steps
 epoch's end           its records, genotype.json and checkpoint, once an epoch; without an evaluation and a report
 guarded, session      whole steps against bare ones: what the clock may have missed, and the machine's unrest
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.records", description=__doc__)
     parser.add_argument("action", choices=("show", "add"))
     parser.add_argument("files", nargs="+", type=Path)
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what is added")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     args = parser.parse_args(argv)
     try:
         for path in args.files:

@@ -34,7 +34,7 @@ Times = dict[str, list[float]]  # seconds of each timed step
 class ScalingSettings(Settings):
     """Flags of `python -m bench.scaling`."""
 
-    supernet: Literal["cifar", "pc-cifar", "pc-imagenet", "mae-imagenet"] = setting("mae-imagenet", "what is timed")
+    supernet: Literal["cifar", "pc-cifar", "pc-imagenet", "mae-imagenet"] = setting("mae-imagenet", "supernet to time")
     batch: int = setting(16, "images of the training and of the validation batch, over all ranks", at_least=1)
     ranks: int = setting(2, "processes of one thread each", at_least=2)
     image_size: int | None = setting(None, "pixels a side; without it 32 (CIFAR) or 224 (ImageNet)", at_least=1)
@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = ScalingSettings.make(args)
         if settings.batch % settings.ranks:
-            raise ConfigError(f"--batch {settings.batch} cannot be shared equally by {settings.ranks} ranks: take a multiple")
+            raise ConfigError(
+                f"--batch {settings.batch} cannot be divided equally among {settings.ranks} ranks: choose a multiple"
+            )
         workload = _workload(settings)
         workload.check(OURS)
     except (ConfigError, WorkloadError) as error:

@@ -30,7 +30,7 @@ PROG = "python -m bench.step"
 class StepSettings(Settings):
     """Flags of `python -m bench.step`."""
 
-    supernet: Literal["cifar", "pc-cifar", "pc-imagenet", "mae-imagenet", "cell"] = setting("cifar", "what is timed")
+    supernet: Literal["cifar", "pc-cifar", "pc-imagenet", "mae-imagenet", "cell"] = setting("cifar", "supernet to time")
     batch: int = setting(64, "images of the training and of the validation batch", at_least=1)
     against: Literal["eager", "channels-last", "compile", "graph", "graph-channels-last"] = setting(
         "eager", "the definition in NCHW, in channels_last, each cell compiled, or captured in a CUDA graph"

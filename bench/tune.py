@@ -1,9 +1,9 @@
-"""Chooses the launch settings of the Triton kernels on the GPU at hand. `python -m bench.tune`.
+"""Tune the launch settings of the Triton kernels on this GPU: `python -m bench.tune`.
 
-From the settings in force it changes one of a kernel's block sizes and warps after the other, keeps what is faster by more
-than the noise, lets a CUDA kernel take the place where it is 1.2 times as fast as that, and rewrites the rows of this GPU's
-architecture in kernels/launch.json. The order of sums follows the
-blocks: results of searches before and after differ in their last bits. Run the GPU tests afterwards.
+Starting from the current settings, changes one block size or warp count of a kernel at a time, keeps a change that is faster
+by more than the noise, prefers a CUDA kernel if it is 1.2 times as fast, and rewrites the rows of this GPU's architecture in
+kernels/launch.json. The order of sums follows the blocks: results of searches before and after differ in the last bits. Run the
+GPU tests afterwards.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What is timed: one call is one first-order bilevel step of a supernet, or one pass through a cell's mixed edges.
+"""The workload: one call is one first-order bilevel step of a supernet, or one pass through a cell's mixed edges.
 
 Both sides of a comparison are built here, from the same seeds, so that they compute the same numbers. "ours" is the
 library as its search command uses it: on a GPU its step is replayed as CUDA graphs. The others are the plain-PyTorch

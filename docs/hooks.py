@@ -43,8 +43,8 @@ def objectives() -> str:
 
 
 def methods() -> str:
-    """Format a row for each method: where it is from, and the settings that it stands for."""
-    lines = ["| name | from | stands for |", "|---|---|---|"]
+    """Format a row for each method: where it is from, and the settings that it sets."""
+    lines = ["| name | from | sets |", "|---|---|---|"]
     for name, row in METHODS.items():
         settings = {**row.edge, **row.outer, **row.schedule, **row.limits}
         lines.append(f"| `{name}` | {row.paper} | {', '.join(f'`{n}={v}`' for n, v in settings.items())} |")

@@ -1,4 +1,4 @@
-"""A candidate of your own, in a space of your own.
+"""A custom candidate in a custom space.
 
 The same by the command line: `fastdarts search_cifar --modules custom_candidate --space SPACE.json`.
 """

@@ -1,4 +1,4 @@
-"""An objective of your own: predict the mean colour of an image. A row of the registry makes it a value of --objective."""
+"""A custom objective: predict the mean colour of an image. A row of the registry makes it a value of --objective."""
 
 import sys
 

@@ -8,16 +8,16 @@ COMMANDS = {
     "search_imagenet": ("fastdarts.search_imagenet", "search on ImageNet-layout JPEGs, label-free by default"),
     "search_cifar": ("fastdarts.search_cifar", "search on CIFAR-10, CIFAR-100 and other small images"),
     "sweep": ("fastdarts.sweep.__main__", "run a grid of searches into one table and one plot"),
-    "report": ("fastdarts.report.__main__", "make a run's report anew, or draw the cells of any genotype"),
+    "report": ("fastdarts.report.__main__", "rebuild a run's report, or draw the cells of a genotype"),
     "count": ("fastdarts.count", "parameters and multiply-adds of a genotype's network, by several tools' rules"),
-    "info": ("fastdarts.info", "versions, machine, what is built, which backend each op takes"),
+    "info": ("fastdarts.info", "versions, machine, build status, backend of each op"),
 }
 
 
 def usage() -> str:
     """Return the list of commands, one line each."""
     lines = [f"  {name:16} {about}" for name, (_, about) in COMMANDS.items()]
-    return "\n".join(["usage: fastdarts NAME ...", "", *lines, "", "`fastdarts NAME --help` tells of each."])
+    return "\n".join(["usage: fastdarts NAME ...", "", *lines, "", "`fastdarts NAME --help` lists a command's settings."])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if (known := name.replace("-", "_")) not in COMMANDS:
-        what = f"there is no command {name!r}" if name else "which command?"
+        what = f"unknown command {name!r}" if name else "which command?"
         print(f"fastdarts: error: {what}: give one of {', '.join(COMMANDS)} (see --help)", file=sys.stderr)
         return 2
     return import_module(COMMANDS[known][0]).main(rest)

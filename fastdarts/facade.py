@@ -27,7 +27,7 @@ def search(recipe: str | None = None, *, command: str | None = None, **settings:
     Raises the errors that the command prints in one line: ConfigError, DataError, RunFolderError, DivergedError, Stopped, ...
     """
     if settings.get("dry_run"):
-        raise ConfigError("dry_run finds no cell: give --dry_run to the command")
+        raise ConfigError("dry_run returns no cell: use --dry_run with the command")
     name = command or (RECIPES[recipe].command if recipe is not None and recipe in RECIPES else "search_imagenet")
     values = settings if recipe is None else settings | {"recipe": recipe}
     folder = import_module(f"fastdarts.{name}").command.call(values)

@@ -1,4 +1,4 @@
-"""`python -m fastdarts.info`: versions, machine, what is built, and which backend each op takes and why not a faster one.
+"""`python -m fastdarts.info`: versions, machine, build, and the backend of each op with why no faster one is used.
 
 Works with any dependency missing. `--json` prints the same as JSON. `--require-native` exits with status 1 and the reason
 unless the native module is loaded. `--kernels` compiles every Triton kernel for GPUs that need not be present, and prints
@@ -149,7 +149,7 @@ def _cuda() -> str:
         return "unknown without torch"
     if torch.version.cuda is None:
         return "none: torch is built for the CPU only"
-    return f"{torch.version.cuda}, {'a' if torch.cuda.is_available() else 'no'} device at hand"
+    return f"{torch.version.cuda}, {'a' if torch.cuda.is_available() else 'no'} device found"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def warn_once(sentence: str) -> None:
 
 @contextmanager
 def any_text() -> Generator[None]:
-    r"""Inside, stdout and stderr print any text: what their encoding lacks is escaped, as \xe9 is, and raises nothing.
+    r"""Escape characters that the encoding of stdout or stderr lacks (as \xe9) inside the context, instead of raising.
 
     Wraps a command, for any locale and PYTHONIOENCODING. Also a decorator.
     """

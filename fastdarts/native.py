@@ -41,9 +41,9 @@ def refusal(record: dict[str, Any] | None, running: str, sources: str | None = N
     if record is None:
         return f"the native module is not built; build it in the checkout: {BUILD}"
     if "skipped" in record:
-        return f"the native module was left out: {record['skipped']}"
+        return f"the native module was not built: {record['skipped']}"
     if record["torch"] != running:
-        return f"the native module was built for torch {record['torch']}, this is torch {running}; rebuild it: {BUILD}"
+        return f"the native module was built for torch {record['torch']}, not for torch {running}; rebuild it: {BUILD}"
     if sources and record.get("sources") != sources:
         return f"the native module was built from other sources than this checkout's; rebuild it: {BUILD}"
     return None
@@ -66,7 +66,7 @@ def module() -> ModuleType | None:
 
 
 def required() -> ModuleType:
-    """fastdarts._C. Raises RuntimeError, which says why, without it."""
+    """Return fastdarts._C. Raises RuntimeError with the reason if it is missing."""
     module, why = load()
     if module is None:
         raise RuntimeError(why)

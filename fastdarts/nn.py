@@ -86,7 +86,7 @@ class Cell(CellModules):
         backend: str = "auto",
     ) -> None:
         if not 1 <= multiplier <= steps:
-            raise ValueError(f"multiplier = {multiplier}: of {steps} nodes at least one and at most all are concatenated")
+            raise ValueError(f"multiplier = {multiplier}: expected 1 to {steps}, the number of nodes")
         _check_channels(C, partial_channels)
         space = Space.uniform("of its own", tuple(primitives), steps)
         kind = "reduce" if reduction else "normal"
@@ -105,7 +105,7 @@ class Cell(CellModules):
 
 def _check_channels(C: int, k: int) -> None:
     if C < 1 or k < 1 or C % k:
-        raise ValueError(f"C = {C} channels cannot be divided by partial_channels = {k}")
+        raise ValueError(f"C = {C} channels are not divisible by partial_channels = {k}")
 
 
 def _row(weights: Weights, like: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def apex() -> str:
         return "not installed"
     if any((Path(folder) / "optimizers").is_dir() for folder in spec.submodule_search_locations or ()):
         return f"{NVIDIAS}, with apex.optimizers"
-    return "another project of that name (the one in the Python index), not NVIDIA's apex; it is not used"
+    return "an unrelated package of that name (the one on PyPI), not NVIDIA's apex; not used"
 
 
 def _git(root: Path, *arguments: str) -> str:

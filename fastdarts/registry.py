@@ -38,7 +38,7 @@ class Registry(MutableMapping[str, Row]):
 
     def __setitem__(self, name: str, row: Row) -> None:
         if name in self._filled():
-            raise ValueError(f"there is a {self.kind} {name!r} already")
+            raise ValueError(f"{self.kind} {name!r} already exists")
         self._rows[name] = row
 
     def __delitem__(self, name: str) -> None:

@@ -1,1 +1,1 @@
-"""Triton kernels, one file per op, with the op's basename; imported as `fastdarts.kernels` (never as `kernels`)."""
+"""Triton kernels, one file per op, with the op's basename. Import as `fastdarts.kernels`, never as `kernels`."""

@@ -97,13 +97,13 @@ class Graph:
             if not 0 <= source < self.inputs + node:
                 raise ValueError(f"edge {e} leads from state {source} into node {node}, which is state {self.inputs + node}")
             if stride not in (1, 2) or (stride == 2 and source >= self.inputs):
-                raise ValueError(f"edge {e} has stride {stride}: it may be 1 or, from an input, 2")
+                raise ValueError(f"edge {e} has stride {stride}: must be 1, or 2 from an input")
             if not candidates or len(set(candidates)) < len(candidates) or not set(candidates) <= set(Candidate):
-                raise ValueError(f"edge {e} needs candidates, each a Candidate and none twice, got {candidates}")
+                raise ValueError(f"edge {e} needs candidates, each a Candidate and without repetition, got {candidates}")
             if stride == 2 and (still := [Candidate(c).name for c in candidates if c in STRIDE_ONE]):
                 raise ValueError(f"edge {e} has stride 2, which {', '.join(still)} cannot have")
         if len({edge.stride for edge in self.edges if edge.source < self.inputs}) > 1:
-            raise ValueError("the edges that leave inputs must all have one stride, so that nodes are of one size")
+            raise ValueError("all edges from inputs must have the same stride, so that nodes have the same size")
 
     def convolutions(self, C: int) -> list[Shape]:
         """Return the weights on C channels in packing order: edge by edge, candidate by candidate."""

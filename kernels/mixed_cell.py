@@ -93,7 +93,7 @@ def _start(one: Launch, numbers: int, dtype: torch.dtype, device: torch.device, 
         if why_not is None:
             mixed_cell_cuda.launch(one.kernel, dtype, programs, device, named)
             return
-        say_once(f"mixed_cell.{one.kernel}: Triton's kernel runs, not CUDA's: {why_not}")
+        say_once(f"mixed_cell.{one.kernel}: running Triton's kernel instead of CUDA's: {why_not}")
     kernel[(programs,)](**{name: args[name] for name in kernel.arg_names if name in args}, **settings)
 
 

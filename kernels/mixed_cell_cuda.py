@@ -30,18 +30,18 @@ def refusal(kernel: str, dtype: torch.dtype, args: Mapping[str, Any]) -> str | N
 def unfit(kernel: str, args: Mapping[str, Any]) -> str | None:
     """Return why the CUDA kernel of this name does not take these arguments, or None."""
     if kernel == "separable" and args["CQ"] > CUDA_WIDEST:
-        return f"the CUDA kernel separable takes at most {CUDA_WIDEST} channels, got {args['CQ']}"
+        return f"the CUDA kernel separable supports at most {CUDA_WIDEST} channels, got {args['CQ']}"
     if kernel in MIXING and _mix(args) not in ({args["p_saved"].dtype}, {torch.float32}):
-        return f"the CUDA kernel {kernel} takes weights of candidates and edges of the inputs' dtype or all float32"
+        return f"the CUDA kernel {kernel} supports weights of candidates and edges in the inputs' dtype or all in float32"
     if kernel == "state_gradient":
         if args["CHOSEN"]:
-            return "the CUDA kernel state_gradient does not take random channels"
+            return "the CUDA kernel state_gradient does not support random channels"
         if args["DENSE"]:
-            return "the CUDA kernel state_gradient does not go through dense convolutions"
+            return "the CUDA kernel state_gradient does not support dense convolutions"
         if args["pixels"] != args["m"]:
-            return "the CUDA kernel state_gradient does not take edges with stride 2"
+            return "the CUDA kernel state_gradient does not support edges with stride 2"
         if any(args[name].data_ptr() % PAIR for name in ("p_inputs0", "p_inputs1", "p_inputs2", "p_inputs3", "p_grad")):
-            return f"the CUDA kernel state_gradient reads pairs: inputs and gradient must lie at multiples of {PAIR} bytes"
+            return f"the CUDA kernel state_gradient reads pairs: inputs and gradient must be aligned to {PAIR} bytes"
     return None
 
 

@@ -62,7 +62,7 @@ class Launch:
     exchanged: range = range(0)
 
     def bytes(self, itemsize: int) -> int:
-        """Return a lower bound of the bytes moved, for numbers of this size."""
+        """Return a lower bound of the bytes transferred, for numbers of this size."""
         return self.numbers * itemsize
 
 

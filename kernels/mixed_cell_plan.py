@@ -60,12 +60,12 @@ class MixedCellPlan:
     def __init__(self, call: Call, needs: Needs | None = None) -> None:
         graph, (N, C, H, W) = call.graph, call.shape
         if graph.inputs > MOST_INPUTS:
-            raise ValueError(f"the Triton kernels take cells of at most {MOST_INPUTS} inputs, this one has {graph.inputs}")
+            raise ValueError(f"the Triton kernels support cells of at most {MOST_INPUTS} inputs, got {graph.inputs}")
         self.call, self.needs = call, needs
         self.graph, self.N, self.C, self.H, self.W = graph, N, C, H, W
         self.Cq = C // call.partial_channels
         if self.Cq > WIDEST:
-            raise ValueError(f"the Triton kernels take at most {WIDEST} channels through a candidate, got {self.Cq}")
+            raise ValueError(f"the Triton kernels support at most {WIDEST} channels per candidate, got {self.Cq}")
         self.Ho, self.Wo = H // graph.stride, W // graph.stride
         self.m = N * self.Ho * self.Wo
         self.table: list[int] = []

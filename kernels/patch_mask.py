@@ -84,7 +84,7 @@ def run(a: PatchMask) -> PatchMaskResults:
     rows, cols = H // patch_size, W // patch_size
     P = rows * cols
     if P > MOST_PATCHES:
-        raise ValueError(f"patch_mask: the Triton kernel takes at most {MOST_PATCHES} patches an image, got {P}")
+        raise ValueError(f"patch_mask: the Triton kernel supports at most {MOST_PATCHES} patches per image, got {P}")
     x = fill.new_empty(N, H, W, 3).permute(0, 3, 1, 2)
     mask = images.new_empty(N, rows, cols, dtype=torch.bool)
     if not N:
@@ -93,7 +93,7 @@ def run(a: PatchMask) -> PatchMaskResults:
     if launch.backend("patch_mask.write", fill.dtype, target) == "cuda":
         if native.has("patch_mask_cuda", "CUDA"):
             return torch.ops.fastdarts.patch_mask_cuda(*a)
-        say_once(f"patch_mask: Triton's kernels run, not CUDA's: {native.without_cuda()}")
+        say_once(f"patch_mask: running Triton's kernels instead of CUDA's: {native.without_cuda()}")
     images, index, flip, fill = images.contiguous(), index.contiguous(), flip.contiguous(), fill.contiguous()
     block = triton.next_power_of_2(P)
     chosen = launch.settings("patch_mask.choose", fill.dtype, target)

@@ -1,5 +1,6 @@
-"""README and docs: their examples run, their links lead somewhere, the tree names what is there, the site builds."""
+"""README and docs: examples run, links resolve, the architecture tree matches the package, the site builds."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -58,6 +59,17 @@ def test_tree_names_every_module_and_folder(root: Path) -> None:
             assert f"{path.name}/" in tree
     for name in re.findall(r"\b\w+\.py\b", tree):
         assert list(root.glob(f"*/{name}")) or list(root.glob(f"**/{name}")), name
+
+
+def test_tree_repeats_package_summaries(root: Path) -> None:
+    """The line of each folder starts with the summary of its `__init__`."""
+    (tree,) = re.findall(r"```\n(fastdarts/\n.*?)```", (root / "docs" / "architecture.md").read_text(), re.S)
+    for folder in (*(root / "fastdarts").iterdir(), root / "kernels"):
+        if (folder / "__init__.py").exists():
+            docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+            summary = re.split(r"[.(;]\s|\.$| \(", docstring)[0]
+            line = re.search(rf"^ *{folder.name}/(.*?)(?=^ {{,3}}\S)", f"{tree}x", re.S | re.M)
+            assert line and " ".join(line[1].split()).lower().startswith(" ".join(summary.split()).lower()), folder.name
 
 
 def test_links_between_pages_lead_somewhere(root: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_same_command_again_has_nothing_to_do(eigenvalue, finished, capsys):
     before = contents(finished)
     assert main([*eigenvalue, "--save", str(finished)]) == 0
     told = capsys.readouterr().out
-    assert "nothing is left to do" in told and "early stop after epoch 11" in told
+    assert "nothing left to do" in told and "early stop after epoch 11" in told
     assert contents(finished) == before
     assert re.search(END, (finished / "status").read_text())
 
@@ -100,9 +100,9 @@ def test_ended_by_skips(argv, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--early_stop eigenvalue --epochs 10", "--early_stop eigenvalue: it compares the means of two times 5 epochs"),
+        ("--early_stop eigenvalue --epochs 10", "--early_stop eigenvalue: it compares two means over 5 epochs"),
         ("--early_stop skips --early_stop_skips 9 --epochs 2", "--early_stop_skips 9: a cell of space S0 has 8 operations"),
-        ("--early_stop skips --epochs 2 --begin 2", "--early_stop skips: it looks at epochs in which alpha moves"),
+        ("--early_stop skips --epochs 2 --begin 2", "--early_stop skips: it looks at epochs that update alpha"),
         ("--early_stop_skips 0", "--early_stop_skips: 0 is out of range"),
         ("--early_stop sometimes", "invalid choice: 'sometimes'"),
     ],

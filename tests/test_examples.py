@@ -32,7 +32,7 @@ def test_search_is_the_command(tmp_path: Path) -> None:
         and str(found.genotype) == json.loads((found.folder / "genotype.json").read_text())["text"]
     )
     assert saved["command"] == "search_cifar" and saved["settings"]["objective"] == "mae" and saved["settings"]["layers"] == 3
-    assert fastdarts.search("mae-nas-cifar10", save=str(tmp_path / "run"), **TINY) == found, "nothing is left to do"
+    assert fastdarts.search("mae-nas-cifar10", save=str(tmp_path / "run"), **TINY) == found, "nothing left to do"
 
 
 def test_search_raises_what_the_command_prints(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_search_raises_what_the_command_prints(tmp_path: Path) -> None:
         ({"recipe": "mae-nas"}, "mae-nas"),
         ({"epochs": 0}, "--epochs: 0 is out of range"),
         ({"epoch": 3}, "epoch"),
-        ({"dry_run": True}, "dry_run finds no cell"),
+        ({"dry_run": True}, "dry_run returns no cell"),
     ):
         with pytest.raises(ConfigError, match=why):
             fastdarts.search(save=str(tmp_path / "run"), **wrong)

@@ -37,7 +37,7 @@ def test_help_and_wrong_names(capsys: pytest.CaptureFixture) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: fastdarts NAME ...") and all(f"  {name} " in out for name in COMMANDS)
-    for argv, says in (([], "which command?"), (["train"], "there is no command 'train'")):
+    for argv, says in (([], "which command?"), (["train"], "unknown command 'train'")):
         assert main(argv) == 2
         err = capsys.readouterr().err
         assert says in err and "search_imagenet" in err and err.count("\n") == 1

@@ -64,7 +64,7 @@ def test_another_torch_is_refused_by_name_and_the_definition_serves(monkeypatch,
         for _ in range(3):
             assert call()[1].sum() == 4
     (message,) = caplog.messages  # once, however often it is called
-    assert message.startswith("the plain-PyTorch definitions run")
+    assert message.startswith("running the plain-PyTorch definitions")
     assert "the native module was built for torch 2.12.0+cu130" in message and "pip install" in message
     with pytest.raises(backend.BackendUnavailable, match=r"built for torch 2\.12\.0\+cu130"):
         call(backend="cpu")
@@ -156,7 +156,7 @@ def test_the_wrong_apex_is_recognised(monkeypatch, tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "another project" in info.apex()
+    assert "an unrelated package" in info.apex()
     (package / "optimizers").mkdir()
     assert info.apex().startswith("NVIDIA's")
 

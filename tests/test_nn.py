@@ -89,14 +89,14 @@ def test_fewer_nodes_may_be_concatenated_and_edges_weighed() -> None:
     ("make", "told"),
     [
         (lambda: fused.MixedOp(4, 1, ("none", "sep_conv_9x9")), "unknown primitives sep_conv_9x9"),
-        (lambda: fused.MixedOp(6, 1, partial_channels=4), "6 channels cannot be divided"),
+        (lambda: fused.MixedOp(6, 1, partial_channels=4), "6 channels are not divisible"),
         (lambda: fused.MixedOp(4, 1, partial_channels=0), "partial_channels = 0"),
         (lambda: fused.MixedOp(4, 3), "stride"),
         (lambda: fused.MixedOp(4, 1, ()), "primitives"),
         (lambda: fused.MixedOp(4, 1)(torch.randn(2, 4, 8, 8), []), "weights"),
         (lambda: fused.Cell(2, 3, 8, 8, 4, False, False), "multiplier = 3"),
         (lambda: fused.Cell(2, 2, 8, 8, 4, False, False, ("maximum",)), "maximum"),
-        (lambda: fused.Cell(2, 2, 8, 8, 6, False, False, partial_channels=4), "6 channels cannot be divided"),
+        (lambda: fused.Cell(2, 2, 8, 8, 6, False, False, partial_channels=4), "6 channels are not divisible"),
     ],
 )
 def test_wrong_use_is_said(make: object, told: str) -> None:

@@ -158,7 +158,7 @@ def test_what_is_bad_on_one_rank_sends_all_back(argv: list[str], poisoned: tuple
     assert status == 0, printed  # the ranks' weights were compared after each step
     assert [r["epoch"] for r in epochs(tmp_path / "run")] == [1, 2, 3]
     assert not any("skipped" in r or "not_finite" in r for r in epochs(tmp_path / "run"))
-    assert printed.count("back to step ") >= EPOCHS - 1
+    assert printed.count("rewound to step ") >= EPOCHS - 1
 
 
 def killed_before_going_back(number: int) -> None:

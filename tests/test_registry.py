@@ -39,7 +39,7 @@ def test_a_row_more_is_a_choice_more(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_a_name_is_given_once() -> None:
-    with pytest.raises(ValueError, match="there is a method 'pc-darts' already"):
+    with pytest.raises(ValueError, match="method 'pc-darts' already exists"):
         METHODS["pc-darts"] = METHODS["darts-1st"]
     toys = Registry("toy", registry.__name__)
     toys |= {"a": 1, "b": 2}

@@ -63,7 +63,7 @@ def test_the_run_folder_is_complete(finished, tree):
     assert str(genotype) == epochs[-1]["genotype"]
     assert str(genotype) in unescape((finished / "report.html").read_text())
     log = (finished / "log.txt").read_text()
-    assert re.search(r"epoch 1/3  step 2/6  train [\d.]+  alpha not moving yet  [\d.]+ images/s  \d:\d\d left", log)
+    assert re.search(r"epoch 1/3  step 2/6  train [\d.]+  alpha not updated yet  [\d.]+ images/s  \d:\d\d left", log)
     state = torch.load(finished / "checkpoint.pt", weights_only=True)
     assert state["epoch"] == 3
 
@@ -118,7 +118,7 @@ def test_the_wrong_apex_is_one_line_and_status_2(tree, tmp_path, capsys, monkeyp
     monkeypatch.syspath_prepend(tmp_path / "path")
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--optimizer_backend", "apex"]) == 2
     err = capsys.readouterr().err
-    assert "another project of that name" in err and "github.com/NVIDIA/apex" in err and err.count("\n") == 1
+    assert "an unrelated package of that name" in err and "github.com/NVIDIA/apex" in err and err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -132,15 +132,15 @@ def test_skipped_updates_are_logged_with_the_steps(tree, tmp_path, monkeypatch, 
     argv = ["--data", str(tree), *TINY, *SPLIT, "--batch_size", "2", "--epochs", "1", "--begin", "0"]
     assert main([*argv, "--save", str(tmp_path / "run")]) == 1  # every update of the epoch
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "updates skipped so far in this epoch, their gradients were not finite: 2 of the weights" in log
-    assert "epoch 1: 4 of 4 updates of the weights had gradients that are not finite" in capsys.readouterr().err
+    assert "updates skipped so far in this epoch because of non-finite gradients: 2 of the weights" in log
+    assert "epoch 1: 4 of 4 updates of the weights had non-finite gradients" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_left_as_it_is(finished, tree, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     assert main(arguments(tree, "--save", str(finished))) == 0
     assert (finished / "metrics.jsonl").read_bytes() == before
-    assert "nothing is left to do" in capsys.readouterr().out
+    assert "nothing left to do" in capsys.readouterr().out
 
 
 def test_other_settings_for_the_same_folder_are_refused(finished, tree, capsys):
@@ -218,7 +218,7 @@ def test_bad_files_are_named_counted_and_left_out(tmp_path, capsys):
     argv = ["--data", str(tree), *TINY, *SPLIT, "--batch_size", "3", "--epochs", "1", "--save", str(tmp_path / "run")]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "left out: train/class0/3.JPEG" in out and "1 of 16 files cannot be decoded" in out
+    assert "excluded: train/class0/3.JPEG" in out and "1 of 16 files cannot be decoded" in out
     assert (tmp_path / "run/excluded.txt").read_text().startswith("train/class0/3.JPEG\t")
     names = (tmp_path / "run/train.txt").read_text() + (tmp_path / "run/val.txt").read_text()
     assert "class0/3.JPEG" not in names and "class1/3.JPEG" in names and "class1/4.JPEG" in names
@@ -233,8 +233,8 @@ def test_files_that_cannot_be_opened_are_left_out_too(tmp_path, capsys):
     argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--save", str(tmp_path / "run")]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "5 of 17 files cannot be decoded and are left out" in out
-    assert "left out 5 files that cannot be decoded, listed in excluded.txt" in out
+    assert "5 of 17 files cannot be decoded and are excluded" in out
+    assert "5 files excluded because they cannot be decoded, listed in excluded.txt" in out
     excluded = dict(line.split("\t") for line in (tmp_path / "run/excluded.txt").read_text().splitlines())
     links = {f"train/class0/{i}.JPEG": "a broken link" for i in range(3)}
     others = {"train/class0/folder.JPEG": "a folder, not a file", "train/class1/7.JPEG": "a pipe, not a file"}
@@ -306,7 +306,7 @@ def trees(kind, path):
         ("no train", "", "has no folder 'train'"),
         ("flat val", "", "is flat"),
         ("one class", "--objective supervised", "at least two classes"),
-        ("all bad", "", "too few can be decoded"),
+        ("all bad", "", "too few of the chosen files"),
         ("broken link", "--strict", "--strict: 3 of 16 chosen files"),
         ("broken link", "--strict", "cannot be decoded: train/class0/0.JPEG (a broken link), train/class0/1.JPEG"),
         ("good", "--batch_size 100", "batch"),
@@ -323,12 +323,12 @@ def trees(kind, path):
         ("good", "--device cpu --amp fp16", "--amp fp16: on a CPU"),
         ("good", "--device cpu --cuda_graph on", "--cuda_graph on: CUDA graphs need a GPU, this runs on cpu"),
         ("good", "--device cpu --optimizer_backend apex", "--optimizer_backend apex: apex"),
-        ("good", "--profile 5", "--profile 5: give the first and the last step, as in 10:12"),
+        ("good", "--profile 5", "--profile 5: expected FIRST:LAST, as in 10:12"),
         ("good", "--profile 5:3", "--profile 5:3: the first step must be at least 1 and not after the last"),
         ("good", "--profile 0:3", "--profile 0:3: the first step must be"),
-        ("good", "--profile 1:3", "--profile 1:3: the run has 2 steps, none is number 3"),
-        ("good", "--device meta", "neither auto, cpu, cuda nor cuda:N"),
-        ("good", "--train_list nowhere.txt", "belong together"),
+        ("good", "--profile 1:3", "--profile 1:3: the run has only 2 steps, no step 3"),
+        ("good", "--device meta", "expected auto, cpu, cuda or cuda:N"),
+        ("good", "--train_list nowhere.txt", "must be given together"),
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
     ],
 )
@@ -375,7 +375,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_else(tree, tmp_
     (tmp_path / "file").write_text("mine")
     assert main(arguments(tree, "--save", str(tmp_path / "file" / "run"))) == 2
     err = capsys.readouterr().err
-    assert "cannot be made" in err and err.count("\n") == 1 and (tmp_path / "file").read_text() == "mine"
+    assert "cannot be created" in err and err.count("\n") == 1 and (tmp_path / "file").read_text() == "mine"
 
 
 def test_what_does_not_fit_is_refused_before_files_are_decoded(tree, tmp_path, capsys, monkeypatch):
@@ -394,9 +394,7 @@ def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypat
     assert "No space left on device" in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("batch", "says"), [("16", "--batch_size 8 is the largest smaller one that fits"), ("8", "no smaller")]
-)
+@pytest.mark.parametrize(("batch", "says"), [("16", "the largest batch that fits is --batch_size 8"), ("8", "no smaller")])
 def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says):
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
@@ -405,7 +403,7 @@ def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says
     tree = write_tree(tmp_path / "images", images=16)
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", batch]) == 1
     err = capsys.readouterr().err
-    figures = rf"steps of {batch} images take about [\d.]+ .iB, [\d.]+ GiB were free at the start: {says}"
+    figures = rf"a step of {batch} images needs about [\d.]+ .iB, [\d.]+ GiB were free at the start: {says}"
     assert "Tried to allocate 2 GiB." in err and re.search(figures, err) and err.count("\n") == 1
     status = (tmp_path / "run" / "status").read_text()
     assert status.startswith("stopped: CUDA out of memory. Tried") and status.count("\n") == 1
@@ -424,8 +422,8 @@ def test_memory_that_really_gives_out(tmp_path):
     argv = [*arguments(tree, "--save", str(tmp_path / "run")), *sizes, "--threads", "1", "--backend", "definition"]
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
-    assert re.search(r"stopped: out of memory \(.+\); steps of 16 images take about [\d.]+ .iB", done.stderr), done.stderr
-    assert done.stderr.count("\n") == 1 and "note: that is more than is free" in done.stdout
+    assert re.search(r"stopped: out of memory \(.+\); a step of 16 images needs about [\d.]+ .iB", done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1 and "warning: more memory than is free" in done.stdout
 
 
 def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_it(tmp_path, capsys, monkeypatch):
@@ -438,15 +436,13 @@ def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_i
     monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[3].index) - 10**6)
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert (
-        "auto: 8 images" in out and "in 80% of the 0.93 GiB that are free on cpu and in the smaller split of 20 images" in out
-    )
-    assert "note: --learning_rate 0.5 is the published one for batch 1024; in proportion, 8 images would take 0.00391" in out
+    assert "auto: 8 images" in out and "in 80% of the 0.93 GiB free on cpu and in the smaller split of 20 images" in out
+    assert "note: --learning_rate 0.5 was published for batch 1024; scaled linearly, 8 images would use 0.00391" in out
     saved = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
     assert (saved["batch_size"], saved["learning_rate"]) == (8, 0.5)
     monkeypatch.setattr("fastdarts.steps.free_bytes", lambda _: 10**7)
     assert main(argv) == 0
-    assert "nothing is left to do" in capsys.readouterr().out
+    assert "nothing left to do" in capsys.readouterr().out
     assert main([*arguments(tree, "--save", str(tmp_path / "other")), "--batch_size", "auto"]) == 2
     assert "--batch_size auto: no multiple of 8 fits" in capsys.readouterr().err
 
@@ -469,7 +465,7 @@ def test_watching(finished, tree, tmp_path, capsys):
         assert all(s > 0 for s in stages.values()) and sum(stages.values()) <= line["seconds"]
     capsys.readouterr()
     assert main([*arguments(tree, "--save", str(folder)), *more]) == 0
-    assert "steps 2 to 3 are not traced: the run has 6 steps behind it" in capsys.readouterr().out
+    assert "steps 2 to 3 are not traced: the run has already done 6 steps" in capsys.readouterr().out
     assert (folder / "status").read_text().startswith(end)  # also where nothing was left to do
 
 

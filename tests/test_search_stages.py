@@ -49,7 +49,7 @@ def test_all_stages_are_one_run(finished: Path) -> None:
     assert sum(op == "skip_connect" for op, _ in genotype["normal"]) <= 1
     log = (finished / "log.txt").read_text()
     assert "stages of 2 epochs: 3 cells; 4 cells, at most 5 candidates an edge, skips with dropout 0.4; 5 cells, at" in log
-    assert "alpha moves in the last 1 of each stage" in log
+    assert "alpha is updated in the last 1 of each stage" in log
     assert "stage 3 of 3 begins: 5 cells, at most 3 candidates an edge, skips with dropout 0.7" in log
     stages = [json.loads(line)["stages"] for line in (finished / "timing.jsonl").read_text().splitlines()]
     assert all(seconds["weights"] > 0 for seconds in stages)
@@ -89,8 +89,8 @@ def test_each_epochs_weights_are_drawn_under_its_own_candidates(
 def test_wrong_stages_are_one_line_and_status_2(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     for more, says in (
-        (["--progressive_candidates", "5"], "--progressive_candidates 2, for all but the first, got 1"),
-        (["--skip_limit", "1", "--progressive_candidates", "5,2"], "--skip_limit: normal edge 0 of space S0 cannot do without"),
+        (["--progressive_candidates", "5"], "--progressive_candidates 2, all stages but the first, got 1"),
+        (["--skip_limit", "1", "--progressive_candidates", "5,2"], "--skip_limit: normal edge 0 of space S0 needs its skip"),
     ):
         assert main(arguments(tree, folder, *more)) == 2
         assert says in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_a_second_process_on_the_folder_is_refused_and_a_killed_one_frees_it(arg
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         assert main([*argv, "--save", str(folder)]) == 2
         err = capsys.readouterr().err
-        assert f"another process writes {folder} now" in err and err.count("\n") == 1
+        assert f"another process is writing to {folder} now" in err and err.count("\n") == 1
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         process.kill()
     assert main([*argv, "--save", str(folder)]) == 0
@@ -220,7 +220,7 @@ def test_a_damaged_checkpoint_is_passed_over(argv, finished, tmp_path, capsys):
     (folder / "checkpoint-best.pt").unlink()
     assert main([*argv, "--save", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "checkpoint.pt is damaged (its end is missing): taking checkpoint.1.pt" in out and "after epoch 2 of 3" in out
+    assert "checkpoint.pt is damaged (it is truncated): using checkpoint.1.pt" in out and "after epoch 2 of 3" in out
     assert contents(folder) == contents(finished)
 
 
@@ -234,7 +234,7 @@ def test_with_all_damaged_nothing_is_touched(argv, finished, tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"}
     assert main([*argv, "--save", str(folder)]) == 2
     err = capsys.readouterr().err
-    assert "no checkpoint is left" in err and "checkpoint.1.pt is damaged" in err and err.count("\n") == 1
+    assert "no checkpoint is intact" in err and "checkpoint.1.pt is damaged" in err and err.count("\n") == 1
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"} == before
 
 
@@ -272,7 +272,7 @@ def test_a_disk_that_fills_ends_the_run_and_room_lets_it_go_on(argv, finished, t
         patch.setattr("fastdarts.engine.files.os.fsync", full)
         assert main(run) == 1
     err = capsys.readouterr().err
-    assert "No space left on device: make room on that disk; the last checkpoint is kept" in err and err.count("\n") == 1
+    assert "No space left on device: free space on that disk; the last checkpoint is kept" in err and err.count("\n") == 1
     assert 0 < saved_steps(tmp_path / "run") < STEPS * EPOCHS
     assert main(run) == 0
     assert contents(tmp_path / "run") == contents(finished)
@@ -327,7 +327,7 @@ def test_bad_numbers_are_skipped_and_named(argv, poisoned, tmp_path):
     assert all(r["train_loss"] > 0 for r in epochs)
     log = (folder / "log.txt").read_text()
     assert log.count("the loss of the weights is nan, the update of the weights was skipped; images of the weights:") == EPOCHS
-    assert log.count(poisoned) == EPOCHS and "alpha and beta lie from" in log and "there is no checkpoint yet" in log
+    assert log.count(poisoned) == EPOCHS and "alpha and beta range from" in log and "no checkpoint yet" in log
 
 
 def test_bad_numbers_stop_the_run_before_its_checkpoint(argv, poisoned, tmp_path, capsys):
@@ -349,7 +349,7 @@ def test_bad_numbers_send_the_run_back(argv, poisoned, tmp_path):
     assert [r["epoch"] for r in epochs] == [1, 2, 3] and not any("skipped" in r or "not_finite" in r for r in epochs)
     assert [r["step"] for r in records(folder, "step")] == list(range(2, STEPS * EPOCHS + 1, 2))
     back = re.findall(
-        r"back to step (\d+), going on with the images after those of step (\d+)", (folder / "log.txt").read_text()
+        r"rewound to step (\d+), continuing with the images after those of step (\d+)", (folder / "log.txt").read_text()
     )
     assert len(back) >= EPOCHS - 1 and all(int(to) < int(bad) for to, bad in back)
 
@@ -365,6 +365,6 @@ def test_a_run_that_is_sent_back_again_and_again_ends(argv, tmp_path, monkeypatc
     folder = tmp_path / "run"
     assert main([*argv, "--save", str(folder), "--on_bad", "rewind"]) == 1
     err = capsys.readouterr().err
-    assert "went back to step 4 3 times and it came to the same" in err and err.count("\n") == 1
-    assert (folder / "log.txt").read_text().count("back to step 4, going on") == 3
+    assert "rewound to step 4 3 times with the same result" in err and err.count("\n") == 1
+    assert (folder / "log.txt").read_text().count("rewound to step 4, continuing") == 3
     assert saved_steps(folder) == STEPS

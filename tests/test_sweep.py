@@ -27,7 +27,7 @@ from fastdarts.sweep import __main__ as command
 from fastdarts.sweep import jobs
 from fastdarts.sweep.__main__ import main
 from fastdarts.sweep.folder import SweepFolder
-from fastdarts.sweep.grid import COMMANDS, Command, Grid, SweepError
+from fastdarts.sweep.grid import COMMANDS, Grid, SweepError, SweptCommand
 from fastdarts.sweep.plot import draw_sweep, lines
 from fastdarts.sweep.results import Spread, aggregate, figures, markdown
 from tests.support.pretend_search import PretendSettings
@@ -38,7 +38,7 @@ RATIOS, SEEDS = ["--grid", "mask_ratio=0.2,0.6"], ["--grid", "seed=0,1"]
 
 @pytest.fixture(autouse=True)
 def pretend(monkeypatch, root):
-    monkeypatch.setitem(COMMANDS, "pretend", Command("tests.support.pretend_search", PretendSettings, lambda *_: None))
+    monkeypatch.setitem(COMMANDS, "pretend", SweptCommand("tests.support.pretend_search", PretendSettings, lambda *_: None))
     monkeypatch.chdir(root)  # where `python -m tests.support.pretend_search` is found
     monkeypatch.setattr(command, "Executor", lambda *_: Direct())
 
@@ -418,7 +418,7 @@ def test_two_sweeps_do_not_write_one_folder(folder, capsys):
     with Popen([sys.executable, "-c", holds, folder / ".lock"], stdin=PIPE, stdout=PIPE) as other:
         other.stdout.readline()
         assert sweep(folder, *SEEDS) == 2
-        assert f"another process writes {folder} now" in capsys.readouterr().err
+        assert f"another process is writing to {folder} now" in capsys.readouterr().err
         other.communicate(b"\n")
     assert sweep(folder, *SEEDS) == 0
 
@@ -561,4 +561,4 @@ def test_a_search_that_is_killed_goes_on_to_the_same_bytes(folder, tmp_path, for
         file.truncate(1000)
     (killed / "checkpoint.1.pt").unlink()
     (killed / "checkpoint-best.pt").unlink()
-    assert main(argv) == 1 and "no checkpoint is left" in capsys.readouterr().err
+    assert main(argv) == 1 and "no checkpoint is intact" in capsys.readouterr().err

@@ -47,7 +47,7 @@ def test_two_ranks_write_one_run_folder(tree: Path, tmp_path: Path) -> None:
     saved = json.loads((folder / "settings.json").read_text())
     assert saved["ranks"] == 2 and saved["settings"]["batch_size"] == 4
     log = (folder / "log.txt").read_text()
-    assert "ranks 2 by gloo" in log and "of every batch of 4 each takes 2; --learning_rate 0.5 is for the whole batch" in log
+    assert "ranks 2 by gloo" in log and "each takes 2 of every 4 images; --learning_rate 0.5 applies to the whole batch" in log
     assert "BatchNorm over all 4;" in log and done.stdout.count("epoch 1/1 done") == 1
     assert len(list((tmp_path / "kept").glob("*.pixels"))) == 1
     assert main(arguments(tree, "--epochs", "1", "--begin", "0", "--save", str(tmp_path / "one"))) == 0
@@ -65,14 +65,14 @@ def test_a_killed_rank_ends_all_and_another_number_goes_on(tree: Path, tmp_path:
     done = len(epochs(folder))
     assert 0 < done < 40
     assert main([*flags, "--save", str(folder)]) == 0
-    assert "the run began with 2 ranks and goes on with 1: images stay the same" in capsys.readouterr().out
+    assert "the run started with 2 ranks and continues with 1: same images" in capsys.readouterr().out
     assert [r["epoch"] for r in epochs(folder)] == list(range(1, 41))
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tree: Path) -> None:
     index = ImageIndex.from_root(tree)
     settings = resolve({"data": str(tree), "batch_size": 3}).settings
-    with pytest.raises(DataError, match="batch_size 3 cannot be shared equally by 2 ranks: take a multiple"):
+    with pytest.raises(DataError, match="batch_size 3 cannot be divided equally among 2 ranks: choose a multiple"):
         steps_of_an_epoch(settings, ImageFiles(index, torch.arange(8), torch.arange(8, 16)), 2)
 
 
@@ -120,14 +120,14 @@ def start(rank: int, port: int, *flags: str) -> subprocess.Popen:
         (
             "--momentum 0.9",
             "--momentum 0.8",
-            "rank 1 was not started as rank 0 was: --momentum is 0.8 there and 0.9 on rank 0",
+            "rank 1 was started differently from rank 0: --momentum is 0.8 there, 0.9 on rank 0",
             0,
         ),
-        ("", "--data {other}", "are not those that rank 0 finds there: give all nodes the same", 1),
+        ("", "--data {other}", "differ from those on rank 0: give all nodes the same", 1),
         (
             "--space {other}0.json",
             "--space {other}1.json",
-            "rank 1 was not started as rank 0 was: --space is {'name': 'own'",
+            "rank 1 was started differently from rank 0: --space is {'name': 'own'",
             0,
         ),
     ],

@@ -35,16 +35,21 @@ def absolute(text: str) -> str:
 
 
 def check_device(settings: Computed) -> None:
-    """Raise ConfigError for settings that the device does not support, or not well."""
+    """Raise ConfigError for settings of a training that the device does not support, or not well."""
     device = torch.device(settings.device)
-    if settings.amp != "off" and device.type == "cpu":
-        raise ConfigError(f"--amp {settings.amp}: on a CPU it is many times slower than float32; leave it off, or take a GPU")
+    check_amp(settings.amp, device)
     if settings.cuda_graph == "on" and (why := steps.no_gpu(device)):
         raise ConfigError(f"--cuda_graph on: {why}")
     try:
         check_backend(settings.optimizer_backend, device)
     except OptimizerUnavailable as error:
         raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
+
+
+def check_amp(amp: Amp, device: torch.device) -> None:
+    """Raise ConfigError for autocast on a CPU."""
+    if amp != "off" and device.type == "cpu":
+        raise ConfigError(f"--amp {amp}: on a CPU it is many times slower than float32; leave it off, or take a GPU")
 
 
 def check_watching(settings: groups.Watching) -> None:
@@ -65,7 +70,7 @@ def device_of(name: str, info: RankInfo) -> str:
     if name == "cuda" and info.size > 1:
         name = f"cuda:{info.local_rank % max(1, torch.cuda.device_count())}"
     if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {name}: neither auto, cpu, cuda nor cuda:N")
+        raise ConfigError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     try:
         return str(torch.empty(0, device=name).device)
     except (RuntimeError, AssertionError) as error:  # torch's two errors for a missing device

@@ -76,7 +76,7 @@ class Command:
         """
         args = self.resolve.settings.parse(argv, self.prog, self.about)
         info = RankInfo()
-        again = "the same command with --save of this run's folder continues it"
+        again = "the same command with --save set to this run's folder continues it"
 
         def report(what: str, everywhere: bool = True) -> None:
             if everywhere or info.rank == 0:  # messages common to all ranks are printed once
@@ -91,13 +91,13 @@ class Command:
             report(f"error: {error}")
             return 2
         except (DivergedError, RanksDisagree) as error:
-            report(f"stopped: {error}; the checkpoint before it is kept", everywhere=False)
+            report(f"stopped: {error}; the previous checkpoint is kept", everywhere=False)
             return 1
         except (InputStopped, RankLost) as error:
             report(f"stopped: {error}; {again}")
             return 1
         except engine.NotDeterministicError as error:
-            report(f"stopped: {error}; go on without --deterministic, or with another --backend")
+            report(f"stopped: {error}; continue without --deterministic, or with another --backend")
             return 1
         except steps.NoMemory as error:
             report(f"stopped: {error}")
@@ -108,7 +108,7 @@ class Command:
         except RuntimeError as error:
             if "can't start new thread" not in str(error):  # Python has no exception class for this
                 raise
-            report(f"stopped: no thread can be started: {REMEDIES[errno.EAGAIN]}; {again}")
+            report(f"stopped: cannot start a thread: {REMEDIES[errno.EAGAIN]}; {again}")
             return 1
         except engine.Stopped as stopped:
             report(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
@@ -151,4 +151,4 @@ class Command:
 def _alike(resolved: AnyResolved) -> dict[str, Any]:
     """Return the values that must agree on all ranks; a file's path may differ between nodes, its content must not."""
     settings = {f"--{name}": value for name, value in asdict(resolved.settings).items() if name not in OF_A_RANK}
-    return settings | resolved.content() | {"the kind of device": torch.device(resolved.settings.device).type}
+    return settings | resolved.content() | {"the device type": torch.device(resolved.settings.device).type}

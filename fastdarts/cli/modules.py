@@ -12,9 +12,9 @@ def import_modules(modules: str | None) -> None:
     """
     for name in () if modules is None else map(str.strip, modules.split(",")):
         if not all(map(str.isidentifier, name.split("."))):
-            raise ConfigError(f"--modules {modules}: {name!r} is not a module's name, as my_candidates or package.module")
+            raise ConfigError(f"--modules {modules}: {name!r} is not a module name such as my_candidates or package.module")
         try:
             import_module(name)
         except ModuleNotFoundError as error:
-            looked = "modules are looked for in the present folder and on PYTHONPATH"
+            looked = "modules are searched for in the current folder and on PYTHONPATH"
             raise ConfigError(f"--modules: {name} cannot be imported: {error}; {looked}") from error

@@ -87,11 +87,11 @@ class Resolver:
             return {}
         own = {name: recipe for name, recipe in RECIPES.items() if recipe.command == self.command}
         if name not in own:
-            other = f" is one of fastdarts.{RECIPES[name].command}" if name in RECIPES else ""
+            other = f" belongs to fastdarts.{RECIPES[name].command}" if name in RECIPES else ""
             raise ConfigError(f"--recipe {name}{other}: fastdarts.{self.command} has {', '.join(own)}")
         settings = dict(own[name].settings)
         if args.get("method", settings["method"]) != settings["method"]:
-            raise ConfigError(f"--method {args['method']}: --recipe {name} has its own, leave one of the two out")
+            raise ConfigError(f"--method {args['method']}: --recipe {name} sets another method; give only one of the two")
         return settings
 
 
@@ -100,19 +100,25 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
     s, row = resolved.settings, OBJECTIVES[resolved.settings.objective]
     benchmark = resolved.space.skeleton == "nasbench201"
     unread = [
-        (f"--objective {s.objective} hides nothing", not row.masks, "mask_ratio patch_size"),
-        ("of --objective mae", s.objective != "mae", "mask_token loss decoder"),
-        ("of NAS-Bench-201's network", not benchmark, "stage_cells cell_norm"),
-        ("of DARTS' network", benchmark, "layers"),
-        ("of --partial_channels above 1", s.partial_channels == 1, "channel_sampling"),
-        ("--train_list and --val_list name the images", s.train_list is not None, "train_fraction val_fraction"),
-        ("of --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
-        ("of --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
-        ("of --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),
-        ("of --skip_dropout", s.progressive and not s.skip_dropout, "progressive_dropout"),
+        (f"--objective {s.objective} masks nothing", not row.masks, "mask_ratio patch_size"),
+        ("only to --objective mae", s.objective != "mae", "mask_token loss decoder"),
+        ("only to NAS-Bench-201's network", not benchmark, "stage_cells cell_norm"),
+        ("only to DARTS' network", benchmark, "layers"),
+        ("only to --partial_channels above 1", s.partial_channels == 1, "channel_sampling"),
+        ("--train_list and --val_list select the images", s.train_list is not None, "train_fraction val_fraction"),
+        ("only to --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
+        ("only to --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
+        ("only to --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),
+        ("only to --skip_dropout", s.progressive and not s.skip_dropout, "progressive_dropout"),
     ]
     found = [(why, [f"--{name}" for name in names.split() if name in asked]) for why, holds, names in unread if holds]
-    return [f"without effect: {', '.join(flags)} ({why})" for why, flags in found if flags]
+    return [f"ignored: {_ignored(flags, why)}" for why, flags in found if flags]
+
+
+def _ignored(flags: list[str], why: str) -> str:
+    if not why.startswith("only to "):
+        return f"{', '.join(flags)}, because {why}"
+    return f"{', '.join(flags)} {'apply' if len(flags) > 1 else 'applies'} {why}"
 
 
 def _space(text: str) -> str:

@@ -20,7 +20,7 @@ from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.splits import held_back, subsets
 from fastdarts.data.val_folder import evaluation_index
-from fastdarts.data.verified_store import Remembered
+from fastdarts.data.verified_store import VerifiedStore
 from fastdarts.data.verify import Verified, image_sizes, verify
 
 __all__ = [
@@ -42,8 +42,8 @@ __all__ = [
     "Loader",
     "NoTestImages",
     "Pixels",
-    "Remembered",
     "Verified",
+    "VerifiedStore",
     "crop_box",
     "crop_words",
     "dali",

@@ -87,8 +87,8 @@ def _members(path: Path) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except DAMAGE as error:
-        wanted = "give a folder of CIFAR's python batches or of images, or a whole .npz"
-        raise DataError(f"{path} is no whole .npz file ({_reason(error)}): {wanted}") from error
+        wanted = "give a folder of CIFAR's python batches or of images, or a complete .npz"
+        raise DataError(f"{path} is not a complete .npz file ({_reason(error)}): {wanted}") from error
     if members and not any(member.filename.endswith(".npy") for member in members):
         raise DataError(f"{path} is a zip archive of other files, {shortlist([m.filename for m in members])}: {UNPACK}")
     return members
@@ -113,7 +113,7 @@ def read_archive(path: Path, pairs: Pairs = TRAINING, classes: Sequence[str] | N
     except DataError:
         raise
     except DAMAGE as error:
-        raise DataError(f"{path} is no whole .npz file of plain arrays ({_reason(error)}): write it anew") from error
+        raise DataError(f"{path} is not a complete .npz file of plain arrays ({_reason(error)}): write it again") from error
     numbers, names = numbered(path, labels, classes)
     return Content(_pixels(path, images, len(numbers)) if offsets is None else _jpegs(path, images, offsets), numbers, names)
 
@@ -176,7 +176,7 @@ class _Arrays:
             found = self._mixed()
         if len(found) > 1:
             pairs = " or ".join(f"{image} and {label}" for image, label in found)
-            raise DataError(f"{self.path}: images and labels may be {pairs}: write a file with one of them alone")
+            raise DataError(f"{self.path}: ambiguous, images and labels may be {pairs}: write a file with only one of them")
         if found:
             return self.archive[found[0][0]], self.archive[found[0][1]]
         return self._unnamed()
@@ -194,9 +194,7 @@ class _Arrays:
         if len(images) == len(labels) == 1 and len(arrays) == len(self.names):
             return images[0], labels[0]
         known = ", ".join(f"{images[0]} with {labels[0]}" for images, labels in self.pairs)
-        raise DataError(
-            f"{self.path} has no images with labels: found {shortlist(self.names) or 'nothing'}; wanted are {known}"
-        )
+        raise DataError(f"{self.path} has no images with labels: found {shortlist(self.names) or 'nothing'}; expected {known}")
 
 
 def _reason(error: Exception) -> str:
@@ -228,14 +226,15 @@ def _pixels(path: Path, data: np.ndarray, labels: int) -> np.ndarray:
 def _remedy(data: np.ndarray) -> str:
     """Return how to convert images in another format."""
     if data.dtype.kind == "f":
-        return ": write (255 * images).round().astype('uint8') of numbers from 0 to 1, images.astype('uint8') of 0 to 255"
+        return ": write (255 * images).round().astype('uint8') for values in 0..1, images.astype('uint8') for 0..255"
     if data.ndim == 2 and data.shape[1] % 3 == 0 and isqrt(data.shape[1] // 3) ** 2 * 3 == data.shape[1]:
         side = isqrt(data.shape[1] // 3)
         return (
-            f": write images.reshape(-1, 3, {side}, {side}) of rows as CIFAR's, images.reshape(-1, {side}, {side}, 3) of others"
+            f": write images.reshape(-1, 3, {side}, {side}) for channel-first rows as CIFAR's, "
+            f"else images.reshape(-1, {side}, {side}, 3)"
         )
     if data.ndim == 4 and 4 in (data.shape[1], data.shape[3]):
-        return ": four channels may be RGBA or CMYK, write the three of RGB"
+        return ": four channels may be RGBA or CMYK, convert to RGB"
     return ""
 
 
@@ -245,7 +244,8 @@ def _jpegs(path: Path, data: np.ndarray, offsets: np.ndarray) -> list[bytes]:
     if data.dtype != np.uint8 or data.ndim != 1 or not fits:
         message = f"data is {data.dtype} {data.shape}, offsets {offsets.dtype} {offsets.shape}"
         raise DataError(
-            f"{path}: offsets must rise from the first image's byte in data, uint8 (B,), to the last one's end; {message}"
+            f"{path}: offsets must increase from the first image's first byte in data, uint8 (B,), to the last image's end; "
+            f"{message}"
         )
     blob = data.tobytes()
     return [blob[first:last] for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]

@@ -35,13 +35,13 @@ def _one_each(path: Path, labels: np.ndarray) -> np.ndarray:
     message = f"they are {labels.dtype} {labels.shape}"
     if labels.ndim == 2 and len(labels) and labels.dtype.kind in "iufb":
         if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
-            raise DataError(f"{path}: an image has one label here, a row of labels has several or none; {message}")
+            raise DataError(f"{path}: each image must have exactly one label, a row of labels has several or none; {message}")
         labels = labels.argmax(1)
     if labels.ndim == 1 and labels.dtype.kind in "US":
         return labels.astype(str)
     whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
     if labels.ndim != 1 or not whole:
-        raise DataError(f"{path}: labels must be whole numbers, one for each image; {message}")
+        raise DataError(f"{path}: labels must be integers, one per image; {message}")
     return labels.astype(np.int64)
 
 
@@ -52,13 +52,13 @@ def _classes(path: Path, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...
         return positions.astype(np.int64), tuple(names.tolist())
     numbers, present = labels, np.unique(labels)
     if len(present) and present[0] < 0:
-        raise DataError(f"{path}: labels count from 0, found {present[0]} to {present[-1]}: leave images without a label out")
+        raise DataError(f"{path}: labels must start at 0, found {present[0]} to {present[-1]}: remove images without a label")
     if len(present) > 1 and present[-1] == IGNORED and present[-2] < IGNORED // 2:
         raise DataError(
-            f"{path}: labels are 0 to {present[-2]}, and {IGNORED}, which marks images without one: leave those out"
+            f"{path}: labels are 0 to {present[-2]}, and {IGNORED}, which marks images without a label: remove those"
         )
     if len(present) and np.array_equal(present, np.arange(1, len(present) + 1)):
-        log.info("%s: labels count from 1 to %d and are taken to count from 0", path, len(present))
+        log.info("%s: labels 1 to %d are shifted to start at 0", path, len(present))
         return numbers - 1, tuple(map(str, present.tolist()))
     return numbers, None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.data.loader import Common, EvalCommon, Evaluation, Loader
-from fastdarts.data.prefetch import Stage
+from fastdarts.data.prefetch import Activity
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Purpose, random_words
@@ -77,15 +77,15 @@ class ArrayLoader(Loader):
         super().__init__(indices, **common)
         self._array, self._padding = array, padding
 
-    def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, number: int, stage: Activity) -> Iterator[Batch]:
         return _cut(self._array, self.sampler, self.view, self._padding, number, stage)
 
 
-def _cut(array: Pixels, sampler: BatchSampler, view: View, padding: int, number: int, stage: Stage) -> Iterator[Batch]:
+def _cut(array: Pixels, sampler: BatchSampler, view: View, padding: int, number: int, stage: Activity) -> Iterator[Batch]:
     """Yield the batches from `number` on."""
     side = array.pixels.shape[1]
     for coming in count(number):
-        stage.now = f"cutting {view.stream.name.lower()} batch {coming} out of the images in memory"
+        stage.now = f"cutting {view.stream.name.lower()} batch {coming} from the images in memory"
         epoch, indices = sampler.batch(coming)
         yield array.batch(indices, corners(view, epoch, indices, side, padding), view.flips(epoch, indices), view.size)
 
@@ -98,9 +98,9 @@ class ArrayEvalLoader(Evaluation):
         super().__init__(indices, **common)
         self._array = array
 
-    def _produce(self, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, stage: Activity) -> Iterator[Batch]:
         side = self._array.pixels.shape[1]
         for number, indices in enumerate(self.batches):
-            stage.now = f"cutting evaluation batch {number} out of the images in memory"
+            stage.now = f"cutting evaluation batch {number} from the images in memory"
             where, flip = corners(self.view, 0, indices, side, 0), self.view.flips(0, indices)
             yield self._array.batch(indices, where, flip, self.view.size)

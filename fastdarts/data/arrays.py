@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastdarts.data.archive import TRAINING, Pairs, archive_of_tests, content_bytes, read_archive
-from fastdarts.data.cifar_pickle import LAYOUTS, layout_of, read_batches
+from fastdarts.data.cifar_pickle import BATCH_FILES, files_of, read_batches
 from fastdarts.data.decode import pillow_warnings, read_rgb
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
@@ -67,14 +67,14 @@ class ImageArray:
         Raises DataError.
         """
         if not len(pixels) or pixels.shape[1] != pixels.shape[2] or not pixels.shape[1]:
-            raise DataError(f"{root}: images must be square, and one at least; they are {' x '.join(map(str, pixels.shape))}")
+            raise DataError(f"{root}: expected at least one image, all square, got {' x '.join(map(str, pixels.shape))}")
         if len(labels) != len(pixels):
             raise DataError(f"{root}: {len(pixels)} images, but {len(labels)} labels")
         most = int(labels.max())
         names = tuple(str(i) for i in range(min(most + 1, len(labels)))) if classes is None else tuple(classes)
         if labels.min() < 0 or most >= len(names):
             raise DataError(
-                f"{root}: labels are 0 to one less than the number of classes, which are {len(names)} at most; "
+                f"{root}: labels must be 0 to the number of classes - 1, at most {len(names)} classes; "
                 f"found {labels.min()} to {most}"
             )
         names_of_images = tuple(f"{split}/{i}" for i in range(len(labels))) if files is None else files
@@ -128,7 +128,7 @@ def _sources(path: Path) -> tuple[Path, Path | None]:
         raise DataError(f"{path} does not exist: give {WANTED}")
     if not path.is_dir():
         return path, path
-    inside = [path / name for name in LAYOUTS if (path / name).is_dir()]
+    inside = [path / name for name in BATCH_FILES if (path / name).is_dir()]
     archives = sorted(path.glob("train*.npz"))
     if len(inside) + len(archives) > 1:
         raise DataError(f"{path} holds {shortlist([p.name for p in inside + archives])}: give one of them")
@@ -137,8 +137,8 @@ def _sources(path: Path) -> tuple[Path, Path | None]:
 
 def _read(path: Path, threads: int) -> ImageArray:
     folder, archive = _sources(path)
-    if layout := layout_of(folder):
-        return ImageArray.make(folder, *read_batches(folder, layout))
+    if files := files_of(folder):
+        return ImageArray.make(folder, *read_batches(folder, files))
     if archive is not None:
         return _from_archive(archive, TRAINING, threads)
     if (path / "train").is_dir():
@@ -149,9 +149,9 @@ def _read(path: Path, threads: int) -> ImageArray:
 
 def _read_test(path: Path, threads: int, classes: Sequence[str] | None, labels: str | os.PathLike[str] | None) -> ImageArray:
     folder, archive = _sources(path)
-    if layout := layout_of(folder):
+    if files := files_of(folder):
         _check_unlabelled(path, labels)
-        pixels, numbers, names = read_batches(folder, layout, "test")
+        pixels, numbers, names = read_batches(folder, files, "test")
         if classes is not None and names != tuple(classes):
             raise DataError(f"{folder} has the classes {shortlist(names)}, the training images {shortlist(classes)}")
         return ImageArray.make(folder, pixels, numbers, names, split="test")
@@ -216,11 +216,11 @@ def _fill(pixels: np.ndarray, names: Sequence[str], read: Callable[[int], Image.
         if (image.height, image.width) != pixels.shape[1:3]:
             message = f"{quoted(names[number])} has {image.width}x{image.height} pixels"
             message += f", {quoted(names[0])} {pixels.shape[2]}x{pixels.shape[1]}"
-            raise DataError(f"{message}: all must be of one size; python -m fastdarts.search_imagenet takes images of any")
+            raise DataError(f"{message}: all must have the same size; python -m fastdarts.search_imagenet takes any sizes")
         pixels[number] = np.asarray(image)
 
 
 def _check_room(size: int, where: Path) -> None:
     """Raise DataError if `size` bytes do not fit into RAM."""
     if size > SHARE * (free := available_ram()):
-        raise DataError(f"{where}: its images take {gib(size)}, RAM has {gib(free)} free, of which {SHARE:.0%} may be taken")
+        raise DataError(f"{where}: its images need {gib(size)}, RAM has {gib(free)} free, of which at most {SHARE:.0%} is used")

@@ -103,11 +103,11 @@ class CacheLayout:
         try:
             image = read_rgb(path)
         except DataError as error:
-            remedy = "it was good when it was checked: put it back, or begin a new run, which leaves it out"
+            remedy = "it was intact when it was checked: restore it, or start a new run, which excludes it"
             raise DataError(f"{error}; {remedy}") from error
         if [image.height, image.width] != self.decoded[row].tolist():
             then, now = "x".join(map(str, self.decoded[row].tolist()[::-1])), f"{image.width}x{image.height}"
-            raise DataError(f"{quoted(path)} had {then} pixels when it was checked, now it has {now}: start again")
+            raise DataError(f"{quoted(path)} had {then} pixels when it was checked, now it has {now}: restart")
         size = self.sizes[row].tolist()
         return np.asarray(
             torchvision_functional().resize(image, size) if size != [image.height, image.width] else image
@@ -142,7 +142,7 @@ class CacheLayout:
             try:
                 status = os.stat(path)
             except OSError as error:
-                raise DataError(f"{quoted(path)} is gone: {error.strerror}; start again") from error
+                raise DataError(f"{quoted(path)} is gone: {error.strerror}; restart") from error
             name = self.index.files[number]
             digest.update(os.fsencode(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{size}\n"))
         return digest.hexdigest()
@@ -179,7 +179,7 @@ class Cache:
             write_file(folder, key, layout.bytes, lambda pixels: layout.fill(pixels, threads, progress))
             pixels = open_file(folder, key, layout.bytes)
         if pixels is None:
-            raise DataError(f"the cache in {folder} was taken away while it was opened; choose another --cache_folder")
+            raise DataError(f"the cache in {folder} was removed while it was opened; choose another --cache_folder")
         return Cache(layout, pixels.to(device))
 
     def batch(self, view: View, epoch: int, indices: Tensor) -> Batch:

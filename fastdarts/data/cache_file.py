@@ -73,7 +73,7 @@ def write_file(folder: Path, key: str, size: int, fill: Callable[[Tensor], None]
     except OSError as error:
         why = error.strerror or str(error)
         if error.errno == errno.ENOSPC:
-            why = f"it takes {size / 2**30:.2f} GiB, too much for the disk"
+            why = f"it needs {size / 2**30:.2f} GiB, more than the disk has free"
         raise DataError(f"cannot write the cache {path}: {why}; choose another --cache_folder or --cache off") from error
 
 
@@ -82,7 +82,7 @@ def _wait_for(lock: TextIO, path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        log.info("waiting for another process, which writes the cache %s", path)
+        log.info("waiting for another process that writes the cache %s", path)
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 

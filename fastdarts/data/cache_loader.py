@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.data.cache import Cache
 from fastdarts.data.loader import Common, EvalCommon, Evaluation, Loader
-from fastdarts.data.prefetch import Stage
+from fastdarts.data.prefetch import Activity
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 
@@ -31,14 +31,14 @@ class CacheLoader(Loader):
         super().__init__(indices, **common)
         self._cache = cache
 
-    def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, number: int, stage: Activity) -> Iterator[Batch]:
         return _cut(self._cache, self.sampler, self.view, number, stage)
 
 
-def _cut(cache: Cache, sampler: BatchSampler, view: View, number: int, stage: Stage) -> Iterator[Batch]:
+def _cut(cache: Cache, sampler: BatchSampler, view: View, number: int, stage: Activity) -> Iterator[Batch]:
     """Yield the batches from `number` on."""
     for coming in count(number):
-        stage.now = f"cutting {view.stream.name.lower()} batch {coming} out of the cache"
+        stage.now = f"cutting {view.stream.name.lower()} batch {coming} from the cache"
         yield cache.batch(view, *sampler.batch(coming))
 
 
@@ -50,7 +50,7 @@ class CacheEvalLoader(Evaluation):
         super().__init__(indices, **common)
         self._cache = cache
 
-    def _produce(self, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, stage: Activity) -> Iterator[Batch]:
         for number, indices in enumerate(self.batches):
-            stage.now = f"cutting evaluation batch {number} out of the cache"
+            stage.now = f"cutting evaluation batch {number} from the cache"
             yield self._cache.batch(self.view, 0, indices)

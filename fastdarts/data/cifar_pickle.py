@@ -16,7 +16,7 @@ SIDE = 32
 INTEGERS = re.compile(r"[|<>=][iu][1248]")
 
 
-class Layout(NamedTuple):
+class BatchFiles(NamedTuple):
     """Files of one data set and the keys of their content."""
 
     batches: tuple[str, ...]
@@ -26,39 +26,40 @@ class Layout(NamedTuple):
     names: str
 
 
-LAYOUTS = {
-    "cifar-10-batches-py": Layout(
+BATCH_FILES = {
+    "cifar-10-batches-py": BatchFiles(
         tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "labels", "batches.meta", "label_names"
     ),
-    "cifar-100-python": Layout(("train",), "test", "fine_labels", "meta", "fine_label_names"),
+    "cifar-100-python": BatchFiles(("train",), "test", "fine_labels", "meta", "fine_label_names"),
 }
 
 
-def layout_of(folder: Path) -> Layout | None:
+def files_of(folder: Path) -> BatchFiles | None:
     """Return the layout of the batches in `folder`, or None if it holds none."""
-    return next((row for row in LAYOUTS.values() if any((folder / name).is_file() for name in (*row.batches, row.test))), None)
+    rows = BATCH_FILES.values()
+    return next((row for row in rows if any((folder / name).is_file() for name in (*row.batches, row.test))), None)
 
 
-def read_batches(folder: Path, layout: Layout, split: str = "train") -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+def read_batches(folder: Path, files: BatchFiles, split: str = "train") -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Read the images of "train" or "test", uint8 (N, 32, 32, 3), their labels, int64 (N,), and the class names.
 
     Raises DataError, which names the file, if it is missing, damaged, or contains more than arrays, text and lists.
     """
     images, labels = [], []
-    for name in layout.batches if split == "train" else (layout.test,):
+    for name in files.batches if split == "train" else (files.test,):
         batch = read_pickle(folder / name)
-        data, own = batch.get("data"), _integers(batch.get(layout.labels))
+        data, own = batch.get("data"), _integers(batch.get(files.labels))
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:
             found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
             raise DataError(f"{folder / name}: 'data' must be uint8 (N, {3 * SIDE * SIDE}), it is {found}")
         if own is None or own.shape != (len(data),):
             found = "none" if own is None else str(own.size)
-            raise DataError(f"{folder / name}: {len(data)} images need as many numbers in '{layout.labels}', found {found}")
+            raise DataError(f"{folder / name}: {len(data)} images need as many numbers in '{files.labels}', found {found}")
         images.append(data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         labels.append(own)
-    names = read_pickle(folder / layout.meta).get(layout.names)
+    names = read_pickle(folder / files.meta).get(files.names)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{folder / layout.meta}: '{layout.names}' must be a list of the classes' names")
+        raise DataError(f"{folder / files.meta}: '{files.names}' must be a list of the classes' names")
     return np.concatenate(images), np.concatenate(labels), tuple(names)
 
 
@@ -95,26 +96,26 @@ def _plain(value: Any) -> Any:
     """Convert a stand-in to its array and bytes to text, also one level deep in a list."""
     if isinstance(value, list):
         return [_text(item) for item in value]
-    return _array(*value.given) if isinstance(value, _Given) else _text(value)
+    return _array(*value.args) if isinstance(value, _StandIn) else _text(value)
 
 
-class _Given:
-    """Stand-in for what makes an array or a dtype: its arguments, then its state. NumPy itself trusts a pickle's state."""
+class _StandIn:
+    """Arguments, then state, of an array or a dtype: NumPy itself would trust the state of a pickle."""
 
-    def __init__(self, *given: Any) -> None:
-        self.given = given
+    def __init__(self, *args: Any) -> None:
+        self.args = args
 
     def __setstate__(self, state: Any) -> None:
-        self.given = (*self.given, *state)
+        self.args = (*self.args, *state)
 
 
-def _array(*given: Any) -> np.ndarray:
-    """Make the array. Raises UnpicklingError for anything but integers, and the errors of what is inconsistent.
+def _array(*args: Any) -> np.ndarray:
+    """Return the array. Raises UnpicklingError for anything but integers, and NumPy's errors for inconsistent ones.
 
-    given  content, dtype, shape, order: arguments of numpy's _frombuffer; or three arguments of its _reconstruct and a state
+    args  content, dtype, shape, order: arguments of numpy's _frombuffer; or three arguments of its _reconstruct and a state
     """
-    content, dtype, shape, order = given if len(given) == 4 else (given[7], given[5], given[4], "F" if given[6] else "C")
-    kind = _text(dtype.given[4]) + _text(dtype.given[0])  # byte order from the state, code from the arguments
+    content, dtype, shape, order = args if len(args) == 4 else (args[7], args[5], args[4], "F" if args[6] else "C")
+    kind = _text(dtype.args[4]) + _text(dtype.args[0])  # byte order from the state, code from the arguments
     if not INTEGERS.fullmatch(kind):
         raise pickle.UnpicklingError(f"an array of {kind[1:]}, integers are wanted")
     content = content.encode("latin1") if isinstance(content, str) else bytes(content)
@@ -122,10 +123,10 @@ def _array(*given: Any) -> np.ndarray:
 
 
 NAMES = {
-    "numpy.core.multiarray._reconstruct": _Given,
-    "numpy.core.numeric._frombuffer": _Given,
-    "numpy.ndarray": _Given,
-    "numpy.dtype": _Given,
+    "numpy.core.multiarray._reconstruct": _StandIn,
+    "numpy.core.numeric._frombuffer": _StandIn,
+    "numpy.ndarray": _StandIn,
+    "numpy.dtype": _StandIn,
     "_codecs.encode": str.encode,  # of bytes, as protocol 2 writes them
 }
 

@@ -46,7 +46,7 @@ def short_side(size: int) -> int:
     return round(size * MARGIN)
 
 
-def middle(width: int, height: int) -> tuple[int, int, int, int] | None:
+def central_part(width: int, height: int) -> tuple[int, int, int, int] | None:
     """Return the central part to resize of an evaluated image with aspect above LONGEST; None for any other image.
 
     (left, top, right, bottom) in pixels. Resizing a whole image of 8,000 x 1 pixels takes 1.5 GB before its centre crop; the

@@ -20,7 +20,7 @@ from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.jpeg import plain_size
 from fastdarts.data.loader import Common, Loader
-from fastdarts.data.prefetch import Stage
+from fastdarts.data.prefetch import Activity
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
 from fastdarts.data.workers import Request
@@ -44,7 +44,7 @@ def unavailable(device: torch.device) -> str | None:
     if device.type == "cpu":
         return None
     if device.type != "cuda" or torch.version.cuda is None:
-        return f"DALI and this torch cannot both use {device.type}: DALI decodes for cpu and cuda"
+        return f"DALI and torch cannot share {device.type}: DALI decodes for cpu and cuda"
     ours, theirs = torch.version.cuda.partition(".")[0], str(nvidia.dali.__cuda_version__)[:2]
     if ours == theirs:
         return None
@@ -80,7 +80,7 @@ class DaliLoader(Loader):
             raise DataError(why)
         self._index, self._threads = index, threads
 
-    def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, number: int, stage: Activity) -> Iterator[Batch]:
         return _decoded(self._index, self.sampler, self.view, self._threads, self.device, number, stage)
 
 
@@ -92,7 +92,7 @@ class _Asked(NamedTuple):
 
 
 def _decoded(
-    index: ImageIndex, sampler: BatchSampler, view: View, threads: int, device: torch.device, number: int, stage: Stage
+    index: ImageIndex, sampler: BatchSampler, view: View, threads: int, device: torch.device, number: int, stage: Activity
 ) -> Iterator[Batch]:
     """Yield the batches from `number` on."""
     split, numbers = view.stream.name.lower(), count(number)
@@ -103,7 +103,7 @@ def _decoded(
         """Return DALI's inputs for the next batch. On failure ends the input, so that earlier batches still come out."""
         epoch, indices = sampler.batch(next(numbers))
         request = Request.of(index, indices, epoch)
-        stage.now = f"reading the files of {split} images, the first is {quoted(request.paths[0])}; is the file system alive?"
+        stage.now = f"reading the files of {split} images, first {quoted(request.paths[0])}; is the file system alive?"
         try:
             files, sizes = zip(*pool.map(_encoded, request.paths), strict=True)
         except DataError as error:
@@ -129,7 +129,7 @@ def _decoded(
             except StopIteration:
                 raise wrong.pop() from None
             except RuntimeError as error:
-                stage.now = f"looking for the {split} image that DALI could not decode"
+                stage.now = f"searching for the {split} image that DALI could not decode"
                 raise explained(error, (batch.request.paths for batch in asked)) from error
             request = asked.popleft().request
             yield labelled(request.epoch, torch.tensor(request.indices), images, index, view)

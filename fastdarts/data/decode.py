@@ -74,7 +74,7 @@ def header_size(path: str) -> tuple[int, int] | str:
 
 @contextmanager
 def pillow_warnings() -> Generator[None]:
-    """Inside, an image beyond Image.MAX_IMAGE_PIXELS is an error and Pillow's other warnings are not printed.
+    """Raise for an image beyond Image.MAX_IMAGE_PIXELS, and silence Pillow's other warnings, inside the context.
 
     Python's warning filters are process-wide: enter it in a single thread.
     """

@@ -8,12 +8,12 @@ __all__ = ["DataError", "InputStopped", "NoTestImages", "is_shortage", "shortage
 
 REMEDIES = {  # resource shortages and how to raise the limits
     errno.EMFILE: "raise `ulimit -n`",
-    errno.ENFILE: "the machine has too many files open",
+    errno.ENFILE: "close files: the machine has too many open",
     errno.EAGAIN: "raise `ulimit -u`, the number of processes and threads of a user",
     errno.ENOMEM: "end other programs, or ask the scheduler for more memory",
-    errno.ENOSPC: "make room on that disk",
-    errno.EDQUOT: "make room in your quota",
-    errno.EROFS: "name a folder that can be written to",
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space in your quota",
+    errno.EROFS: "choose a writable folder",
 }
 
 

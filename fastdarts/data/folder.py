@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.loader import Common, EvalCommon, Evaluation, Loader
-from fastdarts.data.prefetch import Stage
+from fastdarts.data.prefetch import Activity
 from fastdarts.data.processes import by_processes
 from fastdarts.data.sampler import BatchSampler
 from fastdarts.data.view import View
@@ -36,12 +36,12 @@ class FolderLoader(Loader):
         super().__init__(indices, **common)
         self._index, self._workers = index, workers
 
-    def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, number: int, stage: Activity) -> Iterator[Batch]:
         return _decoded(self._index, self.sampler, self.view, self._workers, self.device, number, stage)
 
 
 def _decoded(
-    index: ImageIndex, sampler: BatchSampler, view: View, workers: int, device: torch.device, number: int, stage: Stage
+    index: ImageIndex, sampler: BatchSampler, view: View, workers: int, device: torch.device, number: int, stage: Activity
 ) -> Iterator[Batch]:
     """Yield the batches from `number` on."""
 
@@ -61,12 +61,12 @@ class EvalLoader(Evaluation):
         super().__init__(indices, **common)
         self._index, self._workers = index, workers
 
-    def _produce(self, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, stage: Activity) -> Iterator[Batch]:
         requests = (Request.of(self._index, indices, 0) for indices in self.batches)
         return fetch(self.view, requests, self._workers, stage, pin=self.device.type == "cuda")
 
 
-def fetch(view: View, requests: Iterable[Request], workers: int, stage: Stage, pin: bool) -> Iterator[Batch]:
+def fetch(view: View, requests: Iterable[Request], workers: int, stage: Activity, pin: bool) -> Iterator[Batch]:
     """Answer the requests in order, with `workers` processes running ahead of the consumer, or in this process for 0.
 
     pin  return the batches in pinned memory, for asynchronous copies to a GPU

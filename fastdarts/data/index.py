@@ -78,15 +78,15 @@ class ImageIndex:
         folders, loose = listing(root / split)
         if loose and not folders:
             arrange = f"move each into the folder of its class, {split}/CLASS/{loose[0]}"
-            raise DataError(f"{root / split} is flat, its {len(loose)} images lie directly in it: {arrange}")
+            raise DataError(f"{root / split} is flat, its {len(loose)} images are directly in it: {arrange}")
         found = {name: _images(*listing(root / split / name)) for name in folders}
         present = tuple(name for name, images in found.items() if images)
         if not present:
             raise DataError(f"no images in {root / split}: expected {split}/CLASS/*.JPEG, {_found(root / split)}")
         if empty := [name for name, images in found.items() if not images]:
-            log.warning("%s: %d class folders hold no images and are left out: %s", root / split, len(empty), shortlist(empty))
+            log.warning("%s: ignoring %d class folders without images: %s", root / split, len(empty), shortlist(empty))
         if loose:
-            log.warning("%s: %d images beside the class folders are left out: %s", root / split, len(loose), shortlist(loose))
+            log.warning("%s: ignoring %d images outside the class folders: %s", root / split, len(loose), shortlist(loose))
         files = tuple(f"{split}/{name}/{image}" for name in present for image in found[name])
         counts = torch.tensor([len(found[name]) for name in present])
         names = present if classes is None else tuple(classes)
@@ -166,10 +166,10 @@ def _positions(folder: Path, present: Sequence[str], classes: Sequence[str]) -> 
 def _guess(root: Path, split: str, folders: list[str], images: list[str]) -> str:
     """Return a guess at the layout of `root`, which has no folder `split`, and the remedy."""
     if images:
-        return f"{len(images)} images lie directly in it; arrange them as ROOT/{split}/CLASS/{images[0]}"
+        return f"{len(images)} images are directly in it; arrange them as ROOT/{split}/CLASS/{images[0]}"
     if any(listing(root / name)[1] for name in folders if name not in ("val", "test")):
         remedy = f"give its parent {root.parent}" if root.name == split else f"move it to ROOT/{split} and give ROOT"
-        return f"it looks like a {split} folder itself; {remedy}"
+        return f"it looks like the {split} folder itself; {remedy}"
     return f"expected ROOT/{split}/CLASS/*.JPEG, {_found(root)}"
 
 

@@ -53,7 +53,7 @@ def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
             images = names.meant(line)
             if len(images) != 1:
                 many = f"may be {shortlist([index.files[i] for i in sorted(images)])}"
-                wrong.append((number, f"{quoted(native(line))} {many if images else f'is no image of {index.root}'}"))
+                wrong.append((number, f"{quoted(native(line))} {many if images else f'is not an image of {index.root}'}"))
                 continue
             image = images.pop()
             other.append((number, line))
@@ -71,7 +71,7 @@ def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
     if other:
         number, line = other[0]
         message = f"line {number}, {quoted(native(line))}, is {quoted(index.files[int(names.meant(line).pop())])}"
-        log.info("%s: %d of %d names are written in another way: %s", path, len(other), len(found), message)
+        log.info("%s: %d of %d names are spelled differently: %s", path, len(other), len(found), message)
     return indices
 
 
@@ -91,9 +91,11 @@ def lines_of(path: str | os.PathLike[str]) -> list[str]:
     try:
         text = data.decode("utf-16") if wide else data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     except UnicodeDecodeError as error:
-        raise DataError(f"cannot read the file list {path}: it begins as UTF-16 and is not ({error.reason})") from error
+        raise DataError(
+            f"cannot read the file list {path}: it starts with a UTF-16 byte order mark but is not UTF-16 ({error.reason})"
+        ) from error
     if "\0" in text:
-        raise DataError(f"cannot read the file list {path}: it is no text in UTF-8, nor in UTF-16 with a byte order mark")
+        raise DataError(f"cannot read the file list {path}: it is neither UTF-8 nor UTF-16 with a byte order mark")
     return LINE_ENDS.split(text)
 
 

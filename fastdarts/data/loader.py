@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.data.crop import SCALE
-from fastdarts.data.prefetch import STALLED, Stage, ahead
+from fastdarts.data.prefetch import STALLED, Activity, prefetched
 from fastdarts.data.sampler import BatchSampler, shuffled
 from fastdarts.data.view import View
 from fastdarts.ops.philox import Stream
@@ -80,7 +80,7 @@ class Loader(ABC):
         self._iterator: Generator[Batch] | None = None
 
     @abstractmethod
-    def _produce(self, number: int, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, number: int, stage: Activity) -> Iterator[Batch]:
         """Yield the batches from `number` on, on any device. Must not reference the loader: its deletion ends the iteration."""
 
     def __len__(self) -> int:
@@ -97,8 +97,8 @@ class Loader(ABC):
         retries the same batch.
         """
         if self._iterator is None:
-            stage = Stage()
-            self._iterator = ahead(self._produce(self.batch, stage), self.device, stage, self.timeout)
+            stage = Activity()
+            self._iterator = prefetched(self._produce(self.batch, stage), self.device, stage, self.timeout)
         try:
             batch = next(self._iterator)
         except BaseException:  # an interrupt ends the iterator too
@@ -155,7 +155,7 @@ class Evaluation(ABC):
         self.device, self.timeout = torch.device(device), timeout
 
     @abstractmethod
-    def _produce(self, stage: Stage) -> Iterator[Batch]:
+    def _produce(self, stage: Activity) -> Iterator[Batch]:
         """Yield one batch for each of `batches`, on any device."""
 
     def __len__(self) -> int:
@@ -164,5 +164,5 @@ class Evaluation(ABC):
 
     def __iter__(self) -> Iterator[Batch]:
         """Start a pass. Raises DataError, naming the file, for an image that cannot be decoded, InputStopped on a timeout."""
-        stage = Stage()
-        return ahead(self._produce(stage), self.device, stage, self.timeout)
+        stage = Activity()
+        return prefetched(self._produce(stage), self.device, stage, self.timeout)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 TAR_MARK, TAR_AT = b"ustar", 257
-UNPACK = "unpack it and give the folder or file that comes out"
+UNPACK = "unpack it and give the resulting folder or file"
 CONVERT = "write its images and labels with numpy.savez(FILE, images=..., labels=...), or as image files in train/CLASS"
 KINDS = (  # magic bytes, format, remedy
     (b"\x1f\x8b", "packed by gzip", UNPACK),

@@ -39,7 +39,7 @@ def choose(
     "auto" tries device, RAM (or the file), off. Raises DataError, with figures, if an explicit choice has no room.
     """
     if asked == "off":
-        return Place("off", "no cache: images are decoded anew each time")
+        return Place("off", "no cache: images are decoded every time they are used")
     places = {"auto": ("device", "ram"), "device": ("device",), "ram": ("ram",)}[asked]
     reasons = []
     for place in places:
@@ -52,19 +52,21 @@ def choose(
         reasons.append(why)
     if asked != "auto":
         raise DataError(
-            f"--cache {asked}: the decoded images take {gib(size)}: {reasons[0]}; take a smaller --cache_size, or --cache off"
+            f"--cache {asked}: the decoded images need {gib(size)}: {reasons[0]}; choose a smaller --cache_size, or --cache off"
         )
     return Place("off", f"no cache of {gib(size)}: {'; '.join(reasons)}")
 
 
 def _lacks_device(size: int, device: torch.device, reserved: int) -> str | None:
     if device.type != "cuda":
-        return f"{device} is no GPU"
+        return f"{device} is not a GPU"
     free = torch.cuda.mem_get_info(device)[0]
     limit = SHARE * (free - reserved)
     if size <= limit:
         return None
-    return f"{device} has {gib(free)} free, of which the run takes about {gib(reserved)}, and {gib(max(0, limit))} are for this"
+    return (
+        f"{device} has {gib(free)} free, of which the run needs about {gib(reserved)}; at most {gib(max(0, limit))} may be used"
+    )
 
 
 def _lacks_host(size: int, folder: Path | None, taken: int, reserved: int, copies: int) -> str | None:
@@ -77,9 +79,13 @@ def _lacks_host(size: int, folder: Path | None, taken: int, reserved: int, copie
         size, reserved = copies * size, copies * reserved
     if size <= SHARE * (free - reserved):
         return None
-    own = f"the run takes about {gib(reserved)}, and of the rest " if reserved else ""
-    each = f", and {copies} ranks would keep one each; --cache_folder lets them share" if copies > 1 and folder is None else ""
-    return f"{what} has {gib(free)} free, of which {own}{SHARE:.0%} may be taken{each}"
+    own = f"the run needs about {gib(reserved)}, and of the rest " if reserved else ""
+    each = (
+        f", and {copies} ranks would keep a copy each; --cache_folder lets them share one"
+        if copies > 1 and folder is None
+        else ""
+    )
+    return f"{what} has {gib(free)} free, of which {own}at most {SHARE:.0%} may be used{each}"
 
 
 def available_ram() -> int:

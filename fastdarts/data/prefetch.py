@@ -22,7 +22,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class Stage:
+class Activity:
     """Current activity of a producer, in words for the watchdog: `stage.now = "reading files"`."""
 
     now = "starting"
@@ -33,7 +33,7 @@ class _Made(NamedTuple):
     event: torch.cuda.Event | None  # on a GPU: when its tensors are there
 
 
-def ahead(batches: Iterator[Batch], device: torch.device, stage: Stage, timeout: float = STALLED) -> Generator[Batch]:
+def prefetched(batches: Iterator[Batch], device: torch.device, stage: Activity, timeout: float = STALLED) -> Generator[Batch]:
     """Yield the same batches, made DEPTH ahead of the consumer in a thread and moved to `device`.
 
     batches  iterated in that thread, on a separate CUDA stream if `device` is a GPU; their exceptions are raised here

@@ -27,8 +27,8 @@ from fastdarts.data.workers import Answer, Decoder, Request
 EACH = 2  # outstanding requests per process
 LOOK = 1.0  # seconds between liveness checks of the peer process
 GRACE = 5.0  # seconds a process may take to end
-GUARD = "a script that starts worker processes needs `if __name__ == '__main__':` around what it does"
-FEWER = "take fewer --workers, of which 0 decodes in a thread"
+GUARD = "a script that starts worker processes needs `if __name__ == '__main__':` around its main code"
+FEWER = "use fewer --workers (0 decodes in a thread)"
 
 
 class Slots:
@@ -139,10 +139,10 @@ class Pool:
             path = request.paths[int(self._batches[number % len(self._batches)]["at"])]
             name = signal.Signals(-status).name
             if -status == signal.SIGKILL:
-                return InputStopped(f"{self.what} was killed ({name}), by the system for want of memory perhaps: {FEWER}")
-            return InputStopped(f"{self.what} was ended by {name} at {path}: put that file right, or take it away")
-        remedy = GUARD if self._spawned else "what it printed says why"
-        return InputStopped(f"{self.what} ended with status {status}: {remedy}")
+                return InputStopped(f"{self.what} was killed ({name}), possibly by the system because memory ran out: {FEWER}")
+            return InputStopped(f"{self.what} crashed ({name}) on {path}: repair or remove that file")
+        remedy = GUARD if self._spawned else "see its output for the reason"
+        return InputStopped(f"{self.what} exited with status {status}: {remedy}")
 
     def close(self) -> None:
         """End the processes; an unresponsive one is abandoned and ends with this process."""

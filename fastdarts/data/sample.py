@@ -38,7 +38,7 @@ def sample_root(cache: str | os.PathLike[str] | None = None, split: Literal["tra
                     if not _intact(root, name):  # not written meanwhile by another process
                         _replace(root, name)
     except OSError as error:
-        remedy = "set XDG_CACHE_HOME to a folder that can be written, or give images of your own"
+        remedy = "set XDG_CACHE_HOME to a writable folder, or give --data"
         raise DataError(f"cannot write the generated sample to {root}: {error.strerror or error}; {remedy}") from error
     return root
 

@@ -21,10 +21,10 @@ def subsets(index: Index, train_fraction: float, val_fraction: float, seed: int)
     """
     for name, fraction in (("train_fraction", train_fraction), ("val_fraction", val_fraction)):
         if not 0 < fraction < 1:
-            raise DataError(f"{name} is {fraction}: it must lie between 0 and 1, both excluded")
+            raise DataError(f"{name} is {fraction}: it must be above 0 and below 1")
     if train_fraction + val_fraction > 1 + 1e-9:
         total = f"{train_fraction} + {val_fraction} is more than 1"
-        raise DataError(f"fractions overlap, train_fraction + val_fraction = {total}: make one of them smaller")
+        raise DataError(f"fractions overlap, train_fraction + val_fraction = {total}: reduce one of them")
     parts = []
     for drawn in _drawn(index, seed):
         n = len(drawn)
@@ -45,7 +45,7 @@ def held_back(index: Index, fraction: float, seed: int) -> tuple[Tensor, Tensor]
     Returns two int64 (N,) tensors of sorted indices. Raises DataError if no class has an image left for val.
     """
     if not 0 <= fraction < 1:
-        raise DataError(f"val_fraction is {fraction}: it must lie between 0 and 1, 1 excluded")
+        raise DataError(f"val_fraction is {fraction}: it must be at least 0 and below 1")
     everything = torch.arange(len(index))
     if not fraction:
         return everything, everything[:0]

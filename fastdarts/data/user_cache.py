@@ -11,4 +11,4 @@ def user_cache() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastdarts"
     except RuntimeError as error:  # user without a home folder
-        raise DataError("no home folder to keep a cache in: set XDG_CACHE_HOME to a folder") from error
+        raise DataError("no home folder for a cache: set XDG_CACHE_HOME to a folder") from error

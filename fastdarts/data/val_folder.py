@@ -66,7 +66,7 @@ def _without_labels(root: Path, split: str) -> str:
     """Return the sentence for a folder whose images have no labels, with the remedies."""
     folders, loose = listing(root / split)
     if loose or folders == [INNER]:
-        lie = f"is flat, its {len(loose)} images lie directly in it" if loose else f"is flat, its images lie in {INNER}/"
+        lie = f"is flat, its {len(loose)} images are directly in it" if loose else f"is flat, its images are in {INNER}/"
         return (
             f"{root / split} {lie}, without labels: move each into the folder of its class, {split}/CLASS/, or give "
             "--val_labels FILE of lines NAME LABEL (val.txt, val_annotations.txt, LOC_val_solution.csv, ...)"

@@ -29,7 +29,7 @@ class Known(NamedTuple):
     width: int
 
 
-class Remembered:
+class VerifiedStore:
     """Store of verified files, read when it is opened. An error of the store is logged in one line and never raises.
 
     known  files stored before, by absolute path
@@ -59,7 +59,7 @@ class Remembered:
         """Write the remaining lines."""
         self._write()
 
-    def __enter__(self) -> "Remembered":
+    def __enter__(self) -> "VerifiedStore":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -94,9 +94,9 @@ class Remembered:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """Write nothing any more."""
+        """Log the error and stop writing."""
         where = f"{self.path}: " if self.path is not None else ""
-        log.warning(f"checked files are not remembered: {where}{getattr(error, 'strerror', error)}")
+        log.warning(f"verified files are not stored: {where}{getattr(error, 'strerror', error)}")
         self.path = None
 
 

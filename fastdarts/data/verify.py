@@ -17,7 +17,7 @@ from fastdarts.data.decode import examine, header_size, pillow_warnings
 from fastdarts.data.errors import DataError
 from fastdarts.data.index import ImageIndex
 from fastdarts.data.prefetch import awaited
-from fastdarts.data.verified_store import Known, Remembered
+from fastdarts.data.verified_store import Known, VerifiedStore
 from fastdarts.quoting import quoted
 
 CHUNK = 64  # files per task
@@ -53,24 +53,24 @@ def verify(
     indices: Tensor,
     workers: int,
     progress: Callable[[int, int], None] | None = None,
-    remembered: Remembered | None = None,
+    store: VerifiedStore | None = None,
 ) -> Verified:
     """Open and fully decode the files of `indices`, in `workers` threads (Pillow releases the GIL).
 
     indices     int64 (N,)
     progress    called from time to time with (files done, N)
-    remembered  store of verified files: unchanged ones are not opened, newly verified ones are added
+    store     store of verified files: unchanged ones are not opened, newly verified ones are added
     A file is bad if it is empty, not an image, truncated, gone, a broken link, unreadable, or not a regular file.
     A JPEG without only its end marker may count as good: all its pixels are present.
     """
     sizes: list[tuple[int, int] | str] = []
-    with closing(_answers(index, indices, workers, examine, remembered)) as answers:
+    with closing(_answers(index, indices, workers, examine, store)) as answers:
         for path, answer in answers:
             sizes.append(answer.size)
-            if remembered is not None:
-                remembered.used += answer.used
+            if store is not None:
+                store.used += answer.used
                 if answer.fresh is not None:
-                    remembered.add(path, answer.fresh)
+                    store.add(path, answer.fresh)
             if progress is not None and (len(sizes) % CHUNK == 0 or len(sizes) == len(indices)):
                 progress(len(sizes), len(indices))
     good = torch.tensor([not isinstance(size, str) for size in sizes], dtype=torch.bool)
@@ -78,14 +78,14 @@ def verify(
     return Verified(indices[good], _tensor([size for size in sizes if not isinstance(size, str)]), bad)
 
 
-def image_sizes(index: ImageIndex, indices: Tensor, workers: int, remembered: Remembered | None = None) -> Tensor:
+def image_sizes(index: ImageIndex, indices: Tensor, workers: int, store: VerifiedStore | None = None) -> Tensor:
     """Return height and width of previously verified images, int32 (N, 2), without decoding.
 
-    Taken from `remembered` if a file is unchanged, else from its header, which does not validate the image data.
+    Taken from `store` if a file is unchanged, else from its header, which does not validate the image data.
     Raises DataError, which names the first file without a readable header.
     """
     sizes = []
-    with closing(_answers(index, indices, workers, header_size, remembered)) as answers:
+    with closing(_answers(index, indices, workers, header_size, store)) as answers:
         for path, answer in answers:
             if isinstance(answer.size, str):
                 raise DataError(f"cannot decode {quoted(path)}: {answer.size}")
@@ -98,11 +98,11 @@ def _tensor(sizes: list[tuple[int, int]]) -> Tensor:
 
 
 def _answers(
-    index: ImageIndex, indices: Tensor, workers: int, look: Examine, remembered: Remembered | None
+    index: ImageIndex, indices: Tensor, workers: int, look: Examine, store: VerifiedStore | None
 ) -> Generator[tuple[str, _Answer]]:
     """Yield (absolute path, answer) for each image, in order."""
     root = os.path.realpath(index.root)  # canonical name of the folder
-    known = remembered.known if remembered is not None else {}
+    known = store.known if store is not None else {}
     waiting: deque[tuple[list[str], Future[list[_Answer]]]] = deque()
     pool = ThreadPoolExecutor(max(1, workers))
     end = Event()

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdarts.data.crop import RATIO, crop_box, crop_words, middle, short_side
+from fastdarts.data.crop import RATIO, central_part, crop_box, crop_words, short_side
 from fastdarts.data.decode import read_rgb
 from fastdarts.data.errors import DataError, InputStopped
 from fastdarts.data.index import ImageIndex
@@ -61,7 +61,7 @@ class Decoder:
         if self.view.train:
             box = crop_box(words, image.width, image.height, self.view.scale, RATIO)
             return functional.resized_crop(image, *box, [size, size])
-        if (box := middle(image.width, image.height)) is not None:
+        if (box := central_part(image.width, image.height)) is not None:
             image = image.crop(box)
         return functional.center_crop(functional.resize(image, [short_side(size)]), [size, size])
 
@@ -81,7 +81,11 @@ def torchvision_functional() -> Any:
     try:
         from torchvision.transforms.v2 import functional
     except ModuleNotFoundError as error:
-        raise DataError("torchvision is missing: pip install torchvision (with every --loader, since it evaluates)") from error
+        raise DataError(
+            "torchvision is missing: pip install torchvision (required with every --loader, for evaluation)"
+        ) from error
     except (ImportError, RuntimeError) as error:
-        raise DataError(f"torchvision does not fit torch {torch.__version__}: install the pair of one release") from error
+        raise DataError(
+            f"torchvision does not match torch {torch.__version__}: install versions of the same release"
+        ) from error
     return functional

@@ -63,12 +63,12 @@ def decode(data: bytes) -> dict[str, Any]:
     end = data[-END_BYTES:]
     if data[-COMMENT:-64] == MARK:
         if hashlib.sha256(memoryview(data)[:-COMMENT]).hexdigest().encode() != data[-64:]:
-            raise ValueError("its digest is another one")
+            raise ValueError("its digest does not match")
     elif not (end.startswith(END) and end.endswith(b"\0\0")):
-        raise ValueError("its end is missing" if data else "it is empty")
+        raise ValueError("it is truncated" if data else "it is empty")
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not isinstance(state.get("epoch"), int):
-        raise ValueError("it holds no state of a run")
+        raise ValueError("it does not contain the state of a run")
     return state
 
 
@@ -127,7 +127,7 @@ class Checkpoints:
             return None
         found = max(whole, key=lambda f: steps_of(f.state))
         if damaged:
-            log.warning(f"{faults}: taking {found.path.name}, which is whole, instead")
+            log.warning(f"{faults}: using {found.path.name} instead, which is intact")
         return found._replace(damaged=tuple(damaged))
 
     def clear(self, found: Found | None) -> None:

@@ -23,7 +23,7 @@ class NotDeterministicError(RuntimeError):
 
 @contextmanager
 def algorithms(deterministic: bool, device: torch.device | str) -> Generator[None]:
-    """Inside, torch's libraries take the fastest algorithms, or deterministic ones, and a line says what is switched off.
+    """Use torch's fastest or its deterministic algorithms inside the context, and log which features are disabled.
 
     This library's own kernels, and everything on a CPU, are bitwise reproducible in both modes. If not `deterministic`, cuDNN
     benchmarks its algorithms for each shape on a GPU and keeps the fastest: shapes are constant during a run. If
@@ -46,11 +46,11 @@ def algorithms(deterministic: bool, device: torch.device | str) -> Generator[Non
             cudnn.deterministic = True
             torch.use_deterministic_algorithms(True)
             memory.fill_uninitialized_memory = False  # a debugging aid that costs a pass over every new tensor
-            log.info(f"deterministic: switched off are {OFF}" if on_gpu else "deterministic: on a CPU nothing is switched off")
+            log.info(f"deterministic: disabled {OFF}" if on_gpu else "deterministic: nothing to disable on a CPU")
         yield
     except RuntimeError as error:
         if CUBLAS in str(error):
-            early = f"cuBLAS was at work in this process before, with other workspaces; start it with {CUBLAS}=:4096:8"
+            early = f"cuBLAS was already in use in this process with other workspaces; start the process with {CUBLAS}=:4096:8"
             raise NotDeterministicError(early) from error
         what, found, _ = str(error).partition(" does not have a deterministic implementation")
         if not found:

@@ -68,11 +68,11 @@ class RankInfo(NamedTuple):
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return RankInfo()
         if missing := [name for name in VARIABLES if name not in os.environ]:
-            raise WorldError(f"WORLD_SIZE is set and {', '.join(missing)} not: start several processes with torchrun")
+            raise WorldError(f"WORLD_SIZE is set but not {', '.join(missing)}: start several processes with torchrun")
         try:
             return RankInfo(*(int(os.environ[name]) for name in VARIABLES[:4]))
         except ValueError as error:
-            raise WorldError(f"of torchrun's variables {', '.join(VARIABLES[:4])} one is no number: {error}") from error
+            raise WorldError(f"torchrun's variables {', '.join(VARIABLES[:4])} must be integers: {error}") from error
 
     @property
     def prefix(self) -> str:
@@ -134,7 +134,7 @@ class World:
     @staticmethod
     @contextmanager
     def join(info: RankInfo, device: str, timeout: float, backend: Backend = "auto") -> Generator["World"]:
-        """Inside, all ranks that torchrun started.
+        """Connect all ranks that torchrun started, inside the context.
 
         device   "auto", "cpu", "cuda" or "cuda:N": a GPU uses NCCL, unless `backend` is gloo
         timeout  seconds for the others to arrive, and later to answer
@@ -153,7 +153,7 @@ class World:
             dist.init_process_group(kinds, store=store, rank=info.rank, world_size=info.size, timeout=limit)
         except (RuntimeError, ValueError, OSError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise WorldError(f"{info.size} ranks did not meet at {address} within {timeout:g} seconds: {why}") from error
+            raise WorldError(f"{info.size} ranks did not all connect to {address} within {timeout:g} seconds: {why}") from error
         world, failed = World(info, backend=chosen, timeout=timeout, store=store), True
         try:
             yield world
@@ -172,7 +172,7 @@ class World:
     def sum(self, flat: Tensor) -> None:
         """Replace `flat`, contiguous, by its sum over the ranks."""
         if self.backend is not None:
-            self._call("adding up over the ranks", partial(dist.all_reduce, flat, group=self._group))
+            self._call("summing over the ranks", partial(dist.all_reduce, flat, group=self._group))
 
     def agree(self, signal: int, due: bool) -> tuple[int, bool]:
         """Return the largest signal received by any rank (0: none), and whether `due` holds on rank 0. Called after a step.
@@ -198,7 +198,7 @@ class World:
             kinds.setdefault(t.dtype, []).append(t.detach())
         for group in kinds.values():
             flat = torch.cat([t.reshape(-1) for t in group])
-            self._call("sending the first weights", partial(dist.broadcast, flat, group_src=0, group=self._group))
+            self._call("broadcasting the initial weights", partial(dist.broadcast, flat, group_src=0, group=self._group))
             for t, part in zip(group, flat.split([t.numel() for t in group]), strict=True):
                 t.copy_(part.view(t.shape))
 
@@ -207,7 +207,7 @@ class World:
         if self.is_single:
             return [value]
         values: list[Any] = [None] * self.size
-        self._call("comparing notes", partial(dist.all_gather_object, values, value, group=self._group))
+        self._call("gathering values", partial(dist.all_gather_object, values, value, group=self._group))
         return values
 
     def on_rank_zero(
@@ -235,7 +235,7 @@ class World:
         if error is not None:
             raise error
         if sent[0]:
-            raise PeerError("rank 0 could not begin")
+            raise PeerError("rank 0 could not start")
         return result if self.is_main else sent[1]
 
     def on_all_ranks(self, work: Callable[[], T]) -> T:
@@ -257,7 +257,7 @@ class World:
             return result
         if error is not None and errors[self.rank] not in errors[: self.rank]:
             raise error
-        raise PeerError("another rank could not begin")
+        raise PeerError("another rank could not start")
 
     def compare(self, facts: Mapping[str, Any]) -> None:
         """Raise WorldError, on all ranks, unless all have the same facts; the message names the first difference."""
@@ -265,8 +265,8 @@ class World:
         for rank, theirs in enumerate(others, 1):
             for name in first.keys() | theirs.keys():
                 if first.get(name) != theirs.get(name):
-                    both = f"{theirs.get(name)!r} there and {first.get(name)!r} on rank 0"
-                    raise WorldError(f"rank {rank} was not started as rank 0 was: {name} is {both}")
+                    both = f"{theirs.get(name)!r} there, {first.get(name)!r} on rank 0"
+                    raise WorldError(f"rank {rank} was started differently from rank 0: {name} is {both}")
 
     def check_equal(self, tensors: Mapping[str, Tensor], when: str) -> None:
         """Raise RanksDisagree, on all ranks, unless tensors are bitwise equal. Compares checksums; synchronises the device."""
@@ -306,7 +306,7 @@ class World:
                 raise self._lost("meeting", RuntimeError(f"rank {self._store.get(LEFT).decode()} has ended"))
             sleep(POLL)
             if monotonic() - logged > self.timeout:
-                log.info("still waiting for other ranks to begin")
+                log.info("still waiting for other ranks to start")
                 logged = monotonic()
 
     def _call(self, what: str, collective: Callable[[], T]) -> T:
@@ -317,7 +317,7 @@ class World:
 
     def _lost(self, what: str, error: Exception) -> RankLost:
         why = (str(error).splitlines() or [type(error).__name__])[0]
-        ended = "one has ended or failed, or the network between them is cut"
+        ended = "a rank has exited, or the network connection is broken"
         return RankLost(f"rank {self.rank} of {self.size} lost the others while {what}: {ended} ({why})")
 
 
@@ -339,7 +339,7 @@ def _of_this_start(store: dist.Store, info: RankInfo, limit: timedelta) -> dist.
         while not store.check(keys):
             meanwhile()
             if monotonic() > deadline:
-                raise dist.DistStoreError("some did not come")
+                raise dist.DistStoreError("some ranks did not arrive")
             sleep(POLL)
 
     def answer() -> None:
@@ -362,16 +362,14 @@ def _backend(info: RankInfo, device: str, asked: Backend) -> str:
     """Return NCCL if every rank has a separate GPU, else gloo. Raises WorldError for an impossible choice."""
     if device.startswith("cpu") or not torch.cuda.is_available():
         if asked == "nccl":
-            raise WorldError("--dist_backend nccl: NCCL is for GPUs, this runs on a CPU")
+            raise WorldError("--dist_backend nccl: NCCL needs GPUs, this runs on a CPU")
         return "gloo"
     if asked == "gloo":
         return "gloo"
     gpus = torch.cuda.device_count()
     if device.startswith("cuda:") and info.local_size > 1:
-        raise WorldError(
-            f"--device {device}: {info.local_size} ranks would share it; leave it out, or take --dist_backend gloo"
-        )
+        raise WorldError(f"--device {device}: {info.local_size} ranks would share it; omit it, or use --dist_backend gloo")
     if info.local_rank >= gpus:
-        raise WorldError(f"{info.local_size} ranks on a node with {gpus} GPUs: start as many with --nproc-per-node")
+        raise WorldError(f"{info.local_size} ranks on a node with {gpus} GPUs: set --nproc-per-node to the number of GPUs")
     torch.cuda.set_device(info.local_rank)
     return "nccl"

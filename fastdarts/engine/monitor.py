@@ -77,7 +77,7 @@ class RunMonitor:
             self.tensorboard.write(report.step, scalars | {"speed/images_per_s": pace.images_per_s})
         if any(skipped := report.skipped.tolist()):
             message = " and ".join(f"{n} of {part.name}" for n, part in zip(skipped, self.parts, strict=True) if n)
-            log.warning(f"updates skipped so far in this epoch, their gradients were not finite: {message}")
+            log.warning(f"updates skipped so far in this epoch because of non-finite gradients: {message}")
         finite = {f"{name}_loss": v if v is not None and isfinite(v) else None for name, v in losses.items()}
         self.folder.append("metrics.jsonl", {"kind": "step", "epoch": report.epoch, "step": report.step} | finite)
 

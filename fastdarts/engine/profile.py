@@ -24,7 +24,7 @@ class ProfileRange(NamedTuple):
         """Parse A:B. Raises ValueError."""
         found = re.fullmatch(r"(\d+):(\d+)", text)
         if not found:
-            raise ValueError("give the first and the last step, as in 10:12")
+            raise ValueError("expected FIRST:LAST, as in 10:12")
         steps = ProfileRange(*map(int, found.groups()))
         if not 1 <= steps.first <= steps.last:
             raise ValueError("the first step must be at least 1 and not after the last")
@@ -42,7 +42,7 @@ class Profiler:
         self.path = folder / f"trace-{steps.first}-{steps.last}.json"
         self._profile: profile | None = None
         if done >= steps.first:
-            log.info(f"steps {steps.first} to {steps.last} are not traced: the run has {done} steps behind it")
+            log.info(f"steps {steps.first} to {steps.last} are not traced: the run has already done {done} steps")
         self.after_step(done)
 
     def after_step(self, step: int) -> None:

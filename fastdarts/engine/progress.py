@@ -76,7 +76,7 @@ class Progress:
         now = perf_counter()
         seconds = now - self.started
         pace = Pace(self.images / seconds, self.left * seconds / self.passes)
-        text = "".join(f"{name} {'not moving yet' if loss is None else f'{loss:.4f}'}  " for name, loss in losses.items())
+        text = "".join(f"{name} {'not updated yet' if loss is None else f'{loss:.4f}'}  " for name, loss in losses.items())
         log.info(
             f"epoch {report.epoch}/{self.total.epochs}  step {report.step}/{report.steps}  {text}"
             f"{pace.images_per_s:.1f} images/s  {duration(pace.seconds_left)} left"

@@ -73,18 +73,19 @@ class RunFolder:
         if not path.exists():
             parent = next(p for p in path.absolute().parents if p.exists())
             if not parent.is_dir() or not os.access(parent, os.W_OK):
-                raise RunFolderError(f"--save: {path} cannot be made, {parent} is not a folder that can be written to")
+                raise RunFolderError(f"--save: {path} cannot be created, {parent} is not a writable folder")
             return folder
         if not path.is_dir():
-            raise RunFolderError(f"--save: {path} is a file, name a folder")
+            raise RunFolderError(f"--save: {path} is a file, choose a folder")
         if not folder["settings.json"].is_file():
             names = sorted(entry.name for entry in path.iterdir())
             if "sweep.json" in names:
-                raise RunFolderError(f"--save: {path} holds a sweep, name another folder")
+                raise RunFolderError(f"--save: {path} contains a sweep, choose another folder")
             begun = BEGUN if ".lock" in names else ()
             if taken := [name for name in names if matches(name, OWN) and name not in begun]:
                 raise RunFolderError(
-                    f"--save: {path} holds no run, but {shortlist(taken)}, which a run would replace: name another folder"
+                    f"--save: {path} is not a run folder, and a run would overwrite its {shortlist(taken)}: "
+                    "choose another folder"
                 )
             return folder
         try:
@@ -92,11 +93,11 @@ class RunFolder:
             differences = settings.differences(dict(saved["settings"]))
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{folder['settings.json']} is damaged ({error})"
-            raise RunFolderError(f"--save: {problem}, name another folder") from error
+            raise RunFolderError(f"--save: {problem}, choose another folder") from error
         if differences:
             raise RunFolderError(
-                f"--save: {path} holds a run of other settings: {'; '.join(differences)}. "
-                "Give the same settings to continue it, or name another folder"
+                f"--save: {path} contains a run with other settings: {'; '.join(differences)}. "
+                "Give the same settings to continue it, or choose another folder"
             )
         folder.saved = saved
         return folder
@@ -106,7 +107,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Inside, this process alone writes the folder, which is made. Raises RunFolderError if another one does.
+        """Create and lock the folder inside the context. Raises RunFolderError if another process has locked it.
 
         A POSIX lock: it is released whenever the process ends, and is not inherited by forked processes.
         """
@@ -116,10 +117,10 @@ class RunFolder:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunFolderError(
-                    f"--save: another process writes {self.path} now: wait for its end, or name another folder"
+                    f"--save: another process is writing to {self.path}: wait for it, or choose another folder"
                 ) from error
             if self.saved is None and self["settings.json"].exists():
-                raise RunFolderError(f"--save: another process has begun a run in {self.path} meanwhile: start again")
+                raise RunFolderError(f"--save: another process has started a run in {self.path} meanwhile: restart")
             yield
 
     def create(self, facts: Mapping[str, Any]) -> None:
@@ -152,7 +153,9 @@ class RunFolder:
         try:
             found = self.checkpoints.newest()
         except DamagedCheckpoint as error:
-            raise RunFolderError(f"{error}: no checkpoint is left; remove them to begin this run again") from error
+            raise RunFolderError(
+                f"{error}: no checkpoint is intact; remove them to restart this run from the beginning"
+            ) from error
         state = {"epoch": 0} if found is None else found.state
         kept = {name: self._lines(name, state["epoch"], steps_of(state)) for name in LINES}
         self.checkpoints.clear(found)
@@ -175,5 +178,7 @@ class RunFolder:
                 if record["epoch"] <= epoch or (record.get("kind") == "step" and record["step"] <= step)
             ]
         except (ValueError, KeyError, TypeError) as error:
-            raise RunFolderError(f"{self[name]} is damaged ({error}): remove it to go on without the lines so far") from error
+            raise RunFolderError(
+                f"{self[name]} is damaged ({error}): remove it to continue without the lines so far"
+            ) from error
         return None if kept == lines else "".join(kept)

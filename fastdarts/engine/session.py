@@ -117,12 +117,12 @@ class Session:
                 self.saver.save(self.world)
             self.saver.writer.wait()
             self.world.wait()  # or torchrun would end rank 0 while it writes, because the others have left
-            log.info(f"stopped after step {self.trainable.done.steps}; the last checkpoint is of step {self.saver.saved}")
+            log.info(f"stopped after step {self.trainable.done.steps}; last checkpoint: step {self.saver.saved}")
             raise
         finally:
             self.saver.writer.close()
         if state is not None and steps_of(state) == self.trainable.done.steps:
-            log.info(f"nothing is left to do in {self.folder.path}")
+            log.info(f"nothing left to do in {self.folder.path}")
         if self.world.is_main:
             self.reporter.finished()
 
@@ -215,9 +215,9 @@ class Session:
         if bad and self.world.is_main:
             for step in bad[-SHOWN:]:
                 log.warning(step.message(self.files))
-            more = f"{len(bad)} such steps since the last look" if len(bad) > 1 else ""
+            more = f"{len(bad)} such steps since the last check" if len(bad) > 1 else ""
             saved = self.saver.saved
-            kept = f"the last checkpoint is of step {saved}" if saved >= 0 else "there is no checkpoint yet"
+            kept = f"last checkpoint: step {saved}" if saved >= 0 else "no checkpoint yet"
             log.warning("; ".join(filter(None, (more, self.reporter.state(), kept))))
         return bad
 
@@ -225,7 +225,7 @@ class Session:
         """Log bad steps and apply --on_bad."""
         bad = self._bad_steps()
         if bad and self.settings.on_bad == "stop":
-            raise DivergedError(f"{bad[0].message(self.files)}; --on_bad skip or rewind goes on")
+            raise DivergedError(f"{bad[0].message(self.files)}; --on_bad skip or rewind would continue")
         if bad and self.settings.on_bad == "rewind":
             raise Rewind(bad[-1])
 
@@ -234,12 +234,12 @@ class Session:
         self.saver.writer.wait()
         state = self.world.on_rank_zero(self.folder.restore, begun=True)
         if state is None:
-            raise RunFolderError(f"{self.folder.path} has lost its checkpoints: there is nothing to go back to")
+            raise RunFolderError(f"{self.folder.path} has lost its checkpoints, cannot rewind")
         step = steps_of(state)
         self.rewound[step] += 1
         if self.rewound[step] > REWINDS:
-            raise DivergedError(f"{bad.message(self.files)}; went back to step {step} {REWINDS} times and it came to the same")
+            raise DivergedError(f"{bad.message(self.files)}; rewound to step {step} {REWINDS} times with the same result")
         self._load(state)
         self.trainable.move_loaders(bad.positions)
         if self.world.is_main:
-            log.warning(f"back to step {step}, going on with the images after those of step {bad.step}")
+            log.warning(f"rewound to step {step}, continuing with the images after those of step {bad.step}")

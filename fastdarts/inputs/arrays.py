@@ -119,6 +119,6 @@ def _place(settings: InputOptions, indices: list[ImageArray], reserved: int, wor
 
 def _message(settings: ArrayOptions, indices: list[ImageArray], place: str) -> str:
     where = settings.device if place == "device" else "RAM"
-    padding = f"{settings.crop_padding} black pixels around them" if settings.crop_padding else "no padding"
+    padding = f"{settings.crop_padding} pixels of black padding" if settings.crop_padding else "no padding"
     side, size, taken = indices[0].side, settings.image_size, placement.gib(_size(indices))
     return f"input: {taken} of images in {where}; crops of {size} of {side} px, {padding}, flips"

@@ -74,7 +74,7 @@ class Chosen:
     def found_here(cls, index: Index, splits: Splits) -> Self:
         """Return another rank's chosen images of the `index` found on this rank. Raises DataError if they differ."""
         if index.sha256() != splits.sha256:
-            raise DataError(f"the images of {index.root} are not those that rank 0 finds there: give all nodes the same")
+            raise DataError(f"the images of {index.root} differ from those on rank 0: give all nodes the same images")
         return cls(index, **splits.parts, excluded=splits.excluded, sizes=splits.sizes)
 
     def side(self, settings: Any) -> int:
@@ -90,7 +90,7 @@ class Chosen:
         kept = {name: part[torch.isin(part, found.good)] for name, part in self.parts.items()}
         if any(len(part) and not len(kept[name]) for name, part in self.parts.items()):
             left = ", ".join(f"{len(part)} {name}" for name, part in kept.items())
-            raise DataError(f"of the chosen files under {self.index.root} too few can be decoded: {left}")
+            raise DataError(f"too few of the chosen files under {self.index.root} can be decoded: {left}")
         return replace(self, **kept, excluded=found.excluded, sizes=found.sizes)
 
     def check_place(self, settings: Any, folder: RunFolder, then: Mapping[str, Any]) -> None:
@@ -99,8 +99,8 @@ class Chosen:
             return
         if why := self.origin.unlike(self.index, self.chosen, then):
             raise others(self.index, folder, why)
-        before = f"they were in {then['root']} when it began, and are the same"
-        log.info(f"the run's images are in {self.index.root} now; {before}")
+        before = f"they were in {then['root']} when it started"
+        log.info(f"the run's images are now in {self.index.root}, unchanged; {before}")
 
     def facts(self) -> dict[str, Any]:
         """Return the entries for settings.json."""
@@ -184,7 +184,7 @@ def check_digest(index: Index, folder: RunFolder, then: Mapping[str, Any], gone:
 def others(index: Index, folder: RunFolder, why: str) -> RunFolderError:
     """Return the error for a continued run whose images are not found."""
     return RunFolderError(
-        f"the images of {index.root} are not those that {folder.path} began with ({why}), so its images would change: "
+        f"the images of {index.root} are not those that {folder.path} started with ({why}), so its images would change: "
         "put them back, or begin in another folder"
     )
 
@@ -205,6 +205,6 @@ def _check_list(folder: RunFolder, index: Index, part: Tensor, flag: str, given:
     other = set(read_list(given, index).tolist()) ^ set(part.tolist())
     left_out = set(excluded_of(folder)) if other else set()
     if files := [index.files[i] for i in sorted(other) if index.files[i] not in left_out]:
-        message = f"{flag} differs from {before}, with which {folder.path} began"
-        raise RunFolderError(f"{message}, in {shortlist(files)}: give the same list, or begin in another folder")
-    log.info(f"{flag} lists the run's images, as {before} did when it began")
+        message = f"{flag} differs from {before}, with which {folder.path} started"
+        raise RunFolderError(f"{message}, in {shortlist(files)}: give the same list, or choose another folder")
+    log.info(f"{flag} lists the same images as {before} did when the run started")

@@ -21,7 +21,7 @@ class Images(TrainVal):
         if settings.train_list is None and settings.val_list is None:
             return subsets(index, settings.train_fraction, settings.val_fraction, settings.seed)
         if settings.train_list is None or settings.val_list is None:
-            raise ConfigError("--train_list and --val_list belong together: give both or none")
+            raise ConfigError("--train_list and --val_list must be given together")
         return lists(settings.train_list, settings.val_list, index)
 
 

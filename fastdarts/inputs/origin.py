@@ -13,7 +13,7 @@ from fastdarts.data import (
     ImageArray,
     ImageIndex,
     Index,
-    Remembered,
+    VerifiedStore,
     evaluation_index,
     image_sizes,
     read_images,
@@ -122,10 +122,10 @@ class Files:
     def unlike(index: ImageIndex, numbers: Tensor, then: Mapping[str, Any]) -> str:
         """Compare the file sizes, since the index contains only names."""
         if "bytes_sha256" not in then:
-            return f"it noted no sizes of files, by which to know them elsewhere: they were in {then['root']}"
+            return f"it recorded no file sizes, so only the original folder can be used: {then['root']}"
         size, digest = index.bytes_of(numbers)
         same = digest == then["bytes_sha256"]
-        return "" if same else f"files of the same names, but of other sizes: {then['bytes']} bytes then, {size} now"
+        return "" if same else f"same file names, but different sizes: {then['bytes']} bytes then, {size} now"
 
     @staticmethod
     def ready(index: ImageIndex, numbers: Tensor, settings: Any, threads: int, begun: bool) -> Checked:
@@ -135,8 +135,8 @@ class Files:
         """
         if not begun or settings.strict:
             return _checked(index, numbers, threads, settings.strict)
-        with Remembered() as remembered:
-            return Checked(numbers, _by_number(index, numbers, image_sizes(index, numbers, threads, remembered)))
+        with VerifiedStore() as store:
+            return Checked(numbers, _by_number(index, numbers, image_sizes(index, numbers, threads, store)))
 
 
 def _checked(index: ImageIndex, numbers: Tensor, threads: int, strict: bool) -> Checked:
@@ -149,19 +149,19 @@ def _checked(index: ImageIndex, numbers: Tensor, threads: int, strict: bool) -> 
             log.info(f"checking files: {done} of {total}")
 
     chosen = numbers.sort().values  # in disk order
-    with Remembered() as remembered:
-        good, sizes, bad = verify(index, chosen, threads, progress, remembered)
-    log.info(f"checked {len(chosen)} files, {remembered.used} of them unchanged since an earlier check")
+    with VerifiedStore() as store:
+        good, sizes, bad = verify(index, chosen, threads, progress, store)
+    log.info(f"checked {len(chosen)} files, {store.used} of them unchanged since an earlier check")
     if bad and strict:
         named = shortlist([f"{name} ({reason})" for name, reason in bad])
         raise DataError(
             f"--strict: {len(bad)} of {len(chosen)} chosen files under {index.root} cannot be decoded: {named}; "
-            "mend them or take them away, or go on without --strict"
+            "repair or remove them, or continue without --strict"
         )
     for name, reason in bad:
-        log.warning(f"left out: {quoted(name)}: {reason}")
+        log.warning(f"excluded: {quoted(name)}: {reason}")
     if bad:
-        log.warning(f"{len(bad)} of {len(chosen)} files cannot be decoded and are left out")
+        log.warning(f"{len(bad)} of {len(chosen)} files cannot be decoded and are excluded")
     return Checked(good, _by_number(index, good, sizes), tuple(bad))
 
 
@@ -195,13 +195,13 @@ class Arrays:
         """Return --image_size, by default the images' size. Raises ConfigError if it cannot be cropped from them."""
         side, size = index.side, settings.image_size or index.side
         if size > side:
-            raise ConfigError(f"--image_size {size}: the images of {index.root} have {side} pixels a side, take no more")
+            raise ConfigError(f"--image_size {size}: the images of {index.root} have only {side} pixels a side")
         return size
 
     @staticmethod
     def check_padding(settings: Any, side: int) -> None:
         if settings.crop_padding >= side:
-            raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {side} pixels may be all black, take less")
+            raise ConfigError(f"--crop_padding {settings.crop_padding}: crops of {side} pixels could be all black, choose less")
 
     @staticmethod
     def facts(index: ImageArray, numbers: Tensor) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Group(NamedTuple):
     def layout(self, settings: FileOptions) -> CacheLayout:
         """Return the layout of a cache of the images."""
         if self.sizes is None:
-            raise ValueError("the images come without sizes: `ready` looks them up")
+            raise ValueError("the images have no sizes: call `ready` first")
         return CacheLayout.of(self.index, self.numbers, self.sizes[self.numbers], self.short(settings))
 
 
@@ -99,7 +99,7 @@ def _estimate(settings: FileOptions, group: Group) -> int:
             if not isinstance(size, str):
                 found.append((number, size))
     if not found:
-        raise DataError(f"of the chosen files under {index.root} none that was looked at is an image")
+        raise DataError(f"none of the checked files under {index.root} is an image")
     numbers, sizes = (torch.tensor(column) for column in zip(*found, strict=True))
     return len(chosen) * CacheLayout.of(index, numbers, sizes, group.short(settings)).bytes // len(found)
 
@@ -140,7 +140,7 @@ def open_supply(
         supply = world.on_all_ranks(lambda: _cached(settings, layouts, place.where, threads, common))
     if saved and saved["route"] != supply.facts["route"]:
         before, now = saved["route"], supply.facts["route"]
-        log.warning(f"the run's images came from {before} so far and come from {now} from now on: {_same({before, now})}")
+        log.warning(f"the run continues with images from {now} instead of {before}: {_same({before, now})}")
     return supply
 
 
@@ -182,7 +182,7 @@ def _same(routes: set[str]) -> str:
     """Describe which properties two different routes share."""
     if FORMER in routes:
         return f"order and flips stay the same, boxes differ; {FORMER} is no longer a loader"
-    rest = "pixels differ, since boxes are cut out of reduced images" if "cache" in routes else "pixels differ by rounding"
+    rest = "pixels differ, because boxes are cropped from reduced images" if "cache" in routes else "pixels differ by rounding"
     return f"order, boxes and flips stay the same, {rest}"
 
 
@@ -202,9 +202,9 @@ def _place(
     asked = settings.cache
     if asked == "auto" and settings.loader != "auto":
         unused = "; --cache_folder is not used" if settings.cache_folder else ""
-        return placement.Place("off", f"no cache: --loader {settings.loader} was asked for{unused}")
+        return placement.Place("off", f"no cache: --loader {settings.loader} was requested{unused}")
     if asked == "auto" and saved and saved["cache"] == "off":
-        return placement.Place("off", "no cache: the run began without one")
+        return placement.Place("off", "no cache: the run started without one")
     folder = _folder(settings)
     taken = sum(layout.room_taken(folder) for layout in layouts or ()) if folder is not None and asked != "off" else 0
     device, copies = torch.device(settings.device), world.info.local_size
@@ -223,7 +223,7 @@ def _route(settings: FileOptions, saved: Mapping[str, Any] | None) -> tuple[str,
     if route == "torchvision":
         return route, "loader: torchvision"
     if route == "auto" and device.type != "cuda":
-        return "torchvision", "loader: torchvision, whose pixels are Pillow's; --loader dali takes DALI on a CPU"
+        return "torchvision", "loader: torchvision (decodes with Pillow); --loader dali uses DALI on a CPU"
     why_not = dali.unavailable(device)
     if route == "dali":
         if why_not:

@@ -116,7 +116,7 @@ class TrainingImages(TrainVal):
             found = self.tests.find(settings, self.classes)
         except NoTestImages as error:
             if then is not None:
-                raise RunFolderError(f"{error}; {folder.path} began with test images: put them back") from error
+                raise RunFolderError(f"{error}; {folder.path} started with test images: put them back") from error
             if not len(self.val):
                 raise DataError(f"{error}; add them, or hold training images back by --val_fraction 0.1") from error
             log.warning(f"{error}: only the {len(self.val)} held-back images are evaluated")

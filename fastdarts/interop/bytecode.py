@@ -169,13 +169,13 @@ def _first_set(code: CodeType, steps: list[list[Step]]) -> frozenset[str]:
 def _refusals(steps: list[Step], outer: set[str], sets: frozenset[str]) -> Iterator[str]:
     for step in steps:
         if step.name in _WRITES and step.what not in sets:
-            yield f"{_WRITES[step.name]} {step.what}: it would not when it is fused"
+            yield f"{_WRITES[step.name]} {step.what}: a fused call would not"
         elif step.name in ("STORE_DEREF", "DELETE_DEREF") and step.what in outer:
-            yield f"sets {step.what}, a variable of the function around it"
+            yield f"sets {step.what}, a variable of the enclosing function"
         elif step.name == "IMPORT_NAME" and str(step.what).split(".")[0] not in ("torch", "math"):
             yield f"imports {step.what}"
         elif step.name in ("MATCH_CLASS", "LOAD_BUILD_CLASS", "IMPORT_STAR"):
-            yield "matches or makes classes"
+            yield "uses match statements or defines classes"
 
 
 def _asked(steps: list[Step], index: int) -> str | None:

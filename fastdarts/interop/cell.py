@@ -25,7 +25,7 @@ from fastdarts.interop.mixture import (
 from fastdarts.interop.parts import Layers, alike, run, usual
 from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import FusableCandidate, as_preprocess, recognise
-from fastdarts.interop.tree import heard, signature
+from fastdarts.interop.tree import has_hooks, signature
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 
@@ -63,7 +63,7 @@ def _preprocessed(layer: nn.Module, x: Tensor) -> Tensor | None:
     """Return None if the layer's own forward has to run."""
     plan: PreprocessPlan = layer.__dict__[PLAN]
     found = plan.update(layer)
-    if found is None or found.tree.heard() or not found.as_tried(layer):
+    if found is None or found.tree.has_hooks() or not found.as_tried(layer):
         return None
     if not usual(found.norms[0], x) or not even(len(found.convolutions), x):
         return None
@@ -190,7 +190,7 @@ def _edge_by_edge(edges: list[nn.Module], inputs: list[Tensor], rows: Tensor | l
 
 def _whole(edge: nn.Module, plan: MixturePlan, found: list[Layers | None]) -> bool:
     """Return whether all of an edge's candidates are fused in this call."""
-    if heard(edge) or not plan.stride:
+    if has_hooks(edge) or not plan.stride:
         return False
     codes = [layout.code for layout in plan.layouts if isinstance(layout, FusableCandidate)]
     every = zip(plan.candidates(edge), plan.layouts, found, strict=True)

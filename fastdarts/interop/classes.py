@@ -10,9 +10,9 @@ from torch import nn
 if TYPE_CHECKING:
     Before = nn.Module
 else:
-    Before = object  # what a mixin comes from: the module's own class follows it
+    Before = object  # base of mixins: the module's own class follows in the MRO
 
-PLAN = "_fastdarts"  # the attribute that holds what the mixin has to know
+PLAN = "_fastdarts"  # attribute with the mixin's plan
 _classes: dict[tuple[type, type], type] = {}
 
 

@@ -78,9 +78,9 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     for a backend that cannot run it.
     """
     if level not in ("cell", "op"):
-        raise ConvertError(f"level {level!r}: it is 'cell' or 'op'")
+        raise ConvertError(f"level {level!r}: expected 'cell' or 'op'")
     if any(isinstance(m, FUSED) for m in model.modules()):
-        raise ConvertError("this network is converted already; fastdarts.revert(model) undoes it")
+        raise ConvertError("this network is already converted; fastdarts.revert(model) undoes it")
     tensor = next(iter(model.parameters()), None)
     if tensor is None:
         raise ConvertError("this network has no parameters")
@@ -163,7 +163,7 @@ class _Converter:
                         inner_name = f"{name}.{child}" if name else child
                         done[inner_name] = Line(inner_name, "preprocess")
             else:
-                yield Line(name, "left alone", f"as a cell: {why}; its mixed operations stand for themselves")
+                yield Line(name, "left alone", f"as a cell: {why}; its mixed operations are converted one by one")
         yield from done.values()
 
     def mixture(self, name: str, module: nn.Module) -> Line | None:
@@ -254,9 +254,9 @@ class _Converter:
         before = [n for n, child in module._modules.items() if child is not None and not isinstance(child, nn.ModuleList)]
         plans = [e.__dict__[PLAN] for e in edges if isinstance(e, FusedMixture)]
         if len(plans) < len(edges) or not all(p.whole for p in plans):
-            return "not all of its operations are mixed ones whose candidates are all fused"
+            return "not all its operations are mixed operations with fused candidates only"
         if len(before) != 2 or not nodes_of(len(edges)):
-            return "it has not two preprocess layers and i + 2 operations for node i"
+            return "it does not have two preprocess layers and i + 2 operations for node i"
         try:
             reads = Reads(module, apart=[*before, listed])
         except Unwatched as error:
@@ -388,7 +388,7 @@ def _subject(module: nn.Module) -> probe.Subject | str:
     try:
         return probe.Subject(module)
     except Exception as error:  # foreign code: non-leaf tensors, locks, generators
-        return f"no copy of it can be made to try it out: {type(error).__name__}: {_line(error)}"
+        return f"it cannot be copied for verification: {type(error).__name__}: {_line(error)}"
 
 
 def _trial(
@@ -407,9 +407,7 @@ def _trial(
 
 
 def _reason(error: Exception) -> str:
-    return (
-        str(error) if isinstance(error, Differs) else f"tried on (x, weights) it raises {type(error).__name__}: {_line(error)}"
-    )
+    return str(error) if isinstance(error, Differs) else f"on (x, weights) it raises {type(error).__name__}: {_line(error)}"
 
 
 def _line(error: Exception) -> str:

@@ -8,7 +8,7 @@ from torch.nn.modules import module as modules
 
 from fastdarts.logs import say_once
 
-SLOW = "global module hooks are registered: converted modules run their class' own forward, in which every module is heard"
+SLOW = "global module hooks are registered: converted modules run their own forward, so that the hooks see every module"
 
 
 def global_hooks() -> bool:

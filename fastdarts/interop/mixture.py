@@ -16,10 +16,10 @@ from fastdarts.interop.global_hooks import global_hooks
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import FusableCandidate, Preprocess, Unknown, recognise
-from fastdarts.interop.tree import bare, customary, heard, signature
+from fastdarts.interop.tree import bare, has_hooks, only_torch_layers, signature
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 
-NOT_TRACED = "fastdarts looks at every layer before a fused call: traced, each look is a guard and each size compiles anew"
+NOT_TRACED = "fastdarts checks every layer before a fused call: if traced, each check is a guard and each size recompiles"
 Attributes = tuple[tuple[str, int], ...]
 Weights = Tensor | Sequence[Tensor | float]
 Own = dict[tuple[Any, ...], tuple[Candidate, int]]
@@ -80,8 +80,8 @@ class MixturePlan:
         found = [described(c, self.own) for c in candidates]
         for i, c in enumerate(candidates):
             layers = found[i][1]
-            if layers is not None and not customary(c) and (signature(c), layers.key) not in self.tried:
-                found[i] = Unknown("its kind was not tried"), None
+            if layers is not None and not only_torch_layers(c) and (signature(c), layers.key) not in self.tried:
+                found[i] = Unknown("its kind was not verified"), None
         return [layout for layout, _ in found], [layers for _, layers in found]
 
     def unchanged(self, module: nn.Module, k: int) -> bool:
@@ -185,7 +185,7 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
 
 def fits(candidate: nn.Module, layout: FusableCandidate | Unknown, found: Layers | None) -> bool:
     """Return whether a candidate is fused in this call."""
-    if not isinstance(layout, FusableCandidate) or found is None or heard(candidate) or found.tree.heard():
+    if not isinstance(layout, FusableCandidate) or found is None or has_hooks(candidate) or found.tree.has_hooks():
         return False
     if not found.as_tried(candidate):
         return False

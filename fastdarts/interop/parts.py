@@ -1,4 +1,4 @@
-"""The parameters and statistics of another codebase's candidates, as one call of ops.mixed_cell takes them.
+"""Pack the parameters and statistics of another codebase's candidates for one call of ops.mixed_cell.
 
 Notation: E edges, K candidates, Cq channels that pass through a candidate.
 """
@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Path, layer_at
-from fastdarts.interop.tree import Tree, customary
+from fastdarts.interop.tree import Tree, only_torch_layers
 from fastdarts.kernels.graph import Graph
 from fastdarts.ops.batch_norm import BatchNorm, recomputed_to_here
 from fastdarts.ops.mixed_cell import mixed_cell
 
 
 class Layers(NamedTuple):
-    """A candidate's convolutions, norms and dropouts, as they were found at their places.
+    """A candidate's convolutions, norms and dropouts, as found at their locations.
 
-    reads  what forwards of the codebase's own read; None where there are none
+    reads  dependencies of the codebase's own forwards; None if there are none
     """
 
     convolutions: tuple[nn.Conv2d, ...]
@@ -36,20 +36,20 @@ class Layers(NamedTuple):
     ) -> "Layers":
         """Find the layers. Raises KeyError if one is missing, Unwatched if the candidate's forward cannot be watched."""
         found, *rest = [tuple([layer_at(candidate, p) for p in paths]) for paths in (convolutions, norms, dropouts)]
-        reads = None if customary(candidate) else Reads(candidate, layers=True)
+        reads = None if only_torch_layers(candidate) else Reads(candidate, layers=True)
         return Layers(found, *rest, _shapes(found), Tree(candidate), reads)
 
     def same(self, candidate: nn.Module) -> bool:
-        """Whether the candidate is the one that they were found in, and nothing has changed but numbers."""
+        """Return whether `candidate` is the module they were found in, unchanged except for numeric values."""
         return self.tree.same(candidate) and _shapes(self.convolutions) == self.shapes
 
     def as_tried(self, candidate: nn.Module) -> bool:
-        """Whether what its forward reads is what it was."""
+        """Return whether the dependencies of its forward have their verified values."""
         return self.reads is None or self.reads.same(candidate)
 
     @property
     def key(self) -> str | None:
-        """Of what its forward reads."""
+        """Return the key of its forward's dependencies."""
         return None if self.reads is None else self.reads.key
 
 
@@ -66,9 +66,9 @@ def run(
     partial_channels: int,
     backend: str,
 ) -> Tensor:
-    """ops.mixed_cell with the candidates' own parameters; their running statistics and counters move as in their forward.
+    """Call ops.mixed_cell with the candidates' own parameters; updates running statistics and counters as their forwards do.
 
-    found  of all candidates of `graph`, in its order; their norms are of one mode and one setting
+    found  layers of all candidates of `graph`, in its order; their norms share mode and settings
     """
     x = inputs[0]
     weights = [layer.weight.reshape(-1) for layers in found for layer in layers.convolutions]
@@ -105,9 +105,9 @@ def run(
 
 
 def alike(found: Sequence[Layers], x: Tensor) -> bool:
-    """Whether all norms have one mode and one setting, so that one call can serve them and images like x.
+    """Return whether all norms share mode and settings, so that one call can compute them for images like x.
 
-    A norm that is at two places moves twice; one without momentum, or that keeps statistics but does not move them, is torch's.
+    False for a norm used twice, without momentum, or with statistics that it does not update: torch computes these.
     """
     norms = [n for f in found for n in f.norms]
     if len({(n.training, n.momentum, n.eps, *_kept(n)) for n in norms}) > 1 or len(set(norms)) < len(norms):
@@ -116,7 +116,7 @@ def alike(found: Sequence[Layers], x: Tensor) -> bool:
 
 
 def usual(norm: BatchNorm, x: Tensor) -> bool:
-    """Whether a norm does what the fused ops do, in their dtype."""
+    """Return whether the fused ops can compute a norm, in its dtype."""
     affine, tracks, dtype = _kept(norm)
     fits = dtype is None or dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
     return fits and not affine and norm.momentum is not None and tracks == (dtype is not None)

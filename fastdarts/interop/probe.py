@@ -69,7 +69,7 @@ class Subject:
         args, before = _leaves(arguments), [b.clone() for _, b in self.buffers]
         out = self.module(*args)
         if not isinstance(out, Tensor):
-            raise Differs(f"its forward returns {type(out).__name__}, no tensor")
+            raise Differs(f"its forward returns {type(out).__name__}, not a tensor")
         weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype, device=out.device).view(out.shape).sin()
         if out.requires_grad:
             (out * weights).sum().backward()
@@ -90,13 +90,13 @@ def compare(own: Outcome, converted: Outcome, where: str) -> None:
     theirs = [converted[n] if n in converted else torch.zeros_like(own[n]) for n in names]
     for name, a, b in zip(names, before, theirs, strict=True):
         if a.shape != b.shape:
-            raise Differs(f"{name} is {tuple(a.shape)} and comes out as {tuple(b.shape)} {where}")
+            raise Differs(f"{name} has shape {tuple(b.shape)} instead of {tuple(a.shape)} {where}")
     flat = [torch.cat([t.reshape(-1).double() for t in side]) for side in (before, theirs)]
     if not torch.allclose(flat[0], flat[1], **CLOSE):
         name = next(
             n for n, a, b in zip(names, before, theirs, strict=True) if not torch.allclose(a.double(), b.double(), **CLOSE)
         )
-        raise Differs("it draws random numbers" if name == DRAWN else f"{name} comes out otherwise {where}")
+        raise Differs("it draws random numbers" if name == DRAWN else f"{name} differs {where}")
 
 
 def try_out(subject: Subject, cases: dict[str, Arguments], convert: Callable[[nn.Module], None]) -> None:

@@ -195,7 +195,7 @@ class _Look:
             act(value, path)
         for kind, path in self.containers.items():
             if self.changes & MUTATORS[kind]:
-                raise Unwatched(f"its forward may change {path}: it would not when it is fused")
+                raise Unwatched(f"its forward may change {path}: a fused call would not")
         return self
 
     def key(self) -> str:
@@ -223,7 +223,7 @@ class _Look:
     def reader(self, value: Any, path: str) -> Callable[[Any, str], None] | None:
         """Return the method that traverses a value; None for a leaf. Raises Unwatched."""
         if isinstance(value, Tensor):
-            raise Unwatched(f"its forward depends on {_short(path)}, a tensor of its own")
+            raise Unwatched(f"its forward depends on {_short(path)}, a tensor besides its parameters and buffers")
         if issubclass(type(value), nn.Module):
             return self.module
         if isinstance(value, types.FunctionType):
@@ -295,7 +295,7 @@ class _Look:
                 self.visit(inner, f"{path}[{key!r}]")
         elif isinstance(value, set | frozenset):
             if any(type(v) not in PLAIN and not isinstance(v, Enum) for v in contents):
-                raise Unwatched(f"its forward reads {_short(path)}, a set of more than plain values")
+                raise Unwatched(f"its forward reads {_short(path)}, a set of other than plain values")
             self.tokens += sorted(map(repr, contents))
         else:
             for i, inner in enumerate(contents):

@@ -77,12 +77,12 @@ def recognise(module: nn.Module) -> FusableCandidate | Preprocess | Unknown:
     """
     found = list(layers(module))
     if module._modules and (module._parameters or module._buffers):
-        return Unknown("it has parameters beside its layers")
+        return Unknown("it has parameters outside its layers")
     dropouts = tuple(path for path, layer in found if isinstance(layer, nn.Dropout | nn.Dropout2d))
     known = [(path, layer, letter_of(layer)) for path, layer in found if not isinstance(layer, TRANSPARENT)]
     for _, layer, letter in known:
         if letter is None:
-            return Unknown(f"{type(layer).__name__} is no layer of a known candidate")
+            return Unknown(f"{type(layer).__name__} is not a layer of a known candidate")
         if why := _unusual(layer):
             return Unknown(why)
     order = "".join(letter or "" for *_, letter in known)
@@ -99,7 +99,7 @@ def recognise(module: nn.Module) -> FusableCandidate | Preprocess | Unknown:
         return _separable(convolutions, first.stride[0], rest)
     if order == "rcb":
         return _dense(convolutions[0], rest)
-    return Unknown("its layers are in no order that is known")
+    return Unknown("its layers are in an unknown order")
 
 
 def _pool(order: str, pool: Any, norm: Any, rest: tuple) -> FusableCandidate | Unknown:
@@ -108,10 +108,10 @@ def _pool(order: str, pool: Any, norm: Any, rest: tuple) -> FusableCandidate | U
     if order[0] == "m" and not (usual and _pair(pool.dilation) == (1, 1)):
         return Unknown("its max-pooling is not 3x3 with padding 1")
     if order[0] == "a" and not (usual and not pool.count_include_pad and pool.divisor_override is None):
-        return Unknown("its mean is not 3x3 with padding 1 that is not counted")
+        return Unknown("its average pooling is not 3x3 with padding 1 excluded from the count")
     code = {"mb": Candidate.MAX_POOL_3, "ab": Candidate.AVG_POOL_3, "a": Candidate.PLAIN_AVG_POOL_3}[order]
     if order == "a" and stride != (1, 1):
-        return Unknown("a mean without BatchNorm is fused at stride 1 only")
+        return Unknown("average pooling without BatchNorm is fused at stride 1 only")
     return FusableCandidate(code, stride[0], 0 if order == "a" else _features(norm), *rest)
 
 
@@ -122,9 +122,9 @@ def _separable(convolutions: list[nn.Conv2d], stride: int, rest: tuple) -> Fusab
         s, p = stride if i == 0 else 1, dilation * (kernel // 2)
         expected = (C, C, (kernel, kernel), (s, s), (p, p), (dilation, dilation), C)
         if _shape(depth) != expected or kernel not in _TWICE:
-            return Unknown("its depthwise convolution is not the customary one")
+            return Unknown("its depthwise convolution differs from DARTS'")
         if _shape(point) != (C, C, (1, 1), (1, 1), (0, 0), (1, 1), 1):
-            return Unknown("its 1x1 convolution is not the customary one")
+            return Unknown("its 1x1 convolution differs from DARTS'")
     return FusableCandidate((_TWICE if dilation == 1 else _ONCE)[kernel], stride, C, *rest)
 
 
@@ -141,7 +141,7 @@ def _dense(conv: nn.Conv2d, rest: tuple) -> FusableCandidate | Preprocess | Unkn
 def _reduction(convolutions: list[nn.Conv2d], rest: tuple) -> FusableCandidate | Preprocess | Unknown:
     half, C = convolutions[0].weight.shape[:2]
     if any(_shape(c) != (C, half, (1, 1), (2, 2), (0, 0), (1, 1), 1) for c in convolutions):
-        return Unknown("its two convolutions do not give half of the channels each")
+        return Unknown("its two convolutions do not produce half of the channels each")
     return FusableCandidate(Candidate.SKIP, 2, C, *rest) if 2 * half == C else Preprocess(rest[0], rest[1][0])
 
 

@@ -48,12 +48,12 @@ def signature(module: nn.Module) -> tuple[Any, ...]:
     )
 
 
-def customary(module: nn.Module) -> bool:
+def only_torch_layers(module: nn.Module) -> bool:
     """Return whether a module consists of torch's own layers only, one after the other."""
     return not any(foreign(m) or (m._modules and type(m) is not nn.Sequential) for m in module.modules())
 
 
-def heard(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Return whether a module has hooks or a replaced forward, so that it has to run its own forward."""
     s = module.__dict__
     hooks = s["_forward_hooks"] or s["_forward_pre_hooks"] or s["_backward_hooks"] or s["_backward_pre_hooks"]
@@ -83,9 +83,9 @@ class Tree:
                     return False
         return True
 
-    def heard(self) -> bool:
+    def has_hooks(self) -> bool:
         """Return whether a submodule has hooks or a replaced forward."""
-        return any(heard(m) for m, *_ in self.parts if m is not self.root)
+        return any(has_hooks(m) for m, *_ in self.parts if m is not self.root)
 
 
 def _parameters(module: nn.Module) -> list[str]:

@@ -17,7 +17,7 @@ def classifier_of(supernet: Network) -> nn.Linear:
     """Return the classifier that `attach` made. Raises RuntimeError if it has been removed."""
     classifier = supernet.classifier
     if classifier is None:
-        raise RuntimeError("the supernet has no classifier any more: make the objective anew")
+        raise RuntimeError("the supernet's classifier was removed: create the objective again")
     return classifier
 
 

@@ -55,7 +55,7 @@ class MaskedReconstruction(Reconstructing):
     ) -> None:
         super().__init__()
         if decoder not in DECODERS:
-            raise ValueError(f"there is no decoder {decoder!r}; there are {', '.join(DECODERS)}")
+            raise ValueError(f"unknown decoder {decoder!r}; known are {', '.join(DECODERS)}")
         self.norm, self.mean, self.std, self.backend = norm, mean, std, backend
         self.masking = Masking(mask_ratio, patch_size, seed, mean, std, backend)
         self.decoder = DECODERS[decoder](tap_channels)

@@ -122,20 +122,20 @@ OBJECTIVES |= {
         "Search by reconstruction of whole images",
         _reconstruction,
     ),
-    "rotation": Row("tell by how many quarter turns an image is rotated", "Search by rotation", _rotation),
-    "colourisation": Row("tell each pixel's colour, of 313, from the lightness", "Search by colourisation", _colourisation),
-    "jigsaw": Row("tell in which of 24 orders an image's 2 x 2 tiles stand", "Search by jigsaw", _jigsaw, tiles=True),
+    "rotation": Row("predict by how many quarter turns an image is rotated", "Search by rotation", _rotation),
+    "colourisation": Row("predict each pixel's colour, of 313, from the lightness", "Search by colourisation", _colourisation),
+    "jigsaw": Row("predict in which of 24 orders an image's 2 x 2 tiles are arranged", "Search by jigsaw", _jigsaw, tiles=True),
     "supervised+rotation": Row(
-        "classify and tell the rotation", "Search by classification and rotation", _rotation, needs_labels=True
+        "classify and predict the rotation", "Search by classification and rotation", _rotation, needs_labels=True
     ),
     "supervised+colourisation": Row(
-        "classify and tell the colours, from the lightness",
+        "classify and predict the colours, from the lightness",
         "Search by classification and colourisation",
         _colourisation,
         needs_labels=True,
     ),
     "supervised+jigsaw": Row(
-        "classify and tell the tiles' order", "Search by classification and jigsaw", _jigsaw, needs_labels=True, tiles=True
+        "classify and predict the tiles' order", "Search by classification and jigsaw", _jigsaw, needs_labels=True, tiles=True
     ),
 }
 
@@ -169,13 +169,13 @@ def make_objective(
     Raises ValueError with the reason if these do not fit together.
     """
     if name not in OBJECTIVES:
-        raise ValueError(f"there is no objective {name!r}; there are {', '.join(OBJECTIVES)}")
+        raise ValueError(f"unknown objective {name!r}; known are {', '.join(OBJECTIVES)}")
     row = OBJECTIVES[name]
     masking = Masking(mask_ratio, patch_size, seed, mean, std, backend)
     try:
         _check_size(row, supernet, masking, image_size)
         if row.needs_labels and num_classes is None:
-            raise ValueError("it needs labels, and the images have none")
+            raise ValueError("it needs labels, but the images have none")
         classes = num_classes if row.needs_labels else None
         return row.make(Choices(supernet, classes, masking, mask_token, loss, decoder))
     except ValueError as error:
@@ -187,11 +187,11 @@ def _check_size(row: Row, supernet: Network, masking: Masking, S: int) -> None:
     if row.masks:
         masking.hidden(S, S)
     if row.tiles and S % 2:
-        raise ValueError(f"images of {S} pixels a side cannot be cut into 2 x 2 tiles; an even number is needed")
+        raise ValueError(f"images of {S} pixels a side cannot be cut into 2 x 2 tiles; the side must be even")
     parts, what = (2, "tiles") if row.tiles else (1, "images")
     side, multiple = S // parts, supernet.multiple
     if side % multiple:
         raise ValueError(
-            f"{what} of {side} pixels a side: this network halves them, they must be multiples of {multiple}, as with images "
+            f"{what} of {side} pixels a side: the network's strides require a multiple of {multiple}, for example images "
             f"of {max(1, side // multiple) * multiple * parts}"
         )

@@ -69,7 +69,7 @@ def native_cpu(*dtypes: torch.dtype, op: str | None = None) -> Check:
 
     def check(device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cpu":
-            return f"it serves tensors on the CPU, these are on {device}"
+            return f"it supports tensors on the CPU, not on {device}"
         if dtype not in dtypes:
             return f"it is compiled for {' and '.join(map(_short, dtypes))}, not for {_short(dtype)}"
         return native.reason() or (native.lacks(op) if op else None)
@@ -82,7 +82,7 @@ def triton(*dtypes: torch.dtype) -> Check:
 
     def check(device: torch.device, dtype: torch.dtype) -> str | None:
         if device.type != "cuda":
-            return f"it serves tensors on NVIDIA GPUs, these are on {device}"
+            return f"it supports tensors on NVIDIA GPUs, not on {device}"
         if dtype not in dtypes:
             return f"its kernels are written for {' and '.join(map(_short, dtypes))}, not for {_short(dtype)}"
         return lacks_triton() or _lacks_capability(device)
@@ -108,9 +108,9 @@ def lacks_triton() -> str | None:
 def _lacks_capability(device: torch.device) -> str | None:
     """Return why the kernels do not run on this GPU, or None."""
     if torch.version.cuda is None:
-        return "it serves NVIDIA GPUs, this torch is built for another kind"
+        return "it supports NVIDIA GPUs, this torch is built for other GPUs"
     if not torch.cuda.is_available():
-        return "torch sees no NVIDIA GPU on this machine"
+        return "torch finds no NVIDIA GPU on this machine"
     capability = torch.cuda.get_device_capability(device)
     if capability < OLDEST_GPU:
         have, need = (".".join(map(str, c)) for c in (capability, OLDEST_GPU))
@@ -155,7 +155,7 @@ def _decide(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> 
         slower_than = "".join(f"; not {n}: {why}" for n, why in _faster(refused).items())
         missing = native.reason()
         if missing and missing in refused.values():  # the same for all ops: logged once
-            say_once(f"the plain-PyTorch definitions run, not the fused kernels: {missing}")
+            say_once(f"running the plain-PyTorch definitions instead of the fused kernels: {missing}")
         else:
             level = logging.DEBUG if device.type == "meta" else logging.INFO  # meta tensors only compute shapes
             log.log(level, "%s on %s, %s: backend %s%s", op, device, _short(dtype), name, slower_than)

@@ -132,7 +132,7 @@ def check(running: Running | None, B: int, like: Tensor, training: bool, m: int,
     if not 0 <= momentum <= 1 or not eps > 0:
         raise ValueError(f"momentum must lie within 0..1 and eps above 0, got {momentum} and {eps}")
     if B and m == 1 and (training or running is None):
-        raise ValueError("Expected more than 1 value per channel when training: one image of one pixel is normalised")
+        raise ValueError("Expected more than 1 value per channel when training: the input is one image of one pixel")
     if running is None:
         return
     for name, buffer in zip(("running mean", "running variance"), running, strict=True):
@@ -152,7 +152,7 @@ def through_definition(
 
     A native op's backward returns these under create_graph=True.
     """
-    say_once(f"{op}: a gradient that is differentiated again (create_graph=True) is computed through the definition")
+    say_once(f"{op}: a gradient that is itself differentiated (create_graph=True) is computed by the definition")
     # aliases: one state may depend on another, and that path belongs to another op
     aliases = [None if t is None else t.view_as(t) for t in tensors]
     asked = [a for a, w in zip(aliases, wanted, strict=True) if w and a is not None]

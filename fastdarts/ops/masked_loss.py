@@ -162,7 +162,7 @@ def _check(levels: Sequence[Tensor], bias: Tensor, constants: Constants) -> None
     """Raise ValueError, saying what was given, unless the arguments are as masked_loss documents them."""
     images, flip, mask, mean, std, norm = constants
     if not levels:
-        raise ValueError("levels must be at least one map (N, 3, h, w), got none")
+        raise ValueError("levels must contain at least one map (N, 3, h, w), got none")
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
         raise ValueError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {tuple(images.shape)}")
     n, h, w, _ = images.shape

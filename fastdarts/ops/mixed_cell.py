@@ -315,9 +315,9 @@ def _beyond_triton(
 ) -> str | None:
     most, widest = mixed_cell_plan.MOST_INPUTS, mixed_cell_plan.WIDEST
     if len(inputs) > most:
-        return f"its kernels take cells of at most {most} inputs, this one has {len(inputs)}"
+        return f"its kernels support cells of at most {most} inputs, got {len(inputs)}"
     Cq = inputs[0].shape[1] // constants.partial_channels
-    return None if Cq <= widest else f"its kernels take at most {widest} channels through a candidate, got {Cq}"
+    return None if Cq <= widest else f"its kernels support at most {widest} channels per candidate, got {Cq}"
 
 
 backends.register(
@@ -360,7 +360,7 @@ def _check(inputs: Sequence[Tensor], ops: Tensor, edges: Tensor | None, weights:
         backends.check_alike(name, tensor, x)
     if channels is not None:
         if k == 1:
-            raise ValueError("partial_channels = 1 takes all channels: channels must be None")
+            raise ValueError("partial_channels = 1 uses all channels: channels must be None")
         if channels.dtype != torch.int64 or tuple(channels.shape) != (E, Cq) or channels.device != x.device:
             got = f"{channels.dtype} {tuple(channels.shape)} on {channels.device}"
             raise ValueError(f"channels must be int64 ({E}, {Cq}) on {x.device}, got {got}")

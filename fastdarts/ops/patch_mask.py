@@ -153,7 +153,7 @@ def _beyond_triton(*args: Any) -> str | None:
 
     a = PatchMask(*args)
     patches = (a.images.shape[1] // a.patch_size) * (a.images.shape[2] // a.patch_size)
-    return None if patches <= MOST_PATCHES else f"its kernel takes at most {MOST_PATCHES} patches an image, got {patches}"
+    return None if patches <= MOST_PATCHES else f"its kernel supports at most {MOST_PATCHES} patches per image, got {patches}"
 
 
 backends.register(

@@ -250,7 +250,9 @@ def _check(xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], constants:
     """Raise ValueError, saying what was given, unless the arguments are as relu_conv_bns documents them."""
     running = constants.running
     if len(xs) not in (1, 2) or {len(weights), len(xs if running is None else running)} != {len(xs)}:
-        raise ValueError(f"one layer or two, each with its weights: got {len(xs)} inputs, {len(weights)} lists of weights")
+        raise ValueError(
+            f"expected one or two layers, each with its weights, got {len(xs)} inputs, {len(weights)} lists of weights"
+        )
     for i, (x, each) in enumerate(zip(xs, weights, strict=True)):
         _check_layer(x, each, None if running is None else running[i], constants)
         backends.check_alike("the second input", x, xs[0])

@@ -21,7 +21,7 @@ def handle(sync: Sync | None) -> int:
 def ranks_of(number: int) -> Sync | None:
     """Return the ranks of a handle. Raises ValueError for one that is no longer valid."""
     if number and number not in _given:
-        raise ValueError(f"sync = {number} is the handle of no ranks, or they have ended")
+        raise ValueError(f"sync = {number} is not a handle of process groups, or they were destroyed")
     return _given[number] if number else None
 
 

@@ -88,9 +88,9 @@ class Epoch:
         each = zip(skipped, means, parts, strict=True)
         counts = " and ".join(f"{n} of {mean.of} updates of {part.name}" for n, mean, part in each if n)
         if not seeking and any(n == mean.of for n, mean in zip(skipped, means, strict=True) if mean.of):
-            raise DivergedError(f"{epoch}: {counts} had gradients that are not finite; try a smaller learning_rate")
+            raise DivergedError(f"{epoch}: {counts} had non-finite gradients; try a smaller learning_rate")
         if message:
-            log.warning(f"{epoch}: {counts} were skipped, their gradients were not finite")
+            log.warning(f"{epoch}: {counts} were skipped because of non-finite gradients")
 
 
 def _mean(losses: list[Tensor]) -> Mean:

@@ -68,17 +68,17 @@ def check_backend(backend: OptimizerBackend, device: torch.device, dtype: torch.
         return
     found = provenance.apex()
     if not found.startswith(provenance.NVIDIAS):
-        remedy = "build NVIDIA's from github.com/NVIDIA/apex with its CUDA extensions, or take torch's fused ones"
+        remedy = "build NVIDIA's from github.com/NVIDIA/apex with its CUDA extensions, or use torch's fused ones"
         raise OptimizerUnavailable(f"apex is {found}; {remedy} (--optimizer_backend torch)")
     if device.type != "cuda" or dtype != torch.float32:
-        served = f"float32 on a GPU, these parameters are {str(dtype).removeprefix('torch.')} on {device}"
-        raise OptimizerUnavailable(f"apex' fused optimizers serve {served}: take --optimizer_backend torch")
+        served = f"float32 on a GPU, not {str(dtype).removeprefix('torch.')} on {device}"
+        raise OptimizerUnavailable(f"apex' fused optimizers support {served}: use --optimizer_backend torch")
     try:
         module = importlib.import_module("apex.optimizers")
         importlib.import_module("amp_C")  # its kernels: without them the optimizers can be imported but not constructed
     except provenance.BROKEN as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise OptimizerUnavailable(f"apex is installed and not usable ({why}): build it with its CUDA extensions") from error
+        raise OptimizerUnavailable(f"apex is installed but not usable ({why}): build it with its CUDA extensions") from error
     if missing := [name for name in ("FusedSGD", "FusedAdam") if not hasattr(module, name)]:
         raise OptimizerUnavailable(f"apex.optimizers has no {' and no '.join(missing)}: install a newer apex")
 

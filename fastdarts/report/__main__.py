@@ -26,15 +26,13 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="TEXT|FILE|RUN|NAME",
         help="as printed or logged, a file with it, a run, or a published name",
     )
-    parser.add_argument("--modules", metavar="NAME,...", help="modules that register candidates of your own, for --genotype")
-    parser.add_argument("--out", type=path_of, metavar="DIR", help="where the drawings of --genotype go (default: here)")
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.genotype is None):
         parser.error("give either RUN or --genotype")
     if args.out and not args.genotype:
-        parser.error("--out goes with --genotype; the report of a run is written into its folder")
+        parser.error("--out requires --genotype; the report of a run is written into its folder")
     if args.modules and not args.genotype:
-        parser.error("--modules goes with --genotype; a run's report names operations as they are")
+        parser.error("--modules requires --genotype; a run's report needs no modules")
     try:
         import_modules(args.modules)
         written = [_report(args.run)] if args.run else _draw(args.genotype, args.out or Path())
@@ -58,7 +56,7 @@ def _draw(genotype: str, folder: Path) -> list[Path]:
     """
     cells = architecture_of(genotype)
     if any((folder / name).exists() for name in ("settings.json", "metrics.jsonl")):
-        raise ReportError(f"--out: {folder} holds a run, whose drawings these would replace: name another folder")
+        raise ReportError(f"--out: {folder} contains a run, whose drawings would be overwritten: choose another folder")
     paths = {kind: folder / f"cell_{kind}" for kind in cells.wirings()}
     folder.mkdir(parents=True, exist_ok=True)
     with drawing():

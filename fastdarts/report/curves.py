@@ -92,7 +92,7 @@ def draw_alpha(records: list[Record], settings: dict[str, Any], path: str | Path
     """
     epochs = [epoch for epoch in epochs_of(records) if epoch.get("ops")]
     if not epochs:
-        raise ValueError("no epoch's record holds the operations' weights")
+        raise ValueError("no epoch's record contains the operations' weights")
     shown = chosen_of(epochs)
     number = epochs.index(shown)
     candidates = settings.get("candidates") or {}
@@ -139,7 +139,7 @@ def epochs_of(records: list[Record]) -> list[Record]:
     """Return the records of epochs. Raises ValueError if there are none."""
     epochs = [record for record in records if record["kind"] == "epoch"]
     if not epochs:
-        raise ValueError("no epoch is finished yet, so there is nothing to draw")
+        raise ValueError("no epoch is finished yet, nothing to draw")
     return epochs
 
 

@@ -135,7 +135,7 @@ def _sign(lane: int) -> int:
 
 
 def _ports(wiring: Wiring, lane: list[int]) -> dict[tuple[int, bool, bool], list[int]]:
-    """(state, above?, leaving?) -> genes from left to right, ordered so that edges of one node do not cross."""
+    """Return (state, above?, leaving?) -> genes from left to right, ordered so that edges of one node do not cross."""
     ports: dict[tuple[int, bool, bool], list[int]] = defaultdict(list)
     genes, inputs = wiring.genes, len(wiring.inputs)
     for gene in sorted(range(len(genes)), key=lambda g: abs(lane[g])):

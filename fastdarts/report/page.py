@@ -14,7 +14,7 @@ _ALPHA = "The relaxed weight of each operation: mean over the edges by epoch, an
 _COLLAPSE = """Signs of collapse after each epoch: skips of the derived cell (dashed: where the warning begins, ringed: warned),
 how decided the weights are, how far skip outweighs convolutions, and, where it was asked for, the Hessian's eigenvalue."""
 _STOPPED = "{why}. The search ended after epoch {after}{of}; its result is the genotype of epoch {epoch}."
-_PICTURES = "Validation images: what the network saw, what it drew, and what was there."
+_PICTURES = "Validation images: masked input, reconstruction, and original."
 
 
 def write_report(run: str | Path) -> Path:
@@ -62,7 +62,7 @@ def _notices(run: Run) -> list[str]:
         of = f" of {run.planned}" if run.planned else ""
         notices.append(markup.notice(f"Early stop ({run.stopped['rule']})", _STOPPED.format(of=of, **run.stopped)))
     elif run.planned and done < run.planned:
-        text = f"{done} of {run.planned} epochs are done; everything below is what is known so far."
+        text = f"{done} of {run.planned} epochs are done; this report shows the results so far."
         notices.append(markup.notice("Unfinished search", text))
     for kind in run.kinds:
         skips, genes = run.skips(kind)
@@ -94,7 +94,7 @@ def _pictures(run: Run) -> str:
 def _lists(run: Run) -> str:
     genotypes = [f"{epoch['epoch']}  {epoch['genotype']}" for epoch in run.epochs if epoch.get("genotype")]
     return markup.section(
-        "Files left out, genotypes by epoch",
+        "Excluded files, genotypes by epoch",
         *parts.left_out(run),
         markup.details("Genotype after each epoch", genotypes),
     )

@@ -54,7 +54,7 @@ def drawn(run: Run, name: str, alt: str, missing: Mapping[str, str], caption: st
 
 def genotype(run: Run, missing: Mapping[str, str]) -> list[str]:
     """Return the genotype's text and drawings."""
-    text = [markup.subtitle("Genotype (one click selects all of it)"), markup.code(str(run.genotype))]
+    text = [markup.subtitle("Genotype (click to select all)"), markup.code(str(run.genotype))]
     return text + [drawn(run, name, f"{name.removeprefix('cell_')} cell", missing) for name in cells(run)]
 
 
@@ -74,8 +74,8 @@ def tables(run: Run) -> list[str]:
 def left_out(run: Run) -> list[str]:
     """Return the number of files that could not be read, and their list."""
     count = len(run.excluded)
-    files = f"{count} file{'' if count == 1 else 's'} left out because they could not be read."
-    return [markup.paragraph(files), markup.details("Files left out", run.excluded)]
+    files = f"{count} file{'' if count == 1 else 's'} excluded because they could not be read."
+    return [markup.paragraph(files), markup.details("Excluded files", run.excluded)]
 
 
 def publish(run: Run, page: str) -> Path:

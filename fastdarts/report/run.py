@@ -122,7 +122,7 @@ def read_run(folder: str | Path) -> Run:
         raise ReportError(f"no such run folder: {folder}")
     metrics, settings, timing = (folder / name for name in ("metrics.jsonl", "settings.json", "timing.jsonl"))
     if not metrics.is_file():
-        raise ReportError(f"not the folder of a search, it has no metrics.jsonl: {folder}")
+        raise ReportError(f"not a search's run folder, it has no metrics.jsonl: {folder}")
     records = _lines(metrics)
     for number, record in enumerate(records, start=1):
         _check(record, f"{metrics} line {number}")

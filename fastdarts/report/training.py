@@ -72,7 +72,7 @@ def _notices(run: Run) -> list[str]:
     notices = parts.sample_notice(run, "a training", "the accuracies")
     done = run.epochs[-1]["epoch"]
     if run.planned and done < run.planned:
-        text = f"{done} of {run.planned} epochs are done; everything below is what is known so far."
+        text = f"{done} of {run.planned} epochs are done; this report shows the results so far."
         notices.append(markup.notice("Unfinished training", text))
     return notices
 

@@ -20,7 +20,7 @@ def benchmark_of(resolved: Resolved) -> Lookup | None:
     if path is None:
         return None
     if space.skeleton != "nasbench201":
-        raise ConfigError(f"--benchmark: the cells of space {space.name} are in no table, those of nasbench201 are")
+        raise ConfigError(f"--benchmark: no table contains the cells of space {space.name}, only those of nasbench201")
     try:
         return nats.read(path)
     except (TableError, OSError) as error:
@@ -61,7 +61,7 @@ def _supernet(resolved: Resolved, stage: Stage, space: Space) -> Network:
     s, stem = resolved.settings, resolved.dataset.stem
     if space.skeleton == "nasbench201":
         if stem != "cifar":
-            raise ConfigError(f"space {space.name}: NAS-Bench-201's network is for small images, take fastdarts.search_cifar")
+            raise ConfigError(f"space {space.name}: NAS-Bench-201's network is for small images, use fastdarts.search_cifar")
         if s.partial_channels != 1 or s.edge_normalization:
             raise ConfigError(
                 f"space {space.name}: partial channels and weights of edges are of DARTS' cells only: take --method darts-1st "

@@ -74,10 +74,12 @@ def say_what_changed(folder: RunFolder, threads: int, sync_bn: bool, world: Worl
         return
     ranks, before = folder.saved.get("ranks", 1), folder.saved["settings"].get("threads", threads)
     if ranks != world.size:
-        norm = "" if sync_bn else ", and BatchNorm's statistics are of other shares of a batch"
-        log.warning(f"the run began with {ranks} ranks and goes on with {world.size}: images stay the same, sums round{norm}")
+        norm = "" if sync_bn else ", and BatchNorm's statistics come from different parts of a batch"
+        log.warning(
+            f"the run started with {ranks} ranks and continues with {world.size}: same images, but sums round differently{norm}"
+        )
     elif before != threads:
-        log.warning(f"the run began with {before} threads and goes on with {threads}: torch's sums may round otherwise")
+        log.warning(f"the run started with {before} threads and continues with {threads}: torch's sums may round differently")
 
 
 def draw_apart(world: World) -> None:

@@ -115,20 +115,20 @@ def _summary(resolved: Resolved, images: Images, memory: int, steps: int, free: 
         f"k = {settings.partial_channels}, {weights / 1e6:.2f} M weights, on {settings.device}",
         f"images {len(images.train)} train + {len(images.val)} val of {len(index)} in {len(index.classes)} classes, "
         f"{settings.image_size} px, batch {settings.batch_size}",
-        f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha moves in the last "
+        f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha is updated in the last "
         f"{moving // len(stages)}{of_each} (--begin {settings.begin}); {passes} image passes forward and backward",
         *_stages(stages),
-        f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
-        + ("" if world.is_single else ", for each rank"),
+        f"memory about {memory / 2**30:.2f} GiB per step, {free.bytes / 2**30:.2f} GiB free"
+        + ("" if world.is_single else ", per rank"),
         *shares(settings, world),
     ]
     check_profile(settings.profile, steps * settings.epochs)
     if memory > free.bytes:
-        lines.append("note: that is more than is free; --batch_size auto takes what fits")
+        lines.append("warning: more memory than is free; --batch_size auto chooses a batch that fits")
     if images.excluded:
-        lines.append(f"left out {len(images.excluded)} files that cannot be decoded, listed in excluded.txt")
+        lines.append(f"{len(images.excluded)} files excluded because they cannot be decoded, listed in excluded.txt")
     if not moving:
-        lines.append(f"note: alpha never moves, --begin {settings.begin} is not below --epochs {settings.epochs}")
+        lines.append(f"warning: alpha is never updated because --begin ({settings.begin}) >= --epochs ({settings.epochs})")
     return "\n".join([*lines, *_rate(resolved)])
 
 
@@ -140,8 +140,8 @@ def _rate(resolved: Resolved) -> list[str]:
     if settings.data is None or settings.batch_size == published or settings.learning_rate != rate:
         return []
     return [
-        f"note: --learning_rate {rate} is the published one for batch {published}; in proportion, {settings.batch_size} "
-        f"images would take {rate * settings.batch_size / published:.3g}"
+        f"note: --learning_rate {rate} was published for batch {published}; scaled linearly, {settings.batch_size} "
+        f"images would use {rate * settings.batch_size / published:.3g}"
     ]
 
 

@@ -77,8 +77,8 @@ def _summary(resolved: ResolvedTraining, images: TrainingImages, memory: int, st
         f"images {len(images.train)} train, {held}{tests} in {num_classes} classes, {s.image_size} px, batch {s.batch_size}",
         f"steps {steps} an epoch, {steps * s.epochs} in {s.epochs} epochs; learning rate {schedule(0, s.epochs):.4g} at first, "
         f"{schedule(last, s.epochs):.4g} at last",
-        f"memory about {memory / 2**30:.2f} GiB for a step, {free.bytes / 2**30:.2f} GiB are free"
-        + ("" if world.is_single else ", for each rank"),
+        f"memory about {memory / 2**30:.2f} GiB per step, {free.bytes / 2**30:.2f} GiB free"
+        + ("" if world.is_single else ", per rank"),
         *shares(s, world),
         *_choice(s, images),
     ]

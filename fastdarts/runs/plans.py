@@ -35,7 +35,7 @@ class Free(NamedTuple):
     device: str
 
     def __str__(self) -> str:
-        return f"{placement.gib(self.bytes)} that are free on {self.device}"
+        return f"{placement.gib(self.bytes)} free on {self.device}"
 
 
 class Plan(NamedTuple):
@@ -63,7 +63,7 @@ def automatic(peak: Peak, free: Free, most: int, of: str, world: World) -> int:
     multiple, fits = f"multiple of {_multiple(world)}", f"in {placement.SHARE:.0%} of the {free}"
     found = _largest(peak, free, most, world)
     if not found:
-        raise ConfigError(f"--batch_size auto: no {multiple} fits, neither {fits} nor in {of} of {most} images; give a number")
+        raise ConfigError(f"--batch_size auto: no {multiple} fits {fits} and in {of} of {most} images; give a number")
     log.info(f"--batch_size auto: {found} images, the largest {multiple} that fits {fits} and in {of} of {most} images")
     return found
 
@@ -72,10 +72,10 @@ def out_of_memory(peak: Peak, batch_size: int, memory: int, free: Free, world: W
     """Return the remedy after running out of memory, with figures; smaller: advice if no smaller batch fits."""
     largest = _largest(peak, free, batch_size - 1, world)
     share, were = batch_size // world.size, placement.gib(free.bytes)
-    taken = f"steps of {share} images take about {placement.gib(memory)}, {were} were free at the start"
+    taken = f"a step of {share} images needs about {placement.gib(memory)}, {were} were free at the start"
     if not largest:
-        return f"{taken}: no smaller batch fits either, take {smaller}"
-    return f"{taken}: --batch_size {largest} is the largest smaller one that fits"
+        return f"{taken}: no smaller batch fits either; use {smaller}"
+    return f"{taken}: the largest batch that fits is --batch_size {largest}"
 
 
 def _largest(peak: Peak, free: Free, most: int, world: World) -> int:
@@ -91,17 +91,17 @@ def _multiple(world: World) -> int:
 def check_profile(profile: str | None, steps: int) -> None:
     """Raise ConfigError if --profile names a step beyond the last one."""
     if profile is not None and (last := engine.ProfileRange.parse(profile).last) > steps:
-        raise ConfigError(f"--profile {profile}: the run has {steps} steps, none is number {last}")
+        raise ConfigError(f"--profile {profile}: the run has only {steps} steps, no step {last}")
 
 
 def shares(settings: SharedBatches, world: World) -> list[str]:
     """Return the plan's lines on ranks."""
     if world.is_single:
-        return ["note: --sync_bn changes nothing, this is one process"] if settings.sync_bn else []
+        return ["note: --sync_bn has no effect with a single process"] if settings.sync_bn else []
     share = settings.batch_size // world.size
     norm = f"BatchNorm over all {settings.batch_size}" if settings.sync_bn else f"BatchNorm over each rank's {share}"
     return [
-        f"ranks {world.size} by {world.backend}, {settings.threads} threads each: of every batch of {settings.batch_size} each "
-        f"takes {share}; --learning_rate {settings.learning_rate} is for the whole batch and is not scaled",
+        f"ranks {world.size} by {world.backend}, {settings.threads} threads each: each takes {share} of every "
+        f"{settings.batch_size} images; --learning_rate {settings.learning_rate} applies to the whole batch, unscaled",
         f"{norm}; running statistics are averaged at every step",
     ]

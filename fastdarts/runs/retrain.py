@@ -104,7 +104,7 @@ def _train(
         log.error(f"stopped: {error}")
         raise
     except DataError as error:  # a file that was good when verified
-        raise DataError(f"{error}; put the file back, and the same command continues the run") from error
+        raise DataError(f"{error}; restore the file, then the same command continues the run") from error
 
 
 def _start(

@@ -86,7 +86,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
             log.error(f"stopped: {error}")
             raise
         except DataError as error:  # a file that was good when verified
-            raise DataError(f"{error}; put the file back, and the same command continues the run") from error
+            raise DataError(f"{error}; restore the file, then the same command continues the run") from error
         log.info(f"{search.result()}\nreport {folder['report.html']}")
         return folder.path
 
@@ -98,8 +98,8 @@ def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
     def check(folder: RunFolder) -> None:
         if (folder.saved or {}).get("space", to_dict(space)) != to_dict(space):
             raise RunFolderError(
-                f"--space {settings.space}: its candidates are not those that {folder.path} began with: put the file back, or "
-                "begin in another folder"
+                f"--space {settings.space}: its candidates are not those that {folder.path} started with: restore the file, "
+                "or choose another folder"
             )
 
     return open_folder(settings.save, f"{command.replace('_', '-')}-{settings.objective}", settings, world, check)

@@ -57,7 +57,7 @@ class SearchReporter(Reporter):
 
     def state(self) -> str:
         values = torch.cat([p.detach().flatten() for p in self.search.relaxation.parameters()])
-        return f"alpha and beta lie from {values.min().item():.4g} to {values.max().item():.4g}"
+        return f"alpha and beta range from {values.min().item():.4g} to {values.max().item():.4g}"
 
     def extend(self, record: dict[str, Any]) -> None:
         if self.benchmark is not None:

@@ -108,19 +108,19 @@ def check_early_stop(settings: SearchSettings, space: Space) -> None:
     moving = settings.epochs - settings.begin
     if settings.early_stop == "eigenvalue" and moving < 2 * WINDOW:
         raise ConfigError(
-            f"--early_stop eigenvalue: it compares the means of two times {WINDOW} epochs in which alpha moves, and here it "
-            f"moves in {max(moving, 0)}: take more --epochs or a smaller --begin"
+            f"--early_stop eigenvalue: it compares two means over {WINDOW} epochs with updates of alpha, and here there "
+            f"are {max(moving, 0)}: use more --epochs or a smaller --begin"
         )
     last = settings.epochs - WINDOW - WINDOW // 2  # the last epoch that the rule can return
     if settings.early_stop == "eigenvalue" and last < settings.early_stop_from:
         raise ConfigError(
             f"--early_stop_from {settings.early_stop_from}: in {settings.epochs} epochs the eigenvalue can choose the cell of "
-            f"epoch {last} at the latest: take more --epochs or a smaller --early_stop_from"
+            f"epoch {last} at the latest: use more --epochs or a smaller --early_stop_from"
         )
     if settings.early_stop == "skips":
         if moving < 1:
             raise ConfigError(
-                "--early_stop skips: it looks at epochs in which alpha moves, and here it never does: take more --epochs or a "
+                "--early_stop skips: it looks at epochs that update alpha, and here none does: use more --epochs or a "
                 "smaller --begin"
             )
         if not any("skip_connect" in names for names in space.candidates(NORMAL)):

@@ -80,7 +80,7 @@ def stages_of(settings: SearchSettings, layers: int, space: Space) -> tuple[Stag
     if settings.progressive:
         stages = _several(settings, layers)
     elif settings.skip_dropout:
-        raise ConfigError("--skip_dropout is a part of P-DARTS' stages: give --progressive too, or leave it out")
+        raise ConfigError("--skip_dropout belongs to P-DARTS' stages: also give --progressive, or omit it")
     else:
         stages = (Stage(settings.epochs, settings.begin, layers),)
     try:
@@ -93,13 +93,13 @@ def stages_of(settings: SearchSettings, layers: int, space: Space) -> tuple[Stag
 def check_stages(stages: Sequence[Stage], space: Space, settings: SearchSettings) -> None:
     """Raise ValueError if these stages cannot search the space or its skips cannot be limited."""
     if len(stages) > 1 and space.skeleton != "darts":
-        raise ValueError(f"progressive: space {space.name} is of a network whose depth is fixed, it has no stages")
+        raise ValueError(f"progressive: space {space.name} has a network of fixed depth, so no stages")
     if len(stages) > 1 and settings.early_stop != "off":
-        raise ValueError("early_stop: it looks at one alpha from its beginning, and each stage has another: --early_stop off")
+        raise ValueError("early_stop: it follows one alpha, but each stage has a new one: use --early_stop off")
     kept = [stage.candidates for stage in stages if stage.candidates is not None]
     if kept != sorted(kept, reverse=True):
         numbers = ",".join(map(str, kept))
-        raise ValueError(f"progressive_candidates {numbers}: what an edge has lost it never gets back, no number may rise")
+        raise ValueError(f"progressive_candidates {numbers}: dropped candidates never return, so the numbers must not increase")
     if settings.skip_limit:
         check_skip_limit(space, stages[-1].candidates)
 
@@ -111,14 +111,16 @@ def _several(s: SearchSettings, layers: int) -> tuple[Stage, ...]:
     count = len(added)
     if len(kept) != count - 1 or len(rates) != count:
         raise ConfigError(
-            f"--progressive_layers has {count} stages: --progressive_dropout needs as many numbers, got {len(rates)}, "
-            f"--progressive_candidates {count - 1}, for all but the first, got {len(kept)}"
+            f"--progressive_layers has {count} stages: --progressive_dropout needs {count} numbers, got {len(rates)}, "
+            f"--progressive_candidates {count - 1}, all stages but the first, got {len(kept)}"
         )
     if s.epochs % count:
         raise ConfigError(f"--epochs {s.epochs}: {count} stages of equal length need a multiple of {count}")
     epochs = s.epochs // count
     if s.begin >= epochs:
-        raise ConfigError(f"--begin {s.begin}: alpha would never move in a stage of {epochs} epochs, and it says what to drop")
+        raise ConfigError(
+            f"--begin {s.begin}: alpha would never be updated in a stage of {epochs} epochs, but it decides what to drop"
+        )
     rates = rates if s.skip_dropout else (0.0,) * count
     parts = zip(added, (None, *kept), rates, strict=True)
     return tuple(Stage(epochs, s.begin, layers + more, keep, rate) for more, keep, rate in parts)
@@ -129,8 +131,8 @@ def _numbers(name: str, text: str, kind: type[Number], *, at_least: float, below
     try:
         numbers = tuple(kind(part) for part in text.split(",")) if text else ()
     except ValueError as error:
-        what = "whole numbers" if kind is int else "numbers"
-        raise ConfigError(f"--{name} {text}: {what} with commas between them are needed") from error
+        what = "integers" if kind is int else "numbers"
+        raise ConfigError(f"--{name} {text}: expected {what} separated by commas") from error
     if bad := [n for n in numbers if not at_least <= n < below]:
         most = "" if below == math.inf else f" and below {below:g}"
         raise ConfigError(f"--{name} {text}: {bad[0]} is out of range, it must be at least {at_least:g}{most}")

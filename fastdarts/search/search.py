@@ -78,11 +78,13 @@ class Search:
         self.parts, self.ranks, self._captured = PARTS, ranks, captured
         self.stages = (Stage(settings.epochs, settings.begin),) if progressive is None else progressive.stages
         if sum(stage.epochs for stage in self.stages) != settings.epochs:
-            raise ValueError(f"the stages have {[stage.epochs for stage in self.stages]} epochs, not {settings.epochs} in all")
+            raise ValueError(
+                f"the stages have {[stage.epochs for stage in self.stages]} epochs, which do not add up to {settings.epochs}"
+            )
         check_stages(self.stages, supernet.space, settings)
         check_early_stop(settings, supernet.space)
         if settings.early_stop == "eigenvalue" and eval_loader is None:
-            raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of an eval_loader, give one")
+            raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of eval_loader, which is missing")
         self.history: list[Seen] = []  # statistics for early stopping, of the epochs that updated alpha
         self._install(supernet, objective, 0)
         self.epoch = 0  # finished epochs
@@ -260,7 +262,7 @@ class Search:
 
     def _evaluated(self) -> Batches:
         if self.eval_loader is None:
-            raise ValueError("this search was made without an eval_loader")
+            raise ValueError("this search has no eval_loader")
         return self.eval_loader
 
     def state_dict(self) -> dict[str, Any]:
@@ -344,7 +346,7 @@ class Search:
 
     @property
     def skipped(self) -> Tensor:
-        """int64 (2,): skipped updates of the weights and of alpha so far in this epoch."""
+        """Return int64 (2,): skipped updates of the weights and of alpha so far in this epoch."""
         return self.bilevel.skipped
 
     def named_tensors(self) -> dict[str, Tensor]:

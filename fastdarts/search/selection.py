@@ -38,7 +38,7 @@ def limit_skips(space: Space, weights: dict[Kind, CellWeights], most: int, selec
     while True:
         genotype = selection(space, weights)
         if isinstance(genotype, Architecture):
-            raise ValueError("skip_limit: skips are limited in DARTS' cells only, and the selection gave another one")
+            raise ValueError("skip_limit: skips are limited in DARTS' cells only, but the selection returned another kind")
         skips = [space.edges_of_node(node - 2)[state] for op, node, state in genotype.genes("normal") if op == SKIP]
         if len(skips) <= most:
             return genotype
@@ -55,8 +55,8 @@ def check_skip_limit(space: Space, candidates: int | None = None) -> None:
     for edge, names in enumerate(space.normal):
         left = len(names) if candidates is None else min(candidates, len(names))
         if left <= len({"none", SKIP}.intersection(names)):
-            unavoidable = f"of its candidates {', '.join(names)} there may be no other left than none and {SKIP}"
-            raise ValueError(f"skip_limit: normal edge {edge} of space {space.name} cannot do without its skip, {unavoidable}")
+            unavoidable = f"only none and {SKIP} of its candidates {', '.join(names)} may be left"
+            raise ValueError(f"skip_limit: normal edge {edge} of space {space.name} needs its skip, {unavoidable}")
 
 
 def _without_weakest_skip(

@@ -3,6 +3,8 @@
 from fastdarts.settings.fields import composed
 from fastdarts.settings.groups import (
     ArchitectureStep,
+    Capture,
+    Communication,
     Device,
     EarlyStop,
     FusedOps,
@@ -23,9 +25,11 @@ from fastdarts.settings.training import (
     AnyImages,
     Augmentation,
     DiscreteNetwork,
+    EvaluatedImages,
     Source,
     Training,
     TrainingSplits,
+    Weights,
 )
 
 
@@ -35,7 +39,21 @@ class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
 
 
 @composed()
-class RunSettings(Watching, Ranks, FusedOps, Device, Run, SearchSettings, Network, Objective, SearchSpace, Method, Splits):
+class RunSettings(
+    Watching,
+    Communication,
+    Ranks,
+    FusedOps,
+    Capture,
+    Device,
+    Run,
+    SearchSettings,
+    Network,
+    Objective,
+    SearchSpace,
+    Method,
+    Splits,
+):
     """Settings common to all search commands; each adds its image source."""
 
 
@@ -67,7 +85,9 @@ class SearchCifarSettings(RunSettings, ImageArrays):
 @composed(epochs=600, batch_size=96, learning_rate=0.025, warmup_epochs=0)
 class RetrainSettings(
     Watching,
+    Communication,
     Ranks,
+    Capture,
     Device,
     Run,
     Augmentation,
@@ -81,6 +101,11 @@ class RetrainSettings(
     Source,
 ):
     """Flags of `python -m fastdarts.retrain`; the defaults are DARTS' training on CIFAR-10."""
+
+
+@composed(batch_size=256)
+class EvaluateSettings(Communication, Device, EvaluatedImages, AnyImages, ImageArrays, ImageFiles, Weights):
+    """Flags of `python -m fastdarts.evaluate`."""
 
 
 AnySearch = SearchImagenetSettings | SearchCifarSettings

@@ -44,15 +44,15 @@ def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
     values, whole = _record(file, Path(flags["config"]).expanduser())
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
     if unknown := [name for name in values if name not in known]:
-        raise ConfigError(f"{file}: unknown {', '.join(unknown)}: not among this command's settings")
+        raise ConfigError(f"{file}: unknown settings of this command: {', '.join(unknown)}")
     try:
         config = {name: of_file(known[name], value, hints[name]) for name, value in values.items()}
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
     for name, value in chosen.items() if whole else ():
         if known[name].metadata["brings"] and value != config.get(name):
-            theirs = "of none" if config.get(name) is None else f"by --{name} {config[name]}"
-            raise ConfigError(f"--{name} {value}: {file} is of a run {theirs} and sets all of it: leave one of the two out")
+            theirs = f"without --{name}" if config.get(name) is None else f"with --{name} {config[name]}"
+            raise ConfigError(f"--{name} {value}: {file} is a run {theirs} and sets everything: give only one of the two")
     return Given(chosen, config, whole)
 
 

@@ -33,6 +33,7 @@ def setting(
     path: bool = False,
     place: bool = False,
     also: Sequence[str] = (),
+    positional: bool = False,
 ) -> Any:
     """Return a dataclass field that is also a flag.
 
@@ -45,6 +46,7 @@ def setting(
     path       path of a file or folder: a leading ~ is the home folder
     place      path to content that may have moved: a continued run compares the content instead
     also       further names of the flag, as other tools spell it
+    positional given without the flag's name, before or between the flags
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
     return field(
@@ -61,6 +63,7 @@ def setting(
             "path": path or place,
             "place": place,
             "also": tuple(also),
+            "positional": positional,
         },
     )
 

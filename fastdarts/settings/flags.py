@@ -49,7 +49,7 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
         prog=prog,
         usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
         description=description,
-        epilog="In a flag's name a dash is as good as an underscore.",
+        epilog="Dashes and underscores are interchangeable in flag names.",
         formatter_class=Formatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -57,6 +57,9 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
     made.add_argument("--config", metavar="FILE", help=CONFIG)
     groups, hints = {title: made.add_argument_group(title) for title in titles.values()}, get_type_hints(cls)
     for f in fields(cls):
+        if f.metadata["positional"]:
+            made.add_argument(f.name, nargs="?", help=_help(f), metavar=f.name.upper())
+            continue
         place = groups[titles[f.name]] if f.name in titles else made
         names = [spelt for name in (f.name, *f.metadata["also"]) for spelt in (name, name.replace("_", "-"))]
         spellings = dict.fromkeys(f"--{name}" for name in names)

@@ -252,17 +252,25 @@ class Device(Settings):
     title = "device"
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    cuda_graph: Literal["auto", "on", "off"] = setting(
-        "auto",
-        "replay whole steps as CUDA graphs: if possible (auto), or stop with an error (on), or never (off)",
-        resumable=True,
-    )
     tf32: bool = setting(False, "allow TF32 in float32 convolutions and matrix products on a GPU", before=False)
     deterministic: bool = setting(False, "bitwise reproducible runs on a GPU too; slower, logs disabled features", before=False)
     threads: int = setting(
         0,
         "CPU threads of torch per rank; 0 = by the cores and ranks of a node (the number is saved)",
         at_least=0,
+        resumable=True,
+    )
+
+
+@group
+class Capture(Settings):
+    """Replay of training steps."""
+
+    title = "device"
+
+    cuda_graph: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "replay whole steps as CUDA graphs: if possible (auto), or stop with an error (on), or never (off)",
         resumable=True,
     )
 
@@ -279,18 +287,26 @@ class FusedOps(Settings):
 
 
 @group
-class Ranks(Settings):
-    """Data-parallel ranks."""
+class Communication(Settings):
+    """Communication between ranks."""
 
     title = "ranks"
 
-    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each rank's", before=False)
     dist_backend: Literal["auto", "nccl", "gloo"] = setting(
         "auto", "communication backend: NCCL if each rank has a GPU, else gloo", resumable=True
     )
     dist_timeout: float = setting(
         600.0, "seconds without an answer before another rank counts as lost", above=0, resumable=True
     )
+
+
+@group
+class Ranks(Settings):
+    """Data-parallel ranks."""
+
+    title = "ranks"
+
+    sync_bn: bool = setting(False, "BatchNorm over the images of all ranks instead of each rank's", before=False)
     check_ranks_every: int = setting(
         500, "steps between checks that weights and alpha agree on all ranks; 0 = never", at_least=0, resumable=True
     )

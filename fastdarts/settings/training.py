@@ -131,3 +131,37 @@ class Augmentation(Settings):
     statistics: Literal["auto", "imagenet", "cifar10", "cifar100", "svhn", "nasbench201-cifar10"] = setting(
         "auto", "mean and standard deviation of the pixels; auto: by network and number of classes"
     )
+
+
+@group
+class Weights(Settings):
+    """Trained network to evaluate."""
+
+    title = "network"
+
+    checkpoint: str | None = setting(
+        None, "run folder of a retraining, a checkpoint of one, or a published checkpoint", path=True, positional=True
+    )
+    weights: Literal["last", "best", "ema"] = setting(
+        "last", "of a run folder: the last epoch's, those of checkpoint-best.pt, or their moving average"
+    )
+    genotype: str | None = setting(
+        None, "architecture of a published checkpoint: text, file, run folder or name (DARTS_V2, ...)", also=("arch",)
+    )
+
+
+@group
+class EvaluatedImages(Settings):
+    """Test images of an evaluation."""
+
+    title = "images"
+
+    val_labels: str | None = setting(
+        None, "file of the classes of the test images where they are in no class folders", path=True
+    )
+    batch_size: int = setting(256, "images per forward pass, over all ranks", at_least=1)
+    statistics: Literal["auto", "imagenet", "cifar10", "cifar100", "svhn", "nasbench201-cifar10"] = setting(
+        "auto", "mean and standard deviation of the pixels; auto: the run's, else by network and number of classes"
+    )
+    amp: Literal["off", "bf16", "fp16"] = setting("off", "autocast of forward passes on a GPU")
+    json: bool = setting(False, "print the result as JSON")

@@ -8,7 +8,7 @@ from dataclasses import Field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-TYPE_NAMES: dict[type, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+TYPE_NAMES: dict[type, str] = {int: "an integer", float: "a number", str: "text", bool: "true or false"}
 WORDS = {"true": True, "false": False}
 NOTHING = ("", "~", "null")  # null values in a file
 
@@ -90,7 +90,7 @@ def expanded(text: str) -> str:
     """
     found = os.path.expanduser(text)
     if found == text and text.partition("/")[0] == "~":
-        raise ConfigError(f"{text}: there is no home folder that ~ could be, set HOME or write the whole path")
+        raise ConfigError(f"{text}: no home folder for ~: set HOME or give the full path")
     return found
 
 

@@ -53,12 +53,12 @@ def from_dict(record: Any, where: str) -> Space:
         raise SpaceError(f"{where}: unknown {', '.join(unknown)}; known are {', '.join(_KEYS)}")
     name, skeleton = record.get("name"), record.get("skeleton", "darts")
     if not isinstance(name, str) or not name.strip():
-        raise SpaceError(f"{where}: name is a text, got {name!r}")
+        raise SpaceError(f"{where}: name must be text, got {name!r}")
     if skeleton not in SKELETONS:
-        raise SpaceError(f"{where}: skeleton is {' or '.join(SKELETONS)}, got {skeleton!r}")
+        raise SpaceError(f"{where}: skeleton must be {' or '.join(SKELETONS)}, got {skeleton!r}")
     nodes = record.get("nodes", _NODES[skeleton])
     if type(nodes) is not int or nodes < 1:
-        raise SpaceError(f"{where}: nodes is a whole number above 0, got {nodes!r}")
+        raise SpaceError(f"{where}: nodes must be an integer above 0, got {nodes!r}")
     inputs = INPUTS[skeleton]
     edges = count_edges(inputs, nodes)
     lists = {kind: _lists(where, kind, entry, edges) for kind, entry in _cells(where, record, skeleton).items()}
@@ -74,7 +74,7 @@ def _cells(where: str, record: Mapping[str, Any], skeleton: Skeleton) -> dict[st
     present = [kind for kind in KINDS if kind in record]
     if "candidates" in record:
         if present:
-            raise SpaceError(f"{where}: candidates stands for normal and reduce, leave out {' and '.join(present)}")
+            raise SpaceError(f"{where}: candidates replaces normal and reduce, remove {' and '.join(present)}")
         return dict.fromkeys(wanted, record["candidates"])
     if missing := [kind for kind in wanted if kind not in present]:
         raise SpaceError(f"{where}: {' and '.join(missing)} missing, or candidates for all cells")
@@ -86,7 +86,7 @@ def _cells(where: str, record: Mapping[str, Any], skeleton: Skeleton) -> dict[st
 def _lists(where: str, kind: str, entry: Any, edges: int) -> tuple[tuple[str, ...], ...]:
     """Return the names of each edge, from one list for all of them or a list for each."""
     if not isinstance(entry, list) or not entry:
-        raise SpaceError(f"{where}: {kind} is a list of names or {edges} lists of names, got {entry!r}")
+        raise SpaceError(f"{where}: {kind} must be a list of names or {edges} lists of names, got {entry!r}")
     if all(isinstance(name, str) for name in entry):
         return (tuple(entry),) * edges
     for edge, names in enumerate(entry):

@@ -89,9 +89,9 @@ class Genotype:
         try:
             concat = {name: tuple(fields[name]) for name in ("normal_concat", "reduce_concat")}
         except TypeError as error:
-            raise GenotypeError(f"the concatenated states are a range or a list, as range(2, 6): {error}") from error
+            raise GenotypeError(f"the concatenated states must be a range or a list, as in range(2, 6): {error}") from error
         if not all(type(i) is int for numbers in concat.values() for i in numbers):
-            raise GenotypeError(f"concatenated states are whole numbers, got {concat}")
+            raise GenotypeError(f"concatenated states must be integers, got {concat}")
         genotype = Genotype(cells["normal"], concat["normal_concat"], cells["reduce"], concat["reduce_concat"])
         genotype.check()
         return genotype
@@ -101,7 +101,7 @@ class Genotype:
         for kind in ("normal", "reduce"):
             genes, concat = getattr(self, kind), getattr(self, f"{kind}_concat")
             if not genes or (len(genes) % 2 and not self.has_triples(kind)):
-                raise GenotypeError(f"{kind} cell: two genes a node are needed, got {len(genes)} genes; {_TRIPLES}")
+                raise GenotypeError(f"{kind} cell: expected two genes per node, got {len(genes)} genes; {_TRIPLES}")
             triples = _triples(genes)
             for number, (op, node, state) in enumerate(triples):
                 if node < 2 or node < triples[max(0, number - 1)][1]:
@@ -202,7 +202,7 @@ def _literal(node: ast.expr) -> Any:
     try:
         return _value(node)
     except (TypeError, ValueError, RecursionError, MemoryError) as error:
-        raise GenotypeError(f"neither a literal nor a range of numbers: {ast.unparse(node)[:120]}") from error
+        raise GenotypeError(f"neither a literal nor a range: {ast.unparse(node)[:120]}") from error
 
 
 def _value(node: ast.expr) -> Any:
@@ -219,7 +219,7 @@ def _value(node: ast.expr) -> Any:
     return ast.literal_eval(node)
 
 
-_TRIPLES = "cells with other numbers of inputs, as FairDARTS', are written in triples (operation, node, input), nodes from 2 on"
+_TRIPLES = "cells with other numbers of inputs (FairDARTS) are written as triples (operation, node, input), nodes from 2 on"
 _GENES = ((str, int), (str, int, int))
 _MOST_STATES = 1000
 _NUMBER = re.compile(r"u?int\d*")

@@ -44,7 +44,7 @@ class Lookup(ABC):
             self._cells.append(cell)
             self._index[cell] = index
         if len(self._cells) != CELLS:
-            raise TableError(f"{source}: {len(self._cells)} of NAS-Bench-201's {CELLS} cells, the table is cut short")
+            raise TableError(f"{source}: {len(self._cells)} of NAS-Bench-201's {CELLS} cells, the table is incomplete")
 
     @abstractmethod
     def _read(self, index: int) -> dict[str, float]:
@@ -57,13 +57,13 @@ class Lookup(ABC):
     def index(self, architecture: Architecture) -> int:
         """Return the benchmark's own index, 0 .. 15624. Raises TableError for a cell with a custom candidate."""
         if architecture not in self._index:
-            raise TableError(f"{self.source}: {architecture} is none of NAS-Bench-201's cells")
+            raise TableError(f"{self.source}: {architecture} is not a cell of NAS-Bench-201")
         return self._index[architecture]
 
     def architecture(self, index: int) -> Architecture:
         """Return the cell of the benchmark's own index. Raises TableError."""
         if not 0 <= index < CELLS:
-            raise TableError(f"{self.source}: there are {CELLS} cells, 0 to {CELLS - 1}, none has the index {index}")
+            raise TableError(f"{self.source}: no cell {index}; cells are 0 to {CELLS - 1}")
         return self._cells[index]
 
     def rank(self, architecture: Architecture, column: str) -> tuple[int, int]:
@@ -72,7 +72,7 @@ class Lookup(ABC):
         Raises TableError for a missing column.
         """
         if column not in self.columns:
-            raise TableError(f"{self.source}: no column {column}; there are {', '.join(self.columns)}")
+            raise TableError(f"{self.source}: no column {column}; known are {', '.join(self.columns)}")
         if not self._sorted:
             rows = [self._read(index) for index in range(CELLS)]
             self._sorted = {name: sorted(row[name] for row in rows) for name in self.columns}
@@ -118,7 +118,7 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
 def _row(where: str, row: Mapping[str, str], columns: Sequence[str]) -> tuple[int, str, dict[str, float]]:
     """Parse a line into the index, the cell's text and the accuracies."""
     if None in row or None in row.values():
-        raise TableError(f"{where}: not as many fields as the first line names")
+        raise TableError(f"{where}: not as many fields as in the first line")
     try:
         index, values = int(row["index"]), {name: float(row[name]) for name in columns}
     except ValueError as error:

@@ -28,5 +28,5 @@ def named(text: str) -> Space:
         raise file.SpaceError(f"no space {text!r}: give {', '.join(SPACES)}, or a file of candidate lists ({suffixes})")
     space = file.read(path)
     if SPACES.get(space.name.lower(), space) != space:
-        raise file.SpaceError(f"{path}: the name {space.name} is taken by another space, choose one of its own")
+        raise file.SpaceError(f"{path}: the name {space.name} is taken by another space, choose a unique one")
     return space

@@ -70,19 +70,19 @@ class Architecture:
         except (TypeError, ValueError) as error:
             raise ArchitectureError(f"a node is a list of (operation, source) pairs, got {nodes!r:.120}") from error
         if set(ops) != set(EDGES) or count != len(EDGES):
-            raise ArchitectureError(f"three nodes read every earlier one once, got {nodes!r:.120}")
+            raise ArchitectureError(f"each of three nodes must read every earlier one once, got {nodes!r:.120}")
         return Architecture(tuple(ops[edge] for edge in EDGES))
 
     @property
     def number(self) -> int:
-        """0 .. 15624: the operations' positions in PRIMITIVES as digits to base 5, the first edge's the highest.
+        """Return 0 .. 15624: the operations' positions in PRIMITIVES as base-5 digits, the first edge's the highest.
 
         NAS-Bench-201's own index differs: its files list the cells in another order (lookup.Table.index).
         Raises ArchitectureError for a cell with a custom candidate.
         """
         number = 0
         if own := [op for op in self.ops if op not in PRIMITIVES]:
-            raise ArchitectureError(f"a cell with {own[0]} is none of the benchmark's")
+            raise ArchitectureError(f"the benchmark has no cell with {own[0]}")
         for op in self.ops:
             number = number * len(PRIMITIVES) + PRIMITIVES.index(op)
         return number
@@ -92,7 +92,7 @@ class Architecture:
         """Return the architecture of a `number`. Raises ArchitectureError."""
         base, cells = len(PRIMITIVES), len(PRIMITIVES) ** len(EDGES)
         if not 0 <= number < cells:
-            raise ArchitectureError(f"there are {cells} cells, 0 to {cells - 1}, none is number {number}")
+            raise ArchitectureError(f"no cell {number}; cells are 0 to {cells - 1}")
         return Architecture(tuple(PRIMITIVES[number // base**place % base] for place in reversed(range(len(EDGES)))))
 
     def to_json(self, **extra: Any) -> str:

@@ -74,7 +74,7 @@ class NatsBench(Lookup):
                 # is_random=False: the mean over the runs; by default the package draws one of them
                 values[column] = self._api.get_more_info(index, dataset, hp=_EPOCHS[suffix], is_random=False)[number]
         except _UNREADABLE as error:
-            raise TableError(f"{self.source}: nats_bench does not give {column} of cell {index}: {error}") from error
+            raise TableError(f"{self.source}: nats_bench has no {column} of cell {index}: {error}") from error
         if self._api.fast_mode:
             self._api.arch2infos_dict.pop(index, None)  # all cells together take many gigabytes; each is read again on demand
         return values

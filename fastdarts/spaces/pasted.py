@@ -15,7 +15,7 @@ from fastdarts.spaces.candidates import of_genotypes
 from fastdarts.spaces.genotype import FIELDS, Genotype, GenotypeError, read_architecture_json
 
 WANTED = (
-    "wanted is Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6)) "
+    "expected Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6)) "
     "or |op~0|+|op~0|op~1|+|op~0|op~1|op~2|"
 )
 _CALL = re.compile(r"\bGenotype\s*\(")
@@ -32,7 +32,7 @@ def read_pasted(text: str) -> Genotype | Architecture:
     if not found:
         raise GenotypeError(f"no genotype in {text.strip()[:80]!r}; {WANTED}")
     if len(found) > 1:
-        raise GenotypeError(f"{len(found)} different genotypes: give the text of one")
+        raise GenotypeError(f"{len(found)} different genotypes: give only one")
     (cells,) = found
     check_operations(cells)
     return cells
@@ -44,11 +44,10 @@ def check_operations(cells: Genotype | Architecture) -> None:
     unknown = [op for op in names if op not in known] if isinstance(cells, Genotype) else []
     if unknown:
         close = get_close_matches(unknown[0], known, n=2)
-        meant = f", {' or '.join(close)} perhaps" if close else ""
+        meant = f", did you mean {' or '.join(close)}?" if close else ";"
         others = f" (and {', '.join(unknown[1:])})" if unknown[1:] else ""
         raise GenotypeError(
-            f"unknown operation {unknown[0]!r}{others}{meant}; known are {', '.join(known)}, and those that a module of "
-            "--modules registers"
+            f"unknown operation {unknown[0]!r}{others}{meant} known are {', '.join(known)}, and those registered by --modules"
         )
 
 

@@ -68,7 +68,7 @@ class Space:
         unknown = [n for n in names if n not in offered]
         if unknown or not names or len(set(names)) < len(names):
             problem = f"unknown {', '.join(unknown)}" if unknown else "an empty list or a repeated name"
-            own = "; your own have to be registered first (--modules)" if unknown else ""
+            own = "; register custom ones first (--modules)" if unknown else ""
             raise ValueError(f"{where}: {problem}; known are {', '.join(offered)}{own}")
         if names == ("none",):
             raise ValueError(f"{where} has no candidate besides none")

@@ -162,7 +162,7 @@ class CapturedSteps:
             self._val = Batch(*map(torch.empty_like, val))
         fits = _alike(train, self._train) and (val is None or _alike(val, self._val))
         if not fits and not self._said_shapes:
-            log.info(f"a batch of {len(train.index)} images is not of the captured size: its step runs uncaptured")
+            log.info(f"a batch of {len(train.index)} images does not have the captured size: its step runs uncaptured")
             self._said_shapes = True
         return fits
 
@@ -209,7 +209,7 @@ class CapturedSteps:
         except torch.OutOfMemoryError:
             if not self._graphs:
                 raise  # the step itself does not fit into memory
-            why = f"there is no memory for the update of {update} beside what the other one's graph keeps"
+            why = f"not enough memory for the update of {update} in addition to the other update's graph"
         finally:
             state.put_back()
         if why is None:
@@ -269,7 +269,7 @@ def refusal(updates: Updates) -> str | None:
         if not obeys(optimizer):
             what = "the weights" if update == "weights" else update
             name = f"{type(optimizer).__module__.partition('.')[0]}'s {type(optimizer).__name__}"
-            return f"the optimizer of {what} ({name}) is not torch's fused SGD or Adam, which alone are known to be capturable"
+            return f"the optimizer of {what} ({name}) is not torch's fused SGD or Adam, the only ones known to be capturable"
     return None
 
 

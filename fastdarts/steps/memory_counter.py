@@ -90,7 +90,7 @@ class Counted(TorchDispatchMode):
         self._free_heap(self._heap.walls())
 
     def pass_ends(self, module: Any, args: Any, loss: Tensor) -> None:
-        """End of a forward (a hook of that module): the heap's walls live as long as the loss' graph."""
+        """Handle the end of a forward (a hook of that module): the heap's walls live as long as the loss' graph."""
         weakref.finalize(loss, self._free_heap, self._heap.walls())
 
     def _grow(self, size: int) -> None:

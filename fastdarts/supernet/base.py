@@ -1,4 +1,4 @@
-"""What every supernet is to a search: cells in three stages, and the feature that each stage ends with.
+"""Common interface of supernets: cells in three stages, and a feature at the end of each.
 
 Notation: N images, S pixels a side, C channels of a cell's nodes, E edges of a cell.
 """
@@ -26,13 +26,13 @@ ChannelSampling = Literal["first", "random"]
 class Network(nn.Module):
     """A search network without its head, which belongs to the objective.
 
-    space, partial_channels, channel_sampling, seed, backend  as of Supernet
+    space, partial_channels, channel_sampling, seed, backend  see Supernet
 
-    A subclass makes the modules, sets `tap_channels` and `multiple`, and defines forward.
+    A subclass creates the modules, sets `tap_channels` and `multiple`, and defines forward.
     """
 
     tap_channels: list[int]  # of the three features
-    multiple: int  # the image's side must be a multiple of this, so that each halving is of an even number
+    multiple: int  # the image's side must be a multiple of this, so that every halving is exact
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class Network(nn.Module):
         """Return the features of the three stages.
 
         x        (N, 3, S, S), S a multiple of `multiple`
-        weights  how each kind of cell mixes; differentiable
+        weights  mixing weights of each kind of cell; differentiable
         step     int64 tensor of one element on x' device; needed by (and only read for) random channels
-        stream   a philox.Stream: whose random channels
+        stream   a philox.Stream: stream of the random channels
         Returns F_l, l = 1..3: (N, tap_channels[l], S / (d * 2**l)) with d = multiple / 8.
         Raises ValueError for images of another size.
         """
@@ -69,21 +69,21 @@ class Network(nn.Module):
 
     @property
     def num_cells(self) -> int:
-        """Cells, without what stands between them."""
+        """Return the number of cells, without blocks between them."""
         return sum(isinstance(module, PackedEdges) for module in self.modules())
 
     def synchronise(self, sync: Sync | None) -> None:
-        """Take BatchNorm's batch statistics over the images of all ranks; None: over those of this process.
+        """Compute BatchNorm's batch statistics over the images of all ranks; None: over those of this process.
 
-        All ranks have as many images. Forward as well as backward, a cell sums over the ranks at most 9 times (the two
-        preprocess layers once, the mixed edges once or twice for the inputs and for each node that is read), the stem once
-        a layer; a cell with candidates that run eagerly once or twice for each of its calls. The definitions sum once for
-        each BatchNorm. Raises ValueError for a candidate of one's own that has a BatchNorm.
+        All ranks have equally many images. In each direction, a cell sums over the ranks at most 9 times (once for both
+        preprocess layers, once or twice for the inputs and for each node that is read), the stem once per layer, a cell with
+        eager candidates once or twice per fused call. The definitions sum once per BatchNorm.
+        Raises ValueError for a custom candidate that has a BatchNorm.
         """
         for name, module in self.named_modules():
             own = isinstance(module, MixedEdgesWithEager) and any(isinstance(m, _BatchNorm) for m in module.modules())
             if own and sync is not None:
-                raise ValueError(f"{name}: BatchNorm in a candidate of one's own cannot be synchronised over ranks")
+                raise ValueError(f"{name}: BatchNorm in a custom candidate cannot be synchronised over ranks")
         modules: Iterator[Any] = self.modules()
         for module in modules:
             if hasattr(module, "sync"):
@@ -104,11 +104,11 @@ class Network(nn.Module):
             self.classifier = nn.Linear(self.tap_channels[-1], num_classes).to(next(self.parameters()))
         if self.classifier.out_features != num_classes:
             has = f"the supernet has a classifier of {self.classifier.out_features} classes"
-            raise ValueError(f"{has}, {num_classes} are asked for: set supernet.classifier = None first")
+            raise ValueError(f"{has}, requested {num_classes}: set supernet.classifier = None first")
         return self.classifier
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As torch's; takes its codebases' files unchanged: a DataParallel prefix is dropped, a classifier kept."""
+        """Load like torch, including files of DARTS' codebases: drops a DataParallel prefix, keeps a classifier."""
         if state_dict and all(name.startswith("module.") for name in state_dict):
             state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
         if "classifier.weight" in state_dict:
@@ -129,7 +129,7 @@ class Network(nn.Module):
         if self.channel_sampling == "first" or self.k == 1:
             return None
         if step is None:
-            raise ValueError("random channels are drawn anew at each step: pass step, an int64 tensor of one element")
+            raise ValueError("random channels depend on the step: pass step, an int64 tensor of one element")
         E = self.space.num_edges
         edges = torch.arange(number * E, (number + 1) * E, device=step.device)
         words = random_words(self.seed, stream, step, edges, Purpose.CHANNELS, C)
@@ -138,7 +138,7 @@ class Network(nn.Module):
     def _chain(
         self, x: Tensor, convolutions: Sequence[nn.Conv2d], norms: Sequence[BatchNorm], outputs: int = 1
     ) -> list[Tensor]:
-        """conv_bn_chain of layers whose modules hold the parameters; the last `outputs` of their results."""
+        """Run conv_bn_chain with these modules' parameters; returns the last `outputs` results."""
         one, tracks = norms[0], norms[0].running_mean is not None
         if one.training and tracks:
             for bn in norms:

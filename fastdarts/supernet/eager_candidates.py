@@ -103,7 +103,7 @@ def register_candidate(name: str, build: Build, family: Family = "conv") -> None
     Raises ValueError for a name that is taken.
     """
     if name in CANDIDATES:
-        raise ValueError(f"there is a candidate {name} already")
+        raise ValueError(f"candidate {name} already exists")
     CANDIDATES[name] = Candidate(name, family, SKELETONS)
     BUILDERS[name] = build
 

@@ -46,9 +46,9 @@ class NASBench201Supernet(Network):
     ) -> None:
         super().__init__(space, seed=seed, backend=backend)
         if space.skeleton != "nasbench201":
-            raise ValueError(f"space {space.name} is of another network: take Supernet")
+            raise ValueError(f"space {space.name} belongs to another network: use Supernet")
         if cells_per_stage < 1:
-            raise ValueError(f"cells_per_stage = {cells_per_stage}: a stage has at least one cell")
+            raise ValueError(f"cells_per_stage = {cells_per_stage}: a stage needs at least one cell")
         self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
         self.cells, self.tap_channels = nn.ModuleList(), []
         for stage in range(3):

@@ -53,11 +53,11 @@ class Supernet(Network):
             space, partial_channels=partial_channels, channel_sampling=channel_sampling, seed=seed, backend=backend
         )
         if space.skeleton != "darts":
-            raise ValueError(f"space {space.name} is of another network: take NASBench201Supernet")
+            raise ValueError(f"space {space.name} belongs to another network: use NASBench201Supernet")
         if layers < 3:
             raise ValueError(f"layers = {layers}: three stages need at least 3 cells")
         if partial_channels < 1 or C % (2 * partial_channels):
-            raise ValueError(f"init_channels = {C} and partial_channels = {partial_channels}: C/k must be an even whole number")
+            raise ValueError(f"init_channels = {C} and partial_channels = {partial_channels}: C/k must be an even integer")
         self.stem_kind = stem
         self.multiple = 4 * STEM_STRIDE[stem]
         C_prev_prev, C_prev, reduction_prev = self._build_stem(stem, C)

@@ -49,18 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 interrupted (SIGINT). After 1, 75 and 130 the same command continues.
     """
     own, flags = _halves(list(sys.argv[1:] if argv is None else argv))
-    given = _parser().parse_args(own)
+    args = _parser().parse_args(own)
     try:
-        grid = Grid.parse(COMMANDS[given.command], given.grid, flags, f"{PROG} {given.command}")
-        elsewhere = given.executor == "slurm"
+        grid = Grid.parse(COMMANDS[args.command], args.grid, flags, f"{PROG} {args.command}")
+        elsewhere = args.executor == "slurm"
         combinations = grid.combinations(elsewhere)
-        folder = SweepFolder.open(given.save, given.command, grid, combinations, elsewhere)
+        folder = SweepFolder.open(args.save, args.command, grid, combinations, elsewhere)
         left = folder.left(combinations)  # finished runs no longer need their images or benchmark table
-        _check_metric(given.metric, left)
+        _check_metric(args.metric, left)
         grid.check(left, elsewhere)
-        executor = _executor(given, folder)
+        executor = _executor(args, folder)
         with folder.locked(), SignalHandler() as signals, signals.deferred():
-            sweep = Sweep(given.command, grid, folder, given.metric)
+            sweep = Sweep(args.command, grid, folder, args.metric)
             sweep.run(combinations, executor, signals)
             return sweep.close({combination.name for combination in combinations})
     except (SweepError, RunFolderError, NoExecutor) as error:
@@ -221,15 +221,15 @@ def _check_metric(metric: str, combinations: Sequence[Combination]) -> None:
         raise SweepError(f"--metric {metric}: no run looks its cell up, give --benchmark behind --")
 
 
-def _executor(given: argparse.Namespace, folder: SweepFolder) -> Executor:
+def _executor(args: argparse.Namespace, folder: SweepFolder) -> Executor:
     """Return the executor of the runs. Raises SweepError, NoExecutor."""
-    if given.slurm and given.executor != "slurm":
+    if args.slurm and args.executor != "slurm":
         raise SweepError("--slurm goes with --executor slurm")
-    local = given.executor == "local"
-    count = torch.cuda.device_count() if local and given.jobs > 1 else 0
+    local = args.executor == "local"
+    count = torch.cuda.device_count() if local and args.jobs > 1 else 0
     gpus = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]
-    minutes = given.timeout_minutes or (NEVER if local else DAY)
-    return Executor(given.executor, folder.path / "logs" / "submitit", given.jobs, minutes, dict(given.slurm), gpus)
+    minutes = args.timeout_minutes or (NEVER if local else DAY)
+    return Executor(args.executor, folder.path / "logs" / "submitit", args.jobs, minutes, dict(args.slurm), gpus)
 
 
 def _fate(row: Row, asked: bool, log: Path) -> str:

@@ -53,10 +53,10 @@ def check_search(resolved: Resolved, elsewhere: bool, checked: set[Hashable]) ->
 
 
 @dataclass(frozen=True)
-class Command:
+class SweptCommand:
     """Search command.
 
-    module    has `main(argv)`, which returns the exit status, and `resolve(given)`, with the run's `settings`
+    module    has `main(argv)`, which returns the exit status, and `resolve(args)`, with the run's `settings`
     settings  settings class of its flags
     check     see check_search
     """
@@ -72,8 +72,8 @@ class Command:
 
 
 COMMANDS = {
-    "search_imagenet": Command("fastdarts.search_imagenet", SearchImagenetSettings),
-    "search_cifar": Command("fastdarts.search_cifar", SearchCifarSettings),
+    "search_imagenet": SweptCommand("fastdarts.search_imagenet", SearchImagenetSettings),
+    "search_cifar": SweptCommand("fastdarts.search_cifar", SearchCifarSettings),
 }
 
 
@@ -96,32 +96,32 @@ class Combination:
 class Grid:
     """Requested sweep: command, flags shared by all runs (as given, and by field), and axis values."""
 
-    command: Command
+    command: SweptCommand
     flags: tuple[str, ...]
     fixed: dict[str, Any]
     axes: dict[str, tuple[Any, ...]]
 
     @classmethod
-    def parse(cls, command: Command, axes: Sequence[str], flags: Sequence[str], prog: str) -> "Grid":
+    def parse(cls, command: SweptCommand, axes: Sequence[str], flags: Sequence[str], prog: str) -> "Grid":
         """Parse `AXIS=VALUE,VALUE...` and a command line.
 
         Raises SweepError; a value of the wrong type or an invalid flag ends the process with one line and status 2.
         """
-        given = command.settings.parse(flags, prog, "")
+        parsed = command.settings.parse(flags, prog, "")
         values: dict[str, tuple[Any, ...]] = {}
         for text in axes:
             name, found = _axis(command.settings, text, prog)
             if name in values:
                 raise SweepError(f"--grid {name} is given twice: name all its values in one")
-            if name in given.flags:
+            if name in parsed.flags:
                 raise SweepError(f"{name} is swept by --grid and fixed by --{name}: leave one of them out")
-            if given.whole and command.settings.brings(name):
+            if parsed.whole and command.settings.brings(name):
                 raise SweepError(f"--grid {name}: --config's run sets all that it would bring: leave one of the two out")
             values[name] = found
         for name in OF_A_SWEEP:
-            if name in given.flags or given.config.get(name):
+            if name in parsed.flags or parsed.config.get(name):
                 raise SweepError(f"--{name} behind --: {OF_A_SWEEP[name]}")
-        fixed = {name: value for name, value in given.values.items() if name not in values}
+        fixed = {name: value for name, value in parsed.values.items() if name not in values}
         return cls(command, tuple(flags), fixed, values)
 
     def combinations(self, elsewhere: bool = False) -> list[Combination]:
@@ -154,11 +154,11 @@ class Grid:
 
     def _combination(self, values: dict[str, Any], elsewhere: bool) -> Combination:
         name = run_name(values)
-        given = self.fixed | values
+        args = self.fixed | values
         try:
-            self.command.settings.make(given)
-            machine = {n: value for n, value in OF_A_MACHINE.items() if elsewhere and n in given}
-            resolved = import_module(self.command.module).resolve(given | machine)
+            self.command.settings.make(args)
+            machine = {n: value for n, value in OF_A_MACHINE.items() if elsewhere and n in args}
+            resolved = import_module(self.command.module).resolve(args | machine)
         except ConfigError as error:
             raise SweepError(f"{name}: {error}") from error
         flags = (*self.flags, *(_flag(axis, value) for axis, value in values.items()))

@@ -166,7 +166,7 @@ def test_runs_that_were_made_one_by_one(sweep: Path, made_up_table: Path, capsys
         (lambda s: write_run(s / "b", MAE, 1, [CONVS], momentum=0.8), "are of one recipe, but --momentum is 0.9 but was 0.8"),
         (lambda s: write_run(s / "b", DARTS, 0, [CONVS], init_channels=8), "64 a batch, 8 channels, 5 cells a stage"),
         (lambda s: (s / "a/settings.json").write_text("{}"), "does not say how the run was made"),
-        (lambda s: (s / "a/metrics.jsonl").unlink(), "not the folder of a search"),
+        (lambda s: (s / "a/metrics.jsonl").unlink(), "not a search's run folder"),
         (lambda s: (s / "a").rename(s.parent / "a"), "holds no run folder, nor is it one"),
     ],
 )

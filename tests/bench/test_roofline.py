@@ -115,7 +115,7 @@ def test_a_tuned_row_goes_before_the_default(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(command: Any, capsys: pytest.CaptureFixture) -> None:
     assert command.main([]) == 2
-    assert "it serves tensors on NVIDIA GPUs" in capsys.readouterr().err
+    assert "it supports tensors on NVIDIA GPUs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [roofline, tune])

@@ -25,6 +25,6 @@ def test_two_ranks_give_a_record(tmp_path: Path, capsys: pytest.CaptureFixture) 
 
 def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert main(["--batch", "3"]) == 2
-    assert "--batch 3 cannot be shared equally by 2 ranks" in capsys.readouterr().err
+    assert "--batch 3 cannot be divided equally among 2 ranks" in capsys.readouterr().err
     assert main([*SMALL, "--image_size", "9"]) == 2
     assert "pc-cifar needs a multiple of" in capsys.readouterr().err

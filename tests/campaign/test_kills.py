@@ -149,7 +149,7 @@ def damage_all(trial: Trial) -> None:
     whole = {path: path.read_bytes() for path in paths}
     trial.damage("flip", paths)
     run = trial.start()
-    assert run.wait() == 2 and "no checkpoint is left" in run.printed()
+    assert run.wait() == 2 and "no checkpoint is intact" in run.printed()
     for path, data in whole.items():
         path.write_bytes(data)
     trial.damaged = False

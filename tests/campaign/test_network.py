@@ -74,7 +74,7 @@ def test_both_sides_of_a_cut_end_inside_the_time_out(namespaces: list[str], tmp_
     print(f"both ended {took:.1f} seconds after the cut: {errors}")
     assert [rank.returncode for rank in ranks] == [1, 1]
     for number, error in enumerate(errors):
-        assert f"rank {number} of 2 lost the others while adding up over the ranks" in error and "Traceback" not in error
+        assert f"rank {number} of 2 lost the others while summing over the ranks" in error and "Traceback" not in error
     assert took < 2 * TIMEOUT  # one for the collective, and what ending takes
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
     lines = (folder / "metrics.jsonl").read_text().splitlines()

@@ -64,7 +64,7 @@ def test_the_build_has_cuda_kernels_or_says_why_not() -> None:
 
 def test_what_has_no_cuda_kernel_says_so(rows: list[dict]) -> None:
     assert refusal("separable", torch.float32, {"CQ": 64}) is None
-    assert refusal("separable", torch.float32, {"CQ": 65}) == "the CUDA kernel separable takes at most 64 channels, got 65"
+    assert refusal("separable", torch.float32, {"CQ": 65}) == "the CUDA kernel separable supports at most 64 channels, got 65"
     assert refusal("node", torch.float32, {}) == "node is written in Triton only"
     assert "not for float64" in refusal("pool_sums", torch.float64, {})
     with pytest.raises(ValueError, match="no launch node"):

@@ -126,7 +126,7 @@ def test_what_a_pickle_asks_for_is_not_done(how: str, names: str, where: str, ba
         (pickle.dumps({"data": ROWS[:2], "labels": [0]}), "2 images need as many numbers in 'labels', found 1"),
         (pickle.dumps({"data": ROWS[:2], "labels": [0, "1"]}), "found none"),
         (pickle.dumps({"data": ROWS[:2], "labels": [0, 10**30]}), "found none"),
-        (pickle.dumps({"data": ROWS[:2], "labels": [0, 4]}), "labels are 0 to one less than .* 4 at most; found 0 to 4"),
+        (pickle.dumps({"data": ROWS[:2], "labels": [0, 4]}), "labels must be 0 to .*, at most 4 classes; found 0 to 4"),
         (b"c_codecs\nencode\n(V\nVzip\ntR.", "'zip' is not a text encoding"),
         (b"cnumpy\nndarray\n.", "holds a type"),
         (pickle.dumps({"data": [ROWS[:2]], "labels": [0, 1]}), "it is list"),
@@ -232,7 +232,7 @@ def test_npz_of_jpegs(tmp_path: Path) -> None:
         read_images(tmp_path)
     for wrong in (offsets[::-1], offsets + 1, offsets.astype(np.float32), offsets[:1], np.zeros_like(offsets)):
         np.savez(tmp_path / "train_jpeg.npz", **stored | {"offsets": wrong})
-        with pytest.raises(DataError, match="offsets must rise"):
+        with pytest.raises(DataError, match="offsets must increase"):
             read_images(tmp_path)
 
 
@@ -242,24 +242,24 @@ GOOD = {"images": IMAGES, "labels": np.array(LABELS)}
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"images": IMAGES}, "no images with labels: found images; wanted are x_train with y_train"),
+        ({"images": IMAGES}, "no images with labels: found images; expected x_train with y_train"),
         ({"labels": GOOD["labels"]}, "no images with labels: found labels"),
         (GOOD | {"images": IMAGES / 255}, r"images must be uint8 .* they are float64 \(10, 32, 32, 3\): write .255 . images"),
-        (GOOD | {"images": ROWS}, r"they are uint8 \(10, 3072\): write images.reshape\(-1, 3, 32, 32\) of rows as CIFAR's"),
+        (GOOD | {"images": ROWS}, r"they are uint8 \(10, 3072\): write images.reshape\(-1, 3, 32, 32\) for channel-first rows"),
         (GOOD | {"images": IMAGES[..., :2]}, r"they are uint8 \(10, 32, 32, 2\)"),
-        (GOOD | {"images": IMAGES[:, :30]}, "images must be square.* 10 x 30 x 32 x 3"),
-        (GOOD | {"images": IMAGES[:0], "labels": GOOD["labels"][:0]}, "one at least"),
+        (GOOD | {"images": IMAGES[:, :30]}, "all square, got 10 x 30 x 32 x 3"),
+        (GOOD | {"images": IMAGES[:0], "labels": GOOD["labels"][:0]}, "at least one image"),
         (GOOD | {"labels": GOOD["labels"][:9]}, "10 images, but 9 labels"),
-        (GOOD | {"labels": GOOD["labels"] / 2}, "labels must be whole numbers"),
-        (GOOD | {"labels": GOOD["labels"] - 1}, "found -1 to 2: leave images without a label out"),
+        (GOOD | {"labels": GOOD["labels"] / 2}, "labels must be integers"),
+        (GOOD | {"labels": GOOD["labels"] - 1}, "found -1 to 2: remove images without a label"),
         (GOOD | {"labels": np.where(GOOD["labels"] > 2, 255, GOOD["labels"])}, "labels are 0 to 2, and 255, which marks"),
         (GOOD | {"labels": np.eye(4)[GOOD["labels"]] + np.eye(4)[0]}, "a row of labels has several"),
         (GOOD | {"x_train": IMAGES, "y_train": GOOD["labels"]}, "may be x_train and y_train or images and labels"),
         ({"arr_0": IMAGES, "arr_1": GOOD["labels"], "arr_2": IMAGES}, "no images with labels: found arr_0, arr_1, arr_2"),
         (GOOD | {"images": IMAGES.astype(np.int16) - 1}, "they are int16 .* from -1 to 254"),
         (GOOD | {"images": np.concatenate([IMAGES, GRAYS[..., None]], 3)}, "four channels may be RGBA or CMYK"),
-        (GOOD | {"labels": GOOD["labels"] * 10**9}, "10 at most; found 0 to 3000000000"),
-        (GOOD | {"labels": np.array(NAMES * 2 + ["a", "b"], object)}, "no whole .npz file of plain arrays"),
+        (GOOD | {"labels": GOOD["labels"] * 10**9}, "at most 10 classes; found 0 to 3000000000"),
+        (GOOD | {"labels": np.array(NAMES * 2 + ["a", "b"], object)}, "not a complete .npz file of plain arrays"),
     ],
 )
 def test_wrong_npz_files(arrays: dict[str, np.ndarray], says: str, tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_damaged_npz_files(tmp_path: Path) -> None:
     whole = (tmp_path / "a.npz").read_bytes()
     for content in (b"", whole[:1000], whole[: len(whole) - 10], whole[:2000] + b"\0" * 100 + whole[2100:]):
         (tmp_path / "a.npz").write_bytes(content)
-        with pytest.raises(DataError, match=r"no whole .npz file"):
+        with pytest.raises(DataError, match=r"not a complete .npz file"):
             read_images(tmp_path / "a.npz")
 
 
@@ -287,7 +287,7 @@ def test_an_encrypted_npz_file(tmp_path: Path) -> None:
         while (at := content.find(mark, at + 1)) >= 0:
             content[at + flags] |= 1
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match=r"no whole .npz file .*encrypted"):
+    with pytest.raises(DataError, match=r"not a complete .npz file .*encrypted"):
         read_images(tmp_path / "a.npz")
 
 
@@ -301,7 +301,7 @@ def test_a_damaged_npz_file_of_lzma(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[60:200] = bytes(140)
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(DataError, match=r"no whole .npz file"):
+    with pytest.raises(DataError, match=r"not a complete .npz file"):
         read_images(tmp_path / "a.npz")
 
 
@@ -319,7 +319,7 @@ def test_jpegs_that_are_too_large_when_they_are_decoded(form: str, tmp_path: Pat
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     monkeypatch.setattr("fastdarts.data.arrays.available_ram", lambda: 5 << 20)
-    with pytest.raises(DataError, match=r"its images take 7.5 MiB, RAM has 5.0 MiB free"):
+    with pytest.raises(DataError, match=r"its images need 7.5 MiB, RAM has 5.0 MiB free"):
         read_images(tmp_path / "a.npz")
 
 
@@ -327,7 +327,7 @@ def test_what_is_too_large_for_ram_is_refused_before_it_is_read(tmp_path: Path, 
     np.savez_compressed(tmp_path / "a.npz", **GOOD)
     monkeypatch.setattr("fastdarts.data.arrays.available_ram", lambda: 30000)
     monkeypatch.setattr("fastdarts.data.arrays.read_archive", lambda path: pytest.fail("it was read"))
-    with pytest.raises(DataError, match=r"its images take 0.0 MiB, RAM has"):
+    with pytest.raises(DataError, match=r"its images need 0.0 MiB, RAM has"):
         read_images(tmp_path / "a.npz")
 
 
@@ -350,7 +350,7 @@ def test_folders_of_files_are_numbered_as_search_imagenet_does(tmp_path: Path) -
 def test_one_file_of_another_size_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path)
     Image.new("RGB", (32, 33)).save(tmp_path / "train/frog/8.png")
-    with pytest.raises(DataError, match=r"train/frog/8.png has 32x33 pixels, .*train/cat/2.png 32x32: all must be of one size"):
+    with pytest.raises(DataError, match=r"train/frog/8.png has 32x33 pixels, .*train/cat/2.png 32x32: all must have the same"):
         read_images(tmp_path)
     (tmp_path / "train/frog/8.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"cannot decode .*train/frog/8.png: not an image"):
@@ -365,8 +365,8 @@ def test_paths_that_lead_nowhere(tmp_path: Path, batches: Path) -> None:
         (tmp_path / "nowhere", "nowhere does not exist: give cifar-10-batches-py or"),
         (tmp_path / "empty", "has no training images: give .*; found nothing"),
         (tmp_path, "holds cifar-10-batches-py, cifar-100-python: give one of them"),
-        (tmp_path / "text.tar.gz", "no whole .npz file"),
-        (batches / "data_batch_1", "no whole .npz file .*: give a folder of CIFAR's python batches"),
+        (tmp_path / "text.tar.gz", "not a complete .npz file"),
+        (batches / "data_batch_1", "not a complete .npz file .*: give a folder of CIFAR's python batches"),
         (tmp_path / "text.tar.gz" / "x", "does not exist"),
     ):
         with pytest.raises(DataError, match=says):

@@ -147,7 +147,7 @@ def test_folders_of_test_files(split: str, tmp_path: Path) -> None:
     assert array.classes == tuple(NAMES) and array.labels.tolist() == [1, 1, 1, 2, 2, 3, 3]
     assert array.files[0] == f"{split}/dog/1.png" and array.pixels.shape == (7, 32, 32, 3)
     Image.new("RGB", (32, 31)).save(tmp_path / split / "dog/1.png")
-    with pytest.raises(DataError, match="all must be of one size"):
+    with pytest.raises(DataError, match="all must have the same size"):
         of_tests(tmp_path)
 
 

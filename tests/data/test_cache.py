@@ -222,7 +222,7 @@ def test_who_waits_for_another_process_says_so(tree: Tree, tmp_path: Path, caplo
         began = monotonic()
         while not caplog.records and monotonic() - began < 10:
             pass
-        assert "waiting for another process, which writes the cache" in caplog.text and not made.done()
+        assert "waiting for another process that writes the cache" in caplog.text and not made.done()
         fcntl.flock(lock, fcntl.LOCK_UN)
         assert made.result(30).pixels.sum() > 0
 
@@ -296,7 +296,7 @@ def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(os, "posix_fallocate", full)
     layout, folder = layout_of(tree(a=6)), tmp_path / "cache"
     with pytest.raises(
-        DataError, match=r"cannot write the cache .*: it takes 0\.00 GiB, too much for the disk; choose another"
+        DataError, match=r"cannot write the cache .*: it needs 0\.00 GiB, more than the disk has free; choose another"
     ):
         Cache.make(layout, "cpu", folder=folder)
     assert not list(folder.glob("*.pixels")) and not list(folder.glob("*.part"))
@@ -311,7 +311,7 @@ def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         (
             lambda path: path.write_bytes(path.read_bytes()[:900]),
-            r"cannot decode .*a_3\.JPEG: .*truncated.*; it was good when .* put it back",
+            r"cannot decode .*a_3\.JPEG: .*truncated.*; it was intact when .* restore it",
         ),
         (lambda path: path.unlink(), r"a_3\.JPEG"),
         (
@@ -339,12 +339,12 @@ def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert placement.choose("auto", 8 * 2**30, CPU) == ("ram", "cache: 8.00 GiB of decoded images in RAM")
     place = placement.choose("auto", 9 * 2**30, CPU)
     assert place.where == "off"
-    assert place.message == "no cache of 9.00 GiB: cpu is no GPU; RAM has 10.00 GiB free, of which 80% may be taken"
+    assert place.message == "no cache of 9.00 GiB: cpu is not a GPU; RAM has 10.00 GiB free, of which at most 80% may be used"
     with pytest.raises(
-        DataError, match=r"--cache ram: the decoded images take 9\.00 GiB: RAM has 10\.00 GiB free, .* --cache off"
+        DataError, match=r"--cache ram: the decoded images need 9\.00 GiB: RAM has 10\.00 GiB free, .* --cache off"
     ):
         placement.choose("ram", 9 * 2**30, CPU)
-    with pytest.raises(DataError, match=r"--cache device: .* cpu is no GPU"):
+    with pytest.raises(DataError, match=r"--cache device: .* cpu is not a GPU"):
         placement.choose("device", 1, CPU)
     assert placement.choose("off", 1, CPU).where == "off"
     small = placement.choose("ram", 3 * 2**20, CPU, tmp_path / "not/yet/there")
@@ -353,7 +353,7 @@ def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         placement.choose("ram", 2**60, CPU, tmp_path)
     assert placement.choose("ram", 2**60, CPU, tmp_path, taken=2**61).where == "ram"
     with pytest.raises(
-        DataError, match=r"RAM has 10\.00 GiB free, of which the run takes about 5\.00 GiB, and of the rest 80% may"
+        DataError, match=r"RAM has 10\.00 GiB free, of which the run needs about 5\.00 GiB, and of the rest at most 80% may"
     ):
         placement.choose("ram", 5 * 2**30, CPU, reserved=5 * 2**30)
     assert placement.choose("ram", 4 * 2**30, CPU, reserved=5 * 2**30).where == "ram"

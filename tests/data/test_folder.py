@@ -242,9 +242,9 @@ def test_batch_that_does_not_fit(tree: Tree) -> None:
     assert len(loader(index)) == 1
     with pytest.raises(DataError, match=r"batch_size is 7 but the train split has 6 images: .* a split of more images"):
         loader(index, batch_size=7)
-    with pytest.raises(DataError, match=r"the val split has 6 images: take 1"):
+    with pytest.raises(DataError, match=r"the val split has 6 images: choose at most as many"):
         loader(index, batch_size=0, stream=Stream.VAL)
-    with pytest.raises(DataError, match="batch_size 6 cannot be shared equally by 4 ranks"):
+    with pytest.raises(DataError, match="batch_size 6 cannot be divided equally among 4 ranks"):
         loader(index, world_size=4)
 
 
@@ -264,7 +264,7 @@ def test_without_torchvision(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(DataError, match="torchvision is missing: pip install torchvision"):
         loader(index)
     fail(RuntimeError("operator torchvision::nms does not exist"))
-    with pytest.raises(DataError, match="does not fit torch"):
+    with pytest.raises(DataError, match="does not match torch"):
         EvalLoader(index, torch.arange(6), batch_size=2, image_size=28, workers=0)
 
 

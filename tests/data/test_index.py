@@ -62,8 +62,8 @@ def test_empty_classes_and_loose_images_are_named_and_left_out(tree: Tree, caplo
     shutil.copy(root / "train/a/a_0.JPEG", root / "train/loose.JPEG")
     index = ImageIndex.from_root(root)
     assert index.classes == ("a", "c") and index.labels.tolist() == [0, 1]
-    assert "1 class folders hold no images and are left out: b" in caplog.text
-    assert "1 images beside the class folders are left out: loose.JPEG" in caplog.text
+    assert "ignoring 1 class folders without images: b" in caplog.text
+    assert "ignoring 1 images outside the class folders: loose.JPEG" in caplog.text
 
 
 def refusal(root: Path) -> str:
@@ -89,7 +89,7 @@ def test_an_archive_that_was_not_unpacked(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.add(tmp_path / "packed", "train")
     shutil.copy(tmp_path / "images.tar", tmp_path / "packed")
-    assert "images.tar is a tar archive: unpack it and give the folder" in refusal(tmp_path / "images.tar")
+    assert "images.tar is a tar archive: unpack it and give the resulting folder" in refusal(tmp_path / "images.tar")
     assert "found images.tar; images.tar is an archive, unpack it" in refusal(tmp_path / "packed")
 
 
@@ -101,13 +101,13 @@ def test_missing_train(tmp_path: Path) -> None:
 
 def test_root_is_the_train_folder(tree: Tree) -> None:
     root = tree(a=1, b=1)
-    assert f"looks like a train folder itself; give its parent {root}" in refusal(root / "train")
+    assert f"looks like the train folder itself; give its parent {root}" in refusal(root / "train")
     (root / "train").rename(root / "mine")
-    assert "looks like a train folder itself; move it to ROOT/train and give ROOT" in refusal(root / "mine")
+    assert "looks like the train folder itself; move it to ROOT/train and give ROOT" in refusal(root / "mine")
 
 
 def test_root_is_a_class_folder(tree: Tree) -> None:
-    assert "2 images lie directly in it; arrange them as ROOT/train/CLASS/a_0.JPEG" in refusal(tree(a=2) / "train/a")
+    assert "2 images are directly in it; arrange them as ROOT/train/CLASS/a_0.JPEG" in refusal(tree(a=2) / "train/a")
 
 
 def test_flat_train(tree: Tree) -> None:
@@ -115,7 +115,7 @@ def test_flat_train(tree: Tree) -> None:
     (root / "train").rename(root / "old")
     (root / "old/a").rename(root / "train")
     message = refusal(root)
-    assert f"{root / 'train'} is flat, its 2 images lie directly in it: move each into the folder" in message
+    assert f"{root / 'train'} is flat, its 2 images are directly in it: move each into the folder" in message
     assert "train/CLASS/a_0.JPEG" in message
 
 
@@ -123,7 +123,7 @@ def test_a_flat_val_matters_to_what_reads_it_alone(tree: Tree) -> None:
     root = tree(a=2, b=2)
     shutil.copytree(root / "train/a", root / "val")
     assert len(ImageIndex.from_root(root)) == 4
-    with pytest.raises(DataError, match=r"val is flat, its 2 images lie directly in it: .* val/CLASS/a_0.JPEG"):
+    with pytest.raises(DataError, match=r"val is flat, its 2 images are directly in it: .* val/CLASS/a_0.JPEG"):
         ImageIndex.from_root(root, "val")
     (root / "val").rename(root / "train/c")
     assert len(ImageIndex.from_root(root)) == 6

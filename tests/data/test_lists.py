@@ -81,7 +81,7 @@ def test_the_log_says_how_other_names_were_read(tmp_path: Path, caplog: pytest.L
     assert not caplog.records
     (tmp_path / "mine.txt").write_text("train/c0/0.JPEG\n./train/c1/1.JPEG")
     read_list(tmp_path / "mine.txt", index_of(2, 2))
-    assert "1 of 2 names are written in another way: line 2, ./train/c1/1.JPEG, is train/c1/1.JPEG" in caplog.text
+    assert "1 of 2 names are spelled differently: line 2, ./train/c1/1.JPEG, is train/c1/1.JPEG" in caplog.text
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -107,15 +107,18 @@ def test_two_names_that_differ_in_their_form_alone_are_told_apart(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("train/c0/0.JPEG\nc9/1.JPEG\nx", r"line 2: c9/1.JPEG is no image of root \(2 of 3 names are wrong\); write one name"),
-        ("0\n1", r"line 1: 0 is no image of root .*in each line, as in train/c0/0.JPEG"),
-        ("/elsewhere/train/c0/0.JPEG", "line 1: /elsewhere/train/c0/0.JPEG is no image of root"),
+        (
+            "train/c0/0.JPEG\nc9/1.JPEG\nx",
+            r"line 2: c9/1.JPEG is not an image of root \(2 of 3 names are wrong\); write one name",
+        ),
+        ("0\n1", r"line 1: 0 is not an image of root .*in each line, as in train/c0/0.JPEG"),
+        ("/elsewhere/train/c0/0.JPEG", "line 1: /elsewhere/train/c0/0.JPEG is not an image of root"),
         ("train/c0/0.JPEG,train/c0/1.JPEG", "line 1: .* may be train/c0/0.JPEG, train/c0/1.JPEG; write"),
         ("train/c0/0.JPEG\n./train/c0/0.JPEG", "lists an image twice: train/c0/0.JPEG"),
         ("\n\n", "is empty"),
         ("# nothing\n", "is empty"),
-        (b"\xff\xfet", "begins as UTF-16 and is not"),
-        (LINES.encode("utf-16-le"), "no text in UTF-8, nor in UTF-16 with a byte order mark"),
+        (b"\xff\xfet", "starts with a UTF-16 byte order mark but is not"),
+        (LINES.encode("utf-16-le"), "neither UTF-8 nor UTF-16 with a byte order mark"),
         (None, "cannot read the file list"),
     ],
 )

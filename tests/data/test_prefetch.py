@@ -20,7 +20,7 @@ import torch
 from fastdarts.batch import Batch
 from fastdarts.data import CacheLayout, DataError, FolderLoader, ImageIndex, InputStopped, verify, workers
 from fastdarts.data import prefetch as prefetch_module
-from fastdarts.data.prefetch import DEPTH, Stage, ahead
+from fastdarts.data.prefetch import DEPTH, Activity, prefetched
 from fastdarts.ops.philox import Stream
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def threads() -> list[threading.Thread]:
 
 
 def test_in_order_and_to_the_end() -> None:
-    assert [made.index.item() for made in ahead(map(batch, range(20)), CPU, Stage())] == list(range(20))
+    assert [made.index.item() for made in prefetched(map(batch, range(20)), CPU, Activity())] == list(range(20))
     assert not threads()
 
 
@@ -49,7 +49,7 @@ def test_no_further_ahead_than_said() -> None:
             made.append(number)
             yield batch(number)
 
-    iterator = ahead(batches(), CPU, Stage())
+    iterator = prefetched(batches(), CPU, Activity())
     next(iterator)
     began = monotonic()
     while len(made) < DEPTH + 2 and monotonic() - began < 10:
@@ -64,7 +64,7 @@ def test_an_error_comes_after_the_batches_before_it() -> None:
         yield batch(0)
         raise OSError("the disk is gone")
 
-    iterator = ahead(batches(), CPU, Stage())
+    iterator = prefetched(batches(), CPU, Activity())
     assert next(iterator).index.item() == 0
     with pytest.raises(OSError, match="the disk is gone"):
         next(iterator)
@@ -73,7 +73,7 @@ def test_an_error_comes_after_the_batches_before_it() -> None:
 
 def test_what_is_stuck_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch_module, "GRACE", 0.1)
-    stage, release = Stage(), threading.Event()
+    stage, release = Activity(), threading.Event()
 
     def batches() -> Iterator[Batch]:
         yield batch(0)
@@ -81,7 +81,7 @@ def test_what_is_stuck_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None
         release.wait()
         yield batch(1)
 
-    iterator = ahead(batches(), CPU, stage, timeout=0.3)
+    iterator = prefetched(batches(), CPU, stage, timeout=0.3)
     next(iterator)
     began = monotonic()
     try:
@@ -207,7 +207,7 @@ def test_the_batch_that_was_interrupted_comes_at_the_next_call(tree: Callable[..
 
 
 def test_a_forgotten_iterator_ends_its_thread() -> None:
-    iterator = ahead(map(batch, range(10**6)), CPU, Stage())
+    iterator = prefetched(map(batch, range(10**6)), CPU, Activity())
     next(iterator)
     assert threads()
     del iterator

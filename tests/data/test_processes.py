@@ -70,7 +70,7 @@ def test_a_script_without_a_guard_is_told_so(tree: Tree, monkeypatch: pytest.Mon
     monkeypatch.setattr(fork, "get_start_method", lambda: "spawn")
     monkeypatch.setattr(multiprocessing, "get_context", lambda: fork)
     monkeypatch.setattr(processes, "_work", lambda *_: os._exit(1))
-    with pytest.raises(InputStopped, match=r"ended with status 1: a script that .* `if __name__ == '__main__':`"):
+    with pytest.raises(InputStopped, match=r"exited with status 1: a script that .* `if __name__ == '__main__':`"):
         next(loader(index))
 
 
@@ -89,7 +89,7 @@ def test_a_process_that_dies_is_named_with_its_file(tree: Tree, monkeypatch: pyt
         next(loader(index))
     said = str(caught.value)
     assert signal.Signals(number).name in said and "\n" not in said
-    assert ("want of memory" in said and "--workers" in said) if number == signal.SIGKILL else index.path(1) in said
+    assert ("memory ran out" in said and "--workers" in said) if number == signal.SIGKILL else index.path(1) in said
     assert not multiprocessing.active_children()
 
 
@@ -123,6 +123,6 @@ def test_a_process_that_cannot_be_started(tree: Tree, monkeypatch: pytest.Monkey
         started.append(start(process))
 
     monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", second)
-    with pytest.raises(InputStopped, match=f"^2 worker processes cannot be started: .*{says}.*; take fewer --workers"):
+    with pytest.raises(InputStopped, match=f"^2 worker processes cannot be started: .*{says}.*; use fewer --workers"):
         next(loader(ImageIndex.from_root(tree(a=6)), 2))
     assert started and not multiprocessing.active_children()

@@ -107,7 +107,7 @@ def test_held_back_images_are_those_with_the_smallest_words() -> None:
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
 def test_held_back_fractions_outside_their_range(fraction: float) -> None:
-    with pytest.raises(DataError, match=r"val_fraction is .* between 0 and 1, 1 excluded"):
+    with pytest.raises(DataError, match=r"val_fraction is .* at least 0 and below 1"):
         held_back(index_of(10), fraction, seed=0)
 
 

@@ -182,7 +182,7 @@ def test_wrong_files_of_labels(text: str, says: str, root: Path) -> None:
 def test_images_without_labels_get_the_sentence_that_helps(root: Path) -> None:
     flat(root, 2)
     message = refusal(root)
-    assert "val is flat, its 2 images lie directly in it, without labels: move each into the folder of its class" in message
+    assert "val is flat, its 2 images are directly in it, without labels: move each into the folder of its class" in message
     assert "or give --val_labels FILE of lines NAME LABEL (val.txt, val_annotations.txt, LOC_val_solution.csv, ...)" in message
     assert "cannot read the file list" in refusal(root, labels=root / "nothing.txt")
 
@@ -204,7 +204,7 @@ def test_labels_of_class_folders_are_refused(root: Path) -> None:
             lambda root: (root / "val").mkdir(),
             "val has no folder of a class of the training images: looked for .+ found nothing",
         ),
-        (lambda root: images(root / "val/images", 1), "val is flat, its images lie in images/, without labels"),
+        (lambda root: images(root / "val/images", 1), "val is flat, its images are in images/, without labels"),
     ],
 )
 def test_no_test_images(make: Callable[[Path], object], says: str, root: Path) -> None:

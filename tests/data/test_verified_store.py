@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdarts.data import DataError, ImageIndex, Remembered, Verified, image_sizes, verify
+from fastdarts.data import DataError, ImageIndex, Verified, VerifiedStore, image_sizes, verify
 from fastdarts.data import verified_store as module
 from tests.data.conftest import settle
 
@@ -35,9 +35,9 @@ def store(tmp_path: Path) -> Path:
 
 def check(index: ImageIndex, store: Path | None) -> tuple[int, Verified]:
     """How many files were not opened, and what verify() says."""
-    with Remembered(store) as remembered:
-        found = verify(index, torch.arange(len(index)), 2, remembered=remembered)
-    return remembered.used, found
+    with VerifiedStore(store) as verified:
+        found = verify(index, torch.arange(len(index)), 2, store=verified)
+    return verified.used, found
 
 
 def rows(store: Path) -> int:
@@ -54,8 +54,8 @@ def test_a_second_check_opens_nothing(index: ImageIndex, store: Path, monkeypatc
     monkeypatch.setattr(Image, "open", lambda file: pytest.fail(f"{file} was opened"))
     used, second = check(index, store)
     assert used == 6 and same(first, second)
-    with Remembered(store) as remembered:
-        assert image_sizes(index, torch.tensor([4, 1]), 1, remembered).equal(first.sizes[[4, 1]])
+    with VerifiedStore(store) as verified:
+        assert image_sizes(index, torch.tensor([4, 1]), 1, verified).equal(first.sizes[[4, 1]])
     link = store.parent / "link"
     link.symlink_to(index.root)
     assert check(ImageIndex.from_root(link), store)[0] == 6  # the same files by another way
@@ -83,16 +83,16 @@ def test_sizes_are_not_trusted_when_the_file_changed(index: ImageIndex, store: P
     check(index, store)
     other = Path(index.path(5)).read_bytes()
     Path(index.path(0)).write_bytes(other)
-    with Remembered(store) as remembered:
-        sizes = image_sizes(index, torch.arange(6), 2, remembered)
+    with VerifiedStore(store) as verified:
+        sizes = image_sizes(index, torch.arange(6), 2, verified)
     assert sizes[0].equal(sizes[5]) and not sizes[0].equal(sizes[4])
     Path(index.path(0)).write_bytes(b"")
-    with Remembered(store) as remembered, pytest.raises(DataError, match=r"a_0\.JPEG: empty file"):
-        image_sizes(index, torch.arange(6), 2, remembered)
+    with VerifiedStore(store) as verified, pytest.raises(DataError, match=r"a_0\.JPEG: empty file"):
+        image_sizes(index, torch.arange(6), 2, verified)
     Path(index.path(0)).write_bytes(other[:-200])  # a header and too little after it: not what is asked here
     settle(index.root)
-    with Remembered(store) as remembered:
-        image_sizes(index, torch.arange(6), 2, remembered)
+    with VerifiedStore(store) as verified:
+        image_sizes(index, torch.arange(6), 2, verified)
     assert [name for name, _ in check(index, store)[1].bad] == ["train/a/a_0.JPEG"]  # nor remembered as good
 
 
@@ -147,15 +147,15 @@ def test_an_interrupted_check_keeps_what_it_found(tree: Tree, store: Path) -> No
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), Remembered(store) as remembered:
-        verify(index, torch.arange(200), 2, stop, remembered)
+    with pytest.raises(KeyboardInterrupt), VerifiedStore(store) as verified:
+        verify(index, torch.arange(200), 2, stop, verified)
     assert rows(store) == 64
     assert check(index, store)[0] == 64
 
 
 def test_it_lies_in_the_users_cache(index: ImageIndex, user_cache: Path) -> None:
-    with Remembered() as remembered:
-        assert remembered.path == user_cache / "fastdarts" / module.NAME
+    with VerifiedStore() as verified:
+        assert verified.path == user_cache / "fastdarts" / module.NAME
     check(index, None)
     assert check(index, None)[0] == 6
 
@@ -196,7 +196,7 @@ def test_a_store_of_mostly_useless_lines_is_rebuilt(index: ImageIndex, store: Pa
 def test_a_folder_in_its_place_is_left_alone(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
     store.mkdir(parents=True)
     assert check(index, store)[0] == 0 and len(check(index, store)[1].good) == 6
-    assert {record.message for record in caplog.records} == {f"checked files are not remembered: {store}: Is a directory"}
+    assert {record.message for record in caplog.records} == {f"verified files are not stored: {store}: Is a directory"}
 
 
 def test_a_store_that_cannot_be_written(public: Path, index: ImageIndex, nobody: Nobody, caplog) -> None:
@@ -219,14 +219,12 @@ def test_a_store_that_cannot_be_written(public: Path, index: ImageIndex, nobody:
 
 
 def test_a_full_disk(store: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with Remembered(store) as remembered:
+    with VerifiedStore(store) as verified:
         store.parent.mkdir()
         store.symlink_to("/dev/full")
         for i in range(2 * module.BATCH):
-            remembered.add(f"/{i}", module.Known(1, 2, 3, 4))
-    assert [record.message for record in caplog.records] == [
-        f"checked files are not remembered: {store}: No space left on device"
-    ]
+            verified.add(f"/{i}", module.Known(1, 2, 3, 4))
+    assert [record.message for record in caplog.records] == [f"verified files are not stored: {store}: No space left on device"]
 
 
 def test_without_a_home(index: ImageIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,7 +234,7 @@ def test_without_a_home(index: ImageIndex, monkeypatch: pytest.MonkeyPatch, capl
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", home)
     assert len(check(index, None)[1].good) == 6
-    assert len(caplog.records) == 1 and "not remembered: no home folder" in caplog.text
+    assert len(caplog.records) == 1 and "not stored: no home folder" in caplog.text
 
 
 def test_processes_at_once(tree: Tree, store: Path) -> None:
@@ -245,10 +243,10 @@ def test_processes_at_once(tree: Tree, store: Path) -> None:
     settle(root)
     program = (
         "import sys, torch\n"
-        "from fastdarts.data import ImageIndex, Remembered, verify, verified_store\n"
+        "from fastdarts.data import ImageIndex, VerifiedStore, verify, verified_store\n"
         "verified_store.BATCH = 20\n"
         "index = ImageIndex.from_root(sys.argv[1])\n"
-        "with Remembered(sys.argv[2]) as store: print(len(verify(index, torch.arange(300), 2, remembered=store).good))"
+        "with VerifiedStore(sys.argv[2]) as store: print(len(verify(index, torch.arange(300), 2, store=store).good))"
     )
     command = [sys.executable, "-c", program, str(root), str(store)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[2]}

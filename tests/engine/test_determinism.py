@@ -45,7 +45,7 @@ def test_inside_only(deterministic: bool, device: str, inside: list[bool], monke
     assert choices() == before
 
 
-@pytest.mark.parametrize(("device", "said"), [("cuda", "switched off are cuDNN's search"), ("cpu", "nothing is switched off")])
+@pytest.mark.parametrize(("device", "said"), [("cuda", "disabled cuDNN's search"), ("cpu", "nothing to disable")])
 def test_it_says_what_it_switches_off(device: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "fastdarts"), algorithms(True, device):
         pass
@@ -70,7 +70,10 @@ def test_an_operator_without_such_an_algorithm_is_named() -> None:
 
 def test_a_cublas_that_was_at_work_before_is_named() -> None:
     message = "To enable deterministic behavior you must set CUBLAS_WORKSPACE_CONFIG=:4096:8 before running your application."
-    with pytest.raises(NotDeterministicError, match=f"cuBLAS was at work .* start it with {CUBLAS}"), algorithms(True, "cuda"):
+    with (
+        pytest.raises(NotDeterministicError, match=f"cuBLAS was already in use .* start the process with {CUBLAS}"),
+        algorithms(True, "cuda"),
+    ):
         raise RuntimeError(message)
 
 

@@ -28,5 +28,5 @@ def test_a_line_every_n_steps_with_rate_and_time_left(monkeypatch, caplog):
         if progress.due(report):
             progress.line(report, {"train": 0.5, "alpha": None if step < 3 else 0.25})
     first, second = caplog.messages
-    assert first == "epoch 1/3  step 2/20  train 0.5000  alpha not moving yet  8.0 images/s  0:18 left"
+    assert first == "epoch 1/3  step 2/20  train 0.5000  alpha not updated yet  8.0 images/s  0:18 left"
     assert second == "epoch 1/3  step 4/20  train 0.5000  alpha 0.2500  4.0 images/s  0:14 left"

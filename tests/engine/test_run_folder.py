@@ -66,9 +66,9 @@ def test_files_that_are_not_a_runs_are_left_alone(tmp_path, name):
 )
 def test_what_a_run_would_replace_is_refused_and_named(tmp_path, name):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(RunFolderError, match=name.replace("sweep.json", "holds a sweep")) as error:
+    with pytest.raises(RunFolderError, match=name.replace("sweep.json", "contains a sweep")) as error:
         RunFolder.open(tmp_path, SearchImagenetSettings())
-    assert "name another folder" in str(error.value) and "\n" not in str(error.value)
+    assert "choose another folder" in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(RunFolderError, match="is a file"):
         RunFolder.open(tmp_path / name, SearchImagenetSettings())
     assert (tmp_path / name).read_text() == "mine"

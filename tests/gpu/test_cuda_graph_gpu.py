@@ -348,7 +348,7 @@ def test_deterministic_searches_repeat_bit_for_bit(objective: str, tmp_path: Pat
         command = [sys.executable, "-m", "fastdarts.search_imagenet", *argv, "--objective", objective]  # a fresh cuBLAS
         ended = subprocess.run([*command, "--save", str(tmp_path / name)], cwd=root, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stderr
-        assert "deterministic: switched off are cuDNN's" in ended.stdout
+        assert "deterministic: disabled cuDNN's" in ended.stdout
         metrics.append((tmp_path / name / "metrics.jsonl").read_bytes())
     assert metrics[0] == metrics[1]
 

@@ -63,7 +63,7 @@ def test_the_cache_in_ram_and_in_a_file_are_the_same_to_the_bit(
 def test_without_a_cache_workers_change_nothing(loader: str, search: Search, capsys: pytest.CaptureFixture) -> None:
     one = search("one", "--loader", loader)
     told = capsys.readouterr().out
-    assert f"no cache: --loader {loader} was asked for" in told and f"loader: {loader}" in told
+    assert f"no cache: --loader {loader} was requested" in told and f"loader: {loader}" in told
     two = search("two", "--loader", loader, "--cache", "off", "--workers", "2")
     assert metrics(one) == metrics(two) and given(one) == given(two) == {"route": loader, "cache": "off"}
 
@@ -86,17 +86,17 @@ def test_a_run_goes_on_with_what_it_began_with_or_says_so(
             search(name, "--cache", "off", status=130)
     capsys.readouterr()
     same = search("same")
-    assert "no cache: the run began without one" in capsys.readouterr().out and metrics(same) == metrics(whole)
+    assert "no cache: the run started without one" in capsys.readouterr().out and metrics(same) == metrics(whole)
     other = search("other", "--cache", "ram")
     told = capsys.readouterr().out
-    assert "came from torchvision so far and come from cache from now on: order, boxes and flips stay the same" in told
-    assert "pixels differ, since boxes are cut out of reduced images" in told
+    assert "continues with images from cache instead of torchvision: order, boxes and flips stay the same" in told
+    assert "pixels differ, because boxes are cropped from reduced images" in told
     assert "input: cache, --cache ram" in (other / "log.txt").read_text()
     assert metrics(other) != metrics(whole)
     assert [json.loads(line)["epoch"] for line in metrics(other).splitlines()] == [1, 1, 2, 2, 3, 3]
     (saved := tmp_path / "old" / "settings.json").write_text(saved.read_text().replace('"torchvision"', '"dali-reader"'))
     assert given(search("old"))["route"] == "dali-reader"
-    told = "came from dali-reader so far and come from torchvision from now on: order and flips stay the same, boxes differ"
+    told = "continues with images from torchvision instead of dali-reader: order and flips stay the same, boxes differ"
     assert f"{told}; dali-reader is no longer a loader" in capsys.readouterr().out
 
 
@@ -110,11 +110,11 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(
         assert "\n" not in line
         return line
 
-    assert "--cache device: the decoded images take 0.2 MiB: cpu is no GPU; take a smaller --cache_size" in refused(
+    assert "--cache device: the decoded images need 0.2 MiB: cpu is not a GPU; choose a smaller --cache_size" in refused(
         "--cache", "device"
     )
     monkeypatch.setattr(placement, "available_ram", lambda: 1000)
-    assert "--cache ram: the decoded images take 0.2 MiB: RAM has 0.0 MiB free" in refused("--cache", "ram")
+    assert "--cache ram: the decoded images need 0.2 MiB: RAM has 0.0 MiB free" in refused("--cache", "ram")
     monkeypatch.setattr(dali, "unavailable", lambda device: "DALI is not installed: pip install 'fastdarts[dali]'")
     assert "--loader dali: DALI is not installed: pip install" in refused("--loader", "dali")
     blocked = tmp_path / "blocked"
@@ -130,7 +130,7 @@ def test_no_room_is_said_and_torchvision_decodes(
     monkeypatch.setattr(placement, "available_ram", lambda: 1000)
     run = search("run")
     told = capsys.readouterr().out
-    assert "no cache of 0.2 MiB: cpu is no GPU; RAM has 0.0 MiB free, of which the run takes about" in told
+    assert "no cache of 0.2 MiB: cpu is not a GPU; RAM has 0.0 MiB free, of which the run needs about" in told
     assert "loader: torchvision" in told and given(run)["route"] == "torchvision"
 
 
@@ -138,7 +138,7 @@ def test_a_plan_states_the_size_beforehand(search: Search, capsys: pytest.Captur
     assert not search("plan", "--dry_run").exists()
     assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
     search("plan", "--dry_run", "--cache", "off")
-    assert "no cache: images are decoded anew each time; loader: torchvision" in capsys.readouterr().out
+    assert "no cache: images are decoded every time they are used; loader: torchvision" in capsys.readouterr().out
 
 
 def test_a_plan_passes_over_what_a_search_would_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -150,14 +150,14 @@ def test_a_plan_passes_over_what_a_search_would_leave_out(tmp_path: Path, capsys
     for path in root.glob("train/*/*"):
         path.write_text("no image")
     assert main(arguments(root, "--dry_run")) == 2
-    assert "none that was looked at is an image" in capsys.readouterr().err
+    assert "none of the checked files under" in capsys.readouterr().err
 
 
 def test_a_flag_that_decides_nothing_is_said(search: Search, capsys: pytest.CaptureFixture) -> None:
     search("plan", "--dry_run", "--cache", "ram", "--loader", "dali")
     assert "cache: 0.2 MiB of decoded images in RAM; --loader dali is not used" in capsys.readouterr().out
     search("plan", "--dry_run", "--cache_folder", "x", "--loader", "torchvision")
-    assert "no cache: --loader torchvision was asked for; --cache_folder is not used" in capsys.readouterr().out
+    assert "no cache: --loader torchvision was requested; --cache_folder is not used" in capsys.readouterr().out
 
 
 def test_input_that_stops_ends_the_run_with_a_line(

@@ -99,13 +99,13 @@ def test_images_that_moved_are_those_of_the_run(
     caplog.set_level(logging.INFO)
     checked = choose(settings).ready(settings, 2, False)
     begun(settings, checked)
-    assert continued(settings).train.equal(checked.train) and "began" not in caplog.text
+    assert continued(settings).train.equal(checked.train) and "started" not in caplog.text
     shutil.move(tmp_path / "images", tmp_path / "elsewhere")
     there = replace(settings, data=str(tmp_path / "elsewhere"))
     again = continued(there)
     assert again.train.equal(checked.train) and again.val.equal(checked.val)
     assert again.ready(settings, 2, True).sizes.equal(checked.sizes)
-    assert f"images are in {tmp_path}/elsewhere now; they were in {tmp_path}/images when it began" in caplog.text
+    assert f"images are now in {tmp_path}/elsewhere, unchanged; they were in {tmp_path}/images when it started" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_images_that_moved_are_those_of_the_run(
     [
         (
             lambda path: path.write_bytes(path.read_bytes() + b"\0"),
-            r"files of the same names, but of other sizes: \d+ bytes then",
+            r"same file names, but different sizes: \d+ bytes then",
         ),
         (lambda path: path.rename(path.with_name("x.JPEG")), "16 then, 16 now, without train/class"),
         (lambda path: path.unlink(), "16 then, 15 now, without train/class"),
@@ -127,7 +127,7 @@ def test_other_images_elsewhere_are_refused(
     begun(settings, checked)
     shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
     harm(tmp_path / "elsewhere" / checked.index.files[int(checked.val[2])])
-    with pytest.raises(RunFolderError, match=f"elsewhere are not those that .* began with .{says}"):
+    with pytest.raises(RunFolderError, match=f"elsewhere are not those that .* started with .{says}"):
         continued(replace(settings, data=str(tmp_path / "elsewhere")))
 
 
@@ -138,7 +138,7 @@ def test_a_run_that_noted_no_sizes_goes_on_only_where_it_began(settings: SearchI
     folder.create(facts)
     continued(settings)
     shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
-    with pytest.raises(RunFolderError, match=f"noted no sizes of files.* they were in {tmp_path}/images"):
+    with pytest.raises(RunFolderError, match=f"recorded no file sizes.* can be used: {tmp_path}/images"):
         continued(replace(settings, data=str(tmp_path / "elsewhere")))
 
 
@@ -176,7 +176,7 @@ def test_any_file_name_in_lists_log_and_report(
     assert again.train.equal(checked.train) and again.val.equal(checked.val) and len(checked.train) + len(checked.val) == 15
     (line,) = run["excluded.txt"].read_text().splitlines()
     assert line == '"train/class0/bad\\n\\udcff.JPEG"\tempty file'
-    assert f"left out: {line.partition(chr(9))[0]}: empty file" in caplog.text
+    assert f"excluded: {line.partition(chr(9))[0]}: empty file" in caplog.text
     run["metrics.jsonl"].write_text('{"kind": "epoch", "epoch": 1}\n')
     assert read_run(run.path).excluded == [line]
 
@@ -189,5 +189,5 @@ def test_a_file_of_images_may_move(tmp_path: Path) -> None:
     images = ImageArrays.choose(settings, RunFolder(Path(settings.save)))
     begun(settings, images)
     assert continued(replace(settings, data=str(tmp_path / "same.npz")), ImageArrays).val.equal(images.val)
-    with pytest.raises(RunFolderError, match=r"other.npz are not those that .* began with \(8 then, 8 now\)"):
+    with pytest.raises(RunFolderError, match=r"other.npz are not those that .* started with \(8 then, 8 now\)"):
         continued(replace(settings, data=str(tmp_path / "other.npz")), ImageArrays)

@@ -52,4 +52,4 @@ def test_attributes_set_before_they_are_read(name: str) -> None:
     if name == "first":
         assert found.sets == {"kept"} and found.refusal is None and "kept" not in found.attributes
     else:
-        assert not found.sets and found.refusal == "sets kept: it would not when it is fused"
+        assert not found.sets and found.refusal == "sets kept: a fused call would not"

@@ -160,7 +160,7 @@ def test_info_says_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch, cap
 @pytest.mark.parametrize(
     ("device", "dtype", "why"),
     [
-        ("cpu", torch.float32, "it serves tensors on NVIDIA GPUs, these are on cpu"),
+        ("cpu", torch.float32, "it supports tensors on NVIDIA GPUs, not on cpu"),
         ("cuda", torch.float64, "its kernels are written for float32 and float16, not for float64"),
     ],
 )
@@ -174,7 +174,7 @@ def test_the_backends_check(device: str, dtype: torch.dtype, why: str) -> None:
         ((7, 5), "13.0", "cuda has compute capability 7.5, the kernels need 8.0"),
         ((8, 0), "13.0", None),
         ((10, 3), "13.0", None),
-        ((9, 4), None, "it serves NVIDIA GPUs, this torch is built for another kind"),
+        ((9, 4), None, "it supports NVIDIA GPUs, this torch is built for other GPUs"),
     ],
 )
 def test_old_and_other_gpus_are_refused(

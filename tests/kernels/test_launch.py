@@ -43,7 +43,7 @@ def test_why_not_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     say_once.cache_clear()
     with caplog.at_level(logging.INFO, "fastdarts"):
         for _ in range(2):
-            say_once("toy: Triton's kernel runs, not CUDA's: it is a toy")
+            say_once("toy: running Triton's kernel instead of CUDA's: it is a toy")
     assert caplog.text.count("it is a toy") == 1
 
 
@@ -71,7 +71,7 @@ def test_an_input_that_begins_between_two_pairs_is_refused() -> None:
     given = state_gradient_arguments() | {name: torch.empty(2, dtype=HALF) for name in ("p_ops", "p_edges")}
     assert mixed_cell_cuda.unfit("state_gradient", given) is None
     for name in ("p_inputs2", "p_grad"):
-        assert "multiples of 8 bytes" in mixed_cell_cuda.unfit("state_gradient", given | {name: given[name][1:]})
+        assert "aligned to 8 bytes" in mixed_cell_cuda.unfit("state_gradient", given | {name: given[name][1:]})
 
 
 def test_weights_of_candidates_and_edges_have_one_dtype() -> None:
@@ -86,4 +86,4 @@ def test_weights_of_candidates_and_edges_have_one_dtype() -> None:
         mix = {"p_ops": torch.empty(0, dtype=ops), "p_edges": torch.empty(0, dtype=edges)}
         for kernel in mixed_cell_cuda.MIXING:
             why = mixed_cell_cuda.unfit(kernel, given | mix)
-            assert why is None if fits else "of the inputs' dtype or all float32" in why
+            assert why is None if fits else "in the inputs' dtype or all in float32" in why

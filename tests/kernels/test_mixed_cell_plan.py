@@ -174,6 +174,6 @@ def test_wide_candidates_are_beyond_the_kernels() -> None:
         if fits:
             assert why is None and MixedCellPlan(Call(graph, (1, C, 2, 2), k)).Cq == WIDEST
         else:
-            assert f"at most {WIDEST} channels through a candidate, got {C // k}" in why
-            with pytest.raises(ValueError, match="channels through a candidate"):
+            assert f"at most {WIDEST} channels per candidate, got {C // k}" in why
+            with pytest.raises(ValueError, match="channels per candidate"):
                 MixedCellPlan(Call(graph, (1, C, 2, 2), k))

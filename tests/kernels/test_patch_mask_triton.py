@@ -55,5 +55,5 @@ def test_any_strides() -> None:
 
 
 def test_more_patches_than_a_block_holds_are_refused() -> None:
-    with pytest.raises(ValueError, match="at most 65536 patches an image, got 66049"):
+    with pytest.raises(ValueError, match="at most 65536 patches per image, got 66049"):
         kernels.run(PatchMask(*arguments(1, 257, 257, 1, 1, torch.float32)))

@@ -10,7 +10,7 @@ from fastdarts.ops.philox import Stream
 from fastdarts.spaces import KINDS, S0
 from fastdarts.supernet import CellWeights, Supernet
 from tests.support import naive
-from tests.support.backends import customary
+from tests.support.backends import by_darts_names
 from tests.support.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +60,7 @@ def test_loss_and_every_gradient(stem: str, side: int, k: int) -> None:
     assert "classifier.weight" in mine
     assert not list(objective.parameters())  # its weights live in the supernet, under DARTS' name
     assert_all_close(
-        customary(supernet, dict(zip(mine, torch.autograd.grad(got, list(mine.values())), strict=True))),
+        by_darts_names(supernet, dict(zip(mine, torch.autograd.grad(got, list(mine.values())), strict=True))),
         dict(zip(theirs, torch.autograd.grad(want, list(theirs.values())), strict=True)),
     )
 

@@ -121,7 +121,7 @@ def test_the_imagenet_stem_is_reached_by_larger_strides() -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "reason"),
     [
-        ("nonsense", {}, "no objective 'nonsense'; there are mae, supervised, joint"),
+        ("nonsense", {}, "unknown objective 'nonsense'; known are mae, supervised, joint"),
         ("mae", {"patch_size": 5}, "objective mae: patch_size 5 must divide.*16"),
         ("joint", {"patch_size": 32}, "objective joint: patch_size 32 must divide.*16"),
         ("joint", {"patch_size": 0}, "objective joint: patch_size 0"),
@@ -131,11 +131,11 @@ def test_the_imagenet_stem_is_reached_by_larger_strides() -> None:
         (
             "jigsaw",
             {"image_size": 20},
-            "tiles of 10 pixels a side: this network halves them, they must be multiples of 4, as with images of 16",
+            "tiles of 10 pixels a side: the network's strides require a multiple of 4, for example images of 16",
         ),
         ("rotation", {"image_size": 33}, "images of 33 pixels a side: .* multiples of 4"),
-        ("mae", {"decoder": "deep"}, "no decoder 'deep'; there are multi-scale, single-scale"),
-        *[(name, {"num_classes": None}, "it needs labels, and the images have none") for name in sorted(LABELLED)],
+        ("mae", {"decoder": "deep"}, "unknown decoder 'deep'; known are multi-scale, single-scale"),
+        *[(name, {"num_classes": None}, "it needs labels, but the images have none") for name in sorted(LABELLED)],
         *[(name, {"num_classes": 1}, "at least two classes, got 1") for name in sorted(LABELLED)],
     ],
 )

@@ -362,7 +362,7 @@ def test_the_registered_op_refuses_what_would_be_read_out_of_bounds(position, wr
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"levels": []}, "levels must be at least one map"),
+        ({"levels": []}, "levels must contain at least one map"),
         ({"levels": [torch.zeros(2, 3, 4, 4)]}, r"levels must be floating point \(3, 3, h, w\), got .*\(2, 3, 4, 4\)"),
         ({"levels": [torch.zeros(3, 4, 4, 4)]}, r"levels must be .*\(3, 4, 4, 4\)"),
         ({"levels": [torch.zeros(3, 3, 4)]}, "levels must be"),

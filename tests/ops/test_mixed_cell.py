@@ -438,10 +438,10 @@ PAIR = (Candidate.NONE, Candidate.SKIP)
         ((2, 1, (Edge(-1, 0, 1, PAIR),)), "from state -1"),
         ((2, 1, (Edge(0, 0, 3, PAIR),)), "stride 3"),
         ((1, 2, (Edge(0, 0, 1, PAIR), Edge(1, 1, 2, PAIR))), "edge 1 has stride 2"),
-        ((2, 1, (Edge(0, 0, 1, PAIR), Edge(1, 0, 2, PAIR))), "all have one stride"),
+        ((2, 1, (Edge(0, 0, 1, PAIR), Edge(1, 0, 2, PAIR))), "have the same stride"),
         ((1, 1, (Edge(0, 0, 1, ()),)), "edge 0 needs candidates"),
         ((1, 1, (Edge(0, 0, 1, (11,)),)), "each a Candidate"),
-        ((1, 1, (Edge(0, 0, 1, (*PAIR, Candidate.SKIP)),)), "none twice"),
+        ((1, 1, (Edge(0, 0, 1, (*PAIR, Candidate.SKIP)),)), "without repetition"),
         ((1, 1, (Edge(0, 0, 2, (Candidate.CONV_3,)),)), "stride 2, which CONV_3 cannot have"),
     ],
 )

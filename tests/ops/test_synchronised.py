@@ -351,7 +351,7 @@ def test_a_handle_is_good_as_long_as_its_ranks_live() -> None:
     args = [x], [torch.ones(4, 4, 1, 1)], [1], [], [], 1e-5
     torch.ops.fastdarts.relu_conv_bn(*args, number)
     del sync
-    with pytest.raises(ValueError, match="is the handle of no ranks"):
+    with pytest.raises(ValueError, match="is not a handle of process groups"):
         torch.ops.fastdarts.relu_conv_bn(*args, number)
 
 
@@ -379,16 +379,16 @@ def test_opcheck() -> None:
 def test_layers_that_do_not_belong_together_are_refused() -> None:
     x, w, running = torch.ones(2, 4, 4, 4), torch.ones(4, 4, 1, 1), buffers(4, torch.float32)
     for xs, weights, message in (
-        ([x] * 3, [[w]] * 3, "one layer or two"),
+        ([x] * 3, [[w]] * 3, "one or two layers"),
         ([x, x], [[w]], "got 2 inputs, 1 lists"),
-        ([], [], "one layer or two"),
+        ([], [], "one or two layers"),
         ([x, x], [[w], [w, w]], "must agree in images and pixels"),
         ([x, x[:1]], [[w], [w]], "must agree in images"),
         ([x, x.double()], [[w], [w.double()]], "the second input must be float32"),
     ):
         with pytest.raises(ValueError, match=message):
             relu_conv_bns(xs, weights, None, training=True)
-    with pytest.raises(ValueError, match="one layer or two"):
+    with pytest.raises(ValueError, match="one or two layers"):
         relu_conv_bns([x, x], [[w], [w]], [running], training=True)
 
 

@@ -95,4 +95,4 @@ def test_nothing_is_imported_before_it_is_needed():
 def test_drawings_outside_a_run_are_not_put_into_one(new_run, capsys):
     run = new_run(epochs=1)
     assert main(["--genotype", GENOTYPE, "--out", str(run)]) == 2
-    assert f"--out: {run} holds a run, whose drawings these would replace" in capsys.readouterr().err
+    assert f"--out: {run} contains a run, whose drawings would be overwritten" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
         (tmp_path,): "has no metrics.jsonl",
         (broken,): "metrics.jsonl line 2 is not JSON",
         (): "give either RUN or --genotype",
-        (broken, "--out", tmp_path): "--out goes with --genotype",
+        (broken, "--out", tmp_path): "--out requires --genotype",
         ("--genotype", "Genotype(normal=1)"): "a genotype has the fields",
         ("--genotype", tmp_path / "none"): "no such file",
     }

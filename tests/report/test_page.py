@@ -67,7 +67,7 @@ def test_finished_run(new_run):
     page = Page(html)
     genotype = Genotype.from_json((run / "genotype.json").read_text())
     known = ["not ImageNet", "12\u202f811", "57.5 % below baseline 0.9", "412 images/s", "2 min 38 s", "0123abc", "2.15"]
-    for text in (str(genotype), *known, "train/a/broken.JPEG: truncated", "2 files left out", "mask_ratio"):
+    for text in (str(genotype), *known, "train/a/broken.JPEG: truncated", "2 files excluded", "mask_ratio"):
         assert text in page.text
     assert "Unfinished" not in page.text and "collapsed" not in page.text
     assert [tag for tag, _ in page.tags].count("svg") == 5
@@ -92,7 +92,7 @@ def test_unfinished_run_without_optional_files(new_run):
     page = Page(write_report(run).read_text())
     assert "1 of 50 epochs are done" in page.text
     assert "Genotype(normal=" in page.text and (run / "cell_reduce.png").is_file()
-    assert "Reconstruction" not in page.text and "0 files left out" in page.text
+    assert "Reconstruction" not in page.text and "0 files excluded" in page.text
 
 
 def test_run_with_metrics_alone(new_run):

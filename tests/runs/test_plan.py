@@ -35,5 +35,5 @@ def test_memory_that_gave_out_is_told_although_a_signal_came(
     tree, sizes = write_tree(tmp_path / "images", images=16), ["--batch_size", "16", "--epochs", "1", "--begin", "0"]
     assert main(["--data", str(tree), *TINY, *SPLIT, *sizes, "--save", str(tmp_path / "run")]) == 1
     err = capsys.readouterr().err
-    assert re.search("steps of 16 images take about .*: --batch_size 8 is the largest smaller one that fits", err), err
+    assert re.search("a step of 16 images needs about .*: the largest batch that fits is --batch_size 8", err), err
     assert err.count("\n") == 1

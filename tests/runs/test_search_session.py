@@ -43,7 +43,7 @@ class Unknowing(Known):
     """It knows no cell."""
 
     def accuracies(self, cell: object) -> dict[str, float]:
-        raise TableError("none of NAS-Bench-201's cells")
+        raise TableError("not a cell of NAS-Bench-201")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_what_was_looked_up_is_kept_for_the_same_cell(search: Callable[..., int]
 def test_of_a_cell_that_is_in_no_table_no_accuracy_is_told(search: Callable[..., int], tmp_path: Path) -> None:
     assert search(Unknowing()) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "not looked up: none of NAS-Bench-201's cells" in log and "true accuracy" not in log
+    assert "not looked up: not a cell of NAS-Bench-201" in log and "true accuracy" not in log
     assert search(Known()) == 0
     assert "true accuracy by made_up.csv: cifar10_test 93.50 % (rank 7 of 15625)" in (tmp_path / "run" / "log.txt").read_text()
 

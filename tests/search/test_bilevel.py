@@ -15,7 +15,7 @@ from fastdarts.search import Bilevel, SoftmaxRelaxation
 from fastdarts.spaces import KINDS, S0, Space
 from fastdarts.supernet import Supernet
 from tests.support import naive
-from tests.support.backends import BACKENDS, customary
+from tests.support.backends import BACKENDS, by_darts_names
 from tests.support.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,7 +83,7 @@ class Pair:
     def modules(self) -> dict[str, Tensor]:
         """All weights by name, those of cells taken apart."""
         mine = {f"objective.{n}": p for n, p in self.objective.named_parameters()}
-        return customary(self.supernet, dict(self.supernet.named_parameters())) | mine
+        return by_darts_names(self.supernet, dict(self.supernet.named_parameters())) | mine
 
     def architecture(self) -> dict[str, Tensor]:
         alpha = {f"alpha {n}": t for n, t in self.relaxation.alpha.items()}

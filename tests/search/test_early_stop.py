@@ -137,8 +137,8 @@ SEP = ("sep_conv_3x3",)
 @pytest.mark.parametrize(
     ("changes", "space", "message"),
     [
-        ({"early_stop": "eigenvalue", "epochs": 12, "begin": 3}, S0, "moves in 9: take more --epochs or a smaller --begin"),
-        ({"early_stop": "eigenvalue", "epochs": 2, "begin": 3}, S0, "moves in 0"),
+        ({"early_stop": "eigenvalue", "epochs": 12, "begin": 3}, S0, "are 9: use more --epochs or a smaller --begin"),
+        ({"early_stop": "eigenvalue", "epochs": 2, "begin": 3}, S0, "are 0"),
         ({"early_stop": "eigenvalue", "epochs": 17}, S0, "choose the cell of epoch 10 at the latest"),
         ({"early_stop": "skips"}, Space("s", (SEP,) * 14, (("skip_connect",),) * 14), "no edge of space s can be a skip"),
         ({"early_stop": "skips", "early_stop_skips": 9}, S0, "--early_stop_skips 9: a cell of space S0 has 8 operations"),
@@ -156,7 +156,7 @@ def test_the_shortest_search_that_the_eigenvalue_can_end() -> None:
 
 
 def test_a_search_checks_its_rule_at_once() -> None:
-    with pytest.raises(ConfigError, match="moves in 3"):
+    with pytest.raises(ConfigError, match="are 3"):
         make(settings(early_stop="eigenvalue"))
     with pytest.raises(ValueError, match="eval_loader"):
         make(settings(early_stop="eigenvalue", epochs=18), eval_loader=None)

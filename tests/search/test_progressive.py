@@ -120,9 +120,9 @@ def test_skips_that_nothing_can_replace_are_refused() -> None:
     lists = ((S, C), ("none", S))
     space = Space("mixed", lists, lists, nodes=1)
     rows = weights([[0.5, 0.5], [0.5, 0.5]])
-    with pytest.raises(ValueError, match="normal edge 1 of space mixed cannot do without its skip"):
+    with pytest.raises(ValueError, match="normal edge 1 of space mixed needs its skip"):
         limit_skips(space, {"normal": rows, "reduce": rows}, 1)
-    with pytest.raises(ConfigError, match="--skip_limit: normal edge 0 of space few cannot"):
+    with pytest.raises(ConfigError, match="--skip_limit: normal edge 0 of space few needs"):
         stages_of(settings(skip_limit=1, progressive_candidates="4,2"), 3, SPACE)
     with pytest.raises(ConfigError, match="--skip_limit: skips are limited in DARTS' cells only"):
         stages_of(settings(skip_limit=1, progressive=False, skip_dropout=False), 3, NASBENCH201)
@@ -151,23 +151,23 @@ def test_published_stages() -> None:
     ("changes", "says"),
     [
         ({"epochs": 7}, "--epochs 7: 3 stages of equal length need a multiple of 3"),
-        ({"begin": 2}, "--begin 2: alpha would never move in a stage of 2 epochs"),
+        ({"begin": 2}, "--begin 2: alpha would never be updated in a stage of 2 epochs"),
         (
             {"progressive_layers": "0,1"},
-            "--progressive_layers has 2 stages: --progressive_dropout needs as many numbers, got 3",
+            "--progressive_layers has 2 stages: --progressive_dropout needs 2 numbers, got 3",
         ),
-        ({"progressive_candidates": "4"}, "--progressive_candidates 2, for all but the first, got 1"),
-        ({"progressive_candidates": "2,3"}, "--progressive_candidates 2,3: what an edge has lost it never gets back"),
-        ({"progressive_candidates": "4,x"}, "--progressive_candidates 4,x: whole numbers with commas"),
+        ({"progressive_candidates": "4"}, "--progressive_candidates 2, all stages but the first, got 1"),
+        ({"progressive_candidates": "2,3"}, "--progressive_candidates 2,3: dropped candidates never return"),
+        ({"progressive_candidates": "4,x"}, "--progressive_candidates 4,x: expected integers separated by commas"),
         ({"progressive_candidates": "4,1"}, "--progressive_candidates 4,1: 1 is out of range, it must be at least 2"),
         (
             {"progressive_dropout": "0,0.5,1"},
             "--progressive_dropout 0,0.5,1: 1.0 is out of range, it must be at least 0 and below 1",
         ),
         ({"progressive_dropout": "0,0.5,nan"}, "nan is out of range"),
-        ({"progressive": False, "skip_dropout": True}, "--skip_dropout is a part of P-DARTS' stages"),
+        ({"progressive": False, "skip_dropout": True}, "--skip_dropout belongs to P-DARTS' stages"),
         ({"progressive_layers": ""}, "--progressive_layers has 0 stages"),
-        ({"early_stop": "skips"}, "--early_stop: it looks at one alpha from its beginning, and each stage has another"),
+        ({"early_stop": "skips"}, "--early_stop: it follows one alpha, but each stage has a new one"),
     ],
 )
 def test_stages_that_do_not_fit_are_refused(changes: dict[str, Any], says: str) -> None:
@@ -177,7 +177,7 @@ def test_stages_that_do_not_fit_are_refused(changes: dict[str, Any], says: str) 
 
 
 def test_a_network_of_fixed_depth_has_no_stages() -> None:
-    with pytest.raises(ConfigError, match="--progressive: space nasbench201 is of a network whose depth is fixed"):
+    with pytest.raises(ConfigError, match="--progressive: space nasbench201 has a network of fixed depth"):
         stages_of(settings(), 3, NASBENCH201)
 
 
@@ -395,7 +395,7 @@ def test_a_state_of_a_stage_that_is_not_there_is_refused() -> None:
 def test_stages_must_have_the_epochs_of_the_settings() -> None:
     progressive = make(settings()).progressive
     given = (*progressive.begin(0, SPACE), Loader(0), Loader(1), settings(epochs=9))
-    with pytest.raises(ValueError, match=r"the stages have \[2, 2, 2\] epochs, not 9 in all"):
+    with pytest.raises(ValueError, match=r"the stages have \[2, 2, 2\] epochs, which do not add up to 9"):
         Search(*given, progressive=progressive)
 
 

@@ -443,7 +443,7 @@ def test_skipped_updates_are_told_and_the_search_goes_on(caplog: pytest.LogCaptu
     assert records[1]["skipped"] == [1, 0]
     assert reports == [[0, 0], [0, 0], [1, 0], [1, 0], [0, 0], [0, 0]]  # counted anew in each epoch
     (message,) = [m for m in caplog.messages if "skipped" in m]
-    assert message == "epoch 2: 1 of 2 updates of the weights were skipped, their gradients were not finite"
+    assert message == "epoch 2: 1 of 2 updates of the weights were skipped because of non-finite gradients"
     assert all(torch.isfinite(t).all() for t in tensors(search.state_dict()).values() if isinstance(t, Tensor))
 
 
@@ -453,7 +453,7 @@ def test_an_epoch_without_a_single_update_stops_the_search(what: str) -> None:
     break_steps(search, {3, 4}, what)
     search.run_epoch()
     before = copy.deepcopy(search.state_dict())
-    told = f"epoch 2: 2 of 2 updates of {'the weights' if what == 'weights' else 'alpha'} had gradients that are not finite"
+    told = f"epoch 2: 2 of 2 updates of {'the weights' if what == 'weights' else 'alpha'} had non-finite gradients"
     with pytest.raises(DivergedError, match=told):
         search.run_epoch()
     assert search.epoch == 1

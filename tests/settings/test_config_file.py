@@ -95,26 +95,26 @@ def test_another_method_than_the_runs_is_refused(run: Path, capsys: pytest.Captu
     """Its name would change and nothing else: the file sets all that the method would bring."""
     assert parse("--config", run, "--method", "p-darts").values["method"] == "p-darts"
     said = refused(capsys, "--config", run, "--method", "pc-darts")
-    assert f"--method pc-darts: --config {run} is of a run by --method p-darts and sets all" in said
+    assert f"--method pc-darts: --config {run} is a run with --method p-darts and sets everything" in said
     said = refused(capsys, "--config", run, "--recipe", "p-darts")
-    assert f"--recipe p-darts: --config {run} is of a run of none and sets all of it: leave one of the two out" in said
+    assert f"--recipe p-darts: --config {run} is a run without --recipe and sets everything: give only one of the two" in said
 
 
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
-        ("a.yaml", "epochs: 3\nspeed: 11\nheat: 1", "unknown speed, heat: not among this command's settings"),
-        ("a.yaml", "epochs: three", "--epochs: 'three' is not a whole number"),
+        ("a.yaml", "epochs: 3\nspeed: 11\nheat: 1", "unknown settings of this command: speed, heat"),
+        ("a.yaml", "epochs: three", "--epochs: 'three' is not an integer"),
         ("a.yaml", "nesterov: maybe", "--nesterov: 'maybe' is not true or false"),
         ("a.yaml", "mask_ratio: 1.5", "--mask_ratio: 1.5 is out of range, it must be above 0 and below 1"),
         ("a.yaml", "objective: magic", "--objective: 'magic' is not one of mae, supervised"),
-        ("a.yaml", "layers: [3, 4]", "--layers: ['3', '4'] is not a whole number"),
+        ("a.yaml", "layers: [3, 4]", "--layers: ['3', '4'] is not an integer"),
         ("a.yaml", "- epochs", "expected names and values of settings, or a run's settings.json"),
         ("a.yaml", "epochs: 3\nepochs: 4", "epochs given twice"),
         ("a.yaml", "epochs: [", "is not YAML"),
         ("a.json", "{", "is not JSON"),
-        ("a.json", '{"epochs": true}', "--epochs: True is not a whole number"),
-        ("a.json", '{"settings": {"workers": 2}, "command": "search_imagenet"}', "unknown workers"),
+        ("a.json", '{"epochs": true}', "--epochs: True is not an integer"),
+        ("a.json", '{"settings": {"workers": 2}, "command": "search_imagenet"}', "unknown settings of this command: workers"),
         ("missing.yaml", None, "cannot be read: "),
     ],
 )
@@ -142,7 +142,7 @@ def test_only_what_somebody_chose_can_be_without_effect(run: Path, tmp_path: Pat
     small = ["--data", str(tmp_path / "nowhere"), "--dry_run"]
     assert search_cifar.main(["--config", str(run), *small]) == search_cifar.main(["--config", str(chosen), *small]) == 2
     told = "".join(capsys.readouterr())
-    assert told.count("without effect") == 2 and "without effect: --loss (of --objective mae)" in told
+    assert told.count("ignored:") == 2 and "ignored: --loss applies only to --objective mae" in told
 
 
 def test_a_sweep_goes_over_what_a_file_fixes(run: Path, yaml: Path) -> None:

@@ -21,7 +21,7 @@ def names(cls: type[Settings]) -> set[str]:
 
 
 def test_no_group_knows_another() -> None:
-    assert len(GROUPS) == 16
+    assert len(GROUPS) == 18
     assert all(each.__bases__ == (Settings,) for each in GROUPS)
 
 

@@ -86,7 +86,7 @@ def test_a_recipes_learning_rate_is_for_its_own_batch(name: str) -> None:
     assert _rate(whole) == []
     (line,) = _rate(half)
     whole, half = whole.settings, half.settings
-    assert f"is the published one for batch {whole.batch_size}; in proportion, 48 images" in line
+    assert f"was published for batch {whole.batch_size}; scaled linearly, 48 images" in line
     assert line.endswith(f"{whole.learning_rate * 48 / whole.batch_size:.3g}")
 
 
@@ -147,8 +147,8 @@ def test_every_method_fits_the_generated_sample(method: str) -> None:
 
 REFUSED = [
     ({"recipe": "mae"}, "--recipe mae: fastdarts.search_cifar has mae-nas-cifar10"),
-    ({"recipe": "mae-nas-imagenet"}, "--recipe mae-nas-imagenet is one of fastdarts.search_imagenet"),
-    ({"recipe": "p-darts", "method": "pc-darts"}, "--recipe p-darts has its own"),
+    ({"recipe": "mae-nas-imagenet"}, "--recipe mae-nas-imagenet belongs to fastdarts.search_imagenet"),
+    ({"recipe": "p-darts", "method": "pc-darts"}, "--recipe p-darts sets another method"),
     ({"space": "s5"}, "--space: no space 's5': give s0, s1, s2, s3, s4, nasbench201"),
     ({"space": "missing.yaml"}, "missing.yaml cannot be read"),
 ]
@@ -167,8 +167,8 @@ def test_wrong_choices_are_refused(given: dict[str, str], reason: str) -> None:
             ["--space", "nasbench201", "--partial_channels", "2"],
             "partial channels and weights of edges are of DARTS' cells only: take --method darts-1st",
         ),
-        (["--method", "pc-darts", "--partial_channels", "3"], "C/k must be an even whole number"),
-        (["--benchmark", "{table}"], "the cells of space S0 are in no table"),
+        (["--method", "pc-darts", "--partial_channels", "3"], "C/k must be an even integer"),
+        (["--benchmark", "{table}"], "no table contains the cells of space S0"),
         (["--space", "nasbench201", "--benchmark", "{wrong}"], "wrong.csv"),
         (["--objective", "jigsaw", "--image_size", "12"], "tiles of 6 pixels a side"),
         (["--method", "p-darts", "--epochs", "4"], "3 stages of equal length need a multiple of 3"),
@@ -200,7 +200,7 @@ def test_images_of_33_pixels_are_refused(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_nas_bench_201_does_not_take_large_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert search_imagenet.main(["--space", "nasbench201", "--method", "darts-1st", "--save", str(tmp_path / "run")]) == 2
-    assert "take fastdarts.search_cifar" in capsys.readouterr().err
+    assert "use fastdarts.search_cifar" in capsys.readouterr().err
 
 
 def test_a_space_of_ones_own(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -52,14 +52,14 @@ def test_accuracies_and_the_benchmarks_own_index(table: Table) -> None:
     assert table.architecture(93) == cell
     assert table.architecture(table.index(Architecture.from_number(0))).number == 0
     for index in (-1, 15625):
-        with pytest.raises(TableError, match=f"0 to 15624, none has the index {index}"):
+        with pytest.raises(TableError, match=f"no cell {index}; cells are 0 to 15624"):
             table.architecture(index)
 
 
 def test_a_rank_counts_the_better_cells(table: Table) -> None:
     ranks = [table.rank(Architecture.from_number(n), "cifar10_test") for n in (15624, 15623, 15622, 15621, 15620, 1, 0)]
     assert ranks == [(1, 15625), (2, 15625), (2, 15625), (4, 15625), (4, 15625), (15624, 15625), (15624, 15625)]
-    with pytest.raises(TableError, match="no column cifar10; there are cifar10_valid, cifar10_test"):
+    with pytest.raises(TableError, match="no column cifar10; known are cifar10_valid, cifar10_test"):
         table.rank(Architecture.from_number(0), "cifar10")
 
 
@@ -90,7 +90,7 @@ def first(rows: Rows, place: int, column: int, value: str) -> Rows:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[:100], "100 of NAS-Bench-201's 15625 cells, the table is cut short"),
+        (lambda rows: rows[:100], "100 of NAS-Bench-201's 15625 cells, the table is incomplete"),
         (lambda rows: [], "0 of NAS-Bench-201's 15625 cells"),
         (lambda rows: [*rows[:50], rows[50][:4]], "line 52: not as many fields"),
         (lambda rows: [*rows[:50], [*rows[50], "1"]], "line 52: not as many fields"),

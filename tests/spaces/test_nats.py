@@ -83,7 +83,7 @@ def test_what_the_api_lacks() -> None:
         NatsBench(Api(["64:64:64:64:64"] * 32768), "here")
     with pytest.raises(TableError, match="here: 5 of NAS-Bench-201's 15625 cells"):
         NatsBench(Api(CELLS[:5]), "here")
-    with pytest.raises(TableError, match="here: nats_bench does not give cifar10_valid of cell 8: invalid data path"):
+    with pytest.raises(TableError, match="here: nats_bench has no cifar10_valid of cell 8: invalid data path"):
         NatsBench(Api(broken=8), "here").accuracies(Architecture.from_text(CELLS[8]))
 
 
@@ -172,5 +172,5 @@ def test_a_cell_that_the_package_wrote(folder: Path) -> None:
         | {"cifar100_valid_12ep": 40.62, "cifar100_test_12ep": 45.62}
         | {"imagenet16_valid_12ep": 60.62, "imagenet16_test_12ep": 65.62}
     )
-    with pytest.raises(TableError, match="nats_bench does not give cifar10_valid of cell 6"):
+    with pytest.raises(TableError, match="nats_bench has no cifar10_valid of cell 6"):
         bench.accuracies(Architecture.from_text(CELLS[6]))

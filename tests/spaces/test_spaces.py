@@ -76,7 +76,7 @@ GOOD = ("skip_connect", "none")
     [
         (
             ("skip_connect", "conv_9x9"),
-            "reduce edge 5.*conv_9x9.*known are.*sep_conv_3x3.*your own have to be registered first",
+            "reduce edge 5.*conv_9x9.*known are.*sep_conv_3x3.*register custom ones first",
         ),
         ((), "reduce edge 5.*empty"),
         (("skip_connect", "skip_connect"), "reduce edge 5.*repeated"),

@@ -233,7 +233,7 @@ def test_a_batch_of_another_size_runs_uncaptured(repeats: type[Repeats], caplog:
         arguments = number(step), batch(2 * step, count), batch(2 * step + 1, count)
         assert run(*arguments) == plain(*arguments)
     assert differing(everything(captured), everything(plain)) == []
-    assert sum("batch of 4 images is not of the captured size" in m for m in caplog.messages) == 1
+    assert sum("batch of 4 images does not have the captured size" in m for m in caplog.messages) == 1
 
 
 def test_a_skipped_update_inside_a_replay(repeats: type[Repeats]) -> None:
@@ -398,7 +398,7 @@ def test_without_memory_for_both_graphs_steps_go_on_uncaptured(
             ours, theirs = (take(number(step), batch(2 * step), batch(2 * step + 1)) for take in (run, plain))
             assert ours == theirs and differing(everything(captured), everything(plain)) == []
     assert not run.captured
-    assert caplog.text.count("there is no memory for the update of alpha beside what the other one's graph keeps") == 1
+    assert caplog.text.count("not enough memory for the update of alpha in addition to the other update's graph") == 1
     with pytest.raises(torch.OutOfMemoryError):  # the step itself does not fit
         CapturedSteps(make())(number(0), batch(0), None)
 

@@ -90,7 +90,7 @@ def test_the_fused_cells_keep_less():
 
 
 def test_a_backend_that_cannot_serve_there_is_refused():
-    with pytest.raises(BackendUnavailable, match="serves tensors on the CPU"):
+    with pytest.raises(BackendUnavailable, match="supports tensors on the CPU"):
         of(4, "cpu", device="cuda")
 
 

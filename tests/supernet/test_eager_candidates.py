@@ -87,7 +87,7 @@ def test_in_nas_bench_201(registered):
 def test_a_name_is_given_once(registered):
     registered("mine", OPS["sep_conv_3x3"])
     for name in ("mine", "sep_conv_3x3", "nor_conv_1x1"):
-        with pytest.raises(ValueError, match=f"there is a candidate {name} already"):
+        with pytest.raises(ValueError, match=f"candidate {name} already exists"):
             registered(name, OPS["sep_conv_3x3"])
 
 
@@ -128,7 +128,7 @@ def test_only_skips_of_stride_one_drop():
 def test_own_batch_norm_is_not_synchronised(registered):
     registered("mine", OPS["sep_conv_3x3"])
     net = Supernet(Space.uniform("own", ("mine", "skip_connect")), C=4, layers=3)
-    with pytest.raises(ValueError, match=r"cells\.0\._ops: BatchNorm in a candidate of one's own cannot be synchronised"):
+    with pytest.raises(ValueError, match=r"cells\.0\._ops: BatchNorm in a custom candidate cannot be synchronised"):
         net.synchronise(object())
     net.synchronise(None)
 

@@ -11,7 +11,7 @@ from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import KINDS, S0, Space
 from fastdarts.supernet import CellWeights, Supernet
 from tests.support import naive
-from tests.support.backends import BACKENDS, customary
+from tests.support.backends import BACKENDS, by_darts_names
 from tests.support.naive import assert_all_close, assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,7 +66,7 @@ def gradients(scalar: Tensor, of: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def gradients_of(case: Case, scalar: Tensor, mix: dict[str, Tensor]) -> dict[str, Tensor]:
     """In the supernet's weights, by their customary names, and in `mix`."""
-    return customary(case.supernet, gradients(scalar, dict(case.supernet.named_parameters()) | mix))
+    return by_darts_names(case.supernet, gradients(scalar, dict(case.supernet.named_parameters()) | mix))
 
 
 def moved(case: Case, run: naive.Run, train: bool) -> None:

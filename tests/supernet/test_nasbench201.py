@@ -103,9 +103,9 @@ def test_batch_statistics_keep_nothing():
 
 
 def test_a_space_of_the_other_network_is_refused():
-    with pytest.raises(ValueError, match="space S0 is of another network: take Supernet"):
+    with pytest.raises(ValueError, match="space S0 belongs to another network: use Supernet"):
         NASBench201Supernet(S0)
-    with pytest.raises(ValueError, match="space nasbench201 is of another network"):
+    with pytest.raises(ValueError, match="space nasbench201 belongs to another network"):
         Supernet(NASBENCH201)
     with pytest.raises(ValueError, match="cells of 3 nodes and no reduction cell"):
         Space("twice", NASBENCH201.normal, NASBENCH201.normal, nodes=3, inputs=1, skeleton="nasbench201")

@@ -178,7 +178,7 @@ def test_classifier_is_kept_when_its_size_fits() -> None:
     first = mine.attach_classifier(10)
     assert (first.in_features, first.out_features) == (mine.tap_channels[-1], 10)
     assert mine.attach_classifier(10) is first
-    with pytest.raises(ValueError, match="has a classifier of 10 classes, 11 are asked for"):
+    with pytest.raises(ValueError, match="has a classifier of 10 classes, requested 11"):
         mine.attach_classifier(11)
     assert mine.classifier is first
 

@@ -21,7 +21,7 @@ needs_native = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 BACKENDS = ["definition", pytest.param("cpu", marks=needs_native)]
 
 
-def customary(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def by_darts_names(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors by parameter of `module`, its cells' packed ones taken apart under the names that checkpoints have."""
     edges = {path: m for path, m in module.named_modules() if isinstance(m, MixedEdges)}
     out: dict[str, Tensor] = {}
