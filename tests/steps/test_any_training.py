@@ -14,7 +14,7 @@ from fastdarts.optim.optimizers import set_rate
 from fastdarts.steps import CapturedSteps, allocate_state, meta_batch, step_bytes
 from fastdarts.steps.cuda_graph import refusal
 from fastdarts.steps.memory_counter import Counted
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps.stage_timer import StageTimer
 from tests.support.bilevels import batch, differing, number
 from tests.support.recorders import Averages, Tapes
 from tests.support.trainings import Training, everything, make, network
@@ -94,7 +94,7 @@ def test_an_obstacle_or_an_unknown_optimizer_is_named(tapes: None, monkeypatch: 
 def test_stages_of_a_training(tapes: None) -> None:
     """Uncaptured and captured alike: a replay is its update's, the average between its pieces is no part of it."""
     for mode in ("off", "on"):
-        stages, average = Stages(), Averages()
+        stages, average = StageTimer(), Averages()
         training = stages.follow(make(reduce=average))
         run = CapturedSteps(training, mode)
         for step in range(2):
@@ -136,7 +136,7 @@ def planned(
     averaged: bool = False,
     ranks: bool = False,
     amp: Any = "off",
-    ahead: int = 0,
+    prefetched: int = 0,
 ) -> int:
     """Bytes of steps with `count` images; of a GPU, where no holes of a heap come on top, unless said otherwise."""
 
@@ -150,7 +150,7 @@ def planned(
     with torch.device("meta"):
         net = network(width, 4)
     parts = [net, deepcopy(net).requires_grad_(False)] if averaged else [net]
-    return step_bytes(parts, made, meta_batch(count, size), device, fused=False, amp=amp, ahead=ahead)
+    return step_bytes(parts, made, meta_batch(count, size), device, fused=False, amp=amp, prefetched=prefetched)
 
 
 def bytes_of(tensors: Any) -> int:
@@ -210,7 +210,7 @@ def test_what_else_a_training_holds_is_counted() -> None:
     """A moving average, prefetched batches, the flat tensor that travels between ranks; half the bits take less."""
     plain, net = planned(8), network(16, 4)
     assert planned(8, averaged=True) - plain == bytes_of([*net.parameters(), *net.buffers()])
-    assert planned(8, ahead=3) - plain == 3 * bytes_of(meta_batch(8, 16))
+    assert planned(8, prefetched=3) - plain == 3 * bytes_of(meta_batch(8, 16))
     few = {"width": 256, "size": 4}  # pixels, so that gradients outweigh activations
     assert planned(2, ranks=True, **few) - planned(2, **few) > 0.8 * bytes_of(network(256, 4).parameters())
     assert planned(512, device="cpu", amp="bf16") < 0.75 * planned(512, device="cpu")
