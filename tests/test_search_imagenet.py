@@ -387,7 +387,7 @@ def test_uncreatable_folder_is_rejected_first(tree, tmp_path, capsys):
 
 
 def test_invalid_settings_are_rejected_before_decoding(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastdarts.inputs.images.verify", lambda *_: pytest.fail("files were decoded"))
+    monkeypatch.setattr("fastdarts.inputs.origin.verify", lambda *_: pytest.fail("files were decoded"))
     assert main(arguments(tree, "--save", str(tmp_path / "run"), "--batch_size", "100")) == 2
     assert "batch_size is 100" in capsys.readouterr().err
 

@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fastdarts.engine import DamagedCheckpoint, SignalHandler, World, load_checkpoint
-from fastdarts.engine.checkpoints import BEST, NEWEST
+from fastdarts.engine import SignalHandler, World
+from fastdarts.engine.checkpoints import BEST, NEWEST, DamagedCheckpoint, load_checkpoint
 from fastdarts.inputs.source import DATASETS, DataSet, Statistics, statistics_of
 from fastdarts.networks import CheckpointError, DiscreteNetwork, architecture_of, load_published
 from fastdarts.networks.checkpoint import contradiction

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from fastdarts.networks import DiscreteNetwork, NetworkShape, Outputs, architecture_of, build
 from fastdarts.networks.darts import DartsNetwork
@@ -157,8 +158,9 @@ def test_zero_rate_and_evaluation_drop_nothing() -> None:
     assert net.drop_path_rate.shape == () and net.drop_path_rate.dtype == torch.float32 and net.drop_path_rate == 0
     assert "drop_path_rate" not in net.state_dict() and "drop_path_rate" in dict(net.named_buffers())
     without = network(genotype(MIXED))
-    without.drop_path_factors = lambda images: [None] * 3  # ty: ignore[invalid-assignment]
-    assert torch.equal(net(images()).logits, without(images()).logits)
+    without.drop_path, before = False, torch.get_rng_state()
+    out = without(images()).logits
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(net(images()).logits, out)
     net.eval()
     out, before = net(images()).logits, torch.get_rng_state()
     net.drop_path_rate.fill_(0.9)
@@ -176,6 +178,16 @@ def test_identity_is_not_dropped_and_expectation_is_kept() -> None:
         assert factors is not None and factors.shape == (cell.drops, 20_000, 1, 1, 1)
         assert not cell.drops or factors.unique().tolist() == pytest.approx([0, 1 / 0.7])
         assert not cell.drops or (factors.mean((1, 2, 3, 4)) - 1).abs().max() < 0.02
+
+
+def test_compiled_network_is_one_graph_for_every_rate() -> None:
+    """No read of a number on the host, no graph break, no second compilation when the rate changes."""
+    net, counter = network(genotype(MIXED)), CompileCounter()
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    for rate in (0.0, 0.2, 0.4):
+        net.drop_path_rate.fill_(rate)
+        assert compiled(images()).logits.isfinite().all()
+    assert counter.frame_count == 1
 
 
 def test_rate_is_float32_tensor_on_device() -> None:
