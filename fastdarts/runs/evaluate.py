@@ -47,6 +47,8 @@ class Evaluated:
         if settings.checkpoint is None:
             raise ConfigError("which network? give the run folder of a retraining, or a checkpoint")
         path = Path(settings.checkpoint)
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist: give the run folder of a retraining, or a checkpoint")
         folder = path if path.is_dir() else path.parent
         file = folder / (BEST if settings.weights == "best" else NEWEST) if path.is_dir() else path
         run = None if settings.genotype is not None else _settings_of(folder, path)

@@ -177,3 +177,4 @@ class EvaluatedImages(Settings):
     )
     amp: Literal["off", "bf16", "fp16"] = setting("off", "autocast of forward passes on a GPU")
     json: bool = setting(False, "print the result as JSON")
+    input_timeout: float = setting(300.0, "seconds without a batch before input counts as stuck", above=0)
