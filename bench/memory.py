@@ -1,7 +1,7 @@
 """Holds the memory planner to what steps really take: `python -m bench.memory --record`.
 
-Each case is a bilevel step of a published search network: its predicted peak (steps.step_bytes) against the measured one
-(bench.measure.alone), in 10**6 bytes. Ends with status 1 where one is off by more than ALLOWED, 2 on wrong input.
+Each case is a bilevel step of a published search network: its predicted peak (runs.memory.search_bytes) against the measured
+one (bench.measure.alone), in 10**6 bytes. Ends with status 1 where one is off by more than ALLOWED, 2 on wrong input.
 """
 
 import sys
@@ -16,9 +16,10 @@ from bench.measure import MEGABYTE, alone
 from bench.records import RESULTS, append, tagged
 from bench.step import device
 from bench.workload import OURS, SUPERNETS, Workload, make_objective, make_supernet
+from fastdarts.runs.memory import search_bytes
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.settings import ConfigError, Settings, setting
-from fastdarts.steps import meta_batch, step_bytes
+from fastdarts.steps import meta_batch
 
 PROG = "python -m bench.memory"
 ALLOWED = 0.15  # of what was measured
@@ -56,7 +57,7 @@ def predicted(workload: Workload) -> int:
         objective = make_objective(workload, supernet, workload.backend)
     edges = SUPERNETS[workload.supernet].edge_weights
     relaxation = SoftmaxRelaxation(workload.space, edge_normalization=edges, device="meta")
-    return step_bytes(
+    return search_bytes(
         supernet,
         objective,
         relaxation,

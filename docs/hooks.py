@@ -1,18 +1,20 @@
-"""Fills the pages with what the code itself says: flags, objectives, methods. mkdocs calls on_page_markdown."""
+"""Fills the pages with what the code itself says: flags, methods, names, counters. mkdocs calls on_page_markdown."""
 
 from dataclasses import fields
 from typing import Any
 
-from fastdarts.registry import METHODS, OBJECTIVES
+from fastdarts.networks.counters import RULES
+from fastdarts.registry import METHODS, OBJECTIVES, TRAININGS
 from fastdarts.settings import SearchCifarSettings, SearchImagenetSettings
 from fastdarts.settings.fields import Settings
+from fastdarts.spaces.published import rows
 
 COMMANDS: dict[str, type[Settings]] = {"search_imagenet": SearchImagenetSettings, "search_cifar": SearchCifarSettings}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace {{ NAME }} by the table of that name."""
-    for name, table in {"flags": flags, "objectives": objectives, "methods": methods}.items():
+    for name, table in TABLES.items():
         markdown = markdown.replace(f"{{{{ {name} }}}}", table())
     return markdown
 
@@ -49,3 +51,29 @@ def methods() -> str:
         settings = {**row.edge, **row.outer, **row.schedule, **row.limits}
         lines.append(f"| `{name}` | {row.paper} | {', '.join(f'`{n}={v}`' for n, v in settings.items())} |")
     return "\n".join(lines)
+
+
+def trainings() -> str:
+    """Format a row for each training recipe: where it is from, its published results, and what it sets."""
+    lines = ["| name | from | published | sets |", "|---|---|---|---|"]
+    for name, row in TRAININGS.items():
+        sets = ", ".join(f"`{n}={v}`" for n, v in row.settings.items())
+        lines.append(f"| `{name}` | {row.source} | {row.published} | {sets} |")
+    return "\n".join(lines)
+
+
+def genotypes() -> str:
+    """Format a row for each published genotype."""
+    lines = ["| name | also | from |", "|---|---|---|"]
+    for name, row in rows().items():
+        also = ", ".join(f"`{other}`" for other in row.get("also", ()))
+        lines.append(f"| `{name}` | {also} | {row['source']} |")
+    return "\n".join(lines)
+
+
+def counters() -> str:
+    """Format a row for each rule that counts multiply-adds."""
+    return "\n".join(["| key | |", "|---|---|", *(f"| `{name}` | {about} |" for name, (_, about) in RULES.items())])
+
+
+TABLES = {f.__name__: f for f in (flags, objectives, methods, trainings, genotypes, counters)}

@@ -7,6 +7,8 @@ from importlib import import_module
 COMMANDS = {
     "search_imagenet": ("fastdarts.search_imagenet", "search on ImageNet-layout JPEGs, label-free by default"),
     "search_cifar": ("fastdarts.search_cifar", "search on CIFAR-10, CIFAR-100 and other small images"),
+    "retrain": ("fastdarts.retrain", "train the network of a found or published cell"),
+    "evaluate": ("fastdarts.evaluate", "accuracy of a trained network on test images, also by class"),
     "sweep": ("fastdarts.sweep.__main__", "run a grid of searches into one table and one plot"),
     "report": ("fastdarts.report.__main__", "rebuild a run's report, or draw the cells of a genotype"),
     "count": ("fastdarts.count", "parameters and multiply-adds of a genotype's network, by several tools' rules"),

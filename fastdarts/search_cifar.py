@@ -6,6 +6,7 @@ Defaults: DARTS' settings, half of the training images each for weights and alph
 
 import sys
 
+from fastdarts import retrain
 from fastdarts.cli.command import Command
 from fastdarts.cli.resolve import Resolver
 from fastdarts.inputs.source import CIFAR
@@ -13,7 +14,7 @@ from fastdarts.runs.search import run
 from fastdarts.settings import SearchCifarSettings
 
 resolve = Resolver("search_cifar", SearchCifarSettings, CIFAR)
-command = Command(resolve, run, __doc__)
+command = Command(resolve, run, __doc__, {"retrain": retrain.command})
 main = command.main
 
 

@@ -5,6 +5,7 @@ MAE-NAS with PC-DARTS' settings: masked reconstruction, partial channels, alpha 
 
 import sys
 
+from fastdarts import retrain
 from fastdarts.cli.command import Command
 from fastdarts.cli.resolve import Resolver
 from fastdarts.inputs.source import IMAGENET
@@ -12,7 +13,7 @@ from fastdarts.runs.search import run
 from fastdarts.settings import SearchImagenetSettings
 
 resolve = Resolver("search_imagenet", SearchImagenetSettings, IMAGENET)
-command = Command(resolve, run, __doc__)
+command = Command(resolve, run, __doc__, {"retrain": retrain.command})
 main = command.main
 
 

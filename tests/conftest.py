@@ -62,10 +62,10 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The data folder beside the checkout (../shared/data), which not every machine has."""
+    """The data folder next to the checkout (../shared/data), which not every machine has."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("no shared data beside the checkout (../shared/data)")
+        pytest.skip("no shared data next to the checkout (../shared/data)")
     return folder
 
 

@@ -14,7 +14,7 @@ from fastdarts.steps import CapturedSteps
 from tests.support.runs import SPLIT, TINY, contents, without_reports, write_tree
 
 END = r"^finished  epoch 11/13  step (\d+)/\d+  loss \d+\.\d{4}  early stop  updated \S+\n$"
-GROWING = [1.0] * 6 + [2.0] * 7  # after epochs 1, 2, ...: alpha moves from the second, so it ends after epoch 11
+GROWING = [1.0] * 6 + [2.0] * 7  # after epochs 1, 2, ...: alpha is updated from the second, so it ends after epoch 11
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -49,7 +49,7 @@ def records(folder: Path) -> list[dict]:
     return [line for line in lines if line["kind"] == "epoch"]
 
 
-def test_what_the_folder_says(finished):
+def test_run_folder_records_early_stop(finished):
     epochs, result = records(finished), json.loads((finished / "genotype.json").read_text())
     assert len(epochs) == 11 and ["hessian" in epoch for epoch in epochs] == [False] + [True] * 10
     assert result["stopped"] == epochs[-1]["stopped"]
@@ -61,17 +61,17 @@ def test_what_the_folder_says(finished):
     assert re.search(END, (finished / "status").read_text())
 
 
-def test_the_same_command_again_has_nothing_to_do(eigenvalue, finished, capsys):
+def test_same_command_again_does_nothing(eigenvalue, finished, capsys):
     before = contents(finished)
     assert main([*eigenvalue, "--save", str(finished)]) == 0
-    told = capsys.readouterr().out
-    assert "nothing left to do" in told and "early stop after epoch 11" in told
+    report = capsys.readouterr().out
+    assert "nothing left to do" in report and "early stop after epoch 11" in report
     assert contents(finished) == before
     assert re.search(END, (finished / "status").read_text())
 
 
 @pytest.mark.parametrize("step", [2, 8])
-def test_a_signal_on_the_way_changes_nothing(step, eigenvalue, finished, tmp_path, monkeypatch):
+def test_resume_after_signal_is_bitwise_identical(step, eigenvalue, finished, tmp_path, monkeypatch):
     """Before there is a history, and in the middle of it."""
     plain, run = CapturedSteps.__call__, [*eigenvalue, "--save", str(tmp_path / "run")]
 
@@ -88,7 +88,7 @@ def test_a_signal_on_the_way_changes_nothing(step, eigenvalue, finished, tmp_pat
     assert contents(tmp_path / "run") == contents(finished)
 
 
-def test_ended_by_skips(argv, tmp_path):
+def test_skip_rule_ends_run(argv, tmp_path):
     run = [*argv, "--epochs", "5", "--early_stop", "skips", "--early_stop_skips", "1", "--save", str(tmp_path / "run")]
     assert main(run) == 0
     epochs, result = records(tmp_path / "run"), json.loads((tmp_path / "run" / "genotype.json").read_text())
@@ -107,7 +107,7 @@ def test_ended_by_skips(argv, tmp_path):
         ("--early_stop sometimes", "invalid choice: 'sometimes'"),
     ],
 )
-def test_what_could_never_end_it_is_refused_at_the_start(flags, message, argv, tmp_path, capsys):
+def test_rule_that_can_never_stop_is_rejected_at_start(flags, message, argv, tmp_path, capsys):
     try:
         status = main([*argv, *flags.split(), "--dry_run", "--save", str(tmp_path / "run")])
     except SystemExit as error:  # argparse
@@ -116,6 +116,6 @@ def test_what_could_never_end_it_is_refused_at_the_start(flags, message, argv, t
     assert not (tmp_path / "run").exists()
 
 
-def test_another_rule_is_another_run(eigenvalue, finished, capsys):
+def test_other_rule_is_other_run(eigenvalue, finished, capsys):
     assert main([*eigenvalue, "--early_stop", "skips", "--save", str(finished)]) == 2
     assert "--early_stop is 'skips' but was 'eigenvalue'" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def test_example_runs(root: Path, tmp_path: Path, name: str) -> None:
     assert "Genotype(normal=[" in done.stdout or "times faster" in done.stdout
 
 
-def test_search_is_the_command(tmp_path: Path) -> None:
+def test_facade_search_equals_command(tmp_path: Path) -> None:
     found = fastdarts.search("mae-nas-cifar10", save=str(tmp_path / "run"), **TINY)
     saved = json.loads((tmp_path / "run/settings.json").read_text())
     assert (
@@ -35,7 +35,7 @@ def test_search_is_the_command(tmp_path: Path) -> None:
     assert fastdarts.search("mae-nas-cifar10", save=str(tmp_path / "run"), **TINY) == found, "nothing left to do"
 
 
-def test_search_raises_what_the_command_prints(tmp_path: Path) -> None:
+def test_facade_search_raises_command_errors(tmp_path: Path) -> None:
     for wrong, why in (
         ({"recipe": "mae-nas"}, "mae-nas"),
         ({"epochs": 0}, "--epochs: 0 is out of range"),

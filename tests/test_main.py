@@ -12,12 +12,12 @@ import pytest
 from fastdarts.__main__ import COMMANDS, main
 
 
-def test_the_console_script_is_the_list_of_commands(root: Path) -> None:
+def test_console_script_lists_commands(root: Path) -> None:
     scripts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert EntryPoint("fastdarts", scripts["fastdarts"], "console_scripts").load() is main
 
 
-def test_every_command_is_there_under_both_spellings(root: Path) -> None:
+def test_commands_accept_both_spellings(root: Path) -> None:
     for name, (module, _) in COMMANDS.items():
         assert callable(import_module(module).main)
         assert module in (f"fastdarts.{name}", f"fastdarts.{name}.__main__")  # python -m fastdarts.NAME
@@ -26,14 +26,14 @@ def test_every_command_is_there_under_both_spellings(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["search_cifar", "search-cifar"])
-def test_arguments_are_handed_on(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_arguments_are_passed_to_command(name: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stop:
         main([name, "--epochs", "three"])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and err.startswith("python -m fastdarts.search_cifar: error: argument --epochs")
 
 
-def test_help_and_wrong_names(capsys: pytest.CaptureFixture) -> None:
+def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: fastdarts NAME ...") and all(f"  {name} " in out for name in COMMANDS)
@@ -43,7 +43,7 @@ def test_help_and_wrong_names(capsys: pytest.CaptureFixture) -> None:
         assert says in err and "search_imagenet" in err and err.count("\n") == 1
 
 
-def test_as_a_module() -> None:
+def test_package_runs_as_module() -> None:
     command = [sys.executable, "-m", "fastdarts", "report", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "nowhere" in done.stderr and done.stderr.count("\n") == 1

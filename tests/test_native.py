@@ -1,4 +1,4 @@
-"""The native module is refused by name, never in the way; `python -m fastdarts.info` says what is the case."""
+"""An unusable native module is rejected by name and never blocks; `python -m fastdarts.info` reports it."""
 
 import json
 import logging
@@ -44,7 +44,7 @@ def run(root, *args, code=0, **environment):
     return done.stdout, done.stderr
 
 
-def test_refusals():
+def test_unusable_modules_give_reason():
     assert native.refusal({"torch": "2.15.0+cu132"}, "2.15.0+cu132") is None
     assert "not built" in native.refusal(None, "2.15.0")
     assert native.refusal({"torch": "2.15.0", "sources": "a"}, "2.15.0", "a") is None
@@ -56,7 +56,7 @@ def test_refusals():
     assert "torch 2.12.0+cu130" in other and "torch 2.12.0+cpu" in other and "pip install --no-build-isolation" in other
 
 
-def test_another_torch_is_refused_by_name_and_the_definition_serves(monkeypatch, fresh, caplog):
+def test_module_of_other_torch_falls_back_to_definition(monkeypatch, fresh, caplog):
     monkeypatch.setattr(native, "build", lambda: OTHER)
     assert native.module() is None
     assert "2.12.0+cu130" in native.reason() and torch.__version__ in native.reason()
@@ -70,7 +70,7 @@ def test_another_torch_is_refused_by_name_and_the_definition_serves(monkeypatch,
         call(backend="cpu")
 
 
-def test_a_record_without_its_module_is_a_sentence(monkeypatch, fresh):
+def test_missing_module_gives_reason(monkeypatch, fresh):
     mine = {"torch": torch.__version__, "sources": native.digest(native.SOURCES)}
     monkeypatch.setattr(native, "build", lambda: mine)
     monkeypatch.setitem(sys.modules, "fastdarts._C", None)  # importing it raises ImportError
@@ -79,7 +79,7 @@ def test_a_record_without_its_module_is_a_sentence(monkeypatch, fresh):
 
 
 @pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
-def test_the_module_that_is_there_tells_facts():
+def test_loaded_module_reports_build_facts():
     module = native.module()
     assert torch.__version__.startswith(module.build_facts()["torch_headers"].partition("+")[0])
     assert module.threads()["intra_op"] == torch.get_num_threads()
@@ -89,7 +89,7 @@ def test_the_module_that_is_there_tells_facts():
 
 @pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_module_brings_no_second_openmp_runtime(root):
+def test_module_uses_torch_openmp_runtime(root):
     program = (
         "import torch; from fastdarts import native\n"
         "import re; pattern = re.compile(r'/lib(?:g|i|)omp[^/]*$')\n"
@@ -100,7 +100,7 @@ def test_the_module_brings_no_second_openmp_runtime(root):
 
 
 @pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
-def test_a_module_that_was_built_before_an_op_existed_is_refused_for_that_op():
+def test_older_module_is_rejected_for_newer_op():
     torch.library.define("fastdarts::of_tomorrow", "(Tensor x) -> Tensor")
     check = backend.native_cpu(torch.float32, op="of_tomorrow")
     why = check(torch.device("cpu"), torch.float32)
@@ -108,7 +108,7 @@ def test_a_module_that_was_built_before_an_op_existed_is_refused_for_that_op():
     assert "not for float64" in check(torch.device("cpu"), torch.float64)
 
 
-def test_describe_has_a_row_for_each_dtype_and_names_what_is_refused():
+def test_describe_lists_dtypes_and_refusals():
     rows = [r for r in backend.describe() if r["op"] == "patch_mask" and r["device"] == "cpu"]
     assert [r["dtype"] for r in rows] == ["float32", "bfloat16"]
     assert rows[1]["backend"] == "definition" and "not for bfloat16" in rows[1]["refused"]["cpu"]
@@ -128,7 +128,7 @@ def test_info_prints_text(capsys):
     assert "patch_mask on cpu, float32" in capsys.readouterr().out
 
 
-def test_require_native_fails_with_the_sentence(monkeypatch, fresh, capsys):
+def test_require_native_fails_with_reason(monkeypatch, fresh, capsys):
     monkeypatch.setattr(native, "build", lambda: None)
     assert info.main([]) == 0
     assert info.main(["--require-native", "--json"]) == 1
@@ -151,7 +151,7 @@ def test_info_survives_broken_packages(root, tmp_path):
     assert "torch is not usable" in error
 
 
-def test_the_wrong_apex_is_recognised(monkeypatch, tmp_path):
+def test_unrelated_apex_is_recognised(monkeypatch, tmp_path):
     package = tmp_path / "apex"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
@@ -161,7 +161,7 @@ def test_the_wrong_apex_is_recognised(monkeypatch, tmp_path):
     assert info.apex().startswith("NVIDIA's")
 
 
-def test_the_digest_tells_sources_apart(tmp_path):
+def test_digest_distinguishes_sources(tmp_path):
     (tmp_path / "cpu").mkdir()
     assert native.digest(tmp_path) is None
     (tmp_path / "cpu" / "a.cpp").write_text("int a;")
@@ -173,7 +173,7 @@ def test_the_digest_tells_sources_apart(tmp_path):
 
 
 @pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
-def test_idle_memory_of_the_workspace_is_given_back():
+def test_idle_workspace_memory_is_freed():
     x, _ = call(backend="cpu")
     del x
     module = native.module()

@@ -1,4 +1,4 @@
-"""nn.MixedOp and nn.Cell beside DARTS' own modules, from whose state_dict they are filled."""
+"""nn.MixedOp and nn.Cell compared with DARTS' own modules, whose state_dict they load."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def filled(mine: nn.Module, own: nn.Module) -> nn.Module:
 
 
 def assert_same(mine: nn.Module, own: nn.Module, given: list[Tensor]) -> None:
-    """Outputs, gradients of what is given, and the state afterwards."""
+    """Outputs, gradients of the inputs, and the state afterwards."""
     for training in (True, False):
         outs = [module.train(training)(*given) for module in (mine, own)]
         grads = [torch.autograd.grad(out.square().sum(), given) for out in outs]
@@ -35,7 +35,7 @@ def assert_same(mine: nn.Module, own: nn.Module, given: list[Tensor]) -> None:
 
 @needs_native
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_mixed_op_is_that_of_darts(stride: int) -> None:
+def test_mixed_op_matches_darts(stride: int) -> None:
     torch.manual_seed(0)
     own = darts.MixedOp(4, stride)
     mine = filled(fused.MixedOp(4, stride), own)
@@ -45,7 +45,7 @@ def test_a_mixed_op_is_that_of_darts(stride: int) -> None:
 @needs_native
 @pytest.mark.parametrize("reduction_prev", [False, True])
 @pytest.mark.parametrize("reduction", [False, True])
-def test_a_cell_is_that_of_darts(reduction: bool, reduction_prev: bool) -> None:
+def test_cell_matches_darts(reduction: bool, reduction_prev: bool) -> None:
     torch.manual_seed(0)
     own = darts.Cell(2, 8, 8, 4, reduction, reduction_prev)
     mine = filled(fused.Cell(2, 2, 8, 8, 4, reduction, reduction_prev), own)
@@ -55,7 +55,7 @@ def test_a_cell_is_that_of_darts(reduction: bool, reduction_prev: bool) -> None:
 
 @needs_native
 @pytest.mark.parametrize("stride", [1, 2])
-def test_lists_of_weights_and_partial_channels(stride: int) -> None:
+def test_weight_lists_and_partial_channels(stride: int) -> None:
     torch.manual_seed(0)
     mine = fused.MixedOp(8, stride, partial_channels=4).double()
     x, row = image(8), torch.rand(K, dtype=torch.float64, requires_grad=True)
@@ -72,7 +72,7 @@ def test_lists_of_weights_and_partial_channels(stride: int) -> None:
 
 
 @needs_native
-def test_fewer_nodes_may_be_concatenated_and_edges_weighed() -> None:
+def test_multiplier_and_edge_weights() -> None:
     torch.manual_seed(0)
     whole = fused.Cell(2, 2, 8, 8, 4, False, False).double().eval()
     last = fused.Cell(2, 1, 8, 8, 4, False, False).double().eval()
@@ -86,7 +86,7 @@ def test_fewer_nodes_may_be_concatenated_and_edges_weighed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: fused.MixedOp(4, 1, ("none", "sep_conv_9x9")), "unknown primitives sep_conv_9x9"),
         (lambda: fused.MixedOp(6, 1, partial_channels=4), "6 channels are not divisible"),
@@ -99,6 +99,6 @@ def test_fewer_nodes_may_be_concatenated_and_edges_weighed() -> None:
         (lambda: fused.Cell(2, 2, 8, 8, 6, False, False, partial_channels=4), "6 channels are not divisible"),
     ],
 )
-def test_wrong_use_is_said(make: object, told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_use_raises(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         make()

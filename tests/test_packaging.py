@@ -42,17 +42,17 @@ def constraints(root):
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def test_kernels_are_a_subpackage_in_a_checkout():
+def test_kernels_are_subpackage_in_checkout():
     assert Path(fastdarts.kernels.__file__).parent.name == "kernels"
     assert "kernels" not in sys.modules
 
 
-def test_every_folder_with_code_is_a_package(root):
+def test_every_code_folder_is_package(root):
     folders = {path.parent for path in (root / "fastdarts").rglob("*.py")} | {root / "kernels"}
     assert [str(f.relative_to(root)) for f in folders if not (f / "__init__.py").is_file()] == []
 
 
-def test_constraints_pin_all_that_ci_installs(project, constraints):
+def test_constraints_pin_ci_dependencies(project, constraints):
     extras = project["project"]["optional-dependencies"]
     wanted = names(project["project"]["dependencies"]) | names(extras["dev"]) | names(extras["dali"]) | names(extras["report"])
     assert all("==" in line.partition(";")[0] for line in constraints)
@@ -62,25 +62,25 @@ def test_constraints_pin_all_that_ci_installs(project, constraints):
     assert names(extras["sweep"]) <= names(extras["dev"])
 
 
-def test_the_build_asks_for_tools_but_not_for_torch(project):
+def test_build_requires_tools_not_torch(project):
     required = names(project["build-system"]["requires"])
     assert "torch" not in required
     assert required <= names(project["project"]["optional-dependencies"]["dev"])  # so --no-build-isolation finds them
 
 
-def test_the_version_has_one_source(project):
+def test_version_has_one_source(project):
     assert project["project"]["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+", fastdarts.__version__)
 
 
-def test_the_native_sources_are_listed(root):
+def test_native_sources_are_listed(root):
     listed = set(re.findall(r"csrc/[\w/]+\.(?:cpp|cu)\b", (root / "CMakeLists.txt").read_text(encoding="utf-8")))
     found = {p.relative_to(root).as_posix() for p in (root / "csrc").rglob("*") if p.suffix in (".cpp", ".cu")}
     assert listed == found
 
 
-def test_it_runs_from_a_checkout_that_is_neither_built_nor_installed(root, tmp_path):
-    """A copy without the native module: kernels import, patch_mask runs on its definition, info says what is missing."""
+def test_package_runs_from_bare_checkout(root, tmp_path):
+    """A copy without the native module: kernels import, patch_mask runs on its definition, info names the missing module."""
     for folder in ("fastdarts", "kernels"):
         for source in (root / folder).rglob("*.py"):
             target = tmp_path / source.relative_to(root)
@@ -96,7 +96,7 @@ def test_it_runs_from_a_checkout_that_is_neither_built_nor_installed(root, tmp_p
 
 
 @pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
-def test_a_wheel_has_everything(root, tmp_path):
+def test_wheel_is_complete(root, tmp_path):
     """Built without isolation, unpacked elsewhere: the native module loads, the kernels are inside the package."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(root)]
     subprocess.run(build, check=True)
@@ -120,7 +120,7 @@ def test_a_wheel_has_everything(root, tmp_path):
     assert all(path.startswith(f"{site}/fastdarts/") for path in out.split())
 
 
-def test_an_installed_package_has_the_version_of_the_source():
+def test_installed_version_matches_source():
     try:
         installed = metadata.version("fastdarts")
     except metadata.PackageNotFoundError:

@@ -23,28 +23,28 @@ QUOTED = {
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_ordinary_names_stand_as_they_are(name: str) -> None:
+def test_ordinary_names_are_unchanged(name: str) -> None:
     assert quoted(name) == unquoted(name) == name
 
 
 @pytest.mark.parametrize("name", QUOTED)
-def test_other_names_are_one_line_that_can_be_encoded_and_read_back(name: bytes) -> None:
+def test_other_names_are_quoted_on_one_line_and_round_trip(name: bytes) -> None:
     assert quoted(os.fsdecode(name)) == QUOTED[name]
     assert os.fsencode(unquoted(QUOTED[name])) == name
     assert QUOTED[name].encode() and len(QUOTED[name].splitlines()) == 1
 
 
 @pytest.mark.parametrize("byte", range(1, 256))
-def test_every_byte_comes_back(byte: int) -> None:
+def test_every_byte_round_trips(byte: int) -> None:
     name = os.fsdecode(b"a" + bytes([byte]))
     assert unquoted(quoted(name)) == name
 
 
-def test_what_looks_quoted_and_is_not() -> None:
+def test_unquoted_names_resembling_quotes() -> None:
     assert unquoted('"a') == '"a' and unquoted('"a"b"') == '"a"b"' and unquoted('"') == '"'
 
 
-def test_a_list_means_the_same_files_in_another_locale(tmp_path: Path, root: Path) -> None:
+def test_lists_do_not_depend_on_locale(tmp_path: Path, root: Path) -> None:
     """Where Python takes names for ASCII, a name in UTF-8 is written and found as in every other locale."""
     names = ["\u732b", os.fsdecode(b"\xe9"), "a\nb"]
     for name in names:
@@ -61,7 +61,7 @@ def test_a_list_means_the_same_files_in_another_locale(tmp_path: Path, root: Pat
     assert done.stdout.split() == ["ascii", "True", "True"]
 
 
-def test_streams_escape_what_they_cannot_encode(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streams_escape_unencodable_text(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, "ascii", errors="strict"))
     with any_text():

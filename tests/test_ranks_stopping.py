@@ -87,7 +87,7 @@ def signalled_in_evaluation(rank: int) -> None:
 @pytest.mark.parametrize(
     ("number", "rank", "step", "status"), [(signal.SIGTERM, 1, 6, 75), (signal.SIGUSR1, 0, 8, 75), (signal.SIGINT, 1, 12, 130)]
 )
-def test_a_signal_to_one_rank_ends_all_and_nothing_is_lost(
+def test_signal_to_one_rank_stops_all_without_loss(
     number: int, rank: int, step: int, status: int, argv: list[str], finished: Path, tmp_path: Path
 ) -> None:
     folder, began = tmp_path / "run", time.monotonic()
@@ -99,7 +99,7 @@ def test_a_signal_to_one_rank_ends_all_and_nothing_is_lost(
     assert contents(folder) == contents(finished)
 
 
-def test_an_evaluation_is_broken_off_on_all_ranks_and_made_again(argv: list[str], finished: Path, tmp_path: Path) -> None:
+def test_interrupted_evaluation_is_repeated_on_all_ranks(argv: list[str], finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     ended, printed = search(argv, folder, partial(signalled_in_evaluation, 1))
     assert ended == 75 and "Traceback" not in printed, printed
@@ -132,7 +132,7 @@ def epochs(folder: Path) -> list[dict]:
     return [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "epoch"]
 
 
-def test_what_is_bad_on_one_rank_is_skipped_on_all_and_named(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
+def test_non_finite_step_of_one_rank_is_skipped_on_all(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
     name, hook = poisoned
     status, printed = search(argv, tmp_path / "run", hook)
     assert status == 0, printed
@@ -142,17 +142,17 @@ def test_what_is_bad_on_one_rank_is_skipped_on_all_and_named(argv: list[str], po
     assert log.count(name) == EPOCHS and log.count("the update of the weights was skipped; images of the weights:") == EPOCHS
 
 
-def test_what_is_bad_on_one_rank_stops_all(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
+def test_non_finite_step_of_one_rank_stops_all(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
     name, hook = poisoned
     status, printed = search([*argv, "--on_bad", "stop", *EACH_STEP], tmp_path / "run", hook)
     assert status == 1 and "Traceback" not in printed
-    (told,) = re.findall(r"error: stopped.*|stopped: step .*", (tmp_path / "run" / "log.txt").read_text())
-    assert name in told
-    bad = int(re.search(r"step (\d+) of epoch", told)[1])
+    (message,) = re.findall(r"error: stopped.*|stopped: step .*", (tmp_path / "run" / "log.txt").read_text())
+    assert name in message
+    bad = int(re.search(r"step (\d+) of epoch", message)[1])
     assert not (tmp_path / "run" / "checkpoint.pt").exists() or steps(tmp_path / "run") < bad
 
 
-def test_what_is_bad_on_one_rank_sends_all_back(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
+def test_non_finite_step_of_one_rank_rewinds_all(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
     _, hook = poisoned
     status, printed = search([*argv, "--on_bad", "rewind", *EACH_STEP], tmp_path / "run", hook)
     assert status == 0, printed  # the ranks' weights were compared after each step
@@ -176,7 +176,7 @@ def killed_before_going_back(number: int) -> None:
     Session._rewind = rewind
 
 
-def test_a_rank_that_ends_while_all_go_back_is_lost(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
+def test_rank_lost_during_rewind(argv: list[str], poisoned: tuple, tmp_path: Path) -> None:
     (_, hook), began = poisoned, time.monotonic()
     dies = partial(killed_before_going_back, *hook.args)
     status, printed = search([*argv, "--on_bad", "rewind", *EACH_STEP], tmp_path / "run", dies)

@@ -10,24 +10,24 @@ from fastdarts.objectives.table import Row
 from fastdarts.registry import METHODS, OBJECTIVES, RECIPES, SPACES, Registry
 from fastdarts.settings import ConfigError, SearchCifarSettings
 
-ROW = Row("tell cats from dogs", "Search by cats and dogs", lambda choices: None)
+ROW = Row("distinguish cats from dogs", "Search by cats and dogs", lambda choices: None)
 
 
-def test_the_homes_fill_them() -> None:
+def test_defining_modules_fill_registries() -> None:
     assert list(METHODS) == ["darts-1st", "darts-2nd", "pc-darts", "p-darts"]
     assert len(OBJECTIVES) == 12 and "mae-nas-imagenet" in RECIPES and SPACES["nasbench201"].skeleton == "nasbench201"
     assert {r.kind for r in (METHODS, OBJECTIVES, RECIPES, SPACES)} == {"method", "objective", "recipe", "space"}
     assert METHODS.described().startswith("darts-1st (Liu et al., ICLR 2019), darts-2nd (")
 
 
-def test_a_home_is_imported_when_a_registry_is_first_read() -> None:
+def test_defining_module_is_imported_on_first_use() -> None:
     program = "import sys; from fastdarts.registry import SPACES; assert 'fastdarts.spaces' not in sys.modules"
     program += "; assert 's0' in SPACES and 'fastdarts.spaces.names' in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_row_more_is_a_choice_more(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_added_row_becomes_choice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(ConfigError, match="--objective: 'cats' is not one of mae, "):
         SearchCifarSettings(objective="cats")
     monkeypatch.setitem(OBJECTIVES, "cats", ROW)
@@ -35,10 +35,10 @@ def test_a_row_more_is_a_choice_more(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert SearchCifarSettings.given(["--objective", "cats"], "prog", "") == {"objective": "cats"}
     with pytest.raises(SystemExit):
         SearchCifarSettings.given(["--help"], "prog", "")
-    assert "cats (tell cats from dogs)" in " ".join(capsys.readouterr().out.split())
+    assert "cats (distinguish cats from dogs)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_name_is_given_once() -> None:
+def test_names_are_unique() -> None:
     with pytest.raises(ValueError, match="method 'pc-darts' already exists"):
         METHODS["pc-darts"] = METHODS["darts-1st"]
     toys = Registry("toy", registry.__name__)

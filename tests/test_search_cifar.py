@@ -26,7 +26,7 @@ from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search_cifar import main, resolve
 from fastdarts.settings import ConfigError, SearchCifarSettings
-from fastdarts.supernet import eager_candidates as beside
+from fastdarts.supernet import eager_candidates as eager
 from tests.support.runs import free_port, without_reports
 from tests.test_search_imagenet import FILES
 from tests.zoo.operations import OPS
@@ -74,7 +74,7 @@ def epochs(folder: Path) -> list[dict]:
     return [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["kind"] == "epoch"]
 
 
-def test_the_run_folder_is_complete(finished: Path, data: Path) -> None:
+def test_run_folder_is_complete(finished: Path, data: Path) -> None:
     assert set(FILES.split()) <= {p.name for p in finished.iterdir()}
     saved = json.loads((finished / "settings.json").read_text())
     assert saved["command"] == "search_cifar" and saved["settings"]["image_size"] == 16
@@ -105,7 +105,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, argv: list[str], step: int) -> 
         assert main(argv) == 130
 
 
-def test_a_run_that_is_stopped_inside_an_epoch_goes_on_bit_for_bit(
+def test_resume_within_epoch_is_bitwise_identical(
     finished: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
@@ -123,7 +123,7 @@ STAGES += "--progressive_dropout 0,0.4 --skip_limit 0 --objective supervised"
 
 
 @pytest.mark.parametrize("more", [NOISE, STAGES], ids=["noise", "dropout"])
-def test_draws_of_torchs_generator_depend_neither_on_a_stop_nor_on_when_a_report_is_made(
+def test_random_draws_do_not_depend_on_stops_or_reports(
     more: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, parts = ([*arguments(data, "--save", str(tmp_path / name)), *more.split()] for name in ("whole", "parts"))
@@ -134,7 +134,7 @@ def test_draws_of_torchs_generator_depend_neither_on_a_stop_nor_on_when_a_report
     assert (tmp_path / "parts" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
-def test_other_images_or_crops_are_another_run(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_other_images_or_crops_are_rejected_for_same_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     mine = write_npz(tmp_path / "mine.npz")
     argv = arguments(mine, "--save", str(tmp_path / "run"), "--epochs", "1")
     assert main(argv) == 0
@@ -152,7 +152,7 @@ def test_other_images_or_crops_are_another_run(data: Path, tmp_path: Path, capsy
     assert "mine.npz are not those that" in err and "(24 then, 24 now)" in err and err.count("\n") == 1
 
 
-def test_a_continued_run_keeps_the_size_that_it_began_with(data: Path, tmp_path: Path) -> None:
+def test_continued_run_keeps_image_size(data: Path, tmp_path: Path) -> None:
     """--image_size is the images' own only where nothing else was asked for before."""
     argv = arguments(data, "--save", str(tmp_path / "run"))
     assert main([*argv, "--image_size", "12", "--dry_run"]) == 0
@@ -163,7 +163,7 @@ def test_a_continued_run_keeps_the_size_that_it_began_with(data: Path, tmp_path:
     assert "12 px, batch 4" in log and "crops of 12 of 16 px" in log and "nothing left to do" in log
 
 
-def test_a_space_is_the_same_however_it_is_written(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_space_spelling_is_normalised(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.json").write_text(json.dumps({"name": "mine", "normal": ["skip_connect"], "reduce": ["skip_connect"]}))
     for first, second in (("S2", "s2"), ("mine.json", str(tmp_path / "mine.json"))):
@@ -173,7 +173,7 @@ def test_a_space_is_the_same_however_it_is_written(data: Path, tmp_path: Path, m
     assert one == other == str(tmp_path / "images")
 
 
-def test_candidates_of_a_module(
+def test_candidates_of_modules_are_registered(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -192,12 +192,12 @@ def test_candidates_of_a_module(
         ("", "'' is not a module name"),
     ):
         assert main([*arguments(data, "--dry_run"), "--modules", modules]) == 2
-        told = capsys.readouterr().err
-        assert "--modules" in told and why in told and told.count("\n") == 1
+        message = capsys.readouterr().err
+        assert "--modules" in message and why in message and message.count("\n") == 1
 
 
-def test_batch_norm_of_ones_own_is_not_synchronised(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(beside, "BUILDERS", beside.BUILDERS | {"noise": OPS["sep_conv_3x3"]})
+def test_custom_batch_norm_is_not_synchronised(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eager, "BUILDERS", eager.BUILDERS | {"noise": OPS["sep_conv_3x3"]})
     given = {"data": str(data), "space": "s4", "layers": 3, "init_channels": 4, "batch_size": 4, "sync_bn": True}
     resolved = resolve(given | {"image_size": 16})
     images = ImageArrays.choose(resolved.settings, RunFolder(tmp_path / "run"))
@@ -207,10 +207,10 @@ def test_batch_norm_of_ones_own_is_not_synchronised(data: Path, tmp_path: Path, 
         prepare(resolved, images, free, two, SignalHandler())
 
 
-def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:
+def test_ignored_flags_are_named(data: Path, capsys: pytest.CaptureFixture) -> None:
     flags = "--objective supervised --decoder single-scale --mask_ratio 0.4 --cell_norm running --early_stop_skips 3"
     assert main([*arguments(data, "--dry_run"), *flags.split(), "--progressive_layers", "x"]) == 0
-    told = "".join(capsys.readouterr())
+    message = "".join(capsys.readouterr())
     for line in (
         "ignored: --mask_ratio, because --objective supervised masks nothing",
         "ignored: --decoder applies only to --objective mae",
@@ -218,13 +218,13 @@ def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixtur
         "ignored: --early_stop_skips applies only to --early_stop skips",
         "ignored: --progressive_layers applies only to --progressive",
     ):
-        assert line in told
-    assert told.count("ignored:") == 5
+        assert line in message
+    assert message.count("ignored:") == 5
     parts = "--method p-darts --epochs 6 --no-skip_dropout --progressive_dropout 0,0,0 --channel_sampling random"
     assert main([*arguments(data, "--dry_run"), *parts.split()]) == 0
-    told = "".join(capsys.readouterr())
-    assert "ignored: --progressive_dropout applies only to --skip_dropout" in told
-    assert "ignored: --channel_sampling applies only to --partial_channels above 1" in told
+    message = "".join(capsys.readouterr())
+    assert "ignored: --progressive_dropout applies only to --skip_dropout" in message
+    assert "ignored: --channel_sampling applies only to --partial_channels above 1" in message
     assert main([*arguments(data, "--dry_run"), "--mask_ratio", "0.4", "--early_stop", "skips", "--early_stop_skips", "3"]) == 0
     assert "ignored:" not in "".join(capsys.readouterr())
 
@@ -234,12 +234,13 @@ def test_flags_without_effect_are_named(data: Path, capsys: pytest.CaptureFixtur
     ["--objective supervised", "--unrolled --partial_channels 2 --edge_normalization", "--image_size 8 --crop_padding 0"],
 )
 def test_variants_run(more: str, data: Path, tmp_path: Path) -> None:
+    """One epoch with each kind of setting."""
     assert main([*arguments(data, "--save", str(tmp_path / "run"), "--epochs", "1"), *more.split()]) == 0
     (epoch,) = epochs(tmp_path / "run")
     assert epoch["alpha_loss"] > 0 and ("top1" in epoch["valid"]) == ("supervised" in more)
 
 
-def test_lists_name_images_by_number(finished: Path, data: Path, tmp_path: Path) -> None:
+def test_lists_may_use_image_numbers(finished: Path, data: Path, tmp_path: Path) -> None:
     lists = ["--train_list", str(finished / "train.txt"), "--val_list", str(finished / "val.txt")]
     assert main(arguments(data, "--save", str(tmp_path / "run"), *lists)) == 0
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
@@ -266,7 +267,7 @@ def as_files(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [as_batches, as_files])
-def test_every_form_of_data_is_planned(make: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_every_data_format_is_planned(make: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = make(tmp_path / "images")
     assert main(arguments(path, "--dry_run", "--save", str(tmp_path / "run"))) == 0
     out = capsys.readouterr().out
@@ -274,7 +275,7 @@ def test_every_form_of_data_is_planned(make: Callable[[Path], Path], tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_is_stated_first(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = pictures(40, 32)
     monkeypatch.setattr("fastdarts.inputs.origin.sample_images", lambda: ImageArray.make(Path("sample"), images, labels))
     assert main(["--dry_run", "--batch_size", "8"]) == 0
@@ -303,7 +304,7 @@ def test_without_data_the_first_line_says_so(capsys: pytest.CaptureFixture, monk
         ),
     ],
 )
-def test_wrong_input_is_one_line_status_2_and_writes_nothing(
+def test_invalid_input_exits_with_status_2_and_writes_nothing(
     side: int, more: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     argv = arguments(write_npz(tmp_path / "a.npz", side=side), "--save", str(tmp_path / "run"), *more.split())
@@ -313,14 +314,14 @@ def test_wrong_input_is_one_line_status_2_and_writes_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_images_of_an_odd_size_are_cropped_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_odd_sized_images_are_cropped_on_request(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     argv = arguments(write_npz(tmp_path / "a.npz", side=33), "--image_size", "32", "--dry_run", "--batch_size", "4")
     assert main(argv) == 0
     assert "crops of 32 of 33 px" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("content", [None, b"PK", b"cposix\nsystem\n(S'true'\ntR."])
-def test_what_is_no_data_is_one_line(content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_data_exits_with_one_line(content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     folder = as_batches(tmp_path / "cifar-10-batches-py")
     if content is None:
         (folder / "data_batch_5").unlink()
@@ -333,14 +334,14 @@ def test_what_is_no_data_is_one_line(content: bytes | None, tmp_path: Path, caps
     assert "nowhere does not exist" in capsys.readouterr().err
 
 
-def test_flags_of_search_imagenet_alone_are_unknown(capsys: pytest.CaptureFixture) -> None:
+def test_search_imagenet_flags_are_unknown(capsys: pytest.CaptureFixture) -> None:
     for flag in ("--strict", "--cache", "--loader", "--workers"):
         with pytest.raises(SystemExit):
             main([flag])
         assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
-def test_pixels_are_normalised_as_is_customary() -> None:
+def test_pixels_use_standard_normalisation() -> None:
     resolved = Resolved.of(SearchCifarSettings(image_size=32, layers=3, init_channels=4), CIFAR)
     for classes, colours in ((10, CIFAR10), (100, CIFAR100), (7, CIFAR10)):
         supernet, objective = build(resolved, classes)
@@ -351,7 +352,7 @@ def test_pixels_are_normalised_as_is_customary() -> None:
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("space", ["s0", "nasbench201"])
-def test_two_ranks_take_the_step_of_one(space: str, data: Path, tmp_path: Path) -> None:
+def test_two_ranks_match_one_process(space: str, data: Path, tmp_path: Path) -> None:
     """With BatchNorm over both: the losses of one process."""
     flags = arguments(data, "--space", space, "--stage_cells", "1", "--epochs", "1", "--sync_bn", "--check_ranks_every", "1")
     flags = [*flags, "--save"]
@@ -366,7 +367,7 @@ def test_two_ranks_take_the_step_of_one(space: str, data: Path, tmp_path: Path) 
     assert (tmp_path / "two/train.txt").read_bytes() == (tmp_path / "one/train.txt").read_bytes()
 
 
-def test_real_cifar10(shared_data: Path, tmp_path: Path) -> None:
+def test_real_cifar10_is_searched(shared_data: Path, tmp_path: Path) -> None:
     """An epoch on a few images of each class."""
     argv = arguments(shared_data / "cifar10", "--epochs", "1", "--save", str(tmp_path / "run"))
     assert main([*argv, "--train_fraction", "0.001", "--val_fraction", "0.001"]) == 0

@@ -17,6 +17,9 @@ from PIL import Image
 
 from fastdarts import engine
 from fastdarts.inputs.source import IMAGENET
+from fastdarts.networks import STANDARD, count
+from fastdarts.report.facts import key_figures, number
+from fastdarts.report.run import read_run
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import main, resolve
 from fastdarts.spaces.genotype import Genotype
@@ -44,7 +47,7 @@ FILES = """alpha.png cell_normal.png cell_normal.svg cell_reduce.png cell_reduce
 genotype.json log.txt losses.png metrics.jsonl reconstruction.png report.html settings.json timing.jsonl train.txt val.txt"""
 
 
-def test_the_run_folder_is_complete(finished, tree):
+def test_run_folder_is_complete(finished, tree):
     assert set(FILES.split()) <= {p.name for p in finished.iterdir()}
     settings = json.loads((finished / "settings.json").read_text())
     assert settings["settings"]["epochs"] == 3 and settings["data"]["root"] == str(tree)
@@ -62,13 +65,17 @@ def test_the_run_folder_is_complete(finished, tree):
     genotype = Genotype.from_json((finished / "genotype.json").read_text())
     assert str(genotype) == epochs[-1]["genotype"]
     assert str(genotype) in unescape((finished / "report.html").read_text())
+    counts, found = count(genotype, STANDARD["imagenet"]), json.loads((finished / "genotype.json").read_text())
+    assert (found["params"], found["macs"]) == (counts["params"], counts["macs"]) and "48 channels" in found["network"]
+    figures = [figure[:2] for figure in key_figures(read_run(finished))]
+    assert ("Parameters", number(counts["params"])) in figures and ("Multiply-adds", number(counts["macs"])) in figures
     log = (finished / "log.txt").read_text()
     assert re.search(r"epoch 1/3  step 2/6  train [\d.]+  alpha not updated yet  [\d.]+ images/s  \d:\d\d left", log)
     state = torch.load(finished / "checkpoint.pt", weights_only=True)
     assert state["epoch"] == 3
 
 
-def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(finished, tree, tmp_path):
+def test_search_is_reproducible_by_seed(finished, tree, tmp_path):
     assert main(arguments(tree, "--save", str(tmp_path / "again"))) == 0
     assert main(arguments(tree, "--save", str(tmp_path / "other"), "--seed", "1")) == 0
     for name in ("metrics.jsonl", "genotype.json", "train.txt"):
@@ -77,7 +84,7 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(finished, tree, 
     assert (tmp_path / "other" / "train.txt").read_bytes() != (finished / "train.txt").read_bytes()
 
 
-def test_a_killed_run_continues_bit_for_bit(finished, tree, tmp_path):
+def test_resume_after_kill_is_bitwise_identical(finished, tree, tmp_path):
     """SIGKILL in epoch 2 or later, then the same command again: the same bytes as the run that was left in peace."""
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "fastdarts.search_imagenet", *arguments(tree, "--save", str(folder))]
@@ -94,7 +101,7 @@ def test_a_killed_run_continues_bit_for_bit(finished, tree, tmp_path):
     assert "continuing" in (folder / "log.txt").read_text()
 
 
-def test_flags_of_the_step_change_nothing_on_a_cpu(finished, tree, tmp_path, capsys):
+def test_step_flags_change_nothing_on_cpu(finished, tree, tmp_path, capsys):
     """The same bytes with and without a word about graphs and TF32, and a run may go on with other graphs and optimizers."""
     folder = tmp_path / "run"
     cudnn = torch.backends.cudnn.allow_tf32
@@ -112,7 +119,7 @@ def test_flags_of_the_step_change_nothing_on_a_cpu(finished, tree, tmp_path, cap
     assert "--tf32 is False but was True" in capsys.readouterr().err
 
 
-def test_the_wrong_apex_is_one_line_and_status_2(tree, tmp_path, capsys, monkeypatch):
+def test_unrelated_apex_exits_with_status_2(tree, tmp_path, capsys, monkeypatch):
     (tmp_path / "path" / "apex").mkdir(parents=True)
     (tmp_path / "path" / "apex" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
     monkeypatch.syspath_prepend(tmp_path / "path")
@@ -122,7 +129,7 @@ def test_the_wrong_apex_is_one_line_and_status_2(tree, tmp_path, capsys, monkeyp
     assert not (tmp_path / "run").exists()
 
 
-def test_skipped_updates_are_logged_with_the_steps(tree, tmp_path, monkeypatch, capsys):
+def test_skipped_updates_are_logged(tree, tmp_path, monkeypatch, capsys):
     def broken(self, *args, **kwargs):
         self.skipped += torch.tensor([1, 0])
         return plain(self, *args, **kwargs)
@@ -136,14 +143,14 @@ def test_skipped_updates_are_logged_with_the_steps(tree, tmp_path, monkeypatch, 
     assert "epoch 1: 4 of 4 updates of the weights had non-finite gradients" in capsys.readouterr().err
 
 
-def test_a_finished_run_is_left_as_it_is(finished, tree, capsys):
+def test_finished_run_is_not_changed(finished, tree, capsys):
     before = (finished / "metrics.jsonl").read_bytes()
     assert main(arguments(tree, "--save", str(finished))) == 0
     assert (finished / "metrics.jsonl").read_bytes() == before
     assert "nothing left to do" in capsys.readouterr().out
 
 
-def test_other_settings_for_the_same_folder_are_refused(finished, tree, capsys):
+def test_other_settings_for_same_folder_are_rejected(finished, tree, capsys):
     before = {p.name: p.read_bytes() for p in finished.iterdir()}
     assert main([*arguments(tree, "--save", str(finished)), "--mask_ratio", "0.6", "--seed", "5"]) == 2
     err = capsys.readouterr().err
@@ -151,7 +158,7 @@ def test_other_settings_for_the_same_folder_are_refused(finished, tree, capsys):
     assert {p.name: p.read_bytes() for p in finished.iterdir()} == before
 
 
-def test_a_run_whose_images_changed_is_refused(tree, tmp_path, capsys):
+def test_run_with_changed_images_is_rejected(tree, tmp_path, capsys):
     mine = tmp_path / "images"
     shutil.copytree(tree, mine)
     argv = ["--data", str(mine), *TINY, *SPLIT, "--epochs", "1", "--save", str(tmp_path / "run")]
@@ -161,7 +168,7 @@ def test_a_run_whose_images_changed_is_refused(tree, tmp_path, capsys):
     assert "(16 then, 17 now)" in capsys.readouterr().err
 
 
-def test_dry_run_prints_the_plan_and_writes_nothing(tree, tmp_path, capsys, monkeypatch):
+def test_dry_run_prints_plan_and_writes_nothing(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(arguments(tree, "--dry_run", "--save", str(tmp_path / "run"))) == 0
     out = capsys.readouterr().out
@@ -170,13 +177,13 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tree, tmp_path, capsys, monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_data_the_first_line_says_so(tmp_path, capsys, monkeypatch):
+def test_missing_data_is_stated_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert main(["--dry_run"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == IMAGENET.notice
 
 
-def test_without_save_the_folder_is_named_by_search_and_time(tree, tmp_path, monkeypatch):
+def test_default_folder_is_named_by_search_and_time(tree, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["--data", str(tree), *TINY, *SPLIT, "--epochs", "1"]) == 0
     (folder,) = tmp_path.iterdir()
@@ -193,6 +200,7 @@ def test_without_save_the_folder_is_named_by_search_and_time(tree, tmp_path, mon
     ],
 )
 def test_variants_run(more, tree, tmp_path):
+    """One epoch with each kind of setting."""
     argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--begin", "0", "--save", str(tmp_path / "run")]
     assert main([*argv, *more.split()]) == 0
     (epoch,) = (r for r in map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines()) if r["kind"] == "epoch")
@@ -202,14 +210,14 @@ def test_variants_run(more, tree, tmp_path):
     assert (tmp_path / "run/reconstruction.png").exists() == ("supervised" not in more)
 
 
-def test_lists_of_the_users_own(finished, tree, tmp_path):
+def test_custom_lists_are_used(finished, tree, tmp_path):
     argv = ["--data", str(tree), *TINY, "--epochs", "3", "--begin", "1", "--save", str(tmp_path / "run")]
     lists = ["--train_list", str(finished / "train.txt"), "--val_list", str(finished / "val.txt")]
     assert main([*argv, *lists]) == 0
     assert (tmp_path / "run/metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
 
 
-def test_bad_files_are_named_counted_and_left_out(tmp_path, capsys):
+def test_bad_files_are_named_counted_and_excluded(tmp_path, capsys):
     tree = write_tree(tmp_path / "images")
     whole = (tree / "train/class0/3.JPEG").read_bytes()
     (tree / "train/class0/3.JPEG").write_bytes(whole[: len(whole) // 2])
@@ -225,7 +233,7 @@ def test_bad_files_are_named_counted_and_left_out(tmp_path, capsys):
     assert json.loads((tmp_path / "run/settings.json").read_text())["data"]["excluded"] == 1
 
 
-def test_files_that_cannot_be_opened_are_left_out_too(tmp_path, capsys):
+def test_unreadable_files_are_excluded(tmp_path, capsys):
     tree = trees("broken link", tmp_path / "images")
     (tree / "train/class1/7.JPEG").unlink()
     os.mkfifo(tree / "train/class1/7.JPEG")
@@ -244,7 +252,7 @@ def test_files_that_cannot_be_opened_are_left_out_too(tmp_path, capsys):
     assert f"left out {len(excluded)} files" in (tmp_path / "run/log.txt").read_text()
 
 
-def test_strict_is_content_with_good_files_and_checks_a_continued_run(tmp_path, capsys):
+def test_strict_accepts_good_files_and_checks_continued_run(tmp_path, capsys):
     tree = write_tree(tmp_path / "images")
     argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--save", str(tmp_path / "run")]
     assert main([*argv, "--strict"]) == 0
@@ -257,7 +265,7 @@ def test_strict_is_content_with_good_files_and_checks_a_continued_run(tmp_path, 
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
 
 
-def test_a_second_search_opens_no_file_to_check_it(tmp_path, capsys, monkeypatch):
+def test_second_search_checks_no_file(tmp_path, capsys, monkeypatch):
     tree = write_tree(tmp_path / "images")
     for path in tree.glob("*/*/*"):
         os.utime(path, (1e9, 1e9))
@@ -332,7 +340,7 @@ def trees(kind, path):
         ("good", "--train_list nowhere.txt --val_list nowhere.txt", "nowhere.txt"),
     ],
 )
-def test_wrong_input_is_one_line_status_2_and_writes_nothing(kind, more, says, tmp_path, capsys):
+def test_invalid_input_exits_with_status_2_and_writes_nothing(kind, more, says, tmp_path, capsys):
     data = trees(kind, tmp_path / "data")
     argv = ["--data", str(data), *TINY, *SPLIT, "--epochs", "1", "--save", str(tmp_path / "run"), *more.split()]
     assert main(argv) == 2
@@ -341,20 +349,20 @@ def test_wrong_input_is_one_line_status_2_and_writes_nothing(kind, more, says, t
     assert not (tmp_path / "run").exists()
 
 
-def test_status_2_of_the_real_command(tmp_path):
+def test_real_command_exits_with_status_2(tmp_path):
     command = [sys.executable, "-m", "fastdarts.search_imagenet", "--data", str(tmp_path / "nowhere")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_begin_and_warm_up_follow_epochs_unless_given():
+def test_begin_and_warm_up_scale_with_epochs():
     ten = resolve({"data": "x", "epochs": 10}).settings
     assert (ten.begin, ten.warmup_epochs) == (7, 1)
     assert resolve({"data": "x"}).settings.begin == 35
     assert resolve({"data": "x", "epochs": 10, "begin": 2}).settings.begin == 2
 
 
-def test_real_images(shared_data, tmp_path):
+def test_real_imagenet_files_are_searched(shared_data, tmp_path):
     """Two epochs on real ImageNet files."""
     argv = ["--data", str(shared_data / "imagenet_sample"), *TINY, "--epochs", "2", "--batch_size", "60"]
     assert main([*argv, "--save", str(tmp_path / "run")]) == 0
@@ -362,7 +370,7 @@ def test_real_images(shared_data, tmp_path):
     assert settings["data"]["train_images"] == settings["data"]["val_images"] == 120
 
 
-def test_a_diverging_search_stops_and_keeps_its_checkpoint(tree, tmp_path, capsys):
+def test_diverging_search_stops_and_keeps_checkpoint(tree, tmp_path, capsys):
     """A learning rate that overflows: status 1, the epoch named, nothing of it recorded."""
     argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--learning_rate", "1e38", "--grad_clip", "0"]
     assert main([*argv, "--save", str(tmp_path / "run")]) == 1
@@ -371,20 +379,20 @@ def test_a_diverging_search_stops_and_keeps_its_checkpoint(tree, tmp_path, capsy
     assert not (tmp_path / "run/checkpoint.pt").exists()
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_anything_else(tree, tmp_path, capsys):
+def test_uncreatable_folder_is_rejected_first(tree, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     assert main(arguments(tree, "--save", str(tmp_path / "file" / "run"))) == 2
     err = capsys.readouterr().err
     assert "cannot be created" in err and err.count("\n") == 1 and (tmp_path / "file").read_text() == "mine"
 
 
-def test_what_does_not_fit_is_refused_before_files_are_decoded(tree, tmp_path, capsys, monkeypatch):
+def test_invalid_settings_are_rejected_before_decoding(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("fastdarts.inputs.origin.verify", lambda *_: pytest.fail("files were decoded"))
     assert main(arguments(tree, "--save", str(tmp_path / "run"), "--batch_size", "100")) == 2
     assert "batch_size is 100" in capsys.readouterr().err
 
 
-def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypatch):
+def test_failing_disk_stops_with_one_line(tree, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device", "checkpoint.pt")
 
@@ -395,7 +403,7 @@ def test_a_disk_that_fails_stops_with_one_line(tree, tmp_path, capsys, monkeypat
 
 
 @pytest.mark.parametrize(("batch", "says"), [("16", "the largest batch that fits is --batch_size 8"), ("8", "no smaller")])
-def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says):
+def test_out_of_memory_suggests_batch_size(tmp_path, capsys, monkeypatch, batch, says):
     def small(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
@@ -409,7 +417,7 @@ def test_out_of_memory_says_what_fits(tmp_path, capsys, monkeypatch, batch, says
     assert status.startswith("stopped: CUDA out of memory. Tried") and status.count("\n") == 1
 
 
-def test_memory_that_really_gives_out(tmp_path):
+def test_exhausted_address_space_is_reported(tmp_path):
     """In a process whose address space ends 600 MiB beyond what it has after its imports."""
     tree = write_tree(tmp_path / "images", images=16)
     code = (
@@ -426,14 +434,14 @@ def test_memory_that_really_gives_out(tmp_path):
     assert done.stderr.count("\n") == 1 and "warning: more memory than is free" in done.stdout
 
 
-def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_it(tmp_path, capsys, monkeypatch):
+def test_auto_batch_size_is_largest_fitting_and_kept(tmp_path, capsys, monkeypatch):
     """First the split is what bounds it, then memory; then there is less memory, and the run goes on as it began."""
     tree = write_tree(tmp_path / "images", images=20)
     argv = [*arguments(tree, "--save", str(tmp_path / "run")), "--batch_size", "auto"]
     assert main([*argv, "--dry_run"]) == 0
     assert "--batch_size auto: 16 images, the largest multiple of 8 that fits in 80%" in capsys.readouterr().out
     monkeypatch.setattr("fastdarts.steps.free_bytes", lambda _: 10**9)
-    monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[3].index) - 10**6)
+    monkeypatch.setattr("fastdarts.steps.step_bytes", lambda *given, **_: 10**8 * len(given[2].index) - 10**6)
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "auto: 8 images" in out and "in 80% of the 0.93 GiB free on cpu and in the smaller split of 20 images" in out
@@ -447,7 +455,7 @@ def test_batch_size_auto_takes_the_largest_that_fits_and_a_continued_run_keeps_i
     assert "--batch_size auto: no multiple of 8 fits" in capsys.readouterr().err
 
 
-def test_watching(finished, tree, tmp_path, capsys):
+def test_monitoring_changes_nothing(finished, tree, tmp_path, capsys):
     """Changes nothing of the search. A continued run says that the traced steps are behind it."""
     folder = tmp_path / "run"
     more = ["--profile", "2:3"] + (["--tensorboard"] if engine.no_tensorboard() is None else [])
@@ -469,7 +477,7 @@ def test_watching(finished, tree, tmp_path, capsys):
     assert (folder / "status").read_text().startswith(end)  # also where nothing was left to do
 
 
-def test_without_the_package_tensorboard_is_refused_at_the_start(tree, tmp_path, capsys, monkeypatch):
+def test_missing_tensorboard_is_rejected_at_start(tree, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--tensorboard"]) == 2
     err = capsys.readouterr().err
@@ -477,7 +485,7 @@ def test_without_the_package_tensorboard_is_refused_at_the_start(tree, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-def test_threads_are_set_saved_and_given_back(tree, tmp_path):
+def test_threads_are_set_saved_and_restored(tree, tmp_path):
     before = torch.get_num_threads()
     assert main([*arguments(tree, "--save", str(tmp_path / "run")), "--threads", str(before + 1), "--epochs", "1"]) == 0
     assert torch.get_num_threads() == before

@@ -57,7 +57,7 @@ def test_all_stages_are_one_run(finished: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [2, 3], ids=["at a stage's end", "inside a stage"])
-def test_continued_it_writes_the_same_bytes(
+def test_resume_is_bitwise_identical(
     finished: Path, tree: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # it takes a second, and more
@@ -72,9 +72,7 @@ def test_continued_it_writes_the_same_bytes(
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
-def test_each_epochs_weights_are_drawn_under_its_own_candidates(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_heatmaps_use_candidates_of_each_epoch(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr("fastdarts.report.curves.spread", lambda *args: drawn.append(spread(*args)) or drawn[-1])
     epochs, settings = epochs_of(finished), json.loads((finished / "settings.json").read_text())
@@ -86,7 +84,7 @@ def test_each_epochs_weights_are_drawn_under_its_own_candidates(
         assert shown == dict(zip(own, row, strict=True))
 
 
-def test_wrong_stages_are_one_line_and_status_2(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_stages_exit_with_status_2(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     for more, says in (
         (["--progressive_candidates", "5"], "--progressive_candidates 2, all stages but the first, got 1"),

@@ -77,7 +77,7 @@ def send(number):
     [(signal.SIGTERM, 1, 75), (signal.SIGUSR1, 6, 75), (signal.SIGINT, 8, 130), (signal.SIGTERM, 12, 75)],
     ids=["SIGTERM-first", "SIGUSR1", "SIGINT-epoch", "SIGTERM-last"],
 )
-def test_a_stopped_run_loses_nothing(number, step, status, argv, finished, tmp_path, monkeypatch, capsys):
+def test_resume_after_stop_is_bitwise_identical(number, step, status, argv, finished, tmp_path, monkeypatch, capsys):
     run = [*argv, "--save", str(tmp_path / "run")]
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
@@ -95,7 +95,7 @@ def test_a_stopped_run_loses_nothing(number, step, status, argv, finished, tmp_p
     assert f"after epoch {(step - 1) // STEPS} of {EPOCHS}{inside}" in capsys.readouterr().out
 
 
-def test_the_planner_is_broken_off_between_two_steps_that_it_counts(argv, tmp_path, monkeypatch, capsys):
+def test_planner_is_interrupted_between_counted_steps(argv, tmp_path, monkeypatch, capsys):
     """Not inside one: it counts in callbacks of torch's C++, where an exception ends the process."""
     plain, counted = steps.step_bytes, []
 
@@ -110,7 +110,7 @@ def test_the_planner_is_broken_off_between_two_steps_that_it_counts(argv, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluation_is_broken_off_and_made_again(argv, finished, tmp_path, monkeypatch):
+def test_interrupted_evaluation_is_repeated(argv, finished, tmp_path, monkeypatch):
     plain, seen = Search.evaluate, []
 
     def evaluate(self, hooks):
@@ -127,7 +127,7 @@ def test_evaluation_is_broken_off_and_made_again(argv, finished, tmp_path, monke
     assert contents(tmp_path / "run") == contents(finished)
 
 
-def test_checking_files_is_broken_off_and_leaves_no_folder(argv, tmp_path, monkeypatch, capsys):
+def test_interrupted_file_check_leaves_no_folder(argv, tmp_path, monkeypatch, capsys):
     def check(*_):
         send(signal.SIGTERM)()
         pytest.fail("went on")
@@ -138,7 +138,7 @@ def test_checking_files_is_broken_off_and_leaves_no_folder(argv, tmp_path, monke
     assert not (tmp_path / "run").exists()
 
 
-def test_filling_the_cache_is_broken_off(argv, tmp_path, monkeypatch):
+def test_cache_fill_is_interrupted(argv, tmp_path, monkeypatch):
     from fastdarts.data import cache
 
     plain = cache.read_rgb
@@ -153,7 +153,7 @@ def test_filling_the_cache_is_broken_off(argv, tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_waiting_for_input_is_broken_off_and_a_checkpoint_taken(argv, tmp_path, monkeypatch):
+def test_interrupted_wait_for_input_saves_checkpoint(argv, tmp_path, monkeypatch):
     from fastdarts.data import workers
 
     plain = workers.Decoder.__call__
@@ -178,7 +178,7 @@ def test_waiting_for_input_is_broken_off_and_a_checkpoint_taken(argv, tmp_path, 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(seed, argv, finished, tmp_path):
+def test_resume_after_kills_is_bitwise_identical(seed, argv, finished, tmp_path):
     """SIGKILL twice while checkpoints are written after each step."""
     chance, folder = random.Random(seed), tmp_path / "run"
     run = [*argv, "--save", str(folder), *EACH_STEP]
@@ -195,7 +195,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(seed, argv, finished
     assert not list(folder.glob(".checkpoint*"))
 
 
-def test_a_second_process_on_the_folder_is_refused_and_a_killed_one_frees_it(argv, finished, tmp_path, capsys):
+def test_second_process_is_rejected_and_killed_one_frees_folder(argv, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     (folder / "checkpoint.pt").unlink()  # there is something left to do
@@ -212,7 +212,7 @@ def test_a_second_process_on_the_folder_is_refused_and_a_killed_one_frees_it(arg
     assert contents(folder) == contents(finished)
 
 
-def test_a_damaged_checkpoint_is_passed_over(argv, finished, tmp_path, capsys):
+def test_damaged_checkpoint_is_skipped(argv, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     data = (folder / "checkpoint.pt").read_bytes()
@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_passed_over(argv, finished, tmp_path, capsys):
     assert contents(folder) == contents(finished)
 
 
-def test_with_all_damaged_nothing_is_touched(argv, finished, tmp_path, capsys):
+def test_all_damaged_checkpoints_change_nothing(argv, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     for path in folder.glob("checkpoint*"):
@@ -238,7 +238,7 @@ def test_with_all_damaged_nothing_is_touched(argv, finished, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "log.txt"} == before
 
 
-def test_a_checkpoint_of_another_network_is_one_line(argv, finished, tmp_path, capsys):
+def test_checkpoint_of_other_network_exits_with_one_line(argv, finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     state = load_checkpoint(folder / "checkpoint.pt")
@@ -249,7 +249,7 @@ def test_a_checkpoint_of_another_network_is_one_line(argv, finished, tmp_path, c
     assert "does not fit this run" in err and err.count("\n") == 1
 
 
-def test_checkpoints_that_are_kept(argv, tmp_path):
+def test_keep_checkpoints(argv, tmp_path):
     folder = tmp_path / "run"
     assert main([*argv, "--save", str(folder), "--keep_checkpoints", "3", *EACH_STEP]) == 0
     kept = {path.name: load_checkpoint(path) for path in folder.glob("checkpoint*")}
@@ -261,7 +261,7 @@ def test_checkpoints_that_are_kept(argv, tmp_path):
     assert int(kept["checkpoint.pt"]["step"]) == STEPS * EPOCHS
 
 
-def test_a_disk_that_fills_ends_the_run_and_room_lets_it_go_on(argv, finished, tmp_path, monkeypatch, capsys):
+def test_full_disk_ends_run_which_continues_later(argv, finished, tmp_path, monkeypatch, capsys):
     def full(file):
         if (tmp_path / "run" / "timing.jsonl").exists():  # after the first epoch
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -289,7 +289,7 @@ def small_disk(finished, tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_is_really_full(argv, finished, small_disk, capsys):
+def test_real_full_disk_ends_run(argv, finished, small_disk, capsys):
     run = [*argv, "--save", str(small_disk / "run")]
     assert main(run) == 1
     assert "No space left on device" in capsys.readouterr().err
@@ -319,7 +319,7 @@ def records(folder, kind):
     return [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if r["kind"] == kind]
 
 
-def test_bad_numbers_are_skipped_and_named(argv, poisoned, tmp_path):
+def test_non_finite_steps_are_skipped_and_named(argv, poisoned, tmp_path):
     folder = tmp_path / "run"
     assert main([*argv, "--save", str(folder)]) == 0
     epochs = records(folder, "epoch")
@@ -330,7 +330,7 @@ def test_bad_numbers_are_skipped_and_named(argv, poisoned, tmp_path):
     assert log.count(poisoned) == EPOCHS and "alpha and beta range from" in log and "no checkpoint yet" in log
 
 
-def test_bad_numbers_stop_the_run_before_its_checkpoint(argv, poisoned, tmp_path, capsys):
+def test_non_finite_step_stops_before_checkpoint(argv, poisoned, tmp_path, capsys):
     folder = tmp_path / "run"
     assert main([*argv, "--save", str(folder), "--on_bad", "stop", *EACH_STEP]) == 1
     err = capsys.readouterr().err
@@ -342,7 +342,7 @@ def test_bad_numbers_stop_the_run_before_its_checkpoint(argv, poisoned, tmp_path
     assert contents(folder) == contents(tmp_path / "skipping")
 
 
-def test_bad_numbers_send_the_run_back(argv, poisoned, tmp_path):
+def test_non_finite_step_rewinds(argv, poisoned, tmp_path):
     folder = tmp_path / "run"
     assert main([*argv, "--save", str(folder), "--on_bad", "rewind", *EACH_STEP]) == 0
     epochs = records(folder, "epoch")
@@ -354,7 +354,7 @@ def test_bad_numbers_send_the_run_back(argv, poisoned, tmp_path):
     assert len(back) >= EPOCHS - 1 and all(int(to) < int(bad) for to, bad in back)
 
 
-def test_a_run_that_is_sent_back_again_and_again_ends(argv, tmp_path, monkeypatch, capsys):
+def test_repeated_rewinds_end_the_run(argv, tmp_path, monkeypatch, capsys):
     plain = MaskedReconstruction.forward
 
     def forward(self, supernet, weights, batch, step, *args):

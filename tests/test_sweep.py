@@ -96,7 +96,7 @@ def finished(values, **figures):
     return {"run": str(values), "state": "finished"} | values | figures
 
 
-def test_mean_and_deviation_by_hand():
+def test_mean_and_deviation_match_hand_computation():
     """1, 2, 4: mean 7/3, squared deviations 16/9 + 1/9 + 25/9 = 14/3, over n - 1 = 2: 7/3."""
     losses = {"valid.loss": Spread(7 / 3, sqrt(7 / 3), 3)}
     rows = [finished({"ratio": 0.5, "seed": s}, **{"valid.loss": x}) for s, x in enumerate((1.0, 2.0, 4.0))]
@@ -109,13 +109,13 @@ def test_mean_and_deviation_by_hand():
     assert markdown([low, high], "valid.loss").splitlines()[2:] == ["| 0.1 | 1 | 8 |", "| 0.5 | 3 | 2.333 ± 1.528 |"]
 
 
-def test_a_figure_that_some_runs_lack_says_of_how_many_it_is():
+def test_partial_figures_state_number_of_runs():
     rows = [finished({"a": 1, "seed": s}, **({"hessian": 2.0 * s} if s else {}), minutes=1.0) for s in range(3)]
     assert "| 1 | 3 | 3 ± 1.414 (of 2) | 1 ± 0 |" in markdown(aggregate(rows, ["a", "seed"]), "hessian")
     assert "| 1 | 3 | — | 1 ± 0 |" in markdown(aggregate(rows, ["a", "seed"]), "valid.loss")
 
 
-def test_groups_and_lines_are_in_the_order_of_their_values():
+def test_groups_and_lines_follow_value_order():
     rows = [finished({"a": a, "b": b}, minutes=a) for b in ("y", "x") for a in (10.0, 9.0, 0.5)]
     groups = aggregate(rows, ["a", "b"])
     assert [group.values["a"] for group in groups] == [0.5, 0.5, 9.0, 9.0, 10.0, 10.0]
@@ -126,7 +126,7 @@ def test_groups_and_lines_are_in_the_order_of_their_values():
 
 
 @pytest.mark.parametrize("xs", [(0.1, 0.5), ("l1", "l2"), (False, True)])
-def test_the_plot_has_ticks_labels_and_a_legend(xs, tmp_path):
+def test_plot_has_ticks_labels_and_legend(xs, tmp_path):
     rows = [finished({"x": x, "patch": p, "seed": s}, minutes=1.0 + s + p) for x in xs for p in (2, 4) for s in (0, 1)]
     draw_sweep(aggregate(rows, ["x", "patch", "seed"]), "minutes", tmp_path / "plot")
     svg = (tmp_path / "plot.svg").read_text()
@@ -137,7 +137,7 @@ def test_the_plot_has_ticks_labels_and_a_legend(xs, tmp_path):
         draw_sweep(aggregate(rows, ["x", "patch", "seed"]), "hessian", tmp_path / "none")
 
 
-def test_a_grid_becomes_folders_a_table_and_a_plot(folder, capsys):
+def test_grid_gives_folders_table_and_plot(folder, capsys):
     argv = [*RATIOS, "--grid", "patch-size=2,4", *SEEDS]
     assert sweep(folder, *argv, "--metric", "cells.normal.skips", flags=["--epochs", "3"]) == 0
     names = [f"mask_ratio={r},patch_size={p},seed={s}" for r in (0.2, 0.6) for p in (2, 4) for s in (0, 1)]
@@ -164,7 +164,7 @@ def test_a_grid_becomes_folders_a_table_and_a_plot(folder, capsys):
     assert ">cells.normal.skips<" in svg and ">patch_size 4<" in svg and ">mask_ratio<" in svg
 
 
-def test_what_has_finished_is_left_alone_and_more_values_add_runs(folder, capsys):
+def test_finished_runs_are_kept_and_new_values_add_runs(folder, capsys):
     assert sweep(folder, *SEEDS) == 0  # seeds alone: one row, a point for each
     assert "| 2 | 0.5" not in (folder / "sweep.md").read_text() and "| 2 | 1 ± 0.7071 |" in (folder / "sweep.md").read_text()
     assert ">seed<" in (folder / "sweep.svg").read_text()
@@ -174,17 +174,17 @@ def test_what_has_finished_is_left_alone_and_more_values_add_runs(folder, capsys
     assert "| 3 | 1.5 ± 1 |" in (folder / "sweep.md").read_text()
 
 
-def test_flags_that_may_not_change_are_refused_and_nothing_is_written(folder, capsys):
+def test_changed_flags_are_rejected_without_writing(folder, capsys):
     assert sweep(folder, *SEEDS, flags=["--epochs", "3"]) == 0
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
-    for argv, flags, told in (
+    for argv, flags, message in (
         (["--grid", "seed=5"], ["--epochs", "4"], "holds a sweep of other settings: --epochs is 4 but was 3"),
         (["--grid", "seed=5"], [], "--epochs is not given but was 3"),
         (RATIOS, ["--epochs", "3"], "holds a sweep over seed, not over mask_ratio"),
     ):
         assert sweep(folder, *argv, flags=flags) == 2
-        assert told in (err := capsys.readouterr().err) and err.count("\n") == 1
+        assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
     assert main(["search_imagenet", "--save", str(folder), *SEEDS]) == 2
     assert "holds a sweep of pretend" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -192,7 +192,7 @@ def test_flags_that_may_not_change_are_refused_and_nothing_is_written(folder, ca
     assert sweep(folder, *SEEDS, flags=["--epochs", "3"]) == 2 and "sweep.json is damaged" in capsys.readouterr().err
 
 
-def test_sizes_that_the_images_decide_are_not_refused(tmp_path):
+def test_sizes_decided_by_images_are_accepted(tmp_path):
     """12 divides no image of 32 pixels, but one of 96: what --image_size auto comes to is not known yet."""
     np.savez(tmp_path / "a.npz", images=np.zeros((4, 96, 96, 3), np.uint8), labels=np.arange(4) % 2)
     flags = ["--data", str(tmp_path / "a.npz"), "--patch_size", "12", "--mask_ratio", "0.02"]
@@ -200,7 +200,7 @@ def test_sizes_that_the_images_decide_are_not_refused(tmp_path):
     grid.check(grid.combinations())
 
 
-def test_a_table_is_read_once(tmp_path, monkeypatch):
+def test_benchmark_table_is_read_once(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr("fastdarts.sweep.grid.benchmark_of", lambda resolved: read.append(resolved.settings.benchmark))
     flags = ["--space", "nasbench201", "--benchmark", "a.csv", "--stage_cells", "1"]
@@ -210,7 +210,7 @@ def test_a_table_is_read_once(tmp_path, monkeypatch):
     assert len(combinations) == 8 and read == ["a.csv"]
 
 
-def test_a_sweep_whose_images_moved_goes_on_if_they_are_the_same(tmp_path):
+def test_sweep_continues_with_moved_images(tmp_path):
     tree = write_tree(tmp_path / "a")
     axes, command = ["seed=0,1"], COMMANDS["search_imagenet"]
 
@@ -251,19 +251,19 @@ def done(folder):
     return flags
 
 
-def test_what_has_finished_needs_neither_its_images_nor_its_table(done, folder, capsys):
+def test_finished_runs_need_no_images_or_table(done, folder, capsys):
     command = ["search_cifar", "--save", str(folder), "--grid"]
     assert main([*command, "seed=0", "--metric", "train_loss", "--", *done]) == 0
     assert main([*command, "seed=0", "--metric", "benchmark.cifar10_test", "--", *done[:4]]) == 0
     assert "| 1 | 93.5 |" in (folder / "sweep.md").read_text()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
-    for flags, told in (
+    for flags, message in (
         (done, "seed=1: --benchmark /gone/table.csv: "),
         (done[:4], "seed=1: --data /gone/images: there is no"),
     ):
         assert main([*command, "seed=0,1", "--", *flags]) == 2
-        assert told in (err := capsys.readouterr().err) and err.count("\n") == 1
+        assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
@@ -278,19 +278,19 @@ def test_what_has_finished_needs_neither_its_images_nor_its_table(done, folder, 
         (["space=S1,s1"], [], "--grid: space=S1 and space=s1 are the same search"),
     ],
 )
-def test_a_search_that_could_not_begin_is_refused_before_any_does(axes, flags, says, folder, capsys):
+def test_invalid_search_is_rejected_before_any_starts(axes, flags, says, folder, capsys):
     argv = [part for axis in axes for part in ("--grid", axis)]
     assert main(["search_cifar", "--save", str(folder), *argv, "--", *flags]) == 2
     assert says in (err := capsys.readouterr().err) and err.count("\n") == 1 and not folder.exists()
 
 
-def test_a_metric_that_no_run_can_have_is_refused_at_once(folder, capsys):
+def test_impossible_metric_is_rejected_at_once(folder, capsys):
     argv = ["search_cifar", "--save", str(folder), *SEEDS, "--metric", "benchmark.cifar10_test"]
     assert main([*argv, "--", "--space", "nasbench201"]) == 2
     assert "no run looks its cell up, give --benchmark behind --" in capsys.readouterr().err and not folder.exists()
 
 
-def test_an_early_stops_row_is_of_the_epoch_that_it_chose(tmp_path):
+def test_row_of_early_stop_is_of_chosen_epoch(tmp_path):
     stopped = {"rule": "eigenvalue", "after": 3, "epoch": 2, "why": "it grew"}
     lines = [{"kind": "epoch", "epoch": n, "genotype": f"g{n}", "train_loss": float(n)} for n in (1, 2, 3)]
     for line, valid in zip(lines, ({"loss": 8.0}, None, {"loss": 9.0}), strict=True):  # evaluated in every second epoch
@@ -302,7 +302,7 @@ def test_an_early_stops_row_is_of_the_epoch_that_it_chose(tmp_path):
     assert (row["genotype"], row["epoch"], row["train_loss"], row["valid.loss"]) == ("g2", 2, 2.0, 8.0)
 
 
-def test_a_run_of_other_settings_is_named(folder, capsys):
+def test_run_with_other_settings_is_named(folder, capsys):
     assert sweep(folder, *SEEDS) == 0
     (saved := folder / "seed=1" / "settings.json").write_text(saved.read_text().replace('"l1"', '"l2"'))
     assert sweep(folder, *SEEDS) == 2
@@ -310,7 +310,7 @@ def test_a_run_of_other_settings_is_named(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("argv", "flags", "told"),
+    ("argv", "flags", "message"),
     [
         ("--grid mask_ratio=0.2,1.5", "", "mask_ratio=1.5: --mask_ratio: 1.5 is out of range, it must be above 0 and below 1"),
         ("--grid patch_size=4,16 --grid mask_ratio=0.4,0.6", "", "patch_size=16,mask_ratio=0.6: --patch_size: too big"),
@@ -339,17 +339,17 @@ def test_a_run_of_other_settings_is_named(folder, capsys):
         ("--grid seed=0 --slurm partition --executor slurm", "", "'partition' is not NAME=VALUE"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2_before_anything_starts(argv, flags, told, folder, capsys):
+def test_invalid_input_exits_with_status_2_before_start(argv, flags, message, folder, capsys):
     try:
         status = sweep(folder, *argv.split(), flags=flags.split())
     except SystemExit as ended:  # argparse's way
         status = ended.code
     err = capsys.readouterr().err
-    assert status == 2 and told in err and err.count("\n") == 1 and err.startswith("python -m fastdarts.sweep")
+    assert status == 2 and message in err and err.count("\n") == 1 and err.startswith("python -m fastdarts.sweep")
     assert not folder.exists()
 
 
-def test_folders_of_something_else_are_refused(folder, capsys):
+def test_foreign_folders_are_rejected(folder, capsys):
     folder.mkdir()
     (folder / "settings.json").touch()
     assert sweep(folder, *SEEDS) == 2 and "holds a run and no sweep" in capsys.readouterr().err
@@ -361,32 +361,32 @@ def test_folders_of_something_else_are_refused(folder, capsys):
     assert sweep(folder / "notes", *SEEDS) == 2 and "is a file, name a folder" in capsys.readouterr().err
 
 
-def test_files_that_are_not_a_sweeps_are_left_alone(folder, capsys):
+def test_foreign_files_are_kept(folder, capsys):
     folder.mkdir()
     (folder / "console.txt").write_text("mine")
     assert sweep(folder, *SEEDS) == 0 and sweep(folder, *SEEDS) == 0
     assert (folder / "console.txt").read_text() == "mine"
 
 
-def test_a_metric_that_no_run_has_is_told_with_those_there_are(folder, capsys):
+def test_missing_metric_lists_known_ones(folder, capsys):
     assert sweep(folder, *SEEDS, "--metric", "valid.accuracy") == 2
     assert "--metric valid.accuracy: no finished run has it; there are train_loss, valid.loss" in capsys.readouterr().err
     assert sweep(folder, *SEEDS) == 0 and starts(folder) == {"seed=0": 1, "seed=1": 1}
 
 
 @pytest.mark.parametrize(
-    ("trouble", "told", "status"),
+    ("trouble", "message", "status"),
     [
         ("fail", "failed with status 3: pretend: error: no luck", 3),
         ("die", "was killed by SIGKILL: started", -9),
         ("lie", "failed with status 0", 0),
     ],
 )
-def test_a_failed_run_is_named_and_the_others_go_on(trouble, told, status, folder, capsys):
+def test_failed_run_is_named_and_others_continue(trouble, message, status, folder, capsys):
     argv = [*RATIOS, *SEEDS]
     assert sweep(folder, *argv, flags=["--trouble", trouble]) == 1
     out, err = capsys.readouterr()
-    assert err.count("\n") == 2 and f"mask_ratio=0.2,seed=1 {told}" in err and "mask_ratio=0.6,seed=1.txt" in err
+    assert err.count("\n") == 2 and f"mask_ratio=0.2,seed=1 {message}" in err and "mask_ratio=0.6,seed=1.txt" in err
     assert "| 0.6 | 1 | 0.6 |" in out
     row = next(r for r in json.loads((folder / "sweep.json").read_text())["runs"] if r["run"] == "mask_ratio=0.2,seed=1")
     assert (row["state"], row["status"]) == ("failed", status) and "valid.loss" not in row
@@ -397,7 +397,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(trouble, told, status, folde
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_stops_the_runs_and_the_same_command_continues(number, folder, capsys):
+def test_signal_stops_runs_and_same_command_continues(number, folder, capsys):
     argv, flags = ["--grid", "seed=0,1,2"], ["--trouble", "wait"]
     waits = folder / "seed=1" / "status"
     thread = when(waits.exists, lambda: os.kill(os.getpid(), number))
@@ -411,7 +411,7 @@ def test_a_signal_stops_the_runs_and_the_same_command_continues(number, folder, 
     assert sweep(folder, *argv, flags=flags) == 0 and starts(folder) == {"seed=0": 1, "seed=1": 2, "seed=2": 1}
 
 
-def test_two_sweeps_do_not_write_one_folder(folder, capsys):
+def test_concurrent_sweeps_are_rejected(folder, capsys):
     """The lock is the process', so another process takes it."""
     folder.mkdir()
     holds = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
@@ -423,26 +423,26 @@ def test_two_sweeps_do_not_write_one_folder(folder, capsys):
     assert sweep(folder, *SEEDS) == 0
 
 
-def test_a_run_that_is_no_longer_asked_for_is_named_and_no_fault(folder, capsys):
+def test_run_outside_grid_is_named_without_failure(folder, capsys):
     assert sweep(folder, *SEEDS, flags=["--trouble", "fail"]) == 1
     capsys.readouterr()
     assert sweep(folder, "--grid", "seed=0") == 0
     assert capsys.readouterr().err == "python -m fastdarts.sweep: seed=1, of an earlier --grid, has not finished\n"
 
 
-def test_without_submitit_it_says_what_to_install(folder, capsys, submitit, monkeypatch):
+def test_missing_submitit_is_reported(folder, capsys, submitit, monkeypatch):
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert sweep(folder, *SEEDS) == 2
     says = "python -m fastdarts.sweep: error: a sweep starts its runs through submitit: pip install 'fastdarts[sweep]'\n"
     assert capsys.readouterr().err == says and not folder.exists()
 
 
-def test_without_slurm_the_executor_says_so(folder, capsys, submitit):
+def test_missing_slurm_is_reported(folder, capsys, submitit):
     assert sweep(folder, *SEEDS, "--executor", "slurm") == 2
     assert "--executor slurm: Could not detect" in capsys.readouterr().err
 
 
-def test_submitit_runs_several_at_a_time(folder, submitit):
+def test_submitit_runs_jobs_concurrently(folder, submitit):
     """Both wait for the file that is made when both run."""
     argv = [*RATIOS, "--grid", "seed=1", "--jobs", "2"]
     both = [folder / f"mask_ratio={r},seed=1" / "status" for r in (0.2, 0.6)]
@@ -452,15 +452,18 @@ def test_submitit_runs_several_at_a_time(folder, submitit):
 
 
 def test_submitit_failures_and_signals(folder, capsys, submitit):
-    for trouble, told in (("fail", "failed with status 3: pretend: error: no luck"), ("die", "was killed by SIGKILL: started")):
+    for trouble, message in (
+        ("fail", "failed with status 3: pretend: error: no luck"),
+        ("die", "was killed by SIGKILL: started"),
+    ):
         assert sweep(folder, *SEEDS, flags=["--trouble", trouble]) == 1
-        assert f"seed=1 {told}" in capsys.readouterr().err
+        assert f"seed=1 {message}" in capsys.readouterr().err
     when((folder / "seed=1" / "status").exists, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert sweep(folder, *SEEDS, flags=["--trouble", "wait"]) == 75
     assert (folder / "logs" / "seed=1.txt").read_text().endswith("stopped by SIGTERM\n")
 
 
-def test_local_jobs_see_the_gpus_of_the_sweep_or_one_each(tmp_path, submitit, monkeypatch):
+def test_local_jobs_share_or_divide_gpus(tmp_path, submitit, monkeypatch):
     def seen(*gpus):
         executor = jobs.Executor("local", tmp_path / "submitit", 2, 5, {}, gpus)
         log = tmp_path / "seen.txt"
@@ -476,7 +479,7 @@ def test_local_jobs_see_the_gpus_of_the_sweep_or_one_each(tmp_path, submitit, mo
     assert seen() == ["None"]
 
 
-def test_a_job_whose_time_is_up_is_queued_again(folder, submitit, monkeypatch):
+def test_timed_out_job_is_requeued(folder, submitit, monkeypatch):
     """The signal of submitit before the end: the run is asked to end, and begins again in the same job."""
     begun = []
     plain = jobs.Executor.start
@@ -500,7 +503,7 @@ def task_of(controller):
     return int(child)
 
 
-def test_slurm_through_stand_ins_of_its_commands(folder, tmp_path, submitit, monkeypatch):
+def test_slurm_with_stub_commands(folder, tmp_path, submitit, monkeypatch):
     """An sbatch that runs the script at once, srun that runs its command: parameters reach the script, the runs finish."""
     scripts = {
         "sbatch": f'cp "$1" {tmp_path}/$$.sh; SLURM_JOB_ID=$$ bash "$1" > /dev/null 2>&1 & echo Submitted batch job $$',
@@ -542,7 +545,7 @@ def forked(monkeypatch, tmp_path):
     return begun
 
 
-def test_a_search_that_is_killed_goes_on_to_the_same_bytes(folder, tmp_path, forked, capsys):
+def test_killed_search_continues_bitwise_identically(folder, tmp_path, forked, capsys):
     flags = ["--data", str(write_tree(tmp_path / "images")), *TINY, *SPLIT, "--epochs", "2", "--begin", "1"]
     argv = ["search_imagenet", "--save", str(folder), *RATIOS, "--", *flags]
     killed = folder / "mask_ratio=0.2"

@@ -58,7 +58,7 @@ def test_two_ranks_write_one_run_folder(tree: Path, tmp_path: Path) -> None:
     assert first["valid"]["baseline"] == pytest.approx(alone["valid"]["baseline"], rel=1e-5)
 
 
-def test_a_killed_rank_ends_all_and_another_number_goes_on(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_killed_rank_ends_all_and_other_rank_count_continues(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """SIGKILL of one of two ranks after the first checkpoint; one process continues, and says so."""
     folder, flags = tmp_path / "run", arguments(tree, "--epochs", "40", "--threads", "1")
     assert killed_on_the_way(folder, torchrun(2, *flags, "--save", str(folder))) == 1
@@ -69,7 +69,7 @@ def test_a_killed_rank_ends_all_and_another_number_goes_on(tree: Path, tmp_path:
     assert [r["epoch"] for r in epochs(folder)] == list(range(1, 41))
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(tree: Path) -> None:
+def test_indivisible_batch_is_rejected(tree: Path) -> None:
     index = ImageIndex.from_root(tree)
     settings = resolve({"data": str(tree), "batch_size": 3}).settings
     with pytest.raises(DataError, match="batch_size 3 cannot be divided equally among 2 ranks: choose a multiple"):
@@ -77,7 +77,7 @@ def test_a_batch_that_ranks_cannot_share_is_refused(tree: Path) -> None:
 
 
 @pytest.mark.campaign
-def test_torchruns_restart_goes_on_bit_for_bit(tree: Path, tmp_path: Path) -> None:
+def test_torchrun_restart_is_bitwise_identical(tree: Path, tmp_path: Path) -> None:
     """SIGKILL of a rank; torchrun starts all again, which continue the run folder: the bytes of a run left in peace."""
     flags = arguments(tree, "--epochs", "60", "--threads", "1")
     killed, calm = tmp_path / "killed", tmp_path / "calm"
@@ -101,7 +101,7 @@ def killed_on_the_way(folder: Path, command: list[str]) -> int:
 
 def start(rank: int, port: int, *flags: str) -> subprocess.Popen:
     """A rank by hand, as torchrun would on a node of its own."""
-    told = {
+    message = {
         "RANK": rank,
         "WORLD_SIZE": 2,
         "LOCAL_RANK": 0,
@@ -109,13 +109,13 @@ def start(rank: int, port: int, *flags: str) -> subprocess.Popen:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
-    environment = os.environ | {name: str(value) for name, value in told.items()}
+    environment = os.environ | {name: str(value) for name, value in message.items()}
     command = [sys.executable, "-m", "fastdarts.search_imagenet", *flags]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(
-    ("mine", "others", "told", "by"),
+    ("mine", "others", "message", "by"),
     [
         (
             "--momentum 0.9",
@@ -133,8 +133,8 @@ def start(rank: int, port: int, *flags: str) -> subprocess.Popen:
     ],
     ids=["settings", "images", "candidates"],
 )
-def test_what_ranks_were_given_wrongly_is_one_line(
-    mine: str, others: str, told: str, by: int, tree: Path, tmp_path: Path
+def test_inconsistent_ranks_exit_with_one_line(
+    mine: str, others: str, message: str, by: int, tree: Path, tmp_path: Path
 ) -> None:
     write_tree(tmp_path / "other", images=7)
     for number, names in enumerate((["skip_connect"], ["sep_conv_3x3"])):
@@ -147,13 +147,13 @@ def test_what_ranks_were_given_wrongly_is_one_line(
     ranks = [start(rank, port, *given) for rank, given in enumerate(flags)]
     errors = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], errors
-    assert told in errors[by] and errors[by].count("\n") == 1
+    assert message in errors[by] and errors[by].count("\n") == 1
     assert errors[1 - by] in ("", f"[rank 1] {errors[0]}")
     assert errors[1].startswith("[rank 1] ") or not errors[1]
     assert not (tmp_path / "run").exists()
 
 
-def test_each_rank_keeps_what_is_its_own(tree: Path, tmp_path: Path) -> None:
+def test_ranks_keep_their_device_and_cache_settings(tree: Path, tmp_path: Path) -> None:
     """Of rank 0's plan the others take the batch size; where they compute and keep images they know themselves."""
     port, flags = free_port(), arguments(tree, "--epochs", "1", "--save", str(tmp_path / "run"))
     flags += ["--batch_size", "auto"]

@@ -49,7 +49,7 @@ def check_device(settings: Computed) -> None:
 def check_amp(amp: Amp, device: torch.device) -> None:
     """Raise ConfigError for autocast on a CPU."""
     if amp != "off" and device.type == "cpu":
-        raise ConfigError(f"--amp {amp}: on a CPU it is many times slower than float32; leave it off, or take a GPU")
+        raise ConfigError(f"--amp {amp}: on a CPU it is many times slower than float32; leave it off, or use a GPU")
 
 
 def check_watching(settings: groups.Watching) -> None:

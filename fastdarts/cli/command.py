@@ -2,9 +2,10 @@
 
 import errno
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,11 +57,13 @@ class Command:
     resolve  resolver with its name and flags
     run      implementation: (name, resolved, signals, world) -> the run folder
     about    description in --help
+    followers  commands that --then may run on the finished run's folder, by name
     """
 
     resolve: Resolver
     run: Callable[[str, Any, SignalHandler, World], Path]
     about: str
+    followers: Mapping[str, "Command"] = field(default_factory=dict)
 
     @property
     def prog(self) -> str:
@@ -84,7 +87,8 @@ class Command:
 
         try:
             info = RankInfo.of_environment()
-            self._start(args, info)
+            follower = self._follower(args.values.get("then"))
+            folder = self._start(args, info)
         except PeerError:
             return 2
         except (ConfigError, DataError, RunFolderError, BackendUnavailable, CaptureError, WorldError) as error:
@@ -113,7 +117,20 @@ class Command:
         except engine.Stopped as stopped:
             report(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
             return stopped.status
-        return 0
+        return 0 if follower is None or args.values.get("dry_run") else follower(folder)
+
+    def _follower(self, then: str | None) -> Callable[[Path], int] | None:
+        """Return what runs --then on the finished run's folder. Raises ConfigError; invalid flags end the process."""
+        if then is None:
+            return None
+        name, *flags = shlex.split(then) or [""]
+        if name not in self.followers:
+            raise ConfigError(f"--then {then}: give one of {', '.join(self.followers)}, then its flags")
+        follower = self.followers[name]
+        if own := [flag for flag in flags if flag.partition("=")[0] in ("--run", "--save")]:
+            raise ConfigError(f"--then {then}: {own[0]} follows from the search, leave it out")
+        follower.resolve.settings.parse(flags, f"{self.prog}: --then {name}", follower.about)
+        return lambda folder: follower.main([*flags, "--run", str(folder), "--save", str(folder / name)])
 
     def call(self, values: Mapping[str, Any]) -> Path:
         """Run the command with some settings by name; returns the run folder. Raises the errors that `main` prints."""

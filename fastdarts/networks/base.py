@@ -3,8 +3,9 @@
 Notation: N images, C channels of the first cell's nodes, H W pixels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,14 @@ class DiscreteNetwork(nn.Module):
     def forward(self, x: Tensor) -> Outputs:
         """Classify x: float (N, 3, H, W), normalised. Raises ValueError for sizes that do not fit."""
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move and convert as torch does, but leave the rate in float32."""
+        rate = self.drop_path_rate
+        super()._apply(fn, recurse)
+        device = self.drop_path_rate.device
+        self.drop_path_rate = torch.zeros((), device=device) if rate.is_meta else rate.to(device)
+        return self
 
     def synchronise(self, sync: Sync | None) -> None:
         """Take BatchNorm's batch statistics over the images of all ranks, which have equally many; None: of this process."""

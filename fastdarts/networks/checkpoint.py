@@ -48,7 +48,6 @@ def load_published(source: str | Path | Mapping[str, Any], architecture: Genotyp
     if wrong := contradiction(network, state):
         raise CheckpointError(f"{where}: {wrong}")
     network = network.to_empty(device="cpu")
-    network.drop_path_rate.zero_()
     network.load_state_dict(state)
     return network
 
@@ -71,7 +70,7 @@ def contradiction(network: DiscreteNetwork, state: Mapping[str, Tensor]) -> str 
     wrong = [name for name in [*expected, *state] if _size(expected, name) != _size(state, name)]
     if not wrong:
         return None
-    first = min(wrong, key=lambda name: (_cell_number(name), wrong.index(name)))
+    first = min(wrong, key=_order)
     place = _place(network, first)
     more = len(set(wrong)) - 1
     others = f", and {more} others" if more else ""
@@ -131,6 +130,12 @@ def _cell_number(name: str) -> int:
     """Return the number of the cell of a weight, -1 outside the cells."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "cells" and len(parts) > 1 and parts[1].isdecimal() else -1
+
+
+def _order(name: str) -> tuple[int, int]:
+    """Return the key that sorts weights by cell and gene."""
+    parts = name.split(".")
+    return _cell_number(name), int(parts[3]) if len(parts) > 3 and parts[3].isdecimal() else -1
 
 
 def _size(state: Mapping[str, Tensor], name: str) -> str:

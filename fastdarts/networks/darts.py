@@ -79,7 +79,7 @@ class DartsNetwork(DiscreteNetwork):
         self.check_size(*x.shape[-2:])
         s0, s1 = self._stem(x)
         auxiliary, cells = None, list(self.cells)
-        for i, (cell, factors) in enumerate(zip(cells, self._factors(x.shape[0]), strict=True)):
+        for i, (cell, factors) in enumerate(zip(cells, self.drop_path_factors(x.shape[0]), strict=True)):
             s0, s1 = s1, cell(s0, s1, factors)
             if i == self.tapped and self.training and self.auxiliary_head is not None:
                 auxiliary = self.auxiliary_head(s1)
@@ -92,7 +92,7 @@ class DartsNetwork(DiscreteNetwork):
         s0 = self.stem0(x)
         return s0, self.stem1(s0)
 
-    def _factors(self, images: int) -> list[Tensor | None]:
+    def drop_path_factors(self, images: int) -> list[Tensor | None]:
         """Draw drop path's factors, float32 (drops, N, 1, 1, 1) for each cell; None outside training."""
         cells: Any = self.cells
         if not self.training:

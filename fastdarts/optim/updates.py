@@ -57,6 +57,14 @@ def obeys(optimizer: torch.optim.Optimizer) -> bool:
     return known and all(g["fused"] and not g.get("dampening") for g in optimizer.param_groups)
 
 
+def capturable(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether step_if_finite runs on the device alone, with a learning rate there: where the optimizer obeys or says so.
+
+    It says so by an attribute `on_device` that is True. Its state then exists from the start, or starts from zeros.
+    """
+    return obeys(optimizer) or getattr(optimizer, "on_device", False)
+
+
 def _step_and_undo(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     groups = optimizer.param_groups
     params = {f"parameter {i} {j}": p for i, g in enumerate(groups) for j, p in enumerate(g["params"]) if p.grad is not None}

@@ -62,12 +62,10 @@ def check_buildable(resolved: ResolvedTraining) -> None:
         network_of(resolved.replaced(image_size=side), 10)
 
 
-def update_of(
-    resolved: ResolvedTraining, network: DiscreteNetwork, num_classes: int, reduce: Reduce | None = None
-) -> WeightUpdate:
+def update_of(resolved: ResolvedTraining, network: DiscreteNetwork, reduce: Reduce | None = None) -> WeightUpdate:
     """Return the update of a network on its device. Raises ConfigError for settings that exclude each other."""
     s = resolved.settings
-    mean, std = statistics_of(s.statistics, resolved.dataset, num_classes)
+    mean, std = statistics_of(s.statistics, resolved.dataset, network.shape.num_classes)
     hue = s.jitter_hue
     return WeightUpdate(
         network,

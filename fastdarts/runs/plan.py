@@ -11,6 +11,7 @@ from fastdarts.inputs.batches import steps_of_an_epoch
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.runs.build import build
+from fastdarts.runs.memory import search_bytes
 from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, shares
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import METHODS, SoftmaxRelaxation, Stage
@@ -56,7 +57,7 @@ def _stage_memory(resolved: Resolved, images: Images, world: World, space: Space
     relaxation = SoftmaxRelaxation(space, edge_normalization=settings.edge_normalization, device="meta")
     share, size = settings.batch_size // world.size, settings.image_size
     try:
-        return steps.step_bytes(
+        return search_bytes(
             supernet,
             objective,
             relaxation,

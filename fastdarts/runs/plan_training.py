@@ -4,15 +4,14 @@ from functools import partial
 
 import torch
 
-from fastdarts.data import BatchSampler
 from fastdarts.data.prefetch import DEPTH
 from fastdarts.engine import SignalHandler, World
+from fastdarts.inputs.batches import steps_of_a_training_epoch
 from fastdarts.inputs.training import TrainingImages
 from fastdarts.networks.counters import count
-from fastdarts.ops.philox import Stream
 from fastdarts.registry import TRAININGS
 from fastdarts.runs.build_training import network_of, schedule_of
-from fastdarts.runs.memory import training_bytes
+from fastdarts.runs.memory_training import training_bytes
 from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, shares
 from fastdarts.runs.resolved import ResolvedTraining
 from fastdarts.settings import ConfigError, RetrainSettings
@@ -25,8 +24,7 @@ def prepare(resolved: ResolvedTraining, images: TrainingImages, free: Free, worl
         size = automatic(peak, free, len(images.train), "the training images", world)
         resolved = resolved.replaced(batch_size=size)
     s = resolved.settings
-    order = {"seed": s.seed, "batch_size": s.batch_size, "world_size": world.size, "stream": Stream.TRAIN}
-    steps = len(BatchSampler(images.train, **order))
+    steps = steps_of_a_training_epoch(s, images, world.size)
     memory = _peak(resolved, images, world, signals, s.batch_size)
     return Plan(s.batch_size, memory, _summary(resolved, images, memory, steps, free, world))
 
@@ -41,7 +39,7 @@ def _peak(resolved: ResolvedTraining, images: TrainingImages, world: World, sign
     with signals.deferred(), torch.device("meta"):
         network = network_of(resolved, num_classes)
         try:
-            found = training_bytes(resolved, network, num_classes, batch_size // world.size, 2 * (DEPTH + 1), world.size)
+            found = training_bytes(resolved, network, batch_size // world.size, 2 * (DEPTH + 1), world.size)
         except ValueError as error:  # from BatchNorm, for one value per channel
             raise ConfigError(f"--batch_size {batch_size}, --image_size {s.image_size}: {error}") from error
     signals.check()

@@ -11,7 +11,8 @@ import torch
 from fastdarts import engine, provenance, steps
 from fastdarts.data import DataError
 from fastdarts.engine import RankLost, RanksDisagree, RunFolder, Session, SignalHandler, World
-from fastdarts.inputs.training import TrainingImages, TrainingInput
+from fastdarts.inputs.batches import TrainingInput
+from fastdarts.inputs.training import TrainingImages
 from fastdarts.protocols import DivergedError
 from fastdarts.report import write_training_report
 from fastdarts.runs.build_training import network_of, schedule_of, update_of
@@ -118,7 +119,7 @@ def _start(
     if s.sync_bn and not world.is_single:
         network.synchronise(world)
     world.broadcast([*network.parameters(), *network.buffers()])
-    update = update_of(resolved, network, num_classes, None if world.is_single else world.average)
+    update = update_of(resolved, network, None if world.is_single else world.average)
 
     def captured(update: WeightUpdate) -> CapturedSteps:
         return CapturedSteps(update if timer is None else timer.follow(update), s.cuda_graph)

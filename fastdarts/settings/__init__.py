@@ -2,6 +2,7 @@
 
 from fastdarts.settings.commands import (
     AnySearch,
+    EvaluateSettings,
     RetrainSettings,
     RunSettings,
     SearchCifarSettings,
@@ -15,6 +16,7 @@ from fastdarts.settings.values import ConfigError
 __all__ = [
     "AnySearch",
     "ConfigError",
+    "EvaluateSettings",
     "Given",
     "RetrainSettings",
     "RunSettings",

@@ -19,6 +19,7 @@ from fastdarts.settings.groups import (
     Run,
     SearchSpace,
     Splits,
+    Then,
     Watching,
 )
 from fastdarts.settings.training import (
@@ -41,6 +42,7 @@ class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
 @composed()
 class RunSettings(
     Watching,
+    Then,
     Communication,
     Ranks,
     FusedOps,

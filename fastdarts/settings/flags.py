@@ -55,7 +55,7 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
         argument_default=argparse.SUPPRESS,
     )
     made.add_argument("--config", metavar="FILE", help=CONFIG)
-    groups, hints = {title: made.add_argument_group(title) for title in titles.values()}, get_type_hints(cls)
+    groups, hints = {title: made.add_argument_group(title) for title in dict.fromkeys(titles.values())}, get_type_hints(cls)
     for f in fields(cls):
         if f.metadata["positional"]:
             made.add_argument(f.name, nargs="?", help=_help(f), metavar=f.name.upper())

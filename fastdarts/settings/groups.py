@@ -338,6 +338,20 @@ class Run(Settings):
 
 
 @group
+class Then(Settings):
+    """What follows a search."""
+
+    title = "run"
+
+    then: str | None = setting(
+        None,
+        'command to run on the found cell, with its flags: "retrain" or "retrain --epochs 100"; its run folder is in this one, '
+        "and the same command continues whichever was interrupted",
+        resumable=True,
+    )
+
+
+@group
 class Watching(Settings):
     """Progress output of a run."""
 

@@ -4,15 +4,22 @@ import json
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from fastdarts.spaces.genotype import Genotype, GenotypeError
 
 _FILE = Path(__file__).with_name("published.json")
 
 
+@cache
+def rows() -> dict[str, dict[str, Any]]:
+    """Return by name `text`, `source` and, where there are any, other names as `also`."""
+    return json.loads(_FILE.read_text(encoding="utf-8"))
+
+
 def names() -> list[str]:
     """Return the names, as their papers and codebases write them."""
-    return list(json.loads(_FILE.read_text(encoding="utf-8")))
+    return list(rows())
 
 
 def published(name: str) -> Genotype | None:
@@ -24,7 +31,7 @@ def published(name: str) -> Genotype | None:
 def unknown(name: str) -> GenotypeError:
     """Return the error for a name that is not published, with the names of similar ones."""
     plain = {_plain(each): each for each in names()}
-    near = [each for each in plain if _plain(name) in each][:6] or get_close_matches(_plain(name), plain, n=4)
+    near = [each for each in plain if _plain(name) and _plain(name) in each][:6] or get_close_matches(_plain(name), plain, n=4)
     meant = f"{', '.join(plain[each] for each in near)} perhaps" if near else f"such are {', '.join(list(plain.values())[:7])}"
     return GenotypeError(f"no published genotype, file or folder {name[:120]!r}: {meant}")
 
@@ -32,9 +39,10 @@ def unknown(name: str) -> GenotypeError:
 @cache
 def _texts() -> dict[str, str]:
     """Return the text of each plain name."""
-    rows = json.loads(_FILE.read_text(encoding="utf-8"))
-    return {_plain(each): row["text"] for name, row in rows.items() for each in (name, *row.get("also", ()))}
+    return {_plain(each): row["text"] for name, row in rows().items() for each in (name, *row.get("also", ()))}
 
 
 def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
+    """Return a name in lower case without dashes, underscores and spaces, "" for a text that is no name, as a path."""
+    plain = name.strip().lower().translate(dict.fromkeys(map(ord, "-_ ")))
+    return plain if plain.isalnum() else ""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.optim.pieces import run_pieces
-from fastdarts.optim.updates import obeys
+from fastdarts.optim.updates import capturable
 from fastdarts.protocols import Pieces, Update, Updates
 
 Mode = Literal["auto", "on", "off"]
@@ -266,7 +266,7 @@ def refusal(updates: Updates) -> str | None:
     if why := no_gpu(updates.device) or updates.obstacle():
         return why
     for update, optimizer in updates.optimizers.items():
-        if not obeys(optimizer):
+        if not capturable(optimizer):
             what = "the weights" if update == "weights" else update
             name = f"{type(optimizer).__module__.partition('.')[0]}'s {type(optimizer).__name__}"
             return f"the optimizer of {what} ({name}) is not torch's fused SGD or Adam, the only ones known to be capturable"

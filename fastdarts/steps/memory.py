@@ -1,31 +1,25 @@
-"""Estimate the peak memory of a bilevel step by running it on tensors without storage, and the batch size that fits.
+"""Estimate the peak memory of a training step by running it on tensors without storage, and the batch size that fits.
 
 Notation: N images of a batch, S pixels a side.
 """
 
 import re
 import resource
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import copy, deepcopy
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from fastdarts.batch import Batch
 from fastdarts.data import placement
-from fastdarts.objectives import Objective
-from fastdarts.ops.backend import choose
-from fastdarts.ops.philox import Stream
-from fastdarts.optim import Precision
 from fastdarts.optim.precision import Amp
-from fastdarts.search import Bilevel, SoftmaxRelaxation
-from fastdarts.search.bilevel import frozen
 from fastdarts.steps.memory_counter import Counted
-from fastdarts.supernet import Network
 
 # Fixed memory of a process once operators run: measured with one or two images of 8 to 64 pixels, where the rest is
 # negligible. 9 MB of the definition's are oneDNN's, which compiles and caches convolutions for each shape; the others occur
@@ -33,6 +27,11 @@ from fastdarts.supernet import Network
 PROCESS, PROCESS_DEFINITION = 2 << 20, 20 << 20
 STEP = 8  # batch sizes are tried in multiples of it
 STATUS = Path("/proc/self/status")
+STATE = {  # tensors like each parameter that torch's optimizers hold: their names, and the setting without which there is none
+    torch.optim.SGD: {"momentum_buffer": "momentum"},
+    torch.optim.Adam: {"exp_avg": None, "exp_avg_sq": None, "max_exp_avg_sq": "amsgrad"},
+    torch.optim.RMSprop: {"square_avg": None, "momentum_buffer": "momentum", "grad_avg": "centered"},
+}
 EXHAUSTED = re.compile(r"can't allocate memory|bad_alloc|out of memory|Cannot allocate memory", re.IGNORECASE)
 
 
@@ -52,92 +51,82 @@ def meta_batch(batch_size: int, image_size: int) -> Batch:
 
 
 def step_bytes(
-    supernet: Network,
-    objective: Objective,
-    relaxation: SoftmaxRelaxation,
+    parts: Sequence[Any],
+    make: Callable[..., Sequence[Callable[..., object]]],
     batch: Batch,
     device: torch.device | str,
     *,
+    fused: bool,
     amp: Amp = "off",
-    unrolled: bool = False,
-    hessian: bool = False,
+    batches: int = 1,
     prefetched: int = 0,
-    averaged: bool = False,
 ) -> int:
-    """Return the peak bytes of bilevel steps on `device`: weights, gradients, optimizer state and intermediates.
+    """Return the peak bytes of training steps on `device`: weights, gradients, optimizer state and intermediates.
 
-    All modules and tensors are on the meta device; nothing is computed or allocated. The backends are those selected for
-    `device`. Both updates of a step are run, alpha's and the weights', with batches like `batch`. An evaluation keeps nothing
-    for a backward, so it never sets the peak.
+    All parts are on the meta device; nothing is computed or allocated. An evaluation keeps nothing for a backward, so it
+    never sets the peak.
 
-    amp         precision of the forward passes. Requires the device to be present
-    unrolled    second order, with its copies of the weights
-    hessian     also an estimate of the Hessian in alpha: a backward in alpha, in float32 for any amp
-    prefetched  batches waiting on the device
-    averaged    gradients are averaged over ranks, in one flat tensor
+    parts    what the step consists of: modules, a moving average's copy among them, and other objects that hold tensors
+    make     make(*copies, counted) -> (step, *others): called with copies of the parts on `device`, for which it allocates
+             optimizers (allocate_state) and reports each forward to the counter (Counted.watch, or pass_begins and pass_ends).
+             Each of its results is called with the step's number, int64 of one element, and the batches. The updates of the
+             step allocate what the real ones do: nothing, where the optimizer is fused. `others` run after it, not in each step
+    batch    shapes of each batch
+    fused    any op of the step runs by another backend than its definition on `device` (ops.backend.choose)
+    amp      precision of the forward passes. Requires the device to be present
+    batches  batches that a step takes
+    prefetched    prefetched batches on the device
 
     On a GPU only tensors are counted. Excluded are the rounding of torch's allocator and gaps in its pool, cuDNN's
     workspaces, small sums of the fused kernels, the context (about half a GiB), and memory held by captured steps.
     """
-    device, dtype = torch.device(device), next(supernet.parameters()).dtype
-    fused = choose("mixed_cell", supernet.backend, device, dtype) != "definition"
+    device = torch.device(device)
     # for definitions plain meta tensors give the same result faster; autocast ignores them
     mode = FakeTensorMode() if fused or amp != "off" else None
-    where = torch.device("meta") if mode is None else device
-    counter = Counted(device.type == "cpu")
+    counted = Counted(device.type == "cpu")
 
     def placed(tensor: Tensor) -> Tensor:
         made = torch.empty_like(tensor) if mode is None else FakeTensor(mode, tensor.detach(), device)
-        counter.add(made)
-        if isinstance(tensor, torch.nn.Parameter):
-            return torch.nn.Parameter(made)
+        counted.add(made)
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(made, tensor.requires_grad)
         return made.requires_grad_(tensor.requires_grad)
 
-    tensors = [t for module in (supernet, objective) for t in (*module.parameters(), *module.buffers())]
-    supernet, objective = deepcopy((supernet, objective), {id(t): placed(t) for t in tensors})
-    objective.register_forward_pre_hook(counter.pass_begins)
-    objective.register_forward_hook(counter.pass_ends)
-    relaxation = copy(relaxation)
-    for name in ("alpha", "beta", "padding"):
-        setattr(relaxation, name, {kind: placed(t.detach()) for kind, t in getattr(relaxation, name).items()})
-    for t in relaxation.parameters():
-        t.requires_grad_()
-    train, val, *waiting = (Batch(*map(placed, batch)) for _ in range(2 + prefetched))
-    step = placed(torch.empty(1, dtype=torch.int64, device="meta"))
-    with mode or nullcontext(), counter:
-        optimizers = _optimizers(supernet, objective, relaxation)
-        reduce = (lambda flat: None) if averaged else None
-        bilevel = _Counting(supernet, objective, relaxation, *optimizers, unrolled=unrolled, reduce=reduce)
-        bilevel.precision = Precision(amp, where)
-        for _ in range(2 if fused else 1):  # blocks left in the workspace by the first may not fit the second
-            bilevel(step, train, val)
-        if hessian:
-            with frozen(bilevel.weights):
-                loss = objective(supernet, relaxation.weights(), train, step, Stream.EVAL)
-                torch.autograd.grad(loss, list(relaxation.alpha.values()))
-            del loss
-    del waiting
+    copies = deepcopy(tuple(parts), {id(t): placed(t) for part in parts for t in _tensors(part)})
+    given = [Batch(*map(placed, batch)) for _ in range(batches + prefetched)]
+    number = placed(torch.empty(1, dtype=torch.int64, device="meta"))
+    with mode or nullcontext(), counted:
+        step, *others = make(*copies, counted)
+        repeats = 2 if fused else 1  # blocks left in the workspace by the first step may not fit the second
+        for work in (*[step] * repeats, *others):
+            work(number, *given[:batches])
     if device.type != "cpu":
-        return counter.peak
-    return counter.peak + (PROCESS if fused else PROCESS_DEFINITION)
+        return counted.peak
+    return counted.peak + (PROCESS if fused else PROCESS_DEFINITION)
 
 
-def _optimizers(supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation) -> list[torch.optim.Optimizer]:
-    """Return SGD and Adam with the state they hold from their first step on."""
-    weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
-    sgd, adam = torch.optim.SGD(weights, 0.1, momentum=0.9), torch.optim.Adam(relaxation.parameters())
-    for w in weights:
-        sgd.state[w]["momentum_buffer"] = torch.empty_like(w, requires_grad=False)
-    for a in relaxation.parameters():
-        adam.state[a] = {name: torch.empty_like(a, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
-    return [sgd, adam]
+def _tensors(part: Any) -> list[Tensor]:
+    if isinstance(part, nn.Module):
+        return [*part.parameters(), *part.buffers()]
+    return [leaf for leaf in tree_leaves(vars(part)) if isinstance(leaf, Tensor)]
 
 
-class _Counting(Bilevel):
-    """Bilevel whose updates allocate no memory, like fused optimizers'."""
+def allocate_state(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Allocate the state that the optimizer holds from its first step on, unless it has some; returns it.
 
-    def _update(self, bad: Tensor, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
-        optimizer.zero_grad()
+    Raises ValueError for an optimizer that begins without state and is none of torch's SGD, Adam, AdamW and RMSprop.
+    """
+    if optimizer.state:
+        return optimizer
+    names = next((names for kind, names in STATE.items() if isinstance(optimizer, kind)), None)
+    if names is None:
+        known = ", ".join(kind.__name__ for kind in STATE)
+        raise ValueError(f"the state of {type(optimizer).__name__} is not known: take {known}, or allocate it at the start")
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            held = [name for name, setting in names.items() if setting is None or group[setting]]
+            optimizer.state[p] = {name: torch.empty_like(p, requires_grad=False) for name in held}
+    return optimizer
 
 
 def free_bytes(device: torch.device | str) -> int:

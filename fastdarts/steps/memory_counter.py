@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -85,12 +85,17 @@ class Counted(TorchDispatchMode):
             self._grow(size)
             weakref.finalize(storage, self._free, key, size)
 
-    def pass_begins(self, *_: Any) -> None:
-        """Start of a forward (a hook of the module that computes the loss): memory outside the graphs has been freed."""
+    def watch(self, module: nn.Module) -> None:
+        """Report the forwards of a module that returns the loss."""
+        module.register_forward_pre_hook(lambda *_: self.pass_begins())
+        module.register_forward_hook(lambda _, __, loss: self.pass_ends(loss))
+
+    def pass_begins(self) -> None:
+        """Report the start of a forward: memory outside the graphs has been freed."""
         self._free_heap(self._heap.walls())
 
-    def pass_ends(self, module: Any, args: Any, loss: Tensor) -> None:
-        """Handle the end of a forward (a hook of that module): the heap's walls live as long as the loss' graph."""
+    def pass_ends(self, loss: Tensor) -> None:
+        """Report the end of a forward: the heap's walls live as long as the loss' graph."""
         weakref.finalize(loss, self._free_heap, self._heap.walls())
 
     def _grow(self, size: int) -> None:

@@ -20,7 +20,9 @@ class MovingAverage:
     """
 
     def __init__(self, network: DiscreteNetwork, decay: float, warmup: bool = False) -> None:
-        self.decay, self.warmup, self.network = decay, warmup, deepcopy(network).eval().requires_grad_(False)
+        self.decay, self.warmup = decay, warmup
+        without_ranks = {id(module.sync): None for module in network.modules() if getattr(module, "sync", None) is not None}
+        self.network = deepcopy(network, without_ranks).eval().requires_grad_(False)  # which evaluation does not need
         mine, theirs = ([*module.parameters(), *module.buffers()] for module in (self.network, network))
         pairs: list[tuple[Tensor, Tensor]] = list(zip(mine, theirs, strict=True))
         self._floating = [pair for pair in pairs if pair[0].is_floating_point()]

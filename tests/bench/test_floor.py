@@ -8,7 +8,7 @@ from tests.support.backends import needs_native
 
 
 @needs_native
-def test_each_stage_has_a_time_and_the_costly_ones_a_count():
+def test_stages_have_times_and_costly_ones_counts():
     record = floor.measure(Workload(CELL, 2, 8, 1), rounds=1)
     assert all(stage["ms"] > 0 for stage in record["stages"].values())
     convolutions = ("first_halves", "second_halves", "second_gradients", "first_gradients")
@@ -19,7 +19,7 @@ def test_each_stage_has_a_time_and_the_costly_ones_a_count():
 
 
 @needs_native
-def test_operations_of_a_cell_by_hand():
+def test_cell_operations_match_hand_count():
     """C = 16: 102 C + 6 C^2 multiply-adds a pixel and edge in the forward's convolutions (14 edges)."""
     record = floor.measure(Workload(CELL, 2, 8, 1), rounds=1)
     forward = record["stages"]["first_halves"]["gflop"] + record["stages"]["second_halves"]["gflop"]
@@ -27,6 +27,6 @@ def test_operations_of_a_cell_by_hand():
 
 
 @needs_native
-def test_wrong_input(capsys):
+def test_invalid_input_exits_with_one_line(capsys):
     assert floor.main(["--supernet", "cifar", "--batch", "1", "--image_size", "30"]) == 2
     assert "--image_size 30" in capsys.readouterr().err

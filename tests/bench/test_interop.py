@@ -11,7 +11,7 @@ from bench.records import summary
 SMALL = ["--batch", "2", "--image_size", "8", "--init_channels", "4", "--layers", "3", "--rounds", "1"]
 
 
-def test_every_network_has_a_time(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_record_times_every_network(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([*SMALL, "--record", "--results", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{name}" in out for name in ("original", "op", "cell", "library")) and "converting takes" in out
@@ -23,6 +23,6 @@ def test_every_network_has_a_time(tmp_path: Path, capsys: pytest.CaptureFixture)
     assert record["convert_ms"] > 0 and record["commit"] and "cell" in summary(record)
 
 
-def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture) -> None:
+def test_invalid_input_exits_with_one_line(capsys: pytest.CaptureFixture) -> None:
     assert main(["--image_size", "12"]) == 2
     assert "--image_size 12: two reductions need a multiple of 8" in capsys.readouterr().err

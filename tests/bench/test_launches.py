@@ -10,7 +10,7 @@ from bench.workload import SUPERNETS, Workload
 
 
 @pytest.mark.parametrize("supernet", SUPERNETS)
-def test_launches_of_a_step(supernet: str) -> None:
+def test_step_launch_counts(supernet: str) -> None:
     """Eight cells of 24 launches forward (25 where it reduces), twice; backward 29 for alpha, fewer sums for weights."""
     preset = SUPERNETS[supernet]
     passes = list(launches.step(Workload(supernet, 64, preset.image_size, preset.partial_channels)))
@@ -21,7 +21,7 @@ def test_launches_of_a_step(supernet: str) -> None:
     assert all(p.launch.programs != 0 and p.launch.numbers >= 0 for p in passes)
 
 
-def test_bytes_and_their_time_by_hand() -> None:
+def test_bytes_and_time_match_hand_count() -> None:
     """One CIFAR cell's first launch reads an input for each unit and writes a y; a quarter of the channels a quarter of it."""
     m, C = 64 * 32 * 32, 16
     whole, quarter = (
@@ -37,13 +37,13 @@ def test_bytes_and_their_time_by_hand() -> None:
     assert total["us"] == pytest.approx(1e6 * total["gb"] / 4300, abs=0.1)
 
 
-def test_half_the_bytes_in_half_the_precision() -> None:
+def test_half_precision_halves_bytes() -> None:
     passes = list(launches.step(Workload("pc-imagenet", 8, 224, 2)))
     single, half = (launches.table(passes, size, 4300.0)[-1]["gb"] for size in (4, 2))
     assert single == pytest.approx(2 * half, rel=1e-3)
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert launches.main(["--supernet", "pc-cifar", "--batch", "2"]) == 0
     assert "pc-cifar, batch 2, k = 4, bfloat16" in capsys.readouterr().out
     assert launches.main(["--batch", "2", "--json"]) == 0

@@ -11,7 +11,7 @@ from tests.test_search_imagenet import write_tree
 SMALL = ["--image_size", "32", "--batch", "8", "--workers", "0", "--seconds", "0.01", "--rounds", "1", "--steps", "1"]
 
 
-def test_every_route_and_stage_has_a_rate(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_record_has_rates_of_all_routes_and_stages(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = write_tree(tmp_path / "images")
     (root / "train/class0/0.JPEG").write_bytes(b"")
     assert main(["--data", str(root), *SMALL, "--json", "--record", "--results", str(tmp_path / "results")]) == 0
@@ -28,13 +28,13 @@ def test_every_route_and_stage_has_a_rate(tmp_path: Path, capsys: pytest.Capture
     assert lines[0].startswith("15 images of images (1 left out), 32 px") and len(lines) == 4 + len(routes) + 9
 
 
-def test_wrong_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_input_exits_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = write_tree(tmp_path / "images")
-    for argv, told in (
+    for argv, message in (
         (["--data", str(tmp_path / "nowhere")], "nowhere"),
         (["--data", str(root), "--batch", "17"], "batch_size is 17"),
         (["--data", str(root), "--batch", "8", "--image_size", "33", "--steps", "1"], "--image_size 33"),
     ):
         assert main([*argv, "--rounds", "1", "--seconds", "0.01"]) == 2
         line = capsys.readouterr().err.strip()
-        assert told in line and "\n" not in line
+        assert message in line and "\n" not in line

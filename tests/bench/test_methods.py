@@ -1,4 +1,4 @@
-"""bench.methods: every row can be set up, what is recorded of one, wrong input."""
+"""bench.methods: setup of every row, the record of one, invalid input."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def measured(only: str, folder: Path, *more: str) -> list[dict]:
     return [json.loads(line) for line in (folder / "methods.jsonl").read_text().splitlines()]
 
 
-def test_the_rows_are_all_methods_objectives_and_spaces() -> None:
+def test_rows_cover_all_methods_objectives_and_spaces() -> None:
     names = {group: [row.name for row in rows() if row.group == group] for group in ("methods", "objectives", "spaces")}
     stages = [f"p-darts stage {i}" for i in (1, 2, 3)] + [f"p-darts stage {i} no dropout" for i in (2, 3)]
     assert names["methods"] == ["darts-2nd", "pc-darts", *stages]
@@ -33,7 +33,7 @@ def test_the_rows_are_all_methods_objectives_and_spaces() -> None:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
-def test_each_row_in_its_published_size(row) -> None:
+def test_rows_have_published_sizes(row) -> None:
     """What would be measured; nothing is computed."""
     own, plain = _both(row, MethodsSettings(device="cpu"))
     assert (plain.settings.method, plain.settings.objective, plain.settings.unrolled) == ("darts-1st", "supervised", False)
@@ -53,7 +53,7 @@ def test_each_row_in_its_published_size(row) -> None:
     assert own.settings.partial_channels == (4 if row.name == "pc-darts" else 1)
 
 
-def test_a_record_says_what_a_step_costs_and_who_served_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_record_has_step_cost_and_backends(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     threads = torch.get_num_threads()
     unrolled, masked = measured("darts-2nd, mae", tmp_path)
     assert torch.get_num_threads() == threads
@@ -73,20 +73,20 @@ def test_a_record_says_what_a_step_costs_and_who_served_it(tmp_path: Path, capsy
     assert "patch_mask" not in masked["plain_backends"]
 
 
-def test_what_runs_beside_the_fused_candidates_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_record_counts_eager_candidates(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (noise,) = measured("s4 mae", tmp_path)
     assert noise["beside"] == noise["plain_beside"] == {"Noise": 3 * 14}
-    assert "42 Noise beside" in capsys.readouterr().out
+    assert "42 Noise eager" in capsys.readouterr().out
 
 
-def test_skips_of_stride_1_have_dropout_in_p_darts_alone(tmp_path: Path) -> None:
+def test_only_p_darts_drops_skips_of_stride_1(tmp_path: Path) -> None:
     dropped, plain = measured("p-darts stage 2, p-darts stage 2 no dropout", tmp_path)
     # 9 cells of 14 edges; in each of the 2 that reduce, 8 edges leave the inputs and stride
     assert dropped["beside"] == {"SkipDropout": 9 * 14 - 2 * 8} and dropped["plain_beside"] == plain["beside"] == {}
     assert (dropped["dropout"], plain["dropout"], dropped["candidates"], dropped["cells"]) == (0.4, 0, 5, 9)
 
 
-def test_calls_are_counted_only_inside() -> None:
+def test_calls_are_counted_only_inside_context() -> None:
     images, number, flip = torch.zeros(1, 4, 4, 3, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), torch.zeros(1) > 0
     how = {"seed": 0, "stream": 0, "patch_size": 2, "num_masked": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
@@ -101,7 +101,7 @@ def test_calls_are_counted_only_inside() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         (["--only", "mea"], "--only: there is no 'mea'; there are methods, objectives, spaces, darts-2nd"),
         (["--rounds", "0"], "--rounds: 0"),
@@ -110,25 +110,27 @@ def test_calls_are_counted_only_inside() -> None:
         (["--backend", "magic"], "--backend: "),
     ],
 )
-def test_wrong_input_is_one_line_before_the_first_step(wrong: list[str], told: str, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_input_exits_with_one_line_before_first_step(
+    wrong: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
     assert main(wrong) == 2
     out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1) and err.startswith("python -m bench.methods: error: ") and told in err
+    assert (out, err.count("\n")) == ("", 1) and err.startswith("python -m bench.methods: error: ") and message in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu_is_one_line(capsys: pytest.CaptureFixture) -> None:
+def test_missing_gpu_exits_with_one_line(capsys: pytest.CaptureFixture) -> None:
     assert main(["--device", "cuda"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_order_is_that_of_the_table() -> None:
+def test_rows_follow_table_order() -> None:
     assert [row.name for row in chosen("s1 mae, methods")][:2] == ["darts-2nd", "pc-darts"]
     assert chosen(None) == rows()
 
 
 @pytest.mark.skipif(not (RESULTS / "methods.jsonl").is_file(), reason="no record has been made yet")
-def test_the_records_are_whole_and_nothing_fell_back() -> None:
+def test_committed_records_are_complete_without_fallback() -> None:
     records = read(RESULTS / "methods.jsonl")
     assert {record["row"] for record in records} == {row.name for row in rows()}
     for record in records:

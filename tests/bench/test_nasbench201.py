@@ -1,4 +1,4 @@
-"""bench.nasbench201: what is collected of pretended runs, its arithmetic by hand, the table, the picture, wrong input."""
+"""bench.nasbench201: records of fake runs, arithmetic by hand, the table, the figure, invalid input."""
 
 import json
 import random
@@ -59,16 +59,16 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def told(argv: list[object], capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
+def run_command(argv: list[object], capsys: pytest.CaptureFixture) -> tuple[int, str, str]:
     status = main(list(map(str, argv)))
     return status, *capsys.readouterr()
 
 
-def test_a_sweep_becomes_records_a_table_and_a_picture(
+def test_sweep_gives_records_table_and_figure(
     sweep: Path, made_up_table: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     results = tmp_path / "results"
-    status, out, _ = told(
+    status, out, _ = run_command(
         [sweep, "--benchmark", made_up_table, "--record", "--results", results, "--pictures", results], capsys
     )
     assert status == 0
@@ -98,7 +98,7 @@ def test_a_sweep_becomes_records_a_table_and_a_picture(
         assert "skip connections in the derived cell" in (results / f"nasbench201-{recipe}.svg").read_text()
 
 
-def test_the_figures_by_hand(sweep: Path, made_up_table: Path) -> None:
+def test_figures_match_hand_computation(sweep: Path, made_up_table: Path) -> None:
     """25, 25, 25 for DARTS; 50, 75, 75 for MAE-NAS: mean 200/3, squared deviations 2500/9 + 2 * 625/9 = 1250/3, over n - 1."""
     records = collect(runs_in([sweep]), Table.read(made_up_table))
     darts, mae, chosen = (record for record in records if record["kind"] == "recipe")
@@ -117,7 +117,7 @@ def test_the_figures_by_hand(sweep: Path, made_up_table: Path) -> None:
     assert whole["deviation"]["cifar10_test"] == pytest.approx(100 / 15624 * sqrt((15625**2 - 1) / 12), abs=1e-4)
 
 
-def test_the_table_says_plainly_what_does_not_beat_random_choice(sweep: Path, made_up_table: Path) -> None:
+def test_table_marks_recipes_not_better_than_random(sweep: Path, made_up_table: Path) -> None:
     lines = markdown(collect(runs_in([sweep]), Table.read(made_up_table))).splitlines()
     # random choice with these seeds: 88.55, 14.09 and 90.51, 64.38 in the mean
     assert lines[2].startswith(f"| `{DARTS}` | 25.00 ± 0.00 | 25.00, 25.00, 25.00 | 11719, 11719, 11719 | 6, 6, 6 | **does not")
@@ -131,6 +131,8 @@ def test_the_table_says_plainly_what_does_not_beat_random_choice(sweep: Path, ma
 
 
 def test_verdicts() -> None:
+    """A recipe beats random choice only if above both means with a chance below 5 %."""
+
     def group(above: float, above_seeds: float, chance: float) -> dict:
         return {"above": above, "above_seeds": above_seeds, "chance": chance, "seeds": [0, 1, 2]}
 
@@ -141,17 +143,17 @@ def test_verdicts() -> None:
     assert verdict(group(0.5, -2.0, 0.01)).startswith("**does not beat it**: +0.50 points to its mean, -2.00 to that")
 
 
-def test_one_seed_has_no_deviation() -> None:
+def test_single_seed_has_no_deviation() -> None:
     one = summary([{"recipe": MAE, "seed": 4, "accuracies": {"cifar10_test": 90.0}}], {4: 80.0}, [80.0, 90.0, 90.0, 10.0])
     assert (one["deviation"], one["mean"], one["above"], one["above_seeds"], one["seeds"]) == (None, 90, 22.5, 10, [4])
     assert one["chance"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_runs_that_were_made_one_by_one(sweep: Path, made_up_table: Path, capsys: pytest.CaptureFixture) -> None:
+def test_individual_runs_are_accepted(sweep: Path, made_up_table: Path, capsys: pytest.CaptureFixture) -> None:
     runs = sorted(sweep.glob("recipe=*"))
-    status, out, _ = told([*runs, "--benchmark", made_up_table], capsys)
+    status, out, _ = run_command([*runs, "--benchmark", made_up_table], capsys)
     assert status == 0 and out == markdown(collect(runs_in([sweep]), Table.read(made_up_table)))
-    status, out, _ = told([runs[0], "--benchmark", made_up_table], capsys)
+    status, out, _ = run_command([runs[0], "--benchmark", made_up_table], capsys)
     assert status == 0 and f"| `{DARTS}` | 25.00 | 25.00 |" in out
 
 
@@ -170,27 +172,27 @@ def test_runs_that_were_made_one_by_one(sweep: Path, made_up_table: Path, capsys
         (lambda s: (s / "a").rename(s.parent / "a"), "holds no run folder, nor is it one"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(change, reason: str, tmp_path: Path, made_up_table: Path, capsys) -> None:
+def test_incomparable_runs_exit_with_one_line(change, reason: str, tmp_path: Path, made_up_table: Path, capsys) -> None:
     folder = tmp_path / "runs"
     write_run(folder / "a", MAE, 0, [CONVS])
     change(folder)
-    status, out, err = told([folder, "--benchmark", made_up_table], capsys)
+    status, out, err = run_command([folder, "--benchmark", made_up_table], capsys)
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("python -m bench.nasbench201: error: ") and reason in err
 
 
-def test_other_spaces_and_tables_are_refused(tmp_path: Path, made_up_table: Path, capsys: pytest.CaptureFixture) -> None:
+def test_other_spaces_and_tables_are_rejected(tmp_path: Path, made_up_table: Path, capsys: pytest.CaptureFixture) -> None:
     run = write_run(tmp_path / "a", MAE, 0, [CONVS])
-    assert "no such file" in told([run, "--benchmark", tmp_path / "no_table"], capsys)[2]
+    assert "no such file" in run_command([run, "--benchmark", tmp_path / "no_table"], capsys)[2]
     genotype = "Genotype(normal=[('skip_connect', 0), ('skip_connect', 1)], normal_concat=[2], "
     genotype += "reduce=[('skip_connect', 0), ('skip_connect', 1)], reduce_concat=[2])"
     line = {"kind": "epoch", "epoch": 1, "step": 1, "genotype": genotype}
     (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     (run / "genotype.json").unlink()
-    assert "is no search in NAS-Bench-201" in told([run, "--benchmark", made_up_table], capsys)[2]
+    assert "is no search in NAS-Bench-201" in run_command([run, "--benchmark", made_up_table], capsys)[2]
 
 
-def test_random_choice_in_the_real_table(shared_data: Path) -> None:
+def test_random_choice_figures_of_real_table(shared_data: Path) -> None:
     table = Table.read(shared_data / "nasbench201.csv")
     one = table.accuracies(random_cell(0))["cifar10_test"]
     values = [table.accuracies(table.architecture(index))["cifar10_test"] for index in range(CELLS)]
@@ -199,7 +201,7 @@ def test_random_choice_in_the_real_table(shared_data: Path) -> None:
 
 
 @pytest.mark.skipif(not (RESULTS / "nasbench201.jsonl").is_file(), reason="no record has been made yet")
-def test_the_records_are_whole() -> None:
+def test_committed_records_are_complete() -> None:
     """Of each collection: its table can be made from them, and every search has a recipe and its epochs."""
     records = read(RESULTS / "nasbench201.jsonl")
     for date in dict.fromkeys(record["date"] for record in records):
@@ -212,7 +214,7 @@ def test_the_records_are_whole() -> None:
                 assert record["run"]["commit"]
 
 
-def test_a_run_that_other_flags_made_of_a_recipe_is_not_of_it(tmp_path: Path, made_up_table: Path) -> None:
+def test_run_with_overridden_recipe_flags_is_not_of_recipe(tmp_path: Path, made_up_table: Path) -> None:
     changed = {"a": (MAE, {"objective": "supervised"}), "b": (MIM, {"nesterov": True}), "c": (MIM, {})}
     names = []
     for folder, (recipe, more) in changed.items():
@@ -221,7 +223,7 @@ def test_a_run_that_other_flags_made_of_a_recipe_is_not_of_it(tmp_path: Path, ma
     assert names == [DARTS, "darts-1st joint", MIM]
 
 
-def test_a_run_that_names_no_recipe_is_of_the_one_that_it_equals(tmp_path: Path, made_up_table: Path) -> None:
+def test_run_without_recipe_matches_equal_recipe(tmp_path: Path, made_up_table: Path) -> None:
     folder = write_run(tmp_path / "run", MAE, 1, [CONVS])
     saved = json.loads((folder / "settings.json").read_text())
     for gone in ("recipe", "method"):  # as in runs from before there were any
@@ -232,7 +234,7 @@ def test_a_run_that_names_no_recipe_is_of_the_one_that_it_equals(tmp_path: Path,
         assert (record["recipe"], record["method"]) == (name, "darts-1st")
 
 
-def test_a_space_is_the_same_however_it_was_written(tmp_path: Path) -> None:
+def test_space_spelling_is_normalised(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / str(seed), MAE, seed, [CONVS]) for seed in range(3)]
     saved = [json.loads((run / "settings.json").read_text()) for run in runs]
     saved[1]["settings"]["space"] = "NASBench201"

@@ -36,18 +36,18 @@ def test_every_row_has_a_share(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     assert all(0 < percent[row]["median"] < 100 for row in BY_CLOCK)  # they took time; differences may be noise
     assert record["bare_ms"]["median"] > 0 and record["checkpoint_minutes"] == 10
     assert (record["steps"], record["rounds"], record["epoch_steps"]) == (2, 2, 64_000)
-    told = text(record).splitlines()
-    assert told[0].startswith("mae-imagenet, batch 2, 32 px") and len(told) == 2 + len(percent)
+    message = text(record).splitlines()
+    assert message[0].startswith("mae-imagenet, batch 2, 32 px") and len(message) == 2 + len(percent)
 
 
-def test_everything_is_the_sum_of_the_parts(capsys: pytest.CaptureFixture) -> None:
+def test_total_is_sum_of_parts(capsys: pytest.CaptureFixture) -> None:
     assert main([*SMALL, "--rounds", "1", "--json"]) == 0
     percent = {row: values["median"] for row, values in json.loads(capsys.readouterr().out)["percent"].items()}
     parts = sum(percent[row] for row in (*BY_CLOCK, "checkpoint", "epoch's end"))
     assert percent["everything"] == pytest.approx(parts, abs=0.01)
 
 
-def test_bare_steps_are_the_library_s_without_the_guard() -> None:
+def test_bare_steps_match_library_without_guard() -> None:
     ends = []
     for kind in (lambda given: given, unconditional):
         bilevel = kind(make(arch_grad_clip=5.0))
@@ -61,14 +61,16 @@ def test_bare_steps_are_the_library_s_without_the_guard() -> None:
     assert not any(p.isfinite().all() for p in bilevel.weights)
 
 
-def test_every_second_round_goes_the_other_way_about() -> None:
+def test_every_second_round_reverses_order() -> None:
     loader = Rounds(batch(0), 2, 3)
     assert list(loader._plan) == [*BLOCKS[0], *BLOCKS[1], *BLOCKS[0]]
     assert all(sorted(blocks) == ["checkpoint", "epoch", "session"] and blocks[0] == "epoch" for blocks in BLOCKS)
 
 
-@pytest.mark.parametrize(("wrong", "told"), [(["--image_size", "48"], "--image_size 48"), (["--rounds", "0"], "--rounds: 0")])
-def test_wrong_input(wrong: list[str], told: str, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "message"), [(["--image_size", "48"], "--image_size 48"), (["--rounds", "0"], "--rounds: 0")]
+)
+def test_invalid_input_exits_with_one_line(wrong: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     assert main(wrong) == 2
     line = capsys.readouterr().err.strip()
-    assert told in line and "\n" not in line
+    assert message in line and "\n" not in line

@@ -16,14 +16,14 @@ SUITE = {
 }
 
 
-def test_append_makes_the_folder_and_adds_lines(tmp_path):
+def test_append_creates_folder_and_adds_lines(tmp_path):
     path = tmp_path / "results" / "step.jsonl"
     records.append(path, {"ratio": 1.5})
     records.append(path, {"ratio": 2.5})
     assert records.read(path) == [{"ratio": 1.5}, {"ratio": 2.5}]
 
 
-def test_a_record_names_code_and_machine():
+def test_record_names_commit_and_machine():
     record = records.tagged({"ratio": 1.0})
     assert record["ratio"] == 1.0
     assert record["versions"]["torch"] == torch.__version__
@@ -32,12 +32,12 @@ def test_a_record_names_code_and_machine():
     assert record["date"].endswith("+00:00")
 
 
-def test_a_copy_without_its_repository_is_told_its_commit(monkeypatch):
+def test_copy_without_repository_takes_commit_from_environment(monkeypatch):
     monkeypatch.setenv("FASTDARTS_COMMIT", "0123abc")
     assert records.tagged({})["commit"] == "0123abc"
 
 
-def test_from_suite():
+def test_suite_results_become_records():
     (record,) = records.from_suite(SUITE)
     assert (record["bench"], record["batch"], record["rounds"]) == ("test_bilevel_step[cifar-1-eager]", 2, 3)
     assert record["ms"] == {"median": 200.0, "q20": 140.0, "q80": 260.0}
@@ -49,7 +49,7 @@ def test_summary_is_one_line():
     assert line == "supernet cifar  ratio 1.25  ours_ms 500 (500 to 500)"
 
 
-def test_add_and_show(tmp_path, capsys):
+def test_records_are_added_and_shown(tmp_path, capsys):
     saved = tmp_path / "saved.json"
     saved.write_text(json.dumps(SUITE))
     assert records.main(["add", str(saved), "--results", str(tmp_path)]) == 0
@@ -59,7 +59,7 @@ def test_add_and_show(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", [None, "not json", "{}"])
-def test_a_file_that_cannot_be_read_is_one_line_and_status_2(content, tmp_path, capsys):
+def test_unreadable_file_exits_with_status_2(content, tmp_path, capsys):
     path = tmp_path / "saved.json"
     if content is not None:
         path.write_text(content)
@@ -87,7 +87,7 @@ def test_ceilings_are_measured_and_recorded(tmp_path, capsys):
         ),
     ],
 )
-def test_gpu_script_refuses_in_one_line(wrong, message, root: Path, tmp_path):
+def test_gpu_script_rejects_input_with_one_line(wrong, message, root: Path, tmp_path):
     command, env = ["bash", root / "bench" / "gpu.sh", *wrong], os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr

@@ -14,7 +14,7 @@ CASE = Case("op", "8 x 8", lambda: None, {"copy": Cost(2 * 10**9, 10**9), "produ
 TIMES = {"copy": (1e-3, 1), "product": (4e-2, 2), "merge": (3e-6, 1), "other": (1e-6, 3)}
 
 
-def test_shares_by_hand() -> None:
+def test_shares_match_hand_computation() -> None:
     copy, product, others = roofline.rows(CASE, "float32", TIMES, LIMITS)
     assert (copy["us"], copy["gb_per_s"], copy["copy_share"], copy["binds"]) == (1000.0, 2000.0, 0.5, "memory")
     assert (product["tflop_per_s"], product["share"], product["binds"], product["launches"]) == (25.0, 0.5, "rate", 2)
@@ -25,7 +25,7 @@ def test_shares_by_hand() -> None:
     assert "memory binds" in roofline.line(copy) and "in 4 launches" in roofline.line(others)
 
 
-def test_a_kernel_that_did_not_run_is_named() -> None:
+def test_missing_kernel_is_named() -> None:
     with pytest.raises(RuntimeError, match="op: no launch of product was seen among copy"):
         roofline.rows(CASE, "float32", {"copy": (1e-3, 1)}, LIMITS)
 
@@ -42,7 +42,7 @@ def test_a_kernel_that_did_not_run_is_named() -> None:
         ),
     ],
 )
-def test_names_of_kernels(key: str, name: str) -> None:
+def test_kernel_names_are_recognised(key: str, name: str) -> None:
     assert kernel_name(key) == name
 
 
@@ -60,9 +60,7 @@ class Pretended:
 
 
 @pytest.mark.parametrize(("by_cuda", "chosen"), [(0.8e-3, "cuda"), (0.9e-3, "triton")])
-def test_a_cuda_kernel_takes_the_place_where_it_gains_enough(
-    by_cuda: float, chosen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_kernel_is_preferred_only_if_clearly_faster(by_cuda: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
     launch = pytest.importorskip("fastdarts.kernels.launch")
     rows = json.loads(launch.TABLE.read_text(encoding="utf-8"))
     monkeypatch.setattr(launch, "table", lambda: rows)
@@ -89,17 +87,18 @@ def test_a_cuda_kernel_takes_the_place_where_it_gains_enough(
         ("num_stages", 3, [2, 4]),
     ],
 )
-def test_what_is_tried(key: str, value: int, expected: list[int]) -> None:
+def test_tuning_candidates(key: str, value: int, expected: list[int]) -> None:
+    """Values tried next to the current one."""
     assert tune.neighbours(key, value) == expected
 
 
-def test_the_table_is_written_as_it_is_kept() -> None:
+def test_launch_table_round_trips() -> None:
     launch = pytest.importorskip("fastdarts.kernels.launch")
     text = launch.TABLE.read_text(encoding="utf-8")
     assert tune.written(json.loads(text)) == text
 
 
-def test_a_tuned_row_goes_before_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tuned_row_precedes_default(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = pytest.importorskip("fastdarts.kernels.launch")
     table: dict[str, Any] = {"k": {"default": {"any": {"BLOCK": 64, "num_warps": 4}}}}
     monkeypatch.setattr(launch, "table", lambda: table)
@@ -113,13 +112,13 @@ def test_a_tuned_row_goes_before_the_default(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("command", [roofline, tune])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(command: Any, capsys: pytest.CaptureFixture) -> None:
+def test_missing_gpu_exits_with_one_line(command: Any, capsys: pytest.CaptureFixture) -> None:
     assert command.main([]) == 2
     assert "it supports tensors on NVIDIA GPUs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [roofline, tune])
-def test_wrong_input(command: Any, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_input_exits_with_one_line(command: Any, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         command.main(["--rounds", "0"])
     assert stopped.value.code == 2

@@ -23,7 +23,7 @@ def test_two_ranks_give_a_record(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert "efficiency" in summary(record) and record["commit"] and record["versions"]["torch"]
 
 
-def test_wrong_input_is_one_line(capsys: pytest.CaptureFixture) -> None:
+def test_invalid_input_exits_with_one_line(capsys: pytest.CaptureFixture) -> None:
     assert main(["--batch", "3"]) == 2
     assert "--batch 3 cannot be divided equally among 2 ranks" in capsys.readouterr().err
     assert main([*SMALL, "--image_size", "9"]) == 2

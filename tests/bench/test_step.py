@@ -1,4 +1,4 @@
-"""bench.step: every supernet is timed and told about, both sides compute the same, wrong input is refused."""
+"""bench.step: every supernet is timed and reported, both sides compute the same, invalid input is rejected."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def test_each_supernet_gives_a_record(supernet, capsys):
     assert record["ours_step"] == (None if supernet == "cell" else uncaptured)
 
 
-def test_the_command_measures_memory_and_writes_the_record(tmp_path):
+def test_command_measures_memory_and_writes_record(tmp_path):
     command = [sys.executable, "-m", "bench.step", *options("cell", "--record", "--results", str(tmp_path / "new"))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -54,21 +54,21 @@ def test_the_command_measures_memory_and_writes_the_record(tmp_path):
 
 @pytest.mark.parametrize("supernet", SIZES)
 @pytest.mark.parametrize("side", ["eager", "channels-last"])
-def test_both_sides_compute_the_same_numbers(supernet, side):
+def test_both_sides_compute_same_numbers(supernet, side):
     workload = Workload(supernet, 2, SIZES[supernet], 2, "float64", space=SMALL)
     ours, theirs = build(workload, OURS), build(workload, side)
     for _ in range(3):
         torch.testing.assert_close(ours(), theirs(), rtol=1e-9, atol=0)
 
 
-def test_a_step_moves_the_weights_and_alpha():
+def test_step_updates_weights_and_alpha():
     step = build(Workload("cifar", 2, 32, 1, "float64", space=SMALL), "eager")
     losses = {step().item() for _ in range(3)}
     assert len(losses) == 3
 
 
 @pytest.mark.parametrize("side", ["eager", "channels-last"])
-def test_each_side_has_its_layout_from_its_input_on(side):
+def test_sides_keep_their_memory_format(side):
     module = nn.Conv2d(3, 4, 3)
     arrange(module, Workload("cifar", 1, 8, 1), AGAINST[side])
     layout = AGAINST[side].layout
@@ -78,7 +78,7 @@ def test_each_side_has_its_layout_from_its_input_on(side):
         assert module.weight.is_contiguous(memory_format=layout)
 
 
-def test_bfloat16_is_autocast_with_float32_weights(capsys):
+def test_bfloat16_means_autocast_with_float32_weights(capsys):
     assert main(options("mae-imagenet", "--json", "--no-memory", "--dtype", "bfloat16", "--rounds", "1")) == 0
     assert json.loads(capsys.readouterr().out)["dtype"] == "bfloat16"
 
@@ -95,7 +95,7 @@ def test_bfloat16_is_autocast_with_float32_weights(capsys):
         (["--rounds", "0"], "--rounds: 0 is out of range"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(wrong, message, capsys):
+def test_invalid_input_exits_with_status_2(wrong, message, capsys):
     assert main(wrong) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -105,7 +105,7 @@ def test_wrong_input_is_one_line_and_status_2(wrong, message, capsys):
 @pytest.mark.parametrize(
     "wrong", [["--supernet", "resnet"], ["--backend", "magic"], ["--batch", "many"], ["--device", "tpu"], ["--speed"]]
 )
-def test_wrong_flags_are_one_line_and_status_2(wrong, capsys):
+def test_invalid_flags_exit_with_status_2(wrong, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(wrong)
     out, err = capsys.readouterr()
@@ -113,18 +113,18 @@ def test_wrong_flags_are_one_line_and_status_2(wrong, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_no_gpu_is_one_line(capsys):
+def test_missing_gpu_exits_with_one_line(capsys):
     assert main(["--device", "cuda"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_captured_side_is_refused_without_a_gpu():
+def test_captured_side_needs_gpu():
     for side in ("graph", "graph-channels-last"):
         with pytest.raises(WorkloadError, match="CUDA graphs need a GPU"):
             build(Workload("cifar", 2, 32, 1), side)
 
 
-def test_the_presets_are_the_published_networks():
+def test_presets_are_published_networks():
     facts = {name: (p.stem, p.image_size, p.partial_channels, p.edge_weights, p.classes) for name, p in SUPERNETS.items()}
     assert facts == {
         "cifar": ("cifar", 32, 1, False, 10),

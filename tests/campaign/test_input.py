@@ -24,7 +24,7 @@ CLASSES, IMAGES = 10, 100  # taken of each set
 
 
 def written_out(shared: Path, root: Path, name: str) -> Path:
-    """ROOT of a set in the ImageNet layout: `imagenet_sample` as it lies there, the others' JPEG bytes untouched."""
+    """ROOT of a set in the ImageNet layout: `imagenet_sample` unchanged, the others with their original JPEG bytes."""
     if name == "imagenet_sample":
         return shared / name
     saved = np.load(shared / name / "train_jpeg.npz")
@@ -49,7 +49,7 @@ def final_losses(root: Path, run: Path, epochs: int, flags: list[str], seed: int
 
 
 @pytest.mark.parametrize("name", ["tinyimagenet48", "cifar10", "imagenet_sample"])
-def test_routes_search_alike(name: str, shared_data: Path, tmp_path: Path) -> None:
+def test_routes_give_equivalent_searches(name: str, shared_data: Path, tmp_path: Path) -> None:
     """Within three deviations of the mean of three seeds of the torchvision route, 2 % at the least."""
     root = written_out(shared_data, tmp_path / "data", name)
     seeds = [final_losses(root, tmp_path / f"seed{seed}", EPOCHS[name], ROUTES["torchvision"], seed) for seed in range(3)]

@@ -218,7 +218,7 @@ def fill_disk(launcher: type[Started], argv: list[str], folder: Path, chance: ra
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_kills(name: str, tmp_path: Path) -> None:
+def test_killed_runs_continue_bitwise_identically(name: str, tmp_path: Path) -> None:
     (launcher, flags), began = LAUNCHERS[name], time.monotonic()
     tree = write_tree(tmp_path / "images")
     epochs = ["--epochs", str(EPOCHS), "--begin", "1", "--threads", "1"]

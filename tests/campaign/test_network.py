@@ -50,14 +50,14 @@ def namespaces() -> Iterator[list[str]]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def test_both_sides_of_a_cut_end_inside_the_time_out(namespaces: list[str], tmp_path: Path) -> None:
+def test_network_cut_ends_both_ranks_within_timeout(namespaces: list[str], tmp_path: Path) -> None:
     tree, folder, ranks = write_tree(tmp_path / "images"), tmp_path / "run", []
     flags = arguments(tree, "--epochs", "100000", "--threads", "1", "--dist_timeout", str(TIMEOUT), "--save", str(folder))
     for rank, name in enumerate(namespaces):
-        told = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-        told |= {"MASTER_ADDR": HOST.format(1), "MASTER_PORT": PORT, "GLOO_SOCKET_IFNAME": f"end{rank}"}
+        variables = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        variables |= {"MASTER_ADDR": HOST.format(1), "MASTER_PORT": PORT, "GLOO_SOCKET_IFNAME": f"end{rank}"}
         command = ["ip", "netns", "exec", name, sys.executable, "-m", "fastdarts.search_imagenet", *flags]
-        environment = os.environ | {n: str(v) for n, v in told.items()}
+        environment = os.environ | {n: str(v) for n, v in variables.items()}
         ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
     try:
         deadline = time.monotonic() + PATIENCE

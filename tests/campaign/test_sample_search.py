@@ -12,7 +12,7 @@ pytestmark = pytest.mark.campaign
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("variant", ["", "--unrolled", "--channel_sampling random", "--objective supervised"])
-def test_sample_search(variant, seed, tmp_path):
+def test_sample_search_beats_baseline(variant, seed, tmp_path):
     """Validation masked L1 at least 20 % below that of the mean visible colour; supervised, better than chance."""
     run = tmp_path / "run"
     assert main([*variant.split(), "--seed", str(seed), "--save", str(run)]) == 0

@@ -35,11 +35,11 @@ def run(script: str, tmp_path: Path, method: str) -> subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_batches_are_the_same(method: str, tmp_path: Path) -> None:
+def test_batches_do_not_depend_on_start_method(method: str, tmp_path: Path) -> None:
     done = run(f"{SCRIPT}    main()\n", tmp_path, method)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
-def test_a_script_without_a_guard_ends_and_says_so(tmp_path: Path) -> None:
+def test_script_without_main_guard_fails_with_message(tmp_path: Path) -> None:
     done = run(f"{SCRIPT}main()\n", tmp_path, "spawn")
     assert done.returncode == 1 and "__name__ == '__main__'" in done.stderr.splitlines()[-1]

@@ -94,7 +94,7 @@ class Memory:
         size = len(row._fields)
         return row(*self.plan.table[at + i * size : at + (i + 1) * size])
 
-    # ------------------------------------------------------------------------------------------------ what lies where
+    # ------------------------------------------------------------------------------------------------ memory layout
 
     def place(self, offset: int, channels: int) -> slice:
         """Numbers of all pixels of a node, from a block of `p_saved` or `p_work` on."""

@@ -18,7 +18,7 @@ from tests.ops.cells import CellCall
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("kernel", CHECKS)
-def test_launches(kernel: str, call: CellCall, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_launches_match_triton_bitwise(kernel: str, call: CellCall, dtype: torch.dtype, tmp_path: Path) -> None:
     for memory, one, given in launches(kernel, call, dtype):
         left = run(tmp_path, kernel, dtype, one.programs, given)
         if dtype == torch.float32:
@@ -29,7 +29,7 @@ def test_launches(kernel: str, call: CellCall, dtype: torch.dtype, tmp_path: Pat
 
 @pytest.mark.parametrize("name", ["odd sides", "mean without BN"])
 @pytest.mark.parametrize("kernel", mixed_cell_cuda.MIXING)
-def test_weights_of_candidates_and_edges_may_be_float32(kernel: str, name: str, tmp_path: Path) -> None:
+def test_float32_mixing_weights_are_supported(kernel: str, name: str, tmp_path: Path) -> None:
     """As under autocast. Widened they are the same numbers, so that the same bits come out."""
     for _, one, given in launches(kernel, CALLS[name], torch.float16):
         wide = given | {mix: given[mix].float() for mix in ("p_ops", "p_edges")} | {"WIDE_MIX": 1}

@@ -38,11 +38,11 @@ def masked_images(folder: Path, size: tuple[int, ...], dtype: torch.dtype, seed:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_definitions_bits(size: tuple[int, ...], dtype: torch.dtype, tmp_path: Path) -> None:
+def test_result_is_bitwise_definition(size: tuple[int, ...], dtype: torch.dtype, tmp_path: Path) -> None:
     masked_images(tmp_path, size, dtype, -3, 2, "forward")
 
 
 @pytest.mark.parametrize("seed", [0, 2**31, 2**63 - 1, -(2**63)])
 @pytest.mark.parametrize(("stream", "order"), [(0, "forward"), (255, "backward")])
-def test_seeds_and_streams(seed: int, stream: int, order: Order, tmp_path: Path) -> None:
+def test_seeds_and_streams_match_definition(seed: int, stream: int, order: Order, tmp_path: Path) -> None:
     masked_images(tmp_path, (2, 8, 8, 2, 5), torch.float32, seed, stream, order)

@@ -31,7 +31,7 @@ def rows() -> list[dict]:
     return report(Path(native.module().__file__))
 
 
-def test_every_kernel_is_there_for_both_architectures_and_every_dtype(rows: list[dict]) -> None:
+def test_kernels_exist_for_all_architectures_and_dtypes(rows: list[dict]) -> None:
     found = {(row["kernel"], row["label"], row["arch"], row["dtype"]) for row in rows}
     halves = ("first", "second")
     wanted = {("ChoosePatches", "", arch, "any") for arch in ARCHITECTURES}
@@ -47,22 +47,22 @@ def test_no_kernel_spills(rows: list[dict]) -> None:
     assert [row for row in rows if row["spill_bytes"]] == []
 
 
-def test_every_kernel_starts(rows: list[dict]) -> None:
+def test_kernels_fit_launch_limits(rows: list[dict]) -> None:
     """Shared memory and registers within what a block may have."""
     assert [row for row in rows if row["shared_bytes"] > SHARED or row["registers"] >= REGISTERS] == []
 
 
-def test_the_build_records_the_architectures(rows: list[dict]) -> None:
+def test_build_records_architectures(rows: list[dict]) -> None:
     assert native.build()["cuda_architectures"] == "80;90a-real"
 
 
 @pytest.mark.skipif(native.reason() is not None, reason=str(native.reason()))
-def test_the_build_has_cuda_kernels_or_says_why_not() -> None:
+def test_build_has_cuda_kernels_or_reason() -> None:
     record = native.build()
     assert bool(record["cuda_architectures"]) == hasattr(native.module(), "cuda_launches") != bool(record["cuda_skipped"])
 
 
-def test_what_has_no_cuda_kernel_says_so(rows: list[dict]) -> None:
+def test_unsupported_arguments_give_reason(rows: list[dict]) -> None:
     assert refusal("separable", torch.float32, {"CQ": 64}) is None
     assert refusal("separable", torch.float32, {"CQ": 65}) == "the CUDA kernel separable supports at most 64 channels, got 65"
     assert refusal("node", torch.float32, {}) == "node is written in Triton only"

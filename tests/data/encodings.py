@@ -9,7 +9,7 @@ from PIL import Image, ImageCms
 
 
 def encoded(image: Image.Image, **options: object) -> bytes:
-    """The image as a file's bytes, JPEG of quality 90 unless told otherwise."""
+    """The image as a file's bytes, JPEG of quality 90 by default."""
     buffer = io.BytesIO()
     image.save(buffer, **(options if "format" in options else {"format": "JPEG", "quality": 90} | options))
     return buffer.getvalue()

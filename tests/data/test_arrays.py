@@ -1,4 +1,4 @@
-"""Images in memory: every form they come in, what is wrong with them, and the batches that are cut out of them."""
+"""Images in memory: every input format, invalid input, and the batches cropped from them."""
 
 import gzip
 import os
@@ -55,7 +55,7 @@ def same(array: ImageArray) -> bool:
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 @pytest.mark.parametrize("key", [str, lambda text: text.encode()], ids=["text", "bytes"])
-def test_python_batches_of_every_protocol(key: Callable, protocol: int, tmp_path: Path) -> None:
+def test_cifar_batches_of_every_pickle_protocol_are_read(key: Callable, protocol: int, tmp_path: Path) -> None:
     folder = cifar10(tmp_path / "cifar-10-batches-py", key, protocol)
     for path in (folder, tmp_path):
         array = read_images(path)
@@ -72,14 +72,14 @@ def python2(pixels: bytes, labels: bytes) -> bytes:
     return b"\x80\x02}q\x01(U\x04data" + array + b"U\x06labels](" + b"".join(b"K" + bytes([i]) for i in labels) + b"eu."
 
 
-def test_the_files_that_python_2_wrote(tmp_path: Path) -> None:
+def test_python_2_pickles_are_read(tmp_path: Path) -> None:
     (tmp_path / "batch").write_bytes(python2(ROWS[:2].tobytes(), bytes(LABELS[:2])))
     assert pickle.loads((tmp_path / "batch").read_bytes(), encoding="latin1")["labels"] == LABELS[:2]
     batch = read_pickle(tmp_path / "batch")
     assert batch["labels"] == LABELS[:2] and np.array_equal(batch["data"], ROWS[:2]) and batch["data"].dtype == np.uint8
 
 
-def test_cifar100_has_its_fine_labels(tmp_path: Path) -> None:
+def test_cifar100_uses_fine_labels(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-100-python"
     write(folder / "train", {b"data": ROWS, b"fine_labels": LABELS, b"coarse_labels": [0] * 10, b"filenames": [b"a"] * 10})
     write(folder / "meta", {b"fine_label_names": NAMES, b"coarse_label_names": ["all"]})
@@ -101,7 +101,7 @@ class Evil:
 
 @pytest.mark.parametrize(("how", "names"), [("os.mkdir", "posix.mkdir"), ("eval", "__builtin__.eval")])
 @pytest.mark.parametrize("where", ["data_batch_4", "batches.meta"])
-def test_what_a_pickle_asks_for_is_not_done(how: str, names: str, where: str, batches: Path) -> None:
+def test_pickles_execute_no_code(how: str, names: str, where: str, batches: Path) -> None:
     trap = batches / "trap"
     write(batches / where, {"data": ROWS[:2], "labels": [0, 1], "label_names": Evil(trap, how)})
     with pytest.raises(DataError, match=f"{where} is no whole batch of CIFAR .it asks for {names}"):
@@ -133,7 +133,7 @@ def test_what_a_pickle_asks_for_is_not_done(how: str, names: str, where: str, ba
         (python2(ROWS[:2].tobytes(), b"\0\1").replace(b"M\x00\x0c\x86", b"M\x00\x0d\x86"), "no whole batch"),
     ],
 )
-def test_damaged_and_wrong_batches_are_named(content: bytes, says: str, batches: Path) -> None:
+def test_damaged_and_invalid_batches_are_named(content: bytes, says: str, batches: Path) -> None:
     (batches / "data_batch_2").write_bytes(content)
     with pytest.raises(DataError, match=says) as error:
         read_images(batches)
@@ -141,7 +141,7 @@ def test_damaged_and_wrong_batches_are_named(content: bytes, says: str, batches:
 
 
 @pytest.mark.parametrize("name", ["data_batch_3", "batches.meta"])
-def test_a_batch_that_is_missing_is_named(name: str, batches: Path) -> None:
+def test_missing_batch_is_named(name: str, batches: Path) -> None:
     (batches / name).unlink()
     with pytest.raises(DataError, match=f"cannot read .*{name}: No such file"):
         read_images(batches)
@@ -149,7 +149,7 @@ def test_a_batch_that_is_missing_is_named(name: str, batches: Path) -> None:
 
 @pytest.mark.parametrize("names", [("images", "labels"), ("x_train", "y_train"), ("data", "fine_labels"), ("X", "y")])
 @pytest.mark.parametrize("planar", [False, True])
-def test_npz_of_pixels(names: tuple[str, str], planar: bool, tmp_path: Path) -> None:
+def test_npz_of_pixels_is_read(names: tuple[str, str], planar: bool, tmp_path: Path) -> None:
     pixels, labels = IMAGES.transpose(0, 3, 1, 2) if planar else IMAGES, np.array(LABELS, np.uint8)
     np.savez_compressed(
         tmp_path / "train.npz", **dict(zip(names, (pixels, labels[:, None] if planar else labels), strict=True))
@@ -178,13 +178,13 @@ GRAYS = IMAGES[..., 0]
         {"images": IMAGES, "labels": NUMBERS + 1},
     ],
 )
-def test_npz_files_of_other_programs(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
+def test_npz_variants_of_other_programs_are_read(arrays: dict[str, np.ndarray], tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     assert same(read_images(tmp_path / "a.npz"))
 
 
 @pytest.mark.parametrize("gray", [GRAYS, GRAYS[..., None], GRAYS[:, None]])
-def test_gray_images_have_three_equal_channels(gray: np.ndarray, tmp_path: Path) -> None:
+def test_gray_images_become_three_equal_channels(gray: np.ndarray, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", train_images=gray, train_labels=np.array(NAMES)[NUMBERS])
     array = read_images(tmp_path / "a.npz")
     assert np.array_equal(array.pixels, GRAYS[..., None].repeat(3, 3)) and array.pixels.is_contiguous()
@@ -202,13 +202,13 @@ def test_gray_images_have_three_equal_channels(gray: np.ndarray, tmp_path: Path)
         ("a.parquet", b"PAR1", "a Parquet file"),
     ],
 )
-def test_a_file_of_another_format_is_named(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+def test_other_file_formats_are_named(name: str, content: bytes, says: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=f"{name} is {says}"):
         read_images(tmp_path / name)
 
 
-def test_archives_that_were_not_unpacked(tmp_path: Path) -> None:
+def test_packed_archives_are_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         archive.writestr("train/a/x.jpg", b"x")
     with pytest.raises(DataError, match=r"data.zip is a zip archive of other files, train/a/x.jpg: unpack it"):
@@ -217,7 +217,7 @@ def test_archives_that_were_not_unpacked(tmp_path: Path) -> None:
         read_images(tmp_path)
 
 
-def test_npz_of_jpegs(tmp_path: Path) -> None:
+def test_npz_of_jpegs_is_read(tmp_path: Path) -> None:
     files = [encoded(Image.fromarray(image)) for image in IMAGES]
     offsets = np.cumsum([0] + [len(file) for file in files]).astype(np.uint32)
     stored = {"data": np.frombuffer(b"".join(files), np.uint8), "offsets": offsets, "labels": LABELS}
@@ -262,14 +262,14 @@ GOOD = {"images": IMAGES, "labels": np.array(LABELS)}
         (GOOD | {"labels": np.array(NAMES * 2 + ["a", "b"], object)}, "not a complete .npz file of plain arrays"),
     ],
 )
-def test_wrong_npz_files(arrays: dict[str, np.ndarray], says: str, tmp_path: Path) -> None:
+def test_invalid_npz_contents_are_named(arrays: dict[str, np.ndarray], says: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(DataError, match=says) as error:
         read_images(tmp_path / "a.npz")
     assert str(tmp_path / "a.npz") in str(error.value) and "\n" not in str(error.value)
 
 
-def test_damaged_npz_files(tmp_path: Path) -> None:
+def test_damaged_npz_is_rejected(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", **GOOD)
     whole = (tmp_path / "a.npz").read_bytes()
     for content in (b"", whole[:1000], whole[: len(whole) - 10], whole[:2000] + b"\0" * 100 + whole[2100:]):
@@ -278,7 +278,7 @@ def test_damaged_npz_files(tmp_path: Path) -> None:
             read_images(tmp_path / "a.npz")
 
 
-def test_an_encrypted_npz_file(tmp_path: Path) -> None:
+def test_encrypted_npz_is_rejected(tmp_path: Path) -> None:
     """Its members' flags say so."""
     np.savez(tmp_path / "a.npz", **GOOD)
     content = bytearray((tmp_path / "a.npz").read_bytes())
@@ -291,7 +291,7 @@ def test_an_encrypted_npz_file(tmp_path: Path) -> None:
         read_images(tmp_path / "a.npz")
 
 
-def test_a_damaged_npz_file_of_lzma(tmp_path: Path) -> None:
+def test_damaged_lzma_npz_is_rejected(tmp_path: Path) -> None:
     pytest.importorskip("lzma")  # which not every Python has
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_LZMA) as archive:
         for name, array in GOOD.items():
@@ -306,7 +306,7 @@ def test_a_damaged_npz_file_of_lzma(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["archive", "folder"])
-def test_jpegs_that_are_too_large_when_they_are_decoded(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpegs_too_large_when_decoded_are_rejected(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten black images of 512 pixels: 7.5 MiB of pixels in a few kB."""
     files = [encoded(Image.new("RGB", (512, 512)))] * 10
     if form == "archive":
@@ -323,7 +323,7 @@ def test_jpegs_that_are_too_large_when_they_are_decoded(form: str, tmp_path: Pat
         read_images(tmp_path / "a.npz")
 
 
-def test_what_is_too_large_for_ram_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_arrays_are_rejected_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "a.npz", **GOOD)
     monkeypatch.setattr("fastdarts.data.arrays.available_ram", lambda: 30000)
     monkeypatch.setattr("fastdarts.data.arrays.read_archive", lambda path: pytest.fail("it was read"))
@@ -340,14 +340,14 @@ def folder_of(root: Path) -> Path:
     return root
 
 
-def test_folders_of_files_are_numbered_as_search_imagenet_does(tmp_path: Path) -> None:
+def test_folder_numbering_matches_search_imagenet(tmp_path: Path) -> None:
     array = read_images(folder_of(tmp_path), threads=3)
     order = np.argsort(LABELS, kind="stable")
     assert array.pixels.equal(torch.from_numpy(IMAGES[order])) and array.classes == tuple(NAMES)
     assert array.files[0] == "train/cat/2.png" and array.labels.tolist() == sorted(LABELS)
 
 
-def test_one_file_of_another_size_is_named(tmp_path: Path) -> None:
+def test_file_of_other_size_is_named(tmp_path: Path) -> None:
     folder_of(tmp_path)
     Image.new("RGB", (32, 33)).save(tmp_path / "train/frog/8.png")
     with pytest.raises(DataError, match=r"train/frog/8.png has 32x33 pixels, .*train/cat/2.png 32x32: all must have the same"):
@@ -357,7 +357,7 @@ def test_one_file_of_another_size_is_named(tmp_path: Path) -> None:
         read_images(tmp_path)
 
 
-def test_paths_that_lead_nowhere(tmp_path: Path, batches: Path) -> None:
+def test_missing_paths_are_named(tmp_path: Path, batches: Path) -> None:
     (tmp_path / "cifar-100-python").mkdir()
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.tar.gz").write_text("no archive")
@@ -373,7 +373,7 @@ def test_paths_that_lead_nowhere(tmp_path: Path, batches: Path) -> None:
             read_images(path)
 
 
-def test_the_fingerprint_is_of_labels_and_pixels(batches: Path) -> None:
+def test_fingerprint_covers_labels_and_pixels(batches: Path) -> None:
     first, again = read_images(batches), read_images(batches)
     assert first.sha256() == again.sha256()
     again.labels[3] += 1
@@ -383,13 +383,13 @@ def test_the_fingerprint_is_of_labels_and_pixels(batches: Path) -> None:
     assert first.sha256() != again.sha256()
 
 
-def test_the_sample_is_ten_classes_of_32_pixels(sample: Path) -> None:
+def test_sample_has_ten_classes_of_32_pixels(sample: Path) -> None:
     array = sample_images(sample.parent)
     assert array.pixels.shape == (1000, 32, 32, 3) and len(array.classes) == 10
     assert array.labels.bincount().tolist() == [100] * 10 and array.pixels.float().std() > 20
 
 
-def test_shares_of_each_class_wherever_its_images_stand(batches: Path) -> None:
+def test_splits_take_shares_of_each_class(batches: Path) -> None:
     labels = torch.arange(60) % 3
     labels[:6] = 2  # 16, 19 and 25 images, mixed
     array = ImageArray(Path(), ("a", "b", "c"), (), labels, torch.zeros(60, 1, 1, 3))
@@ -413,7 +413,7 @@ def cut(image: np.ndarray, top: int, left: int, size: int, border: int = 40) -> 
     return padded[top + border : top + border + size, left + border : left + border + size]
 
 
-def test_windows_against_numpy() -> None:
+def test_crop_windows_match_numpy() -> None:
     places = [(0, 0), (-4, 3), (4, -4), (-1, 0), (31, 31), (-31, 2), (33, 0), (-40, -40), (7, 9), (2, 40)]
     top, left = torch.tensor(places).unbind(1)
     index = torch.tensor([3, 3, 0, 9, 1, 2, 4, 5, 6, 7])
@@ -423,13 +423,13 @@ def test_windows_against_numpy() -> None:
         assert found.dtype == torch.uint8 and np.array_equal(found.numpy(), np.stack(expected))
 
 
-def test_windows_wait_for_no_value() -> None:
+def test_crop_windows_do_not_synchronise() -> None:
     """On the meta device there are none: nothing here makes a GPU's host wait."""
     index, place = (torch.zeros(4, dtype=torch.int64, device="meta") for _ in range(2))
     assert windows(PIXELS.to("meta"), index, place, place, 24).shape == (4, 24, 24, 3)
 
 
-def test_a_crop_is_that_of_its_words() -> None:
+def test_crop_positions_follow_random_words() -> None:
     """By hand: word * places / 2**32, rounded down, less the padding."""
     view, indices = View(32, 3, Stream.VAL, True, (1, 1)), torch.arange(10)
     words = random_words(3, Stream.VAL, 5, indices, Purpose.CROP, 2).tolist()
@@ -439,7 +439,7 @@ def test_a_crop_is_that_of_its_words() -> None:
     assert corners(View(24, 3, Stream.EVAL, False, (1, 1)), 5, indices, 32, 4).tolist() == [[4, 4]] * 10
 
 
-def test_each_of_the_81_places_is_as_likely() -> None:
+def test_crop_positions_are_uniform() -> None:
     places = corners(View(32, 0, Stream.TRAIN, True, (1, 1)), 0, torch.arange(20000), 32, 4)
     counts = ((places[:, 0] + 4) * 9 + places[:, 1] + 4).bincount(minlength=81)
     assert len(counts) == 81 and counts.min() > 180 and counts.max() < 320  # 247 on average
@@ -465,7 +465,7 @@ def take(count: int, state: dict | None = None, **more: Any) -> list:
         return [next(loader) for _ in range(count)]
 
 
-def test_it_goes_on_where_it_stood() -> None:
+def test_loader_resumes_at_saved_position() -> None:
     with ArrayLoader(ARRAY, torch.arange(10), padding=4, **COMMON) as loader:
         for _ in range(3):
             next(loader)
@@ -474,7 +474,7 @@ def test_it_goes_on_where_it_stood() -> None:
         assert all(x.equal(y) for x, y in zip(a, b, strict=True))
 
 
-def test_two_ranks_see_the_images_of_one() -> None:
+def test_two_ranks_see_images_of_one() -> None:
     whole, parts = take(5), [take(5, rank=rank, world_size=2) for rank in range(2)]
     for number, batch in enumerate(whole):
         for rank in range(2):
@@ -482,7 +482,7 @@ def test_two_ranks_see_the_images_of_one() -> None:
                 assert mine.equal(all_of_it[rank::2])
 
 
-def test_evaluation_is_of_whole_images() -> None:
+def test_evaluation_uses_whole_images() -> None:
     chosen = torch.tensor([8, 1, 5, 0, 3])
     order = shuffled(chosen.sort().values, Stream.EVAL)
     batches = list(ArrayEvalLoader(ARRAY, chosen, batch_size=2, image_size=32))
@@ -494,7 +494,7 @@ def test_evaluation_is_of_whole_images() -> None:
     assert [b.index.tolist() for b in other] == [[order[1]], [order[3]]]
 
 
-def test_cifar10_as_it_lies_beside_the_checkout(shared_data: Path) -> None:
+def test_real_cifar10_file_is_read(shared_data: Path) -> None:
     array = read_images(shared_data / "cifar10")
     assert array.pixels.shape == (50000, 32, 32, 3) and array.labels.bincount().tolist() == [5000] * 10
     mean, std = (f(array.pixels.double().flatten(0, 2) / 255, 0) for f in (torch.mean, torch.std))

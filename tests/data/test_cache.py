@@ -1,4 +1,4 @@
-"""The resident cache: what is kept, where, what is cut out of it, and files that are whole or not there."""
+"""The resident cache: contents, placement, batches, and atomic files."""
 
 import errno
 import fcntl
@@ -72,8 +72,8 @@ def same(a: Batch, b: Batch) -> bool:
     return all(x.equal(y) for x, y in zip(a, b, strict=True))
 
 
-def test_layout_by_hand(tree: Tree) -> None:
-    """Short sides of 25 pixels at most, the other side in proportion, rounded down; what is smaller stays."""
+def test_layout_matches_hand_computation(tree: Tree) -> None:
+    """Short sides of 25 pixels at most, the other side in proportion, rounded down; smaller images are unchanged."""
     index = ImageIndex.from_root(tree(a=4))
     decoded = torch.tensor([[50, 200], [20, 300], [75, 50], [100, 101]], dtype=torch.int32)
     layout = CacheLayout.of(index, torch.tensor([2, 1, 0, 3]), decoded, 25)
@@ -82,7 +82,7 @@ def test_layout_by_hand(tree: Tree) -> None:
     assert layout.starts.tolist() == [0, 2775, 20775, 28275, 30150] and layout.bytes == 30150
 
 
-def test_no_side_is_longer_than_the_op_takes(tmp_path: Path) -> None:
+def test_sides_are_limited_to_op_maximum(tmp_path: Path) -> None:
     """An image of 20000 x 3 pixels is squeezed along its length; its boxes lie where they would."""
     path = tmp_path / "train/a/a.png"
     path.parent.mkdir(parents=True)
@@ -101,7 +101,7 @@ def test_no_side_is_longer_than_the_op_takes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("short", [7, 32, 100])
-def test_sizes_are_torchvisions(short: int, tree: Tree) -> None:
+def test_cached_sizes_match_torchvision(short: int, tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=1))
     decoded = torch.randint(short, 40 * short, (200, 2), generator=torch.Generator().manual_seed(short))
     layout = CacheLayout.of(index, torch.arange(200), decoded, short)
@@ -112,7 +112,7 @@ def test_sizes_are_torchvisions(short: int, tree: Tree) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("where", ["ram", "file"])
-def test_what_is_kept_are_torchvisions_resized_images(where: str, threads: int, tree: Tree, tmp_path: Path) -> None:
+def test_cached_pixels_match_torchvision_resize(where: str, threads: int, tree: Tree, tmp_path: Path) -> None:
     layout = layout_of(tree(a=40, b=30))
     done = []
     folder = tmp_path / "cache" if where == "file" else None
@@ -123,7 +123,7 @@ def test_what_is_kept_are_torchvisions_resized_images(where: str, threads: int, 
         assert np.array_equal(kept(cache, row), np.asarray(image))
 
 
-def test_batches_are_those_of_every_loader(tree: Tree) -> None:
+def test_batches_match_torchvision_route(tree: Tree) -> None:
     """Order, labels and mirrors are the torchvision route's; pixels those of the box in the image that is kept."""
     layout = layout_of(tree(a=7, b=6))
     cache = Cache.make(layout, "cpu")
@@ -146,7 +146,7 @@ def test_batches_are_those_of_every_loader(tree: Tree) -> None:
             assert difference.mean() < 8 and difference.max() < 25, "boxes are rounded to larger pixels, images smoother"
 
 
-def test_resuming_and_ranks(tree: Tree) -> None:
+def test_resume_and_ranks_match_single_run(tree: Tree) -> None:
     layout = layout_of(tree(a=7, b=6))
     cache = Cache.make(layout, "cpu")
     whole = CacheLoader(cache, layout.numbers, **order())
@@ -159,7 +159,7 @@ def test_resuming_and_ranks(tree: Tree) -> None:
         assert torch.stack(shares, 1).flatten(0, 1).equal(field)
 
 
-def test_evaluation_is_torchvisions_to_the_bit_where_files_are_larger(tree: Tree) -> None:
+def test_evaluation_of_larger_files_is_bitwise_torchvision(tree: Tree) -> None:
     """Images of 40 to 76 pixels on the short side, kept with 32: what the evaluation of 28 pixels resizes to."""
     layout = layout_of(tree(a=7, b=6), short=32)
     cache = Cache.make(layout, "cpu")
@@ -169,7 +169,7 @@ def test_evaluation_is_torchvisions_to_the_bit_where_files_are_larger(tree: Tree
     assert len(mine) == 4 and all(same(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-def test_a_file_is_found_again_and_nothing_is_decoded(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_cache_file_is_reused_without_decoding(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, folder = tree(a=6), tmp_path / "cache"
     first = Cache.make(layout_of(root), "cpu", folder=folder)
     pixels = first.pixels.clone()
@@ -186,9 +186,7 @@ def test_a_file_is_found_again_and_nothing_is_decoded(tree: Tree, tmp_path: Path
     assert len({layout_of(root, short).key() for short in (24, 25)}) == 2
 
 
-def test_a_file_is_found_by_images_that_moved_and_in_a_folder_of_any_name(
-    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_file_is_found_after_images_moved(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/cache\xe9\n"))
     layout = layout_of(tree(a=3))
     written = Cache.make(layout, "cpu", folder=folder)
@@ -200,7 +198,7 @@ def test_a_file_is_found_by_images_that_moved_and_in_a_folder_of_any_name(
     assert moved.key() != layout.key()
 
 
-def test_a_file_larger_than_ram_is_mapped(tmp_path: Path) -> None:
+def test_file_larger_than_ram_is_mapped(tmp_path: Path) -> None:
     """As the system counts it: it refuses a private mapping that may be written and is larger than RAM and swap."""
     lines = dict(line.split(":") for line in placement.MEMINFO.read_text().splitlines())
     size = 3 * 1024 * sum(int(lines[name].split()[0]) for name in ("MemTotal", "SwapTotal"))
@@ -212,7 +210,7 @@ def test_a_file_larger_than_ram_is_mapped(tmp_path: Path) -> None:
     assert pixels.shape == (size,) and pixels.dtype == torch.uint8 and pixels[size - 1] == 0
 
 
-def test_who_waits_for_another_process_says_so(tree: Tree, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_for_another_process_is_logged(tree: Tree, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     layout, folder = layout_of(tree(a=6)), tmp_path / "cache"
     folder.mkdir()
     caplog.set_level(logging.INFO)
@@ -227,7 +225,7 @@ def test_who_waits_for_another_process_says_so(tree: Tree, tmp_path: Path, caplo
         assert made.result(30).pixels.sum() > 0
 
 
-def test_an_interrupt_while_it_fills_ends_soon(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_during_fill_ends_quickly(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the image that is being decoded, not after the rest of the thread's share."""
     layout, seen = layout_of(tree(a=2 * cache_module.CHUNK)), []
 
@@ -248,7 +246,7 @@ def test_an_interrupt_while_it_fills_ends_soon(tree: Tree, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("harm", ["truncated", "lengthened", "trailer"])
-def test_a_file_that_is_not_whole_is_never_read(harm: str, tree: Tree, tmp_path: Path) -> None:
+def test_incomplete_cache_file_is_never_read(harm: str, tree: Tree, tmp_path: Path) -> None:
     root, folder = tree(a=6), tmp_path / "cache"
     pixels = Cache.make(layout_of(root), "cpu", folder=folder).pixels.clone()
     (path,) = folder.glob("*.pixels")
@@ -271,7 +269,7 @@ def _write(layout: CacheLayout, folder: Path) -> None:
     os._exit(0 if Cache.make(layout, "cpu", folder=folder).pixels.sum() > 0 else 1)
 
 
-def test_a_process_killed_while_it_writes_and_two_that_write_at_once(tree: Tree, tmp_path: Path) -> None:
+def test_killed_and_concurrent_writers_leave_intact_file(tree: Tree, tmp_path: Path) -> None:
     layout, folder = layout_of(tree(a=40, b=40)), tmp_path / "cache"
     context = multiprocessing.get_context("fork")
     killed = context.Process(target=_killed_while_writing, args=(layout, folder))
@@ -289,7 +287,7 @@ def test_a_process_killed_while_it_writes_and_two_that_write_at_once(tree: Tree,
     assert Cache.make(layout, "cpu", folder=folder).pixels.equal(Cache.make(layout, "cpu").pixels)
 
 
-def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_reported(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -307,7 +305,7 @@ def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "report"),
     [
         (
             lambda path: path.write_bytes(path.read_bytes()[:900]),
@@ -323,18 +321,18 @@ def test_a_full_disk(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ids=["truncated", "deleted", "replaced", "no image"],
 )
 @pytest.mark.parametrize("where", ["ram", "file"])
-def test_a_file_that_changes_between_check_and_cache(
-    where: str, change: Callable[[Path], Any], told: str, tree: Tree, tmp_path: Path
+def test_file_changed_between_check_and_cache_is_named(
+    where: str, change: Callable[[Path], Any], report: str, tree: Tree, tmp_path: Path
 ) -> None:
     root, folder = tree(a=6), tmp_path / "cache"
     layout = layout_of(root)
     change(root / "train/a/a_3.JPEG")
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=report):
         Cache.make(layout, "cpu", folder=folder if where == "file" else None)
     assert not list(folder.glob("*.pixels"))
 
 
-def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_placement_follows_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "available_ram", lambda: 10 * 2**30)
     assert placement.choose("auto", 8 * 2**30, CPU) == ("ram", "cache: 8.00 GiB of decoded images in RAM")
     place = placement.choose("auto", 9 * 2**30, CPU)
@@ -363,7 +361,7 @@ def test_where_it_has_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert placement.choose("ram", 1, CPU, tmp_path, reserved=2**60).where == "ram"  # nor does a mapped file keep it
 
 
-def test_available_ram_minds_the_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_available_ram_respects_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   500 kB\n")
     monkeypatch.setattr(placement, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(placement, "CGROUP", tmp_path)

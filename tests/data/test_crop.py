@@ -18,7 +18,7 @@ def test_whole_square() -> None:
     assert crop_box([MAX, MIDDLE, MAX, MAX] + [0] * (WORDS - 4), 64, 64) == (0, 0, 64, 64)
 
 
-def test_by_hand() -> None:
+def test_box_matches_hand_computation() -> None:
     """Share 0.08 + 0.92 / 2 = 0.54 of 100 x 200 at aspect 1: side sqrt(10800) = 103.9, too wide. Then share 0.31."""
     words = [MIDDLE, MIDDLE, 0, 0, MIDDLE // 2, MIDDLE, MAX, MIDDLE] + [0] * (WORDS - 8)
     side = round(math.sqrt(0.31 * 100 * 200))  # 78.7 -> 79
@@ -30,7 +30,7 @@ def test_by_hand() -> None:
     ("width", "height", "box"),
     [(500, 10, (0, 243, 10, 13)), (10, 500, (243, 0, 13, 10)), (1, 1, (0, 0, 1, 1)), (120, 100, (0, 0, 100, 120))],
 )
-def test_fallback_is_the_largest_centred_box(width: int, height: int, box: tuple[int, int, int, int]) -> None:
+def test_fallback_is_largest_centred_box(width: int, height: int, box: tuple[int, int, int, int]) -> None:
     """With scale (4, 4) no try fits: the aspect ratio is clipped to 3/4 .. 4/3, the box centred."""
     assert crop_box([MAX, MIDDLE, 0, 0] * TRIES, width, height, scale=(4, 4)) == box
 
@@ -65,7 +65,7 @@ def reference(
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 1.0), (0.9, 1.0)])
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (96, 160), (64, 64), (3, 2), (700, 30), (9, 400)])
-def test_against_torchvisions_algorithm(width: int, height: int, scale: tuple[float, float]) -> None:
+def test_boxes_match_torchvision_algorithm(width: int, height: int, scale: tuple[float, float]) -> None:
     ratio = (3 / 4, 4 / 3)
     for words in crop_words(7, Stream.TRAIN, 3, torch.arange(300)).tolist():
         box = crop_box(words, width, height, scale, ratio)
@@ -74,7 +74,7 @@ def test_against_torchvisions_algorithm(width: int, height: int, scale: tuple[fl
         assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h > 0 and w > 0
 
 
-def test_ranges_are_filled() -> None:
+def test_boxes_cover_whole_ranges() -> None:
     """On a large square: area share uniform in 0.08 .. 1 where all fits, aspect log-uniform, places to both edges."""
     boxes = [crop_box(w, 2000, 2000, (0.08, 0.5)) for w in crop_words(0, Stream.VAL, 0, torch.arange(4000)).tolist()]
     top, left, h, w = np.array(boxes, float).T
@@ -86,7 +86,7 @@ def test_ranges_are_filled() -> None:
         assert place.min() < 0.005 and place.max() > 0.995 and abs(place.mean() - 0.5) < 0.02
 
 
-def test_words_and_flips_follow_seed_stream_epoch_and_image_alone() -> None:
+def test_words_and_flips_depend_only_on_seed_stream_epoch_and_image() -> None:
     index = torch.tensor([5, 9, 2])
     words = crop_words(1, Stream.TRAIN, 4, index)
     assert words.shape == (3, WORDS)

@@ -104,15 +104,15 @@ def quick_grace(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("changes", [{}, {"image_size": 48, "scale": (0.5, 1.0)}, {"stream": Stream.VAL, "seed": 2**63}])
-def test_batches_are_those_of_the_torchvision_route(changes: dict[str, Any], tree: Tree) -> None:
+def test_batches_match_torchvision_route(changes: dict[str, Any], tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=8, b=6))
     with loader(index, **changes) as ours, folder(index, **changes) as theirs:
         for _ in range(5):  # into a third epoch
             assert_agree(next(ours), next(theirs))
 
 
-def test_centre_view(sample: Path) -> None:
-    """Cut out before resizing, so a little beside the other route's."""
+def test_centre_view_matches_torchvision_route(sample: Path) -> None:
+    """Cropped before resizing, so slightly different from the other route's."""
     index = ImageIndex.from_root(sample)
     with loader(index, train=False) as ours, folder(index, train=False) as theirs:
         a, b = next(ours), next(theirs)
@@ -120,7 +120,7 @@ def test_centre_view(sample: Path) -> None:
     assert (a.images.int() - b.images.int()).abs().float().mean() < 4
 
 
-def test_odd_files(odd: ImageIndex) -> None:
+def test_unusual_files_are_decoded(odd: ImageIndex) -> None:
     for size in (24, 80):
         count = {"batch_size": len(odd), "image_size": size, "scale": (0.3, 1.0)}
         with loader(odd, **count) as ours, folder(odd, **count) as theirs:
@@ -129,7 +129,7 @@ def test_odd_files(odd: ImageIndex) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "odd"])
-def test_real_files(part: str, shared_data: Path, tmp_path: Path) -> None:
+def test_real_files_match_torchvision_route(part: str, shared_data: Path, tmp_path: Path) -> None:
     real = (shared_data / "imagenet_sample").resolve()
     if part == "odd":
         (tmp_path / "train").mkdir()
@@ -141,7 +141,7 @@ def test_real_files(part: str, shared_data: Path, tmp_path: Path) -> None:
             assert_agree(next(ours), next(theirs))
 
 
-def test_cutting_whole_images_gives_the_same(odd: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cropping_after_decoding_is_bitwise_identical(odd: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is done on a GPU, here on the CPU: to the bit."""
     with loader(odd, batch_size=len(odd)) as boxes:
         expected = next(boxes)
@@ -151,7 +151,7 @@ def test_cutting_whole_images_gives_the_same(odd: ImageIndex, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_resuming_is_bit_identical(threads: int, tree: Tree) -> None:
+def test_resume_is_bitwise_identical(threads: int, tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=8, b=6))
     with loader(index) as whole:
         expected = [next(whole) for _ in range(6)]
@@ -185,8 +185,8 @@ def test_batches_do_not_depend_on_world_size(tree: Tree) -> None:
         each.close()
 
 
-def test_batches_that_are_kept_stay(tree: Tree) -> None:
-    """DALI does not write again where a batch lies."""
+def test_kept_batches_are_not_overwritten(tree: Tree) -> None:
+    """DALI does not overwrite the memory of a batch."""
     index = ImageIndex.from_root(tree(a=8, b=6))
     with loader(index) as batches:
         kept = [next(batches) for _ in range(8)]
@@ -209,7 +209,7 @@ def damaged(index: ImageIndex, batch: int, data: bytes | None) -> tuple[Path, by
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
 @pytest.mark.parametrize("fault", ["truncated", "deleted", "replaced", "empty"])
-def test_a_file_that_breaks_later(fault: str, batch: int, tree: Tree) -> None:
+def test_file_damaged_later_is_named_and_loader_continues(fault: str, batch: int, tree: Tree) -> None:
     """The batches before it come out, then a DataError in one line; when the file is back the loader goes on."""
     index = ImageIndex.from_root(tree(a=13, b=12))
     with loader(index) as whole:
@@ -235,7 +235,7 @@ def test_a_file_that_breaks_later(fault: str, batch: int, tree: Tree) -> None:
         assert same(next(batches), expected[batch])
 
 
-def test_a_file_that_becomes_unreadable(public: Path, nobody: Callable[[], AbstractContextManager[None]]) -> None:
+def test_file_made_unreadable_is_named(public: Path, nobody: Callable[[], AbstractContextManager[None]]) -> None:
     target = public / "train/a"
     target.mkdir(parents=True)
     for i in range(6):
@@ -247,7 +247,7 @@ def test_a_file_that_becomes_unreadable(public: Path, nobody: Callable[[], Abstr
         next(batches)
 
 
-def test_what_dali_alone_cannot_decode(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_only_dali_cannot_decode_is_named(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here a GIF that is taken for a plain JPEG."""
     index = ImageIndex.from_root(tree(a=6))
     buffer = io.BytesIO()
@@ -258,9 +258,7 @@ def test_what_dali_alone_cannot_decode(tree: Tree, monkeypatch: pytest.MonkeyPat
         next(batches)
 
 
-def test_a_file_system_that_does_not_answer_is_not_waited_for(
-    tree: Tree, quick_grace: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unresponsive_file_system_times_out(tree: Tree, quick_grace: None, monkeypatch: pytest.MonkeyPatch) -> None:
     index, answer = ImageIndex.from_root(tree(a=6)), Event()
     monkeypatch.setattr(dali_module, "read_bytes", lambda path: answer.wait() and Path(path).read_bytes())
     with loader(index, timeout=1.0) as batches:
@@ -269,7 +267,7 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(
         answer.set()
 
 
-def test_nothing_is_left_behind_and_global_randomness_is_untouched(tree: Tree) -> None:
+def test_close_leaves_no_threads_and_random_state_unchanged(tree: Tree) -> None:
     """Neither threads of Python's nor of DALI's, whether the loader is closed, forgotten, or ends with an error."""
     root = tree(a=13)
     index = ImageIndex.from_root(root)
@@ -300,7 +298,7 @@ def test_nothing_is_left_behind_and_global_randomness_is_untouched(tree: Tree) -
     assert torch.get_rng_state().equal(states[2])
 
 
-def test_where_dali_cannot_serve(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unusable_dali_gives_reason(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     index = ImageIndex.from_root(tree(a=6))
     assert unavailable(CPU) is None
     assert "DALI decodes for cpu and cuda" in str(unavailable(torch.device("mps")))
@@ -336,7 +334,7 @@ def test_where_dali_cannot_serve(tree: Tree, monkeypatch: pytest.MonkeyPatch) ->
     assert "does not import: No module named 'astunparse'" in str(unavailable(CPU))
 
 
-def test_batch_that_does_not_fit(tree: Tree) -> None:
+def test_invalid_batch_size_is_rejected(tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=6))
     with pytest.raises(DataError, match="batch_size is 7 but the train split has 6 images"):
         loader(index, batch_size=7)

@@ -1,4 +1,4 @@
-"""Every coding gives the pixels that Pillow gives, and what is examined is what is read."""
+"""Every encoding gives Pillow's pixels; verification and loading use the same reader."""
 
 import warnings
 from pathlib import Path
@@ -26,7 +26,7 @@ def by_pillow(path: Path) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
 
 
-def test_every_coding_is_read_as_pillow_reads_it(photo: Image.Image, tmp_path: Path) -> None:
+def test_all_encodings_match_pillow(photo: Image.Image, tmp_path: Path) -> None:
     formats = set()
     for name, data in encodings(photo).items():
         path = tmp_path / f"{name}.JPEG"
@@ -40,7 +40,7 @@ def test_every_coding_is_read_as_pillow_reads_it(photo: Image.Image, tmp_path: P
     assert formats == {"JPEG", "PNG", "WEBP", "BMP", "PPM", "GIF", "TIFF"}
 
 
-def test_the_codings_are_what_they_are_called(photo: Image.Image, tmp_path: Path) -> None:
+def test_encoders_write_named_formats(photo: Image.Image, tmp_path: Path) -> None:
     files = encodings(photo)
     for name, data in files.items():
         (tmp_path / name).write_bytes(data)
@@ -55,7 +55,7 @@ def test_the_codings_are_what_they_are_called(photo: Image.Image, tmp_path: Path
         image.close()
 
 
-def test_of_several_frames_the_first_is_read(photo: Image.Image, tmp_path: Path) -> None:
+def test_first_frame_is_read(photo: Image.Image, tmp_path: Path) -> None:
     (tmp_path / "a.JPEG").write_bytes(encodings(photo)["tiff_frames"])
     assert np.array_equal(np.asarray(read_rgb(str(tmp_path / "a.JPEG"))), np.asarray(photo))
 
@@ -88,7 +88,7 @@ def test_16_bit_grays_keep_their_high_byte(tmp_path: Path) -> None:
     assert (by_pillow(tmp_path / "png.JPEG") == 255).mean() > 0.99
 
 
-def test_headers_that_lie(photo: Image.Image, tmp_path: Path) -> None:
+def test_invalid_headers_give_one_line_errors(photo: Image.Image, tmp_path: Path) -> None:
     """One line each, and never a different answer from the loaders' reader."""
     whole = encoded(photo)
     files = {
@@ -114,7 +114,7 @@ def test_headers_that_lie(photo: Image.Image, tmp_path: Path) -> None:
     assert found["small"] == (50, 100) and isinstance(found["flat"], str)
 
 
-def test_more_pixels_than_pillow_allows(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_beyond_pillow_limit_are_rejected(photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it would only warn too; the reader itself goes by Pillow's error alone."""
     path = tmp_path / "a.JPEG"
     path.write_bytes(encoded(photo))
@@ -131,21 +131,21 @@ def test_more_pixels_than_pillow_allows(photo: Image.Image, tmp_path: Path, monk
         read_rgb(str(path))
 
 
-def test_pillows_own_warnings_are_not_printed(photo: Image.Image, tmp_path: Path) -> None:
+def test_pillow_warnings_are_silenced(photo: Image.Image, tmp_path: Path) -> None:
     path = tmp_path / "a.JPEG"
     path.write_bytes(encodings(photo)["png_palette_alpha"])
     with pytest.warns(UserWarning, match="Transparency"):
         examine(str(path))
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with pillow_warnings():
             assert examine(str(path)) == (180, 240)
-    assert not told
+    assert not caught
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("subsampling", [0, 2])
-def test_truncation_anywhere(progressive: bool, subsampling: int, photo: Image.Image, tmp_path: Path) -> None:
+def test_truncation_is_detected_anywhere(progressive: bool, subsampling: int, photo: Image.Image, tmp_path: Path) -> None:
     """All cuts but the last four bytes (end marker and padding), and never a different answer from a full decode."""
     data = encoded(photo, progressive=progressive, subsampling=subsampling)
     path = tmp_path / "cut.JPEG"
@@ -167,7 +167,7 @@ def decodes(path: Path) -> bool:
     return True
 
 
-def test_real_odd_files(shared_data: Path) -> None:
+def test_real_unusual_files_are_decoded(shared_data: Path) -> None:
     """Progressive, 4:2:2, 4:4:0, invalid EXIF, ICC, trailing bytes, from 75 x 56 to 2848 x 2136, as the manifest says."""
     sample = shared_data / "imagenet_sample"
     lines = [line.split(",") for line in (sample / "manifest.csv").read_text().splitlines()]

@@ -37,7 +37,7 @@ def same(a: Batch, b: Batch) -> bool:
     return all(x.equal(y) for x, y in zip(a, b, strict=True))
 
 
-def test_order_is_that_of_the_words() -> None:
+def test_order_follows_random_words() -> None:
     """Against the counter written out: word 0 of (0, image, epoch, purpose ORDER 1 + 256 * stream VAL 1)."""
     images = [3, 4, 8, 15, 16, 23, 42]
     sampler = BatchSampler(torch.tensor(images[::-1]), stream=Stream.VAL, seed=9, batch_size=2)
@@ -51,7 +51,7 @@ def test_order_is_that_of_the_words() -> None:
     assert len(sampler) == 3
 
 
-def test_order_is_a_permutation_that_changes() -> None:
+def test_order_is_new_permutation_each_epoch() -> None:
     indices = torch.arange(0, 500, 5)
     sampler = BatchSampler(indices, stream=Stream.TRAIN, seed=0, batch_size=10)
     orders = [sampler.order(epoch) for epoch in range(3)]
@@ -73,7 +73,7 @@ def test_batches_do_not_depend_on_world_size(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_is_bit_identical(workers: int, tree: Tree) -> None:
+def test_resume_is_bitwise_identical(workers: int, tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=7, b=6))
     whole = loader(index)
     expected = [next(whole) for _ in range(7)]
@@ -92,7 +92,7 @@ def test_resuming_is_bit_identical(workers: int, tree: Tree) -> None:
     assert same(next(loader(index, start=5)), expected[5])
 
 
-def test_pixels_labels_and_flips(tree: Tree) -> None:
+def test_pixels_labels_and_flips_match_torchvision(tree: Tree) -> None:
     """Each image equals torchvision's resized crop of its box, unflipped, in uint8 NHWC."""
     index = ImageIndex.from_root(tree(a=5, b=4))
     batches = loader(index, seed=5)
@@ -110,7 +110,7 @@ def test_pixels_labels_and_flips(tree: Tree) -> None:
             assert np.array_equal(batch.images[i].numpy(), np.asarray(theirs))
 
 
-def test_scale_and_centre_view(tree: Tree) -> None:
+def test_scale_and_centre_view_match_torchvision(tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=6))
     narrow = next(loader(index, scale=(0.9, 1.0)))
     assert not narrow.images.equal(next(loader(index)).images)
@@ -121,7 +121,7 @@ def test_scale_and_centre_view(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation(workers: int, tree: Tree) -> None:
+def test_evaluation_batches_match_torchvision(workers: int, tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=7, b=6))
     chosen = torch.tensor([12, 0, 3, 7, 5])
     order = shuffled(chosen.sort().values, Stream.EVAL).tolist()
@@ -138,8 +138,8 @@ def test_evaluation(workers: int, tree: Tree) -> None:
     assert [[b.index.tolist() for b in part] for part in ranks] == [[[i] for i in order[::2]], [[i] for i in order[1::2]]]
 
 
-def test_evaluation_is_of_all_classes_in_each_batch(tree: Tree) -> None:
-    """One order for every pass, whatever the order of what is given."""
+def test_evaluation_batches_mix_classes(tree: Tree) -> None:
+    """One order for every pass, independent of the input's order."""
     index = ImageIndex.from_root(tree(a=40, b=40))
     batches = EvalLoader(index, torch.arange(80), batch_size=20, image_size=28, workers=0).batches
     assert torch.cat(batches).sort().values.tolist() == list(range(80))
@@ -149,7 +149,7 @@ def test_evaluation_is_of_all_classes_in_each_batch(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_breaks_later(workers: int, tree: Tree) -> None:
+def test_file_damaged_later_is_named_and_loader_continues(workers: int, tree: Tree) -> None:
     """A DataError in this process, in one line, and the loader can go on when the file is back."""
     root = tree(a=6)
     index = ImageIndex.from_root(root)
@@ -197,7 +197,7 @@ def replaced(path: Path, kind: str) -> None:
         ("device", "a device, not a file"),
     ],
 )
-def test_a_file_that_is_replaced_between_check_and_run(kind: str, says: str, workers: int, tree: Tree) -> None:
+def test_file_replaced_after_check_is_named(kind: str, says: str, workers: int, tree: Tree) -> None:
     """Also while the run goes on: the file is named in one line, nothing hangs, no process is left."""
     index = ImageIndex.from_root(tree(a=6))
     assert not verify(index, torch.arange(6), 1).bad
@@ -221,7 +221,7 @@ def test_a_file_that_is_replaced_between_check_and_run(kind: str, says: str, wor
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_file_that_may_no_longer_be_read(
+def test_file_made_unreadable_is_named(
     what: str, workers: int, public: Path, tree: Tree, nobody: Callable[[], AbstractContextManager[None]]
 ) -> None:
     tree(a=6).rename(public / "images")
@@ -237,7 +237,7 @@ def test_a_file_that_may_no_longer_be_read(
     assert str(caught.value).startswith(f"cannot decode {named}") and str(caught.value).endswith(": Permission denied")
 
 
-def test_batch_that_does_not_fit(tree: Tree) -> None:
+def test_invalid_batch_size_is_rejected(tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=6))
     assert len(loader(index)) == 1
     with pytest.raises(DataError, match=r"batch_size is 7 but the train split has 6 images: .* a split of more images"):
@@ -248,7 +248,7 @@ def test_batch_that_does_not_fit(tree: Tree) -> None:
         loader(index, world_size=4)
 
 
-def test_without_torchvision(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torchvision_is_reported(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     index = ImageIndex.from_root(tree(a=6))
     real = builtins.__import__
 
@@ -268,7 +268,7 @@ def test_without_torchvision(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Non
         EvalLoader(index, torch.arange(6), batch_size=2, image_size=28, workers=0)
 
 
-def test_workers_end_and_global_randomness_is_untouched(tree: Tree) -> None:
+def test_workers_end_and_random_state_is_unchanged(tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=6))
     before = torch.get_rng_state()
     batches = loader(index, workers=2)
@@ -286,7 +286,7 @@ def test_workers_end_and_global_randomness_is_untouched(tree: Tree) -> None:
     assert torch.get_rng_state().equal(before)
 
 
-def test_real_odd_files(shared_data: Path, tmp_path: Path) -> None:
+def test_real_unusual_files_are_decoded(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/odd").symlink_to((shared_data / "imagenet_sample/odd").resolve())
     index = ImageIndex.from_root(tmp_path)
@@ -299,7 +299,7 @@ def test_real_odd_files(shared_data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [(640, 20), (20, 640)])
-def test_of_a_long_thin_image_only_the_middle_is_resized(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_thin_images_are_cut_before_resizing(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where whole pixels begin alike, it is the centre of the whole image resized, to the bit."""
     image, view = picture(*size, 1), View(16, 0, Stream.EVAL, False, (0.08, 1.0))
     expected = np.asarray(functional.center_crop(functional.resize(image, [18]), [16, 16]))
@@ -310,7 +310,7 @@ def test_of_a_long_thin_image_only_the_middle_is_resized(size: tuple[int, int], 
 
 
 @pytest.mark.parametrize("size", [(8000, 1), (1, 8000), (1, 1), (2, 33)])
-def test_images_of_odd_sizes_are_seen_in_little_memory(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_extreme_image_sizes_need_little_memory(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     resize, most = functional.resize, []
 
     def watched(image: Image.Image, size: list[int]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Listing an ImageNet-layout folder, and what is said about a wrong one."""
+"""Listing an ImageNet-layout folder, and messages about invalid ones."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def test_numbering_is_by_class_then_name(tree: Tree) -> None:
     assert Path(index.path(3)) == root / "train/b/b_0.JPEG"
 
 
-def test_agrees_with_torchvision(sample: Path) -> None:
+def test_index_matches_torchvision(sample: Path) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
     theirs = datasets.ImageFolder(sample / "train")
     ours = ImageIndex.from_root(sample)
@@ -36,7 +36,7 @@ def test_agrees_with_torchvision(sample: Path) -> None:
     assert EXTENSIONS == datasets.folder.IMG_EXTENSIONS
 
 
-def test_what_counts_as_an_image(tree: Tree) -> None:
+def test_image_suffixes_are_recognised(tree: Tree) -> None:
     root = tree(a=1)
     for name in ("x.png", "y.WebP", "z.JpG", "notes.txt", ".hidden.JPEG", "data.npz"):
         (root / "train/a" / name).touch()
@@ -51,13 +51,13 @@ def test_what_counts_as_an_image(tree: Tree) -> None:
     assert index.classes == ("a",)
 
 
-def test_another_split(tree: Tree) -> None:
+def test_other_split_is_indexed(tree: Tree) -> None:
     root = tree(a=2)
     (root / "train").rename(root / "val")
     assert ImageIndex.from_root(root, "val").files == ("val/a/a_0.JPEG", "val/a/a_1.JPEG")
 
 
-def test_empty_classes_and_loose_images_are_named_and_left_out(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
+def test_empty_classes_and_loose_images_are_ignored_with_warning(tree: Tree, caplog: pytest.LogCaptureFixture) -> None:
     root = tree(a=1, b=0, c=1)
     shutil.copy(root / "train/a/a_0.JPEG", root / "train/loose.JPEG")
     index = ImageIndex.from_root(root)
@@ -75,16 +75,16 @@ def refusal(root: Path) -> str:
     return message
 
 
-def test_missing_root(tmp_path: Path) -> None:
+def test_missing_root_is_named(tmp_path: Path) -> None:
     assert f"cannot read {tmp_path / 'nothing'}: No such file or directory" in refusal(tmp_path / "nothing")
 
 
-def test_root_is_a_file(tmp_path: Path) -> None:
+def test_file_as_root_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "images.txt").touch()
     assert "images.txt is a file: expected a readable folder, ROOT of ROOT/train" in refusal(tmp_path / "images.txt")
 
 
-def test_an_archive_that_was_not_unpacked(tmp_path: Path) -> None:
+def test_packed_archive_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "packed").mkdir()
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
         archive.add(tmp_path / "packed", "train")
@@ -93,24 +93,24 @@ def test_an_archive_that_was_not_unpacked(tmp_path: Path) -> None:
     assert "found images.tar; images.tar is an archive, unpack it" in refusal(tmp_path / "packed")
 
 
-def test_missing_train(tmp_path: Path) -> None:
+def test_missing_train_folder_is_rejected(tmp_path: Path) -> None:
     assert "has no folder 'train': expected ROOT/train/CLASS/*.JPEG, found nothing" in refusal(tmp_path)
     (tmp_path / "training/cat").mkdir(parents=True)
     assert "found training/cat" in refusal(tmp_path)
 
 
-def test_root_is_the_train_folder(tree: Tree) -> None:
+def test_train_folder_as_root_gets_hint(tree: Tree) -> None:
     root = tree(a=1, b=1)
     assert f"looks like the train folder itself; give its parent {root}" in refusal(root / "train")
     (root / "train").rename(root / "mine")
     assert "looks like the train folder itself; move it to ROOT/train and give ROOT" in refusal(root / "mine")
 
 
-def test_root_is_a_class_folder(tree: Tree) -> None:
+def test_class_folder_as_root_gets_hint(tree: Tree) -> None:
     assert "2 images are directly in it; arrange them as ROOT/train/CLASS/a_0.JPEG" in refusal(tree(a=2) / "train/a")
 
 
-def test_flat_train(tree: Tree) -> None:
+def test_flat_train_folder_gets_hint(tree: Tree) -> None:
     root = tree(a=2)
     (root / "train").rename(root / "old")
     (root / "old/a").rename(root / "train")
@@ -119,7 +119,7 @@ def test_flat_train(tree: Tree) -> None:
     assert "train/CLASS/a_0.JPEG" in message
 
 
-def test_a_flat_val_matters_to_what_reads_it_alone(tree: Tree) -> None:
+def test_flat_val_folder_is_rejected_only_if_read(tree: Tree) -> None:
     root = tree(a=2, b=2)
     shutil.copytree(root / "train/a", root / "val")
     assert len(ImageIndex.from_root(root)) == 4
@@ -129,7 +129,7 @@ def test_a_flat_val_matters_to_what_reads_it_alone(tree: Tree) -> None:
     assert len(ImageIndex.from_root(root)) == 6
 
 
-def test_no_images(tree: Tree) -> None:
+def test_folder_without_images_is_rejected(tree: Tree) -> None:
     root = tree(a=0)
     assert f"no images in {root / 'train'}: expected train/CLASS/*.JPEG, found a" in refusal(root)
     (root / "train/a/images").mkdir()  # as Tiny-ImageNet has it
@@ -138,7 +138,7 @@ def test_no_images(tree: Tree) -> None:
     assert "found nothing" in refusal(root)
 
 
-def test_unreadable_folder(public: Path, nobody: Nobody) -> None:
+def test_unreadable_folder_is_named(public: Path, nobody: Nobody) -> None:
     locked = public / "train/a"
     locked.mkdir(parents=True)
     locked.chmod(0)

@@ -1,4 +1,4 @@
-"""Which JPEG headers count as plain, and the size that they tell."""
+"""Recognition of plain JPEG headers, and their image size."""
 
 import io
 
@@ -33,7 +33,7 @@ EXIF[0x0112] = 6  # to be turned by a quarter
     ],
     ids=lambda options: "-".join(options) or "default",
 )
-def test_plain(options: dict[str, object]) -> None:
+def test_plain_jpegs_are_recognised(options: dict[str, object]) -> None:
     data = saved(PHOTO, **options)
     assert plain_size(data) == (30, 50)
     assert plain_size(saved(PHOTO.convert("L"), **options | {"subsampling": -1})) == (30, 50)
@@ -46,7 +46,7 @@ def adobe(transform: int) -> bytes:
     return b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([transform])
 
 
-def test_not_plain() -> None:
+def test_other_files_are_not_plain() -> None:
     data = saved(PHOTO)
     assert plain_size(saved(PHOTO.convert("CMYK"))) is None
     assert plain_size(saved(PHOTO, keep_rgb=True)) is None
@@ -64,7 +64,7 @@ def test_not_plain() -> None:
     assert plain_size(b"") is None and plain_size(b"<html>Not found</html>") is None
 
 
-def test_a_file_that_is_cut_short() -> None:
+def test_truncated_jpeg_is_not_plain() -> None:
     """Also where a thumbnail within the header has an end marker."""
     for data in (saved(PHOTO), saved(PHOTO, progressive=True), saved(PHOTO, comment=saved(PHOTO.resize((20, 10))))):
         assert [plain_size(data[:end]) for end in range(len(data))] == [None] * len(data)

@@ -29,7 +29,7 @@ def test_list_round_trip(tree: Callable[..., Path], tmp_path: Path) -> None:
     assert read_list(tmp_path / "list.txt", index).equal(chosen)
 
 
-def test_names_that_a_line_cannot_hold(tmp_path: Path) -> None:
+def test_unusual_names_round_trip(tmp_path: Path) -> None:
     """Line breaks of every kind, bytes that are no UTF-8, quotation marks, backslashes that look like an escape."""
     files = [b"a\n0", b"a\r1", b"a\r\n2", b" a3 ", b"\xff\xfe", b"caf\xe9", b"\xe2\x80\xa84", b'"5"', rb"a\n0", b"x\t6", b"7,8"]
     index = named(*sorted(os.fsdecode(b"train/a/" + name + b".JPEG") for name in files))
@@ -39,7 +39,7 @@ def test_names_that_a_line_cannot_hold(tmp_path: Path) -> None:
     assert read_list(tmp_path / "list.txt", index).tolist() == list(range(len(files)))
 
 
-def test_lists_of_earlier_versions_hold_every_name_as_it_is(tmp_path: Path) -> None:
+def test_lists_of_earlier_versions_are_read(tmp_path: Path) -> None:
     index = named(os.fsdecode(b"train/a/\xe9.JPEG"), "train/a/\u200d.JPEG", "train/a/a\\n.JPEG")
     (tmp_path / "list.txt").write_bytes(b"".join(os.fsencode(name) + b"\n" for name in index.files))
     assert read_list(tmp_path / "list.txt", index).tolist() == [0, 1, 2]
@@ -67,14 +67,14 @@ LINES = "\n".join(NAMES)
     ],
     ids=["windows", "mac", "bom", "utf-16", "backslashes", "dot", "absolute", "no-split", "labels", "csv", "excel", "comments"],
 )
-def test_lists_of_other_programs(content: str | bytes, tmp_path: Path) -> None:
+def test_lists_of_other_programs_are_read(content: str | bytes, tmp_path: Path) -> None:
     index = index_of(2, 2)
     content = content.replace("ROOT", str(index.root.absolute())).encode() if isinstance(content, str) else content
     (tmp_path / "mine.txt").write_bytes(content)
     assert read_list(tmp_path / "mine.txt", index).tolist() == [0, 3]
 
 
-def test_the_log_says_how_other_names_were_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_spellings_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     (tmp_path / "mine.txt").write_text(LINES)
     read_list(tmp_path / "mine.txt", index_of(2, 2))
@@ -86,7 +86,7 @@ def test_the_log_says_how_other_names_were_read(tmp_path: Path, caplog: pytest.L
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("listed", ["NFC", "NFD", "latin-1"])
-def test_accents_in_any_form(form: str, listed: str, tmp_path: Path) -> None:
+def test_accents_match_in_any_unicode_form(form: str, listed: str, tmp_path: Path) -> None:
     index = named(unicodedata.normalize(form, "train/a/caf\u00e9.JPEG"), "train/a/cafe.JPEG")
     name = "train/a/caf\u00e9.JPEG"
     data = name.encode("latin-1") if listed == "latin-1" else unicodedata.normalize(listed, name).encode()
@@ -94,7 +94,7 @@ def test_accents_in_any_form(form: str, listed: str, tmp_path: Path) -> None:
     assert read_list(tmp_path / "mine.txt", index).tolist() == [0]
 
 
-def test_two_names_that_differ_in_their_form_alone_are_told_apart(tmp_path: Path) -> None:
+def test_names_differing_only_in_unicode_form_are_distinguished(tmp_path: Path) -> None:
     forms = [unicodedata.normalize(form, "train/a/caf\u00e9.JPEG") for form in ("NFC", "NFD")]
     index = named(*forms)
     for number, name in enumerate(forms):
@@ -122,7 +122,7 @@ def test_two_names_that_differ_in_their_form_alone_are_told_apart(tmp_path: Path
         (None, "cannot read the file list"),
     ],
 )
-def test_wrong_lists(content: str | bytes | None, message: str, tmp_path: Path) -> None:
+def test_invalid_lists_are_rejected(content: str | bytes | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     if content is not None:
         path.write_bytes(content.encode() if isinstance(content, str) else content)

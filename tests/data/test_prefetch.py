@@ -1,4 +1,4 @@
-"""Batches made ahead: order, errors, what is stuck, what was killed, and that nothing is left behind."""
+"""Prefetched batches: order, errors, stuck and killed producers, cleanup."""
 
 import gc
 import multiprocessing
@@ -35,12 +35,12 @@ def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "fastdarts-input"]
 
 
-def test_in_order_and_to_the_end() -> None:
+def test_batches_come_in_order_to_the_end() -> None:
     assert [made.index.item() for made in prefetched(map(batch, range(20)), CPU, Activity())] == list(range(20))
     assert not threads()
 
 
-def test_no_further_ahead_than_said() -> None:
+def test_prefetch_depth_is_limited() -> None:
     """DEPTH wait, one is in the making, and one was handed out."""
     made: list[int] = []
 
@@ -59,7 +59,7 @@ def test_no_further_ahead_than_said() -> None:
     assert not threads()
 
 
-def test_an_error_comes_after_the_batches_before_it() -> None:
+def test_error_follows_earlier_batches() -> None:
     def batches() -> Iterator[Batch]:
         yield batch(0)
         raise OSError("the disk is gone")
@@ -71,7 +71,7 @@ def test_an_error_comes_after_the_batches_before_it() -> None:
     assert not threads()
 
 
-def test_what_is_stuck_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stuck_stage_is_named_after_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefetch_module, "GRACE", 0.1)
     stage, release = Activity(), threading.Event()
 
@@ -95,10 +95,8 @@ def test_what_is_stuck_is_named_in_time(monkeypatch: pytest.MonkeyPatch) -> None
     assert not threads()
 
 
-def test_a_file_system_that_does_not_answer_is_not_waited_for(
-    tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Played by a pipe in a worker process, which has what is patched here."""
+def test_unresponsive_file_system_times_out(tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated by a pipe in a forked worker process, which inherits the patches."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
 
@@ -121,7 +119,7 @@ def test_a_file_system_that_does_not_answer_is_not_waited_for(
 
 
 @pytest.mark.parametrize("stage", ["check", "cache"])
-def test_files_that_do_not_answer_before_a_search_are_named(
+def test_unresponsive_files_before_search_are_logged(
     stage: str, tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     index, release = ImageIndex.from_root(tree(a=6)), threading.Event()
@@ -147,7 +145,7 @@ def test_files_that_do_not_answer_before_a_search_are_named(
     assert f"{index.path(0)} to {index.path(5)}; is the file system alive?" in caplog.text
 
 
-def test_a_killed_worker_is_said_and_the_next_call_goes_on(tree: Callable[..., Path]) -> None:
+def test_killed_worker_is_reported_and_loader_continues(tree: Callable[..., Path]) -> None:
     index = ImageIndex.from_root(tree(a=6))
     order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
     whole = FolderLoader(index, torch.arange(6), workers=0, **order)
@@ -164,7 +162,7 @@ def test_a_killed_worker_is_said_and_the_next_call_goes_on(tree: Callable[..., P
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_leaves_signals_to_the_main_process(tree: Callable[..., Path]) -> None:
+def test_workers_ignore_signals(tree: Callable[..., Path]) -> None:
     """A launcher's SIGTERM to all processes of a job: batches go on, until the main process itself ends its workers."""
     index = ImageIndex.from_root(tree(a=6))
     order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 6, "image_size": 16}
@@ -181,7 +179,7 @@ def test_a_worker_leaves_signals_to_the_main_process(tree: Callable[..., Path]) 
         assert not worker.is_alive()
 
 
-def test_the_batch_that_was_interrupted_comes_at_the_next_call(tree: Callable[..., Path]) -> None:
+def test_interrupted_batch_is_returned_by_next_call(tree: Callable[..., Path]) -> None:
     index = ImageIndex.from_root(tree(a=6))
     order = {"stream": Stream.TRAIN, "seed": 0, "batch_size": 3, "image_size": 16}
 
@@ -206,7 +204,7 @@ def test_the_batch_that_was_interrupted_comes_at_the_next_call(tree: Callable[..
     assert not threads()
 
 
-def test_a_forgotten_iterator_ends_its_thread() -> None:
+def test_unreferenced_iterator_ends_its_thread() -> None:
     iterator = prefetched(map(batch, range(10**6)), CPU, Activity())
     next(iterator)
     assert threads()

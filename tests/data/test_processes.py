@@ -1,4 +1,4 @@
-"""Worker processes: what they need of the system, what is said where they cannot have it, and how one ends."""
+"""Worker processes: system resources, messages about missing ones, termination."""
 
 import errno
 import multiprocessing
@@ -26,7 +26,7 @@ def loader(index: ImageIndex, workers: int = 1) -> FolderLoader:
     )
 
 
-def test_images_take_no_room_in_dev_shm(tree: Tree) -> None:
+def test_images_do_not_use_dev_shm(tree: Tree) -> None:
     with loader(ImageIndex.from_root(tree(a=6))) as batches:
         next(batches)
         (worker,) = multiprocessing.active_children()
@@ -36,7 +36,7 @@ def test_images_take_no_room_in_dev_shm(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_batches_come_in_order_and_stay_as_they_were(tree: Tree, count: int) -> None:
+def test_batches_come_in_order_as_copies(tree: Tree, count: int) -> None:
     """Slots are used again and again; a batch is a copy."""
     index = ImageIndex.from_root(tree(a=7, b=8))
     whole = loader(index, 0)
@@ -46,7 +46,7 @@ def test_batches_come_in_order_and_stay_as_they_were(tree: Tree, count: int) -> 
         assert all(map(torch.equal, batch, next(whole)))
 
 
-def test_memory_that_is_handed_to_a_process_that_starts_is_the_same() -> None:
+def test_memory_is_shared_with_started_process() -> None:
     """Where processes are spawned it travels by its descriptor."""
     slots = processes.Slots(2, (3, 4, 4, 3))
     other = ForkingPickler.loads(ForkingPickler.dumps(slots))
@@ -58,7 +58,7 @@ def test_memory_that_is_handed_to_a_process_that_starts_is_the_same() -> None:
     assert not other.batches[0]["images"].any() and other.batches[1]["images"][2].min() == 7 and other.batches[1]["at"] == 2
 
 
-def test_a_script_without_a_guard_is_told_so(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_script_without_main_guard_gets_message(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the process that imports the script again, and in the one that started it."""
     index = ImageIndex.from_root(tree(a=6))
     monkeypatch.setattr(multiprocessing, "get_context", lambda: multiprocessing.context.SpawnContext())
@@ -75,7 +75,7 @@ def test_a_script_without_a_guard_is_told_so(tree: Tree, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGBUS, signal.SIGKILL])
-def test_a_process_that_dies_is_named_with_its_file(tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_crashed_process_is_named_with_file(tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     index = ImageIndex.from_root(tree(a=3))
     plain = workers.read_rgb
 
@@ -93,7 +93,7 @@ def test_a_process_that_dies_is_named_with_its_file(tree: Tree, monkeypatch: pyt
     assert not multiprocessing.active_children()
 
 
-def test_too_many_open_files(tree: Tree) -> None:
+def test_too_many_open_files_is_reported(tree: Tree) -> None:
     """Processes do not start; files are not taken for broken ones, in a process and in a thread, and before a search."""
     index = ImageIndex.from_root(tree(a=6))
     batches = loader(index), loader(index, 0)
@@ -113,7 +113,7 @@ def test_too_many_open_files(tree: Tree) -> None:
 
 
 @pytest.mark.parametrize(("number", "says"), [(errno.EAGAIN, "ulimit -u"), (errno.ENOMEM, "memory")])
-def test_a_process_that_cannot_be_started(tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int, says: str) -> None:
+def test_failed_process_start_ends_started_ones(tree: Tree, monkeypatch: pytest.MonkeyPatch, number: int, says: str) -> None:
     """The ones that were started before it are ended."""
     start, started = multiprocessing.process.BaseProcess.start, []
 

@@ -16,7 +16,8 @@ from fastdarts.data.sample import MANIFESTS
 from fastdarts.data.textures import PATTERNS, texture
 
 
-def test_what_it_is(sample: Path) -> None:
+def test_sample_contents(sample: Path) -> None:
+    """Ten classes of 100 decodable JPEGs of varied sizes, some grayscale."""
     index = ImageIndex.from_root(sample)
     assert index.classes == tuple(PATTERNS) and len(PATTERNS) == 10
     assert index.labels.bincount().tolist() == [100] * 10
@@ -31,7 +32,7 @@ def test_what_it_is(sample: Path) -> None:
     assert 40 <= gray <= 130 and min(sizes) == 96 and max(sizes) == 160
 
 
-def test_neighbours_tell_what_is_hidden(sample: Path) -> None:
+def test_neighbouring_pixels_predict_masked_ones(sample: Path) -> None:
     """A pixel 6 pixels away is a far better guess than the mean colour: masked reconstruction can be learned."""
     index = ImageIndex.from_root(sample)
     near = far = 0.0
@@ -43,7 +44,7 @@ def test_neighbours_tell_what_is_hidden(sample: Path) -> None:
     assert near < 0.5 * far
 
 
-def test_images_differ_and_repeat() -> None:
+def test_images_differ_and_are_reproducible() -> None:
     for name in PATTERNS:
         first, second = texture(name, 0), texture(name, 1)
         assert texture(name, 0).tobytes() == first.tobytes()
@@ -51,8 +52,8 @@ def test_images_differ_and_repeat() -> None:
     assert texture("dots", 0).tobytes() != texture("rings", 0).tobytes()
 
 
-def test_two_processes_write_the_same_sample(sample: Path, tmp_path: Path) -> None:
-    """Both at once into one cache, given by the environment: neither fails, one sample lies there, as everywhere."""
+def test_concurrent_processes_write_same_sample(sample: Path, tmp_path: Path) -> None:
+    """Both at once into one cache, given by the environment: neither fails, and one complete sample results."""
     program = "from fastdarts.data import sample_root; print(sample_root())"
     environment = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     processes = [
@@ -64,7 +65,7 @@ def test_two_processes_write_the_same_sample(sample: Path, tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "fastdarts").iterdir()} == {sample.name, f"{sample.name}.lock"}
 
 
-def test_an_intact_cache_is_left_alone_and_a_damaged_one_repaired(sample: Path) -> None:
+def test_intact_cache_is_kept_and_damaged_one_repaired(sample: Path) -> None:
     manifest = (sample / MANIFESTS["train"]).read_bytes()
     victim = sample / "train/dots/dots_0007.JPEG"
     data = victim.read_bytes()
@@ -79,7 +80,7 @@ def test_an_intact_cache_is_left_alone_and_a_damaged_one_repaired(sample: Path) 
     assert not (sample.parent / f"{sample.name}.new").exists()
 
 
-def test_test_images_are_others_drawn_likewise_and_written_on_demand(sample: Path, tmp_path: Path) -> None:
+def test_sample_test_images_are_written_on_demand(sample: Path, tmp_path: Path) -> None:
     """Next to the training images, of which no byte changes."""
     root = shutil.copytree(sample, tmp_path / sample.name, ignore=shutil.ignore_patterns("val", "manifest-val*"))
     before = {path: path.stat().st_mtime_ns for path in root.glob("train/*/*")}
@@ -95,7 +96,7 @@ def test_test_images_are_others_drawn_likewise_and_written_on_demand(sample: Pat
     assert sample_root(tmp_path, "val") == root and (root / "val/dots/dots_0100.JPEG").exists()
 
 
-def test_the_training_images_are_those_of_the_first_version(sample: Path) -> None:
+def test_sample_training_images_never_change(sample: Path) -> None:
     """Saved runs on the sample find them again: the digest of all names, and the sizes of a few."""
     index = ImageIndex.from_root(sample)
     assert index.sha256().startswith("102485c74a62d2739c71d03320aa2f10")
@@ -106,13 +107,13 @@ def test_the_training_images_are_those_of_the_first_version(sample: Path) -> Non
     assert sizes == [(98, 96), (132, 102), (127, 154)]
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+def test_unwritable_cache_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"cannot write the generated sample .* set XDG_CACHE_HOME"):
         sample_root(tmp_path / "file")
 
 
-def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_home_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 

@@ -17,7 +17,7 @@ def index_of(*counts: int) -> ImageIndex:
     return ImageIndex(Path("root"), classes, files, torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)))
 
 
-def test_sizes_are_rounded_by_class() -> None:
+def test_sizes_are_rounded_per_class() -> None:
     index = index_of(1300, 732, 25, 3, 2, 1)
     train, val = subsets(index, 0.1, 0.025, seed=0)
     assert index.labels[train].bincount().tolist() == [130, 73, 3, 1, 1, 1]  # 73.2, 2.5, 0.3, 0.2, 0.1
@@ -28,7 +28,7 @@ def test_sizes_are_rounded_by_class() -> None:
     assert train.equal(train.sort().values) and val.equal(val.sort().values)
 
 
-def test_halves_share_out_everything() -> None:
+def test_halves_use_all_images() -> None:
     index = index_of(10, 7, 2)
     train, val = subsets(index, 0.5, 0.5, seed=3)
     assert index.labels[train].bincount().tolist() == [5, 4, 1]
@@ -37,7 +37,7 @@ def test_halves_share_out_everything() -> None:
     assert index.labels[subsets(index, 0.9, 0.1, seed=3)[1]].bincount().tolist() == [1, 1, 1]
 
 
-def test_chosen_by_the_smallest_words() -> None:
+def test_images_with_smallest_words_are_chosen() -> None:
     """Against the counter written out: word 0 of (0, image, time 0, purpose SUBSET 0 + 256 * stream TRAIN 0)."""
     index = index_of(6, 5)
     words = [philox4x32(torch.tensor([0, i, 0, 0]), 42)[0].item() for i in range(11)]
@@ -46,7 +46,7 @@ def test_chosen_by_the_smallest_words() -> None:
     assert train.tolist() == sorted(first[:2] + second[:2]) and val.tolist() == sorted(first[2:3] + second[2:3])
 
 
-def test_seeds() -> None:
+def test_splits_depend_on_seed() -> None:
     index = index_of(100, 100)
 
     def drawn(seed: int) -> tuple[Tensor, Tensor]:
@@ -58,7 +58,7 @@ def test_seeds() -> None:
 
 
 @pytest.mark.parametrize("fractions", [(0.8, 0.3), (0.6, 0.41)])
-def test_overlap(fractions: tuple[float, float]) -> None:
+def test_overlapping_fractions_are_rejected(fractions: tuple[float, float]) -> None:
     with pytest.raises(DataError, match="fractions overlap"):
         subsets(index_of(10), *fractions, seed=0)
 
@@ -67,16 +67,16 @@ def test_overlap(fractions: tuple[float, float]) -> None:
     ("fractions", "named"),
     [((0.0, 0.1), "train"), ((1.0, 0.1), "train"), ((0.1, -0.5), "val"), ((0.1, float("nan")), "val")],
 )
-def test_fractions_outside_their_range(fractions: tuple[float, float], named: str) -> None:
+def test_fractions_out_of_range_are_rejected(fractions: tuple[float, float], named: str) -> None:
     with pytest.raises(DataError, match=f"{named}_fraction is"):
         subsets(index_of(10), *fractions, seed=0)
 
 
-def test_rounding_is_no_overlap() -> None:
+def test_rounding_does_not_cause_overlap() -> None:
     subsets(index_of(10), 0.7, 0.1 + 0.2, seed=0)  # adds up to 1.0000000000000002 or so
 
 
-def test_one_image_in_each_class() -> None:
+def test_single_image_per_class_is_rejected() -> None:
     with pytest.raises(DataError, match="none is left for validation"):
         subsets(index_of(1, 1, 1), 0.5, 0.5, seed=0)
 

@@ -1,4 +1,4 @@
-"""What is remembered of good files, when it is believed, and that a store that is at fault stops nothing."""
+"""The store of verified files: entries, their validity, and faults, which never stop a run."""
 
 import logging
 import os
@@ -48,7 +48,7 @@ def same(a: Verified, b: Verified) -> bool:
     return a.good.equal(b.good) and a.sizes.equal(b.sizes) and a.bad == b.bad
 
 
-def test_a_second_check_opens_nothing(index: ImageIndex, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_check_opens_no_file(index: ImageIndex, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used, first = check(index, store)
     assert used == 0 and len(first.good) == 6
     monkeypatch.setattr(Image, "open", lambda file: pytest.fail(f"{file} was opened"))
@@ -63,7 +63,7 @@ def test_a_second_check_opens_nothing(index: ImageIndex, store: Path, monkeypatc
     assert check(ImageIndex.from_root("."), store)[0] == 6
 
 
-def test_what_changed_is_looked_at_again(index: ImageIndex, store: Path) -> None:
+def test_changed_files_are_checked_again(index: ImageIndex, store: Path) -> None:
     a, b, c, d, *_ = (Path(index.path(i)) for i in range(6))
     check(index, store)
     times = a.stat().st_mtime_ns
@@ -79,7 +79,7 @@ def test_what_changed_is_looked_at_again(index: ImageIndex, store: Path) -> None
     assert "truncated" in bad[0][1] and bad[1][1] == "not an image"
 
 
-def test_sizes_are_not_trusted_when_the_file_changed(index: ImageIndex, store: Path) -> None:
+def test_stored_sizes_are_ignored_after_change(index: ImageIndex, store: Path) -> None:
     check(index, store)
     other = Path(index.path(5)).read_bytes()
     Path(index.path(0)).write_bytes(other)
@@ -96,7 +96,7 @@ def test_sizes_are_not_trusted_when_the_file_changed(index: ImageIndex, store: P
     assert [name for name, _ in check(index, store)[1].bad] == ["train/a/a_0.JPEG"]  # nor remembered as good
 
 
-def test_bad_files_are_looked_at_again(index: ImageIndex, store: Path) -> None:
+def test_bad_files_are_checked_again(index: ImageIndex, store: Path) -> None:
     """A mended one may have its old size and time."""
     path = Path(index.path(2))
     whole, times = path.read_bytes(), path.stat().st_mtime_ns
@@ -110,8 +110,8 @@ def test_bad_files_are_looked_at_again(index: ImageIndex, store: Path) -> None:
     assert check(index, store)[0] == 6
 
 
-def test_permissions_that_changed(public: Path, index: ImageIndex, nobody: Nobody) -> None:
-    """Neither size nor time tell of them."""
+def test_changed_permissions_are_noticed(public: Path, index: ImageIndex, nobody: Nobody) -> None:
+    """They change neither size nor time."""
     index.root.rename(public / "images")
     moved = ImageIndex.from_root(public / "images")
     (public / "images").chmod(0o755)
@@ -123,14 +123,14 @@ def test_permissions_that_changed(public: Path, index: ImageIndex, nobody: Nobod
         assert used == 5 and found.bad == [("train/a/a_1.JPEG", "Permission denied")]
 
 
-def test_files_that_are_just_being_written_are_not_remembered(tree: Tree, store: Path) -> None:
+def test_files_being_written_are_not_stored(tree: Tree, store: Path) -> None:
     """Within a tick of its clock a file may change without a trace in its time."""
     index = ImageIndex.from_root(tree(a=3))
     check(index, store)
     assert check(index, store)[0] == 0 and rows(store) == 0
 
 
-def test_names_that_are_no_text(tree: Tree, store: Path) -> None:
+def test_non_text_names_are_stored(tree: Tree, store: Path) -> None:
     root = tree(a=1)
     os.rename(root / "train/a/a_0.JPEG", os.fsencode(root / "train/a") + b"/\xff\xfe'; --.JPEG")
     settle(root)
@@ -139,7 +139,7 @@ def test_names_that_are_no_text(tree: Tree, store: Path) -> None:
     assert check(index, store)[0] == 1
 
 
-def test_an_interrupted_check_keeps_what_it_found(tree: Tree, store: Path) -> None:
+def test_interrupted_check_keeps_results(tree: Tree, store: Path) -> None:
     root = tree(a=200)
     settle(root)
     index = ImageIndex.from_root(root)
@@ -153,7 +153,7 @@ def test_an_interrupted_check_keeps_what_it_found(tree: Tree, store: Path) -> No
     assert check(index, store)[0] == 64
 
 
-def test_it_lies_in_the_users_cache(index: ImageIndex, user_cache: Path) -> None:
+def test_store_is_in_user_cache(index: ImageIndex, user_cache: Path) -> None:
     with VerifiedStore() as verified:
         assert verified.path == user_cache / "fastdarts" / module.NAME
     check(index, None)
@@ -181,7 +181,7 @@ def test_damaged_lines_are_skipped(damage: Callable[[bytes], bytes], left: int, 
     assert check(index, store)[0] == 6
 
 
-def test_a_store_of_mostly_useless_lines_is_rebuilt(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_store_of_mostly_useless_lines_is_rebuilt(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     check(index, store)
     content = store.read_bytes()
@@ -193,13 +193,13 @@ def test_a_store_of_mostly_useless_lines_is_rebuilt(index: ImageIndex, store: Pa
     assert list(store.parent.iterdir()) == [store]
 
 
-def test_a_folder_in_its_place_is_left_alone(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_folder_in_its_place_is_not_changed(index: ImageIndex, store: Path, caplog: pytest.LogCaptureFixture) -> None:
     store.mkdir(parents=True)
     assert check(index, store)[0] == 0 and len(check(index, store)[1].good) == 6
     assert {record.message for record in caplog.records} == {f"verified files are not stored: {store}: Is a directory"}
 
 
-def test_a_store_that_cannot_be_written(public: Path, index: ImageIndex, nobody: Nobody, caplog) -> None:
+def test_unwritable_store_is_used_read_only(public: Path, index: ImageIndex, nobody: Nobody, caplog) -> None:
     """What it knows is of use, and what it cannot learn is said once."""
     index.root.rename(public / "images")
     (public / "images").chmod(0o755)
@@ -218,7 +218,7 @@ def test_a_store_that_cannot_be_written(public: Path, index: ImageIndex, nobody:
         assert len(caplog.records) == 1 and "Permission denied" in caplog.text
 
 
-def test_a_full_disk(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_full_disk_is_reported(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     with VerifiedStore(store) as verified:
         store.parent.mkdir()
         store.symlink_to("/dev/full")
@@ -227,7 +227,7 @@ def test_a_full_disk(store: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert [record.message for record in caplog.records] == [f"verified files are not stored: {store}: No space left on device"]
 
 
-def test_without_a_home(index: ImageIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_home_is_reported(index: ImageIndex, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def home() -> Path:
         raise RuntimeError("Could not determine home directory.")
 
@@ -237,7 +237,7 @@ def test_without_a_home(index: ImageIndex, monkeypatch: pytest.MonkeyPatch, capl
     assert len(caplog.records) == 1 and "not stored: no home folder" in caplog.text
 
 
-def test_processes_at_once(tree: Tree, store: Path) -> None:
+def test_concurrent_processes_share_store(tree: Tree, store: Path) -> None:
     """Both make one store and fill it, and find the same."""
     root = tree(a=300)
     settle(root)

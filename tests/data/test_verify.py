@@ -1,4 +1,4 @@
-"""Which files are found bad and why, what is said of the good ones, and that the loaders' reader agrees."""
+"""Verification: bad files with reasons, sizes of good ones, agreement with the loaders' reader."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ def photo() -> Image.Image:
     return Image.fromarray((127 * (1 + np.stack((np.sin(x), np.cos(x + y), np.sin(x * y)), -1))).astype(np.uint8))
 
 
-def test_good_and_bad(tree: Tree, photo: Image.Image) -> None:
+def test_good_and_bad_files_are_separated(tree: Tree, photo: Image.Image) -> None:
     root = tree(a=3)
     folder = root / "train/a"
     good = {f"{name}.JPEG": data for name, data in encodings(photo).items()}
@@ -77,7 +77,7 @@ def test_result_does_not_depend_on_workers(tree: Tree) -> None:
     assert none.good.shape == (0,) and none.sizes.shape == (0, 2) and not none.bad
 
 
-def test_what_is_no_file_is_named_and_nothing_waits_for_it(tree: Tree) -> None:
+def test_non_files_are_named_without_blocking(tree: Tree) -> None:
     """In a process of its own, which would be ended if it hung."""
     root = tree(a=2)
     folder = root / "train/a"
@@ -115,7 +115,7 @@ def test_what_is_no_file_is_named_and_nothing_waits_for_it(tree: Tree) -> None:
     assert not done.stderr
 
 
-def test_files_that_may_not_be_read(public: Path, nobody: Nobody, photo: Image.Image) -> None:
+def test_unreadable_files_are_bad(public: Path, nobody: Nobody, photo: Image.Image) -> None:
     for name in ("a/a.JPEG", "a/b.JPEG", "b/c.JPEG"):
         path = public / "train" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def test_files_that_may_not_be_read(public: Path, nobody: Nobody, photo: Image.I
     assert bad == [("train/a/b.JPEG", "Permission denied"), ("train/b/c.JPEG", "Permission denied")]
 
 
-def test_files_that_are_gone_and_disks_that_fail(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_files_and_disk_errors_are_reported(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tree(a=4)
     index = ImageIndex.from_root(root)
     (root / "train/a/a_1.JPEG").unlink()
@@ -146,7 +146,7 @@ def test_files_that_are_gone_and_disks_that_fail(tree: Tree, monkeypatch: pytest
     assert bad == [("train/a/a_1.JPEG", "No such file or directory"), ("train/a/a_2.JPEG", "Input/output error")]
 
 
-def test_an_error_of_the_caller_ends_the_check(tree: Tree) -> None:
+def test_caller_error_ends_check_cleanly(tree: Tree) -> None:
     """The threads end, and Python's filters of warnings are as they were."""
     import threading
     import warnings
@@ -164,7 +164,7 @@ def test_an_error_of_the_caller_ends_the_check(tree: Tree) -> None:
         verify(index, torch.arange(300), 3, stop)
 
 
-def test_real_odd_files(shared_data: Path, tmp_path: Path) -> None:
+def test_real_unusual_files_are_verified(shared_data: Path, tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     (tmp_path / "train/odd").symlink_to((shared_data / "imagenet_sample/odd").resolve())
     index = ImageIndex.from_root(tmp_path)

@@ -20,7 +20,7 @@ def note(recent, step, skipped, train=1.0, val=1.0, epoch=1, images=2):
     count += 7  # the counter goes on
 
 
-def test_good_steps_are_none():
+def test_finite_steps_are_not_reported():
     recent = RecentSteps(PARTS)
     assert recent.look() == []
     note(recent, 1, [0, 0], val=None)
@@ -28,7 +28,7 @@ def test_good_steps_are_none():
     assert recent.look() == []
 
 
-def test_skipped_updates_and_losses_are_told_with_their_images():
+def test_skipped_updates_and_losses_are_reported_with_images():
     recent = RecentSteps(PARTS)
     note(recent, 1, [0, 0])
     note(recent, 2, [1, 0], images=6)
@@ -46,7 +46,7 @@ def test_skipped_updates_and_losses_are_told_with_their_images():
     assert recent.look() == []
 
 
-def test_counters_go_on_from_the_last_look_and_begin_anew_in_an_epoch():
+def test_counters_continue_between_looks_and_restart_per_epoch():
     recent = RecentSteps(PARTS)
     recent.forget(1, [3, 0])  # of a run that is continued
     note(recent, 1, [3, 0])
@@ -59,7 +59,7 @@ def test_counters_go_on_from_the_last_look_and_begin_anew_in_an_epoch():
     assert [bad.step for bad in recent.look()] == [4]
 
 
-def test_while_a_loss_scale_is_looked_for_only_losses_count():
+def test_only_losses_count_while_seeking_loss_scale():
     recent = RecentSteps(PARTS)
     note(recent, 1, [1, 0])
     note(recent, 2, [2, 0], train=math.nan)
@@ -67,7 +67,7 @@ def test_while_a_loss_scale_is_looked_for_only_losses_count():
     assert (bad.step, bad.what) == (2, "the loss of the weights is nan")
 
 
-def test_it_asks_to_be_looked_at():
+def test_full_record_requests_look():
     recent = RecentSteps(PARTS)
     for step in range(1, 1025):
         assert not recent.full

@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is noticed wherever it is, nothing in a file is executed, the one before is taken."""
+"""Checkpoints: damage is detected anywhere, no code is executed, the previous one is the fallback."""
 
 import errno
 import hashlib
@@ -41,7 +41,7 @@ def damage(path):
     path.write_bytes(data)
 
 
-def test_round_trip_and_torch_reads_it_too(tmp_path):
+def test_round_trip_is_readable_by_torch(tmp_path):
     nested = {"list": [1, 2.5, "x"], "none": None, "rng": (3, torch.arange(3), None)}
     (tmp_path / "c.pt").write_bytes(encode(state(w=torch.arange(4.0), nested=nested)))
     for back in (load_checkpoint(tmp_path / "c.pt"), torch.load(tmp_path / "c.pt", weights_only=True)):
@@ -49,7 +49,7 @@ def test_round_trip_and_torch_reads_it_too(tmp_path):
         assert back["nested"]["list"] == [1, 2.5, "x"] and torch.equal(back["nested"]["rng"][1], torch.arange(3))
 
 
-def test_a_flipped_bit_is_found_in_every_byte():
+def test_flipped_bit_is_detected_in_every_byte():
     data = encode(state(w=torch.randn(10)))
     decode(data)
     for place in range(len(data)):
@@ -59,7 +59,7 @@ def test_a_flipped_bit_is_found_in_every_byte():
             decode(bytes(broken))
 
 
-def test_every_truncation_is_found():
+def test_every_truncation_is_detected():
     data = encode(state(w=torch.randn(10)))
     for length in range(len(data)):
         with pytest.raises(ValueError, match="it is truncated" if length else "it is empty"):
@@ -68,7 +68,7 @@ def test_every_truncation_is_found():
         decode(data + b"\0")
 
 
-def test_files_from_before_the_digest_are_taken(tmp_path):
+def test_files_without_digest_are_loaded(tmp_path):
     torch.save(state(7), tmp_path / "checkpoint.pt")
     assert found(Checkpoints(tmp_path)) == ("checkpoint.pt", 7)
 
@@ -82,7 +82,7 @@ class Poison:
 
 
 @pytest.mark.parametrize("form", ["zip", "zip with a digest", "legacy", "pickle"])
-def test_a_poisoned_file_is_refused_and_not_executed(tmp_path, form):
+def test_malicious_file_is_rejected_without_execution(tmp_path, form):
     marker, path = tmp_path / "executed", tmp_path / "checkpoint.pt"
     poisoned = state(bad=Poison(str(marker)))
     if form == "pickle":
@@ -100,14 +100,14 @@ def test_a_poisoned_file_is_refused_and_not_executed(tmp_path, form):
 
 
 @pytest.mark.parametrize("content", [["no dict"], {"no": "epoch"}, {"epoch": "one"}])
-def test_a_file_of_something_else_is_refused(tmp_path, content):
+def test_foreign_file_is_rejected(tmp_path, content):
     data = encode(content)
     assert data[-COMMENT:-64] == MARK and hashlib.sha256(data[:-COMMENT]).hexdigest() == data[-64:].decode()
     with pytest.raises(ValueError, match="does not contain the state of a run"):
         decode(data)
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+def test_newest_and_best_are_kept(tmp_path):
     put(tmp_path, 1, 2, 3, 4, keep=3, best=(2,))
     assert names(tmp_path) == ["checkpoint-best.pt", "checkpoint.1.pt", "checkpoint.2.pt", "checkpoint.pt"]
     steps = {name: int(load_checkpoint(tmp_path / name)["step"]) for name in names(tmp_path)}
@@ -116,7 +116,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert names(tmp_path) == ["checkpoint-best.pt", "checkpoint.pt"]
 
 
-def test_a_damaged_newest_one_is_named_and_the_one_before_is_taken(tmp_path, caplog):
+def test_damaged_newest_falls_back_to_previous(tmp_path, caplog):
     checkpoints = put(tmp_path, 1, 2, 3, best=(1,))
     damage(tmp_path / "checkpoint.pt")
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
@@ -132,7 +132,7 @@ def test_a_damaged_newest_one_is_named_and_the_one_before_is_taken(tmp_path, cap
     assert found(checkpoints) == ("checkpoint.1.pt", 2)  # the damaged one has pushed nothing out
 
 
-def test_the_best_one_serves_where_it_is_the_newest_that_is_whole(tmp_path):
+def test_best_is_used_if_newest_intact(tmp_path):
     checkpoints = put(tmp_path, 1, 2, 3, best=(3,))
     damage(tmp_path / "checkpoint.pt")
     got = checkpoints.newest()
@@ -141,7 +141,7 @@ def test_the_best_one_serves_where_it_is_the_newest_that_is_whole(tmp_path):
     assert names(tmp_path) == ["checkpoint-best.pt", "checkpoint.1.pt", "checkpoint.pt.damaged"]
 
 
-def test_all_damaged_is_an_error_that_names_each(tmp_path):
+def test_all_damaged_raises_naming_each(tmp_path):
     checkpoints = put(tmp_path, 1, 2, best=(1,))
     for name in names(tmp_path):
         damage(tmp_path / name)
@@ -150,7 +150,7 @@ def test_all_damaged_is_an_error_that_names_each(tmp_path):
     assert all(str(tmp_path / name) in str(error.value) for name in names(tmp_path))
 
 
-def test_a_kill_between_the_renames_loses_one_checkpoint_at_most(tmp_path):
+def test_kill_between_renames_loses_at_most_one_checkpoint(tmp_path):
     checkpoints = put(tmp_path, 1, 2)
     (tmp_path / "checkpoint.pt").rename(tmp_path / "checkpoint.1.pt")
     (tmp_path / ".checkpoint.pt.123.tmp").write_bytes(b"half")
@@ -160,12 +160,12 @@ def test_a_kill_between_the_renames_loses_one_checkpoint_at_most(tmp_path):
     assert names(tmp_path) == ["checkpoint.1.pt"]
 
 
-def test_an_empty_folder_has_none(tmp_path):
+def test_empty_folder_has_no_checkpoint(tmp_path):
     assert Checkpoints(tmp_path).newest() is None
 
 
 @pytest.mark.parametrize("best", [False, True])
-def test_a_full_disk_leaves_the_others_intact(tmp_path, monkeypatch, best):
+def test_full_disk_leaves_others_intact(tmp_path, monkeypatch, best):
     checkpoints = put(tmp_path, 1, 2, best=(1,))
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
 
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_the_others_intact(tmp_path, monkeypatch, best):
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
 
 
-def test_the_generators_go_on_where_they_stood():
+def test_random_generators_resume():
     def drawn():
         return torch.rand(2).tolist(), random.random(), random.gauss(0, 1), np.random.rand(2).tolist(), np.random.randn()
 

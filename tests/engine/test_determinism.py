@@ -31,7 +31,9 @@ def no_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
         (True, "cuda:1", [False, True, True, False]),
     ],
 )
-def test_inside_only(deterministic: bool, device: str, inside: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_apply_only_inside_context(
+    deterministic: bool, device: str, inside: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     before = choices()
 
@@ -46,7 +48,7 @@ def test_inside_only(deterministic: bool, device: str, inside: list[bool], monke
 
 
 @pytest.mark.parametrize(("device", "said"), [("cuda", "disabled cuDNN's search"), ("cpu", "nothing to disable")])
-def test_it_says_what_it_switches_off(device: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_disabled_features_are_logged(device: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "fastdarts"), algorithms(True, device):
         pass
     assert said in caplog.text
@@ -56,7 +58,7 @@ def test_it_says_what_it_switches_off(device: str, said: str, caplog: pytest.Log
     assert not caplog.text
 
 
-def test_an_operator_without_such_an_algorithm_is_named() -> None:
+def test_operator_without_deterministic_algorithm_is_named() -> None:
     message = "max_pool3d_backward_cuda does not have a deterministic implementation, but you set it."
     with (
         pytest.raises(NotDeterministicError, match="no deterministic max_pool3d_backward_cuda on cuda"),
@@ -68,7 +70,7 @@ def test_an_operator_without_such_an_algorithm_is_named() -> None:
     assert not isinstance(caught.value, NotDeterministicError)
 
 
-def test_a_cublas_that_was_at_work_before_is_named() -> None:
+def test_cublas_used_before_is_reported() -> None:
     message = "To enable deterministic behavior you must set CUBLAS_WORKSPACE_CONFIG=:4096:8 before running your application."
     with (
         pytest.raises(NotDeterministicError, match=f"cuBLAS was already in use .* start the process with {CUBLAS}"),
@@ -77,7 +79,7 @@ def test_a_cublas_that_was_at_work_before_is_named() -> None:
         raise RuntimeError(message)
 
 
-def test_torch_says_it_in_these_words() -> None:
+def test_torch_message_has_expected_words() -> None:
     """On a CPU few operators lack one; this one's message is what the class above looks for."""
     with pytest.raises(NotDeterministicError, match="no deterministic"), algorithms(True, "cpu"):
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)

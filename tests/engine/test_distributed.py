@@ -52,7 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @needs_native
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_the_same_search_whatever_the_number_of_ranks(settings: dict[str, Any], four: Pool) -> None:
+def test_search_does_not_depend_on_number_of_ranks(settings: dict[str, Any], four: Pool) -> None:
     """float64, BatchNorm over all ranks: weights, alpha, momenta, running statistics and losses after twenty steps."""
     want, losses = steps(World(), STEPS, 2, True, settings)
     for size in (2, 4):
@@ -72,7 +72,7 @@ def test_the_same_search_whatever_the_number_of_ranks(settings: dict[str, Any], 
 
 @needs_native
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_ranks_are_equal_to_the_bit(unrolled: bool, four: Pool) -> None:
+def test_ranks_are_bitwise_equal(unrolled: bool, four: Pool) -> None:
     """float32 through the fused kernels, BatchNorm over each rank's own images; alone, the same code goes another way."""
     for size in (2, 4):
         results = four(size, steps, 3, 1, False, {"unrolled": unrolled})
@@ -82,7 +82,7 @@ def test_ranks_are_equal_to_the_bit(unrolled: bool, four: Pool) -> None:
     assert differing(alone, results[0][0])
 
 
-def test_one_step_in_float32_is_as_exact_as_eager(four: Pool) -> None:
+def test_float32_step_is_as_exact_as_eager(four: Pool) -> None:
     """Gradients of both updates (as momentum and Adam's moment hold them) of two ranks, of one, and in float64."""
     settings = EXACT | {"dtype": torch.float32}
 
@@ -118,7 +118,7 @@ def one_step(world: World) -> tuple[Tensor, Tensor, Tensor]:
     return seen[0], loss, torch.cat([b.flatten() for b in made.supernet.buffers() if b.is_floating_point()])
 
 
-def test_the_gradient_is_the_mean_of_the_shares_gradients(four: Pool) -> None:
+def test_gradient_is_mean_over_shares(four: Pool) -> None:
     """Against shares that are differentiated one by one; so are loss and running statistics."""
     grads, loss, statistics = gradients_of_shares(World(), 4)
     for got, mine, buffers in four(4, one_step):
@@ -143,7 +143,7 @@ def normalised(world: World) -> dict[str, Tensor]:
     return {n: t.detach() for n, t in named.items()} | {"mean": running[0], "var": running[1]}
 
 
-def test_synchronised_batch_norm_is_that_of_all_images(four: Pool) -> None:
+def test_synchronised_batch_norm_covers_all_images(four: Pool) -> None:
     want = normalised(World())
     for size in (2, 4):
         results = four(size, normalised)
@@ -175,7 +175,7 @@ class Shares:
 
 
 def searched(world: World) -> tuple[list[dict[str, Any]], int]:
-    """The records of a search of two epochs, and the images that its steps tell of."""
+    """The records of a search of two epochs, and the images that its steps report."""
     made, images = bilevel(world, True, **EXACT), []
     evaluation = [share(batch(100 + count, count), world) for count in (8, 5)]
     search = Search(
@@ -197,7 +197,7 @@ def leaves(value: Any) -> list[Any]:
     return [value]
 
 
-def test_an_epochs_record_is_that_of_all_images(four: Pool) -> None:
+def test_epoch_record_covers_all_images(four: Pool) -> None:
     """Losses, evaluation over unequal shares, the Hessian's eigenvalue, alpha: the same on all ranks, and as on one."""
     want, images = searched(World())
     results = four(2, searched)
@@ -220,7 +220,7 @@ def nan_on_rank_one(world: World, unrolled: bool) -> tuple[list[str], list[int],
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_what_is_not_finite_on_one_rank_is_skipped_on_all(unrolled: bool, four: Pool) -> None:
+def test_non_finite_update_on_one_rank_is_skipped_on_all(unrolled: bool, four: Pool) -> None:
     assert four(2, nan_on_rank_one, unrolled) == [([], [1, 1], False)] * 2
 
 
@@ -233,9 +233,9 @@ def meetings(world: World) -> list[Any]:
         except (ValueError, PeerError, WorldError) as error:
             return type(error).__name__, str(error)
 
-    def fails(where: bool, told: str) -> int:
+    def fails(where: bool, message: str) -> int:
         if where:
-            raise ValueError(told)
+            raise ValueError(message)
         return world.rank
 
     weights = [torch.full((2, 3), float(world.rank)), torch.full((), world.rank)]
@@ -257,7 +257,8 @@ def meetings(world: World) -> list[Any]:
     ]
 
 
-def test_meetings(four: Pool) -> None:
+def test_barriers_and_gathers(four: Pool) -> None:
+    """Results and errors of agree, gather, on_rank_zero, on_all_ranks and compare on three ranks."""
     elsewhere = ("PeerError", "another rank could not start")
     differ = ("WorldError", "rank 2 was started differently from rank 0: --momentum is 0.8 there, 0.9 on rank 0")
     for rank, got in enumerate(four(3, meetings)):
@@ -278,7 +279,7 @@ def may_take(world: World) -> int:
         plan.steps = planned_with
 
 
-def test_ranks_that_share_a_device_share_its_memory(four: Pool) -> None:
+def test_ranks_on_one_device_share_its_memory(four: Pool) -> None:
     assert four(3, may_take) == [40, 40, 40]
 
 
@@ -300,15 +301,15 @@ def drift(world: World) -> tuple[int, str]:
     return -1, ""
 
 
-def test_ranks_that_drift_apart_are_found_and_named(four: Pool) -> None:
-    for step, told in four(3, drift):
+def test_diverged_ranks_are_named(four: Pool) -> None:
+    for step, message in four(3, drift):
         assert step == 3
-        assert told.startswith("after step 4, ranks hold different values: rank 1 in ")
-        assert "cells.0._ops.weights" in told or " more of " in told  # the next step carried it everywhere
-        assert "rank 2" not in told and "rank 0" not in told
+        assert message.startswith("after step 4, ranks hold different values: rank 1 in ")
+        assert "cells.0._ops.weights" in message or " more of " in message  # the next step carried it everywhere
+        assert "rank 2" not in message and "rank 0" not in message
 
 
-def test_a_checksum_sees_every_bit_and_place() -> None:
+def test_checksum_detects_any_changed_word() -> None:
     t = torch.randn(3, 4, 5, 5).to(memory_format=torch.channels_last)
     before = checksum(t)
     assert torch.equal(checksum(t.contiguous()), before)
@@ -330,14 +331,14 @@ def waits_for_the_other(world: World, seconds: float) -> tuple[str, float]:
     return "", 0.0
 
 
-def test_a_rank_that_does_not_answer_is_lost_within_the_time_out() -> None:
+def test_unresponsive_rank_is_lost_within_timeout() -> None:
     with pool(2, timeout=2.0) as two:
-        told, seconds = two(2, waits_for_the_other, 6.0)[0]
-    assert told.startswith("rank 0 of 2 lost the others while summing over the ranks: a rank has exited, or the network")
+        message, seconds = two(2, waits_for_the_other, 6.0)[0]
+    assert message.startswith("rank 0 of 2 lost the others while summing over the ranks: a rank has exited, or the network")
     assert 1.0 < seconds < 5.0
 
 
-def test_a_rank_that_leaves_is_not_waited_for() -> None:
+def test_ended_rank_is_not_waited_for() -> None:
     store = dist.HashStore()
     one, two = (World(RankInfo(rank, 2), store=store) for rank in range(2))
     two._leave()
@@ -345,7 +346,7 @@ def test_a_rank_that_leaves_is_not_waited_for() -> None:
         one.on_all_ranks(lambda: 5)
 
 
-def test_a_process_alone_meets_nobody() -> None:
+def test_single_process_does_not_communicate() -> None:
     world, flat = World(), torch.arange(3.0)
     world.average(flat)
     assert flat.tolist() == [0.0, 1.0, 2.0] and world.is_single and world.is_main
@@ -355,7 +356,7 @@ def test_a_process_alone_meets_nobody() -> None:
     world.compare({})
 
 
-def test_the_seat_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_info_follows_torchrun_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     assert RankInfo.of_environment() == RankInfo() and RankInfo().threads() == torch.get_num_threads()
@@ -372,7 +373,7 @@ def test_the_seat_is_what_torchrun_says(monkeypatch: pytest.MonkeyPatch) -> None
     assert RankInfo(0, 64, 0, 64).threads() == max(1, len(os.sched_getaffinity(0)) // 64)
 
 
-def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ranks_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
@@ -385,7 +386,7 @@ def test_ranks_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_what_an_earlier_start_left_in_the_store_is_not_taken() -> None:
+def test_keys_of_earlier_start_are_ignored() -> None:
     """Two starts over one store, in threads: each has a part of its own, and the second is not met by the first one's rank."""
     store, limit, names = dist.HashStore(), timedelta(seconds=20), []
     for _ in range(2):
@@ -400,7 +401,7 @@ def test_what_an_earlier_start_left_in_the_store_is_not_taken() -> None:
         _of_this_start(store, RankInfo(0, 3), timedelta(seconds=0.2))
 
 
-def test_work_reaches_the_ranks(four: Pool) -> None:
+def test_harness_reports_errors_of_ranks(four: Pool) -> None:
     """The harness: an error on a rank is an error of the test."""
     with pytest.raises(AssertionError, match="'str' object has no attribute 'skeleton'"):
         four(2, ranks.steps, 1, 0, False, {"space": "no space"})

@@ -23,7 +23,7 @@ from tests.support.bilevels import batch, make, number
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_status_is_one_line_replaced_at_most_once_a_second(tmp_path, monkeypatch):
+def test_status_is_rewritten_at_most_once_a_second(tmp_path, monkeypatch):
     clock = iter([10.0, 10.0, 10.5, 11.0, 11.0])
     monkeypatch.setattr(status_file, "monotonic", lambda: next(clock))
     status = Status(tmp_path / "status")
@@ -46,12 +46,12 @@ def test_status_is_one_line_replaced_at_most_once_a_second(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("text", ["5", "5:3", "0:3", "a:b", "1:2:3", "-1:3", "", "1:", "1.0:2"])
-def test_windows_that_are_none(text):
+def test_invalid_profile_ranges_are_rejected(text):
     with pytest.raises(ValueError, match=r"step"):
         ProfileRange.parse(text)
 
 
-def test_the_window_is_traced_and_no_step_outside_it(tmp_path, caplog):
+def test_only_profile_range_is_traced(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastdarts")
     profiler = Profiler(ProfileRange.parse("2:3"), tmp_path, torch.device("cpu"))
     for step in range(1, 6):
@@ -65,7 +65,7 @@ def test_the_window_is_traced_and_no_step_outside_it(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", [b"run\xe9", b"run\n"])
-def test_a_folder_of_any_name_gets_its_trace_and_event_files(name, tmp_path):
+def test_folder_of_any_name_gets_trace_and_event_files(name, tmp_path):
     pytest.importorskip("tensorboard")
     folder = tmp_path / os.fsdecode(name)
     folder.mkdir()
@@ -78,7 +78,7 @@ def test_a_folder_of_any_name_gets_its_trace_and_event_files(name, tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == {folder.name}
 
 
-def test_a_window_from_the_first_step_on_and_one_that_is_cut_off(tmp_path, caplog):
+def test_profile_range_may_start_at_first_step_or_be_cut_off(tmp_path, caplog):
     caplog.set_level(logging.INFO, "fastdarts")
     profiler = Profiler(ProfileRange(1, 2), tmp_path, torch.device("cpu"))
     profiler.after_step(1)
@@ -86,7 +86,7 @@ def test_a_window_from_the_first_step_on_and_one_that_is_cut_off(tmp_path, caplo
     assert "no trace: the run ended before step 2" in caplog.text and not list(tmp_path.iterdir())
 
 
-def test_stages_count_themselves_alone(monkeypatch):
+def test_nested_stages_are_subtracted(monkeypatch):
     """The optimizer's part is within the updates of weights and alpha; the sum is the steps' time."""
     bilevel = make()
     slow = bilevel._update
@@ -103,7 +103,7 @@ def test_stages_count_themselves_alone(monkeypatch):
     assert stages.drain() == {}
 
 
-def test_a_stage_ends_where_its_work_fails():
+def test_stage_ends_when_work_raises():
     stages = StageTimer()
     stages.follow(make())
 
@@ -117,7 +117,7 @@ def test_a_stage_ends_where_its_work_fails():
 
 
 @pytest.mark.gpu
-def test_stages_on_a_gpu_are_those_of_the_device():
+def test_gpu_stages_are_timed_by_events():
     stages = StageTimer()
     stages.follow(make(device="cuda"))
     a = torch.randn(4096, 4096, device="cuda")
@@ -130,7 +130,7 @@ def test_stages_on_a_gpu_are_those_of_the_device():
 
 
 @pytest.mark.skipif(no_tensorboard() is not None, reason="tensorboard is not installed")
-def test_event_files_hold_what_was_measured(tmp_path):
+def test_event_files_contain_measurements(tmp_path):
     """A continued run's events take the place of those after its checkpoint."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

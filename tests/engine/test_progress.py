@@ -13,11 +13,11 @@ from fastdarts.protocols import Extent, StepReport
     ("seconds", "text"),
     [(0, "0:00"), (59.4, "0:59"), (59.6, "1:00"), (61, "1:01"), (3599.9, "1:00:00"), (36_061, "10:01:01"), (-3, "0:00")],
 )
-def test_duration(seconds, text):
+def test_duration_format(seconds, text):
     assert duration(seconds) == text
 
 
-def test_a_line_every_n_steps_with_rate_and_time_left(monkeypatch, caplog):
+def test_progress_line_every_n_steps(monkeypatch, caplog):
     clock = iter([0.0, 2.0, 6.0])
     monkeypatch.setattr("fastdarts.engine.progress.perf_counter", lambda: next(clock))
     progress = Progress(2, Extent(3, 20, 23), Extent(0, 0, 3))

@@ -1,4 +1,4 @@
-"""The run folder: atomic files, what may be continued, what is dropped on the way back to a checkpoint."""
+"""The run folder: atomic files, continuation, records dropped when a checkpoint is restored."""
 
 import json
 from dataclasses import asdict
@@ -18,7 +18,7 @@ def made(path, **settings):
     return folder
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+def test_failed_write_keeps_old_file(tmp_path):
     path = tmp_path / "f"
     write_text(path, "old")
 
@@ -37,12 +37,12 @@ def test_new_and_empty_folders_are_new_runs(tmp_path):
     assert RunFolder.open(tmp_path, SearchImagenetSettings()).saved is None
 
 
-def test_a_run_of_the_same_settings_is_continued(tmp_path):
+def test_run_with_same_settings_is_continued(tmp_path):
     made(tmp_path / "run", epochs=3)
     assert RunFolder.open(tmp_path / "run", SearchImagenetSettings(epochs=3, workers=5)).saved is not None
 
 
-def test_other_settings_are_refused_and_named(tmp_path):
+def test_other_settings_are_rejected_by_name(tmp_path):
     made(tmp_path / "run", epochs=3)
     with pytest.raises(RunFolderError) as error:
         RunFolder.open(tmp_path / "run", SearchImagenetSettings(epochs=4, seed=1))
@@ -50,7 +50,7 @@ def test_other_settings_are_refused_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["console.txt", "slurm-1.out", ".DS_Store", ".nfs0001", "._x", "train.log", "thesis.tex"])
-def test_files_that_are_not_a_runs_are_left_alone(tmp_path, name):
+def test_foreign_files_are_kept(tmp_path, name):
     """A scheduler's or the shell's output, what the system puts there, notes."""
     (tmp_path / name).write_text("x")
     folder = RunFolder.open(tmp_path, SearchImagenetSettings())
@@ -64,7 +64,7 @@ def test_files_that_are_not_a_runs_are_left_alone(tmp_path, name):
 @pytest.mark.parametrize(
     "name", ["report.html", "log.txt", "checkpoint.3.pt", "train.txt", "status", "cell_normal.svg", "sweep.json"]
 )
-def test_what_a_run_would_replace_is_refused_and_named(tmp_path, name):
+def test_files_a_run_would_overwrite_are_named(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(RunFolderError, match=name.replace("sweep.json", "contains a sweep")) as error:
         RunFolder.open(tmp_path, SearchImagenetSettings())
@@ -81,13 +81,13 @@ def test_damaged_settings_are_named(tmp_path, text):
         RunFolder.open(tmp_path, SearchImagenetSettings())
 
 
-def test_a_run_killed_before_its_settings_begins_anew(tmp_path):
+def test_run_killed_before_settings_restarts(tmp_path):
     (tmp_path / ".lock").touch()
     (tmp_path / "train.txt").write_text("train/a/1.JPEG\n")
     assert RunFolder.open(tmp_path, SearchImagenetSettings()).saved is None
 
 
-def test_restore_drops_what_was_logged_after_the_checkpoint(tmp_path):
+def test_restore_drops_records_after_checkpoint(tmp_path):
     folder = made(tmp_path / "run")
     for epoch in (1, 2):
         folder.append("metrics.jsonl", {"kind": "epoch", "epoch": epoch})
@@ -98,14 +98,14 @@ def test_restore_drops_what_was_logged_after_the_checkpoint(tmp_path):
     assert [json.loads(line)["epoch"] for line in folder["metrics.jsonl"].read_text().splitlines()] == [1]
 
 
-def test_restore_without_a_checkpoint_begins_at_zero(tmp_path):
+def test_restore_without_checkpoint_starts_at_zero(tmp_path):
     folder = made(tmp_path / "run")
     folder.append("metrics.jsonl", {"kind": "step", "epoch": 1, "step": 1})
     assert folder.restore() is None and folder["metrics.jsonl"].read_text() == ""
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
-def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, keep):
+def test_damaged_checkpoint_is_named_and_kept(tmp_path, keep):
     folder = made(tmp_path / "run")
     folder.append("metrics.jsonl", {"kind": "epoch", "epoch": 1})
     folder.save({"epoch": 1, "w": torch.randn(1000)})
@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_kept(tmp_path, keep):
     assert folder["checkpoint.pt"].exists() and folder["metrics.jsonl"].read_text()
 
 
-def test_a_damaged_metrics_line_is_named(tmp_path):
+def test_damaged_metrics_line_is_named(tmp_path):
     folder = made(tmp_path / "run")
     folder["metrics.jsonl"].write_text("not json\n")
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl is damaged"):

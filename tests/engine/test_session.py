@@ -31,7 +31,7 @@ processes = get_context("fork")
 
 
 class Line:
-    """Least squares by noisy gradients with momentum: three numbers of an image tell its label.
+    """Least squares by noisy gradients with momentum: three numbers of an image determine its label.
 
     act     called in each step with its number, from 1, and with -number while it waits for the batch after that step
     poison  an image that makes the loss NaN
@@ -197,7 +197,8 @@ class Noting(Reporter):
         self.calls.append(f"finished, {(self.folder / 'status').read_text().split()[0]}")
 
 
-def test_what_the_folder_holds(finished: Path) -> None:
+def test_folder_contents(finished: Path) -> None:
+    """Records, checkpoints, timing and status of a finished run."""
     epochs, steps = records(finished, "epoch"), records(finished, "step")
     assert [(r["epoch"], r["step"]) for r in steps] == [(1, 2), (1, 4), (2, 6), (2, 8), (3, 10), (3, 12)]
     assert steps[0].keys() == {"kind", "epoch", "step", "train_loss"}
@@ -212,7 +213,7 @@ def test_what_the_folder_holds(finished: Path) -> None:
     assert not list(finished.glob(".checkpoint*"))
 
 
-def test_the_reporter_is_called_in_order(
+def test_reporter_is_called_in_order(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("fastdarts.engine.session.REPORT_SECONDS", -1.0)
@@ -228,7 +229,7 @@ def test_the_reporter_is_called_in_order(
     assert load_checkpoint(tmp_path / "checkpoint.pt")["w"].equal(load_checkpoint(finished / "checkpoint.pt")["w"])
 
 
-def test_nothing_is_left_to_do(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_finished_run_does_nothing(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "fastdarts")
     before = {path.name: path.read_bytes() for path in finished.iterdir() if path.name != "status"}
     train(finished)
@@ -241,7 +242,7 @@ def at(step: int, number: int) -> Act:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_in_any_step_it_ends_as_if_it_had_not_been(seed: int, finished: Path, tmp_path: Path) -> None:
+def test_resume_after_kill_is_bitwise_identical(seed: int, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for step in sorted(random.Random(seed).sample(range(1, STEPS * EPOCHS + 1), 2)):
         process = processes.Process(target=train, args=(folder, at(step, signal.SIGKILL)))
@@ -253,7 +254,7 @@ def test_killed_in_any_step_it_ends_as_if_it_had_not_been(seed: int, finished: P
 
 
 @pytest.mark.parametrize("step", [1, 4, 6, 12])
-def test_stopped_it_loses_nothing(step: int, finished: Path, tmp_path: Path) -> None:
+def test_resume_after_stop_is_bitwise_identical(step: int, finished: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped, match="SIGTERM"):
         train(tmp_path / "run", at(step, signal.SIGTERM), checkpoint_minutes=0.0)
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == step
@@ -263,7 +264,7 @@ def test_stopped_it_loses_nothing(step: int, finished: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("poison", "saved"), [(-1, 2), (7, None)], ids=["good", "bad"])
-def test_stopped_while_it_waits_it_saves_what_is_good(poison: int, saved: int | None, tmp_path: Path) -> None:
+def test_stop_while_waiting_saves_only_finite_steps(poison: int, saved: int | None, tmp_path: Path) -> None:
     """The second step's numbers are bad and nobody has looked yet: with --on_bad stop they are in no checkpoint."""
     seldom = {"on_bad": "stop", "log_every": 100, "checkpoint_minutes": 0.0}
     with pytest.raises(Stopped):
@@ -272,7 +273,7 @@ def test_stopped_while_it_waits_it_saves_what_is_good(poison: int, saved: int | 
     assert (load_checkpoint(path)["step"] if path.exists() else None) == saved
 
 
-def test_the_end_of_a_run_is_broken_off_where_it_allows_that(finished: Path, tmp_path: Path) -> None:
+def test_conclusion_is_interruptible(finished: Path, tmp_path: Path) -> None:
     class Interrupted(Noting):
         def conclude(self, interruptible: Callable[[], AbstractContextManager[Any]]) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -287,7 +288,7 @@ def test_the_end_of_a_run_is_broken_off_where_it_allows_that(finished: Path, tmp
     assert (tmp_path / "status").read_text().startswith("finished")
 
 
-def test_bad_numbers_are_skipped_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_non_finite_steps_are_skipped_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     line = train(tmp_path, poison=7)
     assert line.w.isfinite().all() and line.skipped.tolist() == [1]
     named = "step 2 of epoch 1: the loss of the weights is nan, the update of the weights was skipped; images of the weights: "
@@ -295,27 +296,27 @@ def test_bad_numbers_are_skipped_and_named(tmp_path: Path, caplog: pytest.LogCap
     assert [r["train_loss"] is None for r in records(tmp_path, "step")] == [True, False] * EPOCHS
 
 
-def test_bad_numbers_stop_the_run_before_its_checkpoint(tmp_path: Path) -> None:
+def test_non_finite_step_stops_before_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"step 2 of epoch 1: .*7\.png.*--on_bad skip or rewind would continue"):
         train(tmp_path, poison=7, on_bad="stop")
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 1
 
 
-def test_bad_numbers_send_the_run_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_non_finite_step_rewinds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     line = train(tmp_path, poison=7, on_bad="rewind")
     assert caplog.text.count("rewound to step ") >= EPOCHS and "with the images after those of step 2\n" in caplog.text
     assert line.step == STEPS * EPOCHS < line.positions and not line.skipped.any()
     assert [r["step"] for r in records(tmp_path, "step")] == list(range(2, 13, 2))
 
 
-def test_a_run_that_is_sent_back_again_and_again_ends(tmp_path: Path) -> None:
+def test_repeated_rewinds_end_the_run(tmp_path: Path) -> None:
     """Checkpoints are of whole epochs only, and each epoch has a bad step."""
     with pytest.raises(DivergedError, match=r"step 4 of epoch 1: .* rewound to step 0 3 times with the same result"):
         train(tmp_path, poison=7, on_bad="rewind", checkpoint_minutes=0.0)
     assert load_checkpoint(tmp_path / "checkpoint.pt")["step"] == 0
 
 
-def test_a_checkpoint_of_something_else_is_one_line(finished: Path, tmp_path: Path) -> None:
+def test_foreign_checkpoint_is_rejected(finished: Path, tmp_path: Path) -> None:
     state = load_checkpoint(finished / "checkpoint.pt")
     torch.save(state | {"w": torch.zeros(4)}, tmp_path / "checkpoint.pt")
     with pytest.raises(RunFolderError, match="does not fit this run"):
@@ -346,7 +347,7 @@ def two_ranks(folder: Path, act: Act = lambda step: None) -> list[int | None]:
     return [process.exitcode for process in ranks]
 
 
-def test_two_ranks_end_where_one_process_does(finished: Path, tmp_path: Path) -> None:
+def test_two_ranks_match_one_process(finished: Path, tmp_path: Path) -> None:
     """Stopped by a signal to the second one, and continued: equal to the bit, and to one process but for rounding."""
     folder = tmp_path / "run"
     assert two_ranks(folder, at(6, signal.SIGTERM)) == [75, 75]

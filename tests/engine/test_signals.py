@@ -25,7 +25,7 @@ def send_in_vain(number):
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)], ids=lambda v: str(v)
 )
-def test_a_signal_ends_what_is_not_deferred(number, status):
+def test_signal_interrupts_undeferred_code(number, status):
     before = [signal.getsignal(n) for n in SIGNALS]
     with pytest.raises(Stopped) as stopped, SignalHandler():
         send_in_vain(number)
@@ -33,12 +33,12 @@ def test_a_signal_ends_what_is_not_deferred(number, status):
     assert [signal.getsignal(n) for n in SIGNALS] == before
 
 
-def test_no_exception_clause_swallows_it():
+def test_stop_is_not_caught_by_except_exception():
     with pytest.raises(Stopped), SignalHandler(), suppress(Exception):
         send(signal.SIGTERM)
 
 
-def test_while_deferred_it_is_noted():
+def test_deferred_signal_is_recorded():
     with SignalHandler() as signals, signals.deferred():
         send(signal.SIGTERM)
         send(signal.SIGUSR1)  # the first one counts
@@ -49,7 +49,7 @@ def test_while_deferred_it_is_noted():
             pytest.fail("went on")
 
 
-def test_inside_deferred_some_things_may_be_broken_off():
+def test_at_once_interrupts_inside_deferred():
     with SignalHandler() as signals, signals.deferred():
         with signals.at_once():
             pass
@@ -57,7 +57,7 @@ def test_inside_deferred_some_things_may_be_broken_off():
             send_in_vain(signal.SIGUSR1)
 
 
-def test_with_other_ranks_nothing_is_broken_off():
+def test_shared_deferral_is_not_interrupted():
     with SignalHandler() as signals, signals.deferred():
         with signals.deferred(shared=True):
             with signals.at_once():
@@ -68,14 +68,14 @@ def test_with_other_ranks_nothing_is_broken_off():
             pytest.fail("went on")
 
 
-def test_what_all_ranks_agree_on_counts_from_then_on():
+def test_agreed_signal_is_used():
     with SignalHandler() as signals, signals.deferred():
         stopped = signals.agreed(signal.SIGUSR1)
         send(signal.SIGTERM)
         assert (stopped.number, stopped.agreed, signals.signal) == (signal.SIGUSR1, True, signal.SIGUSR1)
 
 
-def test_another_thread_leaves_the_handlers_alone():
+def test_other_threads_do_not_install_handlers():
     seen = []
 
     def enter():
@@ -89,7 +89,7 @@ def test_another_thread_leaves_the_handlers_alone():
     assert seen == before
 
 
-def test_a_second_interrupt_ends_the_process_at_once(root):
+def test_second_interrupt_ends_process_at_once(root):
     code = """
 import os, signal
 from fastdarts.engine import SignalHandler

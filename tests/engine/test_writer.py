@@ -8,7 +8,7 @@ import torch
 from fastdarts.engine import Writer
 
 
-def test_later_steps_do_not_change_what_is_written():
+def test_later_steps_do_not_change_written_state():
     go, written = threading.Event(), []
 
     def put(state):
@@ -30,7 +30,7 @@ def test_later_steps_do_not_change_what_is_written():
     assert not writer.busy
 
 
-def test_a_write_waits_for_the_one_before():
+def test_write_waits_for_previous_one():
     order = []
     writer = Writer()
     for number in range(3):
@@ -40,7 +40,7 @@ def test_a_write_waits_for_the_one_before():
 
 
 @pytest.mark.parametrize("call", ["check", "wait", "write"])
-def test_what_it_raises_is_raised_once_by_the_next_call(call):
+def test_write_error_is_raised_once_by_next_call(call):
     def fail(_):
         raise OSError(28, "No space left on device")
 
@@ -53,7 +53,7 @@ def test_what_it_raises_is_raised_once_by_the_next_call(call):
     writer.wait()
 
 
-def test_close_waits_and_says_nothing():
+def test_close_waits_without_raising():
     done = []
     writer = Writer()
     writer.write(1, done.append)

@@ -1,4 +1,4 @@
-"""The resident cache on a GPU: the bits of the one in RAM, on the right stream, beside a search that is captured."""
+"""The resident cache on a GPU: bitwise equal to the one in RAM, on the right stream, with captured searches."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def same(on_gpu: Batch, on_cpu: Batch) -> bool:
 
 
 @pytest.mark.parametrize("where", ["memory", "file"])
-def test_the_bits_of_the_cache_in_ram(where: str, tree: Tree, tmp_path: Path) -> None:  # noqa: F811
+def test_device_cache_is_bitwise_ram_cache(where: str, tree: Tree, tmp_path: Path) -> None:  # noqa: F811
     layout = layout_of(tree(a=40, b=30))
     mine = Cache.make(layout, CUDA, folder=tmp_path / "cache" if where == "file" else None, threads=4)
     theirs = Cache.make(layout, "cpu")
@@ -48,7 +48,7 @@ def test_the_bits_of_the_cache_in_ram(where: str, tree: Tree, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_arrive_whole_while_the_device_is_busy(workers: int, tree: Tree) -> None:  # noqa: F811
+def test_batches_are_complete_while_device_is_busy(workers: int, tree: Tree) -> None:  # noqa: F811
     """They come on a stream of their own: work queued on the consumer's must neither see half a batch nor lose its memory."""
     layout = layout_of(tree(a=40, b=30))
     with FolderLoader(layout.index, layout.numbers, workers=0, **order()) as loader:
@@ -66,14 +66,14 @@ def test_batches_arrive_whole_while_the_device_is_busy(workers: int, tree: Tree)
         assert total.cpu().equal(batch.images.long().sum((1, 2, 3)))
 
 
-def test_where_it_has_room() -> None:
+def test_placement_follows_free_memory() -> None:
     free = torch.cuda.mem_get_info(CUDA)[0]
     assert placement.choose("auto", 2**20, CUDA).where == "device"
     assert placement.choose("auto", free, CUDA).where != "device"
     assert placement.choose("auto", 2**20, CUDA, reserved=2 * free).where != "device"
 
 
-def test_a_captured_search_from_the_device(tmp_path: Path) -> None:
+def test_captured_search_from_device_cache_matches_ram(tmp_path: Path) -> None:
     """The same bytes from the device's cache and from RAM, graphs captured while the input's thread works."""
     root = write_tree(tmp_path / "images", side=60)
     runs = []

@@ -1,4 +1,4 @@
-"""A search on a GPU whose state is copied beside its steps, and that goes on from the copy."""
+"""State of a GPU search copied concurrently with its steps, and resumed from the copy."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)
 
 
-def test_later_steps_do_not_change_a_copy() -> None:
+def test_later_steps_do_not_change_copy() -> None:
     """Steps are ordered behind the copy while it may still be under way."""
     bilevel = bilevels.make(device="cuda")
     for step in range(2):
@@ -27,7 +27,7 @@ def test_later_steps_do_not_change_a_copy() -> None:
     assert all(torch.equal(a, want[f"alpha {i}"].cpu()) for i, a in enumerate(state["alpha"]))
 
 
-def test_ordering_a_copy_does_not_wait_for_the_device() -> None:
+def test_copy_does_not_synchronise() -> None:
     bilevel = bilevels.make(device="cuda")
     bilevel(bilevels.number(0, "cuda"), bilevels.batch(0, device="cuda"), bilevels.batch(9, device="cuda"))
     state, written = bilevels.everything(bilevel), []
@@ -42,7 +42,7 @@ def test_ordering_a_copy_does_not_wait_for_the_device() -> None:
     assert all(torch.equal(written[0][name], tensor.cpu()) for name, tensor in state.items())
 
 
-def test_the_devices_generator_goes_on_where_it_stood() -> None:
+def test_device_generator_resumes() -> None:
     saved = Copy(rng_state(DEVICE)).ready()
     first = torch.rand(3, device=DEVICE)
     set_rng_state(saved, DEVICE)

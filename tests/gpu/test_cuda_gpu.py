@@ -38,7 +38,7 @@ def after(backend: str, memory: Memory, one: Launch, given: dict[str, Tensor | i
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("kernel", CHECKS)
 @pytest.mark.parametrize("backend", STARTS)
-def test_launches(backend: str, kernel: str, call: CellCall, dtype: torch.dtype) -> None:
+def test_launches_match_triton_bitwise(backend: str, kernel: str, call: CellCall, dtype: torch.dtype) -> None:
     for memory, one, given in launches(kernel, call, dtype):
         left, again = (after(backend, memory, one, given) for _ in range(2))
         assert all(same_bits(again[name], left[name]) for name in left)
@@ -47,7 +47,7 @@ def test_launches(backend: str, kernel: str, call: CellCall, dtype: torch.dtype)
 
 @pytest.mark.parametrize("name", ["odd sides", "mean without BN"])
 @pytest.mark.parametrize("kernel", mixed_cell_cuda.MIXING)
-def test_weights_of_candidates_and_edges_may_be_float32(kernel: str, name: str) -> None:
+def test_float32_mixing_weights_are_supported(kernel: str, name: str) -> None:
     """As under autocast. Widened they are the same numbers, so that the same bits come out."""
     for memory, one, given in launches(kernel, CALLS[name], torch.bfloat16):
         wide = given | {mix: given[mix].float() for mix in ("p_ops", "p_edges")}
@@ -57,7 +57,7 @@ def test_weights_of_candidates_and_edges_may_be_float32(kernel: str, name: str) 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [(3, 8, 12, 4, 2), (2, 15, 35, 5, 0), (64, 32, 32, 4, 39), (8, 224, 224, 8, 588)], ids=str)
-def test_patch_mask_has_the_definitions_bits(size: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_patch_mask_is_bitwise_definition(size: tuple[int, ...], dtype: torch.dtype) -> None:
     if why := native.without_cuda():
         pytest.skip(why)
     N, H, W, patch, masked = size

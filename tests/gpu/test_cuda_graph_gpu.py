@@ -26,7 +26,7 @@ from fastdarts.optim.updates import non_finite, step_if_finite
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import main
 from fastdarts.steps import CapturedSteps, CaptureError
-from tests.support import bilevels
+from tests.support import bilevels, trainings
 from tests.support.bilevels import MADE_OF, differing, everything
 from tests.test_search_imagenet import SPLIT, TINY, write_tree
 
@@ -82,7 +82,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("begin", [0, 3])
 @pytest.mark.parametrize("settings", (VARIANTS | MADE_OF).values(), ids=VARIANTS | MADE_OF)
-def test_twenty_captured_steps_are_twenty_steps(settings: dict[str, Any], begin: int) -> None:
+def test_captured_steps_match_uncaptured(settings: dict[str, Any], begin: int) -> None:
     """Alpha begins in the first or fourth step, the rate changes in the tenth, another size of batch comes in the fifteenth."""
     captured, plain = (make(**settings) for _ in range(2))
     run = CapturedSteps(captured, "on")
@@ -107,6 +107,21 @@ def test_twenty_captured_steps_are_twenty_steps(settings: dict[str, Any], begin:
     assert captured.skipped.tolist() == [0, 0]
 
 
+def test_captured_training_of_a_network_is_the_training() -> None:
+    """One update and a moving average: steps of any training are captured as a search's are."""
+    captured, plain = (trainings.make(device="cuda", dtype=torch.float64) for _ in range(2))
+    run = CapturedSteps(captured, "on")
+    for number in range(STEPS):
+        if number == 10:
+            for training in (captured, plain):
+                set_rate(training.optimizer, 2.0**-5)
+        arguments = step_of(number, with_val=False)
+        ours, theirs = run(*arguments), plain(*arguments)
+        assert ours[1] is None and float(ours[0]) == pytest.approx(float(theirs[0]), rel=1e-9)
+    assert run.captured and captured.skipped.tolist() == [0]
+    assert_same(trainings.everything(captured), trainings.everything(plain))
+
+
 def differing_when_deterministic(settings: dict[str, Any]) -> list[str]:
     """What eight captured steps and eight uncaptured ones leave differently."""
     with tf32(False), algorithms(True, "cuda"):
@@ -123,17 +138,17 @@ def differing_when_deterministic(settings: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("amp", ["off", "bf16"])
 @pytest.mark.parametrize("name", ["masked", "masked, second order", "supervised, random channels, second order"])
-def test_fused_captured_steps_have_the_bits_of_uncaptured_ones(name: str, amp: str) -> None:
+def test_fused_captured_steps_are_bitwise_identical(name: str, amp: str) -> None:
     assert in_a_process(differing_when_deterministic, VARIANTS[name] | {"amp": amp}) == []
 
 
 @pytest.mark.parametrize("name", [name for name in MADE_OF if name != "colourisation"])
-def test_other_steps_have_the_bits_of_uncaptured_ones_too(name: str) -> None:
+def test_captured_steps_of_other_objectives_are_bitwise_identical(name: str) -> None:
     """Not colourisation's: upsampling its logits backward adds up in any order."""
     assert in_a_process(differing_when_deterministic, MADE_OF[name]) == []
 
 
-def test_capturing_leaves_no_trace() -> None:
+def test_capture_changes_no_state() -> None:
     """Not even in the generator: warm-up and capture, then everything is as before the first replay."""
     bilevel = make()
     run = CapturedSteps(bilevel, "on")
@@ -150,7 +165,7 @@ def test_capturing_leaves_no_trace() -> None:
 
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_replayed_step_never_waits(masked: bool, unrolled: bool) -> None:
+def test_replayed_step_does_not_synchronise(masked: bool, unrolled: bool) -> None:
     run = CapturedSteps(make(masked=masked, unrolled=unrolled, sampling="random", dtype=torch.float32), "on")
     run(*step_of(0))
     steps = [step_of(number) for number in range(1, 4)]
@@ -161,7 +176,7 @@ def test_a_replayed_step_never_waits(masked: bool, unrolled: bool) -> None:
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_an_uncaptured_step_never_waits_either(unrolled: bool) -> None:
+def test_uncaptured_step_does_not_synchronise(unrolled: bool) -> None:
     bilevel = make(unrolled=unrolled, arch_grad_clip=5.0, dtype=torch.float32)
     for number in range(2):
         bilevel(*step_of(number))
@@ -171,7 +186,7 @@ def test_an_uncaptured_step_never_waits_either(unrolled: bool) -> None:
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_nan_inside_a_replay_leaves_everything_as_it_was(unrolled: bool) -> None:
+def test_nan_in_replay_changes_no_state(unrolled: bool) -> None:
     bilevel = make(unrolled=unrolled, dtype=torch.float32)
     factor = torch.ones((), device="cuda")
     bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * factor)
@@ -188,7 +203,7 @@ def test_nan_inside_a_replay_leaves_everything_as_it_was(unrolled: bool) -> None
     assert bilevel.skipped.tolist() == [2, 2] and differing(everything(bilevel), before) != []
 
 
-def test_nan_in_the_very_first_step() -> None:
+def test_nan_in_first_step_leaves_no_uninitialised_state() -> None:
     """Nothing that was never written to may be left in an optimizer's state."""
     bilevel = make(dtype=torch.float32)
     factor = torch.full((), torch.nan, device="cuda")
@@ -200,7 +215,7 @@ def test_nan_in_the_very_first_step() -> None:
 
 @pytest.mark.parametrize("first_bad", [0, 2])
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "foreach SGD"])
-def test_optimizers_skip_on_the_device(kind: str, first_bad: int) -> None:
+def test_optimizers_skip_on_device(kind: str, first_bad: int) -> None:
     """Steps with a skipped one among them end where the others alone end, to the bit."""
     g = torch.Generator().manual_seed(0)
     grads = [torch.randn(300, generator=g).cuda() for _ in range(4)]
@@ -224,7 +239,7 @@ def test_optimizers_skip_on_the_device(kind: str, first_bad: int) -> None:
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_a_lower_precision_is_captured_too(amp: str) -> None:
+def test_lower_precision_is_captured(amp: str) -> None:
     low, full = make(amp=amp, dtype=torch.float32), make(dtype=torch.float32)
     run = CapturedSteps(low, "on")
     for number in range(8):
@@ -251,7 +266,7 @@ class Waits(torch.nn.Module):
         return loss * (1.0 if loss.item() > 0 else 2.0)
 
 
-def test_an_objective_that_waits_goes_on_uncaptured() -> None:
+def test_synchronising_objective_runs_uncaptured() -> None:
     captured, plain = make(), make()
     for bilevel in (captured, plain):
         bilevel.objective = Waits(bilevel.objective)
@@ -288,12 +303,12 @@ def fail_to_capture() -> None:
     assert all(map(torch.isfinite, again(*step_of(3)))) and again.captured
 
 
-def test_a_capture_that_fails_goes_on_uncaptured() -> None:
+def test_failed_capture_continues_uncaptured() -> None:
     """What the warm-up does not see: here a wait that happens only while capturing. torch itself goes on as before."""
     in_a_process(fail_to_capture)
 
 
-def test_both_graphs_share_one_pool() -> None:
+def test_graphs_share_memory_pool() -> None:
     """Alpha's graph adds little to what the weights' graph holds, and both together little to an uncaptured step."""
 
     def reserved() -> int:
@@ -326,7 +341,7 @@ def test_both_graphs_share_one_pool() -> None:
 @pytest.mark.parametrize(
     "flags", ["--backend triton", "--amp bf16 --cuda_graph on", "--amp fp16", "--tf32 --unrolled --cuda_graph on"]
 )
-def test_the_command_captures(flags: str, tmp_path: Path) -> None:
+def test_command_captures_steps(flags: str, tmp_path: Path) -> None:
     """A search of three epochs, alpha from the second on; the finished run goes on to load its checkpoint."""
     tree = write_tree(tmp_path / "images")
     argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "3", "--begin", "1", "--device", "cuda", *flags.split()]
@@ -340,7 +355,7 @@ def test_the_command_captures(flags: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("objective", ["mae", "supervised"])
-def test_deterministic_searches_repeat_bit_for_bit(objective: str, tmp_path: Path, root: Path) -> None:
+def test_deterministic_searches_are_bitwise_reproducible(objective: str, tmp_path: Path, root: Path) -> None:
     tree = write_tree(tmp_path / "images")
     argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "3", "--begin", "1", "--device", "cuda", "--deterministic"]
     metrics = []
@@ -354,7 +369,7 @@ def test_deterministic_searches_repeat_bit_for_bit(objective: str, tmp_path: Pat
 
 
 @pytest.mark.skipif(not provenance.apex().startswith(provenance.NVIDIAS), reason=f"apex: {provenance.apex()}")
-def test_apex_moves_parameters_as_torch_does() -> None:
+def test_apex_matches_torch_optimizers() -> None:
     g = torch.Generator().manual_seed(0)
     grads = [torch.randn(300, generator=g).cuda() for _ in range(4)]
     for make_one, how in ((weight_optimizer, {"momentum": 0.9}), (arch_optimizer, {})):

@@ -1,4 +1,4 @@
-"""DALI on a GPU: nvJPEG's pixels beside Pillow's, memory that is not written again too early, resuming, odd files, faults."""
+"""DALI on a GPU: nvJPEG's pixels against Pillow's, memory reuse, resuming, unusual files, faults."""
 
 import gc
 from pathlib import Path
@@ -49,7 +49,7 @@ def off(a: Batch, b: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", [64, 224])
-def test_pixels_are_pillows(size: int, index: ImageIndex) -> None:
+def test_pixels_match_pillow(size: int, index: ImageIndex) -> None:
     """Within what another inverse transform and other colour arithmetic round differently; the border as on a CPU."""
     with loader(index, image_size=size) as ours, folder(index, image_size=size) as theirs:
         for _ in range(4):
@@ -60,7 +60,7 @@ def test_pixels_are_pillows(size: int, index: ImageIndex) -> None:
             assert levels.max() <= 64
 
 
-def test_odd_files(tmp_path: Path) -> None:
+def test_unusual_files_are_decoded(tmp_path: Path) -> None:
     photo = picture(90, 70, 0)
     (tmp_path / "train/a").mkdir(parents=True)
     kinds: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -81,7 +81,7 @@ def test_odd_files(tmp_path: Path) -> None:
             assert off(next(ours), next(theirs)).float().mean((1, 2, 3)).max() < 2
 
 
-def test_resuming_is_bit_identical(index: ImageIndex) -> None:
+def test_resume_is_bitwise_identical(index: ImageIndex) -> None:
     with loader(index) as whole:
         expected = [next(whole) for _ in range(6)]
     with loader(index, start=3) as resumed:
@@ -89,7 +89,7 @@ def test_resuming_is_bit_identical(index: ImageIndex) -> None:
             assert same(next(resumed), batch)
 
 
-def test_memory_is_not_written_while_it_is_read(index: ImageIndex) -> None:
+def test_memory_is_not_overwritten_while_read(index: ImageIndex) -> None:
     """The step's stream lags far behind while batch after batch is made and given up."""
     with loader(index) as batches:
         expected = [int(next(batches).images.long().sum()) for _ in range(20)]
@@ -104,7 +104,7 @@ def test_memory_is_not_written_while_it_is_read(index: ImageIndex) -> None:
     assert [int(x) for x in sums] == expected
 
 
-def test_batches_that_are_kept_stay(index: ImageIndex) -> None:
+def test_kept_batches_are_not_overwritten(index: ImageIndex) -> None:
     with loader(index) as batches:
         kept = [next(batches).images for _ in range(10)]
         copies = [images.clone() for images in kept]
@@ -113,7 +113,7 @@ def test_batches_that_are_kept_stay(index: ImageIndex) -> None:
     assert all(images.equal(copy) for images, copy in zip(kept, copies, strict=True))
 
 
-def test_a_graph_is_captured_while_batches_are_made(index: ImageIndex) -> None:
+def test_graph_capture_during_batch_production(index: ImageIndex) -> None:
     """As the engine captures: errors are those of its own thread."""
     x = torch.ones(64, device="cuda")
     with loader(index) as batches:
@@ -152,7 +152,7 @@ def test_memory_does_not_grow(index: ImageIndex) -> None:
 
 
 @pytest.mark.parametrize("fault", ["truncated", "deleted", "replaced"])
-def test_a_file_that_breaks_later(fault: str, tmp_path: Path) -> None:
+def test_file_damaged_later_is_named_and_loader_continues(fault: str, tmp_path: Path) -> None:
     (tmp_path / "train/a").mkdir(parents=True)
     for i in range(8):
         picture(60, 50, i).save(tmp_path / f"train/a/{i}.JPEG")

@@ -25,7 +25,7 @@ def on_cpu(supernet: str) -> list[float]:
 
 @pytest.mark.parametrize("supernet", SIZES)
 @pytest.mark.parametrize("side", ["eager", "channels-last"])
-def test_float64_follows_the_cpu(supernet: str, side: str) -> None:
+def test_float64_matches_cpu(supernet: str, side: str) -> None:
     assert losses(supernet, side, 3) == pytest.approx(on_cpu(supernet), rel=1e-7)
 
 
@@ -39,6 +39,6 @@ def test_lower_precision_starts_near_float64(supernet: str, dtype: str, rel: flo
 
 @pytest.mark.parametrize("supernet", SIZES)
 @pytest.mark.parametrize("side", ["graph", "graph-channels-last"])
-def test_a_captured_step_is_the_step(supernet: str, side: str) -> None:
+def test_captured_step_matches_step(supernet: str, side: str) -> None:
     captured = losses(supernet, side, 2)  # steps 4 and 5: capture takes three to warm up
     assert captured == pytest.approx(losses(supernet, "eager", 5)[3:], rel=1e-7)

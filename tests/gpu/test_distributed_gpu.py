@@ -54,7 +54,7 @@ def by_nccl(settings: dict[str, Any], port: int) -> list[str]:
 
 
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_captured_steps_between_averages_by_nccl(settings: dict[str, Any]) -> None:
+def test_captured_steps_with_nccl_averages(settings: dict[str, Any]) -> None:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         assert process.submit(by_nccl, settings, free_port()).result() == []
 
@@ -67,7 +67,7 @@ def two() -> Iterator[Pool]:
 
 @pytest.mark.parametrize("capture", [False, True])
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_two_gloo_ranks_on_one_gpu_are_equal_to_the_bit(settings: dict[str, Any], capture: bool, two: Pool) -> None:
+def test_two_gloo_ranks_on_one_gpu_are_bitwise_equal(settings: dict[str, Any], capture: bool, two: Pool) -> None:
     (mine, losses, _), (theirs, others, why) = two(2, run, capture, settings)
     assert differing(mine, theirs) == [] and losses == others
     assert (why is None) == capture

@@ -43,7 +43,7 @@ def test_as_exact_as_eager(name: str, norm: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_same_bits_in_each_run(norm: str, dtype: torch.dtype) -> None:
+def test_runs_are_bitwise_identical(norm: str, dtype: torch.dtype) -> None:
     args = on_gpu("mae-imagenet", dtype)
     first = loss_and_gradients(args, norm, "triton")
     for _ in range(5):
@@ -60,7 +60,7 @@ def test_opcheck(dtype: torch.dtype, need_grad: bool) -> None:
     torch.library.opcheck(torch.ops.fastdarts.masked_loss.default, args)
 
 
-def test_a_scaled_loss_keeps_small_gradients_in_half_precision() -> None:
+def test_scaled_loss_keeps_small_gradients_in_half_precision() -> None:
     """Without the loss' scale they would be a few of float16's smallest steps; the scale arrives after the op."""
     images = torch.randint(256, (64, 224, 224, 3), device="cuda", dtype=torch.uint8)
     flip, mask = torch.zeros(64, dtype=torch.bool, device="cuda"), torch.ones(64, 28, 28, dtype=torch.bool, device="cuda")
@@ -74,7 +74,7 @@ def test_a_scaled_loss_keeps_small_gradients_in_half_precision() -> None:
     torch.testing.assert_close(grads[0].float(), grads[1], rtol=2e-3, atol=2e-3 * float(grads[1].abs().max()))
 
 
-def test_captured_and_compiled() -> None:
+def test_capture_and_compile() -> None:
     args = on_gpu("mae-cifar", torch.float32)
     levels, bias = [t.requires_grad_() for t in args[0]], args[1].requires_grad_()
 

@@ -51,7 +51,7 @@ def check(call: CellCall, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("candidate", "stride"), [*((c, 1) for c in EVERY), *((c, 2) for c in STRIDED)], ids=lambda value: str(int(value))
 )
-def test_each_candidate(candidate: Candidate, stride: int, k: int, dtype: torch.dtype) -> None:
+def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int, k: int, dtype: torch.dtype) -> None:
     for training, chosen in product((True, False), repeat=2):
         call = CellCall(dense(3, stride, (candidate,)), 5, 16 * k, 12, 10, k, training=training, chosen=chosen, seed=k)
         check(call, dtype)
@@ -74,7 +74,7 @@ def test_each_candidate(candidate: Candidate, stride: int, k: int, dtype: torch.
         (2, 128, 4, 4, 1),
     ],
 )
-def test_sizes(N: int, C: int, H: int, W: int, k: int, stride: int, dtype: torch.dtype) -> None:
+def test_sizes_are_as_exact_as_eager(N: int, C: int, H: int, W: int, k: int, stride: int, dtype: torch.dtype) -> None:
     check(CellCall(dense(4, stride), N, C, H, W, k, seed=N), dtype)
 
 
@@ -82,18 +82,20 @@ def test_sizes(N: int, C: int, H: int, W: int, k: int, stride: int, dtype: torch
 @pytest.mark.parametrize(("k", "chosen"), [(1, False), (4, False), (4, True)])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("images", ["masked", "shifted"])
-def test_masked_and_shifted_images(images: str, stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
+def test_masked_and_shifted_images_are_as_exact_as_eager(
+    images: str, stride: int, k: int, chosen: bool, dtype: torch.dtype
+) -> None:
     check(CellCall(dense(2, stride), 4, 16, 16, 12, k, images=images, chosen=chosen), dtype)
 
 
 @pytest.mark.parametrize(("H", "W"), [(5, 7), (1, 2), (4, 1), (15, 13)])
-def test_odd_sizes_without_a_stride(H: int, W: int) -> None:
+def test_odd_sizes_without_stride(H: int, W: int) -> None:
     check(CellCall(dense(2, candidates=EVERY), 3, 8, H, W), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 1, False), (2, 2, False), (1, 4, True)])
-def test_the_same_bits_in_each_run(stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
+def test_runs_are_bitwise_identical(stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
     call = CellCall(dense(4, stride, EVERY if stride == 1 else STRIDED), 32, 16 * k, 16, 16, k, chosen=chosen)
     named = on_gpu(call.tensors(dtype))
     first = run(call, named, "triton", dtype)
@@ -102,7 +104,7 @@ def test_the_same_bits_in_each_run(stride: int, k: int, chosen: bool, dtype: tor
         assert all(torch.equal(again[name], first[name]) for name in first)
 
 
-def test_a_second_derivative_is_the_definitions() -> None:
+def test_second_derivative_uses_definition() -> None:
     call = CellCall(dense(2), 2, 4, 6, 4, running=False)
     results = []
     for backend in ("triton", "definition"):
@@ -142,7 +144,7 @@ def graph_of(stride: int) -> Graph:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 4, False), (2, 4, True)])
-def test_captured_in_a_cuda_graph(stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
+def test_cuda_graph_replay_is_bitwise_identical(stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
     """Replayed on other numbers, other random channels included, it gives the bits of a call of its own."""
     call = CellCall(graph_of(stride), 8, 16 * k, 16, 16, k, chosen=chosen, running=False)
     other = call.but(seed=9)
@@ -174,7 +176,7 @@ def test_captured_in_a_cuda_graph(stride: int, k: int, chosen: bool, dtype: torc
         assert all(torch.equal(captured[name], want[name]) for name in want)
 
 
-def test_nothing_waits_for_the_device() -> None:
+def test_calls_do_not_synchronise() -> None:
     call = CellCall(graph_of(2), 4, 16, 8, 8, k=4, chosen=True)
     named = on_gpu(call.tensors())
     rest = {name: t.cuda() for name, t in call.constants().items()}
@@ -192,7 +194,7 @@ def test_nothing_waits_for_the_device() -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiles_without_a_graph_break(backend: str) -> None:
+def test_compiles_without_graph_break(backend: str) -> None:
     call = CellCall(graph_of(2), 2, 8, 6, 4, k=2)
     named = on_gpu(call.tensors())
 
@@ -209,7 +211,7 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_autocast() -> None:
+def test_autocast_keeps_mixing_weights_and_statistics() -> None:
     """Inputs and weights in autocast's dtype, alpha, beta and running statistics in their own."""
     call = CellCall(graph_of(1), 4, 16, 8, 8)
     named = on_gpu(call.tensors())

@@ -19,7 +19,7 @@ def on_gpu(size: tuple[int, ...], dtype: torch.dtype) -> tuple[list, dict]:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_definitions_bits_on_the_cpu(size: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_result_is_bitwise_cpu_definition(size: tuple[int, ...], dtype: torch.dtype) -> None:
     tensors, given = arguments(*size, dtype)
     with uninitialised_memory_is_nan():
         ours = patch_mask(*(t.cuda() for t in tensors), **given, backend="triton")
@@ -39,7 +39,7 @@ def test_opcheck_and_gradient_of_fill(dtype: torch.dtype) -> None:
     assert torch.equal(grad, torch.full_like(fill, 16 * int(mask.sum())))
 
 
-def test_a_captured_call_follows_the_step() -> None:
+def test_captured_call_follows_step() -> None:
     tensors, given = on_gpu((4, 32, 32, 4, 9), torch.float32)
     patch_mask(*tensors, **given, backend="triton")  # compiles
     graph = torch.cuda.CUDAGraph()
@@ -52,7 +52,7 @@ def test_a_captured_call_follows_the_step() -> None:
         assert torch.equal(x, want[0]) and torch.equal(mask, want[1])
 
 
-def test_compiles_without_a_graph_break() -> None:
+def test_compiles_without_graph_break() -> None:
     tensors, given = on_gpu((3, 8, 12, 4, 2), torch.float32)
     compiled = torch.compile(lambda *t: patch_mask(*t, **given, backend="triton"), fullgraph=True)
     want = definition(*flat(tensors, given))

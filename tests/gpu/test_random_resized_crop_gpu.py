@@ -16,7 +16,7 @@ def on_gpu(given: Crops) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("S", [1, 5, 32, 64, 100, 224])
-def test_the_definitions_bits_on_the_cpu(S: int) -> None:
+def test_result_is_bitwise_cpu_definition(S: int) -> None:
     for given in (crops(SMALL), crops(LONG), photographs(8, 73, 90), photographs(8, 256, 340)):
         with uninitialised_memory_is_nan():
             ours = random_resized_crop(*on_gpu(given), image_size=S, backend="triton")
@@ -25,7 +25,7 @@ def test_the_definitions_bits_on_the_cpu(S: int) -> None:
         assert torch.equal(ours.cpu(), want)
 
 
-def test_the_definition_on_the_gpu_has_them_too() -> None:
+def test_gpu_definition_is_bitwise_cpu_definition() -> None:
     given = photographs(4, 73, 90)
     ours = random_resized_crop(*on_gpu(given), image_size=64, backend="definition")
     assert torch.equal(ours.cpu(), definition(*given, 64))
@@ -35,7 +35,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.fastdarts.random_resized_crop.default, (*on_gpu(crops(SMALL)), 6))
 
 
-def test_a_captured_call_follows_the_boxes() -> None:
+def test_captured_call_follows_boxes() -> None:
     given = on_gpu(photographs(8, 73, 90))
     random_resized_crop(*given, image_size=64, backend="triton")  # compiles
     graph = torch.cuda.CUDAGraph()
@@ -47,13 +47,13 @@ def test_a_captured_call_follows_the_boxes() -> None:
         assert torch.equal(out.cpu(), definition(*(t.cpu() for t in given), 64))
 
 
-def test_compiles_without_a_graph_break() -> None:
+def test_compiles_without_graph_break() -> None:
     given = on_gpu(photographs(3, 40, 50))
     compiled = torch.compile(lambda *t: random_resized_crop(*t, image_size=32, backend="triton"), fullgraph=True)
     assert torch.equal(compiled(*given).cpu(), definition(*(t.cpu() for t in given), 32))
 
 
-def test_what_does_not_fit_is_black() -> None:
+def test_invalid_images_and_boxes_are_black() -> None:
     pixels, start, size, boxes = on_gpu(crops(SMALL))
     want = definition(pixels, start, size, boxes, 4)
     start[0], boxes[3, 0], size[5, 1] = 2**60, -(2**62), 2**31 - 1
@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_black() -> None:
     assert torch.equal(random_resized_crop(pixels, start, size, boxes, image_size=4, backend="triton"), want)
 
 
-def test_beyond_2_to_the_31_bytes() -> None:
+def test_offsets_beyond_2_31_bytes() -> None:
     far = 2**32 + 5
     if torch.cuda.mem_get_info()[0] < 2 * far:
         pytest.skip(f"less than {2 * far} bytes of the GPU's memory are free")

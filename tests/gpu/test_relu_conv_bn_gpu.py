@@ -59,7 +59,7 @@ def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, running: bool,
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("halves", [False, True])
-def test_the_same_bits_in_each_run(halves: bool, dtype: torch.dtype) -> None:
+def test_runs_are_bitwise_identical(halves: bool, dtype: torch.dtype) -> None:
     call = LayerCall(64, 64, 16, 32, 32, halves=halves)
     named = on_gpu(call.tensors(dtype))
     first = run(call, named, "triton", dtype)
@@ -85,7 +85,7 @@ def test_opcheck(call: LayerCall, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_computes_in_half_precision_and_leaves_parameters_alone(dtype: torch.dtype) -> None:
+def test_autocast_computes_in_half_precision_and_keeps_parameters(dtype: torch.dtype) -> None:
     call = LayerCall(halves=True)
     named = on_gpu(call.tensors())
     running = tuple(t.cuda() for t in call.constants()[0])
@@ -96,7 +96,7 @@ def test_autocast_computes_in_half_precision_and_leaves_parameters_alone(dtype: 
     assert {g.dtype for g in grads.values()} == {torch.float32}
 
 
-def test_captured_and_compiled() -> None:
+def test_capture_and_compile() -> None:
     call = LayerCall(halves=True)
     named = on_gpu(call.tensors())
     running = tuple(t.cuda() for t in call.constants()[0])

@@ -1,4 +1,4 @@
-"""Where a search's batches come from, as a user chooses it: what is said, saved, refused, and the same bits."""
+"""Input routes of a search as chosen by flags: messages, saved facts, rejections, bitwise equality."""
 
 import json
 import os
@@ -44,9 +44,7 @@ def given(folder: Path) -> dict:
     return json.loads((folder / "settings.json").read_text())["input"]
 
 
-def test_the_cache_in_ram_and_in_a_file_are_the_same_to_the_bit(
-    search: Search, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_ram_and_file_caches_are_bitwise_identical(search: Search, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ram = search("ram")
     assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
     assert given(ram) == {"route": "cache", "cache": "ram", "bytes": 16 * 3 * 60 * 60, "short_side": 256}
@@ -60,15 +58,15 @@ def test_the_cache_in_ram_and_in_a_file_are_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("loader", ["torchvision", pytest.param("dali", marks=needs_dali)])
-def test_without_a_cache_workers_change_nothing(loader: str, search: Search, capsys: pytest.CaptureFixture) -> None:
+def test_search_without_cache_does_not_depend_on_workers(loader: str, search: Search, capsys: pytest.CaptureFixture) -> None:
     one = search("one", "--loader", loader)
-    told = capsys.readouterr().out
-    assert f"no cache: --loader {loader} was requested" in told and f"loader: {loader}" in told
+    message = capsys.readouterr().out
+    assert f"no cache: --loader {loader} was requested" in message and f"loader: {loader}" in message
     two = search("two", "--loader", loader, "--cache", "off", "--workers", "2")
     assert metrics(one) == metrics(two) and given(one) == given(two) == {"route": loader, "cache": "off"}
 
 
-def test_a_run_goes_on_with_what_it_began_with_or_says_so(
+def test_continued_run_keeps_or_reports_its_route(
     search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Interrupted after two of three epochs; without a flag, the rest is fed as the beginning was."""
@@ -88,19 +86,19 @@ def test_a_run_goes_on_with_what_it_began_with_or_says_so(
     same = search("same")
     assert "no cache: the run started without one" in capsys.readouterr().out and metrics(same) == metrics(whole)
     other = search("other", "--cache", "ram")
-    told = capsys.readouterr().out
-    assert "continues with images from cache instead of torchvision: order, boxes and flips stay the same" in told
-    assert "pixels differ, because boxes are cropped from reduced images" in told
+    message = capsys.readouterr().out
+    assert "continues with images from cache instead of torchvision: order, boxes and flips stay the same" in message
+    assert "pixels differ, because boxes are cropped from reduced images" in message
     assert "input: cache, --cache ram" in (other / "log.txt").read_text()
     assert metrics(other) != metrics(whole)
     assert [json.loads(line)["epoch"] for line in metrics(other).splitlines()] == [1, 1, 2, 2, 3, 3]
     (saved := tmp_path / "old" / "settings.json").write_text(saved.read_text().replace('"torchvision"', '"dali-reader"'))
     assert given(search("old"))["route"] == "dali-reader"
-    told = "continues with images from torchvision instead of dali-reader: order and flips stay the same, boxes differ"
-    assert f"{told}; dali-reader is no longer a loader" in capsys.readouterr().out
+    message = "continues with images from torchvision instead of dali-reader: order and flips stay the same, boxes differ"
+    assert f"{message}; dali-reader is no longer a loader" in capsys.readouterr().out
 
 
-def test_what_cannot_be_had_is_refused_before_anything_is_written(
+def test_unavailable_input_is_rejected_before_writing(
     search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     def refused(*flags: str) -> str:
@@ -124,24 +122,24 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(
     assert "--input_timeout" in refused("--input_timeout", "0")
 
 
-def test_no_room_is_said_and_torchvision_decodes(
+def test_missing_memory_falls_back_to_torchvision(
     search: Search, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(placement, "available_ram", lambda: 1000)
     run = search("run")
-    told = capsys.readouterr().out
-    assert "no cache of 0.2 MiB: cpu is not a GPU; RAM has 0.0 MiB free, of which the run needs about" in told
-    assert "loader: torchvision" in told and given(run)["route"] == "torchvision"
+    message = capsys.readouterr().out
+    assert "no cache of 0.2 MiB: cpu is not a GPU; RAM has 0.0 MiB free, of which the run needs about" in message
+    assert "loader: torchvision" in message and given(run)["route"] == "torchvision"
 
 
-def test_a_plan_states_the_size_beforehand(search: Search, capsys: pytest.CaptureFixture) -> None:
+def test_dry_run_states_cache_size(search: Search, capsys: pytest.CaptureFixture) -> None:
     assert not search("plan", "--dry_run").exists()
     assert "cache: 0.2 MiB of decoded images in RAM" in capsys.readouterr().out
     search("plan", "--dry_run", "--cache", "off")
     assert "no cache: images are decoded every time they are used; loader: torchvision" in capsys.readouterr().out
 
 
-def test_a_plan_passes_over_what_a_search_would_leave_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_dry_run_skips_undecodable_files(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = write_tree(tmp_path / "images", images=8, side=60)
     for number in range(3):
         (root / f"train/class0/{number}.JPEG").write_text("no image")
@@ -153,14 +151,14 @@ def test_a_plan_passes_over_what_a_search_would_leave_out(tmp_path: Path, capsys
     assert "none of the checked files under" in capsys.readouterr().err
 
 
-def test_a_flag_that_decides_nothing_is_said(search: Search, capsys: pytest.CaptureFixture) -> None:
+def test_unused_flags_are_reported(search: Search, capsys: pytest.CaptureFixture) -> None:
     search("plan", "--dry_run", "--cache", "ram", "--loader", "dali")
     assert "cache: 0.2 MiB of decoded images in RAM; --loader dali is not used" in capsys.readouterr().out
     search("plan", "--dry_run", "--cache_folder", "x", "--loader", "torchvision")
     assert "no cache: --loader torchvision was requested; --cache_folder is not used" in capsys.readouterr().out
 
 
-def test_input_that_stops_ends_the_run_with_a_line(
+def test_stopped_input_ends_run_with_one_line(
     search: Search, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     class SignalHandler(CacheLoader):

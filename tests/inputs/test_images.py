@@ -50,7 +50,7 @@ def expected(images: ImageFiles) -> torch.Tensor:
     return sizes
 
 
-def test_sizes_stand_by_number_and_are_zero_elsewhere(settings: SearchImagenetSettings) -> None:
+def test_sizes_are_by_number_and_zero_elsewhere(settings: SearchImagenetSettings) -> None:
     images = choose(settings)
     assert images.sizes is None and len(images.train) == len(images.val) == 4
     Path(images.index.path(int(images.train[1]))).write_bytes(b"")
@@ -59,9 +59,7 @@ def test_sizes_stand_by_number_and_are_zero_elsewhere(settings: SearchImagenetSe
     assert checked.sizes.equal(expected(checked)) and checked.sizes.any(1).sum() == 7
 
 
-def test_a_continued_run_has_remembered_sizes_without_opening_a_file(
-    settings: SearchImagenetSettings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_continued_run_takes_sizes_from_store(settings: SearchImagenetSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = choose(settings).ready(settings, 2, False)
     again = choose(settings, checked)
     assert again.sizes is None
@@ -69,7 +67,7 @@ def test_a_continued_run_has_remembered_sizes_without_opening_a_file(
     assert again.ready(settings, 2, True).sizes.equal(checked.sizes)
 
 
-def test_without_the_store_it_reads_headers(settings: SearchImagenetSettings, tmp_path: Path, monkeypatch) -> None:
+def test_sizes_are_read_from_headers_without_store(settings: SearchImagenetSettings, tmp_path: Path, monkeypatch) -> None:
     checked = choose(settings).ready(settings, 2, False)
     again = choose(settings, checked)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
@@ -93,9 +91,7 @@ def continued(settings: SearchImagenetSettings | SearchCifarSettings, kind: type
     return kind.choose(settings, RunFolder.open(Path(settings.save), settings))
 
 
-def test_images_that_moved_are_those_of_the_run(
-    settings: SearchImagenetSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_moved_images_are_accepted(settings: SearchImagenetSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     checked = choose(settings).ready(settings, 2, False)
     begun(settings, checked)
@@ -120,7 +116,7 @@ def test_images_that_moved_are_those_of_the_run(
         (lambda path: shutil.copy(path, path.with_name("x.JPEG")), "16 then, 17 now"),
     ],
 )
-def test_other_images_elsewhere_are_refused(
+def test_other_images_elsewhere_are_rejected(
     harm: Callable[[Path], object], says: str, settings: SearchImagenetSettings, tmp_path: Path
 ) -> None:
     checked = choose(settings).ready(settings, 2, False)
@@ -131,7 +127,7 @@ def test_other_images_elsewhere_are_refused(
         continued(replace(settings, data=str(tmp_path / "elsewhere")))
 
 
-def test_a_run_that_noted_no_sizes_goes_on_only_where_it_began(settings: SearchImagenetSettings, tmp_path: Path) -> None:
+def test_run_without_sizes_continues_only_in_original_folder(settings: SearchImagenetSettings, tmp_path: Path) -> None:
     folder = begun(settings, choose(settings).ready(settings, 2, False))
     facts = json.loads(folder["settings.json"].read_text())
     del facts["data"]["bytes"], facts["data"]["bytes_sha256"]
@@ -142,7 +138,7 @@ def test_a_run_that_noted_no_sizes_goes_on_only_where_it_began(settings: SearchI
         continued(replace(settings, data=str(tmp_path / "elsewhere")))
 
 
-def test_lists_that_moved_are_compared(settings: SearchImagenetSettings, tmp_path: Path) -> None:
+def test_moved_lists_are_compared(settings: SearchImagenetSettings, tmp_path: Path) -> None:
     """Also where a file of theirs was left out."""
     drawn = choose(settings)
     begun(replace(settings, save=str(tmp_path / "lists")), drawn)
@@ -181,7 +177,7 @@ def test_any_file_name_in_lists_log_and_report(
     assert read_run(run.path).excluded == [line]
 
 
-def test_a_file_of_images_may_move(tmp_path: Path) -> None:
+def test_moved_image_file_is_accepted(tmp_path: Path) -> None:
     pixels = np.arange(8 * 16 * 16 * 3, dtype=np.uint8).reshape(8, 16, 16, 3)
     for name, images in (("a", pixels), ("same", pixels), ("other", 255 - pixels)):
         np.savez(tmp_path / f"{name}.npz", images=images, labels=np.arange(8) % 2)

@@ -1,6 +1,6 @@
 """Mixed operations and cells, written at random, whose forwards read state from anywhere, and what changes that state.
 
-Each holder keeps one number, 1.0 at first, which leaves the forward the customary sum. `{i}` is the holder's number.
+Each holder keeps one number, 1.0 at first, which leaves the forward a plain weighted sum. `{i}` is the holder's number.
 """
 
 import random

@@ -46,7 +46,7 @@ class Forwards:
 
 
 @pytest.mark.parametrize("name", [name for name in vars(Forwards) if not name.startswith("_")])
-def test_attributes_set_before_they_are_read(name: str) -> None:
+def test_attributes_set_before_reading_are_recognised(name: str) -> None:
     forward: Callable[..., Any] = getattr(Forwards, name)
     found = facts(forward.__code__)
     if name == "first":

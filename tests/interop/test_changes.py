@@ -160,7 +160,7 @@ def parameters_are_assigned(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("level", ["cell", "op"])
 @pytest.mark.parametrize("act", CHANGES.values(), ids=CHANGES)
-def test_a_change_after_the_conversion(act: Change, level: str) -> None:
+def test_change_after_conversion_is_detected(act: Change, level: str) -> None:
     own, converted = network(), network()
     convert(converted, level=level)
     outcome(own), outcome(converted)
@@ -186,12 +186,12 @@ class Masked(MixedOp):
         return super().forward(x, masked) * (1.0 if self.scale is None else self.scale)
 
 
-def test_a_mask_of_its_own_is_left_alone() -> None:
+def test_module_with_own_mask_is_not_fused() -> None:
     with pytest.raises(ConvertError, match="depends on mask, a tensor of its own"):
         convert(nn.Sequential(Masked(4, 1, tensor=True)).double())
 
 
-def test_a_value_that_was_none() -> None:
+def test_value_that_was_none_is_detected() -> None:
     model = nn.Sequential(Masked(4, 1)).double()
     convert(model)
     x, row = torch.randn(2, 4, 8, 8, dtype=torch.float64), torch.ones(8, dtype=torch.float64)
@@ -209,7 +209,7 @@ class Scaled(SepConv):
         return self.factor * super().forward(x)
 
 
-def test_candidates_alike_in_layers_and_not_in_class_are_tried_each() -> None:
+def test_equal_layers_of_other_classes_are_verified_separately() -> None:
     edges = nn.ModuleList(MixedOp(4, 1) for _ in range(2)).double()
     edges[1]._ops[4] = Scaled(4, 3, 1).double()
     Scaled.factor = 2.0
@@ -220,7 +220,7 @@ def test_candidates_alike_in_layers_and_not_in_class_are_tried_each() -> None:
     assert {line.name: line.became for line in report} == {"0": "op", "1": "left alone"}
 
 
-def test_replicas_of_one_module_do_not_share_layers() -> None:
+def test_replicas_do_not_share_layers() -> None:
     """As DataParallel makes them, to run in threads."""
     edge = MixedOp(4, 1).double()
     convert(edge)
@@ -232,7 +232,7 @@ def test_replicas_of_one_module_do_not_share_layers() -> None:
     assert edge._fastdarts.found is before and isinstance(replica, FusedMixture)
 
 
-def test_odd_images_go_the_class_own_way() -> None:
+def test_odd_images_run_own_forward() -> None:
     """FactorizedReduce cannot take them; a list without it can."""
     edge = MixedOp(4, 2, ("max_pool_3x3", "sep_conv_3x3")).double()
     x, row = torch.randn(2, 4, 7, 7, dtype=torch.float64), torch.rand(2, dtype=torch.float64)
@@ -241,7 +241,7 @@ def test_odd_images_go_the_class_own_way() -> None:
     torch.testing.assert_close(edge(x, row), want)
 
 
-def test_norms_of_another_dtype_go_the_class_own_way() -> None:
+def test_norms_of_other_dtype_run_own_forward() -> None:
     cell = Cell(2, 4, 4, 4, False, False).bfloat16()
     convert(cell)
     for m in cell.modules():

@@ -43,7 +43,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
         torch.testing.assert_close(b[name], value, rtol=1e-9, atol=1e-10)
 
 
-def test_parameters_names_classes_and_random_numbers_stay() -> None:
+def test_convert_keeps_parameters_names_classes_and_random_state() -> None:
     model = network()
     parameters, names = [id(p) for p in model.parameters()], list(model.state_dict())
     before = {n: t.clone() for n, t in model.state_dict().items()}
@@ -61,7 +61,7 @@ def test_parameters_names_classes_and_random_numbers_stay() -> None:
     model.load_state_dict(fresh.state_dict())
 
 
-def test_an_optimizer_made_before_moves_what_is_used() -> None:
+def test_earlier_optimizer_updates_converted_network() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     convert(model)
@@ -74,7 +74,7 @@ def test_an_optimizer_made_before_moves_what_is_used() -> None:
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_a_copy_is_converted_too_and_on_its_own(how: str, tmp_path: Path) -> None:
+def test_copy_is_converted_and_independent(how: str, tmp_path: Path) -> None:
     model = network()
     convert(model)
     want = outcome(deepcopy(model))
@@ -93,7 +93,7 @@ def test_a_copy_is_converted_too_and_on_its_own(how: str, tmp_path: Path) -> Non
     assert all(p.any() for n, p in model.named_parameters() if n.endswith("weight") and p.dim() == 4)
 
 
-def test_revert_gives_back_the_network() -> None:
+def test_revert_restores_network() -> None:
     model, own = network(), network()
     classes = [type(m) for m in model.modules()]
     convert(model)
@@ -106,7 +106,7 @@ def test_revert_gives_back_the_network() -> None:
     convert(model)
 
 
-def test_new_gives_a_converted_network() -> None:
+def test_new_returns_converted_network() -> None:
     model = network("darts_second_order")
     convert(model, level="op")
     made = model.new()
@@ -115,21 +115,26 @@ def test_new_gives_a_converted_network() -> None:
     made.new()
 
 
-def test_verify_tells_differences_and_times(capsys: pytest.CaptureFixture) -> None:
+def test_verify_reports_differences_and_times(capsys: pytest.CaptureFixture) -> None:
     model = network()
     convert(model)
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    told = verify(model, images(5, 16, torch.float64)[0], rounds=1)
+    comparison = verify(model, images(5, 16, torch.float64)[0], rounds=1)
     printed = capsys.readouterr().out
-    assert told.output < 1e-12 and max(told.parameters.values()) < 1e-9 and len(told.arch) == 2 and max(told.arch) < 1e-9
-    assert told.parameters.keys() == dict(model.named_parameters()).keys() and max(told.statistics.values()) < 1e-12
-    assert "times faster" in printed and "gradient of weights 1" in printed and told.ratio > 0
+    assert (
+        comparison.output < 1e-12
+        and max(comparison.parameters.values()) < 1e-9
+        and len(comparison.arch) == 2
+        and max(comparison.arch) < 1e-9
+    )
+    assert comparison.parameters.keys() == dict(model.named_parameters()).keys() and max(comparison.statistics.values()) < 1e-12
+    assert "times faster" in printed and "gradient of weights 1" in printed and comparison.ratio > 0
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     with pytest.raises(ConvertError, match="is not converted"):
         verify(network(), images(5, 16, torch.float64)[0])
 
 
-def test_verify_sees_a_difference() -> None:
+def test_verify_detects_difference() -> None:
     model = network()
     convert(model)
     edge = next(m for m in model.modules() if isinstance(m, FusedMixture))
@@ -137,7 +142,7 @@ def test_verify_sees_a_difference() -> None:
     assert verify(model, images(5, 16, torch.float64)[0], rounds=1, show=False).output > 1e-6
 
 
-def test_the_report_names_every_module_and_why() -> None:
+def test_report_names_every_module_with_reason() -> None:
     report = convert(network("darts_pt"))
     partly = [line for line in report if line.became == "partly"]
     assert partly and all("Noise is not a layer of a known candidate" in line.why for line in partly)
@@ -161,7 +166,7 @@ class Plain(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "how", "error", "told"),
+    ("model", "how", "error", "message"),
     [
         (Plain, {}, ConvertError, "no mixed operation was recognised"),
         (nn.ReLU, {}, ConvertError, "has no parameters"),
@@ -171,14 +176,14 @@ class Plain(nn.Module):
     ],
     ids=["no mixed operation", "no parameters", "level", "a GPU's backend", "no backend"],
 )
-def test_wrong_use_is_said_and_changes_nothing(model: Any, how: dict, error: type, told: str) -> None:
+def test_invalid_use_raises_without_change(model: Any, how: dict, error: type, message: str) -> None:
     made = model()
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         convert(made, **how)
     assert not any("_fastdarts" in vars(m) for m in made.modules())
 
 
-def test_a_converted_network_is_not_converted_again() -> None:
+def test_converted_network_is_not_converted_again() -> None:
     model = network()
     fastdarts.convert(model)
     with pytest.raises(ConvertError, match=r"already converted; fastdarts\.revert"):
@@ -194,7 +199,7 @@ def test_hooks_on_candidates_are_called() -> None:
     assert seen == [1]
 
 
-def test_norms_without_running_statistics() -> None:
+def test_norms_without_running_statistics_are_fused() -> None:
     model, own = network(), network()
     for each in (model, own):
         for m in each.modules():
@@ -205,7 +210,7 @@ def test_norms_without_running_statistics() -> None:
     assert_same(outcome(model.eval()), outcome(own.eval()))
 
 
-def test_second_derivatives() -> None:
+def test_second_derivatives_match() -> None:
     """The Hessian in alpha times a vector, by double backward."""
     products = []
     for converted in (False, True):
@@ -220,7 +225,7 @@ def test_second_derivatives() -> None:
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
 
 
-def test_autocast() -> None:
+def test_autocast_is_as_exact_as_original() -> None:
     """bfloat16 on a CPU, which the definitions serve: as near to float32 as the original."""
     x, _ = images(5, 16, torch.float32)
     exact, own, model = (network("darts", torch.float32) for _ in range(3))
@@ -233,7 +238,7 @@ def test_autocast() -> None:
     assert (mine - want).abs().max() <= 2 * (eager - want).abs().max()
 
 
-def test_distributed_data_parallel(tmp_path: Path) -> None:
+def test_distributed_data_parallel_matches(tmp_path: Path) -> None:
     model, own = network(), network()
     convert(model)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
@@ -250,7 +255,7 @@ def test_distributed_data_parallel(tmp_path: Path) -> None:
             torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
 
 
-def test_an_output_may_be_changed_in_place() -> None:
+def test_output_may_be_modified_in_place() -> None:
     model, own = network(), network()
     convert(model, level="op")
     x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
@@ -264,7 +269,7 @@ def test_an_output_may_be_changed_in_place() -> None:
     torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-9)
 
 
-def test_an_operation_that_cannot_be_copied_is_left_alone_and_said() -> None:
+def test_uncopyable_operation_is_reported_and_not_fused() -> None:
     """Old weight_norm keeps a tensor that is no leaf, once it has run: torch cannot copy that."""
     model = network()
     edge = next(m for m in model.modules() if hasattr(m, "_ops") and not hasattr(m, "preprocess0"))
@@ -275,7 +280,7 @@ def test_an_operation_that_cannot_be_copied_is_left_alone_and_said() -> None:
     assert outcome(model)["out"].isfinite().all()
 
 
-def test_a_tensor_as_a_further_argument_goes_to_the_cells_own_forward() -> None:
+def test_further_tensor_argument_runs_own_forward() -> None:
     class Scaled(type(network().cells[0])):
         def forward(self, s0: Tensor, s1: Tensor, weights: Tensor, scale: Tensor | float = 1.0) -> Tensor:
             return super().forward(s0, s1, weights) * scale
@@ -290,7 +295,7 @@ def test_a_tensor_as_a_further_argument_goes_to_the_cells_own_forward() -> None:
         torch.testing.assert_close(model.cells[0](s, s, rows, *scale), own.cells[0](s, s, rows, *scale), rtol=1e-9, atol=1e-10)
 
 
-def test_a_conversion_that_is_broken_off_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_conversion_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 

@@ -31,14 +31,14 @@ def convert_as_told(model: nn.Module, entry: Entry, level: str = "cell") -> Repo
 
 
 @entries
-def test_bilevel_steps_are_those_of_the_original(entry: Entry) -> None:
+def test_bilevel_steps_match_original(entry: Entry) -> None:
     """As many as see every event of the codebase."""
     assert_same_steps(entry, entry.length)
 
 
 @pytest.mark.campaign
 @entries
-def test_twenty_bilevel_steps_are_those_of_the_original(entry: Entry) -> None:
+def test_twenty_bilevel_steps_match_original(entry: Entry) -> None:
     assert_same_steps(entry, STEPS)
 
 
@@ -55,7 +55,7 @@ def assert_same_steps(entry: Entry, count: int) -> None:
 
 
 @pytest.mark.parametrize("entry", [e for e in ZOO if e.fuses == "cell"], ids=lambda entry: entry.name)
-def test_mixed_operations_alone(entry: Entry) -> None:
+def test_op_level_steps_match_original(entry: Entry) -> None:
     """level="op": as many steps as see every event."""
     own, converted = entry.make(0), entry.make(0)
     convert_as_told(converted, entry, "op")
@@ -84,7 +84,7 @@ def before(cell: nn.Module) -> list[nn.Module]:
 
 @pytest.mark.parametrize("level", ["cell", "op"])
 @pytest.mark.parametrize("number", [0, 1], ids=["normal", "reduction"])
-def test_a_cell_in_float32_is_as_exact_as_eager(number: int, level: str) -> None:
+def test_float32_cell_is_as_exact_as_eager(number: int, level: str) -> None:
     """Every gradient, the output and the statistics of DARTS' cells of 16 and 32 channels, tensor by tensor."""
     torch.manual_seed(0)
     model = Network(C=16, layers=3, steps=4)

@@ -121,7 +121,7 @@ KINDS = {"mixture": 8, "candidate": 3, "cell": 2, "preprocess": 1}  # shares
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_changes_drawn_at_random(part: int, calls: list[int]) -> None:
+def test_random_changes_are_detected(part: int, calls: list[int]) -> None:
     """Fifty modules each, of which many are fused at the end, since everything is as it was."""
     kinds = [kind for kind, count in KINDS.items() for _ in range(count)]
     fused = [assert_never_another(1000 * part + i, kinds[i % len(kinds)], calls) for i in range(50)]
@@ -129,7 +129,7 @@ def test_changes_drawn_at_random(part: int, calls: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", HOLDERS)
-def test_each_place_where_state_is_kept(name: str, calls: list[int]) -> None:
+def test_every_kind_of_state_is_watched(name: str, calls: list[int]) -> None:
     """Fused until it changes and again once it is as before; or left alone, and said why."""
     state, own, _ = drawn(random.Random(0), "mixture", [name])
     converted = deepcopy(own)
@@ -148,7 +148,7 @@ def test_each_place_where_state_is_kept(name: str, calls: list[int]) -> None:
     assert bool(calls) or name not in BACK
 
 
-def test_a_pickled_copy_is_fused(calls: list[int]) -> None:
+def test_pickled_copy_is_fused(calls: list[int]) -> None:
     edge = MixedOp(C, 1).double()
     convert(edge)
     copied = pickle.loads(pickle.dumps(edge))
@@ -170,7 +170,7 @@ class TopK(MixedOp):
         return super().forward(x, row * (row >= row.topk(self.k).values.min()))
 
 
-def test_a_k_that_divides_no_channels() -> None:
+def test_k_that_does_not_divide_channels() -> None:
     own = TopK(C, 1).double()
     own.k = 8
     converted = deepcopy(own)
@@ -182,7 +182,7 @@ def test_a_k_that_divides_no_channels() -> None:
 
 
 @pytest.mark.campaign
-def test_many_changes_drawn_at_random(calls: list[int]) -> None:
+def test_many_random_changes_are_detected(calls: list[int]) -> None:
     kinds = [kind for kind, count in KINDS.items() for _ in range(count)]
     for i in range(4000):
         assert_never_another(10_000 + i, kinds[i % len(kinds)], calls)

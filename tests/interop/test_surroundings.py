@@ -50,7 +50,7 @@ def assert_same(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(("reentrant", "early_stop"), [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("level", ["cell", "op"])
 @pytest.mark.parametrize("make", [edge, cell])
-def test_checkpointing_moves_statistics_twice(make: Callable, level: str, reentrant: bool, early_stop: bool) -> None:
+def test_checkpointing_updates_statistics_as_original(make: Callable, level: str, reentrant: bool, early_stop: bool) -> None:
     """A recomputation counts as it does in the original, although it stops at the last tensor that was saved."""
     own, given = make()
     converted = deepcopy(own)
@@ -64,7 +64,7 @@ def test_checkpointing_moves_statistics_twice(make: Callable, level: str, reentr
     assert {int(b) for n, b in converted.named_buffers() if n.endswith("num_batches_tracked")} == {4}
 
 
-def test_checkpointing_a_mixed_operation_of_this_package() -> None:
+def test_checkpointing_own_mixed_operation() -> None:
     counted = []
     for wrapped in (False, True):
         torch.manual_seed(0)
@@ -88,7 +88,7 @@ REGISTER = {
 
 @pytest.mark.parametrize("kind", REGISTER)
 @pytest.mark.parametrize("level", ["cell", "op"])
-def test_global_module_hooks_hear_every_module(kind: str, level: str) -> None:
+def test_global_module_hooks_see_every_module(kind: str, level: str) -> None:
     own, given = cell()
     converted = deepcopy(own)
     convert(converted, level=level)
@@ -107,7 +107,7 @@ def test_global_module_hooks_hear_every_module(kind: str, level: str) -> None:
     assert_same(*results)
 
 
-def test_global_module_hooks_do_not_hear_a_conversion() -> None:
+def test_global_module_hooks_do_not_see_conversion() -> None:
     """Nor do they make a module pass its trial that is no mixed operation."""
     seen: list[nn.Module] = []
     handle = modules.register_module_forward_hook(lambda m, *_: seen.append(m))
@@ -135,7 +135,7 @@ def test_torch_compile_at_several_sizes(level: str, training: bool, dynamic: boo
         assert_same(outcome(converted, compiled, (s, s.flip(0), rows)), outcome(own, own, (s, s.flip(0), rows)))
 
 
-def test_torch_compile_with_a_dynamic_batch() -> None:
+def test_torch_compile_with_dynamic_batch() -> None:
     """Sizes that are marked dynamic before the first call."""
     own, given = cell(reduction=True)
     converted = deepcopy(own)

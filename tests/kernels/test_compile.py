@@ -63,7 +63,7 @@ def table(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
 @pytest.mark.parametrize("dtype", compiler.DTYPES)
 @pytest.mark.parametrize("module", list(compiler.modules()), ids=lambda module: module.__name__.rpartition(".")[2])
-def test_it_compiles_and_spills_nothing(module: Any, dtype: torch.dtype, arch: int) -> None:
+def test_kernels_compile_without_spills(module: Any, dtype: torch.dtype, arch: int) -> None:
     specimens = module.specimens(dtype)
     assert specimens
     rows = [compiler.asdict(compiler.compile_specimen(specimen, arch)) for specimen in specimens]
@@ -73,7 +73,7 @@ def test_it_compiles_and_spills_nothing(module: Any, dtype: torch.dtype, arch: i
 
 
 @pytest.mark.parametrize("module", ["forward", "backward", "weights"])
-def test_the_widest_candidates_fit_into_shared_memory(module: str) -> None:
+def test_widest_candidates_fit_into_shared_memory(module: str) -> None:
     """Those of float32, whose products take the most."""
     kernels = importlib.import_module(f"fastdarts.kernels.mixed_cell_{module}")
     products = "separable", "dense", "product", "state_gradient", "matrix_gradient", "dense_gradient"
@@ -82,7 +82,7 @@ def test_the_widest_candidates_fit_into_shared_memory(module: str) -> None:
     assert used and max(used.values()) <= MOST_SHARED, used
 
 
-def test_names_of_arguments_follow_the_grammar() -> None:
+def test_argument_names_follow_grammar() -> None:
     """p_: a pointer or a tuple of pointers; compile-time constants in capitals."""
     for specimen in compiler.all_specimens():
         pointers = {name for name, kind in specimen.signature.items() if "*" in kind[0][0]}
@@ -90,25 +90,25 @@ def test_names_of_arguments_follow_the_grammar() -> None:
         assert all(p.name.isupper() for p in specimen.kernel.params if p.is_constexpr), specimen.name
 
 
-def test_every_kernel_of_the_table_is_compiled_and_has_a_default() -> None:
+def test_every_kernel_of_launch_table_is_compiled_and_has_default() -> None:
     used = {specimen.settings for specimen in compiler.all_specimens()}
     assert used == set(launch.table())
     assert all("default" in rows for rows in launch.table().values())
 
 
-def test_a_kernel_that_spills_is_seen(toy_settings: dict[str, int]) -> None:
+def test_spills_are_detected(toy_settings: dict[str, int]) -> None:
     toy_settings |= {"num_warps": 1, "maxnreg": 24}
     assert compiler.compile_specimen(toy(), 80).spill_bytes > 0
 
 
-def test_an_argument_without_type_and_value_is_named(toy_settings: dict[str, int]) -> None:
+def test_argument_without_type_and_value_is_named(toy_settings: dict[str, int]) -> None:
     del toy_settings["BLOCK"]
     with pytest.raises(ValueError, match=r"running_sum \(toy\): no type and no value for BLOCK"):
         compiler.compile_specimen(toy(), 80)
     assert compiler.compile_specimen(toy(BLOCK=256), 80).registers > 0
 
 
-def test_settings_go_from_the_particular_to_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_specific_settings_win(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"default": {"any": {"B": 1}, "float16": {"B": 2}}, "sm_90": {"any": {"B": 3}, "float16": {"B": 4}}, "sm_80": {}}
     monkeypatch.setattr(launch, "table", lambda: {"k": rows, "bare": {}})
     launch._settings.cache_clear()
@@ -128,11 +128,11 @@ def test_settings_go_from_the_particular_to_the_default(monkeypatch: pytest.Monk
     launch._settings.cache_clear()
 
 
-def test_the_target_of_a_device() -> None:
+def test_target_follows_device() -> None:
     assert launch.target_of(torch.device("cpu")) == "default"
 
 
-def test_info_prints_the_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_info_prints_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     row = {"kernel": "k", "label": "l", "backend": "triton", "arch": "sm_90", "dtype": "float32", "registers": 32}
     row |= {"shared_bytes": 0, "spill_bytes": 0}
     monkeypatch.setattr(compiler, "report", lambda: [row])
@@ -144,14 +144,14 @@ def test_info_prints_the_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 @pytest.mark.skipif(native.without_cuda() is not None, reason=str(native.without_cuda()))
-def test_info_prints_the_native_modules_kernels_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_info_prints_native_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(compiler, "report", list)
     assert info.main(["--kernels", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {row["backend"] for row in rows} == {"cuda"} and {row["arch"] for row in rows} >= {"sm_80", "sm_90a"}
 
 
-def test_info_says_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_info_reports_missing_kernels(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setattr(backend, "lacks_triton", lambda: "Triton is not installed; pip install it")
     assert info.main(["--kernels"]) == 1
     assert "Triton is not installed" in capsys.readouterr().err
@@ -164,7 +164,7 @@ def test_info_says_why_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch, cap
         ("cuda", torch.float64, "its kernels are written for float32 and float16, not for float64"),
     ],
 )
-def test_the_backends_check(device: str, dtype: torch.dtype, why: str) -> None:
+def test_backend_check_rejects_cpu_tensors(device: str, dtype: torch.dtype, why: str) -> None:
     assert backend.triton(torch.float32, torch.float16)(torch.device(device), dtype) == why
 
 
@@ -177,7 +177,7 @@ def test_the_backends_check(device: str, dtype: torch.dtype, why: str) -> None:
         ((9, 4), None, "it supports NVIDIA GPUs, this torch is built for other GPUs"),
     ],
 )
-def test_old_and_other_gpus_are_refused(
+def test_old_and_other_gpus_are_rejected(
     capability: tuple[int, int], cuda: str | None, why: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -190,7 +190,7 @@ def test_old_and_other_gpus_are_refused(
     ("version", "why"),
     [("3.5.1", "Triton 3.5.1 is older than 3.6"), ("3.6.0", None), ("3.10.0+git", None), (None, "does not import")],
 )
-def test_old_and_broken_tritons_are_refused(version: str | None, why: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_and_broken_tritons_are_rejected(version: str | None, why: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     class Module:
         __version__ = version
 
@@ -206,6 +206,6 @@ def test_old_and_broken_tritons_are_refused(version: str | None, why: str | None
     assert sentence is None if why is None else why in sentence and "\n" not in sentence
 
 
-def test_the_package_ships_the_table(root: Path) -> None:
+def test_package_contains_launch_table(root: Path) -> None:
     assert "launch.json" in (root / "setup.py").read_text(encoding="utf-8")
     assert "kernels/launch.json" in (root / "MANIFEST.in").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 FILES = sorted(Path(__file__).parent.glob("test_*_triton.py"))
 
 
-def test_every_module_with_kernels_has_a_file() -> None:
+def test_every_kernel_module_has_test_file() -> None:
     from fastdarts.kernels.compile import modules
 
     tested = {path.name.removeprefix("test_").removesuffix("_triton.py") for path in FILES}
@@ -20,7 +20,7 @@ def test_every_module_with_kernels_has_a_file() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-def test_in_the_interpreter(file: Path, root: Path) -> None:
+def test_interpreter_tests_pass(file: Path, root: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(file)]
     dropped = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_ADDOPTS")
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | {"TRITON_INTERPRET": "1"}

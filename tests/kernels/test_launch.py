@@ -1,4 +1,4 @@
-"""launch.json's choice between the Triton and the CUDA kernel of a launch, and what is said where it cannot be had."""
+"""launch.json's choice between a launch's Triton and CUDA kernel, and the message if CUDA's is unusable."""
 
 import logging
 from collections.abc import Iterator
@@ -24,14 +24,14 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     launch._settings.cache_clear()
 
 
-def test_the_backend_is_a_rows_and_no_setting() -> None:
+def test_backend_belongs_to_row_not_settings() -> None:
     assert launch.backend("toy", HALF, "sm_90") == "cuda"
     assert launch.backend("toy", HALF, "sm_80") == launch.backend("toy", torch.float32, "sm_90") == "triton"
     for target in ("sm_80", "sm_90"):
         assert launch.settings("toy", HALF, target) == launch.COMMON | ROW
 
 
-def test_a_tuned_row_keeps_its_backend() -> None:
+def test_tuned_row_keeps_backend() -> None:
     launch.replace("toy", HALF, "sm_90", ROW | {"TILE": 128})
     assert launch.backend("toy", HALF, "sm_90") == "cuda"
     assert launch.settings("toy", HALF, "sm_90")["TILE"] == 128
@@ -39,7 +39,7 @@ def test_a_tuned_row_keeps_its_backend() -> None:
     assert launch.backend("toy", HALF, "sm_80") == "triton"
 
 
-def test_why_not_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_refusal_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     say_once.cache_clear()
     with caplog.at_level(logging.INFO, "fastdarts"):
         for _ in range(2):
@@ -47,7 +47,7 @@ def test_why_not_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.text.count("it is a toy") == 1
 
 
-def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without CUDA kernels in the native module; with them, for kernels, dtypes and arguments they were not written for."""
     monkeypatch.setattr(native, "without_cuda", lambda: "the native module has no CUDA kernels: nvcc is not found")
     assert "nvcc is not found" in mixed_cell_cuda.refusal("separable", HALF, {"CQ": 16})
@@ -67,14 +67,14 @@ def state_gradient_arguments() -> dict[str, Any]:
     return tensors | {"CQ": 16, "CHOSEN": False, "DENSE": False, "pixels": 4, "m": 4}
 
 
-def test_an_input_that_begins_between_two_pairs_is_refused() -> None:
+def test_unaligned_input_is_rejected() -> None:
     given = state_gradient_arguments() | {name: torch.empty(2, dtype=HALF) for name in ("p_ops", "p_edges")}
     assert mixed_cell_cuda.unfit("state_gradient", given) is None
     for name in ("p_inputs2", "p_grad"):
         assert "aligned to 8 bytes" in mixed_cell_cuda.unfit("state_gradient", given | {name: given[name][1:]})
 
 
-def test_weights_of_candidates_and_edges_have_one_dtype() -> None:
+def test_mixing_weights_share_dtype() -> None:
     """Under autocast they need not: the CUDA kernels take those of the inputs' dtype, or all of them in float32."""
     given = state_gradient_arguments()
     for ops, edges, fits in (

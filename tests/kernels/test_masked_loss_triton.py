@@ -64,7 +64,7 @@ def test_as_exact_as_eager(name: str, norm: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_the_same_bits_of_any_strides_in_each_run_and_without_gradients(norm: str) -> None:
+def test_bitwise_identical_for_any_strides_runs_and_without_gradients(norm: str) -> None:
     levels, bias, images, flip, mask = arguments(SHAPES["odd ratios"], torch.float32)
     want = by_kernels((levels, bias, images, flip, mask), norm)
     big = torch.zeros(4, 20, 60, 5, dtype=torch.uint8)
@@ -84,7 +84,7 @@ def test_the_same_bits_of_any_strides_in_each_run_and_without_gradients(norm: st
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_unmasked_pixels_have_no_part_even_where_the_prediction_is_not_a_number(norm: str) -> None:
+def test_unmasked_nan_predictions_are_ignored(norm: str) -> None:
     args = arguments((1, 8, 12, 4, [(8, 12)], 0.5), torch.float32)
     want = by_kernels(args, norm)
     pixels = args[4].repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None].expand(1, 3, 8, 12)
@@ -95,7 +95,7 @@ def test_unmasked_pixels_have_no_part_even_where_the_prediction_is_not_a_number(
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_without_a_masked_pixel_and_without_an_image(norm: str) -> None:
+def test_no_masked_pixels_and_no_images(norm: str) -> None:
     levels, bias, images, flip, mask = arguments(SHAPES["odd ratios"], torch.float32)
     for few in (
         (levels, bias, images, flip, torch.zeros_like(mask)),

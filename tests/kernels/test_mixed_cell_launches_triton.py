@@ -15,7 +15,7 @@ SMALL = ("24 channels", "mean without BN", "running statistics")
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("kernel", CHECKS)
-def test_launches(kernel: str, name: str) -> None:
+def test_launches_match_cuda_harness(kernel: str, name: str) -> None:
     for memory, one, given in launches(kernel, CALLS[name], torch.float32):
         left = {key: value.clone() if isinstance(value, torch.Tensor) else value for key, value in given.items()}
         start_triton(memory, one, left)

@@ -1,4 +1,4 @@
-"""What the Triton kernels of mixed_cell launch for a cell: how often, over what, and what that moves. Needs no Triton."""
+"""Launches of mixed_cell's Triton kernels for a cell: counts, extents, bytes. Needs no Triton."""
 
 from collections import Counter
 
@@ -24,7 +24,7 @@ def counts(call: Call, needs: Needs | None = None) -> Counter:
     return Counter(launch.kernel for launch in launch_plan(call, needs))
 
 
-def test_a_normal_cell() -> None:
+def test_launches_of_normal_cell() -> None:
     """Four waves: 24 launches forward, 29 backward for the weights of candidates, 34 with those of convolutions."""
     call = Call(NORMAL, CIFAR)
     forward = {"separable": 8, "pool_sums": 4, "bn_scale_shift": 8, "node": 4}
@@ -35,7 +35,7 @@ def test_a_normal_cell() -> None:
     assert counts(call, Needs()) == alpha | learnt and sum((alpha | learnt).values()) == 34
 
 
-def test_a_reduction_cell() -> None:
+def test_launches_of_reduction_cell() -> None:
     """One launch more for FactorizedReduce, in the forward and for its weights."""
     call = Call(REDUCTION, CIFAR)
     assert counts(call) == counts(Call(NORMAL, CIFAR)) + Counter(dense=1)
@@ -44,7 +44,7 @@ def test_a_reduction_cell() -> None:
 
 
 @pytest.mark.parametrize("graph", [NORMAL, REDUCTION])
-def test_running_statistics_and_random_channels(graph: Graph) -> None:
+def test_launches_with_running_statistics_and_random_channels(graph: Graph) -> None:
     """Without batch statistics all scales and shifts are there at once; drawn channels are inverted once in each direction."""
     batch = counts(Call(graph, CIFAR))
     running = counts(Call(graph, CIFAR, batch=False))
@@ -80,7 +80,7 @@ def test_ranks_exchange_eight_times_in_each_direction(graph: Graph) -> None:
     assert not any(one.exchanged for needs in (None, Needs()) for one in launch_plan(alone, needs))
 
 
-def test_ranks_exchange_nothing_that_nobody_needs() -> None:
+def test_ranks_exchange_only_needed_sums() -> None:
     """Weights of candidates alone: nothing of what reads an input, so one wave less."""
     only_mix = launch_plan(Call(NORMAL, CIFAR, shared=True), Needs(inputs=False, weights=False))
     assert [len(one.exchanged) for one in only_mix if one.exchanged] == [18, 6, 12, 4, 6, 2]
@@ -89,13 +89,13 @@ def test_ranks_exchange_nothing_that_nobody_needs() -> None:
 
 
 @pytest.mark.parametrize("nodes", range(1, 7))
-def test_launches_grow_with_nodes_and_not_with_edges(nodes: int) -> None:
+def test_launches_grow_with_nodes_not_edges(nodes: int) -> None:
     assert sum(counts(Call(dense(nodes), CIFAR)).values()) == 6 * nodes
     wide = dense(1, inputs=4, candidates=S0)
     assert sum(counts(Call(wide, CIFAR)).values()) == 6
 
 
-def test_only_what_is_asked_for_is_launched() -> None:
+def test_only_requested_gradients_are_launched() -> None:
     call = Call(NORMAL, CIFAR)
     only_mix = counts(call, Needs(inputs=False, weights=False))
     assert only_mix == counts(call, ALPHA) - Counter(pool_gradient=1, state_gradient=1, product=2, bn_backward_inner=1)
@@ -105,7 +105,7 @@ def test_only_what_is_asked_for_is_launched() -> None:
     assert counts(Call(nothing, CIFAR), Needs()) == {"state_gradient": 2, "grad_sums": 1, "mix_weights": 1}
 
 
-def test_bytes_and_operations_of_a_normal_cell() -> None:
+def test_bytes_and_operations_of_normal_cell() -> None:
     """Passes over a tensor of (m, C): units read and write, nodes read each y and state; the convolutions' operations."""
     m, C = 64 * 32 * 32, 16
     forward = launch_plan(Call(NORMAL, CIFAR))
@@ -127,7 +127,7 @@ def test_parts_cover_all_pixels(pixels: int, how: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize(("k", "chosen"), [(1, False), (2, True)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_what_is_kept_does_not_overlap(stride: int, k: int, chosen: bool) -> None:
+def test_saved_tensors_do_not_overlap(stride: int, k: int, chosen: bool) -> None:
     """Each y, each state and the factors have room of their own, and backward finds them where forward put them."""
     graph = dense(3, stride, S0 if stride == 2 else EVERY)
     shape = (3, 20, 6, 10)
@@ -147,7 +147,7 @@ def test_what_is_kept_does_not_overlap(stride: int, k: int, chosen: bool) -> Non
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fake_kernels_know_the_sizes_on_a_gpu(dtype: torch.dtype, dynamic: bool) -> None:
+def test_fake_kernels_have_gpu_sizes(dtype: torch.dtype, dynamic: bool) -> None:
     """Those of a traced call, too, whose number of images is a symbol."""
     call = cells.CellCall(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True)
     E, K = len(call.graph.edges), call.graph.longest
@@ -166,7 +166,7 @@ def test_the_fake_kernels_know_the_sizes_on_a_gpu(dtype: torch.dtype, dynamic: b
     assert saved.shape == (saved_numbers(tuple(call.graph.encode()), (2, 8, 6, 4), 2),) and saved.dtype == dtype
 
 
-def test_wide_candidates_are_beyond_the_kernels() -> None:
+def test_too_wide_candidates_are_rejected() -> None:
     graph = one_edge(Candidate.SKIP)
     for C, k, fits in ((WIDEST, 1, True), (2 * WIDEST, 2, True), (2 * WIDEST, 1, False), (3 * WIDEST, 2, False)):
         x = torch.empty(1, C, 2, 2)

@@ -1,4 +1,4 @@
-"""mixed_cell's kernels in the interpreter: as exact as eager, only what is asked for, the same bits in each run.
+"""mixed_cell's kernels in the interpreter: as exact as eager, requested gradients only, bitwise reproducible.
 
 The interpreter takes about a millisecond for each tile: graphs of a few edges, images of some ten pixels.
 """
@@ -56,7 +56,7 @@ def check(call: CellCall, dtype: torch.dtype = torch.float32) -> None:
 @pytest.mark.parametrize(
     ("candidate", "stride"), [*((c, 1) for c in EVERY), *((c, 2) for c in STRIDED)], ids=lambda value: str(int(value))
 )
-def test_each_candidate(candidate: Candidate, stride: int) -> None:
+def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int) -> None:
     """Two nodes of nothing else; with all channels, with the first half of them, with a quarter drawn at random."""
     number = candidate + stride
     k = (1, 2, 4)[number % 3]
@@ -66,11 +66,11 @@ def test_each_candidate(candidate: Candidate, stride: int) -> None:
 
 
 @pytest.mark.parametrize("candidate", [Candidate.SEP_CONV_3, Candidate.DIL_CONV_5, Candidate.AVG_POOL_3, Candidate.CONV_3])
-def test_half_precision(candidate: Candidate) -> None:
+def test_half_precision_is_as_exact_as_eager(candidate: Candidate) -> None:
     check(CellCall(dense(2, 1, (candidate, Candidate.MAX_POOL_3), inputs=1), **SMALL), torch.float16)
 
 
-def test_half_precision_under_a_stride() -> None:
+def test_half_precision_with_stride() -> None:
     check(CellCall(dense(1, 2, (*FEW, Candidate.AVG_POOL_3), inputs=2), **STRIDED_SMALL, k=2), torch.float16)
 
 
@@ -78,7 +78,7 @@ def test_half_precision_under_a_stride() -> None:
     ("training", "running", "edges"), [(True, False, False), (False, True, True), (False, True, False), (False, False, True)]
 )
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 2, True)])
-def test_settings(stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool) -> None:
+def test_settings_are_as_exact_as_eager(stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool) -> None:
     sizes = STRIDED_SMALL if stride == 2 else SMALL
     call = CellCall(
         dense(2, stride, FEW, inputs=1), **sizes, k=k, edges=edges, chosen=chosen, running=running, training=training
@@ -86,7 +86,7 @@ def test_settings(stride: int, k: int, chosen: bool, training: bool, running: bo
     check(call.but(eps=1e-3))
 
 
-def test_running_statistics_in_any_stride() -> None:
+def test_running_statistics_may_be_strided() -> None:
     call = CellCall(dense(1, 1, FEW, inputs=1), **SMALL, training=False)
     named, rest = call.tensors(torch.float32), call.constants()
     mixed = [channels_last(named["input 0"])], *(named[name].detach() for name in ("ops", "edges", "weights"))
@@ -98,7 +98,7 @@ def test_running_statistics_in_any_stride() -> None:
 
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (1, 4, False), (2, 2, False), (2, 4, True)])
 @pytest.mark.parametrize("images", ["masked", "shifted"])
-def test_masked_and_shifted_images(images: str, stride: int, k: int, chosen: bool) -> None:
+def test_masked_and_shifted_images_are_as_exact_as_eager(images: str, stride: int, k: int, chosen: bool) -> None:
     """Regions of one constant, where every maximum is a tie; means a thousand times the standard deviation."""
     listed = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.DIL_CONV_3)
     call = CellCall(dense(1, stride, listed, inputs=2), 1, 4 * k, 12, 16, k, images=images, chosen=chosen)
@@ -119,18 +119,18 @@ UNEVEN = Graph(
 
 
 @pytest.mark.parametrize(("k", "chosen"), [(1, False), (3, False), (3, True)])
-def test_edges_of_different_candidates(k: int, chosen: bool) -> None:
+def test_edges_with_different_candidates(k: int, chosen: bool) -> None:
     """An edge twice, nodes that nobody reads, channels that fill no power of two."""
     check(CellCall(UNEVEN, 1, 6 * k, 9, 8, k, chosen=chosen))
 
 
 @pytest.mark.parametrize("size", [(1, 17, 3, 4), (3, 20, 1, 2), (5, 2, 4, 1)])
-def test_sizes(size: tuple[int, int, int, int]) -> None:
+def test_sizes_are_as_exact_as_eager(size: tuple[int, int, int, int]) -> None:
     check(CellCall(dense(2, candidates=(Candidate.SEP_CONV_3, Candidate.MAX_POOL_3, Candidate.SKIP), inputs=1), *size))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_only_the_gradients_that_are_asked_for_and_the_same_bits(stride: int) -> None:
+def test_requested_gradients_only_and_bitwise_identical(stride: int) -> None:
     candidates = (Candidate.DIL_CONV_3, Candidate.SKIP, Candidate.AVG_POOL_3)
     sizes = STRIDED_SMALL if stride == 2 else SMALL
     call = CellCall(dense(2, stride, candidates, inputs=1), **sizes, k=2)
@@ -143,11 +143,11 @@ def test_only_the_gradients_that_are_asked_for_and_the_same_bits(stride: int) ->
         assert torch.equal(got["out"], whole["out"])
 
 
-def test_more_inputs_than_pointers_are_refused() -> None:
+def test_too_many_inputs_are_rejected() -> None:
     graph = Graph(5, 1, tuple(Edge(i, 0, 1, (Candidate.SKIP,)) for i in range(5)))
     with pytest.raises(ValueError, match="at most 4 inputs, got 5"):
         by_kernels(CellCall(graph, **SMALL), torch.float32)
 
 
-def test_one_pixel() -> None:
+def test_single_pixel_image() -> None:
     check(CellCall(one_edge(Candidate.SKIP), 1, 1, 1, 1))

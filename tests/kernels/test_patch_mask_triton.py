@@ -33,17 +33,17 @@ def assert_same_bits(args: list) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_definitions_bits(size: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_result_is_bitwise_definition(size: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_same_bits(arguments(*size, dtype))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**63 - 1, -(2**63), -1])
 @pytest.mark.parametrize("stream", [0, 255])
-def test_seeds_and_streams(seed: int, stream: int) -> None:
+def test_seeds_and_streams_match_definition(seed: int, stream: int) -> None:
     assert_same_bits(arguments(2, 8, 8, 2, 5, torch.float32, seed, stream))
 
 
-def test_any_strides() -> None:
+def test_any_strides_are_supported() -> None:
     def spread(t: Tensor) -> Tensor:
         return torch.stack([t, t], 1)[:, 0]
 
@@ -54,6 +54,6 @@ def test_any_strides() -> None:
     assert torch.equal(x, want[0]) and torch.equal(mask, want[1])
 
 
-def test_more_patches_than_a_block_holds_are_refused() -> None:
+def test_too_many_patches_are_rejected() -> None:
     with pytest.raises(ValueError, match="at most 65536 patches per image, got 66049"):
         kernels.run(PatchMask(*arguments(1, 257, 257, 1, 1, torch.float32)))

@@ -22,16 +22,16 @@ def assert_same_bits(given: Crops, S: int) -> None:
 
 
 @pytest.mark.parametrize("S", [2, 8])
-def test_the_definitions_bits(S: int) -> None:
+def test_result_is_bitwise_definition(S: int) -> None:
     assert_same_bits(crops(SMALL), S)
 
 
-def test_random_boxes() -> None:
+def test_random_boxes_are_bitwise_definition() -> None:
     assert_same_bits(photographs(4, 30, 41), 24)
 
 
 @pytest.mark.parametrize(("ROWS", "COLS"), [(1, 4), (4, 2), (32, 32)])
-def test_any_tiles(ROWS: int, COLS: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_tile_sizes_are_bitwise_definition(ROWS: int, COLS: int, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"ROWS": ROWS, "COLS": COLS, "num_warps": 4, "num_stages": 1}
     monkeypatch.setattr(launch, "table", lambda: {"random_resized_crop.resize": {"default": {"any": row}}})
     launch._settings.cache_clear()
@@ -45,7 +45,7 @@ def round_all(p_sums, p_total, p_out, BLOCK: tl.constexpr):
     tl.store(p_out + i, kernels.rounded(tl.load(p_sums + i), tl.load(p_total + i)))
 
 
-def test_quotients_are_exact_up_to_the_largest_side() -> None:
+def test_quotients_are_exact_up_to_largest_side() -> None:
     largest = int(3 * MOST_SIDE**2 / 2)  # the shares' sum for one output of a whole side
     totals = torch.tensor([1, 2, 3, 127, 65535, 2**20 + 1, largest - 1, largest]).repeat_interleave(512)
     draw = torch.Generator().manual_seed(0)
@@ -70,7 +70,7 @@ def test_no_images_and_no_pixels() -> None:
     assert not kernels.run(RandomResizedCrop(pixels[:2], *place, 5)).any()
 
 
-def test_what_does_not_fit_is_black_and_the_others_stay() -> None:
+def test_invalid_images_and_boxes_are_black() -> None:
     wrong = {"start": (-1, 2**40, -(2**63)), "height": (0, 2**62), "width": (MOST_SIDE + 1,)}
     wrong |= {"top": (-1, 4, 2**63 - 1), "left": (3, -(2**63)), "h": (0, 7), "w": (2**62,)}
     each = [(name, value) for name, values in wrong.items() for value in values]

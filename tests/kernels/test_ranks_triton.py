@@ -89,24 +89,24 @@ def check_cell(call: cells.CellCall, dtype: torch.dtype = torch.float32, size: i
         assert_exact(got[rank], [e[rank] for e in eagers], want[rank], dtype)
 
 
-def test_waves_and_parts() -> None:
+def test_waves_and_parts_match_definition() -> None:
     """Two waves; each rank's pixels are two parts, the second nearly empty."""
     check_cell(cells.CellCall(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 5, 7))
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_reduction(size: int) -> None:
+def test_reduction_cell_matches_definition(size: int) -> None:
     candidates = (*SEPARABLE, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3)
     check_cell(cells.CellCall(dense(1, 2, candidates), 2 * size, 16, 6, 8, 2, seed=5), size=size)
 
 
-def test_half_precision_and_dense_convolutions() -> None:
+def test_half_precision_and_dense_convolutions_match_definition() -> None:
     graph = dense(2, 1, (Candidate.CONV_1, Candidate.DIL_CONV_3, Candidate.AVG_POOL_3), inputs=1)
     check_cell(cells.CellCall(graph, 4, 8, 5, 4, seed=5), torch.float16)
 
 
 @pytest.mark.parametrize("images", ["masked", "shifted"])
-def test_masked_and_shifted_images(images: str) -> None:
+def test_masked_and_shifted_images_match_definition(images: str) -> None:
     call = cells.CellCall(
         dense(1, 2, (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.DIL_CONV_3)), 2, 16, 12, 16, 4, images, seed=5
     )
@@ -114,7 +114,7 @@ def test_masked_and_shifted_images(images: str) -> None:
 
 
 @pytest.mark.parametrize(("training", "running", "edges"), [(True, False, False), (False, False, True)])
-def test_without_running_statistics(training: bool, running: bool, edges: bool) -> None:
+def test_without_running_statistics_matches_definition(training: bool, running: bool, edges: bool) -> None:
     settings = {"training": training, "running": running, "edges": edges, "seed": 2}
     check_cell(cells.CellCall(dense(1, 1, SEPARABLE), 4, 8, 3, 4, **settings))
 
@@ -127,7 +127,7 @@ def test_running_statistics_are_not_summed() -> None:
     assert torch.equal(whole(got, by_image)["out"], alone[0]["out"])
 
 
-def test_only_what_is_asked_for() -> None:
+def test_requested_gradients_need_fewer_sums() -> None:
     """Two sums in each direction for a wave, one row a rank and BN forward; none for convolutions that nobody asks about."""
     call = cells.CellCall(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 3, 4)
     everything, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
@@ -140,7 +140,7 @@ def test_only_what_is_asked_for() -> None:
         assert all(torch.equal(mine[name], all_of_it[name]) for name in mine if mine[name].numel())
 
 
-def test_a_graph_without_batchnorm_sums_nothing() -> None:
+def test_graph_without_batchnorm_sums_nothing() -> None:
     graph = Graph(1, 1, (Edge(0, 0, 1, (Candidate.SKIP, Candidate.NONE, Candidate.PLAIN_AVG_POOL_3)),))
     call = cells.CellCall(graph, 4, 8, 3, 4)
     _, synchronised = on_ranks(2, lambda rank: cell_by_kernels(call, torch.float32, rank))
@@ -180,7 +180,7 @@ def strided(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize(("training", "shift", "size"), [(True, 0.0, 2), (True, 1e3, 3), (False, 0.0, 2)])
-def test_relu_conv_bn(training: bool, shift: float, size: int, halves: bool, dtype: torch.dtype) -> None:
+def test_relu_conv_bn_matches_definition(training: bool, shift: float, size: int, halves: bool, dtype: torch.dtype) -> None:
     call = Layer(2 * size, 12, 8, 6, 8, halves, training, shift=shift)
     with uninitialised_memory_is_nan():
         got, synchronised = on_ranks(size, lambda rank: layer_by_kernels(call, dtype, rank))
@@ -200,7 +200,7 @@ def test_relu_conv_bn(training: bool, shift: float, size: int, halves: bool, dty
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_layers_that_are_ready_together_sum_once(training: bool) -> None:
+def test_layers_run_together_sum_once(training: bool) -> None:
     """Of a cell after a reduction: one layer that halves its input, one that does not. What each has alone, to the bit."""
     calls = Layer(4, 12, 8, 8, 8, True, training), Layer(4, 20, 10, 4, 4, False, training)
 
@@ -228,7 +228,7 @@ def test_layers_that_are_ready_together_sum_once(training: bool) -> None:
 # ------------------------------------------------------------------------------------------------------ the sums
 
 
-def test_statistics_by_hand() -> None:
+def test_statistics_match_hand_computation() -> None:
     """Of ranks whose means are far apart, as of all their values at once; the same bits everywhere."""
     x = (
         torch.randn(3, 50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""relu_conv_bn's kernels in the interpreter: as exact as eager, only what is asked for, the same bits in each run."""
+"""relu_conv_bn's kernels in the interpreter: as exact as eager, requested gradients only, bitwise reproducible."""
 
 from dataclasses import replace
 from typing import Any
@@ -64,7 +64,7 @@ def test_odd_sizes_without_halving(sizes: tuple[int, ...]) -> None:
     assert_exact(got, [eager], reference, torch.float32)
 
 
-def test_only_the_gradients_that_are_asked_for_and_the_same_bits() -> None:
+def test_requested_gradients_only_and_bitwise_identical() -> None:
     call = LayerCall(halves=True)
     named = call.tensors()
     whole = by_kernels(call, named, torch.float32)
@@ -75,7 +75,7 @@ def test_only_the_gradients_that_are_asked_for_and_the_same_bits() -> None:
         assert all(torch.equal(got[name], whole[name]) for name in asked)
 
 
-def test_what_is_not_a_number_is_not_hidden_by_the_relu() -> None:
+def test_relu_propagates_nan() -> None:
     call = LayerCall(N=1, H=2, W=2, training=False)
     named = {name: t.detach().clone() for name, t in call.tensors().items()}
     named["x"][0, 0, 0, 1] = torch.nan

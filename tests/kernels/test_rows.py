@@ -14,12 +14,12 @@ def test_header_is_up_to_date() -> None:
     assert rows.HEADER.read_text(encoding="utf-8") == rows.header(), "run `python -m fastdarts.kernels.rows` and rebuild"
 
 
-def test_candidates_are_numbered_as_the_header_lists_them() -> None:
+def test_candidates_are_numbered_as_in_header() -> None:
     """An enum of C++ counts from 0."""
     assert [int(candidate) for candidate in rows.Candidate] == list(range(len(rows.Candidate)))
 
 
-def test_fields_are_in_the_order_of_the_rows() -> None:
+def test_fields_follow_row_order() -> None:
     parts = pytest.importorskip("fastdarts.kernels.mixed_cell_parts", reason="Triton is not installed")
     for row, fields in zip(
         rows.ROWS, (getattr(parts, row.__name__.removesuffix("Row").upper()) for row in rows.ROWS), strict=True
@@ -28,7 +28,7 @@ def test_fields_are_in_the_order_of_the_rows() -> None:
         assert len(row._fields) == fields.SIZE
 
 
-def test_a_change_of_rows_changes_the_key_of_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_rows_change_kernel_cache_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton's cache on disk outlives an upgrade of fastdarts."""
     triton = pytest.importorskip("triton", reason="Triton is not installed")
     from fastdarts.kernels import mixed_cell_parts as parts
@@ -43,7 +43,7 @@ def test_a_change_of_rows_changes_the_key_of_compiled_kernels(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("file", sorted(Path(rows.__file__).parent.glob("*.py")), ids=lambda file: file.stem)
-def test_kernels_import_no_ops(file: Path) -> None:
+def test_kernels_do_not_import_ops(file: Path) -> None:
     """Imports go from ops to kernels, never back."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

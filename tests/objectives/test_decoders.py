@@ -12,7 +12,7 @@ from tests.support.naive import assert_all_close, assert_close
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_single_scale_sees_the_last_feature_only() -> None:
+def test_single_scale_reads_last_feature_only() -> None:
     torch.manual_seed(1)
     decoder = SingleScaleDecoder((3, 5, 2), width=7).double()
     shapes = {n: tuple(p.shape) for n, p in decoder.named_parameters()}
@@ -31,7 +31,7 @@ def test_single_scale_sees_the_last_feature_only() -> None:
 # ---------------------------------------------------------------------------------------------------- MIM-DARTS
 
 
-def test_mim_shapes() -> None:
+def test_mim_layer_shapes() -> None:
     """3x3, 1x1, twice (3x3, BN, transposed), 3x3 to RGB; bias everywhere but before BN."""
     decoder = MimDecoder(256, 4)
     shapes = {n: tuple(p.shape) for n, p in decoder.named_parameters()}
@@ -53,7 +53,7 @@ def test_mim_shapes() -> None:
     ("factor", "strides", "reached"),
     [(1, (1, 1), 1), (2, (2, 1), 2), (4, (2, 2), 4), (8, (4, 2), 8), (32, (8, 4), 32), (6, (2, 2), 4), (12, (4, 2), 8)],
 )
-def test_the_strides_share_the_factor(factor: int, strides: tuple[int, int], reached: int) -> None:
+def test_strides_multiply_to_factor(factor: int, strides: tuple[int, int], reached: int) -> None:
     """Powers of two, the larger first; a resize to the image's size where that is no power of two."""
     decoder = MimDecoder(2, factor, width=3)
     assert tuple(layer.stride[0] for layer in decoder.enlarge) == strides
@@ -109,7 +109,7 @@ def norm(x: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, var: Tensor) -> 
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_mim_number_by_number(training: bool) -> None:
+def test_mim_matches_hand_computation(training: bool) -> None:
     """Training: the batch's statistics, the running ones moved a tenth of the way; else the running ones, left alone."""
     torch.manual_seed(2)
     decoder = MimDecoder(2, 4, width=2).double()
@@ -159,7 +159,7 @@ class TwoRanks:
         flat.copy_(flat[:1].expand_as(flat) if flat.dim() == 2 else 2 * flat)
 
 
-def test_mim_takes_the_statistics_of_all_ranks() -> None:
+def test_mim_synchronises_statistics() -> None:
     """Two ranks with the same images see what one sees; one sum for each BatchNorm."""
     decoder, ranks = MimDecoder(2, 4, width=2).double(), TwoRanks()
     feature = torch.randn(2, 2, 2, 2, dtype=torch.float64)

@@ -27,7 +27,7 @@ def scalar(value: float) -> Tensor:
 # ------------------------------------------------------------------------------------------------------- lambda
 
 
-def test_lambda_by_hand() -> None:
+def test_lambda_matches_hand_computation() -> None:
     """6 / 1.5 = 4, a number: d(L_cls + 4 L_mse) is 1 and 4, not 1 + L_mse * dlambda and so on."""
     cls, mse = scalar(6.0), scalar(1.5)
     loss = cls + balance(cls, mse) * mse
@@ -36,20 +36,20 @@ def test_lambda_by_hand() -> None:
 
 
 @pytest.mark.parametrize("mse", [0.0, 1e-320])
-def test_a_perfect_reconstruction_leaves_classification(mse: float) -> None:
+def test_perfect_reconstruction_leaves_classification_loss(mse: float) -> None:
     cls, mse = scalar(6.0), scalar(mse)
     loss = cls + balance(cls, mse) * mse
     loss.backward()
     assert (loss.item(), cls.grad.item(), mse.grad.item()) == (6.0, 1.0, 0.0)
 
 
-def test_a_loss_that_is_not_finite_stays_so() -> None:
+def test_non_finite_loss_stays_non_finite() -> None:
     for cls, mse in ((torch.nan, 1.0), (1.0, torch.nan)):
         loss = scalar(cls) + balance(scalar(cls), scalar(mse)) * scalar(mse)
         assert bool(loss.isnan())
 
 
-def test_lambda_of_all_ranks() -> None:
+def test_lambda_covers_all_ranks() -> None:
     """Of the losses of all: (6 + 2) / (1.5 + 0.25), not the mean of 6 / 1.5 and 2 / 0.25."""
 
     class Other:
@@ -94,7 +94,7 @@ ROWS = [(3, MASKING), (None, MASKING), (None, None), (3, None)]
 
 @pytest.mark.parametrize(("classes", "masking"), ROWS, ids=["joint", "rec mask", "rec", "cls rec"])
 @pytest.mark.parametrize("backend", ["auto", "definition"])
-def test_loss_and_every_gradient(classes: int | None, masking: Masking | None, backend: str) -> None:
+def test_loss_and_gradients_match_reference(classes: int | None, masking: Masking | None, backend: str) -> None:
     masking = masking and masking._replace(backend=backend)
     supernet, objective = make(classes, masking, backend)
     alpha, weights = mixing()
@@ -119,7 +119,7 @@ def test_loss_and_every_gradient(classes: int | None, masking: Masking | None, b
 
 @pytest.mark.parametrize(("classes", "masking"), ROWS, ids=["joint", "rec mask", "rec", "cls rec"])
 @pytest.mark.parametrize("train", [True, False])
-def test_evaluate(classes: int | None, masking: Masking | None, train: bool) -> None:
+def test_evaluate_matches_reference(classes: int | None, masking: Masking | None, train: bool) -> None:
     supernet, objective = make(classes, masking)
     supernet.train(train)
     objective.train(not train)  # the decoder's BatchNorm is in the supernet's mode, whatever its own
@@ -151,7 +151,7 @@ def test_evaluate(classes: int | None, masking: Masking | None, train: bool) -> 
 
 
 @pytest.mark.parametrize("masking", [MASKING, None])
-def test_reconstruct(masking: Masking | None) -> None:
+def test_reconstruct_returns_input_prediction_and_original(masking: Masking | None) -> None:
     """The input, the painted patches (everything without a mask) among the visible ones, the original; in [0, 1]."""
     supernet, objective = make(None, masking)
     supernet.eval()
@@ -172,7 +172,7 @@ def test_reconstruct(masking: Masking | None) -> None:
     assert_close(painted, torch.where(pixels[:, None], (image + 1) / 2, plain), "painted", 1e-6)
 
 
-def test_masks_are_fresh_and_keyed() -> None:
+def test_masks_depend_on_step_and_seed() -> None:
     supernet, objective = make(3, MASKING)
     supernet.eval()
     weights, b = mixing()[1], batch()
@@ -186,7 +186,7 @@ def test_masks_are_fresh_and_keyed() -> None:
     assert loss(1, Stream.TRAIN) == several[0]
 
 
-def test_classification_on_masked_input() -> None:
+def test_masked_supervised_is_cross_entropy_of_masked_image() -> None:
     """Cls. with mask: the plain cross entropy of the masked image; no decoder, nothing to draw."""
     supernet = net()
     objective = Classification(supernet, 3, masking=MASKING).double()

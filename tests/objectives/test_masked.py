@@ -82,7 +82,9 @@ def reconstruction(
     ],
 )
 @pytest.mark.parametrize("stream", [Stream.TRAIN, Stream.VAL])
-def test_loss_and_every_gradient(stem: str, side: int, patch: int, ratio: float, token: str, norm: str, stream: Stream) -> None:
+def test_loss_and_gradients_match_reference(
+    stem: str, side: int, patch: int, ratio: float, token: str, norm: str, stream: Stream
+) -> None:
     """From uint8 pixels to the loss, masks included, nothing of the library on the other side."""
     net, supernet, objective = make(stem, mask_ratio=ratio, patch_size=patch, mask_token=token, norm=norm)
     weights, b = mixing(), batch(side)
@@ -105,7 +107,7 @@ def test_loss_and_every_gradient(stem: str, side: int, patch: int, ratio: float,
 
 
 @pytest.mark.parametrize("factors", [(1, 2, 4), (8, 16, 32)], ids=["cifar", "imagenet"])
-def test_decoder_is_linear_of_the_sum_of_upsampled_convolutions(factors: tuple[int, ...]) -> None:
+def test_decoder_follows_equation_3(factors: tuple[int, ...]) -> None:
     """Eq. 3 literally: each feature to D channels, upsampled by S / h_l, summed, one linear layer."""
     torch.manual_seed(1)
     side, channels = 64, (3, 5, 2)
@@ -137,7 +139,7 @@ def test_decoder_widths() -> None:
     }
 
 
-def test_upsampling_by_hand() -> None:
+def test_upsampling_matches_hand_computation() -> None:
     """Two pixels to four: a quarter of the way from each side, the border held."""
     level = torch.tensor([[0.0, 4.0], [8.0, 12.0]], dtype=torch.float64).expand(1, 3, 2, 2)
     got = upsampled_sum([level], torch.tensor([0.0, 100.0, -1.0], dtype=torch.float64), (4, 4))
@@ -154,7 +156,7 @@ def hand_mask() -> Tensor:
 
 
 @pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
-def test_loss_is_the_mean_over_masked_pixels_and_colours(norm: str, power: int) -> None:
+def test_loss_is_mean_over_masked_pixels_and_colours(norm: str, power: int) -> None:
     """Of the whole batch: an image with more masked pixels weighs more."""
     g = torch.Generator().manual_seed(2)
     b = batch(4, count=2)
@@ -168,7 +170,7 @@ def test_loss_is_the_mean_over_masked_pixels_and_colours(norm: str, power: int) 
     assert_close(masked_loss(levels, bias, b.images, b.flip, hand_mask(), norm=norm, **COLOURS), want)
 
 
-def test_loss_by_hand() -> None:
+def test_loss_matches_hand_computation() -> None:
     """Black pixels with mean 0 and std 1 are 0, predictions 3 and -2 on four masked pixels each."""
     images = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
     level = torch.full((1, 3, 4, 4), 1000.0, dtype=torch.float64)
@@ -181,7 +183,7 @@ def test_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_unmasked_pixels_have_no_part_in_the_loss(norm: str) -> None:
+def test_unmasked_pixels_do_not_affect_loss(norm: str) -> None:
     """Other predictions and other images there: the same loss to the bit, and a gradient of exactly zero."""
     g = torch.Generator().manual_seed(4)
     b = batch(4, count=2, seed=1)
@@ -210,7 +212,7 @@ def test_unmasked_pixels_have_no_part_in_the_loss(norm: str) -> None:
 
 
 class Watch:
-    """The network's input at each forward; hidden pixels are told by the token's colour, which no pixel has."""
+    """The network's input at each forward; masked pixels have the token's colour, which no other pixel has."""
 
     def __init__(self, supernet: Supernet, objective: MaskedReconstruction, patch: int) -> None:
         self.patch = patch
@@ -232,7 +234,7 @@ class Watch:
         *[(0.75, 2, 48), (0.1, 2, 6)],
     ],
 )
-def test_how_many_patches_are_hidden(ratio: float, patch: int, masked: int) -> None:
+def test_number_of_masked_patches_is_rounded(ratio: float, patch: int, masked: int) -> None:
     """floor(ratio * P + 1/2) of each image, P = (16 / patch)^2; halves (10.5, 9.5) round up."""
     _, supernet, objective = make(mask_ratio=ratio, patch_size=patch, mask_token="learned")
     watch = Watch(supernet, objective, patch)
@@ -242,7 +244,7 @@ def test_how_many_patches_are_hidden(ratio: float, patch: int, masked: int) -> N
         assert watch.mask.sum((1, 2)).tolist() == [masked] * 6
 
 
-def test_masks_differ_between_steps_streams_and_images_and_nothing_else() -> None:
+def test_masks_depend_only_on_step_stream_and_image() -> None:
     _, supernet, objective = make(patch_size=2, mask_token="learned")
     watch = Watch(supernet, objective, 2)
     b = batch(16, count=6)
@@ -264,7 +266,7 @@ def test_masks_differ_between_steps_streams_and_images_and_nothing_else() -> Non
     assert float((often - 0.5).abs().max()) < 0.2  # every patch has its turn: 120 draws of 1/2
 
 
-def test_another_seed_hides_other_patches() -> None:
+def test_masks_depend_on_seed() -> None:
     masks = []
     for seed in (0, 1):
         _, supernet, _ = make()
@@ -275,7 +277,7 @@ def test_another_seed_hides_other_patches() -> None:
     assert not torch.equal(*masks)
 
 
-def test_learned_token_is_trained_and_the_zero_one_is_not() -> None:
+def test_only_learned_token_is_trained() -> None:
     for token, learned in (("learned", True), ("zero", False)):
         _, supernet, objective = make(patch_size=4, mask_token=token)
         objective(supernet, mixing(), batch(16), torch.tensor([0]), Stream.TRAIN).backward()
@@ -287,7 +289,7 @@ def test_learned_token_is_trained_and_the_zero_one_is_not() -> None:
             assert objective.mask_token.count_nonzero() == 0
 
 
-def test_a_patch_that_does_not_divide_the_image_is_refused() -> None:
+def test_patch_size_must_divide_image() -> None:
     _, supernet, objective = make(patch_size=5)
     with pytest.raises(ValueError, match=r"5.*16"):
         objective(supernet, mixing(), batch(16), torch.tensor([0]), Stream.TRAIN)
@@ -298,7 +300,7 @@ def test_a_patch_that_does_not_divide_the_image_is_refused() -> None:
 
 @pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
 @pytest.mark.parametrize("train", [True, False])
-def test_evaluate(norm: str, power: int, train: bool) -> None:
+def test_evaluate_matches_reference(norm: str, power: int, train: bool) -> None:
     """Loss by the formulas; baseline image by image, pixel by pixel: the mean visible colour of the (mirrored) image."""
     net, supernet, objective = make(patch_size=4, mask_ratio=0.6, norm=norm, mask_token="learned")
     supernet.train(train)
@@ -325,7 +327,7 @@ def test_evaluate(norm: str, power: int, train: bool) -> None:
     assert got["baseline"].item() == pytest.approx(total / count, rel=1e-9)
 
 
-def test_evaluate_is_the_same_at_each_call() -> None:
+def test_evaluate_is_deterministic() -> None:
     _, supernet, objective = make(patch_size=4)
     supernet.eval()
     b, weights = batch(16), mixing()
@@ -335,8 +337,8 @@ def test_evaluate_is_the_same_at_each_call() -> None:
     assert all(torch.equal(first[n], again[n]) for n in first)
 
 
-def test_reconstruct_keeps_what_was_visible() -> None:
-    """Masked, reconstructed, original images in [0, 1]; the prediction stands where patches were hidden."""
+def test_reconstruct_keeps_visible_pixels() -> None:
+    """Masked, reconstructed, original images in [0, 1]; the prediction replaces masked patches."""
     net, supernet, objective = make(patch_size=4)
     supernet.eval()
     b, weights = batch(16), mixing()

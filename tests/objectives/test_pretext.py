@@ -1,4 +1,4 @@
-"""Rotation, colourisation and jigsaw against index formulas and published numbers; alone and beside classification."""
+"""Rotation, colourisation and jigsaw against index formulas and published numbers; alone and with classification."""
 
 import math
 from itertools import permutations
@@ -31,7 +31,7 @@ def task(name: str, channels: int = 8) -> Task:
 # ----------------------------------------------------------------------------------------------------- rotation
 
 
-def test_rotation_by_hand() -> None:
+def test_rotation_matches_hand_computation() -> None:
     """1 2 / 3 4 turned counterclockwise: 2 4 / 1 3, 4 3 / 2 1, 3 1 / 4 2; the mirror comes first."""
     images = torch.tensor([[[1, 2], [3, 4]], [[2, 1], [4, 3]]], dtype=torch.uint8)[..., None].expand(2, 2, 2, 3)
     b = Batch(images, torch.zeros(2).long(), torch.arange(2), torch.tensor([False, True]))
@@ -64,7 +64,7 @@ def test_lab_of_known_colours(rgb: tuple[int, int, int], L: float, a: float, b: 
     assert [t.item() for t in lab(pixels)] == pytest.approx([L, a, b], abs=0.02)
 
 
-def test_the_bins_are_the_corners_of_the_squares_that_srgb_touches() -> None:
+def test_bins_cover_srgb_gamut() -> None:
     """313 of them: the 309 corners, and the four published ones just outside."""
     grid = torch.linspace(0, 1, 256, dtype=torch.float64)
     one, other = torch.cartesian_prod(grid, grid).unbind(1)
@@ -83,7 +83,7 @@ def test_the_bins_are_the_corners_of_the_squares_that_srgb_touches() -> None:
     assert filled <= set(BINS)
 
 
-def test_the_nearest_bin_is_the_nearest_of_all() -> None:
+def test_nearest_bin_is_nearest_of_all() -> None:
     g = torch.Generator().manual_seed(0)
     corners = torch.tensor([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=torch.float64)
     pixels = torch.cat([torch.rand(500, 3, generator=g, dtype=torch.float64), corners])
@@ -93,7 +93,7 @@ def test_the_nearest_bin_is_the_nearest_of_all() -> None:
         assert number == min(range(313), key=lambda i: math.dist((x, y), BINS[i]))
 
 
-def test_colourisation_by_hand() -> None:
+def test_colourisation_matches_hand_computation() -> None:
     """Red, white / black, blue: their lightness thrice, their bins; mirrored, the other way round."""
     image = torch.tensor([[[255, 0, 0], [255, 255, 255]], [[0, 0, 0], [0, 0, 255]]], dtype=torch.uint8)
     b = Batch(torch.stack([image, image]), torch.zeros(2).long(), torch.arange(2), torch.tensor([False, True]))
@@ -109,7 +109,7 @@ def test_colourisation_by_hand() -> None:
     assert [BINS[i] for i in target.tolist()] == [*bins, bins[1], bins[0], bins[3], bins[2]]
 
 
-def test_colourisation_answers_for_each_pixel() -> None:
+def test_colourisation_predicts_each_pixel() -> None:
     """A 1x1 convolution, upsampled to the image, pixels row by row."""
     asked = task("colourisation", 2)
     feature = torch.randn(2, 2, 3, 3, dtype=torch.float64)
@@ -121,7 +121,7 @@ def test_colourisation_answers_for_each_pixel() -> None:
     assert_close(got.view(2, 12, 12, 313).permute(0, 3, 1, 2), want, "logits")
 
 
-def test_colourisation_of_more_numbers_than_one_call_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colourisation_in_chunks_is_identical(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two images at a time: the same answers and gradients."""
     asked, feature = task("colourisation", 2), torch.randn(5, 2, 3, 3, dtype=torch.float64)
     whole = asked.answer(feature, (12, 12))
@@ -143,7 +143,7 @@ def number_of(index: int, step: int, stream: int) -> int:
     return naive.philox(SEED, (0, index, step, Purpose.JIGSAW + 256 * stream))[0] * 24 // 2**32
 
 
-def test_all_orders_of_four_tiles() -> None:
+def test_permutations_are_all_orders_of_four_tiles() -> None:
     assert len(PERMUTATIONS) == math.factorial(4)
     assert set(PERMUTATIONS) == set(permutations(range(4)))
     assert PERMUTATIONS[0] == (0, 1, 2, 3)
@@ -152,7 +152,7 @@ def test_all_orders_of_four_tiles() -> None:
 
 
 @pytest.mark.parametrize("stream", [Stream.TRAIN, Stream.VAL])
-def test_jigsaw_tile_by_tile(stream: Stream) -> None:
+def test_jigsaw_tiles_follow_permutation(stream: Stream) -> None:
     """At each place the tile that the permutation names, of the mirrored image, with mean 0 and deviation 1."""
     b = batch(8, count=6)
     x, target = task("jigsaw").pose(b, STEP, stream)
@@ -167,14 +167,14 @@ def test_jigsaw_tile_by_tile(stream: Stream) -> None:
             assert_close(x[4 * n + place], tile / (tile.square().sum() / 48).sqrt(), "tile")
 
 
-def test_a_tile_of_one_colour_is_no_division_by_zero() -> None:
+def test_constant_tile_is_finite() -> None:
     b = batch(8)._replace(images=torch.full((3, 8, 8, 3), 7, dtype=torch.uint8))
     x, _ = Jigsaw(8, (0.5,) * 3, (0.5,) * 3).pose(b, STEP, Stream.TRAIN)
     assert bool(x.isfinite().all())
     assert float(x.abs().max()) < 0.1
 
 
-def test_orders_are_fresh_and_depend_on_nothing_else() -> None:
+def test_orders_depend_only_on_seed_step_and_image() -> None:
     asked, b = task("jigsaw"), batch(8, count=6)
 
     def numbers(step: int, stream: int, rows: list[int]) -> list[int]:
@@ -190,7 +190,7 @@ def test_orders_are_fresh_and_depend_on_nothing_else() -> None:
     assert set(seen) == set(range(24))  # each has its turn: 360 draws of 1/24
 
 
-def test_jigsaw_reads_its_places_one_after_the_other() -> None:
+def test_jigsaw_concatenates_tile_features() -> None:
     asked = task("jigsaw", 2)
     feature = torch.randn(8, 2, 3, 3, dtype=torch.float64)
     pooled = feature.sum((2, 3)) / 9
@@ -202,7 +202,7 @@ def test_jigsaw_reads_its_places_one_after_the_other() -> None:
 
 
 def classified(name: str, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What classification beside the task is about: each rotation, the image, or the mean of its four tiles."""
+    """Features classified next to the task: each rotation, the image, or the mean of its four tiles."""
     if name == "rotation":
         return pooled, torch.stack([labels[n // 4] for n in range(len(pooled))])
     if name == "jigsaw":
@@ -212,7 +212,7 @@ def classified(name: str, pooled: Tensor, labels: Tensor) -> tuple[Tensor, Tenso
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize(("classes", "backend"), [(None, "auto"), (3, "auto"), (3, "definition")])
-def test_loss_and_gradients(name: str, classes: int | None, backend: str) -> None:
+def test_loss_and_gradients_match_reference(name: str, classes: int | None, backend: str) -> None:
     """L_task, or L_cls + L_task from the same encoding; gradients reach alpha, the supernet and both heads."""
     supernet = net(backend=backend)
     objective = Pretext(supernet, task(name, supernet.tap_channels[-1]), classes)
@@ -235,7 +235,7 @@ def test_loss_and_gradients(name: str, classes: int | None, backend: str) -> Non
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("classes", [None, 3])
-def test_evaluate(name: str, classes: int | None) -> None:
+def test_evaluate_matches_reference(name: str, classes: int | None) -> None:
     supernet = net().eval()
     objective = Pretext(supernet, task(name, supernet.tap_channels[-1]), classes)
     weights, b = mixing()[1], batch(count=6)

@@ -47,7 +47,7 @@ def logits(net: naive.Net, run: naive.Run, weights: dict[str, CellWeights], b: B
 
 
 @pytest.mark.parametrize(("stem", "side", "k"), [("cifar", 8, 1), ("cifar", 8, 2), ("imagenet", 32, 2)])
-def test_loss_and_every_gradient(stem: str, side: int, k: int) -> None:
+def test_loss_and_gradients_match_reference(stem: str, side: int, k: int) -> None:
     net, supernet, objective = make(7, stem, k)
     weights, b = mixing(), batch(side, 7)
     theta, stats = naive.split(supernet.state_dict())
@@ -66,7 +66,7 @@ def test_loss_and_every_gradient(stem: str, side: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 5, 7, 30])
-def test_evaluate(classes: int) -> None:
+def test_evaluate_matches_reference(classes: int) -> None:
     net, supernet, objective = make(classes)
     weights, b = mixing(), batch(8, classes, count=24)
     supernet.eval()
@@ -90,6 +90,6 @@ def test_evaluate(classes: int) -> None:
 
 
 @pytest.mark.parametrize("classes", [-1, 0, 1])
-def test_one_class_is_refused(classes: int) -> None:
+def test_single_class_is_rejected(classes: int) -> None:
     with pytest.raises(ValueError, match=f"two classes.*{classes}"):
         Classification(Supernet(S0, C=4, layers=3), classes)

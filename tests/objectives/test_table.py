@@ -16,9 +16,10 @@ from fastdarts.objectives import (
     make_objective,
 )
 from fastdarts.ops.philox import Stream
+from fastdarts.runs.memory import search_bytes
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import S0
-from fastdarts.steps import meta_batch, step_bytes
+from fastdarts.steps import meta_batch
 from fastdarts.supernet import Supernet
 from tests.objectives.small import STEP, batch, mixing, net
 
@@ -28,7 +29,8 @@ FITTING = {"num_classes": 3, "image_size": 16, "patch_size": 4}
 LABELLED = {name for name, row in OBJECTIVES.items() if row.needs_labels}
 
 
-def test_the_rows() -> None:
+def test_registered_rows() -> None:
+    """Names, labels and masks of all objectives."""
     assert {"mae", "supervised", "joint", "masked-supervised", "reconstruction", "masked-reconstruction"} < set(OBJECTIVES)
     tasks = {"rotation", "colourisation", "jigsaw"}
     assert tasks | {f"supervised+{t}" for t in tasks} < set(OBJECTIVES)
@@ -38,7 +40,7 @@ def test_the_rows() -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_each_trains(name: str) -> None:
+def test_every_objective_trains(name: str) -> None:
     """Every parameter and alpha move; labels are read where the row says so, and only there."""
     supernet = net(torch.float32)
     objective = make_objective(name, supernet, **FITTING)
@@ -59,7 +61,7 @@ def test_each_trains(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["joint", "supervised+colourisation", "jigsaw"])
-def test_the_loss_is_in_the_parameters_dtype_under_autocast(name: str) -> None:
+def test_loss_has_parameter_dtype_under_autocast(name: str) -> None:
     supernet = net(torch.float32)
     objective = make_objective(name, supernet, **FITTING)
     alpha, weights = mixing(torch.float32)
@@ -73,16 +75,16 @@ def test_the_loss_is_in_the_parameters_dtype_under_autocast(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_memory_is_planned_on_the_meta_device(name: str) -> None:
+def test_memory_is_planned_on_meta_device(name: str) -> None:
     """No shape depends on data and nothing is read back: rotation's fourfold batch is seen, too."""
     with torch.device("meta"):
         supernet = Supernet(S0, C=4, layers=3)
         objective = make_objective(name, supernet, **FITTING)
     relaxation = SoftmaxRelaxation(S0, edge_normalization=False, device="meta")
-    assert step_bytes(supernet, objective, relaxation, meta_batch(2, 16), "cpu") > 0
+    assert search_bytes(supernet, objective, relaxation, meta_batch(2, 16), "cpu") > 0
 
 
-def test_what_the_settings_choose() -> None:
+def test_settings_configure_objectives() -> None:
     def make(name: str, **settings: object):
         return make_objective(name, net(torch.float32), **FITTING | settings)
 
@@ -108,7 +110,7 @@ def test_what_the_settings_choose() -> None:
     assert (jigsaw.task.seed, jigsaw.task.mean) == (7, (0.1, 0.2, 0.3))
 
 
-def test_the_imagenet_stem_is_reached_by_larger_strides() -> None:
+def test_imagenet_stem_uses_larger_decoder_strides() -> None:
     supernet = Supernet(S0, C=4, layers=3, stem="imagenet")
     joint = make_objective("joint", supernet, num_classes=3, image_size=64)
     assert [layer.stride for layer in joint.decoder.enlarge] == [(8, 8), (4, 4)]
@@ -139,16 +141,16 @@ def test_the_imagenet_stem_is_reached_by_larger_strides() -> None:
         *[(name, {"num_classes": 1}, "at least two classes, got 1") for name in sorted(LABELLED)],
     ],
 )
-def test_what_does_not_fit_is_refused(name: str, settings: dict, reason: str) -> None:
+def test_invalid_combinations_are_rejected(name: str, settings: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         make_objective(name, net(torch.float32), **FITTING | settings)
 
 
 @pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - LABELLED))
-def test_without_labels_there_is_no_need_of_any(name: str) -> None:
+def test_label_free_objectives_need_no_labels(name: str) -> None:
     assert make_objective(name, net(torch.float32), **FITTING | {"num_classes": None}).needs_labels is False
 
 
 @pytest.mark.parametrize("name", [n for n, row in OBJECTIVES.items() if not row.masks])
-def test_patches_do_not_matter_where_nothing_is_masked(name: str) -> None:
+def test_patch_size_is_ignored_without_masks(name: str) -> None:
     make_objective(name, net(torch.float32), **FITTING | {"patch_size": 7, "mask_ratio": 0.0})

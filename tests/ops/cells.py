@@ -58,7 +58,7 @@ class CellCall:
     seed: int = 0
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> Named:
-        """What is differentiated: inputs, ops, edges (if there are any), weights."""
+        """Differentiated tensors: inputs, ops, edges (if any), weights."""
         g = torch.Generator().manual_seed(self.seed)
 
         def normal(*shape: int, zeros: float = 0.0) -> Tensor:

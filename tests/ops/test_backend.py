@@ -31,9 +31,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> str:
     return "toy"
 
 
-def test_a_call_beyond_a_backends_limit_goes_to_the_definition_and_says_so_once(
-    toy: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unsupported_call_falls_back_to_definition_with_one_log_line(toy: str, caplog: pytest.LogCaptureFixture) -> None:
     assert backend.run(toy, "auto", CPU, torch.float32, 4) == ("fast", 4)
     with caplog.at_level(logging.INFO, "fastdarts"):
         for _ in range(2):
@@ -41,18 +39,18 @@ def test_a_call_beyond_a_backends_limit_goes_to_the_definition_and_says_so_once(
     assert caplog.text.count("toy: backend definition; not fast: it takes numbers up to 4, got 5") == 1
 
 
-def test_a_call_beyond_the_limit_of_the_backend_asked_for_is_refused(toy: str) -> None:
+def test_explicit_backend_rejects_unsupported_call(toy: str) -> None:
     with pytest.raises(BackendUnavailable, match="toy: backend 'fast' cannot serve this call: it takes numbers up to 4"):
         backend.run(toy, "fast", CPU, torch.float32, 5)
     assert backend.run(toy, "definition", CPU, torch.float32, 5) == ("slow", 5)
 
 
-def test_an_op_without_the_networks_backend_chooses_its_own(toy: str) -> None:
+def test_op_without_requested_backend_chooses_another(toy: str) -> None:
     assert backend.offered(toy, "fast") == "fast"
     assert backend.offered(toy, "triton") == "auto"
 
 
-def test_a_supernet_on_triton_runs_its_stem_all_the_same() -> None:
+def test_triton_supernet_runs_stem_without_triton_kernel() -> None:
     """The stem's op is written for no GPU; what refuses here, without one, is the first op that is."""
     supernet = Supernet(S0, C=4, layers=3, backend="triton")
     with pytest.raises(BackendUnavailable, match="relu_conv_bn: backend 'triton' cannot serve"):

@@ -1,4 +1,4 @@
-"""conv_bn_chain: by hand, against formulas, each backend as exact as eager, registration, what is refused."""
+"""conv_bn_chain: by hand, against formulas, each backend as exact as eager, registration, invalid arguments."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,7 +97,7 @@ IMAGENET = {"N": 2, "D": (24, 48, 48), "strides": (2, 2, 2), "H": 64, "W": 48}
     ],
     ids=str,
 )
-def test_exact(sizes: dict[str, Any], training: bool, running: bool, dtype: torch.dtype) -> None:
+def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, running: bool, dtype: torch.dtype) -> None:
     call = ChainCall(**sizes, training=training, running=running)
     if call.shift:
         dtype = torch.float32
@@ -113,7 +113,7 @@ def test_exact(sizes: dict[str, Any], training: bool, running: bool, dtype: torc
 
 
 @needs_native
-def test_odd_sizes(isa: str) -> None:
+def test_odd_sizes_are_as_exact_as_eager(isa: str) -> None:
     """By each instruction set."""
     for N, C, D, strides, H, W in (
         (2, 5, (7, 3), (2, 2), 3, 5),
@@ -128,8 +128,8 @@ def test_odd_sizes(isa: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_by_hand(backend: str) -> None:
-    """Ones under a kernel of ones count pixels within the border; the ReLU lies between the layers, not after the last."""
+def test_result_matches_hand_computation(backend: str) -> None:
+    """Ones under a kernel of ones count pixels within the border; the ReLU is between the layers, not after the last."""
     x = torch.ones(1, 1, 3, 3, dtype=torch.float64)
     ones, one = torch.ones(1, 1, 3, 3, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
     still = (torch.zeros(1, dtype=torch.float64), torch.full((1,), 1 - 1e-5, dtype=torch.float64))
@@ -143,7 +143,7 @@ def test_by_hand(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
-def test_gradcheck_once_and_twice(training: bool, backend: str) -> None:
+def test_gradcheck_and_gradgradcheck(training: bool, backend: str) -> None:
     call = ChainCall(2, 2, (3, 2), (2, 1), 5, 4, training=training)
     named = call.tensors(torch.float64)
 
@@ -156,7 +156,7 @@ def test_gradcheck_once_and_twice(training: bool, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wanted", [{"x"}, {"w0"}, {"scale1"}, {"shift2", "x", "w1"}])
-def test_only_the_gradients_that_are_wanted_of_any_layout(wanted: set[str], backend: str) -> None:
+def test_requested_gradients_only_in_any_layout(wanted: set[str], backend: str) -> None:
     call = ChainCall()
     named = call.tensors()
     everything = call.run(named, backend, torch.float32)
@@ -174,7 +174,7 @@ def test_only_the_gradients_that_are_wanted_of_any_layout(wanted: set[str], back
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_output_alone_has_gradients(backend: str) -> None:
+def test_single_output_has_gradients(backend: str) -> None:
     call = ChainCall()
     named = call.tensors(torch.float64)
     first, last = call.forward(named, call.buffers(torch.float64), backend)
@@ -188,7 +188,7 @@ def test_one_output_alone_has_gradients(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_outputs_may_be_changed_in_place(backend: str) -> None:
+def test_outputs_may_be_modified_in_place(backend: str) -> None:
     call = ChainCall()
     named = call.tensors(torch.float64)
     results = []
@@ -200,7 +200,7 @@ def test_outputs_may_be_changed_in_place(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_running_statistics_move_once_for_each_training_forward(backend: str) -> None:
+def test_running_statistics_update_once_per_training_forward(backend: str) -> None:
     call = ChainCall(D=(6,), strides=(2,), outputs=1)
     named = call.tensors(torch.float64)
     running = call.buffers(torch.float64)
@@ -219,7 +219,7 @@ def test_running_statistics_move_once_for_each_training_forward(backend: str) ->
 
 
 @needs_native
-def test_the_same_bits_in_each_run_and_for_any_number_of_threads() -> None:
+def test_bitwise_identical_for_any_number_of_threads() -> None:
     call = ChainCall(N=5, D=(24, 48, 48), strides=(2, 2, 2), H=40, W=24)
     named = call.tensors()
     first, *others = on_threads(lambda: call.run(named, "cpu", torch.float32))
@@ -250,7 +250,7 @@ def test_opcheck(call: ChainCall, dtype: torch.dtype) -> None:
 
 @needs_native
 @pytest.mark.parametrize("wrong", ["norm_biases", "one norm_bias", "running_means", "running_vars", "outputs", "statistics"])
-def test_the_registered_ops_read_nothing_that_is_not_there(wrong: str) -> None:
+def test_registered_ops_check_bounds(wrong: str) -> None:
     """Called by themselves, without conv_bn_chain's own checks."""
     call = ChainCall(training=False)
     named = {name: t.detach() for name, t in call.tensors().items()}
@@ -269,7 +269,7 @@ def test_the_registered_ops_read_nothing_that_is_not_there(wrong: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_without_a_graph_break(backend: str) -> None:
+def test_compiles_without_graph_break(backend: str) -> None:
     call = ChainCall()
     named = call.tensors(torch.float64)
 
@@ -287,7 +287,7 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_autocast_is_the_definitions() -> None:
+def test_autocast_matches_definition() -> None:
     call = ChainCall()
     named = call.tensors()
     with torch.autocast("cpu", torch.bfloat16):
@@ -319,7 +319,7 @@ def test_autocast_is_the_definitions() -> None:
         ({"backend": lambda b: "cuda9"}, "conv_bn_chain has no backend 'cuda9'; it has auto, cpu, definition"),
     ],
 )
-def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend: str) -> None:
+def test_invalid_arguments_are_named(change: dict[str, Any], message: str, backend: str) -> None:
     call = ChainCall()
     named = call.tensors()
     given = {"running": call.buffers(), "strides": call.strides, "outputs": 2, "momentum": 0.1, "eps": 1e-5, "backend": backend}
@@ -331,7 +331,7 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_value_has_no_variance(backend: str) -> None:
+def test_single_value_per_channel_is_rejected(backend: str) -> None:
     call = ChainCall(1, 3, (2, 2), (2, 2), 4, 3)
     with pytest.raises(ValueError, match="more than 1 value per channel when training"):
         call.run(call.tensors(), backend, torch.float32)

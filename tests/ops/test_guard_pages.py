@@ -1,4 +1,4 @@
-"""The C++ kernels read and write nothing beside the tensors that they are given: pages that are closed lie around these.
+"""The C++ kernels access nothing outside their tensors, which are surrounded by inaccessible pages.
 
 What they allocate themselves, the address sanitizer sees (`make test-sanitized`).
 """
@@ -40,7 +40,7 @@ def guard(request: pytest.FixtureRequest) -> Iterator[Guarded]:
 
 
 def backward(outs: tuple[Tensor, ...], of: dict[str, Tensor], guard: Guarded) -> None:
-    """By a gradient in the outputs' own layout, so that the kernels read it where it lies."""
+    """By a gradient in the outputs' own layout, so that the kernels read it in place."""
     wanted = [t for t in of.values() if t.requires_grad]
     grads = torch.autograd.grad(outs, wanted, [guard(torch.randn_like(out)) for out in outs])
     assert all(bool(g.isfinite().all()) for g in (*outs, *grads))
@@ -112,7 +112,7 @@ def crops(guard: Guarded, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("op", [mixed_cell, relu_conv_bn, conv_bn_chain, masked])
-def test_no_number_beside_a_tensor_is_touched(
+def test_kernels_stay_within_tensors(
     op: Callable[[Guarded, torch.dtype], None], dtype: torch.dtype, guard: Guarded, isa: str
 ) -> None:
     """Forward and backward, odd sizes, by each instruction set."""
@@ -120,11 +120,11 @@ def test_no_number_beside_a_tensor_is_touched(
 
 
 @pytest.mark.parametrize("op", [patches, crops])
-def test_no_pixel_beside_an_image_is_touched(op: Callable[[Guarded, torch.dtype], None], guard: Guarded, isa: str) -> None:
+def test_kernels_stay_within_images(op: Callable[[Guarded, torch.dtype], None], guard: Guarded, isa: str) -> None:
     op(guard, torch.float32)
 
 
-def test_the_byte_beside_a_guarded_tensor_cannot_be_read(guard: Guarded) -> None:
+def test_guard_page_is_unreadable(guard: Guarded) -> None:
     """The system calls write(2) with it: EFAULT, where a load of the process' own would end it."""
     tensor = guard(torch.arange(5.0))
     libc, (end, begin) = ctypes.CDLL(None, use_errno=True), os.pipe()
@@ -136,5 +136,5 @@ def test_the_byte_beside_a_guarded_tensor_cannot_be_read(guard: Guarded) -> None
 
 
 @pytest.mark.skipif("libasan" not in os.environ.get("LD_PRELOAD", ""), reason="for `make test-sanitized`")
-def test_the_module_under_test_is_the_sanitized_one() -> None:
+def test_sanitized_module_is_under_test() -> None:
     assert b"__asan_init" in Path(native.module().__file__).read_bytes()

@@ -38,7 +38,7 @@ class Strided(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_mode_sees_what_is_to_be_avoided() -> None:
+def test_mode_detects_strided_pointwise_convolution() -> None:
     x, weight = torch.randn(1, 8, 4, 4, requires_grad=True), torch.randn(4, 8, 1, 1)
     with Strided() as strided:
         F.conv2d(x, weight, stride=2).sum().backward()
@@ -46,7 +46,7 @@ def test_the_mode_sees_what_is_to_be_avoided() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_no_pointwise_convolution_of_the_definitions_strides(channels_last: bool) -> None:
+def test_definitions_use_no_strided_pointwise_convolution(channels_last: bool) -> None:
     """Forward, backward and double backward of a mixed cell with every candidate of S0, and of FactorizedReduce."""
     for call in (
         CellCall(dense(2, 2), 2, 8, 6, 4, channels_last=channels_last),
@@ -63,7 +63,7 @@ def test_no_pointwise_convolution_of_the_definitions_strides(channels_last: bool
 
 
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_no_pointwise_convolution_of_a_supernet_strides(stem: str) -> None:
+def test_supernets_use_no_strided_pointwise_convolution(stem: str) -> None:
     side = 16 if stem == "cifar" else 64
     supernet = Supernet(S0, C=4, layers=3, stem=stem, backend="definition")
     weights = {kind: CellWeights(torch.rand(14, 8)) for kind in ("normal", "reduce")}
@@ -76,7 +76,7 @@ def test_no_pointwise_convolution_of_a_supernet_strides(stem: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(("H", "W"), [(6, 8), (5, 7), (1, 9), (2, 2)])
-def test_halving_is_a_convolution_of_stride_2(H: int, W: int, layout: torch.memory_format, dtype: torch.dtype) -> None:
+def test_halving_equals_stride_2_convolution(H: int, W: int, layout: torch.memory_format, dtype: torch.dtype) -> None:
     """Of whole numbers, so that the order of a sum does not matter: bit for bit, gradients too."""
     for C, offset in ((8, 0), (16, min(H, W) > 1)):
         x = torch.randint(-3, 4, (2, C, H, W)).to(dtype).contiguous(memory_format=layout).requires_grad_()
@@ -108,7 +108,7 @@ print("done")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="checks glibc's heap")
-def test_the_definition_leaves_the_heap_whole(root: Path) -> None:
+def test_definition_does_not_corrupt_heap(root: Path) -> None:
     """FactorizedReduce with few channels under glibc's checks of the heap, by torch's kernels for AVX2 where it has them.
 
     Since glibc 2.34 the checks are in a library of their own; where that is missing, the loader says so and goes on.

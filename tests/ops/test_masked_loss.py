@@ -93,7 +93,7 @@ def worst(got, want):
 
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("norm", NORMS)
-def test_definition_follows_the_formulas(name, norm):
+def test_definition_follows_formulas(name, norm):
     args = arguments(SHAPES[name])
     for got, want in zip(loss_and_gradients(*args, norm=norm, backend="definition"), formulas(*args, norm=norm), strict=True):
         assert worst(got, want) <= 1e-13 * np.abs(want).max()
@@ -101,7 +101,7 @@ def test_definition_follows_the_formulas(name, norm):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
-def test_equals_the_pixels_of_the_naive_reference(norm, power, backend):
+def test_pixels_equal_naive_reference(norm, power, backend):
     levels, bias, images, flip, mask = arguments((3, 12, 12, 4, [(12, 12), (6, 6), (4, 4), (1, 1)], 0.5))
     prediction = sum(naive.upsample(t, 12 // t.shape[2]) for t in levels) + bias.reshape(1, 3, 1, 1)
     target = naive.normalised(images, MEAN, STD, flip.tolist())
@@ -130,7 +130,7 @@ def test_cpp_is_as_exact_as_eager(name, norm, dtype, isa):
 
 @needs_native
 @pytest.mark.parametrize("norm", NORMS)
-def test_cpp_takes_any_strides(norm, isa):
+def test_cpp_supports_any_strides(norm, isa):
     levels, bias, images, flip, mask = arguments(SHAPES["odd ratios"], torch.float32)
     want = loss_and_gradients(levels, bias, images, flip, mask, norm=norm, backend="cpu")
     big = torch.zeros(6, 20, 60, 5, dtype=torch.uint8)
@@ -153,7 +153,7 @@ def test_cpp_takes_any_strides(norm, isa):
 @needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("norm", NORMS)
-def test_cpp_gives_the_same_bits_for_any_number_of_threads(norm, dtype, isa):
+def test_cpp_is_bitwise_identical_for_any_number_of_threads(norm, dtype, isa):
     args = arguments(SHAPES["many images"], dtype), arguments(SHAPES["odd ratios"], dtype)
     for some in args:
         runs = []
@@ -165,7 +165,7 @@ def test_cpp_gives_the_same_bits_for_any_number_of_threads(norm, dtype, isa):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_without_gradient_the_loss_is_the_same(norm, backend):
+def test_loss_without_gradient_is_identical(norm, backend):
     levels, bias, *rest = arguments(SHAPES["odd ratios"], torch.float32)
     given = {"mean": MEAN, "std": STD, "norm": norm, "backend": backend}
     plain = masked_loss(levels, bias, *rest, **given)
@@ -182,7 +182,7 @@ def test_without_gradient_the_loss_is_the_same(norm, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_of_gradients(norm, backend):
+def test_second_derivatives_use_definition(norm, backend):
     levels, bias, *rest = arguments((2, 8, 12, 4, [(2, 3), (5, 4)], 0.6))
     inputs = [t.requires_grad_() for t in (bias, *levels)]
 
@@ -194,7 +194,7 @@ def test_gradients_of_gradients(norm, backend):
 
 
 @needs_native
-def test_gradients_go_to_those_that_ask_and_through_levels_made_of_each_other(caplog):
+def test_requested_gradients_only_and_through_dependent_levels(caplog):
     levels, bias, *rest = arguments((2, 8, 12, 4, [(2, 3), (2, 3)], 0.6))
     first = levels[0].requires_grad_()
     say_once.cache_clear()
@@ -219,7 +219,7 @@ def test_gradients_go_to_those_that_ask_and_through_levels_made_of_each_other(ca
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_unmasked_pixels_have_no_part(norm, backend):
+def test_unmasked_pixels_are_ignored(norm, backend):
     """Not even where the prediction there is not a number."""
     levels, bias, images, flip, mask = arguments((3, 8, 12, 4, [(8, 12)], 0.5), torch.float32)
     want = loss_and_gradients(levels, bias, images, flip, mask, norm=norm, backend=backend)
@@ -236,7 +236,7 @@ def test_unmasked_pixels_have_no_part(norm, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_perfect_prediction_has_no_loss_and_no_gradient(dtype, norm, backend):
+def test_perfect_prediction_has_zero_loss_and_gradient(dtype, norm, backend):
     _, bias, images, flip, mask = arguments((3, 8, 12, 4, [], 0.5), dtype)
     level = normalise(images, flip, mean=MEAN, std=STD, dtype=dtype)
     got = loss_and_gradients([level], torch.zeros_like(bias), images, flip, mask, norm=norm, backend=backend)
@@ -245,7 +245,7 @@ def test_a_perfect_prediction_has_no_loss_and_no_gradient(dtype, norm, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("norm", NORMS)
-def test_without_a_masked_pixel_the_loss_is_not_a_number(norm, backend):
+def test_no_masked_pixel_gives_nan(norm, backend):
     levels, bias, images, flip, mask = arguments(SHAPES["odd ratios"], torch.float32)
     loss, *grads = loss_and_gradients(levels, bias, images, flip, torch.zeros_like(mask), norm=norm, backend=backend)
     assert loss.isnan()
@@ -253,7 +253,7 @@ def test_without_a_masked_pixel_the_loss_is_not_a_number(norm, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_image_at_all(backend):
+def test_empty_batch_gives_nan(backend):
     levels, bias, images, flip, mask = arguments(SHAPES["odd ratios"], torch.float32)
     none = [t[:0] for t in levels], bias, images[:0], flip[:0], mask[:0]
     loss, *grads = loss_and_gradients(*none, norm="l1", backend=backend)
@@ -261,7 +261,7 @@ def test_no_image_at_all(backend):
     assert [g.shape for g in grads] == [t.shape for t in (*none[0], bias)]
 
 
-def test_half_precision_and_autocast_take_the_definition():
+def test_half_precision_and_autocast_use_definition():
     levels, bias, *rest = arguments(SHAPES["odd ratios"], torch.float32)
     halves = [t.bfloat16() for t in levels]
     args = halves, bias.bfloat16(), *rest
@@ -291,7 +291,7 @@ def peak_of(run):
 
 @needs_native
 @pytest.mark.skipif(not all(f.exists() for f in RESIDENT), reason="needs Linux' /proc")
-def test_training_writes_nothing_of_the_images_size():
+def test_training_allocates_nothing_of_image_size():
     shape = (64, 224, 224, 8, [(28, 28), (14, 14), (7, 7)], 0.5)
     args = arguments(shape, torch.float32)
     full = 4 * 3 * 64 * 224 * 224  # 38.5 MB: more than malloc ever keeps for later
@@ -316,7 +316,7 @@ def test_opcheck(dtype, need_grad):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_without_a_graph_break(backend):
+def test_compiles_without_graph_break(backend):
     levels, bias, *rest = arguments(SHAPES["odd ratios"])
     inputs = [t.requires_grad_() for t in (bias, *levels)]
 
@@ -351,7 +351,7 @@ def test_compiles_without_a_graph_break(backend):
         (7, "l3"),
     ],
 )
-def test_the_registered_op_refuses_what_would_be_read_out_of_bounds(position, wrong):
+def test_registered_op_checks_bounds(position, wrong):
     args = [*arguments((3, 8, 12, 4, [(2, 3)], 0.5), torch.float32), list(MEAN), list(STD), "l1", True]
     torch.ops.fastdarts.masked_loss(*args)
     args[position] = wrong
@@ -394,7 +394,7 @@ def test_the_registered_op_refuses_what_would_be_read_out_of_bounds(position, wr
         ({"backend": "cuda9"}, "no backend 'cuda9'; it has auto, cpu, triton, definition"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_invalid_arguments_are_named(change, message):
     names = ("levels", "bias", "images", "flip", "mask")
     good = dict(zip(names, arguments((3, 8, 12, 4, [(2, 3)], 0.5), torch.float32), strict=True))
     with pytest.raises(ValueError, match=message):
@@ -403,7 +403,7 @@ def test_what_does_not_fit_is_named(change, message):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("norm", NORMS)
-def test_on_a_gpu_the_definition_serves(norm):
+def test_gpu_uses_definition(norm):
     args = arguments(SHAPES["odd ratios"])
     want = loss_and_gradients(*args, norm=norm, backend="definition")
     on_gpu = [t.cuda() for t in args[0]], *(t.cuda() for t in args[1:])

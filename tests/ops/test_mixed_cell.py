@@ -1,4 +1,4 @@
-"""mixed_cell: each backend as exact as eager, its gradients once and twice, its registration, what is refused.
+"""mixed_cell: each backend as exact as eager, first and second derivatives, registration, invalid arguments.
 
 What it computes is in test_mixed_cell_by_hand.py, and, in whole networks against formulas, in tests/supernet/test_exact.py.
 """
@@ -40,7 +40,7 @@ SIZES = [(3, 8, 8, 8), (2, 16, 4, 4), (1, 48, 14, 10), (5, 16, 7, 5), (2, 32, 6,
 @pytest.mark.parametrize(
     ("candidate", "stride"), [*((c, 1) for c in EVERY), *((c, 2) for c in STRIDED)], ids=lambda value: str(value)
 )
-def test_each_candidate(candidate: Candidate, stride: int, k: int, dtype: torch.dtype) -> None:
+def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int, k: int, dtype: torch.dtype) -> None:
     """A cell of three nodes of nothing else, with batch and with running statistics, at sizes of its own."""
     for training in (True, False):
         number = 7 * candidate + 3 * stride + k + training
@@ -73,13 +73,13 @@ def test_each_candidate(candidate: Candidate, stride: int, k: int, dtype: torch.
         (2, 6, 10, 8, 1),
     ],
 )
-def test_sizes(N: int, C: int, H: int, W: int, k: int, stride: int) -> None:
+def test_sizes_are_as_exact_as_eager(N: int, C: int, H: int, W: int, k: int, stride: int) -> None:
     CellCall(dense(2, stride), N, C, H, W, k, seed=N).check("cpu")
 
 
 @needs_native
 @pytest.mark.parametrize(("H", "W"), [(5, 7), (1, 2), (4, 1), (9, 4), (15, 13), (2, 3)])
-def test_odd_sizes_without_a_stride(H: int, W: int) -> None:
+def test_odd_sizes_without_stride(H: int, W: int) -> None:
     CellCall(dense(2, candidates=EVERY), 3, 8, H, W).check("cpu")
 
 
@@ -88,7 +88,7 @@ def test_odd_sizes_without_a_stride(H: int, W: int) -> None:
 @pytest.mark.parametrize("k", [1, 4])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("images", ["masked", "shifted"])
-def test_masked_and_shifted_images(images: str, stride: int, k: int, training: bool) -> None:
+def test_masked_and_shifted_images_are_as_exact_as_eager(images: str, stride: int, k: int, training: bool) -> None:
     """Regions of one constant, where every maximum is a tie; means a thousand times the standard deviation."""
     CellCall(dense(2, stride), 4, 16, 16, 12, k, images=images, training=training).check("cpu")
 
@@ -99,7 +99,9 @@ def test_masked_and_shifted_images(images: str, stride: int, k: int, training: b
 @pytest.mark.parametrize(("training", "running"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize(("k", "chosen"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_settings(stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool, dtype: torch.dtype) -> None:
+def test_settings_are_as_exact_as_eager(
+    stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool, dtype: torch.dtype
+) -> None:
     call = CellCall(dense(2, stride), 2, 8, 6, 8, k, edges=edges, chosen=chosen, running=running, training=training, eps=1e-3)
     call.check("cpu", dtype)
 
@@ -133,7 +135,7 @@ def calls(draw: st.DrawFn) -> CellCall:
 @needs_native
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(calls())
-def test_any_graph(isa: str, call: CellCall) -> None:
+def test_random_graphs_match_definition(isa: str, call: CellCall) -> None:
     """In float64, where luck has no part; by each instruction set."""
     call.check("cpu", torch.float64)
 
@@ -168,7 +170,7 @@ def formulas(call: CellCall, named: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_candidates_of_nas_bench_201(backend: str) -> None:
+def test_nas_bench_201_candidates_are_as_exact_as_eager(backend: str) -> None:
     """One input, three nodes, five candidates on each of the six edges."""
     names = ("NONE", "SKIP", "CONV_1", "CONV_3", "PLAIN_AVG_POOL_3")
     call = CellCall(dense(3, candidates=tuple(Candidate[n] for n in names), inputs=1), 3, 4, 5, 7, running=False)
@@ -186,7 +188,7 @@ def test_the_candidates_of_nas_bench_201(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 2, False), (1, 2, True), (2, 2, True)])
-def test_gradcheck_once_and_twice(stride: int, k: int, chosen: bool, training: bool, backend: str) -> None:
+def test_gradcheck_and_gradgradcheck(stride: int, k: int, chosen: bool, training: bool, backend: str) -> None:
     call = CellCall(dense(2, stride, inputs=1), 2, 2 * k, 4, 4, k, chosen=chosen, training=training)
     named = call.tensors(torch.float64)
     rest = call.constants(torch.float64)
@@ -200,7 +202,7 @@ def test_gradcheck_once_and_twice(stride: int, k: int, chosen: bool, training: b
 
 
 @needs_native
-def test_a_second_derivative_is_the_definitions_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_second_derivative_uses_definition_with_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
     """Also where one input was computed from the other: that path belongs to the caller."""
     call = CellCall(dense(2), 2, 4, 6, 4)
     named = call.tensors(torch.float64)
@@ -214,7 +216,7 @@ def test_a_second_derivative_is_the_definitions_and_says_so_once(caplog: pytest.
             once = torch.autograd.grad(out.square().sum(), list(named.values()), create_graph=True)
             moved = [rest["mean"].clone(), rest["var"].clone()]
             twice = torch.autograd.grad(sum(g.square().sum() for g in once), list(named.values()))
-            assert torch.equal(moved[0], rest["mean"]) and torch.equal(moved[1], rest["var"])  # a backward moves nothing
+            assert torch.equal(moved[0], rest["mean"]) and torch.equal(moved[1], rest["var"])  # a backward updates nothing
             results.append({str(i): t.detach() for i, t in enumerate([*once, *twice, *moved])})
     assert_exact(results[0], [], results[1], torch.float64)
     (message,) = [m for m in caplog.messages if "create_graph" in m]
@@ -236,7 +238,7 @@ class Asked(TorchDispatchMode):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wanted", [{"weights"}, {"ops"}, {"edges", "ops"}, {"input 1"}, {"input 0", "weights"}])
-def test_only_the_gradients_that_are_wanted(wanted: set[str], backend: str) -> None:
+def test_requested_gradients_only(wanted: set[str], backend: str) -> None:
     call = CellCall(dense(2), 2, 4, 6, 4)
     named, rest = call.tensors(), call.constants()
     everything = call.run(named, backend, torch.float32)
@@ -252,7 +254,7 @@ def test_only_the_gradients_that_are_wanted(wanted: set[str], backend: str) -> N
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_gradient_may_lie_in_memory_as_it_likes(backend: str) -> None:
+def test_gradient_may_have_any_strides(backend: str) -> None:
     call = CellCall(dense(2, 2), 3, 4, 8, 6)
     named, rest = call.tensors(), call.constants()
     out = call.forward(named, (rest["mean"], rest["var"]), None, backend)
@@ -267,7 +269,7 @@ def test_a_gradient_may_lie_in_memory_as_it_likes(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_output_is_nobodys_state(backend: str) -> None:
+def test_output_may_be_modified_in_place(backend: str) -> None:
     """Callers modify it in place (drop-path, auxiliary skips): the gradients stay right."""
     call = CellCall(dense(3), 2, 4, 4, 4)
     named, rest = call.tensors(), call.constants()
@@ -279,7 +281,7 @@ def test_the_output_is_nobodys_state(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_several_forwards_may_wait_for_their_backward(backend: str) -> None:
+def test_several_forwards_before_backward(backend: str) -> None:
     """Running statistics move in between; saved tensors are each forward's own."""
     call = CellCall(dense(2), 2, 4, 4, 6)
     first, second = call.tensors(), call.but(seed=5).tensors()
@@ -292,8 +294,8 @@ def test_several_forwards_may_wait_for_their_backward(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_inputs_in_any_layout(backend: str) -> None:
-    """NCHW, channels_last, and what is neither: the same numbers."""
+def test_inputs_may_have_any_layout(backend: str) -> None:
+    """NCHW, channels_last, and other layouts give the same numbers."""
     call = CellCall(dense(2, 2), 3, 8, 6, 8, k=2)
     named = call.tensors(torch.float64)
     want = call.run(named, backend, torch.float64)
@@ -311,7 +313,7 @@ def test_inputs_in_any_layout(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("grad", [True, False])
-def test_running_statistics_move_once_for_each_training_forward(grad: bool, backend: str) -> None:
+def test_running_statistics_update_once_per_training_forward(grad: bool, backend: str) -> None:
     call = CellCall(one_edge(Candidate.MAX_POOL_3, Candidate.AVG_POOL_3), 3, 4, 5, 6)
     named = call.tensors(torch.float64)
     rest = call.constants(torch.float64)
@@ -346,9 +348,7 @@ def test_running_statistics_move_once_for_each_training_forward(grad: bool, back
 @pytest.mark.parametrize(
     ("stride", "k", "chosen", "C"), [(1, 1, False, 16), (2, 2, False, 16), (1, 4, True, 16), (1, 4, False, 48)]
 )
-def test_the_same_bits_in_each_run_and_for_any_number_of_threads(
-    stride: int, k: int, chosen: bool, C: int, dtype: torch.dtype
-) -> None:
+def test_bitwise_identical_for_any_number_of_threads(stride: int, k: int, chosen: bool, C: int, dtype: torch.dtype) -> None:
     call = CellCall(dense(2, stride, EVERY if stride == 1 else STRIDED), 5, C, 12, 10, k, chosen=chosen)
     named = call.tensors(dtype)
     first, *others = on_threads(lambda: call.run(named, "cpu", dtype))
@@ -392,7 +392,7 @@ def test_opcheck(call: CellCall, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_without_a_graph_break(backend: str) -> None:
+def test_compiles_without_graph_break(backend: str) -> None:
     call = CellCall(dense(1, 2), 2, 8, 6, 4, k=2)
     named, rest = call.tensors(), call.constants()
 
@@ -410,7 +410,7 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "definition"])
-def test_autocast_is_the_definitions(backend: str) -> None:
+def test_autocast_matches_definition(backend: str) -> None:
     call = CellCall(dense(1), 2, 4, 6, 4, edges=False)
     named = call.tensors()
     with torch.autocast("cpu", torch.bfloat16):
@@ -445,19 +445,19 @@ PAIR = (Candidate.NONE, Candidate.SKIP)
         ((1, 1, (Edge(0, 0, 2, (Candidate.CONV_3,)),)), "stride 2, which CONV_3 cannot have"),
     ],
 )
-def test_a_graph_that_is_none_is_refused(arguments: tuple, message: str) -> None:
+def test_invalid_graphs_are_rejected(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Graph(*arguments)
 
 
 @pytest.mark.parametrize("graph", [dense(4), dense(3, 2, STRIDED), one_edge(Candidate.CONV_1, Candidate.CONV_3, *S0)])
-def test_a_graph_is_a_value_and_can_be_encoded(graph: Graph) -> None:
+def test_graph_is_hashable_and_encodable(graph: Graph) -> None:
     assert Graph.decode(graph.encode()) == graph and hash(Graph.decode(graph.encode())) == hash(graph)
     for C in (2, 4, 10):
         assert graph.size(C) == sum(map(math.prod, graph.convolutions(C)))
 
 
-def test_the_packing_of_one_edge() -> None:
+def test_packing_of_one_edge() -> None:
     graph = one_edge(*S0, stride=2)
     separable = [((6, 1, s, s), (6, 6, 1, 1)) for s in (3, 5)]
     want = [(3, 6, 1, 1)] * 2 + [shape for pair in separable for shape in pair * 2] + [s for pair in separable for s in pair]
@@ -514,7 +514,7 @@ def arguments(**changes: Any) -> dict[str, Any]:
         ({"eps": 0.0}, "eps above 0"),
     ],
 )
-def test_wrong_arguments_are_named(changes: dict[str, Any], message: str, backend: str) -> None:
+def test_invalid_arguments_are_named(changes: dict[str, Any], message: str, backend: str) -> None:
     given = arguments(**changes)
     tensors = [given.pop(name) for name in ("inputs", "ops", "edges", "weights", "running", "channels")]
     with pytest.raises(ValueError, match=message):
@@ -522,7 +522,7 @@ def test_wrong_arguments_are_named(changes: dict[str, Any], message: str, backen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_value_has_no_variance(backend: str) -> None:
+def test_single_value_per_channel_is_rejected(backend: str) -> None:
     """As eager refuses it; without a BatchNorm, or with running statistics, it is none of its business."""
     call = CellCall(one_edge(Candidate.DIL_CONV_3), 1, 4, 1, 1)
     with pytest.raises(ValueError, match="more than 1 value per channel when training"):
@@ -533,7 +533,7 @@ def test_one_value_has_no_variance(backend: str) -> None:
     call.but(graph=one_edge(Candidate.SKIP)).run(call.but(graph=one_edge(Candidate.SKIP)).tensors(), backend, torch.float32)
 
 
-def test_a_backend_it_does_not_have_is_refused() -> None:
+def test_unknown_backend_is_rejected() -> None:
     call = CellCall(one_edge(Candidate.SKIP))
     with pytest.raises(ValueError, match="mixed_cell has no backend 'cuda9'; it has auto, cpu, triton, definition"):
         call.forward(call.tensors(), None, None, "cuda9")
@@ -542,7 +542,7 @@ def test_a_backend_it_does_not_have_is_refused() -> None:
 
 
 @needs_native
-def test_channels_that_are_none_are_refused() -> None:
+def test_invalid_channels_are_rejected() -> None:
     call = CellCall(dense(1), 2, 8, 4, 4, k=2, chosen=True)
     named, channels = call.tensors(), call.constants()["channels"]
     for wrong in (-1, 8):

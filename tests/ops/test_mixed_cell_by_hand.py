@@ -76,17 +76,17 @@ def edge(
         (8, [0, 1, 2, 3, 4, 5, 6, 7]),
     ],
 )
-def test_shuffle(k: int, order: list[int], backend: str) -> None:
+def test_channel_shuffle_order(k: int, order: list[int], backend: str) -> None:
     assert torch.equal(channel_shuffle(flat(*range(8)), k), flat(*order))
     assert torch.equal(edge(flat(*range(8)), [1], SKIP, k=k, backend=backend), flat(*order))
 
 
-def test_first_channels_are_processed_and_the_rest_interleaved(backend: str) -> None:
+def test_first_channels_are_processed_and_interleaved(backend: str) -> None:
     out = edge(flat(1, 10, 100, 1000), [5, 3], NONE, SKIP, k=2, backend=backend)
     assert torch.equal(out, flat(3, 100, 30, 1000))  # [3, 30 | 100, 1000], shuffled
 
 
-def test_a_quarter_of_the_channels(backend: str) -> None:
+def test_quarter_of_channels_is_processed(backend: str) -> None:
     out = edge(flat(1, 2, 3, 4, 5, 6, 7, 8), [-1], SKIP, k=4, backend=backend)
     assert torch.equal(out, flat(-1, 3, 5, 7, -2, 4, 6, 8))
 
@@ -94,13 +94,13 @@ def test_a_quarter_of_the_channels(backend: str) -> None:
 @pytest.mark.parametrize(
     ("chosen", "want"), [([1, 2], [1, 30, 300, 1000]), ([0, 3], [3, 10, 100, 3000]), ([3, 0], [3, 10, 100, 3000])]
 )
-def test_chosen_channels_keep_their_places(chosen: list[int], want: list[float], backend: str) -> None:
+def test_chosen_channels_keep_their_positions(chosen: list[int], want: list[float], backend: str) -> None:
     out = edge(flat(1, 10, 100, 1000), [5, 3], NONE, SKIP, k=2, chosen=chosen, backend=backend)
     assert torch.equal(out, flat(*want))
 
 
 @pytest.mark.parametrize("chosen", [None, [0, 1]])
-def test_bypass_is_max_pooled_where_the_edge_strides(chosen: list[int] | None, backend: str) -> None:
+def test_bypass_is_max_pooled_with_stride(chosen: list[int] | None, backend: str) -> None:
     x = torch.cat([COUNT, COUNT, COUNT, -COUNT], dim=1)
     out = edge(x, [1], NONE, stride=2, k=2, chosen=chosen, backend=backend)
     up, down, zero = [[5, 7], [13, 15]], [[-0.0, -2], [-8, -10]], [[0, 0], [0, 0]]
@@ -108,7 +108,7 @@ def test_bypass_is_max_pooled_where_the_edge_strides(chosen: list[int] | None, b
     assert torch.equal(out, tensor(order)[None])
 
 
-def test_equal_pixels_in_the_bypass_the_first_gets_the_gradient(backend: str) -> None:
+def test_first_of_equal_pixels_in_bypass_gets_gradient(backend: str) -> None:
     x = flat(7, 7, side=4).requires_grad_()
     edge(x, [1], NONE, stride=2, k=2, backend=backend).sum().backward()
     first = [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
@@ -119,7 +119,7 @@ def test_equal_pixels_in_the_bypass_the_first_gets_the_gradient(backend: str) ->
 
 
 @pytest.mark.parametrize(("stride", "side"), [(1, 4), (2, 2)])
-def test_none(stride: int, side: int, backend: str) -> None:
+def test_none_is_zero(stride: int, side: int, backend: str) -> None:
     x = (COUNT + 1).requires_grad_()
     weight = tensor([4]).requires_grad_()
     out = edge(x, weight, NONE, stride=stride, backend=backend)
@@ -130,7 +130,7 @@ def test_none(stride: int, side: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_skip_is_the_input_itself(train: bool, backend: str) -> None:
+def test_skip_is_identity(train: bool, backend: str) -> None:
     assert torch.equal(edge(-COUNT, [1], SKIP, train=train, backend=backend), -COUNT)  # no ReLU, no batch norm
 
 
@@ -146,25 +146,25 @@ def test_pools_of_negative_pixels(candidate: Candidate, pooled: list[list[float]
     assert_close(edge(COUNT - 20, [1], candidate, stride=2, train=train, backend=backend), want)
 
 
-def test_max_pool_at_stride_one(backend: str) -> None:
+def test_max_pool_with_stride_1(backend: str) -> None:
     want = [[5, 6, 7, 7], [9, 10, 11, 11], [13, 14, 15, 15], [13, 14, 15, 15]]
     assert_close(edge(COUNT, [2], MAX, backend=backend), 2 * picture(want))
 
 
-def test_average_pool_without_a_batch_norm(backend: str) -> None:
+def test_average_pool_without_batch_norm(backend: str) -> None:
     want = [[2.5, 3, 4, 4.5], [4.5, 5, 6, 6.5], [8.5, 9, 10, 10.5], [10.5, 11, 12, 12.5]]
     assert_close(edge(COUNT, [2], Candidate.PLAIN_AVG_POOL_3, train=True, backend=backend), 2 * picture(want))
 
 
 @pytest.mark.parametrize(("stride", "count"), [(1, [2, 1, 1, 0]), (2, [1, 1, 0, 0])])
-def test_equal_pixels_in_a_maximum_the_first_gets_the_gradient(stride: int, count: list[int], backend: str) -> None:
+def test_first_of_equal_maxima_gets_gradient(stride: int, count: list[int], backend: str) -> None:
     """The first of a window, row by row: one up and one to the left, where the image goes on there."""
     x = flat(7, side=4).requires_grad_()
     edge(x, [1], MAX, stride=stride, backend=backend).sum().backward()
     assert_close(x.grad, torch.outer(tensor(count), tensor(count))[None, None])
 
 
-def test_strided_skip_sees_every_other_pixel_and_the_one_beside_it(backend: str) -> None:
+def test_strided_skip_reads_two_pixel_grids(backend: str) -> None:
     kernels = tensor([1, 0]), tensor([0, 1])  # the first reads channel 0, the second channel 1
     x = torch.cat([COUNT - 8, 100 * COUNT], dim=1)
     want = tensor([[[0, 0], [0, 2]], [[500, 700], [1300, 1500]]])[None]  # ReLU first; shifted by one pixel each way
@@ -182,7 +182,7 @@ SWAP = tensor([[0, 1], [1, 0]])  # a 1x1 convolution that swaps its two channels
 
 
 @pytest.mark.parametrize(("candidate", "reach"), [(Candidate.DIL_CONV_3, 2), (Candidate.DIL_CONV_5, 4)])
-def test_dilated_convolution_reaches_twice_as_far(candidate: Candidate, reach: int, backend: str) -> None:
+def test_dilated_convolution_reach(candidate: Candidate, reach: int, backend: str) -> None:
     """The kernel's first tap reads `reach` pixels up and left, zeros outside; ReLU comes before, the 1x1 after."""
     x = torch.arange(72, dtype=torch.float64).reshape(1, 2, 6, 6) - 3
     want = torch.zeros_like(x)
@@ -192,9 +192,7 @@ def test_dilated_convolution_reaches_twice_as_far(candidate: Candidate, reach: i
 
 @pytest.mark.parametrize(("candidate", "reach"), [(Candidate.SEP_CONV_3, 1), (Candidate.SEP_CONV_5, 2)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_separable_convolution_is_two_of_them_and_the_first_strides(
-    candidate: Candidate, reach: int, stride: int, backend: str
-) -> None:
+def test_separable_convolution_strides_in_first_half(candidate: Candidate, reach: int, stride: int, backend: str) -> None:
     size = 2 * reach + 1
     kernels = (
         shift(size, reach, reach),  # the middle: no shift
@@ -225,7 +223,7 @@ def test_dense_convolutions(backend: str) -> None:
     assert_close(edge(x, [1], Candidate.CONV_3, kernels=(three,), backend=backend), want)
 
 
-def test_weights_past_an_edges_own_list_are_ignored(backend: str) -> None:
+def test_weights_beyond_edge_list_are_ignored(backend: str) -> None:
     weights = tensor([1, 2, float("nan")]).requires_grad_()
     out = edge(flat(1, 2), weights, NONE, SKIP, backend=backend)
     assert torch.equal(out, flat(2, 4))

@@ -57,7 +57,7 @@ def pixel_by_pixel(images, index, step, flip, fill, *, seed, stream, patch_size,
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_equals_a_loop_over_pixels(shape, dtype, backend):
+def test_equals_loop_over_pixels(shape, dtype, backend):
     n, h, w, p = shape
     patches = (h // p) * (w // p)
     tensors, given = arguments(n, h, w, p, (patches + 1) // 2, dtype)
@@ -70,7 +70,7 @@ def test_equals_a_loop_over_pixels(shape, dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_float32_rounded_once(dtype):
+def test_half_precision_is_rounded_float32(dtype):
     tensors, given = arguments(3, 8, 12, 4, 2, dtype)
     x, mask = patch_mask(*tensors, **given)
     tensors[4] = tensors[4].float()
@@ -84,7 +84,7 @@ def test_half_precision_is_float32_rounded_once(dtype):
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_cpp_equals_the_definition_bit_for_bit(shape, dtype, n_threads, isa):
+def test_cpp_is_bitwise_definition(shape, dtype, n_threads, isa):
     n, h, w, p = shape
     patches = (h // p) * (w // p)
     with threads(n_threads), uninitialised_memory_is_nan():
@@ -100,7 +100,7 @@ def test_cpp_equals_the_definition_bit_for_bit(shape, dtype, n_threads, isa):
 
 
 @needs_native
-def test_cpp_takes_any_strides():
+def test_cpp_supports_any_strides():
     tensors, given = arguments(4, 8, 12, 4, 3)
     expected = patch_mask(*tensors, **given, backend="definition")
     images, index, step, flip, fill = tensors
@@ -115,7 +115,7 @@ def test_cpp_takes_any_strides():
 
 
 @needs_native
-def test_cpp_equals_the_definition_for_every_pixel_value_and_many_masks(isa):
+def test_cpp_is_bitwise_definition_for_all_pixel_values_and_many_masks(isa):
     images = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3).repeat(64, 1, 1, 1)
     tensors, given = arguments(64, 16, 16, 1, 100)
     tensors[0] = images
@@ -128,7 +128,7 @@ def test_cpp_equals_the_definition_for_every_pixel_value_and_many_masks(isa):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_masks_follow_the_image_the_step_and_the_seed(backend):
+def test_masks_depend_on_image_step_and_seed(backend):
     tensors, given = arguments(6, 32, 32, 4, 20)
     x, mask = patch_mask(*tensors, **given, backend=backend)
     assert (mask.sum((1, 2)) == 20).all()
@@ -150,7 +150,7 @@ def test_masks_follow_the_image_the_step_and_the_seed(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("count", [12, 24, 36])
-def test_masks_hide_exactly_so_many_patches_and_each_as_often(count, backend):
+def test_masks_have_exact_count_and_uniform_frequency(count, backend):
     """Over 40,000 (image, step) pairs of 48 patches.
 
     Chi-square of the patches' frequencies has 47 degrees of freedom, so a mean of 47 and a deviation of 9.7; of pairs of
@@ -174,7 +174,7 @@ def test_masks_hide_exactly_so_many_patches_and_each_as_often(count, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_mask_does_not_depend_on_the_batch_its_image_is_in(backend):
+def test_masks_do_not_depend_on_batch(backend):
     """Whole, in three uneven parts, dealt out to three ranks, one by one."""
     tensors, given = arguments(12, 8, 8, 2, 7)
     x, mask = patch_mask(*tensors, **given, backend=backend)
@@ -190,7 +190,7 @@ def test_a_mask_does_not_depend_on_the_batch_its_image_is_in(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_masked_is_normalise(backend):
+def test_no_mask_equals_normalise(backend):
     tensors, given = arguments(3, 8, 12, 4, 0)
     x, mask = patch_mask(*tensors, **given, backend=backend)
     assert not mask.any()
@@ -214,7 +214,7 @@ def test_gradient_of_fill(backend):
     for name, grad in layouts.items():
         (ours,) = torch.autograd.grad(x, fill, grad, retain_graph=True)
         assert_close(ours, (grad * pixels).sum((0, 2, 3)), rtol=1e-12, atol=1e-12, msg=name)
-    dense[~pixels.expand_as(dense)] = math.nan  # what is not masked has no say
+    dense[~pixels.expand_as(dense)] = math.nan  # unmasked pixels are ignored
     assert torch.autograd.grad(x, fill, dense)[0].isfinite().all()
 
     tensors, given = arguments(2, 4, 6, 2, 3, torch.float64)
@@ -239,7 +239,7 @@ def test_opcheck(dtype):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_without_a_graph_break(backend):
+def test_compiles_without_graph_break(backend):
     tensors, given = arguments(3, 8, 12, 4, 2)
     fill = tensors[4].requires_grad_()
     compiled = torch.compile(
@@ -254,7 +254,7 @@ def test_compiles_without_a_graph_break(backend):
 
 
 @needs_native
-def test_the_registered_op_refuses_what_would_be_read_out_of_bounds():
+def test_registered_op_checks_bounds():
     tensors, given = arguments(3, 8, 12, 4, 2)
     op = torch.ops.fastdarts.patch_mask
     for i, wrong in ((0, tensors[0][:2]), (0, tensors[0][..., :2]), (1, tensors[1][:2]), (4, tensors[4][:2])):
@@ -282,7 +282,7 @@ def test_the_registered_op_refuses_what_would_be_read_out_of_bounds():
         (1, torch.zeros(3, dtype=torch.int64, device="meta")),
     ],
 )
-def test_wrong_tensors_are_named(position, wrong):
+def test_invalid_tensors_are_named(position, wrong):
     tensors, given = arguments(3, 8, 12, 4, 2)
     tensors[position] = wrong
     name = ("images", "index", "step", "flip", "fill")[position]
@@ -306,20 +306,20 @@ def test_wrong_tensors_are_named(position, wrong):
         ({"backend": "cuda9"}, "no backend 'cuda9'; it has auto, cpu, triton, definition"),
     ],
 )
-def test_wrong_settings_are_named(change, message):
+def test_invalid_settings_are_named(change, message):
     tensors, given = arguments(3, 8, 12, 4, 2)
     with pytest.raises(ValueError, match=message):
         patch_mask(*tensors, **given | change)
 
 
-def test_an_explicit_backend_that_cannot_serve_is_refused_with_the_reason():
+def test_explicit_unusable_backend_is_rejected_with_reason():
     tensors, given = arguments(3, 8, 12, 4, 2, torch.bfloat16)
     with pytest.raises(BackendUnavailable, match="compiled for float32 and float64, not for bfloat16"):
         patch_mask(*tensors, **given, backend="cpu")
     assert issubclass(BackendUnavailable, RuntimeError)
 
 
-def test_definition_takes_the_seed_modulo_its_64_bits():
+def test_seed_is_taken_modulo_2_64():
     tensors, given = arguments(3, 8, 12, 4, 2)
     assert torch.equal(definition(*flat(tensors, given))[1], patch_mask(*tensors, **given, backend="definition")[1])
 
@@ -332,14 +332,14 @@ def test_num_masked(ratio, patches, count):
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, math.nan])
-def test_num_masked_refuses_ratios_outside_0_to_1(ratio):
+def test_num_masked_rejects_ratios_outside_0_1(ratio):
     with pytest.raises(ValueError, match="between 0 and 1"):
         num_masked(ratio, 10)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_gpu_gives_the_same_bits_and_can_be_captured(dtype):
+def test_gpu_is_bitwise_identical_and_capturable(dtype):
     tensors, given = arguments(4, 32, 16, 4, 9, dtype)
     expected = patch_mask(*tensors, **given, backend="definition")
     on_gpu = [t.cuda() for t in tensors]

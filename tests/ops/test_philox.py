@@ -43,7 +43,7 @@ def test_known_answers(counter, key, words):
     assert integers(counter, seed) == words
 
 
-def test_agrees_with_python_integers():
+def test_matches_python_integers():
     draw = random.Random(0)
     for _ in range(50):
         seed = draw.getrandbits(64)
@@ -58,14 +58,14 @@ def test_counter_layout():
         assert row == (blocks[0] + blocks[1])[:6]
 
 
-def test_time_may_be_a_tensor():
+def test_time_may_be_tensor():
     index = torch.arange(4)
     expected = random_words(1, 0, 9, index, Purpose.MASK, 5)
     for time in (torch.tensor(9), torch.tensor([9])):
         assert torch.equal(random_words(1, 0, time, index, Purpose.MASK, 5), expected)
 
 
-def test_every_coordinate_matters():
+def test_words_depend_on_every_coordinate():
     base = {"seed": 1, "stream": Stream.TRAIN, "time": 2, "index": torch.arange(3), "purpose": Purpose.CROP, "n": 8}
     changes = [{}, {"seed": 2}, {"seed": 1 + 2**32}, {"stream": Stream.VAL}, {"time": 3}, {"purpose": Purpose.FLIP}]
     draws = [random_words(**base | change) for change in changes]
@@ -74,7 +74,7 @@ def test_every_coordinate_matters():
     assert words.unique().numel() == words.numel()  # 168 words of 32 bits: a coincidence has a chance of 3e-6
 
 
-def test_words_do_not_depend_on_the_batch_or_on_how_many_are_drawn():
+def test_words_do_not_depend_on_batch_or_count():
     index = torch.tensor([7, 3, 100, 3])
     whole = random_words(5, 1, 4, index, Purpose.MASK, 13)
     assert torch.equal(whole[1], whole[3])
@@ -82,7 +82,7 @@ def test_words_do_not_depend_on_the_batch_or_on_how_many_are_drawn():
         assert torch.equal(random_words(5, 1, 4, key[None], Purpose.MASK, 6)[0], whole[i, :6])
 
 
-def test_smallest_breaks_ties_to_the_lower_column():
+def test_smallest_breaks_ties_by_column():
     words = torch.tensor([[5, 1, 5, 0, 5], [2, 2, 2, 2, 2]])
     assert smallest(words, 3).tolist() == [[True, True, False, True, False], [True, True, True, False, False]]
     assert not smallest(words, 0).any()

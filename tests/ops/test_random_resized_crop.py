@@ -97,7 +97,7 @@ def pillow(crops: Crops, S: int) -> Tensor:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("S", [1, 2, 5, 8])
-def test_equals_a_loop_over_pixels(S: int, backend: str) -> None:
+def test_equals_loop_over_pixels(S: int, backend: str) -> None:
     given = crops(SMALL)
     out = random_resized_crop(*given, image_size=S, backend=backend)
     assert out.dtype == torch.uint8 and out.is_contiguous()
@@ -105,7 +105,7 @@ def test_equals_a_loop_over_pixels(S: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize(("n", "S"), [(1, 1), (1, 7), (2, 3), (7, 7), (5, 64), (90, 64), (340, 224), (1000, 3), (6000, 1)])
-def test_weights(n: int, S: int) -> None:
+def test_weights_sum_to_one(n: int, S: int) -> None:
     found = weights(n, S)
     assert found.shape == (S, n) and bool((found >= 0).all())
     assert bool((found.sum(1) == 2**14).all())
@@ -121,7 +121,7 @@ def test_weights(n: int, S: int) -> None:
 @pytest.mark.parametrize(
     ("height", "width", "S"), [(256, 340, 224), (73, 90, 64), (48, 48, 48), (256, 340, 64), (500, 375, 32), (40, 50, 224)]
 )
-def test_agrees_with_pillow(height: int, width: int, S: int) -> None:
+def test_matches_pillow(height: int, width: int, S: int) -> None:
     pytest.importorskip("PIL")
     given = photographs(32, height, width)
     off = (random_resized_crop(*given, image_size=S).int() - pillow(given, S).int()).abs()
@@ -132,7 +132,7 @@ def test_agrees_with_pillow(height: int, width: int, S: int) -> None:
     assert wide.any() and float(off[wide].double().mean()) < 0.02
 
 
-def test_agrees_with_pillow_at_odd_sizes_and_extreme_pixels() -> None:
+def test_matches_pillow_at_odd_sizes_and_extreme_pixels() -> None:
     pytest.importorskip("PIL")
     given = crops(SMALL)
     given[0][:] = 255 * (given[0] > 127)
@@ -140,7 +140,7 @@ def test_agrees_with_pillow_at_odd_sizes_and_extreme_pixels() -> None:
         assert int((random_resized_crop(*given, image_size=S).int() - pillow(given, S).int()).abs().max()) <= 1
 
 
-def test_agrees_with_torchvision() -> None:
+def test_matches_torchvision() -> None:
     functional = pytest.importorskip("torchvision.transforms.v2.functional")
     from PIL import Image
 
@@ -155,7 +155,7 @@ def test_agrees_with_torchvision() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
-def test_a_box_of_one_colour_keeps_it(value: int, backend: str) -> None:
+def test_constant_box_keeps_colour(value: int, backend: str) -> None:
     given = crops([*SMALL, (700, 900, (0, 0, 700, 900))])
     given[0].fill_(value)
     for S in (3, 16):
@@ -163,7 +163,7 @@ def test_a_box_of_one_colour_keeps_it(value: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_outside_the_box_has_a_say(backend: str) -> None:
+def test_pixels_outside_box_are_ignored(backend: str) -> None:
     pixels, start, size, boxes = crops(SMALL)
     want = random_resized_crop(pixels, start, size, boxes, image_size=6, backend=backend)
     other = 255 - pixels
@@ -177,7 +177,7 @@ def test_nothing_outside_the_box_has_a_say(backend: str) -> None:
 @needs_native
 @pytest.mark.parametrize("n_threads", [1, 2])
 @pytest.mark.parametrize("S", [1, 3, 4, 16, 33, 64, 224])
-def test_cpp_equals_the_definition_bit_for_bit(S: int, n_threads: int, isa: str) -> None:
+def test_cpp_is_bitwise_definition(S: int, n_threads: int, isa: str) -> None:
     large = [(300, 500, (7, 11, 280, 480)), (64, 1500, (0, 0, 64, 1500)), (S, S, (0, 0, S, S)), (90, 120, (3, 5, 64, 64))]
     for given in (crops(SMALL + large, S), photographs(5, 73, 90, S)):
         with threads(n_threads), uninitialised_memory_is_nan():
@@ -186,14 +186,14 @@ def test_cpp_equals_the_definition_bit_for_bit(S: int, n_threads: int, isa: str)
 
 
 @needs_native
-def test_cpp_equals_the_definition_at_the_largest_side(isa: str) -> None:
+def test_cpp_is_bitwise_definition_at_largest_side(isa: str) -> None:
     given = crops([(1, MOST_SIDE, (0, 0, 1, MOST_SIDE)), (MOST_SIDE, 2, (0, 0, MOST_SIDE, 1)), (2, 2, (0, 0, 2, 2))])
     for S in (1, 2, 50):
         assert torch.equal(random_resized_crop(*given, image_size=S, backend="cpu"), definition(*given, S))
 
 
 @needs_native
-def test_cpp_reads_inside_the_box_only_at_the_end_of_the_cache(isa: str) -> None:
+def test_cpp_stays_within_box_at_end_of_cache(isa: str) -> None:
     pixels, start, size, boxes = crops([(4, 5, (0, 0, 4, 5))])
     exact = pixels[start[0] : start[0] + 60].clone()  # a buffer that ends with the last pixel
     out = random_resized_crop(exact, torch.zeros(1, dtype=torch.int64), size, boxes, image_size=9, backend="cpu")
@@ -201,13 +201,13 @@ def test_cpp_reads_inside_the_box_only_at_the_end_of_the_cache(isa: str) -> None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_no_images(backend: str) -> None:
+def test_empty_batch(backend: str) -> None:
     given = crops([])
     assert random_resized_crop(*given, image_size=5, backend=backend).shape == (0, 5, 5, 3)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_memory_mapped_cache_and_other_strides(backend: str, tmp_path) -> None:
+def test_memory_mapped_cache_and_other_strides(backend: str, tmp_path) -> None:
     pixels, start, size, boxes = crops(SMALL)
     path = tmp_path / "cache"
     pixels.numpy().tofile(path)
@@ -218,7 +218,7 @@ def test_a_memory_mapped_cache_and_other_strides(backend: str, tmp_path) -> None
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_beyond_2_to_the_31_bytes(backend: str, tmp_path) -> None:
+def test_offsets_beyond_2_31_bytes(backend: str, tmp_path) -> None:
     path, far = tmp_path / "cache", 2**32 + 5
     with path.open("wb") as file:
         file.truncate(far + 3 * 40 * 30)  # sparse: no room is taken
@@ -256,7 +256,7 @@ def test_opcheck_and_compile() -> None:
         ("w", 2**62, "box 2"),
     ],
 )
-def test_what_lies_outside_is_named(which: str, value: int, message: str, backend: str) -> None:
+def test_out_of_bounds_input_is_named(which: str, value: int, message: str, backend: str) -> None:
     pixels, start, size, boxes = crops(SMALL)
     places = {"start": start[2:3], "height": size[2, :1], "width": size[2, 1:]}
     places |= {name: boxes[2, i : i + 1] for i, name in enumerate(("top", "left", "h", "w"))}
@@ -279,14 +279,14 @@ def test_what_lies_outside_is_named(which: str, value: int, message: str, backen
         (3, torch.zeros(7, 4, dtype=torch.int64, device="meta")),
     ],
 )
-def test_wrong_tensors_are_named(position: int, wrong: Tensor) -> None:
+def test_invalid_tensors_are_named(position: int, wrong: Tensor) -> None:
     given = [*crops(SMALL)]
     given[position] = wrong
     with pytest.raises(ValueError, match=f"^{('pixels', 'start', 'size', 'boxes')[position]} "):
         random_resized_crop(*given, image_size=4)
 
 
-def test_wrong_settings_are_named() -> None:
+def test_invalid_settings_are_named() -> None:
     for S in (0, -1, MOST_SIDE + 1):
         with pytest.raises(ValueError, match=rf"image_size must be 1\.\.16384, got {S}"):
             random_resized_crop(*crops(SMALL), image_size=S)
@@ -295,7 +295,7 @@ def test_wrong_settings_are_named() -> None:
 
 
 @needs_native
-def test_the_registered_op_refuses_what_would_be_read_out_of_bounds() -> None:
+def test_registered_op_checks_bounds() -> None:
     pixels, start, size, boxes = crops(SMALL)
     op = torch.ops.fastdarts.random_resized_crop
     wrong = [

@@ -1,4 +1,4 @@
-"""relu_conv_bn: by hand, against formulas, each backend as exact as eager, registration, what is refused."""
+"""relu_conv_bn: by hand, against formulas, each backend as exact as eager, registration, invalid arguments."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -83,7 +83,7 @@ class LayerCall:
     ],
     ids=str,
 )
-def test_exact(sizes: dict[str, Any], training: bool, running: bool, halves: bool, dtype: torch.dtype) -> None:
+def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, running: bool, halves: bool, dtype: torch.dtype) -> None:
     call = LayerCall(**sizes, halves=halves, training=training, running=running)
     if call.shift:
         dtype = torch.float32
@@ -110,7 +110,7 @@ def test_odd_sizes_without_halving(isa: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("halves", [False, True])
-def test_formulas(halves: bool, training: bool, backend: str) -> None:
+def test_definition_follows_formulas(halves: bool, training: bool, backend: str) -> None:
     """tests/support/naive.py: output, gradients, running statistics."""
     call = LayerCall(halves=halves, training=training)
     named = call.tensors(torch.float64)
@@ -128,7 +128,7 @@ def test_formulas(halves: bool, training: bool, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_halving_by_hand(backend: str) -> None:
+def test_halving_matches_hand_computation(backend: str) -> None:
     """The first half of the outputs reads even rows and columns, the second the odd ones; the ReLU comes first."""
     x = torch.arange(16, dtype=torch.float64).reshape(1, 1, 4, 4) - 8
     still = torch.zeros(2, dtype=torch.float64), torch.full((2,), 1 - 1e-5, dtype=torch.float64)
@@ -140,7 +140,7 @@ def test_halving_by_hand(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("halves", [False, True])
-def test_gradcheck_once_and_twice(halves: bool, training: bool, backend: str) -> None:
+def test_gradcheck_and_gradgradcheck(halves: bool, training: bool, backend: str) -> None:
     call = LayerCall(2, 3, 2, 4, 4, halves=halves, training=training)
     named = call.tensors(torch.float64)
     running, _ = call.constants(torch.float64)
@@ -154,7 +154,7 @@ def test_gradcheck_once_and_twice(halves: bool, training: bool, backend: str) ->
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("wanted", [{"x"}, {"w0"}, {"w1"}, {"x", "w1"}])
-def test_only_the_gradients_that_are_wanted_of_any_layout(wanted: set[str], backend: str) -> None:
+def test_requested_gradients_only_in_any_layout(wanted: set[str], backend: str) -> None:
     call = LayerCall(halves=True)
     named = call.tensors()
     everything = call.run(named, backend, torch.float32)
@@ -172,7 +172,7 @@ def test_only_the_gradients_that_are_wanted_of_any_layout(wanted: set[str], back
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_running_statistics_move_once_for_each_training_forward(backend: str) -> None:
+def test_running_statistics_update_once_per_training_forward(backend: str) -> None:
     call = LayerCall()
     named = call.tensors(torch.float64)
     running, _ = call.constants(torch.float64)
@@ -192,7 +192,7 @@ def test_running_statistics_move_once_for_each_training_forward(backend: str) ->
 
 @needs_native
 @pytest.mark.parametrize("halves", [False, True])
-def test_the_same_bits_in_each_run_and_for_any_number_of_threads(halves: bool) -> None:
+def test_bitwise_identical_for_any_number_of_threads(halves: bool) -> None:
     call = LayerCall(5, 48, 16, 12, 10, halves=halves)
     named = call.tensors()
     first, *others = on_threads(lambda: call.run(named, "cpu", torch.float32))
@@ -223,7 +223,7 @@ def test_opcheck(call: LayerCall, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_compiles_without_a_graph_break(backend: str) -> None:
+def test_compiles_without_graph_break(backend: str) -> None:
     call = LayerCall(halves=True)
     named = call.tensors()
 
@@ -240,7 +240,7 @@ def test_compiles_without_a_graph_break(backend: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-def test_autocast_is_the_definitions() -> None:
+def test_autocast_matches_definition() -> None:
     call = LayerCall()
     named = call.tensors()
     with torch.autocast("cpu", torch.bfloat16):
@@ -271,7 +271,7 @@ def test_autocast_is_the_definitions() -> None:
         ({"backend": lambda b: "cuda9"}, "relu_conv_bn has no backend 'cuda9'; it has auto, cpu, triton, definition"),
     ],
 )
-def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend: str) -> None:
+def test_invalid_arguments_are_named(change: dict[str, Any], message: str, backend: str) -> None:
     call = LayerCall(halves=True)
     x, *weights = call.tensors().values()
     given = {"x": x, "weights": weights, "running": call.constants()[0], "momentum": 0.1, "eps": 1e-5, "backend": backend}
@@ -281,7 +281,7 @@ def test_wrong_arguments_are_named(change: dict[str, Any], message: str, backend
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_one_value_has_no_variance(backend: str) -> None:
+def test_single_value_per_channel_is_rejected(backend: str) -> None:
     call = LayerCall(1, 3, 2, 1, 1)
     with pytest.raises(ValueError, match="more than 1 value per channel when training"):
         call.run(call.tensors(), backend, torch.float32)

@@ -28,7 +28,7 @@ class Results(NamedTuple):
     pieces: list[Tensor]
 
 
-def test_schema_has_every_type() -> None:
+def test_schema_supports_every_type() -> None:
     assert schema(Arguments, Results) == (
         "(Tensor x, Tensor[] others, Tensor? maybe, int[] sizes, float[] shares, bool[] flags, int n, float eps, bool flag, "
         "str word) -> (Tensor total, Tensor[] pieces)"
@@ -36,7 +36,7 @@ def test_schema_has_every_type() -> None:
     assert schema(Results, Tensor) == "(Tensor total, Tensor[] pieces) -> Tensor"
 
 
-def test_type_without_a_schema_is_refused() -> None:
+def test_unsupported_type_is_rejected() -> None:
     class Wrong(NamedTuple):
         x: dict
 

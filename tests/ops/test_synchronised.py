@@ -191,7 +191,7 @@ def check(case: Case, dtype: torch.dtype, size: int = 2) -> None:
     ],
     ids=str,
 )
-def test_a_cell(call: cells.CellCall, dtype: torch.dtype) -> None:
+def test_cell_matches_single_process(call: cells.CellCall, dtype: torch.dtype) -> None:
     check(Cell(call), dtype)
 
 
@@ -203,23 +203,23 @@ def test_means_far_from_zero(stride: int) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("case", [Preprocess(), Preprocess(halves=False), Preprocess(C=5, D=6, H=3, W=5), Stem()], ids=str)
-def test_layers(case: Case, dtype: torch.dtype) -> None:
+def test_layers_match_single_process(case: Case, dtype: torch.dtype) -> None:
     check(case, dtype)
 
 
 @pytest.mark.parametrize("case", [Cell(cells.CellCall(dense(2, 2), 6, 8, 6, 8, k=2)), Preprocess(), Stem(N=6)], ids=str)
-def test_three_ranks_by_each_instruction_set(isa: str, case: Case) -> None:
+def test_three_ranks_with_each_instruction_set(isa: str, case: Case) -> None:
     check(case, torch.float64, size=3)
 
 
 @pytest.mark.parametrize("candidate", STRIDED)
-def test_each_candidate(candidate: Candidate) -> None:
+def test_each_candidate_matches_single_process(candidate: Candidate) -> None:
     for stride, k in ((1, 2), (2, 1)):
         check(Cell(cells.CellCall(dense(3, stride, (candidate,)), 4, 8, 6, 8, k=k)), torch.float64)
 
 
 @pytest.mark.parametrize("case", [Cell(cells.CellCall(dense(3, 2), 10, 16, 8, 12, k=2)), Preprocess(N=10), Stem(N=10)], ids=str)
-def test_the_same_bits_for_any_number_of_threads(case: Case) -> None:
+def test_bitwise_identical_for_any_number_of_threads(case: Case) -> None:
     work = partial(run, case, "cpu", torch.float32, values=torch.float32, layout=torch.channels_last)
     first, *others = (on_ranks(lambda sync: work(sync=sync), intra_op=n) for n in (1, 1, 2))
     for ranks in others:
@@ -261,17 +261,17 @@ DILATED = Candidate.NONE, Candidate.SKIP, Candidate.DIL_CONV_3, Candidate.MAX_PO
     ],
     ids=str,
 )
-def test_how_often_the_ranks_wait_for_each_other(case: Case, forward: int, backward: int) -> None:
+def test_number_of_sums_over_ranks(case: Case, forward: int, backward: int) -> None:
     """By the C++ kernels, which "auto" chooses."""
     assert sums(case) == (forward, backward)
 
 
-def test_the_definition_sums_for_each_norm() -> None:
+def test_definition_sums_once_per_norm() -> None:
     call = cells.CellCall(dense(4), 2, 4, 6, 6)
     assert sums(Cell(call), "definition") == (call.graph.norms, call.graph.norms)
 
 
-def test_what_is_not_wanted_changes_no_gradient() -> None:
+def test_unrequested_gradients_do_not_change_others() -> None:
     """Only alpha's gradient, or only the weights': the same bits, from as many sums."""
     call = cells.CellCall(dense(4), 2, 4, 6, 6)
     named, rest = call.tensors(), call.constants()
@@ -291,7 +291,7 @@ def test_what_is_not_wanted_changes_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("case", [Cell(cells.CellCall(dense(2, 2, inputs=1), 4, 4, 6, 4)), Preprocess(), Stem()], ids=str)
-def test_twice_differentiated_as_the_definition(case: Case) -> None:
+def test_second_derivative_matches_definition(case: Case) -> None:
     def twice(backend: str, sync: Rank) -> Named:
         named = {n: part(t.detach(), sync) if n.startswith("x") else t.detach() for n, t in case.tensors(torch.float64).items()}
         named = {n: t.clone().requires_grad_() for n, t in named.items()}
@@ -329,7 +329,7 @@ class Late:
 
 @pytest.mark.parametrize("error", [Lost("rank 1 is gone"), KeyboardInterrupt()], ids=repr)
 @pytest.mark.parametrize("case", [Cell(cells.CellCall(dense(4, 2), 3, 8, 8, 8, k=2)), Preprocess(), Stem()], ids=str)
-def test_what_a_sum_raises_arrives_as_itself_and_leaves_the_op_usable(case: Case, error: BaseException) -> None:
+def test_error_in_sum_propagates_and_op_stays_usable(case: Case, error: BaseException) -> None:
     work = partial(run, case, "cpu", torch.float32, values=torch.float32, layout=torch.channels_last)
     want = work(sync=Twins())
     forward, backward = sums(case)
@@ -342,7 +342,7 @@ def test_what_a_sum_raises_arrives_as_itself_and_leaves_the_op_usable(case: Case
             assert all(torch.equal(again[name], t) for name, t in want.items())
 
 
-def test_a_handle_is_good_as_long_as_its_ranks_live() -> None:
+def test_handle_is_valid_while_ranks_live() -> None:
     assert handle(None) == 0 and ranks_of(0) is None
     sync = Twins()
     number = handle(sync)
@@ -376,7 +376,7 @@ def test_opcheck() -> None:
     assert sync.sums
 
 
-def test_layers_that_do_not_belong_together_are_refused() -> None:
+def test_mismatched_layers_are_rejected() -> None:
     x, w, running = torch.ones(2, 4, 4, 4), torch.ones(4, 4, 1, 1), buffers(4, torch.float32)
     for xs, weights, message in (
         ([x] * 3, [[w]] * 3, "one or two layers"),
@@ -393,7 +393,7 @@ def test_layers_that_do_not_belong_together_are_refused() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "definition"])
-def test_two_layers_together_give_what_each_gives(backend: str) -> None:
+def test_layers_run_together_are_bitwise_identical(backend: str) -> None:
     """Where nothing is summed: the same bits."""
     case = Preprocess()
     named = case.tensors(torch.float32)
@@ -408,7 +408,7 @@ def test_two_layers_together_give_what_each_gives(backend: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(both, each, strict=True))
 
 
-def test_a_backend_that_cannot_says_so() -> None:
+def test_unsupported_backend_gives_reason() -> None:
     x, w = torch.ones(2, 4, 4, 4), torch.ones(4, 4, 1, 1)
     with pytest.raises(BackendUnavailable, match="triton"):
         relu_conv_bn(x, [w], None, training=True, backend="triton", sync=Twins())

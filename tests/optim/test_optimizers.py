@@ -39,25 +39,25 @@ def install(monkeypatch: pytest.MonkeyPatch, root: Path, files: dict[str, str]) 
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_torchs_need_nothing() -> None:
+def test_torch_backend_needs_nothing() -> None:
     check_backend("torch", CPU)
     check_backend("torch", GPU, torch.float64)
 
 
-def test_no_apex(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_apex_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastdarts.provenance.find_spec", lambda _: None)
     with pytest.raises(OptimizerUnavailable, match=r"apex is not installed; build NVIDIA's from github.com/NVIDIA/apex"):
         check_backend("apex", GPU)
 
 
-def test_another_project_of_that_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_unrelated_apex_package_is_rejected(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, tmp_path, {"apex/__init__.py": "raise RuntimeError('must not be imported')"})
     with pytest.raises(OptimizerUnavailable, match=r"apex is an unrelated package.*build NVIDIA's.*torch") as error:
         check_backend("apex", GPU)
     assert "\n" not in str(error.value) and "apex" not in sys.modules
 
 
-def test_nvidias_on_a_cpu_or_in_float64(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_apex_rejects_cpu_and_float64(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, tmp_path, OPTIMIZERS | KERNELS)
     with pytest.raises(OptimizerUnavailable, match="support float32 on a GPU, not float32 on cpu"):
         check_backend("apex", CPU)
@@ -78,18 +78,18 @@ def test_nvidias_on_a_cpu_or_in_float64(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (KERNELS | {"apex/optimizers/__init__.py": ""}, "has no FusedSGD and no FusedAdam"),
     ],
 )
-def test_nvidias_half_installed(files: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_incomplete_apex_is_reported(files: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, tmp_path, files)
     with pytest.raises(OptimizerUnavailable, match=says):
         check_backend("apex", GPU)
 
 
-def test_nvidias_as_it_should_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_complete_apex_is_accepted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     install(monkeypatch, tmp_path, OPTIMIZERS | KERNELS)
     check_backend("apex", GPU)
 
 
-def test_on_a_cpu_rates_are_numbers() -> None:
+def test_cpu_learning_rates_are_numbers() -> None:
     p = [torch.zeros(2, requires_grad=True)]
     sgd = weight_optimizer(p, 0.5, momentum=0.9, weight_decay=3e-4)
     adam = arch_optimizer(p, 6e-3, weight_decay=1e-3)
@@ -100,7 +100,7 @@ def test_on_a_cpu_rates_are_numbers() -> None:
     assert sgd.param_groups[0]["lr"] == 0.25
 
 
-def test_a_rate_that_is_a_tensor_is_filled() -> None:
+def test_tensor_learning_rate_is_filled_in_place() -> None:
     rate = torch.tensor(0.5)
     optimizer = torch.optim.SGD([torch.zeros(2, requires_grad=True)], rate, fused=True)
     set_rate(optimizer, 0.125)
@@ -109,7 +109,7 @@ def test_a_rate_that_is_a_tensor_is_filled() -> None:
 
 
 class LikeApex(torch.optim.Optimizer):
-    """Adam with L2 decay whose state lies where apex' capturable FusedAdam has it."""
+    """Adam with L2 decay whose state is stored like apex' capturable FusedAdam's."""
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float) -> None:
         defaults = {"lr": torch.tensor(lr), "bias_correction": True, "betas": BETAS, "eps": 1e-8, "weight_decay": weight_decay}
@@ -158,7 +158,7 @@ def parameters() -> list[Tensor]:
 
 @pytest.mark.parametrize("first", [adam, like_apex])
 @pytest.mark.parametrize("second", [adam, like_apex])
-def test_a_run_goes_on_with_the_other_backend(first: Any, second: Any, tmp_path: Path) -> None:
+def test_run_continues_with_other_backend(first: Any, second: Any, tmp_path: Path) -> None:
     whole = walk(adam(parameters()), range(6))
     one = first(parameters())
     middle = walk(one, range(3))
@@ -175,7 +175,7 @@ def test_a_run_goes_on_with_the_other_backend(first: Any, second: Any, tmp_path:
 
 
 @pytest.mark.parametrize("make", [adam, like_apex])
-def test_what_is_loaded_lies_where_it_lay(make: Any) -> None:
+def test_loaded_state_keeps_addresses(make: Any) -> None:
     """A captured graph reads these addresses. Loading a fresh state empties them."""
     optimizer = make(parameters())
     fresh = copy.deepcopy(optimizer_state(optimizer))
@@ -194,7 +194,7 @@ def test_what_is_loaded_lies_where_it_lay(make: Any) -> None:
     assert not any(t.any() for t in tensors.values())
 
 
-def test_sgd_goes_on_and_keeps_its_own_way_of_working() -> None:
+def test_sgd_resumes_with_own_implementation_flags() -> None:
     weights = [torch.ones(3, requires_grad=True)]
     saved = optimizer_state(torch.optim.SGD(weights, 0.25, momentum=0.5, foreach=True))
     mine = weight_optimizer(weights, 0.5, momentum=0.9, weight_decay=0.0)
@@ -203,7 +203,7 @@ def test_sgd_goes_on_and_keeps_its_own_way_of_working() -> None:
     assert (group["fused"], group["foreach"], group["lr"], group["momentum"]) == (True, None, 0.25, 0.5)
 
 
-def test_another_number_of_parameters_is_refused() -> None:
+def test_other_parameter_count_is_rejected() -> None:
     saved = optimizer_state(adam(parameters()))
     with pytest.raises(ValueError, match="parameter group"):
         load_optimizer(adam(parameters()[:2]), saved)

@@ -26,7 +26,7 @@ def features(bilevel: Bilevel) -> list[list[torch.dtype]]:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_what_keeps_its_dtype(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_and_results_keep_dtype(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     bilevel = make(masked=masked, amp="bf16")
     given: list[torch.dtype] = []
     bilevel.weight_optimizer.register_step_pre_hook(lambda *_: given.extend(w.grad.dtype for w in bilevel.weights))
@@ -66,7 +66,7 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_products_are_low_and_the_loss_is_not(masked: bool) -> None:
+def test_products_are_low_precision_and_loss_is_not(masked: bool) -> None:
     bilevel = make(masked=masked, amp="bf16", backend="definition")
     with Products() as products, torch.no_grad():
         bilevel._train_loss(number(0), batch(0))
@@ -76,7 +76,7 @@ def test_products_are_low_and_the_loss_is_not(masked: bool) -> None:
     assert products.dtypes[last] == {torch.float32}
 
 
-def test_without_amp_nothing_is_low() -> None:
+def test_no_amp_keeps_float32() -> None:
     bilevel = make()
     seen = features(bilevel)
     bilevel(number(0), batch(0), batch(1))
@@ -89,15 +89,15 @@ def test_float64_stays_float64() -> None:
     assert loss.dtype == torch.float64
 
 
-def test_the_second_orders_differences_are_never_low() -> None:
-    """R = 1e-2 / |v| moves a weight by less than bfloat16 resolves."""
+def test_finite_differences_are_full_precision() -> None:
+    """R = 1e-2 / |v| changes a weight by less than bfloat16 resolves."""
     bilevel = make(amp="bf16", unrolled=True)
     seen = features(bilevel)
     bilevel.arch_step(number(0), batch(0), batch(1))
     assert [set(dtypes) for dtypes in seen] == [{LOW}, {LOW}, {torch.float32}, {torch.float32}]
 
 
-def test_bf16_follows_float32_for_a_step() -> None:
+def test_bf16_step_is_close_to_float32() -> None:
     low, full = make(amp="bf16", masked=False), make(masked=False)
     losses = [[float(x) for x in b(number(0), batch(0), batch(1))] for b in (low, full)]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
@@ -107,8 +107,8 @@ def test_bf16_follows_float32_for_a_step() -> None:
 # ---------------------------------------------------------------------------------------------------- the loss scale
 
 
-def test_the_rule_is_gradscalers() -> None:
-    """Beside torch.amp.GradScaler itself, over good and bad updates."""
+def test_loss_scale_follows_gradscaler() -> None:
+    """Compared with torch.amp.GradScaler over good and bad updates."""
     theirs = torch.amp.GradScaler("cpu", growth_interval=LossScale.INTERVAL)
     p = torch.zeros(1, requires_grad=True)
     optimizer = torch.optim.SGD([p], 0.1, fused=True)
@@ -133,7 +133,7 @@ def scaled(value: float, **settings: Any) -> Bilevel:
 
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_scale_changes_no_gradient(masked: bool, unrolled: bool) -> None:
+def test_loss_scale_does_not_change_gradients(masked: bool, unrolled: bool) -> None:
     """Powers of two scale exactly."""
     settings = {"masked": masked, "unrolled": unrolled, "grad_clip": 0.5, "arch_grad_clip": 0.01}
     ours, plain = scaled(2.0**10, **settings), make(**settings)
@@ -145,7 +145,7 @@ def test_a_scale_changes_no_gradient(masked: bool, unrolled: bool) -> None:
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_an_overflow_skips_and_halves(unrolled: bool) -> None:
+def test_overflow_skips_and_halves_scale(unrolled: bool) -> None:
     bilevel = scaled(2.0**127, unrolled=unrolled, masked=False)
     bilevel.objective.register_forward_hook(lambda _, __, loss: 1e6 * loss)
     before = everything(bilevel)
@@ -156,7 +156,7 @@ def test_an_overflow_skips_and_halves(unrolled: bool) -> None:
     assert float(bilevel.precision.scale.value) == 2.0**125
 
 
-def test_a_scale_is_saved_and_loaded_in_place() -> None:
+def test_scale_is_saved_and_loaded_in_place() -> None:
     one, other = LossScale("cpu"), LossScale("cpu")
     one.update(torch.ones(()))
     one.update(torch.zeros(()))
@@ -168,13 +168,13 @@ def test_a_scale_is_saved_and_loaded_in_place() -> None:
     assert float(other.value) == 2.0**15
 
 
-def test_only_fp16_has_a_scale() -> None:
+def test_only_fp16_has_loss_scale() -> None:
     assert [Precision(amp).scale is not None for amp in ("off", "bf16", "fp16")] == [False, False, True]
     assert [Precision(amp).dtype for amp in ("off", "bf16", "fp16")] == [None, torch.bfloat16, torch.float16]
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_is_allowed_inside_only(allowed: bool) -> None:
+def test_tf32_applies_only_inside_context(allowed: bool) -> None:
     def now() -> list[bool]:
         return [torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32]
 

@@ -39,7 +39,7 @@ def watched(search: Search, kind: type[Noise | SkipDropout]) -> list[list[tuple[
     return outs
 
 
-def test_both_sides_of_the_second_orders_difference_see_the_same_noise_and_dropout() -> None:
+def test_finite_differences_share_noise_and_dropout() -> None:
     search = make()
     noise, skips = watched(search, Noise), watched(search, SkipDropout)
     search.bilevel.unrolled_gradient(search.step, next(search.train_loader), next(search.val_loader))
@@ -54,7 +54,7 @@ def test_both_sides_of_the_second_orders_difference_see_the_same_noise_and_dropo
 
 
 @pytest.mark.parametrize("figure", [Search.evaluate, Search.hessian], ids=["evaluate", "hessian"])
-def test_figures_draw_the_same_each_time_and_leave_the_generator(figure: Callable[[Search], object]) -> None:
+def test_evaluation_noise_is_reproducible_and_generator_unchanged(figure: Callable[[Search], object]) -> None:
     search = make()
     before = torch.get_rng_state()
     first = figure(search)
@@ -64,7 +64,7 @@ def test_figures_draw_the_same_each_time_and_leave_the_generator(figure: Callabl
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_ranks_draw_apart_and_each_the_same_again(size: int) -> None:
+def test_ranks_draw_different_reproducible_numbers(size: int) -> None:
     def draws(rank: int) -> list[float]:
         torch.manual_seed(3)
         draw_apart(World(RankInfo(rank, size)))
@@ -75,7 +75,7 @@ def test_ranks_draw_apart_and_each_the_same_again(size: int) -> None:
     assert (draws(0) == alone) == (size == 1)
 
 
-def test_seeded_puts_the_generator_back_after_an_error() -> None:
+def test_seeded_restores_generator_after_error() -> None:
     def interrupted() -> None:
         torch.rand(3)
         raise KeyboardInterrupt

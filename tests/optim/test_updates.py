@@ -21,7 +21,7 @@ ONE, ZERO = torch.ones(()), torch.zeros(())
 BROKEN = [float("nan"), float("inf"), -float("inf")]
 
 
-def test_finite_numbers_are_finite() -> None:
+def test_finite_gradients_are_accepted() -> None:
     grads = [torch.full((3, 4), 1e38), torch.zeros(0), torch.full((2,), 1e300, dtype=torch.float64)]
     before = [g.clone() for g in grads]
     assert non_finite(torch.tensor(-5.0), grads, ONE).tolist() == 0
@@ -31,7 +31,7 @@ def test_finite_numbers_are_finite() -> None:
 
 @pytest.mark.parametrize("value", BROKEN)
 @pytest.mark.parametrize("place", range(4))
-def test_one_broken_number_is_found(place: int, value: float) -> None:
+def test_single_non_finite_number_is_detected(place: int, value: float) -> None:
     loss = torch.tensor(1.0)
     grads = [
         torch.zeros(70),
@@ -42,7 +42,7 @@ def test_one_broken_number_is_found(place: int, value: float) -> None:
     assert non_finite(loss, grads, ONE).tolist() == 1
 
 
-def test_gradients_are_unscaled_on_the_way() -> None:
+def test_gradients_are_unscaled() -> None:
     grads = [torch.full((3,), 8.0), torch.full((2,), 4.0, dtype=torch.float64)]
     assert non_finite(ZERO, grads, torch.tensor(0.25)).tolist() == 0
     assert grads[0].tolist() == [2.0] * 3 and grads[1].tolist() == [1.0] * 2
@@ -65,7 +65,7 @@ OPTIMIZERS: dict[str, Callable[[list[Tensor]], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("bad_steps", [(0,), (2,), (0, 1), (1, 3)], ids=str)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_skipped_step_leaves_no_trace(name: str, bad_steps: tuple[int, ...]) -> None:
+def test_skipped_step_changes_no_state(name: str, bad_steps: tuple[int, ...]) -> None:
     """Steps with skipped ones among them end where the others alone end, to the bit, first steps included."""
     g = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=g) for shape in ((3, 4), (70,), (2, 3, 3, 3))]
@@ -97,14 +97,14 @@ def test_a_skipped_step_leaves_no_trace(name: str, bad_steps: tuple[int, ...]) -
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_whose_kernels_decide_themselves() -> None:
+def test_fused_optimizers_skip_on_device() -> None:
     yes = [name for name, optimizer in OPTIMIZERS.items() if obeys(optimizer([torch.zeros(1, requires_grad=True)]))]
     assert yes == [name for name in OPTIMIZERS if name.startswith("fused")]
     dampened = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.1, momentum=0.9, dampening=0.5, fused=True)
     assert not obeys(dampened)  # a buffer of zeros is not what its first step starts from
 
 
-def test_nothing_of_the_scaler_stays_on_the_optimizer() -> None:
+def test_scaler_attributes_are_removed() -> None:
     p = torch.zeros(2, requires_grad=True)
     p.grad = torch.ones(2)
     optimizer = OPTIMIZERS["fused Adam"]([p])
@@ -113,7 +113,7 @@ def test_nothing_of_the_scaler_stays_on_the_optimizer() -> None:
 
 
 @pytest.mark.parametrize("on_host", [True, False], ids=["the host knows", "the device decides"])
-def test_buffers_are_put_back_only_where_asked(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_are_restored_only_if_requested(on_host: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(updates, "known", lambda bad: on_host)
     module = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3, affine=False)).double()
     module.register_buffer("plane", torch.zeros(2, 3).double().t())  # any shape and strides
@@ -156,7 +156,7 @@ def take(bilevel: Bilevel, step: int) -> tuple[Tensor, Tensor | None]:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_finite_steps_are_what_they_were_without_the_condition(masked: bool) -> None:
+def test_finite_steps_equal_unconditional_steps(masked: bool) -> None:
     settings = {"masked": masked, "grad_clip": 0.5, "arch_grad_clip": 5.0}
     ours, plain = make(**settings), make(**settings)
     for step in range(4):
@@ -179,7 +179,7 @@ def break_forward(bilevel: Bilevel, value: float) -> Any:
 @pytest.mark.parametrize("when", [0, 2])
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("masked", [True, False])
-def test_a_step_with_a_broken_forward_leaves_no_trace(masked: bool, unrolled: bool, when: int) -> None:
+def test_step_with_non_finite_forward_changes_no_state(masked: bool, unrolled: bool, when: int) -> None:
     """Weights, alpha, both optimizers, BatchNorm's statistics and counters; and the next step goes on from there."""
     broken, plain = (make(masked=masked, unrolled=unrolled) for _ in range(2))
     for step in range(4):
@@ -198,7 +198,7 @@ def test_a_step_with_a_broken_forward_leaves_no_trace(masked: bool, unrolled: bo
 
 
 @pytest.mark.parametrize("clip", [0.0, 5.0])
-def test_a_broken_gradient_of_one_weight_skips_the_weights_alone(clip: float) -> None:
+def test_non_finite_weight_gradient_skips_only_weights(clip: float) -> None:
     bilevel = make(grad_clip=clip)
     take(bilevel, 0)
     before = everything(bilevel)
@@ -215,7 +215,7 @@ def test_a_broken_gradient_of_one_weight_skips_the_weights_alone(clip: float) ->
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_a_broken_gradient_of_alpha_skips_alpha_alone(unrolled: bool) -> None:
+def test_non_finite_alpha_gradient_skips_only_alpha(unrolled: bool) -> None:
     bilevel = make(unrolled=unrolled, arch_grad_clip=5.0)
     take(bilevel, 0)
     before = everything(bilevel)
@@ -244,9 +244,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("sampling", ["first", "random"])
 @pytest.mark.parametrize("unrolled", [False, True])
 @pytest.mark.parametrize("masked", [True, False])
-def test_no_step_reads_a_number_from_the_device(
-    masked: bool, unrolled: bool, sampling: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_do_not_synchronise(masked: bool, unrolled: bool, sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seen on the definitions' operators: clipping, conditions, random channels, masks, finite differences."""
     monkeypatch.setattr(updates, "known", lambda bad: False)  # as for a GPU's
     bilevel = make(masked=masked, unrolled=unrolled, sampling=sampling, backend="definition", arch_grad_clip=5.0)

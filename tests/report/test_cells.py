@@ -12,6 +12,7 @@ from fastdarts.report.cells import cell_figure
 from fastdarts.report.layout import lanes, place
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.genotype import Genotype
+from fastdarts.spaces.published import published
 
 KINDS = ("normal", "reduce")
 
@@ -21,7 +22,7 @@ def texts(svg) -> list[str]:
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4, 7])
-def test_svg_holds_each_name_as_text(tmp_path, random_genotype, nodes):
+def test_svg_contains_names_as_text(tmp_path, random_genotype, nodes):
     genotype = random_genotype(nodes, nodes)
     for kind in KINDS:
         draw_cell(genotype, kind, tmp_path / "v1.2-cell")  # a dot in the name is no suffix
@@ -32,7 +33,7 @@ def test_svg_holds_each_name_as_text(tmp_path, random_genotype, nodes):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_nothing_lies_over_a_name(random_genotype, seed):
+def test_nothing_overlaps_names(random_genotype, seed):
     genotype = random_genotype(seed, nodes=1 + seed % 7)
     for kind in KINDS:
         figure = cell_figure(genotype, kind)
@@ -51,7 +52,7 @@ def test_nothing_lies_over_a_name(random_genotype, seed):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_no_line_runs_through_the_name_of_another_edge(random_genotype, seed):
+def test_no_line_crosses_name_of_other_edge(random_genotype, seed):
     genotype = random_genotype(seed, nodes=1 + seed % 7) if seed % 5 else Architecture.from_number(521 * seed)
     layout = place(genotype.wirings()["normal"])
     lines = [(number, edge.points) for number, edge in enumerate(layout.edges)] + [(-1, p) for p in layout.concat]
@@ -64,6 +65,29 @@ def test_no_line_runs_through_the_name_of_another_edge(random_genotype, seed):
                 assert not hit or other == number
 
 
+@pytest.mark.parametrize("name", ["FairDARTS_a", "FairDARTS_g", "several on an edge"])
+def test_cells_of_any_number_of_inputs(tmp_path, name):
+    """Vanished nodes are not drawn, the others keep their numbers; nothing lies over a name."""
+    genes = [("skip_connect", 2, 0), ("sep_conv_3x3", 2, 0), ("max_pool_3x3", 2, 0), ("dil_conv_3x3", 5, 2), ("none", 5, 2)]
+    concat = (2, 3, 4, 5)
+    several = Genotype.from_fields({"normal": genes, "normal_concat": concat, "reduce": genes, "reduce_concat": concat})
+    genotype = several if name.startswith("several") else published(name)
+    assert genotype is not None
+    for kind in KINDS:
+        draw_cell(genotype, kind, tmp_path / "cell")
+        found = Counter(texts(tmp_path / "cell.svg"))
+        live = genotype.genes(kind)
+        wanted = Counter([*(op for op, _, _ in live), *{str(node - 2) for _, node, _ in live}, "c_{k}"])
+        assert {text: found[text] for text in wanted} == wanted
+        figure = cell_figure(genotype, kind)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        names = [t.get_window_extent(renderer) for t in figure.axes[0].texts if (t.get_gid() or "").startswith("op-")]
+        boxes = [p.get_window_extent(renderer) for p in figure.axes[0].patches if (p.get_gid() or "").startswith("box-")]
+        assert len(names) == len(live) and len(boxes) == 3 + len({node for _, node, _ in live})
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(names, 2))
+        assert not any(name.overlaps(box) for name in names for box in boxes)
+
+
 def test_two_edges_between_the_same_states_take_different_lanes():
     genes = (("sep_conv_3x3", 0), ("skip_connect", 0), ("max_pool_3x3", 2), ("skip_connect", 2))
     chosen = lanes(Genotype(genes, (2, 3), genes, (2, 3)).wirings()["normal"])
@@ -71,7 +95,7 @@ def test_two_edges_between_the_same_states_take_different_lanes():
     assert 0 in chosen[2:]  # the first one goes straight
 
 
-def test_a_cell_of_nas_bench_201(tmp_path):
+def test_nas_bench_201_cell_is_drawn(tmp_path):
     architecture = Architecture.from_number(9876)
     draw_cell(architecture, "normal", tmp_path / "cell")
     found = Counter(texts(tmp_path / "cell.svg"))
@@ -81,14 +105,14 @@ def test_a_cell_of_nas_bench_201(tmp_path):
         draw_cell(architecture, "reduce", tmp_path / "none")
 
 
-def test_same_bytes_each_time(tmp_path, random_genotype):
+def test_output_is_bytewise_reproducible(tmp_path, random_genotype):
     for name in "ab":
         draw_cell(random_genotype(1), "normal", tmp_path / name)
     for suffix in (".svg", ".png"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
-def test_odd_names_are_text_and_not_markup(tmp_path):
+def test_special_characters_in_names_are_escaped(tmp_path):
     names = ["<b>&\"'", "$x^2$ $", "a\nb\x07", "long_" * 20]
     genotype = Genotype.from_fields(
         {"normal": [(n, 0) for n in names], "normal_concat": [3], "reduce": [("x", 0)] * 2, "reduce_concat": [0]}
@@ -99,6 +123,6 @@ def test_odd_names_are_text_and_not_markup(tmp_path):
     assert any(text.startswith("long_long_") and text.endswith("…") for text in found)
 
 
-def test_unknown_kind(tmp_path, random_genotype):
+def test_unknown_kind_is_rejected(tmp_path, random_genotype):
     with pytest.raises(ValueError, match="normal or reduce"):
         draw_cell(random_genotype(0), "big", tmp_path / "cell")

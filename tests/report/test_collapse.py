@@ -1,4 +1,4 @@
-"""The picture of a collapse: its numbers, its marks, and how an early stop is told."""
+"""The figure of collapse: values, marks, and the early stop."""
 
 import json
 import re
@@ -55,7 +55,7 @@ def legend(figure):
     return [text.get_text() for text in figure.legends[0].get_texts()]
 
 
-def test_numbers_and_marks(drawn):
+def test_figures_and_marks(drawn):
     figure = drawn(epochs({"normal": [0, 4, 5, 6], "reduce": [1, 1, 2, 5]}, hessian=[None, 0.5, float("nan"), 2.0]))
     assert [axes.get_title(loc="left") for axes in figure.axes] == TITLES
     skips, entropy, difference, eigenvalue = map(data, figure.axes)
@@ -71,7 +71,7 @@ def test_numbers_and_marks(drawn):
     assert [axes.get_xlabel() for axes in figure.axes] == ["", "", "", "epoch"]
 
 
-def test_one_kind_of_cell_with_six_operations(drawn):
+def test_single_kind_of_cell_with_six_operations(drawn):
     figure = drawn(epochs({"normal": [3, 4]}, operations=6))
     skips = data(figure.axes[0])
     assert len(figure.axes) == 3
@@ -86,7 +86,7 @@ def test_cells_of_older_runs_have_eight_operations(drawn):
 
 
 @pytest.mark.parametrize(("chosen", "more"), [(2, ["result: epoch 2"]), (4, [])])
-def test_an_early_stop_goes_through_all_panels(drawn, chosen, more):
+def test_early_stop_line_crosses_all_panels(drawn, chosen, more):
     stopped = STOPPED | {"after": 4, "epoch": chosen}
     figure = drawn(epochs({"normal": [0, 1, 1, 2]}, hessian=[1, 1, 2, 3], stopped=stopped))
     label = "early stop (eigenvalue) after epoch 4"
@@ -97,11 +97,11 @@ def test_an_early_stop_goes_through_all_panels(drawn, chosen, more):
     assert legend(figure)[-1 - len(more) :] == [label, *more]
 
 
-def test_without_cells_there_is_still_a_picture(drawn):
+def test_records_without_cells_are_drawn(drawn):
     assert len(drawn([{"kind": "epoch", "epoch": 1, "cells": None}]).axes) == 1
 
 
-def test_report_of_an_early_stop(new_run):
+def test_report_of_early_stop(new_run):
     run = new_run(planned=50)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1]) | {"stopped": STOPPED}
@@ -116,7 +116,7 @@ def test_report_of_an_early_stop(new_run):
     assert {"stop", "result", "warning"} <= set(re.findall(r'<g id="(\w+)">', svg)) and "result: epoch 2" in svg
 
 
-def test_without_its_file_the_genotype_is_that_of_the_chosen_epoch(new_run):
+def test_missing_genotype_file_falls_back_to_chosen_epoch(new_run):
     run = new_run()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
@@ -130,7 +130,7 @@ def test_without_its_file_the_genotype_is_that_of_the_chosen_epoch(new_run):
 
 
 @pytest.mark.parametrize("stopped", [{"rule": "skips"}, STOPPED | {"after": "5"}, STOPPED | {"more": 1}, "skips"])
-def test_a_damaged_note_of_an_early_stop_is_named(tmp_path, stopped):
+def test_damaged_early_stop_record_is_named(tmp_path, stopped):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"kind": "epoch", "epoch": 1, "stopped": stopped}) + "\n")
     with pytest.raises(ReportError, match="line 1: stopped is"):
         write_report(tmp_path)

@@ -37,7 +37,7 @@ def warned_anew() -> None:
         (RuntimeError(), "RuntimeError: RuntimeError"),
     ],
 )
-def test_a_report_without_matplotlib(error, says, new_run, tmp_path, monkeypatch, caplog, capsys):
+def test_report_without_matplotlib(error, says, new_run, tmp_path, monkeypatch, caplog, capsys):
     """One warning, however often it is written; everything else is there, and no drawing of an earlier epoch."""
 
     def fails():
@@ -59,7 +59,7 @@ def test_a_report_without_matplotlib(error, says, new_run, tmp_path, monkeypatch
     assert capsys.readouterr() == ("", f"python -m fastdarts.report: {says}\n")
 
 
-def test_one_drawing_that_fails_leaves_the_others(new_run, monkeypatch, caplog):
+def test_failed_drawing_does_not_affect_others(new_run, monkeypatch, caplog):
     run = new_run(epochs=1)
     monkeypatch.setattr("fastdarts.report.collapse.new_figure", lambda *_: 1 / 0)
     page = write_report(run).read_text()
@@ -67,7 +67,7 @@ def test_one_drawing_that_fails_leaves_the_others(new_run, monkeypatch, caplog):
     assert page.count("<svg") == 4 and not (run / "collapse.svg").exists()
 
 
-def test_figures_do_not_depend_on_the_users_matplotlibrc_or_backend(new_run, tmp_path):
+def test_figures_do_not_depend_on_matplotlibrc_or_backend(new_run, tmp_path):
     run = new_run(epochs=1)
     write_report(run)
     drawn = {path.name: path.read_bytes() for path in run.glob("*.svg")}
@@ -79,8 +79,8 @@ def test_figures_do_not_depend_on_the_users_matplotlibrc_or_backend(new_run, tmp
     assert {path.name: path.read_bytes() for path in run.glob("*.svg")} == drawn and len(drawn) == 5
 
 
-def test_nothing_is_imported_before_it_is_needed():
-    """Commands start, and info says what is missing."""
+def test_imports_are_lazy():
+    """Commands start, and info names missing packages."""
     code = (
         "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'torchvision'])\n"
         "import fastdarts.search_imagenet, fastdarts.search_cifar, fastdarts.sweep.__main__, fastdarts.report.__main__\n"
@@ -92,7 +92,7 @@ def test_nothing_is_imported_before_it_is_needed():
         assert f"  {name:12} not installed\n" in done.stdout
 
 
-def test_drawings_outside_a_run_are_not_put_into_one(new_run, capsys):
+def test_drawings_do_not_overwrite_a_run(new_run, capsys):
     run = new_run(epochs=1)
     assert main(["--genotype", GENOTYPE, "--out", str(run)]) == 2
     assert f"--out: {run} contains a run, whose drawings would be overwritten" in capsys.readouterr().err

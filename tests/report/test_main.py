@@ -16,7 +16,7 @@ def report(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
-def test_report_of_a_run(new_run):
+def test_report_of_run(new_run):
     run = new_run(epochs=1)
     done = report(run)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{run / 'report.html'}\n", "")
@@ -32,7 +32,7 @@ def test_cells_of_any_genotype(tmp_path, monkeypatch, capsys, random_genotype, f
     assert set(capsys.readouterr().out.split()) == drawn == {path.name for path in tmp_path.iterdir()} - {"genotype"}
 
 
-def test_wrong_input_is_one_line(tmp_path, capsys):
+def test_invalid_input_exits_with_one_line(tmp_path, capsys):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 1}\nnonsense\n')
@@ -50,9 +50,9 @@ def test_wrong_input_is_one_line(tmp_path, capsys):
             status = main([*map(str, arguments)])
         except SystemExit as end:  # argparse leaves so
             status = end.code
-        told = capsys.readouterr()
-        assert (status, told.out) == (2, "")
-        assert message in told.err and told.err.count("\n") == 1
+        printed = capsys.readouterr()
+        assert (status, printed.out) == (2, "")
+        assert message in printed.err and printed.err.count("\n") == 1
     for arguments in ((broken,), ("--nonsense",)):
         done = report(*arguments)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -79,7 +79,7 @@ def test_finished_run(new_run):
     assert not list(run.glob("*.tmp"))
 
 
-def test_same_bytes_each_time(new_run):
+def test_output_is_bytewise_reproducible(new_run):
     run = new_run(epochs=1)
     first, second = ({p.name: p.read_bytes() for p in (write_report(run), *run.glob("*.[sp][vn]g"))} for _ in range(2))
     assert first == second and len(first) == 12  # the page, five figures twice, the reconstruction
@@ -95,7 +95,7 @@ def test_unfinished_run_without_optional_files(new_run):
     assert "Reconstruction" not in page.text and "0 files excluded" in page.text
 
 
-def test_run_with_metrics_alone(new_run):
+def test_run_with_metrics_only(new_run):
     run = new_run(epochs=2)
     for path in run.iterdir():
         if path.name != "metrics.jsonl":
@@ -117,7 +117,7 @@ def test_supervised_run_on_real_data(new_run):
     assert "Hessian" in (run / "collapse.svg").read_text() and "validation top1" in (run / "losses.svg").read_text()
 
 
-def test_a_search_on_a_sample_says_that_it_is_no_data_set(new_run):
+def test_sample_search_has_notice(new_run):
     run = new_run(epochs=1)
     for command in ("search_cifar", "search_imagenet"):
         change(run / "settings.json", command=command)
@@ -125,7 +125,7 @@ def test_a_search_on_a_sample_says_that_it_is_no_data_set(new_run):
         assert "This is not ImageNet and not CIFAR" in notice
 
 
-def test_every_objective_has_a_headline_of_its_own(new_run):
+def test_every_objective_has_own_title(new_run):
     run, headlines = new_run(epochs=1), set()
     for objective in OBJECTIVES:
         change(run / "settings.json", settings={"objective": objective})
@@ -133,7 +133,7 @@ def test_every_objective_has_a_headline_of_its_own(new_run):
     assert len(headlines) == len(OBJECTIVES) and not any(h.startswith("Architecture") for h in headlines)
 
 
-def test_the_true_accuracy_is_that_of_the_result(new_run):
+def test_true_accuracy_belongs_to_result(new_run):
     run = new_run(epochs=2)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for record in records:
@@ -147,7 +147,7 @@ def test_the_true_accuracy_is_that_of_the_result(new_run):
     assert ("True accuracy", "92.25 %") in [figure[:2] for figure in key_figures(read_run(run))]
 
 
-def test_losses_are_those_of_the_result(new_run):
+def test_losses_belong_to_result(new_run):
     """Of the epoch that an early stop chose, and the evaluation that was known then."""
     run = new_run(epochs=3)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -163,14 +163,14 @@ def test_losses_are_those_of_the_result(new_run):
     assert "weights after epoch 2" in (run / "alpha.svg").read_text()
 
 
-def test_what_was_looked_up_later_stands_in_genotype_json(new_run):
+def test_later_lookup_is_read_from_genotype_json(new_run):
     run = new_run(epochs=2)
     found = json.loads((run / "genotype.json").read_text()) | {"benchmark": {"cifar10_test": 93.5, "cifar10_test_rank": 7}}
     (run / "genotype.json").write_text(json.dumps(found))
     assert ("True accuracy", "93.5 %") in [figure[:2] for figure in key_figures(read_run(run))]
 
 
-def test_a_line_that_a_killed_process_left_half_written(new_run):
+def test_incomplete_last_line_is_ignored(new_run):
     run = new_run(epochs=2)
     whole = (run / "metrics.jsonl").read_text()
     records = read_run(run).records
@@ -182,7 +182,7 @@ def test_a_line_that_a_killed_process_left_half_written(new_run):
 
 
 @pytest.mark.parametrize(("skips", "loud"), [(4, False), (5, True)])
-def test_collapse_is_loud(new_run, skips, loud):
+def test_collapse_has_notice(new_run, skips, loud):
     run = new_run(epochs=1)
     change_epochs(run / "metrics.jsonl", ops=None)
     genes = [("skip_connect" if number < skips else "sep_conv_3x3", 0) for number in range(8)]
@@ -194,7 +194,7 @@ def test_collapse_is_loud(new_run, skips, loud):
     assert "The normal cell has collapsed" not in text
 
 
-def test_hostile_text_is_escaped(new_run):
+def test_html_in_text_is_escaped(new_run):
     hostile = "</td><script>alert('x')</script><img src=x onerror=y>&amp;"
     run = new_run(epochs=1, objective=hostile, **{hostile: hostile})
     change_epochs(run / "metrics.jsonl", ops=None)
@@ -221,14 +221,14 @@ def test_hostile_text_is_escaped(new_run):
         ('{"kind": "epoch", "epoch": 1, "genotype": "Genotype()"}\n', "a genotype has the fields"),
     ],
 )
-def test_broken_metrics_are_named(tmp_path, text, message):
+def test_invalid_metrics_are_named(tmp_path, text, message):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(ReportError, match=message):
         write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_figures_need_an_epoch(tmp_path):
+def test_figures_need_finished_epoch(tmp_path):
     step = {"kind": "step", "step": 1, "epoch": 1, "train_loss": 1.0, "alpha_loss": None}
     for draw in (draw_losses, draw_collapse, lambda records, path: draw_alpha(records, {}, path)):
         with pytest.raises(ValueError, match="no epoch is finished yet"):
@@ -237,7 +237,7 @@ def test_figures_need_an_epoch(tmp_path):
         draw_alpha([{"kind": "epoch", "epoch": 1}], {}, tmp_path / "figure")
 
 
-def test_weights_go_to_their_operations():
+def test_weights_are_assigned_to_operations():
     rows = [[0.75, 0.25, 0.0], [0.5, 0.3, 0.2]]
     ops, columns = candidate_columns(rows, [["b", "c"], ["a", "b", "c"]])
     assert ops == ["b", "c", "a"]

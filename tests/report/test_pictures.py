@@ -1,4 +1,4 @@
-"""The grid of images: where each pixel goes, what is clamped, what is refused."""
+"""The grid of images: positions, clamping, invalid input."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from PIL import Image
 from fastdarts.report import picture_grid
 
 
-def test_pixels_are_where_they_belong(tmp_path):
+def test_pixels_are_placed_correctly(tmp_path):
     masked, drawn = torch.zeros(2, 3, 4, 4), torch.full((2, 3, 4, 4), 2.0, dtype=torch.bfloat16)
     original = torch.full((2, 3, 4, 4), 51, dtype=torch.uint8)
     original[1, 0] = 255
@@ -22,18 +22,18 @@ def test_pixels_are_where_they_belong(tmp_path):
     assert (page[230:422, 408:600] == [255, 51, 51]).all()
 
 
-def test_large_images_keep_their_size(tmp_path):
+def test_large_images_keep_size(tmp_path):
     picture_grid(*torch.rand(3, 1, 3, 224, 224), tmp_path / "grid.png", captions=("a", "b", "c"))
     assert Image.open(tmp_path / "grid.png").size == (3 * 224 + 4 * 8, 30 + 224 + 8)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 4), (0, 3, 4, 4), (3, 4, 4)])
-def test_wrong_shape(tmp_path, shape):
+def test_invalid_shapes_are_rejected(tmp_path, shape):
     with pytest.raises(ValueError, match="three tensors of one shape"):
         picture_grid(*torch.zeros(3, *shape), tmp_path / "grid.png")
 
 
-def test_wrong_dtype_and_captions(tmp_path):
+def test_invalid_dtype_and_captions_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"not torch\.int64"):
         picture_grid(*torch.zeros(3, 1, 3, 4, 4, dtype=torch.int64), tmp_path / "grid.png")
     with pytest.raises(ValueError, match="three captions"):

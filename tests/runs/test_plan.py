@@ -14,7 +14,7 @@ from tests.support.runs import SPLIT, TINY, write_tree
 
 
 @pytest.mark.parametrize("when", ["before", "while it is counted"])
-def test_memory_that_gave_out_is_told_although_a_signal_came(
+def test_out_of_memory_is_reported_despite_signal(
     when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The same command would not get further, so it is not said that it continues."""

@@ -1,4 +1,4 @@
-"""The end of a search: its cell in a benchmark, what is kept of that, and signals while one rank looks it up alone."""
+"""The end of a search: benchmark lookup of its cell, its caching, and signals during rank 0's lookup."""
 
 import json
 import os
@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fastdarts.engine import RankInfo, World
+from fastdarts.networks import architecture_of
+from fastdarts.runs.search_session import SearchReporter
 from fastdarts.search_imagenet import main
+from fastdarts.spaces.genotype import Genotype
 from fastdarts.spaces.lookup import TableError
 from tests.support.runs import KILLED, SPLIT, TINY, Ranks, without_reports, write_tree
 
@@ -68,7 +72,7 @@ def genotype(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "genotype.json").read_text())
 
 
-def test_what_was_looked_up_is_kept_for_the_same_cell(search: Callable[..., int], tmp_path: Path) -> None:
+def test_lookup_is_cached_per_cell(search: Callable[..., int], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert search(Known()) == 0
     found = genotype(folder)
@@ -79,7 +83,7 @@ def test_what_was_looked_up_is_kept_for_the_same_cell(search: Callable[..., int]
         assert search() == 0 and genotype(folder) == {name: found[name] for name in found if name != "benchmark"}
 
 
-def test_of_a_cell_that_is_in_no_table_no_accuracy_is_told(search: Callable[..., int], tmp_path: Path) -> None:
+def test_cell_missing_from_table_has_no_accuracy(search: Callable[..., int], tmp_path: Path) -> None:
     assert search(Unknowing()) == 0
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "not looked up: not a cell of NAS-Bench-201" in log and "true accuracy" not in log
@@ -114,7 +118,7 @@ class Two(World):
         self.calls += 1
 
 
-def test_a_signal_breaks_off_the_lookup_of_rank_0_which_the_others_have_left(
+def test_signal_interrupts_final_lookup_of_rank_0(
     search: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, two, then = tmp_path / "run", Two(), []
@@ -154,15 +158,24 @@ def looks_up(benchmark: Known) -> None:
     run.benchmark_of = lambda *_: benchmark
 
 
-@pytest.mark.parametrize(("table", "status", "told"), [(Slow(), 75, "stopped: SIGTERM"), (Known(), 0, "finished")])
-def test_of_two_ranks_one_looks_up_and_none_waits(
-    table: Known, status: int, told: str, argv: list[str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("table", "status", "message"), [(Slow(), 75, "stopped: SIGTERM"), (Known(), 0, "finished")])
+def test_only_rank_0_looks_up(table: Known, status: int, message: str, argv: list[str], tmp_path: Path) -> None:
     folder, began = tmp_path / "run", time.monotonic()
     ranks = Ranks([*argv, "--save", str(folder)], tmp_path / "out", partial(looks_up, table))
     assert ranks.wait() == status, ranks.printed()
-    assert (folder / "status").read_text().startswith(told) and time.monotonic() - began < 60 + KILLED
+    assert (folder / "status").read_text().startswith(message) and time.monotonic() - began < 60 + KILLED
     assert "Traceback" not in ranks.printed() and len(re.findall("^python.* stopped by SIGTERM", ranks.printed(), re.M)) == (
-        status == 75  # of rank 0; the other one may still be ending, and be told to as well
+        status == 75  # of rank 0; the other one may still be ending, and receive the signal as well
     )
     assert ("cifar10_test_rank" in genotype(folder)["benchmark"]) == (status == 0)
+
+
+def test_a_cell_with_a_candidate_of_ones_own_has_no_counts(caplog: pytest.LogCaptureFixture) -> None:
+    """What its modules compute is not known, and is no reason to end a search; every other cell has them."""
+    reporter: Any = SimpleNamespace(network="cifar")
+    cell = architecture_of("DARTS_V2")
+    assert SearchReporter._counts(reporter, cell)["network"] == "cifar network, 36 channels, 20 cells, 10 classes"
+    own = Genotype.from_text(str(cell).replace("dil_conv_3x3", "conv_of_my_own"))
+    with caplog.at_level("WARNING", "fastdarts"):
+        assert SearchReporter._counts(reporter, own) == {}
+    assert "conv_of_my_own is a candidate of your own: its multiply-adds are not known" in caplog.text

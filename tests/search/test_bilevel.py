@@ -1,4 +1,4 @@
-"""The bilevel step against DARTS' formulas (tests/support/naive.py): gradients, steps, what moves and what does not."""
+"""The bilevel step against DARTS' formulas (tests/support/naive.py): gradients, steps, updated and unchanged state."""
 
 import copy
 from typing import Any
@@ -37,7 +37,7 @@ def batch(seed: int, count: int = 3, side: int = 8) -> Batch:
 
 
 class Pair:
-    """A Bilevel and, beside it, its state as plain tensors that only the formulas move.
+    """A Bilevel, and its state as plain tensors that only the formulas update.
 
     Names: supernet weights by name, the decoder's under `objective.`; alpha and beta as `alpha normal` and so on.
     """
@@ -73,7 +73,7 @@ class Pair:
         self.stats = naive.split(self.supernet.state_dict())[1]
         self.buffers: dict[str, Tensor] | None = None
         self.adam: Any = None
-        self.moves: list[naive.Stats] = []  # what each forward adds to the running statistics
+        self.moves: list[naive.Stats] = []  # updates of running statistics by each forward
         self.step = 0
         self.lr = LR
 
@@ -191,7 +191,7 @@ def at(step: int) -> Tensor:
     [("supervised", S0, 1), ("supervised", FEW, 2), ("masked", FEW, 1), ("masked", S0, 2)],
     ids=["darts", "few-2", "mae-1", "mae-pc"],
 )
-def test_first_order_gradient(kind: str, space: Space, k: int, backend: str) -> None:
+def test_first_order_gradient_matches_formulas(kind: str, space: Space, k: int, backend: str) -> None:
     pair = Pair(kind, space, k, backend)
     train, val = batch(1), batch(2)
     want = pair.gradient(train, val, unrolled=False)
@@ -209,7 +209,7 @@ def test_first_order_gradient(kind: str, space: Space, k: int, backend: str) -> 
     [("supervised", S0, 1), ("supervised", FEW, 2), ("masked", S0, 2)],
     ids=["darts", "few-2", "mae-pc"],
 )
-def test_unrolled_gradient(kind: str, space: Space, k: int, momentum: bool, backend: str) -> None:
+def test_unrolled_gradient_matches_formulas(kind: str, space: Space, k: int, momentum: bool, backend: str) -> None:
     """Before the first and after some steps of the weights; eta is the rate that the schedule has set by then."""
     pair = Pair(kind, space, k, backend, grad_clip=0)
     train, val = batch(1), batch(2)
@@ -240,7 +240,7 @@ def virtual(pair: Pair, train: tuple[Batch, int], arch: dict[str, Tensor], eta: 
     return {n: (t - eta * (g[n] + DECAY * t)).detach() for n, t in theta.items()}
 
 
-def test_unrolled_loss_is_the_one_at_the_virtual_weights() -> None:
+def test_unrolled_loss_is_at_virtual_weights() -> None:
     pair = Pair()
     train, val = batch(1), batch(2)
     want = pair.loss(virtual(pair, (train, naive.TRAIN), pair.arch, LR), pair.arch, (val, naive.VAL))
@@ -251,7 +251,7 @@ def test_unrolled_loss_is_the_one_at_the_virtual_weights() -> None:
 @pytest.mark.parametrize("first", ["alpha-first", "weights-first"])
 @pytest.mark.parametrize("unrolled", [False, True], ids=["first-order", "second-order"])
 @pytest.mark.parametrize("kind", ["supervised", "masked"])
-def test_whole_steps(kind: str, unrolled: bool, first: str) -> None:
+def test_three_steps_match_formulas(kind: str, unrolled: bool, first: str) -> None:
     """Three of them: clipping, SGD with momentum and decay, Adam with decay, in either order."""
     clip, arch_clip = 0.2, 0.005
     weights_first = first == "weights-first"
@@ -274,7 +274,7 @@ def test_whole_steps(kind: str, unrolled: bool, first: str) -> None:
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e6])
-def test_steps_without_clipping(clip: float) -> None:
+def test_steps_without_clipping_match_formulas(clip: float) -> None:
     pair = Pair(grad_clip=clip, arch_grad_clip=clip)
     for step in range(2):
         pair.arch_step(batch(1), batch(2), False, clip)
@@ -297,7 +297,7 @@ def test_losses_are_returned_in_order() -> None:
     assert_close(got_train, want_train)
 
 
-def test_no_validation_batch_leaves_alpha_alone() -> None:
+def test_alpha_is_unchanged_without_validation_batch() -> None:
     pair = Pair()
     loss, val_loss = pair.bilevel(at(0), batch(1), None)
     pair.weight_step(batch(1), 5.0)
@@ -334,7 +334,7 @@ class Backward(TorchDispatchMode):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["supervised", "masked"])
-def test_alphas_step_computes_no_gradient_of_a_weight(kind: str, backend: str) -> None:
+def test_alpha_step_computes_no_weight_gradients(kind: str, backend: str) -> None:
     pair = Pair(kind, backend=backend)
     shapes = {tuple(p.shape) for n, p in pair.modules().items() if p.ndim == 2}
     with Backward(shapes) as forward, torch.no_grad():  # which may multiply matrices of that shape itself
@@ -349,7 +349,7 @@ def test_alphas_step_computes_no_gradient_of_a_weight(kind: str, backend: str) -
     assert weights.weights > 100 if backend == "definition" else weights.weights > 3 + 6
 
 
-def test_the_second_orders_differences_compute_no_gradient_of_a_weight() -> None:
+def test_finite_differences_compute_no_weight_gradients() -> None:
     pair = Pair(unrolled=True, backend="definition")
     seen: list[list[bool]] = []
     pair.supernet.register_forward_pre_hook(lambda *_: seen.append([p.requires_grad for p in pair.supernet.parameters()]))
@@ -359,7 +359,7 @@ def test_the_second_orders_differences_compute_no_gradient_of_a_weight() -> None
 
 
 @pytest.mark.parametrize("unrolled", [False, True])
-def test_weights_may_move_again_after_a_loss_that_fails(unrolled: bool) -> None:
+def test_weights_are_trainable_after_failed_loss(unrolled: bool) -> None:
     pair = Pair(unrolled=unrolled)
     frozen = pair.supernet.stem[0].weight.requires_grad_(False)
 
@@ -378,7 +378,7 @@ def test_weights_may_move_again_after_a_loss_that_fails(unrolled: bool) -> None:
     assert [p is frozen and not unrolled for p in pair.parameters()] == [not p.requires_grad for p in pair.parameters()]
 
 
-def test_weights_step_computes_no_gradient_of_alpha() -> None:
+def test_weight_step_computes_no_alpha_gradients() -> None:
     pair = Pair()
     seen: list[bool] = []
     pair.supernet.register_forward_pre_hook(
@@ -390,7 +390,7 @@ def test_weights_step_computes_no_gradient_of_alpha() -> None:
     assert seen[4:] == [True] * 4
 
 
-def test_a_weight_that_the_loss_does_not_reach_is_left_alone() -> None:
+def test_weights_unused_by_loss_are_unchanged() -> None:
     """A classifier under masked reconstruction: no decay, no momentum; and no part in the second order."""
     pair = Pair("masked", unrolled=True)
     linear = pair.supernet.attach_classifier(CLASSES).double()
@@ -407,7 +407,7 @@ def test_a_weight_that_the_loss_does_not_reach_is_left_alone() -> None:
     pair.agree(forwards=8)
 
 
-def test_weights_come_back_even_when_a_loss_fails() -> None:
+def test_weights_are_restored_after_failed_loss() -> None:
     pair = Pair(unrolled=True)
     before, calls = copied(pair.modules()), []
     plain = pair.objective.forward
@@ -428,7 +428,7 @@ def test_weights_come_back_even_when_a_loss_fails() -> None:
     assert all(torch.equal(before[n], p) for n, p in pair.modules().items())
 
 
-def test_the_formulas_second_order_is_the_slope_of_the_unrolled_loss() -> None:
+def test_reference_second_order_is_slope_of_unrolled_loss() -> None:
     """The reference itself, by differences: d/dalpha L_val(w - eta (dL_train(w, alpha) + decay w), alpha).
 
     With R = 1e-5 / |v|: DARTS' own R = 1e-2 / |v| is part of the definition, but far from the limit on a net this small.
@@ -448,7 +448,7 @@ def test_the_formulas_second_order_is_the_slope_of_the_unrolled_loss() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_fused_sgd_moves_each_weight_along_its_own_gradient(layout: torch.memory_format) -> None:
+def test_fused_sgd_uses_gradient_strides(layout: torch.memory_format) -> None:
     """Gradients of channels_last images may lie otherwise than their weights, which torch's fused SGD does not look at."""
     torch.manual_seed(0)
     space = Space.uniform("small", ("skip_connect", "sep_conv_3x3"), nodes=1)

@@ -23,7 +23,7 @@ def both(normal: Tensor, reduce: Tensor) -> dict[str, CellWeights]:
     return {"normal": CellWeights(normal), "reduce": CellWeights(reduce)}
 
 
-def test_figures() -> None:
+def test_figures_match_hand_computation() -> None:
     """normal: all eight equal. reduce: half of the edges all on skip, half 0.1 skip and 0.9 shared by two convolutions."""
     reduce = torch.zeros(14, 8, dtype=torch.float64)
     reduce[:7, 3] = 1.0
@@ -45,7 +45,7 @@ def test_figures() -> None:
     assert figures["normal"]["skips"] >= COLLAPSE_SKIPS == 5 > figures["reduce"]["skips"]
 
 
-def test_a_candidate_of_ones_own_is_what_it_was_registered_as(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_candidate_counts_as_registered_family(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the figures and in the drawings, whatever its name."""
     monkeypatch.setitem(CANDIDATES, "conv_that_passes", Candidate("conv_that_passes", "skip", SKELETONS))
     normal = tuple(("conv_that_passes", state) for _, state in NORMAL)
@@ -58,14 +58,14 @@ def test_a_candidate_of_ones_own_is_what_it_was_registered_as(monkeypatch: pytes
     ]
 
 
-def test_pools_and_none_are_no_convolutions() -> None:
+def test_pools_and_none_are_not_convolutions() -> None:
     ops = torch.zeros(14, 8, dtype=torch.float64)
     ops[:, :4] = torch.tensor([0.4, 0.2, 0.1, 0.3], dtype=torch.float64)
     figures = collapse_figures(S0, both(ops, ops), GENOTYPE)
     assert figures["normal"]["skip_minus_conv"] == pytest.approx(0.3, rel=1e-12)
 
 
-def test_edges_without_skip_or_convolution_are_left_out() -> None:
+def test_edges_without_skip_or_convolution_are_excluded() -> None:
     """Only edge 3 has both; the padding of its neighbours' rows counts nowhere."""
     lists = [("sep_conv_3x3", "max_pool_3x3")] * 14
     lists[3] = ("dil_conv_3x3", "skip_connect", "none")
@@ -79,12 +79,12 @@ def test_edges_without_skip_or_convolution_are_left_out() -> None:
     assert figures["reduce"] == {"operations": 8, "skips": 0, "entropy": 0, "skip_minus_conv": None}
 
 
-def test_a_space_with_one_kind_of_cell() -> None:
+def test_space_with_one_kind_of_cell() -> None:
     figures = collapse_figures(S0, {"normal": CellWeights(torch.full((14, 8), 1 / 8))}, GENOTYPE)
     assert list(figures) == ["normal"] and figures["normal"]["skips"] == 7
 
 
-def test_the_warning_is_in_proportion() -> None:
+def test_warning_threshold_is_proportional() -> None:
     """5 of 8; of 6 operations 3.75, so 4."""
     assert [collapse_line(n) for n in (8, 6, 4, 10, 16)] == [5, 4, 3, 7, 10]
 
@@ -99,7 +99,7 @@ def rotation(n: int) -> Tensor:
     [([9, 1, 0.5, -2, 0, 0.1], 9), ([3, -12, 1, 1, 2, -1], -12), ([0.02, 1e-4, 0, 0, 0, 0], 0.02)],
     ids=["positive", "negative", "flat"],
 )
-def test_eigenvalue_of_a_quadratic(spectrum: list[float], dominant: float) -> None:
+def test_eigenvalue_of_quadratic(spectrum: list[float], dominant: float) -> None:
     """Of largest magnitude, with its sign; over two parameters; the point it is taken at does not matter."""
     q = rotation(6)
     hessian = q @ torch.diag(torch.tensor(spectrum, dtype=torch.float64)) @ q.T
@@ -115,7 +115,7 @@ def test_eigenvalue_of_a_quadratic(spectrum: list[float], dominant: float) -> No
     assert all(torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
 
 
-def test_eigenvalue_through_autograd() -> None:
+def test_eigenvalue_by_autograd() -> None:
     """Sum of cosh: the Hessian is cosh(x) on the diagonal, its largest entry where |x| is largest."""
     x = torch.tensor([[0.1, -2.0], [0.5, 1.0]], dtype=torch.float64, requires_grad=True)
     value = dominant_eigenvalue(lambda: list(torch.autograd.grad(x.cosh().sum(), x)), [x], iterations=40)
@@ -124,12 +124,12 @@ def test_eigenvalue_through_autograd() -> None:
     assert smaller == pytest.approx(math.cosh(2.0), rel=1e-7)
 
 
-def test_no_curvature_at_all() -> None:
+def test_zero_curvature_gives_zero() -> None:
     x = torch.ones(3)
     assert dominant_eigenvalue(lambda: [torch.ones(3)], [x]) == 0.0
 
 
-def test_parameters_come_back_when_the_gradient_fails() -> None:
+def test_parameters_are_restored_after_failed_gradient() -> None:
     x = torch.ones(3)
 
     def failing() -> list[Tensor]:

@@ -43,11 +43,11 @@ def stops(values: list[float], first: int = 1) -> tuple[int, int] | None:
     return (found[0].after, found[0].epoch) if found else None
 
 
-def test_constants_of_the_paper() -> None:
+def test_constants_match_paper() -> None:
     assert (WINDOW, RATIO) == (5, 0.75)
 
 
-def test_the_eigenvalue_has_grown() -> None:
+def test_grown_eigenvalue_stops() -> None:
     """The means are 3 around epoch 3 and 4.2 around epoch 8: 3 / 4.2 = 0.714 < 0.75."""
     stop = by_eigenvalue(history([1, 2, 3, 4, 5, 3, 3, 3, 5, 7]))
     assert stop is not None and stop[:4] == ("eigenvalue", 10, 3, "g3")
@@ -69,15 +69,16 @@ def test_the_eigenvalue_has_grown() -> None:
         ([0] * 5 + [1e-30] * 5, (10, 3)),
     ],
 )
-def test_histories(values: list[float], want: tuple[int, int] | None) -> None:
+def test_eigenvalue_histories(values: list[float], want: tuple[int, int] | None) -> None:
+    """Epochs at which the rule stops and which it chooses, by history."""
     assert stops(values) == want
 
 
-def test_epochs_are_counted_from_where_alpha_began_to_move() -> None:
+def test_epochs_are_counted_from_first_alpha_update() -> None:
     assert stops([1] * 12 + [100], first=36) == (48, 41)
 
 
-def test_no_cell_from_before_the_first_epoch_is_chosen() -> None:
+def test_chosen_epoch_is_not_before_first() -> None:
     """Each ten epochs in a row have grown; the first to choose epoch 11 ends after epoch 18."""
     whole = history([2.0**n for n in range(30)])
     for first, after in ((1, 10), (3, 10), (4, 11), (11, 18), (20, 27)):
@@ -86,21 +87,21 @@ def test_no_cell_from_before_the_first_epoch_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("bad", [nan, inf, -inf])
-def test_what_is_missing_or_not_finite_decides_nothing(bad: float) -> None:
+def test_missing_or_non_finite_values_do_not_stop(bad: float) -> None:
     """Not as long as one of the two means takes it: ten epochs, the bad one among them, do not stop; ten after it do."""
     assert stops([1, 1, 1, bad] + [2] * 9) is None  # the first ten that are finite are all 2
     assert stops([1] * 4 + [bad] + [1] * 5 + [2] * 5) == (15, 8)
     assert stops([1] * 5 + [2] * 4 + [bad]) is None
 
 
-def test_an_epoch_that_is_left_out_decides_nothing() -> None:
+def test_missing_epoch_does_not_stop() -> None:
     whole = history([1] * 6 + [2] * 5)
     assert by_eigenvalue(whole) is not None
     assert by_eigenvalue(whole[:4] + whole[5:]) is None
 
 
 @pytest.mark.parametrize(("skips", "limit", "stop"), [(1, 2, False), (2, 2, True), (3, 2, True), (3, 4, False), (1, 1, True)])
-def test_skips(skips: int, limit: int, stop: bool) -> None:
+def test_skip_limit_stops(skips: int, limit: int, stop: bool) -> None:
     found = by_skips(history([nan, nan], first=4, skips=[8, skips]), limit)
     assert (found is not None) == stop
     if found:
@@ -108,7 +109,7 @@ def test_skips(skips: int, limit: int, stop: bool) -> None:
         assert found.why == f"the normal cell has {skips} skip connections, the limit is {limit}"
 
 
-def test_the_rule_that_settings_name() -> None:
+def test_judge_applies_configured_rule() -> None:
     both = history([1] * 5 + [2] * 5, skips=[2] * 10)
     assert judge(settings(), both) is None
     assert judge(settings(early_stop="skips"), both)[0] == "skips"
@@ -118,14 +119,14 @@ def test_the_rule_that_settings_name() -> None:
     assert judge(settings(early_stop="eigenvalue"), []) is None
 
 
-def test_what_is_seen_of_a_record_with_one_kind_of_cell() -> None:
+def test_seen_of_record_with_one_kind_of_cell() -> None:
     record = {"epoch": 7, "genotype": "g", "cells": {"normal": {"skips": 3}}, "train_loss": 1.0}
     known = seen(record)
     assert (known["epoch"], known["genotype"], known["skips"]) == (7, "g", 3) and known["hessian"] != known["hessian"]
     assert seen(record | {"hessian": -2.5})["hessian"] == -2.5
 
 
-def test_the_eigenvalue_is_needed_where_alpha_moves() -> None:
+def test_eigenvalue_is_estimated_when_alpha_is_updated() -> None:
     s = settings(begin=2, early_stop="eigenvalue")
     assert [needs_hessian(s, epoch) for epoch in (1, 2, 3, 4)] == [False, False, True, True]
     assert not needs_hessian(settings(early_stop="skips"), 3)
@@ -144,18 +145,18 @@ SEP = ("sep_conv_3x3",)
         ({"early_stop": "skips", "early_stop_skips": 9}, S0, "--early_stop_skips 9: a cell of space S0 has 8 operations"),
     ],
 )
-def test_a_rule_that_could_never_end_the_search_is_refused(changes: dict[str, Any], space: Space, message: str) -> None:
+def test_rule_that_can_never_stop_is_rejected(changes: dict[str, Any], space: Space, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_early_stop(settings(**changes), space)
     check_early_stop(settings(**changes | {"early_stop": "off"}), space)
 
 
-def test_the_shortest_search_that_the_eigenvalue_can_end() -> None:
+def test_shortest_search_with_eigenvalue_rule() -> None:
     check_early_stop(settings(early_stop="eigenvalue", epochs=18), S0)
     check_early_stop(settings(early_stop="eigenvalue", epochs=12, begin=2, early_stop_from=5), S0)
 
 
-def test_a_search_checks_its_rule_at_once() -> None:
+def test_search_checks_rule_at_construction() -> None:
     with pytest.raises(ConfigError, match="are 3"):
         make(settings(early_stop="eigenvalue"))
     with pytest.raises(ValueError, match="eval_loader"):
@@ -183,7 +184,7 @@ def growing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 EIGENVALUE = {"epochs": 13, "begin": 1, "early_stop": "eigenvalue", "early_stop_from": 4, "eval_every": 5, "hessian_every": 4}
 
 
-def test_ended_by_the_eigenvalue(growing: list[int]) -> None:
+def test_eigenvalue_rule_ends_search(growing: list[int]) -> None:
     """Epochs 2 to 6 have mean 1, epochs 7 to 11 mean 2: it ends after epoch 11 with the cell of epoch 4."""
     search = make(settings(**EIGENVALUE))
     records = list(search.epochs())
@@ -196,7 +197,7 @@ def test_ended_by_the_eigenvalue(growing: list[int]) -> None:
     assert search.epoch == 11 and not list(search.epochs())
 
 
-def test_resumed_at_any_time_it_ends_alike(growing: list[int], tmp_path: Path) -> None:
+def test_resume_at_any_time_stops_identically(growing: list[int], tmp_path: Path) -> None:
     whole = make(settings(**EIGENVALUE))
     states, want = [], []
     for record in whole.epochs():
@@ -211,8 +212,8 @@ def test_resumed_at_any_time_it_ends_alike(growing: list[int], tmp_path: Path) -
         assert same(second.state_dict(), whole.state_dict())
 
 
-def test_ended_by_skips_only_after_alpha_began_to_move(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two skips from the first epoch on, and alpha moves from the third."""
+def test_skip_rule_waits_for_first_alpha_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two skips from the first epoch on, and alpha is updated from the third."""
     figures = {"operations": 8, "skips": 2, "entropy": 1.0, "skip_minus_conv": None}
     monkeypatch.setattr("fastdarts.search.search.collapse_figures", lambda *_: {"normal": figures})
     search = make(settings(epochs=6, begin=2, early_stop="skips"))
@@ -222,7 +223,7 @@ def test_ended_by_skips_only_after_alpha_began_to_move(monkeypatch: pytest.Monke
     assert "hessian" not in records[-1]
 
 
-def test_a_search_of_skips_alone_ends_at_once() -> None:
+def test_skip_only_search_stops_after_first_epoch() -> None:
     """Nothing stubbed: with alpha far on the side of skips, the cell is all skips after the first epoch."""
     search = make(settings(epochs=4, early_stop="skips", early_stop_skips=8))
     with torch.no_grad():
@@ -231,7 +232,7 @@ def test_a_search_of_skips_alone_ends_at_once() -> None:
     assert search.stop.why == "the normal cell has 8 skip connections, the limit is 8"
 
 
-def test_without_a_rule_there_is_no_history() -> None:
+def test_no_rule_keeps_no_history() -> None:
     search = make(settings())
     assert not any("stopped" in record for record in search.epochs())
     assert search.stop is None and search.result() == search.genotype() and "history" not in search.state_dict()
@@ -250,7 +251,7 @@ class Another:
             flat[0] = (flat[0] + self.skips) / 2
 
 
-def test_ranks_judge_by_their_mean() -> None:
+def test_ranks_judge_by_mean() -> None:
     """One rank alone would go on; the mean of both ends the search on both."""
     mine = make(settings(epochs=2, early_stop="skips", early_stop_skips=2), ranks=Another(1000.0))
     theirs = make(settings(epochs=2, early_stop="skips", early_stop_skips=2), ranks=Another(-1000.0))

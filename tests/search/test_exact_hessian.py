@@ -63,7 +63,7 @@ def spectrum(search: Search, batch: Batch) -> Tensor:
 
 
 @pytest.mark.parametrize("objective", ["supervised", "mae"])
-def test_against_the_exact_hessian(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eigenvalue_matches_exact_hessian(objective: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a short step in float64 the very eigenvalue; as it is used, in float32 on the fused backends, within 1 %."""
     exact = spectrum(*make(0, objective, torch.float64, "definition"))
     largest = float(exact[exact.abs().argmax()])

@@ -1,4 +1,4 @@
-"""The table of methods: what each row gives, and that what is given explicitly wins."""
+"""The table of methods: settings of each row, and precedence of explicit ones."""
 
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -32,7 +32,7 @@ PUBLISHED = {  # epochs, begin, batch, learning rates, alpha's, clip of alpha's 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_row_gives_the_published_settings(name: str) -> None:
+def test_rows_have_published_settings(name: str) -> None:
     s = SearchImagenetSettings.make(settings_of(name))
     rates = s.learning_rate, s.learning_rate_min, s.arch_learning_rate, s.arch_grad_clip
     method = s.layers, s.partial_channels, s.edge_normalization, s.unrolled
@@ -43,32 +43,32 @@ def test_a_row_gives_the_published_settings(name: str) -> None:
     assert (s.progressive, s.skip_dropout, s.skip_limit) == tricks
 
 
-def test_every_value_of_a_row_is_a_setting() -> None:
+def test_row_values_are_settings() -> None:
     known = {f.name for f in fields(SearchImagenetSettings)}
     for row in METHODS.values():
         assert row.settings.keys() <= known
 
 
-def test_alpha_begins_in_proportion() -> None:
+def test_begin_scales_with_epochs() -> None:
     assert in_proportion(settings_of("pc-darts"), 10) == {"begin": 3, "warmup_epochs": 0}
     assert in_proportion(settings_of("p-darts"), 30)["begin"] == 4  # of 10 in each stage
     assert in_proportion(settings_of("darts-1st"), 10)["begin"] == 0
     assert in_proportion({"epochs": 50, "begin": 35, "warmup_epochs": 5}, 20) == {"begin": 14, "warmup_epochs": 2}
 
 
-def test_a_row_is_left_alone() -> None:
+def test_rows_are_not_modified() -> None:
     settings_of("p-darts")["skip_limit"] = 0
     assert METHODS["p-darts"].settings["skip_limit"] == 2
 
 
-def test_on_imagenet_pc_darts_is_what_the_command_does_anyway() -> None:
+def test_pc_darts_is_default_on_imagenet() -> None:
     assert SearchImagenetSettings.make(settings_of("pc-darts", "imagenet")) == SearchImagenetSettings()
     plain = SearchImagenetSettings.make(settings_of("darts-2nd", "imagenet") | {"batch_size": 64})
     assert (plain.partial_channels, plain.edge_normalization, plain.unrolled) == (1, False, True)
     assert (plain.epochs, plain.learning_rate, plain.batch_size) == (50, 0.5, 64)
 
 
-def test_an_unknown_method_is_refused() -> None:
+def test_unknown_method_is_rejected() -> None:
     with pytest.raises(ConfigError, match="--method darts: known are darts-1st, darts-2nd, pc-darts, p-darts"):
         settings_of("darts")
 
@@ -124,7 +124,7 @@ def searched(relaxation: type[SoftmaxRelaxation], epochs: int = 1, skip_limit: i
     return Search(supernet, masked(supernet), Loader(0), Loader(1), s, method=row)
 
 
-def test_a_method_of_its_own_is_a_row_and_a_class() -> None:
+def test_custom_method_needs_row_and_class() -> None:
     cell = (("skip_connect", 0), ("skip_connect", 1)) * 2
     fixed = Genotype(cell, (2, 3), cell, (2, 3))
     search = searched(Sharp, selection=lambda space, weights: fixed, edge={"edge_normalization": False})
@@ -136,7 +136,7 @@ def test_a_method_of_its_own_is_a_row_and_a_class() -> None:
     assert record["ops"]["reduce"] == want
 
 
-def test_skips_are_limited_in_what_the_row_selects() -> None:
+def test_skip_limit_applies_to_row_selection() -> None:
     """This one never takes a pool."""
 
     def selection(space: Space, weights: dict[Kind, CellWeights]) -> Genotype:
@@ -151,7 +151,7 @@ def test_skips_are_limited_in_what_the_row_selects() -> None:
 
 
 @pytest.mark.parametrize(("relaxation", "streams"), [(Dirichlet, (Stream.TRAIN, Stream.VAL)), (Smoothed, (Stream.TRAIN,))])
-def test_a_relaxation_may_sample_for_some_images(relaxation: type[SoftmaxRelaxation], streams: tuple[Stream, ...]) -> None:
+def test_relaxation_may_sample_per_stream(relaxation: type[SoftmaxRelaxation], streams: tuple[Stream, ...]) -> None:
     search = searched(relaxation)
     asked: list[Stream] = []
     mixing, weights = search.relaxation, search.relaxation.weights
@@ -171,7 +171,7 @@ def test_a_relaxation_may_sample_for_some_images(relaxation: type[SoftmaxRelaxat
         assert torch.equal(one, other) == (stream not in streams)
 
 
-def test_a_relaxation_may_add_to_the_loss_of_alpha() -> None:
+def test_relaxation_may_add_to_alpha_loss() -> None:
     class Without(Dirichlet):
         def penalty(self) -> None:
             return None
@@ -193,7 +193,7 @@ def test_a_relaxation_may_add_to_the_loss_of_alpha() -> None:
         torch.testing.assert_close(all_of_it - part, more, rtol=1e-4, atol=1e-5)
 
 
-def test_a_relaxation_may_decide_after_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relaxation_may_decide_after_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, also where the evaluation after it is broken off and the search goes on from what it was then."""
     search, other = (searched(Greedy, epochs=3) for _ in range(2))
     records = [search.run_epoch() for _ in range(3)]
@@ -216,7 +216,7 @@ def broken_off(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_both_sides_of_the_second_order_have_one_sample() -> None:
+def test_finite_differences_share_one_sample() -> None:
     """Or its difference, divided by the distance between them, would be of samples more than of weights."""
     search = searched(Smoothed)
     train, val = next(search.train_loader), next(search.val_loader)
@@ -226,7 +226,7 @@ def test_both_sides_of_the_second_order_have_one_sample() -> None:
     assert asked == [Stream.TRAIN, Stream.VAL, Stream.TRAIN]  # the virtual step, the loss after it, both sides
 
 
-def test_a_relaxation_that_samples_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_relaxation_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row more is a method more on the command line."""
     monkeypatch.setitem(METHODS, "dirichlet", replace(METHODS["darts-1st"], relaxation=Dirichlet))
     tree = write_tree(tmp_path / "images", images=8)

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import MaskedReconstruction, Objective
+from fastdarts.runs.memory import search_bytes
 from fastdarts.search import Bilevel, Hooks, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
 from fastdarts.search.progressive import heaviest, moving_epochs, shrink, skip_dropout_rate
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import NASBENCH201, S0, Space
 from fastdarts.spaces.genotype import Genotype
-from fastdarts.steps import meta_batch, step_bytes
+from fastdarts.steps import meta_batch
 from fastdarts.supernet import CellWeights, Network, Supernet
 from fastdarts.supernet.eager_candidates import SkipDropout
 
@@ -36,7 +37,7 @@ def weights(rows: list[list[float]], edges: list[float] | None = None) -> CellWe
 # pruning
 
 
-def test_the_three_weakest_of_eight_go_and_the_others_keep_their_order() -> None:
+def test_three_weakest_of_eight_are_dropped_in_order() -> None:
     rows = [[0.30, 0.01, 0.02, 0.20, 0.05, 0.10, 0.04, 0.28]] * 14
     rows[3] = [0.01, 0.20, 0.30, 0.02, 0.03, 0.14, 0.15, 0.15]  # none may go, too
     normal = weights(rows)
@@ -52,7 +53,7 @@ def test_the_three_weakest_of_eight_go_and_the_others_keep_their_order() -> None
     assert again.normal[3] == ("avg_pool_3x3", "dil_conv_3x3", "dil_conv_5x5")
 
 
-def test_short_lists_stay_and_padding_is_no_candidate() -> None:
+def test_short_lists_are_kept_and_padding_ignored() -> None:
     lists = (("skip_connect", "sep_conv_3x3"), ("none", "max_pool_3x3", "skip_connect"))
     space = Space("mixed", lists, lists, nodes=1)
     rows = weights([[0.6, 0.4, 0.0], [0.5, 0.2, 0.3]])
@@ -63,7 +64,8 @@ def test_short_lists_stay_and_padding_is_no_candidate() -> None:
 # dropout
 
 
-def test_dropout_falls_on_a_line_and_begins_again_when_alpha_moves() -> None:
+def test_dropout_rate_schedule() -> None:
+    """Linear before alpha's first update, exponential from there on (P-DARTS' code)."""
     stage = Stage(25, 10, 11, 5, 0.4)
     rates = [skip_dropout_rate(stage, epoch) for epoch in range(25)]
     assert rates[0] == pytest.approx(0.384)  # 0.4 * 24 / 25
@@ -96,7 +98,7 @@ def limited(rows: list[list[float]], most: int, edges: list[float] | None = None
     return list(genotype.normal)
 
 
-def test_the_weakest_skip_goes_and_the_cell_is_derived_again() -> None:
+def test_weakest_skip_is_removed_and_cell_rederived() -> None:
     assert limited(ROWS, 8) == limited(ROWS, 4) == [(S, 0), (S, 1), (S, 0), (S, 1)]
     assert limited(ROWS, 3) == [(S, 0), (C, 1), (S, 0), (S, 1)]  # edge 1 (0.5) takes its convolution
     assert limited(ROWS, 2) == [(S, 0), (C, 1), (S, 0), (C, 2)]  # edge 3 (0.55) is weaker than edge 4 without its skip
@@ -104,19 +106,19 @@ def test_the_weakest_skip_goes_and_the_cell_is_derived_again() -> None:
     assert limited(ROWS, 0) == [(C, 1), (C, 0), (C, 2), (C, 1)]
 
 
-def test_another_skip_that_comes_in_for_it_goes_as_well() -> None:
+def test_replacement_skip_is_also_removed() -> None:
     rows = [*ROWS[:4], [0.90, 0.45, 0.20]]
     assert limited(rows, 3) == [(S, 0), (C, 1), (S, 0), (S, 1)]
     assert limited(rows, 2) == [(S, 0), (C, 1), (S, 0), (C, 1)]  # edge 3, then edge 4, which had come in
 
 
-def test_edge_weights_count_in_a_skips_strength() -> None:
+def test_edge_weights_scale_skip_strength() -> None:
     factors = [0.2, 0.8, 0.3, 0.4, 0.3]  # skips 0.12, 0.40, 0.21, 0.22; edge 4 has 0.135
     assert limited(ROWS, 3, factors) == [(S, 1), (C, 0), (S, 1), (S, 0)]
     assert limited(ROWS, 2, factors) == [(S, 1), (C, 0), (S, 1), (C, 2)]
 
 
-def test_skips_that_nothing_can_replace_are_refused() -> None:
+def test_irreplaceable_skips_are_rejected() -> None:
     lists = ((S, C), ("none", S))
     space = Space("mixed", lists, lists, nodes=1)
     rows = weights([[0.5, 0.5], [0.5, 0.5]])
@@ -170,18 +172,18 @@ def test_published_stages() -> None:
         ({"early_stop": "skips"}, "--early_stop: it follows one alpha, but each stage has a new one"),
     ],
 )
-def test_stages_that_do_not_fit_are_refused(changes: dict[str, Any], says: str) -> None:
+def test_invalid_stages_are_rejected(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         stages_of(settings(**changes), 3, SPACE)
     assert says in str(caught.value)
 
 
-def test_a_network_of_fixed_depth_has_no_stages() -> None:
+def test_fixed_depth_network_has_no_stages() -> None:
     with pytest.raises(ConfigError, match="--progressive: space nasbench201 has a network of fixed depth"):
         stages_of(settings(), 3, NASBENCH201)
 
 
-def test_the_heaviest_candidates_of_a_stage() -> None:
+def test_heaviest_candidates_of_stage() -> None:
     assert heaviest(S0, Stage(25, 10, 5)) == [S0]
     convolutions, skip = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_5x5"), ("skip_connect", "sep_conv_3x3", "sep_conv_5x5")
     assert [s.normal[2] for s in heaviest(S0, Stage(25, 10, 17, 3))] == [convolutions]
@@ -191,13 +193,13 @@ def test_the_heaviest_candidates_of_a_stage() -> None:
 
 
 @pytest.mark.parametrize("backend", ["auto", "definition"])
-def test_no_space_of_a_stage_takes_more_memory_than_the_heaviest(backend: str) -> None:
+def test_heaviest_space_bounds_stage_memory(backend: str) -> None:
     def memory(space: Space) -> int:
         with torch.device("meta"):
             supernet = Supernet(space, C=8, layers=3, backend=backend, skip_dropout=True)
             objective = masked(supernet, backend)
         relaxation = SoftmaxRelaxation(space, edge_normalization=False, device="meta")
-        return step_bytes(supernet, objective, relaxation, meta_batch(8, 16), "cpu")
+        return search_bytes(supernet, objective, relaxation, meta_batch(8, 16), "cpu")
 
     space = Space.uniform("few", NAMES, nodes=1)
     most = max(map(memory, heaviest(space, Stage(25, 10, 3, 3, 0.7))))
@@ -267,9 +269,9 @@ def dropouts(search: Search) -> list[SkipDropout]:
     return [m for m in search.supernet.modules() if isinstance(m, SkipDropout)]
 
 
-def test_three_stages_each_deeper_with_fewer_candidates() -> None:
-    told: list[Bilevel] = []
-    search, seen = make(settings(skip_dropout=True, skip_limit=1), captured=noted(told.append)), []
+def test_three_stages_grow_depth_and_drop_candidates() -> None:
+    stepped: list[Bilevel] = []
+    search, seen = make(settings(skip_dropout=True, skip_limit=1), captured=noted(stepped.append)), []
     bilevels: list[Bilevel] = []
     for record in search.epochs():
         rate = max((float(m.rate) for m in dropouts(search)), default=0.0)
@@ -297,13 +299,13 @@ def test_three_stages_each_deeper_with_fewer_candidates() -> None:
         (3, 5, (5, 3), 0.05, False, 0.35),
         (3, 5, (5, 3), half, True, 0.7),
     ]
-    assert told == bilevels[::2]
+    assert stepped == bilevels[::2]
     assert bilevels[0] is bilevels[1] and len({id(b) for b in bilevels}) == 3
     assert int(search.step) == 12
     assert all(names != NAMES for names in search.supernet.space.normal)
 
 
-def test_without_tricks_there_is_no_dropout_and_no_limit() -> None:
+def test_plain_variant_has_no_dropout_and_no_limit() -> None:
     search = make(settings())
     for record in search.epochs():
         assert not dropouts(search)
@@ -311,7 +313,7 @@ def test_without_tricks_there_is_no_dropout_and_no_limit() -> None:
         assert record["cells"]["normal"]["skips"] == skips
 
 
-def test_the_limit_changes_the_cell_and_not_what_the_collapse_figures_say() -> None:
+def test_skip_limit_changes_cell_not_collapse_figures() -> None:
     search = make(settings(skip_limit=1))
     with torch.no_grad():
         search.relaxation.alpha["normal"][:, NAMES.index("skip_connect")] = 5.0
@@ -320,7 +322,7 @@ def test_the_limit_changes_the_cell_and_not_what_the_collapse_figures_say() -> N
     assert search.genotype().operations("normal").count("skip_connect") == 1
 
 
-def test_weights_and_alpha_of_a_stage_are_fresh_and_of_a_seed_of_their_own() -> None:
+def test_stages_reinitialise_weights_and_alpha_with_own_seed() -> None:
     firsts: list[tuple[Tensor, Network, Objective]] = []
     begins = noted(
         lambda b: firsts.append((b.relaxation.alpha["normal"].detach().clone(), *deepcopy((b.supernet, b.objective))))
@@ -341,7 +343,7 @@ def test_weights_and_alpha_of_a_stage_are_fresh_and_of_a_seed_of_their_own() -> 
 
 
 @pytest.mark.parametrize("when", [1, 4, 5, 7, 8, 11], ids=lambda n: f"step{n}")
-def test_resumed_in_any_stage_it_ends_as_if_uninterrupted(when: int, tmp_path: Path) -> None:
+def test_resume_in_any_stage_is_bitwise_identical(when: int, tmp_path: Path) -> None:
     s = settings(seed=5, skip_dropout=True)
     whole = make(s)
 
@@ -363,7 +365,7 @@ def test_resumed_in_any_stage_it_ends_as_if_uninterrupted(when: int, tmp_path: P
     assert second.genotype() == whole.genotype()
 
 
-def test_it_goes_back_to_an_earlier_stage(tmp_path: Path) -> None:
+def test_state_of_earlier_stage_can_be_loaded(tmp_path: Path) -> None:
     s = settings(seed=5, skip_dropout=True)
     cells: list[int] = []
     search = make(s, captured=noted(lambda bilevel: cells.append(len(bilevel.supernet.cells))))
@@ -379,7 +381,7 @@ def test_it_goes_back_to_an_earlier_stage(tmp_path: Path) -> None:
     assert cells == [3, 4, 5] * 2
 
 
-def test_a_state_of_a_stage_that_is_not_there_is_refused() -> None:
+def test_state_of_missing_stage_is_rejected() -> None:
     search = make(settings())
     state = search.state_dict()
     with pytest.raises(ValueError, match="of stage 4, this search has 3"):
@@ -392,14 +394,14 @@ def test_a_state_of_a_stage_that_is_not_there_is_refused() -> None:
         single.load_state_dict(state | {"stage": 2})
 
 
-def test_stages_must_have_the_epochs_of_the_settings() -> None:
+def test_stage_epochs_must_add_up() -> None:
     progressive = make(settings()).progressive
     given = (*progressive.begin(0, SPACE), Loader(0), Loader(1), settings(epochs=9))
     with pytest.raises(ValueError, match=r"the stages have \[2, 2, 2\] epochs, which do not add up to 9"):
         Search(*given, progressive=progressive)
 
 
-def test_steps_are_captured_anew_in_each_stage_and_ranks_begin_it_alike() -> None:
+def test_stages_recapture_steps_and_broadcast_weights() -> None:
     copied: list[int] = []
 
     class Ranks:
@@ -425,7 +427,7 @@ def test_steps_are_captured_anew_in_each_stage_and_ranks_begin_it_alike() -> Non
     assert copied[-1] == sum(t.numel() for t in held)
 
 
-def test_the_fused_ops_search_as_the_definition_does() -> None:
+def test_fused_ops_match_definition() -> None:
     s = settings(seed=1, skip_dropout=True, skip_limit=2)
     fused, defined = (list(make(s, backend).epochs()) for backend in ("auto", "definition"))
     for mine, want in zip(fused, defined, strict=True):

@@ -26,7 +26,7 @@ def scaled(relaxation: SoftmaxRelaxation, factor: float = 2e3) -> SoftmaxRelaxat
     return relaxation
 
 
-def test_start() -> None:
+def test_initial_values() -> None:
     """1e-3 * N(0, 1), (14, 8) and (14,), normal before reduce, alpha before beta; leaves that an optimizer may hold."""
     relaxation = make()
     parameters = relaxation.parameters()
@@ -42,7 +42,7 @@ def test_start() -> None:
     assert len(set(values.tolist())) == len(values)
 
 
-def test_start_is_a_function_of_the_seed() -> None:
+def test_initial_values_depend_on_seed() -> None:
     def starts(seed: int) -> list[Tensor]:
         return make(seed=seed).parameters()
 
@@ -55,7 +55,7 @@ def test_start_is_a_function_of_the_seed() -> None:
     assert all(torch.equal(a.float(), b) for a, b in zip(first, single, strict=True))
 
 
-def test_weights_and_their_gradients() -> None:
+def test_weights_and_gradients() -> None:
     relaxation = scaled(make())
     weights = relaxation.weights()
     g = torch.Generator().manual_seed(1)
@@ -73,12 +73,12 @@ def test_weights_and_their_gradients() -> None:
         assert_close(a, b, tol=1e-12)
 
 
-def test_edge_normalisation_is_within_a_node() -> None:
+def test_edge_normalisation_is_per_node() -> None:
     edges = scaled(make()).weights()["reduce"].edges.detach()
     assert [round(float(e.sum()), 12) for e in (edges[0:2], edges[2:5], edges[5:9], edges[9:14])] == [1.0] * 4
 
 
-def test_by_hand() -> None:
+def test_weights_match_hand_computation() -> None:
     relaxation = make()
     with torch.no_grad():
         relaxation.alpha["normal"].zero_()
@@ -91,13 +91,13 @@ def test_by_hand() -> None:
     assert weights.edges.tolist() == pytest.approx([1 / 2] * 2 + [1 / 3] * 3 + [1 / 4] * 4 + [1 / 10] * 4 + [6 / 10])
 
 
-def test_without_edge_normalisation() -> None:
+def test_no_edge_normalisation() -> None:
     relaxation = make(edges=False)
     assert len(relaxation.parameters()) == 2
     assert all(w.edges is None for w in relaxation.weights().values())
 
 
-def test_padding_weighs_nothing_and_gets_no_gradient() -> None:
+def test_padding_has_zero_weight_and_gradient() -> None:
     relaxation = scaled(make(RAGGED))
     assert relaxation.alpha["normal"].shape == (14, 6)
     ops = relaxation.weights()["normal"].ops
@@ -110,7 +110,7 @@ def test_padding_weighs_nothing_and_gets_no_gradient() -> None:
         assert grad[e, :own].count_nonzero() == own
 
 
-def test_saved_and_restored_in_place() -> None:
+def test_state_is_restored_in_place() -> None:
     first, second = scaled(make(seed=1)), make(seed=2)
     held = second.parameters()
     file = io.BytesIO()
@@ -123,7 +123,7 @@ def test_saved_and_restored_in_place() -> None:
         assert mine.requires_grad
 
 
-def test_saved_state_does_not_move_with_the_search() -> None:
+def test_saved_state_is_a_copy() -> None:
     relaxation = make()
     state = relaxation.state_dict()
     before = state["alpha"]["normal"].clone()
@@ -132,7 +132,7 @@ def test_saved_state_does_not_move_with_the_search() -> None:
 
 
 @pytest.mark.parametrize("other", [make(RAGGED), make(edges=False)], ids=["other-lists", "no-beta"])
-def test_another_spaces_state_is_refused(other: SoftmaxRelaxation) -> None:
+def test_state_of_other_space_is_rejected(other: SoftmaxRelaxation) -> None:
     mine = make()
     before = [p.detach().clone() for p in mine.parameters()]
     with pytest.raises(ValueError, match="another space"):

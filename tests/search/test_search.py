@@ -1,4 +1,4 @@
-"""A whole search on a few generated pixels: determinism, resuming, when alpha moves, which batches it takes."""
+"""A whole search on a few generated pixels: determinism, resuming, updates of alpha, order of batches."""
 
 import copy
 from functools import partial
@@ -110,9 +110,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize(("changes", "objective", "sampling"), VARIANTS.values(), ids=VARIANTS)
-def test_the_same_seed_gives_the_same_search_and_another_does_not(
-    changes: dict[str, Any], objective: str, sampling: str
-) -> None:
+def test_search_is_reproducible_by_seed(changes: dict[str, Any], objective: str, sampling: str) -> None:
     searches = [make(settings(seed=seed, **changes), objective, sampling) for seed in (3, 3, 4)]
     records = [timeless(list(search.epochs())) for search in searches]
     states = [search.state_dict() for search in searches]
@@ -126,7 +124,7 @@ def test_the_same_seed_gives_the_same_search_and_another_does_not(
 
 
 @pytest.mark.parametrize(("changes", "objective", "sampling"), VARIANTS.values(), ids=VARIANTS)
-def test_resumed_after_the_first_epoch_it_ends_as_if_uninterrupted(
+def test_resume_after_first_epoch_is_bitwise_identical(
     changes: dict[str, Any], objective: str, sampling: str, tmp_path: Path
 ) -> None:
     s = settings(seed=3, **changes)
@@ -148,7 +146,7 @@ def test_resumed_after_the_first_epoch_it_ends_as_if_uninterrupted(
 
 
 @pytest.mark.parametrize(("changes", "objective", "sampling"), VARIANTS.values(), ids=VARIANTS)
-def test_resumed_after_any_step_it_ends_as_if_uninterrupted(
+def test_resume_after_any_step_is_bitwise_identical(
     changes: dict[str, Any], objective: str, sampling: str, tmp_path: Path
 ) -> None:
     s = settings(seed=3, **changes)
@@ -170,7 +168,7 @@ def test_resumed_after_any_step_it_ends_as_if_uninterrupted(
 
 
 @pytest.mark.parametrize("where", ["train_loader", "val_loader", "eval_loader", "on_step", "batches"])
-def test_a_state_taken_after_an_exception_goes_on_as_if_there_had_been_none(where: str) -> None:
+def test_resume_after_exception_is_bitwise_identical(where: str) -> None:
     """Waiting for either batch, in the evaluation, or in a hook: no batch is lost or taken twice."""
 
     class Broken(Exception):
@@ -208,7 +206,7 @@ def test_a_state_taken_after_an_exception_goes_on_as_if_there_had_been_none(wher
     assert same(second.state_dict(), whole.state_dict())
 
 
-def test_a_few_losses_that_are_not_finite_are_left_out_of_the_means() -> None:
+def test_non_finite_losses_are_excluded_from_means() -> None:
     plain = make(settings(epochs=1, begin=1), train_loader=Loader(0, 3))
     take, losses = plain.bilevel, []
 
@@ -223,7 +221,7 @@ def test_a_few_losses_that_are_not_finite_are_left_out_of_the_means() -> None:
     assert record["train_loss"] == pytest.approx((losses[0] + losses[2]) / 2, rel=1e-6)
 
 
-def test_a_loaded_state_keeps_the_parameters_that_others_hold() -> None:
+def test_loading_state_keeps_parameter_objects() -> None:
     search = make(settings())
     search.run_epoch()
     held = [*search.supernet.parameters(), *search.objective.parameters(), *search.relaxation.parameters()]
@@ -247,7 +245,7 @@ def test_every_weight_is_trained_once(objective: str) -> None:
 
 
 @pytest.mark.parametrize("begin", [0, 1, 2, 5])
-def test_alpha_waits_for_begin(begin: int) -> None:
+def test_alpha_is_unchanged_before_begin(begin: int) -> None:
     search = make(settings(begin=begin))
     parameters = search.relaxation.parameters()
     for epoch in range(3):
@@ -260,7 +258,7 @@ def test_alpha_waits_for_begin(begin: int) -> None:
     assert search.val_loader.given == 2 * max(0, 3 - begin)
 
 
-def test_validation_batches_go_on_where_the_last_epoch_stopped() -> None:
+def test_validation_batches_continue_across_epochs() -> None:
     """Two steps an epoch, three validation batches: 0 1 | 2 0 | 1 2, each pass in its own order."""
     taken: list[list[int]] = []
     search = make(settings())
@@ -286,7 +284,7 @@ def test_validation_batches_go_on_where_the_last_epoch_stopped() -> None:
     assert taken[:3] != taken[3:]
 
 
-def test_records() -> None:
+def test_epoch_records_are_plain_values() -> None:
     """What an epoch's record says is what the search holds, and nothing in it needs torch to be read."""
     s = settings(learning_rate=0.05, learning_rate_min=0.01, warmup_epochs=2, hessian_every=2, eval_every=2)
     search = make(s)
@@ -313,7 +311,7 @@ def test_records() -> None:
     assert search.epoch == 3
 
 
-def test_losses_of_a_record_are_the_means_over_its_steps() -> None:
+def test_record_losses_are_means_over_steps() -> None:
     reports: list[StepReport] = []
     search = make(settings(begin=1))
     records = list(search.epochs(Hooks(reports.append)))
@@ -332,7 +330,7 @@ def test_losses_of_a_record_are_the_means_over_its_steps() -> None:
             assert record["alpha_loss"] == pytest.approx(sum(float(r.losses[1]) for r in mine) / 2, rel=1e-6)
 
 
-def test_evaluating_and_hessian_leave_no_trace() -> None:
+def test_evaluation_and_hessian_do_not_change_search() -> None:
     """With and without them the search is the same to the bit."""
     plain = make(settings(), eval_loader=None)
     watched = make(settings(eval_every=1, hessian_every=1))
@@ -346,7 +344,7 @@ def test_evaluating_and_hessian_leave_no_trace() -> None:
     assert same(plain.state_dict(), watched.state_dict())
 
 
-def test_evaluate_is_the_mean_over_images() -> None:
+def test_evaluation_is_mean_over_images() -> None:
     """Batches of 4, 4 and 2 images, batch norm with its running statistics; twice the same."""
     batches = [*finite(2), Batch(*(t[:2] for t in finite(1)[0]))]
     search = make(settings(), "supervised", eval_loader=batches)
@@ -364,14 +362,14 @@ def test_evaluate_is_the_mean_over_images() -> None:
         assert value == pytest.approx(want, rel=1e-6)
 
 
-def test_without_an_eval_loader_there_is_nothing_to_evaluate() -> None:
+def test_missing_eval_loader_raises() -> None:
     search = make(settings(), eval_loader=None)
     for call in (search.evaluate, search.hessian):
         with pytest.raises(ValueError, match="eval_loader"):
             call()
 
 
-def test_hessian_against_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hessian_eigenvalue_matches_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     """The eigenvalue that power iteration on the formulas' loss finds from a direction of its own.
 
     Both with differences of 1e-5: with the default 1e-2 the kinks of a net this small weigh more than its curvature.
@@ -400,7 +398,7 @@ def test_hessian_against_the_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert search.hessian() == pytest.approx(largest, rel=1e-5)
 
 
-def test_the_search_steps_as_the_bilevel_step_does() -> None:
+def test_search_step_matches_bilevel_formulas() -> None:
     """One epoch of one step: the same losses as the formulas give at the first weights, with the mask of step 0."""
     search = make(settings(epochs=1), dtype=torch.float64, train_loader=Loader(0, 1), val_loader=Loader(1, 1))
     theta, stats = naive.split(search.supernet.state_dict())
@@ -422,7 +420,7 @@ def test_the_search_steps_as_the_bilevel_step_does() -> None:
 
 
 @pytest.mark.parametrize("begin", [0, 1])
-def test_losses_that_are_not_finite_stop_the_search(begin: int) -> None:
+def test_non_finite_losses_stop_search(begin: int) -> None:
     search = make(settings(begin=begin, learning_rate=1e30, grad_clip=0.0))
     with pytest.raises(DivergedError, match=r"epoch 1.*not finite"):
         search.run()
@@ -434,7 +432,7 @@ def break_steps(search: Search, steps: set[int], what: str) -> None:
     target.register_hook(lambda g: g * torch.nan if int(search.step) + 1 in steps else g)
 
 
-def test_skipped_updates_are_told_and_the_search_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_skipped_updates_are_logged_and_search_continues(caplog: pytest.LogCaptureFixture) -> None:
     reports: list[list[int]] = []
     search = make(settings())
     break_steps(search, {3}, "weights")
@@ -448,13 +446,13 @@ def test_skipped_updates_are_told_and_the_search_goes_on(caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("what", ["weights", "alpha"])
-def test_an_epoch_without_a_single_update_stops_the_search(what: str) -> None:
+def test_epoch_without_updates_stops_search(what: str) -> None:
     search = make(settings())
     break_steps(search, {3, 4}, what)
     search.run_epoch()
     before = copy.deepcopy(search.state_dict())
-    told = f"epoch 2: 2 of 2 updates of {'the weights' if what == 'weights' else 'alpha'} had non-finite gradients"
-    with pytest.raises(DivergedError, match=told):
+    printed = f"epoch 2: 2 of 2 updates of {'the weights' if what == 'weights' else 'alpha'} had non-finite gradients"
+    with pytest.raises(DivergedError, match=printed):
         search.run_epoch()
     assert search.epoch == 1
     part = "supernet" if what == "weights" else "relaxation"
@@ -464,7 +462,7 @@ def test_an_epoch_without_a_single_update_stops_the_search(what: str) -> None:
     assert all(torch.isfinite(p).all() for p in parameters.values())
 
 
-def test_a_float16_search_may_first_look_for_its_scale() -> None:
+def test_float16_search_may_seek_initial_scale() -> None:
     search = make(settings(epochs=1))
     search.precision.scale = LossScale("cpu")
     break_steps(search, {1, 2}, "weights")
@@ -478,7 +476,7 @@ def test_a_float16_search_may_first_look_for_its_scale() -> None:
         search.run_epoch()
 
 
-def test_the_loss_scale_is_saved_with_the_search() -> None:
+def test_loss_scale_is_saved() -> None:
     first, second = (make(settings(amp="fp16")) for _ in range(2))
     assert "loss_scale" not in make(settings(amp="bf16")).state_dict()
     first.precision.scale.value.fill_(4.0)
@@ -488,7 +486,7 @@ def test_the_loss_scale_is_saved_with_the_search() -> None:
     assert float(second.precision.scale.value) == 4.0
 
 
-def test_another_way_to_take_a_step_is_taken() -> None:
+def test_custom_step_is_used() -> None:
     search, plain = make(settings()), make(settings())
     taken: list[int] = []
 
@@ -501,6 +499,6 @@ def test_another_way_to_take_a_step_is_taken() -> None:
     assert taken == list(range(6))
 
 
-def test_apex_that_is_not_there_is_refused_by_name() -> None:
+def test_missing_apex_is_rejected_by_name() -> None:
     with pytest.raises(OptimizerUnavailable, match="apex"):
         make(settings(optimizer_backend="apex"))

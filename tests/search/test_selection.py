@@ -26,11 +26,11 @@ def genes(ops: dict[str, Tensor], edges: dict[str, Tensor] | None = None, space:
     return {"normal": list(genotype.normal), "reduce": list(genotype.reduce)}
 
 
-def test_all_equal_gives_the_first_edges_and_the_first_candidate_that_is_not_none() -> None:
+def test_equal_weights_select_first_edges_and_candidates() -> None:
     assert genes(flat()) == WEAK
 
 
-def test_none_is_never_chosen_and_does_not_count() -> None:
+def test_none_is_never_selected() -> None:
     ops = flat()
     ops["normal"][:, 0] = 100.0
     assert genes(ops) == WEAK
@@ -38,7 +38,7 @@ def test_none_is_never_chosen_and_does_not_count() -> None:
     assert genes(ops)["normal"] == [*WEAK["normal"][:2], ("dil_conv_5x5", 2), ("max_pool_3x3", 0), *WEAK["normal"][4:]]
 
 
-def test_the_two_strongest_edges_of_each_node_strongest_first() -> None:
+def test_two_strongest_edges_per_node_in_order() -> None:
     ops = flat()
     for edge, name, value in (
         *((0, "sep_conv_3x3", 0.3), (1, "skip_connect", 0.5)),
@@ -58,7 +58,7 @@ def test_the_two_strongest_edges_of_each_node_strongest_first() -> None:
     }
 
 
-def test_ties_go_to_the_earlier_edge_and_candidate() -> None:
+def test_ties_select_earlier_edge_and_candidate() -> None:
     ops = flat()
     ops["normal"][11, [4, 6]] = 0.5
     ops["normal"][13, [3, 5]] = 0.5
@@ -66,7 +66,7 @@ def test_ties_go_to_the_earlier_edge_and_candidate() -> None:
     assert genes(ops)["normal"][6:] == [("dil_conv_5x5", 1), ("sep_conv_3x3", 2)]
 
 
-def test_beta_multiplies() -> None:
+def test_beta_scales_edges() -> None:
     """The strongest candidate on a weak edge loses; within an edge nothing changes."""
     ops, edges = flat(), {kind: torch.full((14,), 0.2, dtype=torch.float64) for kind in KINDS}
     ops["normal"][2, 4], ops["normal"][3, 5], ops["normal"][4, 6] = 0.9, 0.5, 0.4
@@ -76,14 +76,14 @@ def test_beta_multiplies() -> None:
     assert genes(ops)["normal"][2:4] == [("sep_conv_3x3", 0), ("sep_conv_5x5", 1)]
 
 
-def test_negative_weights_have_an_order_too() -> None:
+def test_negative_weights_are_ordered() -> None:
     ops = {kind: -1.0 - torch.arange(14 * 8, dtype=torch.float64).reshape(14, 8) for kind in KINDS}
     ops["normal"][1] = -0.5
     assert genes(ops)["normal"][:2] == [("max_pool_3x3", 1), ("max_pool_3x3", 0)]
 
 
 @pytest.mark.parametrize("beta", [False, True])
-def test_against_an_implementation_of_its_own(beta: bool) -> None:
+def test_selection_matches_independent_implementation(beta: bool) -> None:
     """200 pairs of cells, the weights of half of them drawn from six values so that ties abound."""
     g = torch.Generator().manual_seed(0)
     for case in range(200):
@@ -99,8 +99,8 @@ def test_against_an_implementation_of_its_own(beta: bool) -> None:
         assert genes(ops, edges) == want
 
 
-def test_lists_that_differ_by_edge() -> None:
-    """Whatever stands in the padding of a shorter row is not a candidate."""
+def test_candidate_lists_may_differ_by_edge() -> None:
+    """Values in the padding of a shorter row are ignored."""
     pick = random.Random(3)
     lists = tuple(tuple(pick.sample(NAMES[1:], pick.randrange(1, 7))) for _ in range(14))
     space = Space("ragged", lists, lists[::-1])
@@ -117,7 +117,7 @@ def test_lists_that_differ_by_edge() -> None:
         assert genes(ops, space=space) == want
 
 
-def test_from_alpha_to_genes() -> None:
+def test_genotype_from_alpha() -> None:
     """Softmax and edge normalisation in between: beta's softmax is within a node, alpha's within an edge."""
     relaxation = SoftmaxRelaxation(S0, edge_normalization=True, seed=5, dtype=torch.float64)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Whole searches through the kernels beside the same searches through the definition.
+"""Whole searches with the kernels compared with the same searches with the definition.
 
 Two float32 runs cannot be compared over many steps: a last bit decides a ReLU, and alpha drifts apart (eager NCHW against
 eager channels_last too). So trajectories are compared in float64, and float32 by single steps from states of one run.
@@ -98,7 +98,7 @@ class Run:
 
 
 @pytest.mark.parametrize(("masked", "k"), [(False, 1), (True, 2)], ids=["supervised", "masked-partial"])
-def test_forty_steps_in_float64_agree(masked: bool, k: int) -> None:
+def test_forty_float64_steps_match_definition(masked: bool, k: int) -> None:
     ours, definition = (
         Run(backend, torch.float64, masked=masked, k=k, layout=layout)
         for backend, layout in (("auto", torch.channels_last), ("definition", torch.contiguous_format))
@@ -113,7 +113,7 @@ def test_forty_steps_in_float64_agree(masked: bool, k: int) -> None:
 
 
 @pytest.mark.campaign
-def test_a_step_from_each_of_a_hundred_states_is_as_exact_as_eager() -> None:
+def test_steps_from_hundred_states_are_as_exact_as_eager() -> None:
     """Every gradient of the step that follows each state of the definition's float32 run.
 
     One ReLU whose input rounds to the other side of 0 decides a state's largest error, for eager as for us, so no backend

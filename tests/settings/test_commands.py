@@ -21,7 +21,7 @@ def given(*argv):
     return S.given(argv, "prog", "what it does")
 
 
-def test_defaults_are_pc_darts_on_imagenet():
+def test_imagenet_defaults_are_pc_darts():
     """The published settings (semantics of PC-DARTS' ImageNet search) with MAE-NAS' mask."""
     s = S()
     assert (s.batch_size, s.epochs, s.begin, s.warmup_epochs) == (1024, 50, 35, 5)
@@ -33,7 +33,7 @@ def test_defaults_are_pc_darts_on_imagenet():
     assert (s.channel_sampling, s.edge_normalization, s.unrolled) == ("first", True, False)
 
 
-def test_defaults_are_darts_on_cifar():
+def test_cifar_defaults_are_darts():
     """The published settings (semantics of DARTS' CIFAR search) with MAE-NAS' mask on patches of 4."""
     s = SearchCifarSettings()
     assert (s.batch_size, s.epochs, s.begin, s.warmup_epochs) == (64, 50, 0, 0)
@@ -45,7 +45,7 @@ def test_defaults_are_darts_on_cifar():
     assert (s.channel_sampling, s.edge_normalization, s.unrolled) == ("first", False, False)
 
 
-def test_another_default_keeps_help_and_range(capsys):
+def test_changed_default_keeps_help_and_range(capsys):
     with pytest.raises(ConfigError, match="learning_rate: 0 is out of range, it must be above 0"):
         SearchCifarSettings(learning_rate=0)
     with pytest.raises(SystemExit):
@@ -56,7 +56,7 @@ def test_another_default_keeps_help_and_range(capsys):
 
 
 @pytest.mark.parametrize("name", ["data", "save", "train_list", "val_list", "space", "benchmark", "cache_folder"])
-def test_a_home_folder_is_found_in_every_path(name, tmp_path, monkeypatch):
+def test_home_folder_is_expanded_in_every_path(name, tmp_path, monkeypatch):
     """Behind "=" no shell finds it, nor in a file or from Python."""
     monkeypatch.setenv("HOME", str(tmp_path))
     assert getattr(S.make(given(f"--{name}=~/a b")), name) == f"{tmp_path}/a b"
@@ -66,8 +66,8 @@ def test_a_home_folder_is_found_in_every_path(name, tmp_path, monkeypatch):
         S(**{name: "~/a"})
 
 
-def test_another_place_is_no_other_setting():
-    """What lies there is compared when the run goes on; a name is no place, and nothing is not either."""
+def test_moved_path_is_not_a_different_setting():
+    """The contents are compared when the run continues; a name is not a path, and neither is None."""
     there = S(data="/b", train_list="/b/t", val_list="/b/v", space="/b/x.json")
     saved = asdict(S(data="/a", train_list="/a/t", val_list="/a/v", space="/a/x.json"))
     assert there.differences(saved) == []
@@ -75,7 +75,7 @@ def test_another_place_is_no_other_setting():
     assert len(S().differences(saved)) == 4
 
 
-def test_only_what_is_given_is_returned():
+def test_only_given_flags_are_returned():
     assert given() == {}
     assert given("--epochs", "3", "--no-edge_normalization") == {"epochs": 3, "edge_normalization": False}
 
@@ -84,7 +84,7 @@ OF_CIFAR = [f for f in fields(SearchCifarSettings) if f.name not in {f.name for 
 
 
 @pytest.mark.parametrize(("cls", "f"), [(S, f) for f in fields(S)] + [(SearchCifarSettings, f) for f in OF_CIFAR])
-def test_each_flag_with_underscores_and_with_dashes(cls, f):
+def test_flags_accept_underscores_and_dashes(cls, f):
     """Every field is a flag in both spellings, and its value survives the way to settings and back."""
     value = {bool: True, str: "x", int: 7, float: 0.25}.get(type(f.default), "x")
     if get_origin(get_type_hints(cls)[f.name]) is Literal or f.metadata["among"] is not None:
@@ -105,14 +105,14 @@ def test_each_flag_with_underscores_and_with_dashes(cls, f):
         (("stray",), "unrecognized arguments: stray"),
     ],
 )
-def test_wrong_flags_end_with_one_line_and_status_2(argv, says, capsys):
+def test_invalid_flags_exit_with_status_2(argv, says, capsys):
     with pytest.raises(SystemExit) as stop:
         given(*argv)
     err = capsys.readouterr().err
     assert stop.value.code == 2 and says in err and err.count("\n") == 1 and err.startswith("prog: error: ")
 
 
-def test_help_tells_every_flag_and_default(capsys):
+def test_help_lists_every_flag_and_default(capsys):
     with pytest.raises(SystemExit) as stop:
         given("--help")
     out = capsys.readouterr().out
@@ -152,7 +152,7 @@ def test_values_are_checked(name, value, says):
     assert f"--{name}" in str(error.value)
 
 
-def test_a_whole_number_is_a_number_and_none_is_allowed_where_it_is_the_default():
+def test_integers_are_numbers_and_none_only_as_default():
     assert S(learning_rate=1, data=None).learning_rate == 1
     with pytest.raises(ConfigError):
         S(epochs=None)
@@ -164,12 +164,12 @@ def test_nesterov_needs_momentum():
     assert not S(momentum=0).nesterov
 
 
-def test_make_refuses_unknown_settings():
+def test_make_rejects_unknown_settings():
     with pytest.raises(ConfigError, match="unknown settings: speed"):
         S.make({"speed": 11})
 
 
-def test_differences_name_what_changed_except_what_may():
+def test_differences_ignore_resumable_settings():
     saved = asdict(S())
     assert S().differences(saved) == []
     assert S(workers=3, log_every=7).differences(saved) == []
@@ -179,7 +179,7 @@ def test_differences_name_what_changed_except_what_may():
     assert S().differences(saved) == ["--seed is 0 but was None"]
 
 
-def test_a_run_from_before_a_setting_had_what_runs_did_then():
+def test_missing_saved_setting_means_former_behaviour():
     saved = asdict(S())
     for name in ("amp", "tf32", "deterministic", "optimizer_backend", "cuda_graph"):
         del saved[name]
@@ -195,7 +195,7 @@ def test_a_run_from_before_a_setting_had_what_runs_did_then():
     assert SearchCifarSettings().differences(small) == []
 
 
-def test_auto_is_a_word_where_it_means_something(capsys):
+def test_auto_is_accepted_where_defined(capsys):
     """A continued run keeps what was chosen then."""
     assert given("--batch_size", "auto") == {"batch_size": 0} == given("--batch_size", "0")
     assert S(batch_size=0).differences(asdict(S(batch_size=96))) == []
@@ -207,17 +207,17 @@ def test_auto_is_a_word_where_it_means_something(capsys):
         assert flag in err and value in err and err.count("\n") == 1
 
 
-def test_steps_on_gpus_are_exact_unless_asked_otherwise():
+def test_tf32_is_off_by_default():
     s = S()
     assert (s.amp, s.tf32, s.cuda_graph, s.optimizer_backend) == ("off", False, "auto", "torch")
 
 
-def test_sample_recipe_holds_settings():
+def test_sample_recipe_has_known_settings():
     sample = S.make(IMAGENET.sample)
     assert sample.begin < sample.epochs
 
 
-def test_percent_signs_in_help_do_not_break_it(capsys):
+def test_percent_signs_in_help_are_escaped(capsys):
     @dataclass(frozen=True, kw_only=True)
     class Odd(Settings):
         share: float = setting(0.5, "of 100 % of it", at_least=0)

@@ -52,31 +52,31 @@ def refused(capsys: pytest.CaptureFixture, *argv: object) -> str:
     return err
 
 
-def test_a_file_gives_settings_as_flags_do(yaml: Path) -> None:
+def test_file_sets_values_like_flags(yaml: Path) -> None:
     assert parse("--config", yaml).values == VALUES
     flags = "--data images --epochs 7 --learning_rate 1e-3 --amp off --batch_size auto --progressive_layers 0,1,2 --nesterov"
     assert parse("--config", yaml).values == {**parse(*flags.split()).flags, "train_list": None}
 
 
-def test_json_has_numbers_or_texts(tmp_path: Path) -> None:
+def test_json_values_may_be_numbers_or_text(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"epochs": 7, "batch_size": "auto", "learning_rate": "1e-3", "data": None, "nesterov": False}))
     given = {"epochs": 7, "batch_size": 0, "learning_rate": 1e-3, "data": None, "nesterov": False}
     assert parse("--config", path).values == given
 
 
-def test_flags_win(yaml: Path) -> None:
+def test_flags_override_file(yaml: Path) -> None:
     given = parse("--epochs", "3", "--config", yaml, "--no-nesterov")
     assert given.values == VALUES | {"epochs": 3, "nesterov": False}
     assert given.flags == {"epochs": 3, "nesterov": False} and given.asked == set(VALUES)
 
 
-def test_a_file_wins_over_recipe_and_method(yaml: Path) -> None:
+def test_file_overrides_recipe_and_method(yaml: Path) -> None:
     settings = search_cifar.resolve(parse("--config", yaml, "--recipe", "darts-2nd").values).settings
     assert (settings.epochs, settings.learning_rate, settings.unrolled, settings.momentum) == (7, 1e-3, True, 0.9)
 
 
-def test_a_runs_settings_are_repeated_but_for_its_folder(run: Path) -> None:
+def test_run_settings_are_reused_except_save(run: Path) -> None:
     given = parse("--config", run, "--seed", "4")
     assert given.whole and given.asked == {"seed"} and "save" not in given.values
     settings = search_cifar.resolve(given.values).settings
@@ -84,14 +84,14 @@ def test_a_runs_settings_are_repeated_but_for_its_folder(run: Path) -> None:
     assert asdict(settings) == was | {"seed": 4, "save": None}
 
 
-def test_a_run_of_a_recipe_is_repeated(tmp_path: Path) -> None:
+def test_run_of_recipe_is_repeated(tmp_path: Path) -> None:
     settings = search_cifar.resolve({"data": "/images", "recipe": "mae-nas-p-darts"}).settings
     (path := tmp_path / "settings.json").write_text(json.dumps({"settings": asdict(settings)}))
     assert search_cifar.resolve(parse("--config", path).values).settings == settings
     assert search_cifar.resolve(parse("--config", path, "--recipe", "mae-nas-p-darts").values).settings == settings
 
 
-def test_another_method_than_the_runs_is_refused(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_method_other_than_run_is_rejected(run: Path, capsys: pytest.CaptureFixture) -> None:
     """Its name would change and nothing else: the file sets all that the method would bring."""
     assert parse("--config", run, "--method", "p-darts").values["method"] == "p-darts"
     said = refused(capsys, "--config", run, "--method", "pc-darts")
@@ -118,7 +118,7 @@ def test_another_method_than_the_runs_is_refused(run: Path, capsys: pytest.Captu
         ("missing.yaml", None, "cannot be read: "),
     ],
 )
-def test_a_wrong_file_is_one_line_that_names_it(
+def test_invalid_file_exits_with_one_line(
     name: str, text: str | None, says: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     path = tmp_path / name
@@ -128,24 +128,22 @@ def test_a_wrong_file_is_one_line_that_names_it(
     assert f"--config {path}" in said and says in said
 
 
-def test_yaml_needs_pyyaml_and_json_does_not(
-    yaml: Path, run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_yaml_needs_pyyaml(yaml: Path, run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     assert "YAML files need the package pyyaml (pip install pyyaml), JSON files nothing" in refused(capsys, "--config", yaml)
     assert parse("--config", run).values["seed"] == 3
 
 
-def test_only_what_somebody_chose_can_be_without_effect(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_only_chosen_settings_are_reported_as_ignored(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """A run's settings.json names every setting, also those that its objective does not read."""
     (chosen := tmp_path / "chosen.yaml").write_text("objective: supervised\nloss: l2\nearly_stop_skips: 3")
     small = ["--data", str(tmp_path / "nowhere"), "--dry_run"]
     assert search_cifar.main(["--config", str(run), *small]) == search_cifar.main(["--config", str(chosen), *small]) == 2
-    told = "".join(capsys.readouterr())
-    assert told.count("ignored:") == 2 and "ignored: --loss applies only to --objective mae" in told
+    message = "".join(capsys.readouterr())
+    assert message.count("ignored:") == 2 and "ignored: --loss applies only to --objective mae" in message
 
 
-def test_a_sweep_goes_over_what_a_file_fixes(run: Path, yaml: Path) -> None:
+def test_sweep_varies_around_file_values(run: Path, yaml: Path) -> None:
     command = COMMANDS["search_cifar"]
     grid = Grid.parse(command, ["mask_ratio=0.25,0.5"], ["--config", str(run), "--seed", "9"], "test")
     first, second = grid.combinations()
@@ -159,6 +157,6 @@ def test_a_sweep_goes_over_what_a_file_fixes(run: Path, yaml: Path) -> None:
         Grid.parse(command, ["seed=0,1"], ["--config", str(yaml)], "test")
 
 
-def test_each_command_takes_the_file_of_its_own_settings(tmp_path: Path) -> None:
+def test_commands_accept_only_their_settings(tmp_path: Path) -> None:
     (path := tmp_path / "imagenet.yaml").write_text("strict: true\nworkers: 0")
     assert SearchImagenetSettings.given(["--config", str(path)], "prog", "") == {"strict": True, "workers": 0}

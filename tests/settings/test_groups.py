@@ -20,18 +20,18 @@ def names(cls: type[Settings]) -> set[str]:
     return {f.name for f in fields(cls)}
 
 
-def test_no_group_knows_another() -> None:
-    assert len(GROUPS) == 18
+def test_groups_are_independent() -> None:
+    assert len(GROUPS) == 19
     assert all(each.__bases__ == (Settings,) for each in GROUPS)
 
 
-def test_a_setting_is_in_one_group_of_a_command() -> None:
+def test_setting_is_in_one_group_of_command() -> None:
     for command in COMMANDS:
         of_groups = [f.name for each in GROUPS if issubclass(command, each) for f in fields(each)]
         assert len(of_groups) == len(set(of_groups)) and set(of_groups) == names(command) == set(command.titles())
 
 
-def test_a_command_that_searches_nothing_has_no_flag_of_a_search(capsys: pytest.CaptureFixture) -> None:
+def test_command_without_search_has_no_search_flags(capsys: pytest.CaptureFixture) -> None:
     of_search = groups.ArchitectureStep, groups.EarlyStop, groups.Progressive, groups.SearchSpace, groups.Method, groups.Splits
     assert not names(Retrain) & {name for each in of_search for name in names(each)}
     for flag in ("--arch_learning_rate", "--begin", "--space"):
@@ -40,7 +40,7 @@ def test_a_command_that_searches_nothing_has_no_flag_of_a_search(capsys: pytest.
         assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
 
 
-def test_a_command_has_defaults_of_its_own_and_leaves_those_of_the_groups() -> None:
+def test_command_defaults_do_not_change_groups() -> None:
     assert (Retrain().epochs, Retrain().batch_size, Retrain.epochs) == (600, 96, 600)
     assert (groups.Optimisation().epochs, SearchImagenetSettings().epochs, SearchCifarSettings().batch_size) == (50, 50, 64)
     with pytest.raises(ConfigError, match="--epochs: 0 is out of range, it must be at least 1"):
@@ -55,7 +55,7 @@ def test_a_command_has_defaults_of_its_own_and_leaves_those_of_the_groups() -> N
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, Retrain])
-def test_help_has_a_part_for_each_group(command: type[Settings], capsys: pytest.CaptureFixture) -> None:
+def test_help_has_section_per_group(command: type[Settings], capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         command.given(["--help"], "prog", "what it does")
     options, *parts = capsys.readouterr().out.split("\n\n")[2:-1]
@@ -66,7 +66,7 @@ def test_help_has_a_part_for_each_group(command: type[Settings], capsys: pytest.
         assert flags == {f"--{name}" for name, title in command.titles().items() if part.startswith(f"{title}:")}
 
 
-def test_help_takes_names_from_the_registries(capsys: pytest.CaptureFixture) -> None:
+def test_help_lists_registered_names(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         SearchCifarSettings.given(["--help"], "prog", "what it does")
     out = " ".join(capsys.readouterr().out.split())

@@ -13,6 +13,7 @@ import pytest
 
 from fastdarts import search_cifar, search_imagenet
 from fastdarts.cli.resolve import without_effect
+from fastdarts.networks import STANDARD, count
 from fastdarts.runs.build import build
 from fastdarts.runs.plan import _rate
 from fastdarts.settings import ConfigError, SearchCifarSettings
@@ -69,7 +70,7 @@ def epochs(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_gives_its_settings_and_flags_win(name: str, data: Path) -> None:
+def test_recipe_sets_values_and_flags_override(name: str, data: Path) -> None:
     recipe, command = RECIPES[name], COMMANDS[RECIPES[name].command]
     settings = command.resolve({"recipe": name, "data": str(data), "seed": 7}).settings
     assert {k: getattr(settings, k) for k in recipe.settings} == dict(recipe.settings)
@@ -80,7 +81,7 @@ def test_a_recipe_gives_its_settings_and_flags_win(name: str, data: Path) -> Non
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipes_learning_rate_is_for_its_own_batch(name: str) -> None:
+def test_recipe_learning_rate_is_for_its_batch_size(name: str) -> None:
     resolve = COMMANDS[RECIPES[name].command].resolve
     whole, half = (resolve({"recipe": name, "data": "x"} | more) for more in ({}, {"batch_size": 48}))
     assert _rate(whole) == []
@@ -105,7 +106,7 @@ def test_every_recipe_runs(name: str, data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", IMAGENET)
-def test_every_recipe_for_imagenet_runs(name: str, tmp_path: Path) -> None:
+def test_every_imagenet_recipe_runs(name: str, tmp_path: Path) -> None:
     tree, folder = runs.write_tree(tmp_path / "images"), tmp_path / "run"
     argv = ["--recipe", name, *runs.TINY, *runs.SPLIT, *flags({"epochs": 2, "begin": 1, "threads": 1})]
     assert search_imagenet.main(["--data", str(tree), "--save", str(folder), *argv]) == 0
@@ -117,7 +118,7 @@ def test_every_recipe_for_imagenet_runs(name: str, tmp_path: Path) -> None:
     assert last["alpha_loss"] > 0 and last["valid"]["loss"] > 0 and last["genotype"].startswith("Genotype(")
 
 
-def test_the_published_numbers_reach_the_settings(data: Path) -> None:
+def test_published_values_reach_settings(data: Path) -> None:
     given = {"data": str(data)}
 
     def cifar(**more: object) -> SearchCifarSettings:
@@ -138,7 +139,7 @@ def test_the_published_numbers_reach_the_settings(data: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["darts-1st", "darts-2nd", "pc-darts", "p-darts"])
-def test_every_method_fits_the_generated_sample(method: str) -> None:
+def test_every_method_fits_sample(method: str) -> None:
     for command in COMMANDS.values():
         settings = command.resolve({"method": method}).settings
         assert settings.init_channels % (2 * settings.partial_channels) == 0
@@ -155,7 +156,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("given", "reason"), REFUSED, ids=str)
-def test_wrong_choices_are_refused(given: dict[str, str], reason: str) -> None:
+def test_invalid_choices_are_rejected(given: dict[str, str], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         search_cifar.resolve(given)
 
@@ -178,7 +179,7 @@ def test_wrong_choices_are_refused(given: dict[str, str], reason: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_does_not_fit_is_refused_at_the_start(
+def test_invalid_combinations_are_rejected_at_start(
     more: list[str], reason: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     (tmp_path / "wrong.csv").write_text("index,arch_str,accuracy\n0,Genotype(),1\n")
@@ -192,18 +193,18 @@ def test_what_does_not_fit_is_refused_at_the_start(
     assert not (tmp_path / "run").exists()
 
 
-def test_images_of_33_pixels_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_images_of_33_pixels_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     np.savez(tmp_path / "odd.npz", images=np.zeros((16, 33, 33, 3), np.uint8), labels=np.arange(16) % 2)
     assert search(tmp_path / "odd.npz", tmp_path / "run", "--objective", "jigsaw") == 2
     assert "--image_size 33 does not fit" in capsys.readouterr().err
 
 
-def test_nas_bench_201_does_not_take_large_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_nas_bench_201_rejects_large_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert search_imagenet.main(["--space", "nasbench201", "--method", "darts-1st", "--save", str(tmp_path / "run")]) == 2
     assert "use fastdarts.search_cifar" in capsys.readouterr().err
 
 
-def test_a_space_of_ones_own(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_custom_space_is_searched(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "own.json"
     file.write_text(json.dumps({"candidates": ["none", "skip_connect", "sep_conv_3x3"], "nodes": 2}))
     assert search(data, tmp_path / "run", "--space", str(file)) == 0
@@ -216,13 +217,15 @@ def test_a_space_of_ones_own(data: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "its candidates are not those" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not TABLE.is_file(), reason="no table of NAS-Bench-201 beside the project")
-def test_the_found_cell_is_looked_up(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.skipif(not TABLE.is_file(), reason="no table of NAS-Bench-201 next to the project")
+def test_found_cell_is_looked_up(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     given = ["--space", "nasbench201", "--benchmark", str(TABLE)]
     assert search(data, tmp_path / "run", *given, epochs=2) == 0
     found = json.loads((tmp_path / "run" / "genotype.json").read_text())
     cell = Architecture.from_text(found["text"])
     assert cell.ops == tuple(found["ops"]) and set(cell.ops) <= set(NASBENCH201.normal[0])
+    counts = count(cell, STANDARD["nasbench201"])
+    assert (found["params"], found["macs"]) == (counts["params"], counts["macs"])
     truth = found["benchmark"]
     assert f"cifar10_test {truth['cifar10_test']:.2f} % (rank {truth['cifar10_test_rank']} of 15625)" in capsys.readouterr().out
     assert epochs(tmp_path / "run")[-1]["benchmark"]["cifar10_test"] == truth["cifar10_test"]
@@ -231,9 +234,7 @@ def test_the_found_cell_is_looked_up(data: Path, tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "run" / "genotype.json").read_text())["benchmark"] == truth
 
 
-def test_a_run_has_finished_only_with_its_ranks(
-    data: Path, made_up_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_finishes_with_ranks(data: Path, made_up_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of nats_bench's files all cells are read for them, which takes minutes."""
     given, folder = ["--space", "nasbench201", "--benchmark", str(made_up_table)], tmp_path / "run"
     with monkeypatch.context() as patch:
@@ -246,7 +247,7 @@ def test_a_run_has_finished_only_with_its_ranks(
     assert json.loads((folder / "genotype.json").read_text())["benchmark"]["cifar10_test_rank"] > 0
 
 
-def test_without_tricks_there_is_no_dropout(data: Path) -> None:
+def test_plain_p_darts_has_no_dropout(data: Path) -> None:
     counts = []
     for recipe in ("p-darts", "p-darts-without-tricks"):
         resolved = search_cifar.resolve({"recipe": recipe, "data": str(data), "init_channels": 4, "image_size": 16})
@@ -255,15 +256,15 @@ def test_without_tricks_there_is_no_dropout(data: Path) -> None:
     assert counts[0] > 0 and counts[1] == 0
 
 
-def test_every_recipe_is_described(root: Path) -> None:
+def test_every_recipe_is_documented(root: Path) -> None:
     described, _, measured = (root / "docs/recipes.md").read_text(encoding="utf-8").partition("\n## Measured here")
     assert measured  # its table begins its rows with recipes too
     for name, recipe in RECIPES.items():
         (row,) = [line for line in described.splitlines() if line.startswith(f"| `{name}` |")]
         assert recipe.source in row and recipe.published in row
         for setting, value in recipe.settings.items():
-            told = (f"--{setting} " if value else f"--no-{setting}") if isinstance(value, bool) else f"--{setting} {value}"
-            assert told in row.replace("`", " ")
+            flag = (f"--{setting} " if value else f"--no-{setting}") if isinstance(value, bool) else f"--{setting} {value}"
+            assert flag in row.replace("`", " ")
 
 
 IMAGES = {"data": "PATH", "image_size": 32}  # CIFAR's
@@ -289,7 +290,7 @@ def sweeps(root: Path) -> dict[str, list[Combination]]:
     return rows
 
 
-def test_the_sweeps_can_begin_and_are_of_the_recipes(root: Path) -> None:
+def test_documented_sweeps_are_valid(root: Path) -> None:
     rows = sweeps(root)
     counts = {name: len(combinations) for name, combinations in rows.items()}
     assert list(counts.values()) == [12, 12, 12, 108, 108, 16, 20]

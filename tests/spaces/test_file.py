@@ -1,4 +1,4 @@
-"""Candidate lists from files: both notations, round trips, and what is said of a wrong one."""
+"""Candidate lists from files: both notations, round trips, and messages about invalid ones."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def test_one_list_for_all_edges(tmp_path: Path) -> None:
     assert space == Space.uniform("mine", tuple(PAIR))
 
 
-def test_a_list_for_each_edge(tmp_path: Path) -> None:
+def test_list_per_edge(tmp_path: Path) -> None:
     normal = [PAIR] * 13 + [["noise", "max_pool_3x3"]]
     space = read(write(tmp_path, {"name": "own", "normal": normal, "reduce": ["avg_pool_3x3"]}))
     assert (space.name, space.skeleton, space.nodes, space.inputs) == ("own", "darts", 4, 2)
@@ -31,13 +31,13 @@ def test_a_list_for_each_edge(tmp_path: Path) -> None:
     assert space.reduce == (("avg_pool_3x3",),) * 14
 
 
-def test_another_number_of_nodes_and_the_other_network(tmp_path: Path) -> None:
+def test_other_node_count_and_skeleton(tmp_path: Path) -> None:
     assert read(write(tmp_path, {"nodes": 2, "candidates": PAIR})).num_edges == 5
     bench = read(write(tmp_path, {"skeleton": "nasbench201", "normal": ["skip_connect", "nor_conv_3x3"]}))
     assert (bench.num_edges, bench.inputs, bench.kinds) == (6, 1, ("normal",))
 
 
-def test_yaml(tmp_path: Path) -> None:
+def test_yaml_file_is_read(tmp_path: Path) -> None:
     pytest.importorskip("yaml", reason="pyyaml is not installed")
     path = tmp_path / "mine.yaml"
     path.write_text(
@@ -57,7 +57,7 @@ def test_yaml(tmp_path: Path) -> None:
         read(path)
 
 
-def test_yaml_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_pyyaml_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "yaml", None)
     path = tmp_path / "mine.yml"
     path.write_text("candidates: [skip_connect]")
@@ -66,13 +66,13 @@ def test_yaml_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
-def test_a_record_is_json_and_comes_back(space: Space) -> None:
+def test_record_round_trips_through_json(space: Space) -> None:
     record = json.loads(json.dumps(to_dict(space)))
     assert from_dict(record, "here") == space
     assert to_dict(from_dict(record, "here")) == record
 
 
-def test_a_changed_candidate_or_order_changes_the_record() -> None:
+def test_changed_candidate_or_order_changes_record() -> None:
     assert to_dict(S0)["normal"] == list(S0.normal[0])
     assert to_dict(S1)["reduce"][5] == ["max_pool_3x3", "avg_pool_3x3"]
     assert "reduce" not in to_dict(NASBENCH201)
@@ -108,12 +108,12 @@ def test_a_changed_candidate_or_order_changes_the_record() -> None:
         ({"skeleton": "nasbench201", "normal": ["none", "skip_connect"], "reduce": []}, "nasbench201 has no reduce cell"),
     ],
 )
-def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path, record: Any, message: str) -> None:
+def test_invalid_file_is_named_with_reason(tmp_path: Path, record: Any, message: str) -> None:
     with pytest.raises(SpaceError, match=f"mine.json: .*{message}"):
         read(write(tmp_path, record))
 
 
-def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpaceError, match=r"none.json cannot be read: .*No such file"):
         read(tmp_path / "none.json")
     path = tmp_path / "mine.json"
@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         read(path)
 
 
-def test_a_key_that_is_given_twice(tmp_path: Path) -> None:
+def test_repeated_key_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('{"normal": ["noise"], "normal": ["skip_connect"], "reduce": ["noise"]}')
     with pytest.raises(SpaceError, match=r"^\S+mine.json: normal given twice"):
@@ -140,13 +140,13 @@ def test_a_key_that_is_given_twice(tmp_path: Path) -> None:
         read(path)
 
 
-def test_names() -> None:
+def test_space_names() -> None:
     assert list(SPACES) == ["s0", "s1", "s2", "s3", "s4", "nasbench201"]
     assert named("S0") is named("s0") is S0
     assert named(" NASBench201 ") is NASBENCH201
 
 
-def test_a_name_of_nothing() -> None:
+def test_unknown_name_is_rejected() -> None:
     with pytest.raises(
         SpaceError, match=r"no space 's5': give s0, s1, s2, s3, s4, nasbench201, or a file .*\.yaml, \.yml, \.json"
     ):
@@ -155,13 +155,13 @@ def test_a_name_of_nothing() -> None:
         named("s5.json")
 
 
-def test_a_file_as_a_name(tmp_path: Path) -> None:
+def test_file_is_accepted_as_space_name(tmp_path: Path) -> None:
     assert named(str(write(tmp_path, {"candidates": PAIR}))) == Space.uniform("mine", tuple(PAIR))
     assert named(str(write(tmp_path, to_dict(S1), "copy.JSON"))) == S1
 
 
 @pytest.mark.parametrize("name", ["S1", "NASBench201"])
-def test_a_file_does_not_take_the_name_of_another_space(tmp_path: Path, name: str) -> None:
+def test_file_may_not_reuse_space_name(tmp_path: Path, name: str) -> None:
     path = write(tmp_path, {"name": name, "candidates": PAIR})
     with pytest.raises(SpaceError, match=f"mine.json: the name {name} is taken by another space"):
         named(str(path))

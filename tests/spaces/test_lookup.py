@@ -44,7 +44,7 @@ def table(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Table:
     return Table.read(write(tmp_path_factory.mktemp("table") / "table.csv", mixed))
 
 
-def test_accuracies_and_the_benchmarks_own_index(table: Table) -> None:
+def test_accuracies_and_index(table: Table) -> None:
     cell = Architecture.from_number(100)
     assert table.columns == ACCURACIES
     assert table.accuracies(cell) == {c: pytest.approx(accuracy(100, c), abs=1e-4) for c in ACCURACIES}
@@ -56,21 +56,21 @@ def test_accuracies_and_the_benchmarks_own_index(table: Table) -> None:
             table.architecture(index)
 
 
-def test_a_rank_counts_the_better_cells(table: Table) -> None:
+def test_rank_counts_better_cells(table: Table) -> None:
     ranks = [table.rank(Architecture.from_number(n), "cifar10_test") for n in (15624, 15623, 15622, 15621, 15620, 1, 0)]
     assert ranks == [(1, 15625), (2, 15625), (2, 15625), (4, 15625), (4, 15625), (15624, 15625), (15624, 15625)]
     with pytest.raises(TableError, match="no column cifar10; known are cifar10_valid, cifar10_test"):
         table.rank(Architecture.from_number(0), "cifar10")
 
 
-def test_an_answer_can_be_changed_without_changing_the_table(table: Table) -> None:
+def test_answers_are_copies(table: Table) -> None:
     cell = Architecture.from_number(3)
     before = table.accuracies(cell)
     table.accuracies(cell).clear()
     assert table.accuracies(cell) == before
 
 
-def test_more_columns(rows: Rows, tmp_path: Path) -> None:
+def test_further_columns_are_read(rows: Rows, tmp_path: Path) -> None:
     header = ["params", *HEADER, "cifar10_test_12ep"]
     path = write(tmp_path / "table.csv", [["9", *row, "12.5"] for row in rows], header)
     table = read(path)
@@ -106,12 +106,12 @@ def first(rows: Rows, place: int, column: int, value: str) -> Rows:
         (lambda rows: first(rows, 4, 2, "-1"), "line 6: cifar10_valid is a percentage, got -1"),
     ],
 )
-def test_a_table_that_is_refused(rows: Rows, tmp_path: Path, change: Callable[[Rows], Rows], message: str) -> None:
+def test_invalid_tables_are_rejected(rows: Rows, tmp_path: Path, change: Callable[[Rows], Rows], message: str) -> None:
     with pytest.raises(TableError, match=f"table.csv.*{message}"):
         Table.read(write(tmp_path / "table.csv", change(rows)))
 
 
-def test_a_table_of_something_else(tmp_path: Path) -> None:
+def test_foreign_csv_is_rejected(tmp_path: Path) -> None:
     path = write(tmp_path / "table.csv", [["1", "2"]], ["index", "accuracy"])
     with pytest.raises(TableError, match=r"not a table of NAS-Bench-201, it lacks arch_str, cifar10_valid.*needed are index"):
         Table.read(path)
@@ -125,7 +125,7 @@ def test_a_table_of_something_else(tmp_path: Path) -> None:
         Table.read(tmp_path / "none.csv")
 
 
-def test_the_benchmarks_known_facts(shared_data: Path) -> None:
+def test_known_facts_of_benchmark(shared_data: Path) -> None:
     """The optima and the all-skip cell that papers quote, to two digits."""
     table = Table.read(shared_data / "nasbench201.csv")
     assert table.columns == (*ACCURACIES, *MORE)

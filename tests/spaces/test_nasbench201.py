@@ -19,7 +19,7 @@ NODES = (
 )
 
 
-def test_the_forms_of_one_cell() -> None:
+def test_forms_of_one_cell_are_equal() -> None:
     cell = Architecture(OPS)
     assert EDGES == ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
     assert str(cell) == TEXT
@@ -31,12 +31,12 @@ def test_the_forms_of_one_cell() -> None:
     assert cell.operations("reduce") == []
 
 
-def test_nested_lists_in_any_order_within_a_node() -> None:
+def test_nested_lists_in_any_order_within_node() -> None:
     nodes = [[list(pair) for pair in reversed(node)] for node in NODES]
     assert Architecture.from_nodes(nodes).ops == OPS
 
 
-def test_every_number_is_another_cell_and_back() -> None:
+def test_numbers_and_cells_correspond() -> None:
     cells = [Architecture.from_number(number) for number in range(15625)]
     assert [cell.number for cell in cells] == list(range(15625))
     texts = [str(cell) for cell in cells]
@@ -48,7 +48,7 @@ def test_every_number_is_another_cell_and_back() -> None:
     assert cells[-1].ops == ("avg_pool_3x3",) * 6
 
 
-def test_every_text_of_the_benchmark(shared_data: Path) -> None:
+def test_every_text_of_benchmark_round_trips(shared_data: Path) -> None:
     with open(shared_data / "nasbench201.csv", encoding="utf-8", newline="") as file:
         texts = [row["arch_str"] for row in csv.DictReader(file)]
     cells = [Architecture.from_text(text) for text in texts]
@@ -68,12 +68,12 @@ def test_every_text_of_the_benchmark(shared_data: Path) -> None:
         "Genotype(normal=[], normal_concat=[], reduce=[], reduce_concat=[])",
     ],
 )
-def test_not_the_text_of_a_cell(text: str) -> None:
+def test_invalid_texts_are_rejected(text: str) -> None:
     with pytest.raises(ArchitectureError, match=r"not \|op~0\|"):
         Architecture.from_text(text)
 
 
-def test_an_operation_of_another_space() -> None:
+def test_operation_of_other_space_is_rejected() -> None:
     with pytest.raises(ArchitectureError, match=r"unknown sep_conv_3x3; NAS-Bench-201 has none, avg_pool_3x3, skip_connect"):
         Architecture.from_text(TEXT.replace("nor_conv_3x3", "sep_conv_3x3"))
     with pytest.raises(ArchitectureError, match="unknown 7"):
@@ -93,18 +93,18 @@ def test_an_operation_of_another_space() -> None:
         (None, "pairs"),
     ],
 )
-def test_not_the_nodes_of_a_cell(nodes: Any, message: str) -> None:
+def test_invalid_nodes_are_rejected(nodes: Any, message: str) -> None:
     with pytest.raises(ArchitectureError, match=message):
         Architecture.from_nodes(nodes)
 
 
 @pytest.mark.parametrize("number", [-1, 15625])
-def test_a_number_of_no_cell(number: int) -> None:
+def test_number_out_of_range_is_rejected(number: int) -> None:
     with pytest.raises(ArchitectureError, match=f"no cell {number}"):
         Architecture.from_number(number)
 
 
-def test_json() -> None:
+def test_json_round_trip() -> None:
     cell = Architecture(OPS)
     text = cell.to_json(epoch=3)
     assert json.loads(text) == {"ops": list(OPS), "text": TEXT, "epoch": 3}
@@ -114,6 +114,6 @@ def test_json() -> None:
             Architecture.from_json(wrong)
 
 
-def test_the_candidates_are_in_the_order_of_the_digits() -> None:
+def test_candidate_order_matches_digits() -> None:
     for digit, name in enumerate(NASBENCH201.normal[0]):
         assert Architecture.from_number(digit).ops[-1] == name

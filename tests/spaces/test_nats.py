@@ -41,7 +41,7 @@ class Api:
         return info if dataset == "cifar10" else info | {"valid-accuracy": SETS[dataset] + shift + 5}
 
 
-def test_each_column_is_its_own_data_set_and_training() -> None:
+def test_columns_have_data_set_and_training() -> None:
     bench = NatsBench(Api())
     assert bench.columns == (*ACCURACIES, *MORE)
     assert bench.accuracies(bench.architecture(100)) == {
@@ -71,14 +71,14 @@ def test_index_and_rank() -> None:
 
 
 @pytest.mark.parametrize(("fast_mode", "kept"), [(True, []), (False, [3])])
-def test_a_folders_cells_are_not_kept(fast_mode: bool, kept: list[int]) -> None:
+def test_cells_of_folder_are_not_kept_in_memory(fast_mode: bool, kept: list[int]) -> None:
     """Of the single file they are all that there is."""
     api = Api(fast_mode=fast_mode)
     NatsBench(api).accuracies(Architecture.from_text(CELLS[3]))
     assert list(api.arch2infos_dict) == kept
 
 
-def test_what_the_api_lacks() -> None:
+def test_missing_api_values_are_reported() -> None:
     with pytest.raises(TableError, match="here: not a table of NAS-Bench-201: cell 0"):
         NatsBench(Api(["64:64:64:64:64"] * 32768), "here")
     with pytest.raises(TableError, match="here: 5 of NAS-Bench-201's 15625 cells"):
@@ -113,7 +113,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return calls
 
 
-def test_a_folder_is_read_cell_by_cell_and_a_file_as_a_whole(folder: Path, calls: list[Any], tmp_path: Path) -> None:
+def test_folder_is_read_by_cell_and_file_as_whole(folder: Path, calls: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "NATS-tss-v1_0-3ffb9.pickle.pbz2"
     file.touch()
     assert read(folder).source == str(folder)
@@ -121,7 +121,7 @@ def test_a_folder_is_read_cell_by_cell_and_a_file_as_a_whole(folder: Path, calls
     assert calls == [(folder.name, "tss", True, False), (file.name, "tss", False, False)]
 
 
-def test_what_cannot_be_opened(calls: list[Any], tmp_path: Path) -> None:
+def test_unreadable_paths_are_rejected(calls: list[Any], tmp_path: Path) -> None:
     with pytest.raises(TableError, match="nothing: no such file or folder"):
         read(tmp_path / "nothing")
     with pytest.raises(TableError, match=r"not a folder of NATS-Bench, it lacks meta\.pickle\.pbz2"):
@@ -137,13 +137,13 @@ def test_what_cannot_be_opened(calls: list[Any], tmp_path: Path) -> None:
         read(damaged)
 
 
-def test_without_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nats_bench", None)
     with pytest.raises(TableError, match=r"needs the package nats_bench \(pip install nats_bench\)"):
         read(folder)
 
 
-def test_a_cell_that_the_package_wrote(folder: Path) -> None:
+def test_file_written_by_package_is_read(folder: Path) -> None:
     """Two runs of each training: the means come back, though the package's default is one of them at random."""
     nats_bench = pytest.importorskip("nats_bench", reason="nats_bench is not installed")
     sets = {"cifar10-valid": ("x-valid", "ori-test"), "cifar10": ("ori-test",)}

@@ -36,14 +36,14 @@ CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|avg_pool_3x3~1|
         f"{TEXT}\n{TEXT.replace('range(2, 3)', '[2]')}",  # a log that repeats itself
     ],
 )
-def test_a_genotype_is_found(text: str) -> None:
+def test_genotype_is_found_in_text(text: str) -> None:
     assert read_pasted(text) == Genotype.from_text(TEXT)
 
 
 @pytest.mark.parametrize(
     "text", [CELL, f"'{CELL}'", f"Structure(4 nodes with {CELL})", f"arch: {CELL}, 91.2 %", CELL.replace("|none~0|", "|", 1)]
 )
-def test_a_cell_of_nas_bench_201_is_found(text: str) -> None:
+def test_nas_bench_201_cell_is_found_in_text(text: str) -> None:
     if "none" not in text:  # a node's parts in another order
         text = text.replace("|+|avg_pool_3x3~1|", "|+|avg_pool_3x3~1|none~0|")
     assert read_pasted(text) == Architecture.from_text(CELL)
@@ -79,13 +79,13 @@ def test_a_cell_of_nas_bench_201_is_found(text: str) -> None:
         ("{'normal': " + "[" * 5000, "not a dict"),
     ],
 )
-def test_what_cannot_be_read_is_told_with_what_is_wanted(text: str, message: str) -> None:
+def test_unreadable_text_names_expected_form(text: str, message: str) -> None:
     with pytest.raises(GenotypeError, match=message) as caught:
         read_pasted(text)
     assert len(str(caught.value)) < 900
 
 
-def test_an_unknown_operation_of_nas_bench_201() -> None:
+def test_unknown_nas_bench_201_operation_is_rejected() -> None:
     with pytest.raises(ArchitectureError, match="unknown nor_conv_3x33"):
         read_pasted(CELL.replace("nor_conv_3x3~", "nor_conv_3x33~", 1))
 
@@ -93,7 +93,7 @@ def test_an_unknown_operation_of_nas_bench_201() -> None:
 @pytest.mark.parametrize(
     "call", ["os.mkdir('made')", "__import__('os').mkdir('made')", "(lambda: open('made', 'w'))()", "[open('made', 'w')][0]"]
 )
-def test_nothing_is_executed(call: str, tmp_path: os.PathLike, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pasted_text_is_not_executed(call: str, tmp_path: os.PathLike, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for text in (TEXT.replace("range(2, 3)", call), TEXT.replace("0)", f"{call})"), DICT.replace("[2]", call), call):
         with pytest.raises(GenotypeError):
@@ -101,6 +101,6 @@ def test_nothing_is_executed(call: str, tmp_path: os.PathLike, monkeypatch: pyte
     assert not os.listdir(tmp_path)
 
 
-def test_candidates_of_ones_own_are_known_once_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_candidates_are_known_once_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CANDIDATES, "mine", Candidate("mine", "conv"))
     assert read_pasted(TEXT.replace("max_pool_3x3", "mine")).reduce[0] == ("mine", 0)

@@ -21,7 +21,7 @@ LETTERS = {
         ("reduce", "MA Md  MA MA iD  MA Ms id iD  MA MA iD iD iD"),
     ],
 )
-def test_s1_has_two_candidates_on_each_edge(kind: Kind, edges: str) -> None:
+def test_s1_has_two_candidates_per_edge(kind: Kind, edges: str) -> None:
     assert S1.candidates(kind) == tuple(tuple(LETTERS[letter] for letter in edge) for edge in edges.split())
 
 
@@ -36,7 +36,7 @@ FOUND: list[tuple[Kind, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "cell"), FOUND)
-def test_s1_has_the_cells_that_were_found_in_it(kind: Kind, cell: str) -> None:
+def test_s1_contains_published_cells(kind: Kind, cell: str) -> None:
     genes = cell.split()
     for node in range(4):
         for letter, state in genes[2 * node : 2 * node + 2]:
@@ -44,7 +44,7 @@ def test_s1_has_the_cells_that_were_found_in_it(kind: Kind, cell: str) -> None:
             assert LETTERS[letter] in S1.candidates(kind)[edge], (kind, edge)
 
 
-def test_s2_to_s4_have_the_same_candidates_on_all_edges() -> None:
+def test_s2_to_s4_have_same_candidates_on_all_edges() -> None:
     assert S2.normal == S2.reduce == (("skip_connect", "sep_conv_3x3"),) * 14
     assert S3.normal == S3.reduce == (("none", "skip_connect", "sep_conv_3x3"),) * 14
     assert S4.normal == S4.reduce == (("noise", "sep_conv_3x3"),) * 14
@@ -52,7 +52,7 @@ def test_s2_to_s4_have_the_same_candidates_on_all_edges() -> None:
 
 
 @pytest.mark.parametrize("space", [S1, S2, S3], ids=lambda space: space.name)
-def test_candidates_are_in_the_order_of_s0(space: Space) -> None:
+def test_candidates_follow_order_of_s0(space: Space) -> None:
     order = S0.normal[0]
     for kind in space.kinds:
         assert all(list(names) == sorted(names, key=order.index) for names in space.candidates(kind))

@@ -6,7 +6,7 @@ from fastdarts.spaces import CANDIDATES, KINDS, NASBENCH201, S0, SKELETONS, Spac
 from fastdarts.spaces.candidates import known, of_genotypes
 
 
-def test_s0_is_darts_list_in_darts_order() -> None:
+def test_s0_follows_darts_order() -> None:
     """The index of a candidate is part of every checkpoint."""
     names = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect")
     names += ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
@@ -16,7 +16,7 @@ def test_s0_is_darts_list_in_darts_order() -> None:
     assert KINDS == ("normal", "reduce")
 
 
-def test_edges_are_numbered_node_by_node() -> None:
+def test_edges_are_numbered_by_node() -> None:
     assert S0.num_edges == 14
     assert [list(S0.edges_of_node(i)) for i in range(4)] == [
         [0, 1],
@@ -27,13 +27,13 @@ def test_edges_are_numbered_node_by_node() -> None:
 
 
 @pytest.mark.parametrize(("nodes", "edges"), [(1, 2), (2, 5), (3, 9), (5, 20)])
-def test_other_numbers_of_nodes(nodes: int, edges: int) -> None:
+def test_other_node_counts(nodes: int, edges: int) -> None:
     space = Space.uniform("small", ("skip_connect",), nodes)
     assert space.num_edges == len(space.normal) == edges
     assert [e for i in range(nodes) for e in space.edges_of_node(i)] == list(range(edges))
 
 
-def test_families() -> None:
+def test_families_of_candidates() -> None:
     families = {name: c.family for name, c in CANDIDATES.items()}
     assert families == {
         "none": "none",
@@ -53,7 +53,7 @@ def test_families() -> None:
     assert all(c.name == name for name, c in CANDIDATES.items())
 
 
-def test_each_network_has_its_own_candidates() -> None:
+def test_skeletons_have_their_candidates() -> None:
     """Average pooling is in both, with a norm after it in DARTS alone."""
     assert SKELETONS == ("darts", "nasbench201")
     assert known("darts") == [*S0.normal[0], "noise"]
@@ -83,7 +83,7 @@ GOOD = ("skip_connect", "none")
         (("none",), "reduce edge 5.*besides none"),
     ],
 )
-def test_a_list_that_cannot_be_chosen_from(bad: tuple[str, ...], message: str) -> None:
+def test_invalid_candidate_lists_are_rejected(bad: tuple[str, ...], message: str) -> None:
     lists = [GOOD] * 14
     lists[5] = bad
     with pytest.raises(ValueError, match=message):
@@ -91,7 +91,7 @@ def test_a_list_that_cannot_be_chosen_from(bad: tuple[str, ...], message: str) -
 
 
 @pytest.mark.parametrize("count", [0, 13, 15])
-def test_a_list_for_each_edge(count: int) -> None:
+def test_list_per_edge(count: int) -> None:
     with pytest.raises(ValueError, match=f"normal cell has 14 edges.*{count}"):
         Space("mine", (GOOD,) * count, (GOOD,) * 14)
 
@@ -105,12 +105,12 @@ def test_a_list_for_each_edge(count: int) -> None:
         ({"skeleton": "nasbench201", "inputs": 1, "nodes": 3}, "no reduction cell"),
     ],
 )
-def test_a_cell_that_its_network_does_not_have(sizes: dict[str, object], message: str) -> None:
+def test_invalid_cells_are_rejected(sizes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Space("mine", (GOOD,) * 14, (GOOD,) * 14, **sizes)
 
 
-def test_a_candidate_of_the_other_network() -> None:
+def test_candidate_of_other_skeleton_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"normal edge 0: unknown nor_conv_3x3; known are none.*dil_conv_5x5"):
         Space.uniform("mine", ("skip_connect", "nor_conv_3x3"))
     lists = (GOOD, GOOD, ("sep_conv_3x3",), GOOD, GOOD, GOOD)

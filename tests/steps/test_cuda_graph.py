@@ -15,63 +15,14 @@ import torch
 from torch import Tensor
 
 from fastdarts.engine import World
-from fastdarts.optim import updates
 from fastdarts.optim.optimizers import set_rate
 from fastdarts.search import Bilevel
 from fastdarts.steps import CapturedSteps, CaptureError, cuda_graph, no_gpu
 from fastdarts.steps.cuda_graph import WARM_UP, Recording, State, refusal
 from tests.support.bilevels import MADE_OF, batch, differing, everything, make, number
-from tests.support.tape import Tape
+from tests.support.recorders import Averages, Repeats, Tapes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Repeats:
-    """Stands in for Recorder: capturing runs nothing, replaying runs the work and leaves its result in one place."""
-
-    made: list["Repeats"]
-
-    def __init__(self, device: torch.device) -> None:
-        self.pieces = 0
-        self.warmed = 0
-        Repeats.made.append(self)
-
-    def warm_up(self, work: Callable[[], Tensor]) -> str | None:
-        for _ in range(WARM_UP):
-            torch.rand(1)  # as an objective with dropout would
-            work()
-            self.warmed += 1
-        return None
-
-    def capture(self, work: Callable[[], Tensor]) -> Recording:
-        loss, self.pieces = torch.full((), torch.nan, dtype=torch.float64), self.pieces + 1
-        return Recording(lambda: loss.copy_(work()), loss)
-
-
-@pytest.fixture
-def repeats(monkeypatch: pytest.MonkeyPatch) -> type[Repeats]:
-    Repeats.made = []
-    monkeypatch.setattr(cuda_graph, "Recorder", Repeats)
-    monkeypatch.setattr(cuda_graph, "no_gpu", lambda _: None)
-    monkeypatch.setattr(updates, "known", lambda bad: False)  # to the host
-    return Repeats
-
-
-class Tapes(Repeats):
-    """Stands in for Recorder: replays the operators that ran while capturing."""
-
-    def capture(self, work: Callable[[], Tensor]) -> Recording:
-        tape, self.pieces, rng = Tape(), self.pieces + 1, torch.get_rng_state()
-        with tape:
-            loss = work()
-        tape.put_back()
-        torch.set_rng_state(rng)  # a capture draws nothing
-        return Recording(tape.replay, loss)
-
-
-@pytest.fixture
-def tapes(repeats: type[Repeats], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_graph, "Recorder", Tapes)
 
 
 def tensor_rates(bilevel: Bilevel) -> Bilevel:
@@ -93,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("rates", ["numbers", "tensors"])
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_the_captured_run_is_the_run(settings: dict[str, Any], rates: str, repeats: type[Repeats]) -> None:
+def test_captured_run_is_bitwise_identical(settings: dict[str, Any], rates: str, repeats: type[Repeats]) -> None:
     """Six steps, alpha from the third on, a rate that changes: the same bits, losses included."""
     captured, plain = make(**settings), make(**settings)
     if rates == "tensors":
@@ -116,7 +67,7 @@ def test_the_captured_run_is_the_run(settings: dict[str, Any], rates: str, repea
 
 @pytest.mark.parametrize("begin", [0, 2])
 @pytest.mark.parametrize("settings", (VARIANTS | MADE_OF).values(), ids=VARIANTS | MADE_OF)
-def test_the_run_on_tape_is_the_run(settings: dict[str, Any], begin: int, tapes: None) -> None:
+def test_taped_run_is_bitwise_identical(settings: dict[str, Any], begin: int, tapes: None) -> None:
     """Five steps, alpha from the first or the third on, a rate that changes in place: the same bits, losses included."""
     captured, plain = (tensor_rates(make(**settings)) for _ in range(2))
     run = CapturedSteps(captured, "on")
@@ -134,20 +85,9 @@ def test_the_run_on_tape_is_the_run(settings: dict[str, Any], begin: int, tapes:
     assert run.captured and captured.skipped.tolist() == [0, 0]
 
 
-class Averages:
-    """Stands in for several ranks: what is averaged becomes something else each time, so a forgotten average shows."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def __call__(self, flat: Tensor) -> None:
-        self.sizes.append(flat.numel())
-        flat.mul_(1 + 2.0 ** -(3 + len(self.sizes) % 3))
-
-
 @pytest.mark.parametrize("begin", [0, 2])
 @pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS)
-def test_an_update_is_cut_where_ranks_are_averaged(settings: dict[str, Any], begin: int, tapes: None) -> None:
+def test_updates_are_split_at_rank_averages(settings: dict[str, Any], begin: int, tapes: None) -> None:
     """Graph, average, graph: five steps on tape are the five steps; a graph more for each average of an update."""
     averages = Averages(), Averages()
     captured, plain = (tensor_rates(make(reduce=reduce, **settings)) for reduce in averages)
@@ -166,7 +106,7 @@ def test_an_update_is_cut_where_ranks_are_averaged(settings: dict[str, Any], beg
 
 
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
-def test_a_later_piece_that_cannot_be_captured(
+def test_failed_capture_of_later_piece_is_undone(
     fails_at: int, tapes: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With the weights placed elsewhere for the second order: nothing of the half-captured update remains."""
@@ -195,7 +135,7 @@ def test_synchronised_batch_norm_is_not_captured(repeats: type[Repeats]) -> None
     assert refusal(bilevel) == "BatchNorm's sums are synchronised between the ranks within the forward pass"
 
 
-def test_an_update_that_is_skipped_on_tape(tapes: None) -> None:
+def test_skipped_update_in_replay_changes_no_state(tapes: None) -> None:
     """NaN comes from the device, after the capture: nothing remains of that step."""
     captured, factor = tensor_rates(make(unrolled=True)), torch.ones(())
     captured.supernet.cells[0].register_forward_hook(lambda _, __, out: out * factor)
@@ -209,7 +149,7 @@ def test_an_update_that_is_skipped_on_tape(tapes: None) -> None:
     assert all(map(torch.isfinite, run(number(1), batch(2), batch(3))))
 
 
-def test_a_number_read_while_capturing_is_refused(tapes: None) -> None:
+def test_synchronisation_during_capture_is_rejected(tapes: None) -> None:
     bilevel = make()
     hook = bilevel.supernet.cells[0].register_forward_hook(lambda _, __, out: out * float(out.isfinite().all()))
     run = CapturedSteps(bilevel)
@@ -218,14 +158,14 @@ def test_a_number_read_while_capturing_is_refused(tapes: None) -> None:
     assert "operation not permitted when stream is capturing" in run.reason and not run.captured
 
 
-def test_losses_are_each_steps_own(repeats: type[Repeats]) -> None:
+def test_losses_are_copied_per_step(repeats: type[Repeats]) -> None:
     """A graph writes its loss to one place; a search keeps an epoch's losses."""
     run = CapturedSteps(make())
     losses = [run(number(step), batch(2 * step), batch(2 * step + 1)) for step in range(3)]
     assert len({float(loss) for pair in losses for loss in pair}) == 6
 
 
-def test_a_batch_of_another_size_runs_uncaptured(repeats: type[Repeats], caplog: pytest.LogCaptureFixture) -> None:
+def test_batch_of_other_size_runs_uncaptured(repeats: type[Repeats], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fastdarts")
     captured, plain = make(), make()
     run = CapturedSteps(captured)
@@ -236,7 +176,8 @@ def test_a_batch_of_another_size_runs_uncaptured(repeats: type[Repeats], caplog:
     assert sum("batch of 4 images does not have the captured size" in m for m in caplog.messages) == 1
 
 
-def test_a_skipped_update_inside_a_replay(repeats: type[Repeats]) -> None:
+def test_skipped_update_inside_replay(repeats: type[Repeats]) -> None:
+    """A non-finite loss in a replayed step changes no parameters, buffers or optimizer state."""
     captured = make()
     run = CapturedSteps(captured)
     run(number(0), batch(0), batch(1))
@@ -249,7 +190,7 @@ def test_a_skipped_update_inside_a_replay(repeats: type[Repeats]) -> None:
     assert all(map(torch.isfinite, run(number(1), batch(2), batch(3))))
 
 
-def test_capturable_is_said_only_while_capturing(repeats: type[Repeats], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capturable_flag_is_set_only_during_capture(repeats: type[Repeats], monkeypatch: pytest.MonkeyPatch) -> None:
     bilevel = make()
     group = bilevel.arch_optimizer.param_groups[0]
     seen = []
@@ -262,7 +203,7 @@ def test_capturable_is_said_only_while_capturing(repeats: type[Repeats], monkeyp
 # -------------------------------------------------------------------------------------------------------- refusals
 
 
-def test_without_a_gpu_steps_run_and_it_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_gpu_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "fastdarts")
     captured, plain = make(), make()
     run = CapturedSteps(captured)
@@ -276,23 +217,23 @@ def test_without_a_gpu_steps_run_and_it_is_said_once(caplog: pytest.LogCaptureFi
     assert run.reason == no_gpu(torch.device("cpu")) and not run.captured
 
 
-def test_on_without_a_gpu_is_an_error() -> None:
+def test_cuda_graph_on_without_gpu_raises() -> None:
     with pytest.raises(CaptureError, match="cannot be captured in a CUDA graph: CUDA graphs need a GPU, this runs on cpu"):
         CapturedSteps(make(), "on")(number(0), batch(0), batch(1))
 
 
-def test_off_says_nothing(caplog: pytest.LogCaptureFixture, repeats: type[Repeats]) -> None:
+def test_cuda_graph_off_logs_nothing(caplog: pytest.LogCaptureFixture, repeats: type[Repeats]) -> None:
     caplog.set_level(logging.INFO, "fastdarts")
     run = CapturedSteps(make(), "off")
     run(number(0), batch(0), batch(1))
     assert not run.captured and not repeats.made and not [m for m in caplog.messages if "graph" in m.lower()]
 
 
-def test_a_gpu_is_no_reason() -> None:
+def test_gpu_gives_no_refusal() -> None:
     assert no_gpu(torch.device("cuda:1")) is None
 
 
-def test_an_optimizer_that_is_not_known_to_be_capturable(repeats: type[Repeats]) -> None:
+def test_unknown_optimizer_is_not_captured(repeats: type[Repeats]) -> None:
     bilevel = make()
     assert refusal(bilevel) is None
     bilevel.arch_optimizer = torch.optim.RMSprop(bilevel.relaxation.parameters())
@@ -307,7 +248,7 @@ def test_an_optimizer_that_is_not_known_to_be_capturable(repeats: type[Repeats])
 
 @pytest.mark.parametrize("broken", ["warm_up", "capture"])
 @pytest.mark.parametrize("part", ["alpha", "weights"])
-def test_what_cannot_be_captured_goes_on_uncaptured(
+def test_failed_capture_continues_uncaptured(
     part: str, broken: str, repeats: type[Repeats], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whether it is noticed in the warm-up or only by the capture, in the first graph or in the second: the run is the run."""
@@ -344,7 +285,7 @@ def test_what_cannot_be_captured_goes_on_uncaptured(
 
 
 @pytest.mark.parametrize("ended", [False, True])
-def test_what_torch_leaves_of_a_capture_is_done(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aborted_capture_is_cleaned_up(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its memory is given back once, and a capture that ends well comes after it; nothing where this one had ended."""
     recorder = object.__new__(cuda_graph.Recorder)
     recorder.device, recorder.stream, recorder.pool = torch.device("cpu"), None, (0, 7)
@@ -363,7 +304,7 @@ def test_what_torch_leaves_of_a_capture_is_done(ended: bool, monkeypatch: pytest
     assert done == ([] if ended else ["end", "release", "capture"])
 
 
-def test_a_warm_up_that_fails_leaves_no_trace(repeats: type[Repeats]) -> None:
+def test_failed_warm_up_changes_no_state(repeats: type[Repeats]) -> None:
     """Out of memory, say: that is the step's own failure, and the user's to hear of."""
     bilevel = make()
     bilevel(number(0), batch(0), batch(1))
@@ -383,7 +324,7 @@ def test_a_warm_up_that_fails_leaves_no_trace(repeats: type[Repeats]) -> None:
     assert differing(everything(bilevel), before) == [] and run.reason is None
 
 
-def test_without_memory_for_both_graphs_steps_go_on_uncaptured(
+def test_too_little_memory_for_both_graphs_continues_uncaptured(
     tapes: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The first update's graph keeps what a step takes: the second one's warm-up may not find as much."""
@@ -407,7 +348,7 @@ def _out_of_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_state_is_put_back_exactly() -> None:
+def test_state_is_restored_exactly() -> None:
     bilevel = make(amp="fp16")
     bilevel.weight_step(number(0), batch(0))
     state, before = State(bilevel), everything(bilevel)

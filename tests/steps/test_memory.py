@@ -15,9 +15,10 @@ from fastdarts.kernels.mixed_cell_launches import Call, Needs
 from fastdarts.kernels.mixed_cell_plan import MixedCellPlan
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.ops.backend import BackendUnavailable
+from fastdarts.runs.memory import search_bytes
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import S0
-from fastdarts.steps import NoMemory, free_bytes, largest_batch, memory_errors_explained, meta_batch, step_bytes
+from fastdarts.steps import NoMemory, free_bytes, largest_batch, memory_errors_explained, meta_batch
 from fastdarts.steps.glibc_heap import MAPPED, PADDING, WALLED, Heap
 from fastdarts.steps.memory_counter import HEADER, Counted, Workspace
 from fastdarts.supernet import Supernet
@@ -36,7 +37,7 @@ def parts(backend, masked=True):
 
 
 def of(n, backend="definition", size=64, device="cpu", **how):
-    return step_bytes(*parts(backend), meta_batch(n, size), device, **how)
+    return search_bytes(*parts(backend), meta_batch(n, size), device, **how)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def of(n, backend="definition", size=64, device="cpu", **how):
         pytest.param(Workload("mae-imagenet", 4, 224, 4, backend="definition"), id="definition, ImageNet's stem"),
     ],
 )
-def test_what_is_predicted_is_what_a_step_takes(workload):
+def test_prediction_matches_measurement(workload):
     """Measured in a process of its own."""
     record = compare(workload, calls=2)
     assert abs(record["ratio"] - 1) < ALLOWED, record
@@ -67,17 +68,17 @@ def test_every_case_is_predicted(workload):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", ["auto", "definition"])
-def test_on_a_gpu_the_allocator_adds_no_more_than_what_is_said(backend, dtype):
+def test_gpu_allocator_overhead_is_bounded(backend, dtype):
     """Workspaces of cuDNN and small sums of the fused kernels come on top; the scratch of the cells' backward is predicted."""
     record = compare(Workload("pc-cifar", 64, 32, 4, dtype, "cuda", backend))
     assert 1 - 2 * ALLOWED < record["ratio"] < 1 + ALLOWED, record
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_allocated_and_the_modules_stay_as_they_are(backend):
+def test_prediction_allocates_nothing_and_keeps_modules(backend):
     """A batch of terabytes is only counted."""
     given = parts(backend)
-    sizes = [step_bytes(*given, meta_batch(n, 224), "cpu") for n in (1024, 2048, 1024)]
+    sizes = [search_bytes(*given, meta_batch(n, 224), "cpu") for n in (1024, 2048, 1024)]
     assert sizes[1] > 5e9 and abs(sizes[1] / sizes[0] - 2) < 0.05
     assert sizes[0] == sizes[2]
     assert all(type(p) is torch.nn.Parameter and p.is_meta for m in given[:2] for p in m.parameters())
@@ -85,16 +86,16 @@ def test_nothing_is_allocated_and_the_modules_stay_as_they_are(backend):
 
 
 @needs_native
-def test_the_fused_cells_keep_less():
+def test_fused_cells_need_less_memory():
     assert of(64, "auto", 224) < of(64, "definition", 224) / 2
 
 
-def test_a_backend_that_cannot_serve_there_is_refused():
+def test_unusable_backend_is_rejected():
     with pytest.raises(BackendUnavailable, match="supports tensors on the CPU"):
         of(4, "cpu", device="cuda")
 
 
-def test_second_order_the_hessian_and_batches_ahead_take_more():
+def test_second_order_hessian_and_prefetch_need_more():
     plain = of(16)
     assert of(16, unrolled=True) > plain
     assert of(16, hessian=True) >= plain
@@ -103,7 +104,7 @@ def test_second_order_the_hessian_and_batches_ahead_take_more():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_half_the_bits_take_about_half(backend):
+def test_half_precision_needs_about_half(backend):
     """bfloat16 is no CPU's: counted as the definition, which autocast reaches through any device."""
     if backend != "definition":
         with pytest.raises(BackendUnavailable):
@@ -112,7 +113,7 @@ def test_half_the_bits_take_about_half(backend):
     assert 0.4 < of(256, amp="bf16") / of(256) < 0.75
 
 
-def test_an_evaluation_takes_less_than_a_step():
+def test_evaluation_needs_less_than_step():
     supernet, objective, relaxation = parts("definition")
     supernet.eval()
     with Counted(host=True) as counted, torch.no_grad():
@@ -120,7 +121,7 @@ def test_an_evaluation_takes_less_than_a_step():
     assert 0 < counted.peak < of(16) / 2
 
 
-def test_tensors_are_counted_while_they_live():
+def test_tensors_are_counted_while_alive():
     with Counted(host=False) as counted, torch.device("meta"):
         a = torch.empty(1000)
         b = a + 1
@@ -134,7 +135,7 @@ def test_tensors_are_counted_while_they_live():
     assert (again.shape, other.dtype, counted.live) == (a.shape, torch.float64, 16000)
 
 
-def test_results_are_those_of_the_operator_and_not_of_one_like_it():
+def test_operator_results_are_exact():
     with Counted(host=False), torch.device("meta"):
         x = torch.empty(4, 6)
         for _ in range(2):
@@ -146,7 +147,7 @@ def test_results_are_those_of_the_operator_and_not_of_one_like_it():
             assert [tuple(t.shape) for t in torch.ops.aten.max.dim(x, 1)] == [(4,), (4,)]
 
 
-def test_the_workspace_keeps_what_is_given_back():
+def test_workspace_keeps_freed_blocks():
     workspace = Workspace()
     a, grown = workspace.take(100_000)
     assert grown == 100_000 + HEADER
@@ -160,9 +161,9 @@ def test_the_workspace_keeps_what_is_given_back():
     assert workspace.take(20_000)[1] == 20_000 + HEADER  # no block of more than twice its size
 
 
-def test_a_hole_of_the_heap_does_not_fit_a_tensor_of_its_size():
+def test_heap_hole_needs_room_for_header():
     heap = Heap()
-    a, b, c = (heap.take(1000) for _ in range(3))  # with what is kept with each, 1008
+    a, b, c = (heap.take(1000) for _ in range(3))  # 1008 with headers
     assert [a.start, b.start, c.start, heap.taken] == [0, 1008, 2016, 3024]
     heap.give(a)
     assert heap.take(1000).start == 3024
@@ -170,11 +171,11 @@ def test_a_hole_of_the_heap_does_not_fit_a_tensor_of_its_size():
     heap.give(b)  # merges with the rest of the hole before it
     assert heap.take(1000).start == 1008 - PADDING
     heap.give(c)
-    assert heap.taken == 4 * 1008  # it lies before one that lives
+    assert heap.taken == 4 * 1008  # it precedes a live one
     assert heap.take(MAPPED).start == -1 and heap.taken == 4 * 1008 + MAPPED
 
 
-def test_the_top_of_the_heap_is_given_back():
+def test_heap_top_is_returned():
     heap = Heap()
     blocks = [heap.take(size) for size in (100, 2000, 30_000, MAPPED)]
     for block in (blocks[i] for i in (1, 3, 0, 2)):
@@ -204,7 +205,7 @@ def test_walls_keep_holes_from_merging():
     assert heap.take(WALLED * 1008).start == 0 and heap.taken == before
 
 
-def test_walls_stay_as_long_as_the_graph_of_their_forward():
+def test_walls_live_as_long_as_graph():
     with Counted(host=True) as counted, torch.device("meta"):
         x = torch.empty(1000, requires_grad=True)
         counted.pass_begins()
@@ -212,7 +213,7 @@ def test_walls_stay_as_long_as_the_graph_of_their_forward():
         for _ in range(WALLED):
             y = y.exp()
         loss = y.sum()
-        counted.pass_ends(None, (), loss)
+        counted.pass_ends(loss)
         del y
         kept = counted.live
         counted.pass_begins()  # another forward: not its walls
@@ -224,7 +225,7 @@ def test_walls_stay_as_long_as_the_graph_of_their_forward():
 
 @pytest.mark.parametrize(("each", "fixed"), [(1.0, 0), (3.7, 100), (0.01, 5)])
 @pytest.mark.parametrize("space", [50, 107, 1000, 4321])
-def test_the_largest_batch_that_fits(each, fixed, space):
+def test_largest_batch_that_fits(each, fixed, space):
     def peak(n):
         assert 0 < n <= 960 and n % 8 == 0
         tried.append(n)
@@ -237,7 +238,7 @@ def test_the_largest_batch_that_fits(each, fixed, space):
     assert len(tried) <= 12
 
 
-def test_the_smaller_split_bounds_it():
+def test_smaller_split_limits_batch():
     assert largest_batch(lambda n: n, 10**9, 31) == 24
     assert largest_batch(lambda n: n, 10**9, 7) == 0
     assert largest_batch(lambda n: n, 10**9, 31, multiple=6) == 30
@@ -252,7 +253,7 @@ def test_the_smaller_split_bounds_it():
         RuntimeError("std::bad_alloc"),
     ],
 )
-def test_memory_that_gives_out_is_told(error):
+def test_out_of_memory_is_explained(error):
     with (
         pytest.raises(NoMemory, match=r"out of memory \(.+\); take a smaller one") as raised,
         memory_errors_explained(lambda: "take a smaller one"),
@@ -261,12 +262,12 @@ def test_memory_that_gives_out_is_told(error):
     assert raised.value.__cause__ is error
 
 
-def test_other_errors_pass():
+def test_other_errors_pass_through():
     with pytest.raises(RuntimeError, match=r"^shapes differ$"), memory_errors_explained(lambda: "no"):
         raise RuntimeError("shapes differ")
 
 
-def test_free_memory_knows_the_address_space():
+def test_free_memory_respects_address_space_limit():
     """In a process of its own, whose limit cannot be lifted again."""
     code = (
         "import resource, torch; from fastdarts.steps import free_bytes\n"
@@ -280,7 +281,7 @@ def test_free_memory_knows_the_address_space():
     assert 2**27 < after <= 2**28 < before
 
 
-def test_a_gpus_backward_works_beside_what_it_gives() -> None:
+def test_gpu_backward_workspace_is_predicted() -> None:
     """Its blocks for gradients of nodes and convolutions, at the peak alone; tensors are fake, there is no GPU."""
     graph = graph_of(S0, "normal")
     with FakeTensorMode(), torch.device("cuda"):

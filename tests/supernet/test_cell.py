@@ -65,7 +65,7 @@ def test_order_of_edges_and_nodes(by: str, backend: str) -> None:
         *[(9, 3, 0), (10, 3, 1), (11, 3, 2), (12, 3, 3), (13, 3, 4)],
     ],
 )
-def test_one_edge_alone(edge: int, node: int, state: int, backend: str) -> None:
+def test_single_edge_reads_its_state(edge: int, node: int, state: int, backend: str) -> None:
     """The only edge into its node carries that state and no other (the states before it are fed by their first edges)."""
     weights = torch.zeros(14, dtype=torch.float64)
     for first, value in ((0, 3), (2, 4), (5, 5)):  # nodes 0, 1, 2 = 3, 4, 5 times s0
@@ -79,7 +79,7 @@ def test_one_edge_alone(edge: int, node: int, state: int, backend: str) -> None:
     assert_close(out[:, 2 * node : 2 * node + 2], flat(*[100 * states[state]] * 2))
 
 
-def test_beta_scales_the_bypass_too(backend: str) -> None:
+def test_beta_scales_bypass(backend: str) -> None:
     ones = torch.ones(14, dtype=torch.float64)
     ops = torch.stack([ones, 0 * ones], dim=1)  # nothing but the bypass
     cell = skip_cell(backend, C=4, k=2)
@@ -90,7 +90,7 @@ def test_beta_scales_the_bypass_too(backend: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "strided"), [("normal", set()), ("reduce", {0, 1, 2, 3, 5, 6, 9, 10})], ids=["normal", "reduce"]
 )
-def test_which_edges_stride(kind: str, strided: set[int], backend: str) -> None:
+def test_strided_edges(kind: str, strided: set[int], backend: str) -> None:
     cell = SupernetCell(S0, kind, 4, 4, 4, reduction_prev=False, backend=backend).double()
     assert {e for e, edge in enumerate(cell._ops.graph.edges) if edge.stride == 2} == strided
     x = torch.randn(2, 4, 8, 8, dtype=torch.float64)
@@ -98,7 +98,7 @@ def test_which_edges_stride(kind: str, strided: set[int], backend: str) -> None:
     assert out.shape == ((2, 16, 4, 4) if strided else (2, 16, 8, 8))
 
 
-def test_after_a_reduction_the_older_input_is_halved(backend: str) -> None:
+def test_older_input_is_halved_after_reduction(backend: str) -> None:
     """preprocess0 reads the even pixels for its first half of channels and the odd ones for the second."""
     cell = SupernetCell(SKIPS, "normal", 1, 2, 2, reduction_prev=True, backend=backend).double()
     transparent(cell)
@@ -113,7 +113,7 @@ def test_after_a_reduction_the_older_input_is_halved(backend: str) -> None:
     assert_close(out, want)
 
 
-def test_the_output_is_nobodys_state(backend: str) -> None:
+def test_output_may_be_modified_in_place(backend: str) -> None:
     """Callers modify it in place (drop-path, auxiliary skips): the gradients stay right."""
     cell = SupernetCell(S0, "normal", 4, 4, 4, reduction_prev=False, backend=backend).double()
     x = torch.randn(2, 4, 4, 4, dtype=torch.float64, requires_grad=True)
@@ -126,7 +126,7 @@ def test_the_output_is_nobodys_state(backend: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["normal", "reduce"])
-def test_compiles_without_a_graph_break(kind: str, backend: str) -> None:
+def test_compiles_without_graph_break(kind: str, backend: str) -> None:
     space = Space.uniform("one node", S0.normal[0], nodes=1)
     cell = SupernetCell(space, kind, 4, 4, 4, reduction_prev=True, partial_channels=2, backend=backend).double()
     s0, s1 = (torch.randn(2, 4, side, side, dtype=torch.float64) for side in (8, 4))
@@ -159,7 +159,7 @@ def torchs_own(name: str, C: int, stride: int) -> list[nn.Conv2d]:
 
 
 @pytest.mark.parametrize(("k", "stem"), [(1, "cifar"), (2, "imagenet")])
-def test_initial_weights_are_torchs(k: int, stem: str) -> None:
+def test_initial_weights_match_torch(k: int, stem: str) -> None:
     """Bit for bit those of convolutions built one after the other: stem, then of each cell the preprocess layers first."""
     torch.manual_seed(3)
     supernet = Supernet(S0, C=8, layers=4, stem=stem, partial_channels=k)
@@ -187,7 +187,7 @@ def test_initial_weights_are_torchs(k: int, stem: str) -> None:
     assert all(torch.equal(t.flatten(), c.weight.flatten()) for t, c in zip(got, made, strict=True))
 
 
-def test_a_cell_has_few_large_parameters() -> None:
+def test_cell_parameters_are_packed() -> None:
     cell = SupernetCell(S0, "reduce", 8, 8, 8, reduction_prev=True)
     assert [name for name, _ in cell.named_parameters()] == [
         "preprocess0.conv_1.weight",
@@ -198,8 +198,8 @@ def test_a_cell_has_few_large_parameters() -> None:
     assert cell._ops.weights.numel() == sum(map(math.prod, cell._ops.graph.convolutions(8)))
 
 
-def test_the_parts_of_a_packed_tensor_have_their_names() -> None:
-    """Views come from `unpacked`, of a gradient too: what lies where in the parameter lies there in its gradient."""
+def test_unpacked_views_have_names() -> None:
+    """`unpacked` returns views, also of a gradient, with the same layout."""
     edges = MixedEdges(S0, "reduce", 4)
     views = edges.unpacked(edges.weights.detach())
     assert views["0._ops.3.conv_2.weight"].shape == (2, 4, 1, 1)
@@ -209,7 +209,7 @@ def test_the_parts_of_a_packed_tensor_have_their_names() -> None:
     assert torch.equal(edges.state_dict()["2._ops.6.op.2.weight"], torch.full((4, 4, 1, 1), 7.0))
 
 
-def test_modules_are_the_ops(backend: str) -> None:
+def test_modules_match_ops(backend: str) -> None:
     """The modules add names, buffers and counters; what they compute is ops.mixed_cell and ops.relu_conv_bn."""
     torch.manual_seed(0)
     edges = MixedEdges(S0, "normal", 4, backend=backend).double()
@@ -223,19 +223,19 @@ def test_modules_are_the_ops(backend: str) -> None:
 
 
 @pytest.mark.parametrize("module", [FactorizedReduce(4, 6), ReLUConvBN(4, 6)], ids=lambda m: type(m).__name__)
-def test_preprocess_layers_count_their_forwards(module: nn.Module) -> None:
+def test_preprocess_layers_count_forwards(module: nn.Module) -> None:
     bn = module.bn if isinstance(module, FactorizedReduce) else module.op[2]
     for training in (True, False, True):
         module.train(training)(torch.randn(2, 4, 6, 6))
     assert bn.num_batches_tracked == 2
 
 
-def test_an_odd_number_of_channels_cannot_be_halved() -> None:
+def test_odd_channel_count_is_rejected() -> None:
     with pytest.raises(ValueError, match="FactorizedReduce halves its output channels between two convolutions: 3 is odd"):
         FactorizedReduce(4, 3)
 
 
-def test_arithmetic_in_bfloat16_keeps_to_the_definition() -> None:
+def test_bfloat16_uses_definition() -> None:
     cell = SupernetCell(S0, "normal", 4, 4, 4, reduction_prev=False).bfloat16()
     x: Tensor = torch.randn(2, 4, 4, 4, dtype=torch.bfloat16)
     out = cell(x, x, CellWeights(torch.rand(14, 8, dtype=torch.bfloat16)))

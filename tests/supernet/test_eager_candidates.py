@@ -1,4 +1,4 @@
-"""Candidates that run eagerly beside the fused ones: the same numbers, names and gradients as where all are fused."""
+"""Eager candidates next to fused ones: the same numbers, names and gradients as if all were fused."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def numbers(net: nn.Module, space: Space, x: Tensor, beta: bool) -> list[Tensor]
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("k", "sampling"), [(1, "first"), (2, "first"), (2, "random")])
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
-def test_a_candidate_of_ones_own_equals_the_fused_one(registered, backend, k, sampling, place):
+def test_custom_candidate_matches_fused_one(registered, backend, k, sampling, place):
     registered("mine", lambda C, stride: OPS[FUSED[place]](C, stride))
     names = tuple("mine" if i == place else name for i, name in enumerate(FUSED))
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -61,7 +61,7 @@ def test_a_candidate_of_ones_own_equals_the_fused_one(registered, backend, k, sa
     torch.testing.assert_close(dict(other.state_dict()), dict(one.state_dict()), rtol=1e-9, atol=1e-10)
 
 
-def test_an_edge_may_be_left_without_fused_candidates(registered):
+def test_edge_may_have_only_eager_candidates(registered):
     registered("mine", OPS["sep_conv_3x3"])
     space = Space.uniform("own", ("mine", "noise"))
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_an_edge_may_be_left_without_fused_candidates(registered):
         assert all(v.isfinite().all() for v in values)
 
 
-def test_in_nas_bench_201(registered):
+def test_custom_candidate_in_nas_bench_201(registered):
     registered("mine", lambda C, stride: ReLUConvBN(C, C, 3, track=False))
     own = Space("own", tuple(("none", "skip_connect", "nor_conv_1x1", "mine") for _ in range(6)), (), 3, 1, "nasbench201")
     like = Space(
@@ -84,14 +84,14 @@ def test_in_nas_bench_201(registered):
     assert NASBENCH201.kinds == ("normal",)
 
 
-def test_a_name_is_given_once(registered):
+def test_candidate_names_are_unique(registered):
     registered("mine", OPS["sep_conv_3x3"])
     for name in ("mine", "sep_conv_3x3", "nor_conv_1x1"):
         with pytest.raises(ValueError, match=f"candidate {name} already exists"):
             registered(name, OPS["sep_conv_3x3"])
 
 
-def test_noise_has_the_shape_and_no_input():
+def test_noise_has_output_shape_and_ignores_input():
     x = torch.full((2, 3, 8, 6), torch.nan, requires_grad=True)
     torch.manual_seed(0)
     one, two = Noise(3, 1)(x), Noise(3, 2)(x)
@@ -101,7 +101,7 @@ def test_noise_has_the_shape_and_no_input():
     assert not torch.equal(one, Noise(3, 1)(x))
 
 
-def test_dropped_skips():
+def test_skip_dropout_matches_formula():
     drop = SkipDropout()
     x = torch.ones(200, 50)
     assert torch.equal(drop(x), x)  # rate 0
@@ -113,7 +113,7 @@ def test_dropped_skips():
     assert torch.equal(drop.eval()(x), x)
 
 
-def test_only_skips_of_stride_one_drop():
+def test_only_skips_of_stride_1_have_dropout():
     net = Supernet(Space.uniform("own", FUSED), C=4, layers=3, skip_dropout=True)
     found = [name for name, m in net.named_modules() if isinstance(m, SkipDropout)]
     normal, reduce = [c for c in net.cells if c.kind == "normal"], [c for c in net.cells if c.kind == "reduce"]
@@ -125,7 +125,7 @@ def test_only_skips_of_stride_one_drop():
     plain.load_state_dict(net.state_dict())
 
 
-def test_own_batch_norm_is_not_synchronised(registered):
+def test_custom_batch_norm_is_not_synchronised(registered):
     registered("mine", OPS["sep_conv_3x3"])
     net = Supernet(Space.uniform("own", ("mine", "skip_connect")), C=4, layers=3)
     with pytest.raises(ValueError, match=r"cells\.0\._ops: BatchNorm in a custom candidate cannot be synchronised"):
@@ -134,7 +134,7 @@ def test_own_batch_norm_is_not_synchronised(registered):
 
 
 @pytest.mark.parametrize("k", [1, 2])
-def test_a_candidate_that_autocast_leaves_in_float32(k: int, registered) -> None:
+def test_float32_candidate_under_autocast(k: int, registered) -> None:
     """As a softmax does: what it gives joins the cell's bfloat16, whichever channels pass through it."""
     dtypes: set[torch.dtype] = set()
 

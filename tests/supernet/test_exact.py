@@ -65,7 +65,7 @@ def gradients(scalar: Tensor, of: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def gradients_of(case: Case, scalar: Tensor, mix: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In the supernet's weights, by their customary names, and in `mix`."""
+    """In the supernet's weights, by DARTS' names, and in `mix`."""
     return by_darts_names(case.supernet, gradients(scalar, dict(case.supernet.named_parameters()) | mix))
 
 
@@ -86,7 +86,7 @@ CASES = [(stem, k) for stem in ("cifar", "imagenet") for k in (1, 2, 4)]
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("train", [True, False], ids=["batch-statistics", "running-statistics"])
 @pytest.mark.parametrize(("stem", "k"), CASES)
-def test_taps_and_every_gradient(stem: str, k: int, train: bool, backend: str) -> None:
+def test_features_and_gradients_match_reference(stem: str, k: int, train: bool, backend: str) -> None:
     case = make(stem, k, backend=backend)
     ops = {kind: arbitrary(14, 8, seed=i) for i, kind in enumerate(KINDS)}
     edges = {kind: arbitrary(14, seed=5 + i) for i, kind in enumerate(KINDS)}
@@ -108,7 +108,7 @@ def test_taps_and_every_gradient(stem: str, k: int, train: bool, backend: str) -
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("stem", "k"), CASES)
-def test_gradients_of_alpha_and_beta(stem: str, k: int, backend: str) -> None:
+def test_alpha_and_beta_gradients_match_reference(stem: str, k: int, backend: str) -> None:
     """Through softmax and edge normalisation; alphas far from their start, so that every weight differs."""
     case = make(stem, k, backend=backend)
     relaxation = SoftmaxRelaxation(S0, edge_normalization=k > 1, seed=3, dtype=torch.float64)
@@ -133,7 +133,7 @@ def test_gradients_of_alpha_and_beta(stem: str, k: int, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("k", [1, 2])
-def test_lists_that_differ_by_edge(stem: str, k: int, backend: str) -> None:
+def test_candidate_lists_may_differ_by_edge(stem: str, k: int, backend: str) -> None:
     """Of one to eight candidates, in any order; what pads the shorter rows has no part in anything."""
     pick = random.Random(7)
 
@@ -173,7 +173,7 @@ def test_lists_that_differ_by_edge(stem: str, k: int, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("stem", "k"), [("cifar", 2), ("cifar", 4), ("imagenet", 2)])
-def test_random_channels(stem: str, k: int, backend: str) -> None:
+def test_random_channels_match_reference(stem: str, k: int, backend: str) -> None:
     """Eq. 2 of PC-DARTS, in place, on channels that are the smallest words of Philox (written out in naive.py)."""
     case = make(stem, k, sampling="random", backend=backend)
     ops = {kind: arbitrary(14, 8, seed=i) for i, kind in enumerate(KINDS)}
@@ -193,7 +193,7 @@ def test_random_channels(stem: str, k: int, backend: str) -> None:
     moved(case, run, True)
 
 
-def test_random_channels_are_fresh_for_each_step_and_stream() -> None:
+def test_random_channels_depend_on_step_and_stream() -> None:
     case = make("cifar", 4, sampling="random")
     weights = {kind: CellWeights(torch.rand(14, 8, dtype=torch.float64)) for kind in KINDS}
     seen: list[Tensor] = []
@@ -220,7 +220,7 @@ def test_random_channels_are_fresh_for_each_step_and_stream() -> None:
     assert used == set(range(8))
 
 
-def test_random_channels_want_a_step() -> None:
+def test_random_channels_need_step() -> None:
     case = make("cifar", 2, sampling="random")
     weights = {kind: CellWeights(torch.rand(14, 8, dtype=torch.float64)) for kind in KINDS}
     with pytest.raises(ValueError, match="step"):
@@ -228,7 +228,7 @@ def test_random_channels_want_a_step() -> None:
 
 
 @pytest.mark.parametrize(("stem", "k"), [("cifar", 2), ("imagenet", 1)])
-def test_the_formulas_gradients_are_slopes(stem: str, k: int) -> None:
+def test_reference_gradients_match_finite_differences(stem: str, k: int) -> None:
     """The reference's own autograd against central differences, along random directions of each kind of variable."""
     case = make(stem, k)
     ops = {kind: arbitrary(14, 8, seed=i) for i, kind in enumerate(KINDS)}
@@ -258,7 +258,7 @@ def gradients_kept(scalar: Tensor, of: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("stem", "side", "multiple"), [("cifar", 10, 4), ("imagenet", 48, 32)])
-def test_a_side_that_does_not_halve_evenly_is_refused(stem: str, side: int, multiple: int) -> None:
+def test_indivisible_image_side_is_rejected(stem: str, side: int, multiple: int) -> None:
     supernet = Supernet(S0, C=4, layers=3, stem=stem)
     weights = {kind: CellWeights(torch.rand(14, 8)) for kind in KINDS}
     assert supernet.multiple == multiple
@@ -267,6 +267,6 @@ def test_a_side_that_does_not_halve_evenly_is_refused(stem: str, side: int, mult
 
 
 @pytest.mark.parametrize("wrong", [{"layers": 2}, {"C": 4, "partial_channels": 4}, {"C": 5}, {"partial_channels": 0}])
-def test_sizes_that_do_not_fit_together_are_refused(wrong: dict[str, int]) -> None:
+def test_invalid_sizes_are_rejected(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"layers|C/k"):
         Supernet(S0, **wrong)

@@ -45,7 +45,7 @@ def plain_features(plain: NB201Network, x: Tensor, rows: Tensor) -> list[Tensor]
 
 @pytest.mark.parametrize("mode", ["batch", "running"])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_it_computes_what_plain_modules_compute(backend, mode):
+def test_supernet_matches_plain_modules(backend, mode):
     plain, net = pair(backend, mode)
     g = torch.Generator().manual_seed(5)
     x = torch.randn(3, 3, 8, 12, generator=g, dtype=torch.float64)
@@ -79,7 +79,8 @@ def test_it_computes_what_plain_modules_compute(backend, mode):
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-9, atol=1e-9)
 
 
-def test_the_published_network():
+def test_published_network():
+    """Three stages of five cells, of the published widths."""
     net = NASBench201Supernet(NASBENCH201)
     kinds = [type(cell).__name__ for cell in net.cells]
     assert kinds == [
@@ -95,14 +96,14 @@ def test_the_published_network():
     assert sum(c.edges.weights.numel() for c in net.cells if hasattr(c, "edges")) == 5 * 6 * 10 * (16**2 + 32**2 + 64**2)
 
 
-def test_batch_statistics_keep_nothing():
+def test_batch_statistics_mode_keeps_no_buffers():
     net = NASBench201Supernet(NASBENCH201, C=4, cells_per_stage=1)
     assert not [name for name in net.state_dict() if ".edges." in name and "running" in name]
     kept = NASBench201Supernet(NASBENCH201, C=4, cells_per_stage=1, batch_norm="running")
     assert [name for name in kept.state_dict() if ".edges." in name and "running" in name]
 
 
-def test_a_space_of_the_other_network_is_refused():
+def test_space_of_other_network_is_rejected():
     with pytest.raises(ValueError, match="space S0 belongs to another network: use Supernet"):
         NASBench201Supernet(S0)
     with pytest.raises(ValueError, match="space nasbench201 belongs to another network"):

@@ -35,7 +35,7 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("net", CODEBASES.values(), ids=CODEBASES)
-def test_a_checkpoint_goes_in_and_comes_out_unchanged(net: naive.Net) -> None:
+def test_darts_checkpoint_round_trips(net: naive.Net) -> None:
     checkpoint = saved(net)
     mine = supernet(net)
     assert {n: t.shape for n, t in mine.state_dict().items()} == {n: t.shape for n, t in saved(net, classes=None).items()}
@@ -44,7 +44,7 @@ def test_a_checkpoint_goes_in_and_comes_out_unchanged(net: naive.Net) -> None:
 
 
 @pytest.mark.parametrize("classes", [None, 10, 100])
-def test_weights_that_are_already_held_by_an_optimizer_are_filled_in_place(classes: int | None) -> None:
+def test_loading_fills_parameters_in_place(classes: int | None) -> None:
     net = CODEBASES["three-cells"]
     mine = supernet(net)
     if classes is not None:
@@ -59,7 +59,7 @@ def test_weights_that_are_already_held_by_an_optimizer_are_filled_in_place(class
 @pytest.mark.parametrize("name", ["darts", "pc-darts-imagenet"])
 @pytest.mark.parametrize("batches", [7, None], ids=["today", "torch-0.3"])
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "data-parallel"])
-def test_prefix_and_age(name: str, batches: int | None, prefix: str) -> None:
+def test_data_parallel_prefix_and_old_checkpoints_are_loaded(name: str, batches: int | None, prefix: str) -> None:
     """DataParallel prefixes every name; torch 0.3, with which DARTS was published, had no num_batches_tracked."""
     net = CODEBASES[name]
     mine = supernet(net)
@@ -68,7 +68,7 @@ def test_prefix_and_age(name: str, batches: int | None, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["darts", "pc-darts-cifar", "pc-darts-imagenet"])
-def test_a_loaded_network_computes_what_was_saved(name: str) -> None:
+def test_loaded_network_matches_reference_logits(name: str) -> None:
     """The logits of the formulas with the checkpoint's weights, its running statistics and its classifier."""
     net = CODEBASES[name]
     theta, stats = naive.random_checkpoint(net, 10, 2)
@@ -88,7 +88,7 @@ def test_a_loaded_network_computes_what_was_saved(name: str) -> None:
     assert_close(got, want, "logits")
 
 
-def test_sizes_of_the_published_search_networks() -> None:
+def test_published_networks_have_published_sizes() -> None:
     """Weights of the three networks as their authors ran them (10 classes on CIFAR, 1000 on ImageNet)."""
     runs = {("cifar", 1, 10): 1_930_618, ("cifar", 4, 10): 299_578, ("imagenet", 2, 1000): 956_512}
     for (stem, k, classes), count in runs.items():
@@ -97,7 +97,7 @@ def test_sizes_of_the_published_search_networks() -> None:
         assert sum(p.numel() for p in mine.parameters()) == count
 
 
-def test_single_precision_files_fill_a_double_network() -> None:
+def test_float32_checkpoint_fills_float64_network() -> None:
     net = CODEBASES["three-cells"]
     single = {n: t.float() if t.is_floating_point() else t for n, t in saved(net).items()}
     mine = supernet(net)
@@ -106,7 +106,7 @@ def test_single_precision_files_fill_a_double_network() -> None:
     assert all(torch.equal(t.to(single[n]), single[n]) for n, t in mine.state_dict().items())
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatched_checkpoint_is_rejected() -> None:
     net = CODEBASES["three-cells"]
     whole = saved(net)
     name = "cells.1._ops.0._ops.3.conv_1.weight"
@@ -124,18 +124,18 @@ def test_what_does_not_fit_is_refused() -> None:
         supernet(net).load_state_dict(saved(CODEBASES["pc-darts-cifar"]), strict=False)
 
 
-def test_without_strict_what_is_there_is_loaded_and_the_rest_told() -> None:
+def test_non_strict_load_reports_missing_and_unexpected_keys() -> None:
     net = CODEBASES["three-cells"]
     mine, whole = supernet(net), saved(net, classes=None, batches=None)
     before = copy.deepcopy(mine.state_dict())
     part = {n: t for n, t in whole.items() if n.startswith("cells.1._ops.0.")}
-    told = mine.load_state_dict(part | {"cells.1._ops.0._ops.0.weight": torch.zeros(1)}, strict=False)
-    assert told.unexpected_keys == ["cells.1._ops.0._ops.0.weight"]
-    assert set(told.missing_keys) == set(whole) - set(part)
+    keys = mine.load_state_dict(part | {"cells.1._ops.0._ops.0.weight": torch.zeros(1)}, strict=False)
+    assert keys.unexpected_keys == ["cells.1._ops.0._ops.0.weight"]
+    assert set(keys.missing_keys) == set(whole) - set(part)
     assert equal(mine.state_dict(), before | part)
 
 
-def test_a_network_without_memory_takes_it_from_the_checkpoint() -> None:
+def test_meta_network_is_filled_by_assign() -> None:
     """assign=True, as torch means it: dtype and device are the checkpoint's; the checkpoint itself is not shared by cells."""
     net = CODEBASES["pc-darts-imagenet"]
     with torch.device("meta"):
@@ -146,7 +146,7 @@ def test_a_network_without_memory_takes_it_from_the_checkpoint() -> None:
     assert all(isinstance(p, torch.nn.Parameter) and p.requires_grad for p in mine.parameters())
 
 
-def test_what_torch_saves_it_loads(tmp_path) -> None:
+def test_torch_save_round_trips(tmp_path) -> None:
     """Also as a whole module, and as a copy."""
     mine = supernet(CODEBASES["three-cells"])
     mine.load_state_dict(saved(CODEBASES["three-cells"]))
@@ -160,7 +160,7 @@ def test_what_torch_saves_it_loads(tmp_path) -> None:
     assert equal(copied.state_dict(), state)
 
 
-def test_the_callers_dictionary_is_left_alone() -> None:
+def test_loaded_dictionary_is_not_modified() -> None:
     net = CODEBASES["three-cells"]
     checkpoint = {f"module.{n}": t for n, t in saved(net).items()}
     before = copy.deepcopy(checkpoint)
@@ -172,7 +172,7 @@ def test_the_callers_dictionary_is_left_alone() -> None:
     assert equal(checkpoint, before)
 
 
-def test_classifier_is_kept_when_its_size_fits() -> None:
+def test_classifier_is_kept_if_size_matches() -> None:
     mine = supernet(CODEBASES["three-cells"])
     assert mine.classifier is None
     first = mine.attach_classifier(10)
@@ -183,7 +183,7 @@ def test_classifier_is_kept_when_its_size_fits() -> None:
     assert mine.classifier is first
 
 
-def test_stages_end_where_the_reductions_begin() -> None:
+def test_stages_end_before_reductions() -> None:
     mine = Supernet(S0, C=16, layers=8)
     assert mine.taps == (1, 4, 7)
     assert mine.tap_channels == [64, 128, 256]

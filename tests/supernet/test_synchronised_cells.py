@@ -55,7 +55,7 @@ def run(made: Network, sync: Rank | None) -> Named:
 NETS = {
     "cifar": partial(supernet, "cifar", 1),
     "imagenet": partial(supernet, "imagenet", 2),
-    "skips beside the fused op": partial(supernet, "cifar", 1, skip_dropout=True),
+    "eager skips": partial(supernet, "cifar", 1, skip_dropout=True),
     "nasbench201": partial(of_the_benchmark, "batch"),
     "nasbench201, running": partial(of_the_benchmark, "running"),
 }
@@ -63,7 +63,7 @@ NETS = {
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
-def test_two_ranks_are_one_of_twice_the_images(make: Callable[[str], Network], backend: str) -> None:
+def test_two_ranks_match_one_with_all_images(make: Callable[[str], Network], backend: str) -> None:
     first, second = on_ranks(partial(run, make(backend)))
     want = run(make("definition"), None)
 
@@ -80,7 +80,7 @@ def test_two_ranks_are_one_of_twice_the_images(make: Callable[[str], Network], b
 
 @needs_native
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_a_cell_waits_for_the_other_ranks_nine_times(stem: Stem) -> None:
+def test_cell_sums_nine_times_over_ranks(stem: Stem) -> None:
     """In each direction; the stem once a layer. The layer before the first cell's inputs counts for the stem."""
     net, weights, sync = supernet(stem, 1, "auto"), mix(), Twins()
     net.synchronise(sync)
@@ -96,7 +96,7 @@ def test_a_cell_waits_for_the_other_ranks_nine_times(stem: Stem) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_call_counts_once(backend: str) -> None:
+def test_call_counts_once(backend: str) -> None:
     net = supernet("cifar", 1, backend)
     net.synchronise(Twins())
     as_float = {kind: CellWeights(w.ops.float(), w.edges.float()) for kind, w in mix().items()}
@@ -107,7 +107,7 @@ def test_a_call_counts_once(backend: str) -> None:
 
 
 @pytest.mark.parametrize("make", NETS.values(), ids=NETS)
-def test_evaluation_does_not_wait_for_other_ranks(make: Callable[[str], Network]) -> None:
+def test_evaluation_does_not_communicate(make: Callable[[str], Network]) -> None:
     """Rank 0 draws pictures alone, and the last batch of an evaluation differs between ranks; by batch statistics, too."""
     net, x = make("auto").double().eval(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     weights = mix(net.space.num_edges)

@@ -1,4 +1,4 @@
-"""A search command that searches nothing: it writes a run folder at once, or waits, fails or dies as it is told to."""
+"""A fake search command: writes a run folder at once, or waits, fails or dies as configured."""
 
 import json
 import os

@@ -21,7 +21,7 @@ def without_gradient(named: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 @pytest.mark.parametrize("skips", [True, False])
-def test_a_candidate_of_weight_zero(skips: bool) -> None:
+def test_zero_weight_candidates(skips: bool) -> None:
     """Where zeros are skipped its BatchNorms stay and its gradients are missing; else they move and are zero."""
     op = double(deciding.SkippingMixedOp if skips else darts.MixedOp, 4, 1)
     weights = torch.tensor([0.1, 0.2, 0, 0.3, 0, 0.4, 0.5, 0.6], dtype=torch.float64, requires_grad=True)
@@ -36,7 +36,7 @@ def test_a_candidate_of_weight_zero(skips: bool) -> None:
             assert idle or bool(p.grad.any()) == (number != 4)
 
 
-def test_pdarts_zeros_are_detached_and_dropout_follows() -> None:
+def test_pdarts_zeros_are_detached_with_dropout() -> None:
     x = random(2, 4, 8, 8).requires_grad_()
     assert not operations.DetachedZero(1)(x).requires_grad
     assert operations.Zero(2)(x).requires_grad
@@ -64,7 +64,7 @@ def test_drnas_masks_exactly_and_grows() -> None:
     assert op(random(2, 24, 8, 8), torch.ones(7, dtype=torch.float64)).shape == (2, 24, 4, 4)
 
 
-def test_pc_darts_imagenet_moves_statistics_twice() -> None:
+def test_pc_darts_imagenet_updates_statistics_twice() -> None:
     model = BY_NAME["pcdarts_imagenet"].make(1)
     loss(model, BY_NAME["pcdarts_imagenet"])
     counts = {name: int(t) for name, t in model.state_dict().items() if name.endswith("num_batches_tracked")}
@@ -73,7 +73,7 @@ def test_pc_darts_imagenet_moves_statistics_twice() -> None:
 
 
 @pytest.mark.parametrize("perturb", [darts.random_alpha, darts.pgd_alpha])
-def test_sdarts_hands_in_raw_weights_and_restores(perturb: Callable[[nn.Module, Tensor, Tensor], None]) -> None:
+def test_sdarts_passes_raw_weights_and_restores(perturb: Callable[[nn.Module, Tensor, Tensor], None]) -> None:
     model = BY_NAME["sdarts_adv"].make(1)
     state = {name: t.clone() for name, t in model.state_dict().items()}
     before = [a.detach().clone() for a in model.arch_parameters()]
@@ -85,14 +85,14 @@ def test_sdarts_hands_in_raw_weights_and_restores(perturb: Callable[[nn.Module, 
     assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
 
 
-def test_fairdarts_starts_at_one_half_and_gaea_stays_on_the_simplex() -> None:
+def test_fairdarts_starts_at_half_and_gaea_stays_on_simplex() -> None:
     fair = BY_NAME["fairdarts"].make(1)
     assert bool((fair.cell_arguments(fair.cells[0])[0] == 0.5).all())
     for alpha in BY_NAME["gaea"].arch(moved("gaea")[0]):
         assert_close(alpha.sum(dim=-1), torch.ones(5, dtype=torch.float64))
 
 
-def test_rdarts_drops_images_in_place_and_differentiates_twice() -> None:
+def test_rdarts_drops_paths_in_place_and_differentiates_twice() -> None:
     x = torch.ones(64, 2, 2, 2, dtype=torch.float64)
     out = robust.drop_path(x, 0.5)
     assert out is x and set(out.unique().tolist()) == {0.0, 2.0}
@@ -148,14 +148,14 @@ def test_sgas_decides_edges() -> None:
     assert chosen == {f"_ops.4.{name}" for name, _ in reduce._ops[0]._ops[4].named_parameters()}
 
 
-def test_lists_shrink() -> None:
+def test_candidate_lists_shrink() -> None:
     model, _, _ = moved("shrinking")
     assert {len(op._ops) for cell in model.cells for op in cell._ops} == {6}
     assert {len(row) for cell in model.cells for row in model.cell_arguments(cell)[0]} == {6}
 
 
 @pytest.mark.parametrize("index", [0, 3, 4])
-def test_gdas_gives_the_other_weights_the_sum_of_the_gradient(index: int) -> None:
+def test_gdas_passes_gradient_to_other_weights(index: int) -> None:
     op, x, g = double(nasbench201.GdasMixedOp, 4, 1), random(2, 4, 8, 8), random(2, 4, 8, 8, seed=1)
     weights = F.one_hot(torch.tensor(index), 8).double().requires_grad_()
     out = op(x, weights, index)
@@ -166,7 +166,7 @@ def test_gdas_gives_the_other_weights_the_sum_of_the_gradient(index: int) -> Non
     assert_close(gradient, want)
 
 
-def test_nasbench201_sums_nodes_by_batch_statistics() -> None:
+def test_nasbench201_sums_nodes_with_batch_statistics() -> None:
     cell = double(nasbench201.NB201Cell, 4)
     assert not list(cell.buffers())
     weights = torch.zeros(6, 5, dtype=torch.float64)
@@ -175,7 +175,7 @@ def test_nasbench201_sums_nodes_by_batch_statistics() -> None:
     assert_close(cell(x, weights), x * (7 + 11 * 2 + 13 * (3 + 5 * 2)))
 
 
-def test_frameworks_alphas_are_shared_by_the_cells_of_a_kind() -> None:
+def test_framework_alphas_are_shared_per_cell_kind() -> None:
     for name, count in (("naslib", 10), ("nni", 10), ("archai", 10), ("pt_darts", 4)):
         model = BY_NAME[name].make(1)
         assert len(model.arch_parameters()) == count

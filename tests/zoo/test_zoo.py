@@ -16,14 +16,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SAMPLED = ("nasbench201_gdas", "gdas", "gdas_argmax")  # only the sampled candidates run
 
 
-def test_entries_are_told_apart() -> None:
+def test_entries_are_distinct() -> None:
     assert len(BY_NAME) == len(ZOO)
     assert {entry.fuses for entry in ZOO} == {"cell", "op", "left alone"}
     assert all(entry.why for entry in ZOO)
 
 
 @pytest.mark.parametrize("entry", ZOO, ids=list(BY_NAME))
-def test_steps_move_everything(entry: Entry) -> None:
+def test_steps_update_everything(entry: Entry) -> None:
     """Momentum and decay skip a missing gradient, so what moved has one; alpha's is not zero."""
     model, seen, before = moved(entry.name)
     assert all(bool(value.isfinite().all()) for value in seen.values())
@@ -39,7 +39,7 @@ def test_steps_move_everything(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("name", ["drnas", "pdarts_3", "darts_pt", "nasbench201_gdas"])
-def test_the_seed_decides_every_draw(name: str) -> None:
+def test_seed_determines_all_draws(name: str) -> None:
     entry = BY_NAME[name]
     state = torch.get_rng_state()
     again = bilevel_steps(entry.make(1), entry, entry.length, seed=2)
@@ -52,7 +52,7 @@ def test_the_seed_decides_every_draw(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pcdarts_imagenet", "pdarts_3"])
-def test_rounding_does_not_grow(name: str) -> None:
+def test_rounding_errors_do_not_grow(name: str) -> None:
     """So that two ways to compute the same can be compared over many steps."""
     entry = BY_NAME[name]
     model = entry.make(1)
@@ -71,7 +71,7 @@ def test_rounding_does_not_grow(name: str) -> None:
     ],
     ids=["darts", "pcdarts", "pcdarts-imagenet"],
 )
-def test_darts_and_pc_darts_are_the_formulas(network: Callable[[], nn.Module], net: naive.Net) -> None:
+def test_darts_and_pc_darts_match_formulas(network: Callable[[], nn.Module], net: naive.Net) -> None:
     """Names, logits and the gradients of weights, alpha and beta."""
     with default_dtype(torch.float64):
         model = network()
@@ -95,7 +95,7 @@ def test_darts_and_pc_darts_are_the_formulas(network: Callable[[], nn.Module], n
 
 @pytest.mark.parametrize("table", [operations.NESTED_OPS, operations.SEQUENTIAL_OPS, operations.OPS | operations.POOL_BN])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_candidates_forms_compute_the_same(table: dict[str, operations.Build], stride: int) -> None:
+def test_candidate_variants_are_equivalent(table: dict[str, operations.Build], stride: int) -> None:
     x = random(3, 4, 8, 8)
     for name in operations.PRIMITIVES:
         plain, other = operations.OPS[name](4, stride).double(), table[name](4, stride).double()
@@ -105,7 +105,7 @@ def test_a_candidates_forms_compute_the_same(table: dict[str, operations.Build],
 
 
 @pytest.mark.parametrize("name", ["darts_second_order", "pcdarts", "pdarts_3", "drnas", "darts_pt", "pt_darts"])
-def test_new_has_this_alpha_and_other_weights(name: str) -> None:
+def test_new_keeps_alpha_and_reinitialises_weights(name: str) -> None:
     entry, model = BY_NAME[name], moved(name)[0]
     with default_dtype(torch.float64):
         new = model.new()
