@@ -331,7 +331,7 @@ def trees(kind, path):
         ("good", "--device cpu --amp fp16", "--amp fp16: on a CPU"),
         ("good", "--device cpu --cuda_graph on", "--cuda_graph on: CUDA graphs need a GPU, this runs on cpu"),
         ("good", "--device cpu --optimizer_backend apex", "--optimizer_backend apex: apex"),
-        ("good", "--profile 5", "--profile 5: expected FIRST:LAST, as in 10:12"),
+        ("good", "--profile 5", "--profile 5: expected the first and last step as FIRST:LAST, for example 10:12"),
         ("good", "--profile 5:3", "--profile 5:3: the first step must be at least 1 and not after the last"),
         ("good", "--profile 0:3", "--profile 0:3: the first step must be"),
         ("good", "--profile 1:3", "--profile 1:3: the run has only 2 steps, no step 3"),

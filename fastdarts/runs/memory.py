@@ -36,17 +36,17 @@ def search_bytes(
     Modules, relaxation and batch are on the meta device; steps.step_bytes says what is counted. The backends are those
     selected for `device`.
 
-    amp       precision of the forward passes. Requires the device to be present
-    unrolled  second order, with its copies of the weights
-    hessian   also an estimate of the Hessian in alpha: a backward in alpha, in float32 for any amp
+    amp         precision of the forward passes. Requires the device to be present
+    unrolled    second order, with its copies of the weights
+    hessian     also an estimate of the Hessian in alpha: a backward in alpha, in float32 for any amp
     prefetched  batches waiting on the device
-    averaged  gradients are averaged over ranks, in one flat tensor
+    averaged    gradients are averaged over ranks, in one flat tensor
     """
 
     def make(
-        supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation, counted: Counted
+        supernet: Network, objective: Objective, relaxation: SoftmaxRelaxation, counter: Counted
     ) -> list[Callable[..., object]]:
-        counted.watch(objective)
+        counter.watch(objective)
         weights = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
         sgd = steps.allocate_state(torch.optim.SGD(weights, 0.1, momentum=0.9))
         adam = steps.allocate_state(torch.optim.Adam(relaxation.parameters()))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdarts import steps
+from fastdarts.batch import Batch
 from fastdarts.networks import DiscreteNetwork
 from fastdarts.optim.updates import Kept
 from fastdarts.runs.build_training import update_of
@@ -30,14 +31,14 @@ def training_bytes(
         update = update_of(resolved, network, reduce)
         loss = update.loss
 
-        def counted_loss(*args: Tensor) -> Tensor:
+        def counted_loss(step: Tensor, batch: Batch) -> Tensor:
             counted.pass_begins()
-            found = loss(*args)
+            found = loss(step, batch)
             counted.pass_ends(found)
             return found
 
         update.loss = counted_loss  # ty: ignore[invalid-assignment]
-        update._update = lambda bad, before: _without_allocation(update, bad, before)  # ty: ignore[invalid-assignment]
+        update._update = lambda bad, before: _without_allocation(update, bad, before)
         steps.allocate_state(update.optimizer)
         return [update]
 

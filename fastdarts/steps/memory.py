@@ -66,16 +66,17 @@ def step_bytes(
     All parts are on the meta device; nothing is computed or allocated. An evaluation keeps nothing for a backward, so it
     never sets the peak.
 
-    parts    what the step consists of: modules, a moving average's copy among them, and other objects that hold tensors
-    make     make(*copies, counted) -> (step, *others): called with copies of the parts on `device`, for which it allocates
-             optimizers (allocate_state) and reports each forward to the counter (Counted.watch, or pass_begins and pass_ends).
-             Each of its results is called with the step's number, int64 of one element, and the batches. The updates of the
-             step allocate what the real ones do: nothing, where the optimizer is fused. `others` run after it, not in each step
-    batch    shapes of each batch
-    fused    any op of the step runs by another backend than its definition on `device` (ops.backend.choose)
-    amp      precision of the forward passes. Requires the device to be present
-    batches  batches that a step takes
-    prefetched    prefetched batches on the device
+    parts       what the step consists of: modules, a moving average among them, and other objects that hold tensors
+    make        make(*copies, counter) -> (step, *others): called with copies of the parts on `device`, for which it allocates
+                optimizers (allocate_state) and reports each forward to the counter (Counted.watch, or pass_begins and
+                pass_ends). Each of its results is called with the step's number, int64 of one element, and the batches. The
+                updates of the step allocate what the real ones do: nothing, where the optimizer is fused. `others` run after
+                it, not in each step
+    batch       shapes of each batch
+    fused       any op of the step runs by another backend than its definition on `device` (ops.backend.choose)
+    amp         precision of the forward passes. Requires the device to be present
+    batches     batches that a step takes
+    prefetched  batches waiting on the device
 
     On a GPU only tensors are counted. Excluded are the rounding of torch's allocator and gaps in its pool, cuDNN's
     workspaces, small sums of the fused kernels, the context (about half a GiB), and memory held by captured steps.
@@ -83,11 +84,11 @@ def step_bytes(
     device = torch.device(device)
     # for definitions plain meta tensors give the same result faster; autocast ignores them
     mode = FakeTensorMode() if fused or amp != "off" else None
-    counted = Counted(device.type == "cpu")
+    counter = Counted(device.type == "cpu")
 
     def placed(tensor: Tensor) -> Tensor:
         made = torch.empty_like(tensor) if mode is None else FakeTensor(mode, tensor.detach(), device)
-        counted.add(made)
+        counter.add(made)
         if isinstance(tensor, nn.Parameter):
             return nn.Parameter(made, tensor.requires_grad)
         return made.requires_grad_(tensor.requires_grad)
@@ -95,14 +96,14 @@ def step_bytes(
     copies = deepcopy(tuple(parts), {id(t): placed(t) for part in parts for t in _tensors(part)})
     given = [Batch(*map(placed, batch)) for _ in range(batches + prefetched)]
     number = placed(torch.empty(1, dtype=torch.int64, device="meta"))
-    with mode or nullcontext(), counted:
-        step, *others = make(*copies, counted)
+    with mode or nullcontext(), counter:
+        step, *others = make(*copies, counter)
         repeats = 2 if fused else 1  # blocks left in the workspace by the first step may not fit the second
         for work in (*[step] * repeats, *others):
             work(number, *given[:batches])
     if device.type != "cpu":
-        return counted.peak
-    return counted.peak + (PROCESS if fused else PROCESS_DEFINITION)
+        return counter.peak
+    return counter.peak + (PROCESS if fused else PROCESS_DEFINITION)
 
 
 def _tensors(part: Any) -> list[Tensor]:

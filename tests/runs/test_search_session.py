@@ -170,7 +170,7 @@ def test_only_rank_0_looks_up(table: Known, status: int, message: str, argv: lis
     assert ("cifar10_test_rank" in genotype(folder)["benchmark"]) == (status == 0)
 
 
-def test_a_cell_with_a_candidate_of_ones_own_has_no_counts(caplog: pytest.LogCaptureFixture) -> None:
+def test_cell_with_custom_candidate_has_no_counts(caplog: pytest.LogCaptureFixture) -> None:
     """What its modules compute is not known, and is no reason to end a search; every other cell has them."""
     reporter: Any = SimpleNamespace(network="cifar")
     cell = architecture_of("DARTS_V2")

@@ -14,7 +14,7 @@ from fastdarts.optim.optimizers import set_rate
 from fastdarts.steps import CapturedSteps, allocate_state, meta_batch, step_bytes
 from fastdarts.steps.cuda_graph import refusal
 from fastdarts.steps.memory_counter import Counted
-from fastdarts.steps.stage_timer import Stages
+from fastdarts.steps.stage_timer import StageTimer
 from tests.support.bilevels import batch, differing, number
 from tests.support.recorders import Averages, Tapes
 from tests.support.trainings import Training, everything, make, network
@@ -42,7 +42,7 @@ class Signed(torch.optim.Optimizer):
 
 @pytest.mark.parametrize("optimizer", [None, Signed], ids=["SGD", "signs"])
 @pytest.mark.parametrize(("recorder", "ranks"), [("repeats", False), ("tapes", False), ("tapes", True)])
-def test_captured_training_is_the_training(
+def test_captured_training_is_bitwise_identical(
     recorder: str, ranks: bool, optimizer: Callable[..., Any] | None, request: pytest.FixtureRequest
 ) -> None:
     """Five steps with a rate that changes: the same bits, losses and moving average included."""
@@ -64,7 +64,7 @@ def test_captured_training_is_the_training(
     assert differing(everything(captured), everything(make(optimizer=optimizer))) != []
 
 
-def test_state_created_by_the_warm_up_is_reset(tapes: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_state_created_by_warm_up_is_reset(tapes: None, caplog: pytest.LogCaptureFixture) -> None:
     """Capture alone leaves no trace: weights, momentum, statistics, moving average and the counter."""
     caplog.set_level(logging.INFO, "fastdarts")
     training = make()
@@ -77,7 +77,7 @@ def test_state_created_by_the_warm_up_is_reset(tapes: None, caplog: pytest.LogCa
     assert caplog.messages == ["the update of weights is captured in a CUDA graph"]
 
 
-def test_an_obstacle_or_an_unknown_optimizer_is_named(tapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_obstacles_and_unknown_optimizers_are_named(tapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     training = make(optimizer=lambda weights: torch.optim.SGD(weights, 0.1, foreach=True))
     assert "the optimizer of the weights (torch's SGD) is not torch's fused SGD or Adam" in refusal(training)
     training = make()
@@ -94,7 +94,7 @@ def test_an_obstacle_or_an_unknown_optimizer_is_named(tapes: None, monkeypatch: 
 def test_stages_of_a_training(tapes: None) -> None:
     """Uncaptured and captured alike: a replay is its update's, the average between its pieces is no part of it."""
     for mode in ("off", "on"):
-        stages, average = Stages(), Averages()
+        stages, average = StageTimer(), Averages()
         training = stages.follow(make(reduce=average))
         run = CapturedSteps(training, mode)
         for step in range(2):
@@ -136,7 +136,7 @@ def planned(
     averaged: bool = False,
     ranks: bool = False,
     amp: Any = "off",
-    ahead: int = 0,
+    prefetched: int = 0,
 ) -> int:
     """Bytes of steps with `count` images; of a GPU, where no holes of a heap come on top, unless said otherwise."""
 
@@ -150,14 +150,14 @@ def planned(
     with torch.device("meta"):
         net = network(width, 4)
     parts = [net, deepcopy(net).requires_grad_(False)] if averaged else [net]
-    return step_bytes(parts, made, meta_batch(count, size), device, fused=False, amp=amp, ahead=ahead)
+    return step_bytes(parts, made, meta_batch(count, size), device, fused=False, amp=amp, prefetched=prefetched)
 
 
 def bytes_of(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def test_a_training_takes_more_than_its_weights_and_activations() -> None:
+def test_training_needs_more_than_weights_and_activations() -> None:
     """Weights, gradients, momentum; pixels as numbers, and of each image two outputs of both convolutions and a ReLU."""
     weights, each = bytes_of(network(16, 4).parameters()), 4 * (3 * 16**2 + 16 * (3 * 16**2 + 2 * 7**2))
     sizes = {count: planned(count) for count in (8, 16, 32)}
@@ -192,7 +192,7 @@ def test_optimizer_state_is_counted(optimizer: Callable[..., Any], tensors: int)
     assert planned(8, optimizer=optimizer) - stateless == tensors * bytes_of(weights)
 
 
-def test_state_that_an_optimizer_has_from_the_start_is_left_to_it() -> None:
+def test_initial_optimizer_state_is_kept() -> None:
     class Own(Signed):
         def __init__(self, params: list[Tensor]) -> None:
             super().__init__(params)
@@ -206,17 +206,17 @@ def test_state_that_an_optimizer_has_from_the_start_is_left_to_it() -> None:
         planned(8, optimizer=Signed)
 
 
-def test_what_else_a_training_holds_is_counted() -> None:
+def test_averages_prefetch_and_rank_buffers_are_counted() -> None:
     """A moving average, prefetched batches, the flat tensor that travels between ranks; half the bits take less."""
     plain, net = planned(8), network(16, 4)
     assert planned(8, averaged=True) - plain == bytes_of([*net.parameters(), *net.buffers()])
-    assert planned(8, ahead=3) - plain == 3 * bytes_of(meta_batch(8, 16))
+    assert planned(8, prefetched=3) - plain == 3 * bytes_of(meta_batch(8, 16))
     few = {"width": 256, "size": 4}  # pixels, so that gradients outweigh activations
     assert planned(2, ranks=True, **few) - planned(2, **few) > 0.8 * bytes_of(network(256, 4).parameters())
     assert planned(512, device="cpu", amp="bf16") < 0.75 * planned(512, device="cpu")
 
 
-def test_the_parts_stay_as_they_are() -> None:
+def test_prediction_keeps_parts() -> None:
     with torch.device("meta"):
         net = network(4, 4)
 
