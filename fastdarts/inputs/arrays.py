@@ -8,10 +8,10 @@ import torch
 from fastdarts.data import ArrayEvalLoader, ArrayLoader, ImageArray, Pixels, placement
 from fastdarts.data.loader import EvalCommon
 from fastdarts.engine import World
-from fastdarts.inputs.batches import Input, TestInput, TrainingInput, common_of, orders, training_order
+from fastdarts.inputs.batches import Input, common_of, orders, training_order
 from fastdarts.inputs.images import ImageArrays
 from fastdarts.inputs.options import ArrayOptions, InputOptions, TestOptions, TrainingOptions
-from fastdarts.inputs.training import TestArrays, TrainingArrays
+from fastdarts.inputs.training import TestArrays, TestInput, TrainingArrays, TrainingInput
 from fastdarts.settings import SearchCifarSettings
 
 

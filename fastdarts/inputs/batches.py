@@ -10,7 +10,6 @@ from fastdarts.data import BatchSampler, Loader
 from fastdarts.engine import World
 from fastdarts.inputs.images import Images
 from fastdarts.inputs.options import InputOptions, TrainingOptions
-from fastdarts.inputs.training import TestImages, TrainingImages
 from fastdarts.ops.philox import Stream
 from fastdarts.protocols import Batches
 from fastdarts.settings import AnySearch, groups
@@ -37,51 +36,12 @@ class Input(NamedTuple):
         self.val.close()
 
 
-class TrainingInput(NamedTuple):
-    """Loader and evaluation passes of a retraining, on its device. A pass covers each image once, over all ranks.
-
-    train    random crops of the training images; an incomplete last batch is dropped from its epoch
-    val      pass over the held-back images, None without
-    test     pass over the test images, None without
-    facts    entries of settings.json: the route (source of the batches) and its details
-    message  the same as a log line
-    """
-
-    train: Loader
-    val: Batches | None
-    test: Batches | None
-    facts: dict[str, Any]
-    message: str
-
-    def close(self) -> None:
-        """Close the loader."""
-        self.train.close()
-
-
-class TestInput(NamedTuple):
-    """Evaluation pass over test images, each once over all ranks, on the device.
-
-    images   the images, with their classes (images.index.classes)
-    message  a log line
-    """
-
-    test: Batches
-    images: TestImages
-    message: str
-
-
 def steps_of_an_epoch(settings: groups.Optimisation, images: Images, ranks: int = 1) -> int:
     """Return the batches per epoch. Raises DataError if a split is smaller than a batch or ranks cannot share one equally."""
     order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
     parts = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
     train, _ = (BatchSampler(part, stream=stream, **order) for part, stream in parts)
     return len(train)
-
-
-def steps_of_a_training_epoch(settings: TrainingOptions, images: TrainingImages, ranks: int = 1) -> int:
-    """Return the batches per epoch of a retraining. Raises DataError as steps_of_an_epoch."""
-    order = {"seed": settings.seed, "batch_size": settings.batch_size, "world_size": ranks}
-    return len(BatchSampler(images.train, stream=Stream.TRAIN, **order))
 
 
 def common_of(settings: InputOptions, world: World) -> dict[str, Any]:

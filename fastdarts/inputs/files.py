@@ -5,13 +5,13 @@ from typing import Any
 
 from fastdarts.data import EvalLoader
 from fastdarts.engine import World
-from fastdarts.inputs.batches import Input, TestInput, TrainingInput, common_of, orders, training_order
+from fastdarts.inputs.batches import Input, common_of, orders, training_order
 from fastdarts.inputs.chosen import Splits
 from fastdarts.inputs.images import ImageFiles
 from fastdarts.inputs.options import TestOptions, TrainingOptions
 from fastdarts.inputs.supply import Group, open_supply
 from fastdarts.inputs.supply import forecast as forecast_supply
-from fastdarts.inputs.training import TestFiles, TrainingFiles
+from fastdarts.inputs.training import TestFiles, TestInput, TrainingFiles, TrainingInput
 from fastdarts.settings import SearchImagenetSettings
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastdarts.inputs import arrays, files
-from fastdarts.inputs.batches import Input, TestInput, TrainingInput
+from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import ImageArrays, ImageFiles, Images
 from fastdarts.inputs.statistics import CIFAR10, CIFAR100, STATISTICS, Statistics
-from fastdarts.inputs.training import TrainingArrays, TrainingFiles, TrainingImages
+from fastdarts.inputs.training import TestInput, TrainingArrays, TrainingFiles, TrainingImages, TrainingInput
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from fastdarts.data import DataError, ImageArray, ImageIndex, Index, NoTestImages, held_back, read_list
+from fastdarts.data import DataError, ImageArray, ImageIndex, Index, Loader, NoTestImages, held_back, read_list
 from fastdarts.engine import RunFolder, RunFolderError
 from fastdarts.inputs.chosen import Chosen, Splits, TrainVal, check_digest, excluded_of, others
 from fastdarts.inputs.images import lists
 from fastdarts.inputs.options import TrainingOptions
 from fastdarts.inputs.origin import Arrays, Files
+from fastdarts.protocols import Batches
 from fastdarts.quoting import shortlist
 
 log = logging.getLogger("fastdarts")
@@ -147,6 +148,39 @@ class TrainingImages(TrainVal):
     def facts(self) -> dict[str, Any]:
         test = None if self.test is None else self.test.facts()
         return super().facts() | {"classes": list(self.classes), "test": test}
+
+
+class TrainingInput(NamedTuple):
+    """Loader and evaluation passes of a retraining, on its device. A pass covers each image once, over all ranks.
+
+    train    random crops of the training images; an incomplete last batch is dropped from its epoch
+    val      pass over the held-back images, None without
+    test     pass over the test images, None without
+    facts    entries of settings.json: the route (source of the batches) and its details
+    message  the same as a log line
+    """
+
+    train: Loader
+    val: Batches | None
+    test: Batches | None
+    facts: dict[str, Any]
+    message: str
+
+    def close(self) -> None:
+        """Close the loader."""
+        self.train.close()
+
+
+class TestInput(NamedTuple):
+    """Evaluation pass over test images, each once over all ranks, on the device.
+
+    images   the images, with their classes (images.index.classes)
+    message  a log line
+    """
+
+    test: Batches
+    images: TestImages
+    message: str
 
 
 @dataclass(frozen=True)
