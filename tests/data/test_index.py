@@ -119,7 +119,7 @@ def test_flat_train_folder_gets_hint(tree: Tree) -> None:
     assert "train/CLASS/a_0.JPEG" in message
 
 
-def test_flat_val_folder_gets_hint(tree: Tree) -> None:
+def test_flat_val_folder_is_rejected_only_if_read(tree: Tree) -> None:
     root = tree(a=2, b=2)
     shutil.copytree(root / "train/a", root / "val")
     assert len(ImageIndex.from_root(root)) == 4

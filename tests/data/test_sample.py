@@ -80,7 +80,7 @@ def test_intact_cache_is_kept_and_damaged_one_repaired(sample: Path) -> None:
     assert not (sample.parent / f"{sample.name}.new").exists()
 
 
-def test_test_images_are_others_drawn_likewise_and_written_on_demand(sample: Path, tmp_path: Path) -> None:
+def test_sample_test_images_are_written_on_demand(sample: Path, tmp_path: Path) -> None:
     """Next to the training images, of which no byte changes."""
     root = shutil.copytree(sample, tmp_path / sample.name, ignore=shutil.ignore_patterns("val", "manifest-val*"))
     before = {path: path.stat().st_mtime_ns for path in root.glob("train/*/*")}
@@ -96,7 +96,7 @@ def test_test_images_are_others_drawn_likewise_and_written_on_demand(sample: Pat
     assert sample_root(tmp_path, "val") == root and (root / "val/dots/dots_0100.JPEG").exists()
 
 
-def test_the_training_images_are_those_of_the_first_version(sample: Path) -> None:
+def test_sample_training_images_never_change(sample: Path) -> None:
     """Saved runs on the sample find them again: the digest of all names, and the sizes of a few."""
     index = ImageIndex.from_root(sample)
     assert index.sha256().startswith("102485c74a62d2739c71d03320aa2f10")
