@@ -116,9 +116,10 @@ def test_interrupted_run_continues_bitwise(
         return step(update, number, *batches)
 
     if at < 8:
-        with monkeypatch.context() as patch, pytest.raises(Stop):
-            patch.setattr(WeightUpdate, "__call__", failing)
+        monkeypatch.setattr(WeightUpdate, "__call__", failing)
+        with pytest.raises(Stop):
             retrain.main(argv)
+        monkeypatch.setattr(WeightUpdate, "__call__", step)
         assert load_checkpoint(tmp_path / "run/checkpoint.pt")["step"].item() >= at - 1
     assert retrain.main(argv) == 0
     for name in ("metrics.jsonl", "result.json", "genotype.json", "train.txt", "val.txt"):

@@ -118,7 +118,7 @@ def _start(
     if s.sync_bn and not world.is_single:
         network.synchronise(world)
     world.broadcast([*network.parameters(), *network.buffers()])
-    update = update_of(resolved, network, None if world.is_single else world.average)
+    update = update_of(WeightUpdate, resolved, network, None if world.is_single else world.average)
 
     def captured(update: WeightUpdate) -> CapturedSteps:
         return CapturedSteps(update if timer is None else timer.follow(update), s.cuda_graph)
