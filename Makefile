@@ -30,7 +30,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/codespell
-	$(BIN)/ty check --python .venv --error-on-warning --output-format concise fastdarts kernels
+	$(BIN)/ty check --python .venv --error-on-warning --output-format concise fastdarts kernels bench examples
 
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from time import perf_counter
@@ -27,13 +28,14 @@ PROG = "python -m bench.floor"
 POOLS = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.PLAIN_AVG_POOL_3)
 
 
-class Cost(NamedTuple):
+@dataclass(frozen=True)
+class Cost:
     """Floating-point operations (a multiply-add is two) and bytes read and written."""
 
     operations: int = 0
     bytes: int = 0
 
-    def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
+    def __add__(self, other: "Cost") -> "Cost":
         return Cost(self.operations + other.operations, self.bytes + other.bytes)
 
 
@@ -68,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(workload: Workload, rounds: int) -> dict[str, Any]:
     """Per stage: ms of a step, GFLOP and GB of its plan, and the rates they make, with the machine's own rates."""
-    run, module = build(workload, OURS), native.module()
+    run = build(workload, OURS)
+    module: Any = native.module()
     for _ in range(2):
         run()
     costs = counted(run)

@@ -25,7 +25,7 @@ from fastdarts.spaces import S0
 from fastdarts.supernet.candidates import graph_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PIXELS = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+PIXELS: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
 
 class Cost(NamedTuple):
@@ -111,7 +111,7 @@ def loss(N: int, S: int, patch: int, dtype: torch.dtype) -> Case:
     numbers, cells = 3 * N * S * S, sum(3 * N * s * s for s in sides)
 
     def run() -> Any:
-        options = {"norm": "l1", "backend": "triton"} | PIXELS
+        options: dict[str, Any] = {"norm": "l1", "backend": "triton"} | PIXELS
         return torch.autograd.grad(masked_loss(inputs[1:], inputs[0], images, flip, mask, **options), inputs)
 
     # a pixel and level: three interpolations of 3 operations, and 4 cells' shares of 2; half of the pixels are masked
@@ -153,7 +153,7 @@ def cell(N: int, S: int, C: int, stride: int, k: int, dtype: torch.dtype) -> Cas
     by = by.to(memory_format=torch.channels_last)
 
     def run() -> Any:
-        options = {"graph": graph, "partial_channels": k, "training": True, "backend": "triton"}
+        options: dict[str, Any] = {"graph": graph, "partial_channels": k, "training": True, "backend": "triton"}
         return torch.autograd.grad(mixed_cell(states, ops, edges, weights, None, None, **options), inputs, by)
 
     costs: dict[str, Cost] = {}

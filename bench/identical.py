@@ -55,15 +55,16 @@ def argv(case: Case, folder: Path) -> list[str]:
 def start(checkout: Path, case: Case, folder: Path) -> subprocess.Popen:
     """Run a case by a checkout, outside of both."""
     environment = os.environ | {"PYTHONPATH": str(checkout), "PYTHONSAFEPATH": "1"}
-    options = {"cwd": folder.parent, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(argv(case, folder), **options)
+    return subprocess.Popen(
+        argv(case, folder), cwd=folder.parent, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> None:
     """Wait for a search. Raises RuntimeError with what it printed unless it ends with that status."""
     output, _ = process.communicate(timeout=SECONDS)
     if process.returncode != status:
-        raise RuntimeError(f"{' '.join(process.args[1:])} ended with {process.returncode}, not {status}:\n{output}")
+        raise RuntimeError(f"{process.args} ended with {process.returncode}, not {status}:\n{output}")
 
 
 def stop_inside(process: subprocess.Popen, folder: Path, lines: int) -> None:

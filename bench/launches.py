@@ -39,7 +39,8 @@ def calls(workload: Workload) -> list[Call]:
     with torch.device("meta"):
         supernet = make_supernet(workload, "definition")
     side, found = workload.image_size // STEM_STRIDE[supernet.stem_kind], []
-    for cell in supernet.cells:
+    cells: Any = supernet.cells
+    for cell in cells:
         C = cell.preprocess1.op[1].out_channels
         shape, weighted = (workload.batch, C, side, side), SUPERNETS[workload.supernet].edge_weights
         found.append(Call(cell._ops.graph, shape, workload.partial_channels, weighted=weighted))

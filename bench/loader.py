@@ -172,7 +172,7 @@ def _stages(inputs: Inputs) -> dict[str, float]:
     images = batch.images[:, :size, :size].contiguous()
 
     def mask(backend: str) -> Callable[[], object]:
-        options = {
+        options: dict[str, Any] = {
             "patch_size": PATCH,
             "num_masked": num_masked(0.5, (size // PATCH) ** 2),
             "mean": IMAGENET_MEAN,
@@ -202,7 +202,7 @@ def _workload(settings: argparse.Namespace) -> Workload:
 
 def _waiting(make: Make, settings: argparse.Namespace) -> dict[str, float]:
     """Share of a search's bilevel steps that waits for batches, and the steps' images/s."""
-    run = build(_workload(settings), OURS)
+    run: Any = build(_workload(settings), OURS)
     waited, began = 0.0, 0.0
     with make() as train, make() as val:
         for number in range(-2, settings.steps):

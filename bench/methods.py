@@ -15,7 +15,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,7 +107,11 @@ class Side(NamedTuple):
 
 def _both(row: Row, settings: MethodsSettings) -> tuple[Side, Side]:
     """Make the row's step and plain DARTS'. Raises ConfigError for sizes that do not fit."""
-    sizes = {"batch_size": settings.batch, "image_size": settings.image_size, "init_channels": settings.init_channels}
+    sizes: dict[str, Any] = {
+        "batch_size": settings.batch,
+        "image_size": settings.image_size,
+        "init_channels": settings.init_channels,
+    }
     sizes |= {"stage_cells": settings.stage_cells, "backend": settings.backend, "device": settings.device}
     sizes |= {} if settings.layers is None else {"layers": settings.layers}
     own, plain = (search_cifar.resolve(CIFAR | dict(values) | sizes) for values in (row.own, row.plain))
@@ -171,7 +175,7 @@ def _steps(side: Side) -> Steps:
     s = side.settings
     torch.manual_seed(s.seed)
     supernet, objective = build(side.resolved, CLASSES, side.stage, side.space)
-    supernet.to(s.device, memory_format=torch.channels_last)
+    supernet.to(s.device).to(memory_format=torch.channels_last)
     objective.to(s.device)
     if side.stage.dropout:
         supernet.drop_skips(skip_dropout_rate(side.stage, side.stage.begin))
@@ -189,7 +193,7 @@ def _calls(run: Steps) -> dict[str, dict[str, int]]:
 
 
 @contextmanager
-def noted() -> Iterator[dict[str, Counter[str]]]:
+def noted() -> Generator[dict[str, Counter[str]]]:
     """Inside, the calls of each op are counted by the backend that serves them."""
     calls: dict[str, Counter[str]] = {}
 

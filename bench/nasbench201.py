@@ -27,7 +27,7 @@ from fastdarts.search_cifar import resolve
 from fastdarts.settings import ConfigError, SearchCifarSettings
 from fastdarts.settings.recipes import RECIPES
 from fastdarts.spaces import Architecture, nats
-from fastdarts.spaces.genotype import read_architecture
+from fastdarts.spaces.genotype import Genotype, read_architecture
 from fastdarts.spaces.lookup import ACCURACIES, CELLS, Lookup, TableError
 
 PROG = "python -m bench.nasbench201"
@@ -96,7 +96,9 @@ def collect(runs: Iterable[Run], benchmark: Lookup) -> list[Record]:
     order = list(dict.fromkeys(record["recipe"] for record in searches))
     searches.sort(key=lambda record: (order.index(record["recipe"]), record["seed"]))
     seeds = sorted({record["seed"] for record in searches})
-    chosen = [{"kind": "random", "recipe": RANDOM, "seed": seed} | looked_up(random_cell(seed), benchmark) for seed in seeds]
+    chosen: list[Record] = [
+        {"kind": "random", "recipe": RANDOM, "seed": seed} | looked_up(random_cell(seed), benchmark) for seed in seeds
+    ]
     everything = [benchmark.accuracies(benchmark.architecture(index)) for index in range(CELLS)]
     values = {column: [row[column] for row in everything] for column in ACCURACIES if column.endswith("_test")}
     whole = {"kind": "all", "cells": CELLS, "benchmark": Path(benchmark.source).name}
@@ -133,14 +135,15 @@ def looked_up(cell: Architecture, benchmark: Lookup) -> Record:
 
 def search(run: Run, benchmark: Lookup) -> Record:
     """Return a run's result, its skips and true accuracy after each epoch, and how it was made."""
-    s, data, cells = _settings(run), run.part("data"), [read_architecture(epoch["genotype"]) for epoch in run.epochs]
+    s, data, found = _settings(run), run.part("data"), _cell(run.genotype)
+    cells = [_cell(read_architecture(epoch["genotype"])) for epoch in run.epochs]
     by_epoch = {"epoch": [epoch["epoch"] for epoch in run.epochs], "skips": [_skips(cell) for cell in cells]}
     by_epoch[COLUMN] = [benchmark.accuracies(cell)[COLUMN] for cell in cells]
     masks = {"mask_ratio": s["mask_ratio"], "patch_size": s["patch_size"]}
     return (
         {"kind": "search", "recipe": _recipe(run), "method": s["method"], "objective": s["objective"], "seed": s["seed"]}
         | masks
-        | looked_up(run.genotype, benchmark)
+        | looked_up(found, benchmark)
         | {
             "by_epoch": by_epoch,
             "epochs": run.epochs[-1]["epoch"],
@@ -182,6 +185,13 @@ def summary(records: Sequence[Record], chosen: Mapping[int, float], everything: 
         "above_seeds": mean - fmean(chosen[seed] for seed in seeds),
         "chance": reached / DRAWS,
     }
+
+
+def _cell(found: Genotype | Architecture | None) -> Architecture:
+    """Return a cell of NAS-Bench-201. Raises TypeError for any other."""
+    if not isinstance(found, Architecture):
+        raise TypeError(f"{found} is no cell of NAS-Bench-201")
+    return found
 
 
 def _skips(cell: Architecture) -> int:

@@ -47,7 +47,7 @@ def markdown(records: Sequence[Record]) -> str:
     mean, deviation, median = (whole[name][COLUMN] for name in ("mean", "deviation", "median"))
     lines.append([f"{RANDOM}, all {whole['cells']:,} cells", f"{mean:.2f} ± {deviation:.2f}, median {median:.2f}", *["—"] * 4])
     searches = [record for record in found if record["kind"] == "search"]
-    facts = searches[0] | {"most": max(r["minutes"] for r in searches), "table": whole["benchmark"]}
+    facts = dict(searches[0]) | {"most": max(r["minutes"] for r in searches), "table": whole["benchmark"]}
     text = "{epochs} epochs on {train_images} + {val_images} images of {data}, batch {batch_size}, C = {init_channels}, "
     text += "{stage_cells} cells a stage, at most {most} minutes a run"
     return (
@@ -96,7 +96,7 @@ def _lines(axes: Axes, searches: Sequence[Record], figure: str) -> None:
         own = [record["by_epoch"] for record in searches if record["recipe"] == recipe]
         epochs, points = own[0]["epoch"], list(zip(*(run[figure] for run in own), strict=True))
         label = f"{recipe}, {len(own)} seed{'s' * (len(own) > 1)}"
-        style = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.8}
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 4, "linewidth": 1.8}
         axes.plot(epochs, [fmean(values) for values in points], label=label, **style)
         low, high = ([pick(values) for values in points] for pick in (min, max))
         axes.fill_between(epochs, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -23,7 +23,7 @@ import json
 import os
 import signal
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -212,8 +212,8 @@ OTHERS: dict[str, type[Bilevel]] = {"bare": Unconditional, "guarded": Bilevel}
 def _like(search: Search, kind: type[Bilevel]) -> Bilevel:
     """Make steps of another kind on the search's own network, alpha and optimizers."""
     b = search.bilevel
-    options = {"grad_clip": b.grad_clip, "arch_grad_clip": b.arch_grad_clip, "precision": b.precision}
-    return kind(b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer, **options)
+    of = b.supernet, b.objective, b.relaxation, b.weight_optimizer, b.arch_optimizer
+    return kind(*of, grad_clip=b.grad_clip, arch_grad_clip=b.arch_grad_clip, precision=b.precision)
 
 
 class Resident:
@@ -247,11 +247,11 @@ class Rounds(Resident):
     def __init__(self, batch: Batch, steps: int, rounds: int) -> None:
         super().__init__(batch)
         self.steps = steps
-        self.session: Session | None = None
+        self.session: Any = None
         self.others: dict[str, Run] = {}
         self.times: dict[str, list[float]] = {}
         self.parts: list[dict[str, float]] = []
-        self._now: Counter[str] = Counter()
+        self._now: dict[str, float] = defaultdict(float)
         self._plan = iter([block for number in range(rounds) for block in BLOCKS[number % 2]])
         self._block = "warm-up"
         self._left = len(self) - 1  # so that the next block's first step ends an epoch
@@ -288,7 +288,7 @@ class Rounds(Resident):
 
     def _next_block(self) -> None:
         """Note the block that is over and begin the next. Raises Stopped after the last."""
-        now, self._now = self._now, Counter()
+        now, self._now = self._now, defaultdict(float)
         for name in ("bare", "guarded", "session") if self._block == "session" else (self._block,):
             self.times.setdefault(name, []).append(now[name])
         if self._block == "session":

@@ -84,7 +84,7 @@ def chosen(settings: StepSettings) -> Workload:
     )
 
 
-def device(name: str) -> str:
+def device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     """Return "cpu" or "cuda". Raises ConfigError without a GPU."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

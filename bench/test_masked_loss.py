@@ -7,7 +7,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.workload import Workload, resident_batch
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
 from fastdarts.ops import backend as backends
-from fastdarts.ops.masked_loss import masked_loss
+from fastdarts.ops.masked_loss import Norm, masked_loss
 
 PATCH = 8
 SHRINK = 8, 16, 32  # the stages of the ImageNet supernet
@@ -15,7 +15,7 @@ SHRINK = 8, 16, 32  # the stages of the ImageNet supernet
 
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 @pytest.mark.parametrize("backend", ["cpu", "definition"])
-def test_masked_loss(benchmark: BenchmarkFixture, full_size: bool, backend: str, norm: str) -> None:
+def test_masked_loss(benchmark: BenchmarkFixture, full_size: bool, backend: str, norm: Norm) -> None:
     if why := backends.refusals("masked_loss", torch.device("cpu"), torch.float32).get(backend):
         pytest.skip(why)
     workload = Workload("mae-imagenet", 16 if full_size else 2, 224 if full_size else 32, 1)

@@ -139,7 +139,8 @@ def build(workload: Workload, name: str) -> Run:
     """
     workload.check(name)
     torch.backends.cudnn.benchmark = True
-    torch._dynamo.config.recompile_limit = 64  # cells of 8 shapes, each with and without gradients of the mix
+    config: Any = torch._dynamo.config
+    config.recompile_limit = 64  # cells of 8 shapes, each with and without gradients of the mix
     torch.manual_seed(0)
     # Our side is laid out as the search command lays out its supernet.
     side = Side(torch.channels_last) if name == OURS else AGAINST[name]
@@ -195,7 +196,8 @@ class Steps:
     """One bilevel step after the other on two batches that stay; a call returns the training loss."""
 
     def __init__(self, bilevel: Bilevel | CapturedSteps, train: Batch, val: Batch) -> None:
-        self.bilevel, self.train, self.val = bilevel, train, val
+        self.bilevel: Any = bilevel
+        self.train, self.val = train, val
         self.number = torch.zeros(1, dtype=torch.int64, device=train.index.device)
 
     def __call__(self) -> Tensor:
@@ -215,7 +217,8 @@ def _cell_pass(workload: Workload, side: Side, backend: str) -> Run:
     space, generator = workload.space, torch.Generator().manual_seed(1)
     k = workload.partial_channels
     cell = SupernetCell(space, "normal", C, C, C, reduction_prev=False, partial_channels=k, backend=backend)
-    cell.preprocess0 = cell.preprocess1 = nn.Identity()
+    for name in ("preprocess0", "preprocess1"):
+        cell.register_module(name, nn.Identity())
     arrange(cell, workload, side)
     if side.compiled:
         cell.compile(dynamic=False)
@@ -242,7 +245,7 @@ def _cell_pass(workload: Workload, side: Side, backend: str) -> Run:
 
 def arrange(module: nn.Module, workload: Workload, side: Side) -> None:
     """Put a supernet or a cell on the workload's device, weights and image-shaped inputs in the side's layout."""
-    module.to(workload.device, workload.parameter_dtype, memory_format=side.layout)
+    module.to(workload.device, workload.parameter_dtype).to(memory_format=side.layout)
 
     def lay_out(_: nn.Module, args: tuple) -> tuple:
         images = [isinstance(a, Tensor) and a.dim() == 4 for a in args]

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 
 from fastdarts.cli.parser import Parser
 from fastdarts.logs import any_text
@@ -32,9 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         shape = widest(cells, shape, given.fit_macs) if given.fit_macs else shape
         counts = count(cells, shape)
     except ValueError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
-        return 2
-    facts = {"network": shape.kind} | {name: asdict(shape)[name] for name in SIZES} | counts
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    facts = {"network": shape.kind} | {name: getattr(shape, name) for name in SIZES} | counts
     print(json.dumps(facts, indent=2) if given.json else f"{shape}\n{table(counts)}")
     return 0
 

@@ -277,7 +277,7 @@ def test_every_data_format_is_planned(make: Callable[[Path], Path], tmp_path: Pa
 
 def test_missing_data_is_stated_first(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = pictures(40, 32)
-    monkeypatch.setattr("fastdarts.inputs.images.sample_images", lambda: ImageArray.make(Path("sample"), images, labels))
+    monkeypatch.setattr("fastdarts.inputs.origin.sample_images", lambda: ImageArray.make(Path("sample"), images, labels))
     assert main(["--dry_run", "--batch_size", "8"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == CIFAR.notice and any("C = 8" in line for line in lines)

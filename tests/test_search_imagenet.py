@@ -331,7 +331,7 @@ def trees(kind, path):
         ("good", "--device cpu --amp fp16", "--amp fp16: on a CPU"),
         ("good", "--device cpu --cuda_graph on", "--cuda_graph on: CUDA graphs need a GPU, this runs on cpu"),
         ("good", "--device cpu --optimizer_backend apex", "--optimizer_backend apex: apex"),
-        ("good", "--profile 5", "--profile 5: expected FIRST:LAST, as in 10:12"),
+        ("good", "--profile 5", "--profile 5: expected the first and last step as FIRST:LAST, for example 10:12"),
         ("good", "--profile 5:3", "--profile 5:3: the first step must be at least 1 and not after the last"),
         ("good", "--profile 0:3", "--profile 0:3: the first step must be"),
         ("good", "--profile 1:3", "--profile 1:3: the run has only 2 steps, no step 3"),
@@ -387,7 +387,7 @@ def test_uncreatable_folder_is_rejected_first(tree, tmp_path, capsys):
 
 
 def test_invalid_settings_are_rejected_before_decoding(tree, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("fastdarts.inputs.images.verify", lambda *_: pytest.fail("files were decoded"))
+    monkeypatch.setattr("fastdarts.inputs.origin.verify", lambda *_: pytest.fail("files were decoded"))
     assert main(arguments(tree, "--save", str(tmp_path / "run"), "--batch_size", "100")) == 2
     assert "batch_size is 100" in capsys.readouterr().err
 

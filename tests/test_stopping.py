@@ -132,7 +132,7 @@ def test_interrupted_file_check_leaves_no_folder(argv, tmp_path, monkeypatch, ca
         send(signal.SIGTERM)()
         pytest.fail("went on")
 
-    monkeypatch.setattr("fastdarts.inputs.images.verify", check)
+    monkeypatch.setattr("fastdarts.inputs.origin.verify", check)
     assert main([*argv, "--save", str(tmp_path / "run")]) == 75
     assert "stopped by SIGTERM" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -220,7 +220,7 @@ def test_sweep_continues_with_moved_images(tmp_path):
 
     grid, (first, _), folder = opened(tree)
     run = RunFolder(tmp_path / "s" / first.name)
-    images = ImageFiles.choose(first.settings, run).checked(1)
+    images = ImageFiles.choose(first.settings, run).ready(first.settings, 1, False)
     images.write(run)
     run.create({"settings": asdict(first.settings), "data": images.facts()})
     folder.write(

@@ -11,14 +11,15 @@ from fastdarts.data.cache import Cache, CacheLayout
 from fastdarts.data.cache_loader import CacheEvalLoader, CacheLoader
 from fastdarts.data.crop import crop_box, crop_words, flips
 from fastdarts.data.dali import DaliLoader
-from fastdarts.data.errors import DataError, InputStopped
+from fastdarts.data.errors import DataError, InputStopped, NoTestImages
 from fastdarts.data.folder import EvalLoader, FolderLoader
 from fastdarts.data.index import ImageIndex, Index
 from fastdarts.data.lists import read_list, unlisted, write_list
 from fastdarts.data.loader import Loader
 from fastdarts.data.sample import sample_root
 from fastdarts.data.sampler import BatchSampler
-from fastdarts.data.splits import subsets
+from fastdarts.data.splits import held_back, subsets
+from fastdarts.data.val_folder import evaluation_index
 from fastdarts.data.verified_store import VerifiedStore
 from fastdarts.data.verify import Verified, image_sizes, verify
 
@@ -39,13 +40,16 @@ __all__ = [
     "Index",
     "InputStopped",
     "Loader",
+    "NoTestImages",
     "Pixels",
     "Verified",
     "VerifiedStore",
     "crop_box",
     "crop_words",
     "dali",
+    "evaluation_index",
     "flips",
+    "held_back",
     "image_sizes",
     "placement",
     "read_images",

@@ -3,17 +3,18 @@
 Notation: N images, H, W their sides.
 """
 
-import logging
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fastdarts.data.errors import DataError
+from fastdarts.data.array_labels import numbered
+from fastdarts.data.errors import DataError, NoTestImages
 from fastdarts.data.packed import UNPACK, what_it_is
 from fastdarts.quoting import shortlist
 
@@ -22,20 +23,20 @@ try:
 except ImportError:  # a Python built without it cannot read such members; zipfile reports that
     LZMAError = OSError
 
-PAIRS = (  # names of the images and of their labels
+Pairs = tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]  # names of the images and of their labels
+OF_SPLIT: Pairs = (
     (("x_train", "X_train"), ("y_train", "Y_train")),
     (("train_x", "train_X", "trainX"), ("train_y", "train_Y", "trainY", "trainy")),
     (("train_images", "train_image", "train_data"), ("train_labels", "train_label", "train_targets")),
+)
+PLAIN: Pairs = (
     (("images", "image", "imgs", "data"), ("labels", "label", "targets", "target", "fine_labels")),
     (("x", "X"), ("y", "Y")),
 )
+TESTS = ("test", "val")  # names of test images, in order of preference
 UNNAMED = re.compile(r"arr_\d+")  # numpy.savez's names for positional arrays
-IGNORED = 255  # an ignore label, if all other labels are much smaller
 DAMAGE = (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error, LZMAError)
 DAMAGE += (RuntimeError,)  # from zipfile: encrypted, or an unknown compression method
-
-
-log = logging.getLogger(__name__)
 
 
 class Content(NamedTuple):
@@ -51,8 +52,35 @@ class Content(NamedTuple):
     classes: tuple[str, ...] | None
 
 
+def of_split(name: str) -> Pairs:
+    """Return the names of a split's images and labels in a file that holds several splits."""
+    return tuple((_renamed(images, name), _renamed(labels, name)) for images, labels in OF_SPLIT)
+
+
+def _renamed(names: tuple[str, ...], split: str) -> tuple[str, ...]:
+    return tuple(name.replace("train", split) for name in names)
+
+
+TRAINING = of_split("train") + PLAIN
+ALONE = of_split("test") + of_split("val") + PLAIN  # in a file of test images alone
+
+
 def content_bytes(path: Path) -> int:
     """Return the bytes of all arrays. Raises DataError for a file that is not a complete .npz, OSError if it is unreadable."""
+    return sum(member.file_size for member in _members(path))
+
+
+def array_names(path: Path) -> list[str]:
+    """Return the names of the arrays. Raises like content_bytes."""
+    return [member.filename.removesuffix(".npy") for member in _members(path)]
+
+
+def holds(names: list[str], pairs: Pairs) -> bool:
+    """Return whether arrays of these names are one of `pairs` of images and labels."""
+    return any(set(images) & set(names) and set(labels) & set(names) for images, labels in pairs)
+
+
+def _members(path: Path) -> list[zipfile.ZipInfo]:
     if message := what_it_is(path):
         raise DataError(f"{path} {message}")
     try:
@@ -63,11 +91,13 @@ def content_bytes(path: Path) -> int:
         raise DataError(f"{path} is not a complete .npz file ({_reason(error)}): {wanted}") from error
     if members and not any(member.filename.endswith(".npy") for member in members):
         raise DataError(f"{path} is a zip archive of other files, {shortlist([m.filename for m in members])}: {UNPACK}")
-    return sum(member.file_size for member in members)
+    return members
 
 
-def read_archive(path: Path) -> Content:
-    """Read the images and labels of a .npz file, under one of the PAIRS of names or unnamed (arr_0, arr_1).
+def read_archive(path: Path, pairs: Pairs = TRAINING, classes: Sequence[str] | None = None) -> Content:
+    """Read the images and labels of a .npz file, under one of the `pairs` of names or unnamed (arr_0, arr_1).
+
+    classes  the training images' classes, for test images: a label is the name of its class; None: the file's own
 
     Images are uint8 or other integers in [0, 255], shaped (N, H, W, 3), (N, 3, H, W), or (H, W, 3, N) if N is the number of
     labels. Grayscale images (N, H, W), (N, H, W, 1) or (N, 1, H, W) become three equal channels. With an array `offsets`,
@@ -77,28 +107,67 @@ def read_archive(path: Path) -> Content:
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = _Arrays(path, archive)
+            arrays = _Arrays(path, archive, pairs)
             images, labels = arrays.pair()
             offsets = archive["offsets"] if "offsets" in archive.files else None
     except DataError:
         raise
     except DAMAGE as error:
         raise DataError(f"{path} is not a complete .npz file of plain arrays ({_reason(error)}): write it again") from error
-    numbers, classes = _labels(path, labels)
-    return Content(_pixels(path, images, len(numbers)) if offsets is None else _jpegs(path, images, offsets), numbers, classes)
+    numbers, names = numbered(path, labels, classes)
+    return Content(_pixels(path, images, len(numbers)) if offsets is None else _jpegs(path, images, offsets), numbers, names)
+
+
+def archive_of_tests(path: Path, training: Path | None) -> tuple[Path, Pairs] | None:
+    """Return the .npz file with the test images, and the pairs of names to look for in it.
+
+    path      file or folder given as the data
+    training  .npz file of the training images, `path` if that is a file; None: `path` is a folder without one
+
+    Returns None for a folder without test*.npz and val*.npz. Raises NoTestImages, a DataError, if there are none of `training`.
+    """
+    if training is None:
+        return None if (alone := _named_test(path)) is None else (alone, ALONE)
+    names = array_names(training)
+    for split in TESTS:
+        if holds(names, pairs := of_split(split)):
+            return training, pairs
+    if training.name.startswith(TESTS):
+        return training, ALONE
+    if "train" in training.name and (found := _named_test(training.parent, training)) is not None:
+        return found, ALONE
+    inside = ", ".join(f"{images[0]} with {labels[0]}" for images, labels in of_split("test"))
+    near = shortlist(sorted(p.name for p in training.parent.glob("*.npz")))
+    raise NoTestImages(
+        f"{training} has no test images: looked for {inside} in it, and for test*.npz or val*.npz next to a train*.npz; found "
+        f"{shortlist(names) or 'nothing'} in it, and the files {near}"
+    )
+
+
+def _named_test(folder: Path, training: Path | None = None) -> Path | None:
+    """Return the test*.npz, else val*.npz, in `folder`: the one named as `training`, or the only one. Raises DataError."""
+    for split in TESTS:
+        if training is not None and (same := training.with_name(training.name.replace("train", split))).is_file():
+            return same
+        found = sorted(folder.glob(f"{split}*.npz"))
+        if len(found) > 1:
+            raise DataError(f"{folder} holds {shortlist([p.name for p in found])}: take all but one of them away")
+        if found:
+            return found[0]
+    return None
 
 
 class _Arrays:
     """Arrays of an open .npz file."""
 
-    def __init__(self, path: Path, archive: "np.lib.npyio.NpzFile") -> None:
-        self.path, self.archive, self.names = path, archive, archive.files
+    def __init__(self, path: Path, archive: "np.lib.npyio.NpzFile", pairs: Pairs) -> None:
+        self.path, self.archive, self.names, self.pairs = path, archive, archive.files, pairs
 
     def pair(self) -> tuple[np.ndarray, np.ndarray]:
         """Return images and labels. Raises DataError unless exactly one pair is found."""
         found = [
             (image, label)
-            for images, labels in PAIRS
+            for images, labels in self.pairs
             for image in images
             for label in labels
             if image in self.names and label in self.names
@@ -107,17 +176,15 @@ class _Arrays:
             found = self._mixed()
         if len(found) > 1:
             pairs = " or ".join(f"{image} and {label}" for image, label in found)
-            raise DataError(
-                f"{self.path}: ambiguous, images and labels may be {pairs}: write a file with the training pair only"
-            )
+            raise DataError(f"{self.path}: ambiguous, images and labels may be {pairs}: write a file with only one of them")
         if found:
             return self.archive[found[0][0]], self.archive[found[0][1]]
         return self._unnamed()
 
     def _mixed(self) -> list[tuple[str, str]]:
-        """Return the only images with the only labels, if their names come from two different PAIRS."""
-        images = [name for pair in PAIRS for name in pair[0] if name in self.names]
-        labels = [name for pair in PAIRS for name in pair[1] if name in self.names]
+        """Return the only images with the only labels, if their names come from two different pairs."""
+        images = [name for pair in self.pairs for name in pair[0] if name in self.names]
+        labels = [name for pair in self.pairs for name in pair[1] if name in self.names]
         return [(images[0], labels[0])] if len(images) == len(labels) == 1 else []
 
     def _unnamed(self) -> tuple[np.ndarray, np.ndarray]:
@@ -126,36 +193,8 @@ class _Arrays:
         images, labels = [a for a in arrays if a.ndim > 2], [a for a in arrays if a.ndim <= 2]
         if len(images) == len(labels) == 1 and len(arrays) == len(self.names):
             return images[0], labels[0]
-        known = ", ".join(f"{images[0]} with {labels[0]}" for images, labels in PAIRS)
+        known = ", ".join(f"{images[0]} with {labels[0]}" for images, labels in self.pairs)
         raise DataError(f"{self.path} has no images with labels: found {shortlist(self.names) or 'nothing'}; expected {known}")
-
-
-def _labels(path: Path, labels: np.ndarray) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Return the labels, int64 (N,), and the class names."""
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    message = f"they are {labels.dtype} {labels.shape}"
-    if labels.ndim == 2 and len(labels) and labels.dtype.kind in "iufb":
-        if not (((labels == 0) | (labels == 1)).all() and (labels.sum(1) == 1).all()):
-            raise DataError(f"{path}: each image must have exactly one label, a row of labels has several or none; {message}")
-        labels = labels.argmax(1)
-    if labels.ndim == 1 and labels.dtype.kind in "US":
-        names, numbers = np.unique(labels.astype(str), return_inverse=True)
-        return numbers.astype(np.int64), tuple(names.tolist())
-    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and bool((labels == np.floor(labels)).all()))
-    if labels.ndim != 1 or not whole:
-        raise DataError(f"{path}: labels must be integers, one per image; {message}")
-    numbers = labels.astype(np.int64)
-    present = np.unique(numbers)
-    if len(present) and present[0] < 0:
-        raise DataError(f"{path}: labels must start at 0, found {present[0]} to {present[-1]}: remove images without a label")
-    if len(present) > 1 and present[-1] == IGNORED and present[-2] < IGNORED // 2:
-        raise DataError(
-            f"{path}: labels are 0 to {present[-2]}, and {IGNORED}, which marks images without a label: remove those"
-        )
-    if len(present) and np.array_equal(present, np.arange(1, len(present) + 1)):
-        log.info("%s: labels 1 to %d are shifted to start at 0", path, len(present))
-        return numbers - 1, tuple(map(str, present.tolist()))
-    return numbers, None
 
 
 def _reason(error: Exception) -> str:

@@ -11,13 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from fastdarts.data.archive import content_bytes, read_archive
+from fastdarts.data.archive import TRAINING, Pairs, archive_of_tests, content_bytes, read_archive
 from fastdarts.data.cifar_pickle import BATCH_FILES, files_of, read_batches
 from fastdarts.data.decode import pillow_warnings, read_rgb
 from fastdarts.data.errors import DataError
@@ -25,21 +26,23 @@ from fastdarts.data.index import ImageIndex
 from fastdarts.data.packed import packed
 from fastdarts.data.placement import SHARE, available_ram, gib
 from fastdarts.data.sample import sample_root
+from fastdarts.data.val_folder import evaluation_index
 from fastdarts.quoting import quoted, shortlist
 
 SIDE = 32  # of the sample's images
 CHUNK = 64  # images per decoding task
 WANTED = "cifar-10-batches-py or cifar-100-python, a .npz file of images and labels, or a folder with train/CLASS/*"
+Split = Literal["train", "test"]
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
 class ImageArray:
-    """Training images of a data set, in file order; an image's position is its stable index.
+    """Training or test images of a data set, in file order; an image's position is its stable index.
 
     root     source file or folder
     classes  names
-    files    a name for each image: train/NUMBER, or its path relative to root
+    files    a name for each image: train/NUMBER or test/NUMBER, or its path relative to root
     labels   int64 (N,), position of each image's class in `classes`
     pixels   uint8 (N, S, S, 3), RGB, contiguous, on the CPU
     """
@@ -57,8 +60,12 @@ class ImageArray:
         labels: np.ndarray,
         classes: Sequence[str] | None = None,
         files: Sequence[str] | None = None,
+        split: Split = "train",
     ) -> "ImageArray":
-        """Check and wrap pixels, uint8 (N, S, S, 3), and labels, int64 (N,). Unnamed classes get numbers. Raises DataError."""
+        """Check and wrap pixels, uint8 (N, S, S, 3), and labels, int64 (N,). Unnamed classes get numbers, files SPLIT/NUMBER.
+
+        Raises DataError.
+        """
         if not len(pixels) or pixels.shape[1] != pixels.shape[2] or not pixels.shape[1]:
             raise DataError(f"{root}: expected at least one image, all square, got {' x '.join(map(str, pixels.shape))}")
         if len(labels) != len(pixels):
@@ -70,7 +77,7 @@ class ImageArray:
                 f"{root}: labels must be 0 to the number of classes - 1, at most {len(names)} classes; "
                 f"found {labels.min()} to {most}"
             )
-        names_of_images = tuple(f"train/{i}" for i in range(len(labels))) if files is None else files
+        names_of_images = tuple(f"{split}/{i}" for i in range(len(labels))) if files is None else files
         array = torch.from_numpy(np.ascontiguousarray(pixels))
         return ImageArray(root, names, names_of_images, torch.from_numpy(labels.astype(np.int64)), array)
 
@@ -90,53 +97,94 @@ class ImageArray:
         return digest.hexdigest()
 
 
-def read_images(path: str | os.PathLike[str], threads: int = 1) -> ImageArray:
-    """Read the training images of any WANTED format; also the parent folder of python batches, or the folder of a train*.npz.
+def read_images(
+    path: str | os.PathLike[str],
+    threads: int = 1,
+    split: Split = "train",
+    classes: Sequence[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+) -> ImageArray:
+    """Read the images of any WANTED format; also the parent folder of python batches, or the folder of a train*.npz.
 
     threads  number of decoding threads
-    Raises DataError for missing or damaged files, mixed sizes or data too large for RAM; the message names fault and place.
+    split    "test": the images of test_batch or test, of test*.npz or val*.npz next to train*.npz, of x_test and y_test in
+             the same .npz, or of test/CLASS/* or val/CLASS/*; the training images need not exist
+    classes  the training images' classes, for test images; None: the test images' own
+    labels   file of labels of a flat folder of test images (data.label_file)
+
+    Raises DataError for missing or damaged files, mixed sizes or data too large for RAM; NoTestImages, a DataError, if there
+    are none. The message names fault and place.
     """
-    log.info("reading images from %s", path)
+    log.info("reading %s from %s", "images" if split == "train" else "test images", path)
     try:
-        return _read(Path(path), threads)
+        return _read(Path(path), threads) if split == "train" else _read_test(Path(path), threads, classes, labels)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}; give {WANTED}") from error
 
 
-def _read(path: Path, threads: int) -> ImageArray:
+def _sources(path: Path) -> tuple[Path, Path | None]:
+    """Return the folder of python batches in `path`, else `path`, and the only train*.npz in it, or `path` if it is a file."""
     if not path.exists():
         raise DataError(f"{path} does not exist: give {WANTED}")
     if not path.is_dir():
-        return _from_archive(path, threads)
+        return path, path
     inside = [path / name for name in BATCH_FILES if (path / name).is_dir()]
     archives = sorted(path.glob("train*.npz"))
     if len(inside) + len(archives) > 1:
         raise DataError(f"{path} holds {shortlist([p.name for p in inside + archives])}: give one of them")
-    folder = inside[0] if inside else path
+    return (inside[0] if inside else path), (archives[0] if archives else None)
+
+
+def _read(path: Path, threads: int) -> ImageArray:
+    folder, archive = _sources(path)
     if files := files_of(folder):
         return ImageArray.make(folder, *read_batches(folder, files))
-    if archives:
-        return _from_archive(archives[0], threads)
+    if archive is not None:
+        return _from_archive(archive, TRAINING, threads)
     if (path / "train").is_dir():
         return _from_files(ImageIndex.from_root(path), threads)
     found = sorted(os.listdir(folder))
     raise DataError(f"{folder} has no training images: give {WANTED}; found {shortlist(found) or 'nothing'}{packed(found)}")
 
 
-def sample_images(cache: str | os.PathLike[str] | None = None) -> ImageArray:
-    """Return the generated sample resized to 32 x 32 pixels: 10 classes of 100. Arguments and errors as in sample_root."""
-    index = ImageIndex.from_root(sample_root(cache))
+def _read_test(path: Path, threads: int, classes: Sequence[str] | None, labels: str | os.PathLike[str] | None) -> ImageArray:
+    folder, archive = _sources(path)
+    if files := files_of(folder):
+        _check_unlabelled(path, labels)
+        pixels, numbers, names = read_batches(folder, files, "test")
+        if classes is not None and names != tuple(classes):
+            raise DataError(f"{folder} has the classes {shortlist(names)}, the training images {shortlist(classes)}")
+        return ImageArray.make(folder, pixels, numbers, names, split="test")
+    if (source := archive_of_tests(path, archive)) is not None:
+        _check_unlabelled(path, labels)
+        return _from_archive(*source, threads, classes, "test")
+    return _from_files(evaluation_index(path, classes, labels), threads)
+
+
+def _check_unlabelled(path: Path, labels: str | os.PathLike[str] | None) -> None:
+    if labels is not None:
+        raise DataError(f"--val_labels {labels}: the test images of {path} come with labels: leave it out")
+
+
+def sample_images(cache: str | os.PathLike[str] | None = None, split: Split = "train") -> ImageArray:
+    """Return the generated sample resized to 32 x 32 pixels: 10 classes of 100, or for "test" of 40 other images.
+
+    Arguments and errors as in sample_root.
+    """
+    index = ImageIndex.from_root(sample_root(cache)) if split == "train" else evaluation_index(sample_root(cache, "val"))
     images = [np.asarray(read_rgb(index.path(i)).resize((SIDE, SIDE), Image.Resampling.BOX)) for i in range(len(index))]
     return ImageArray.make(index.root, np.stack(images), index.labels.numpy(), index.classes, index.files)
 
 
-def _from_archive(path: Path, threads: int) -> ImageArray:
+def _from_archive(
+    path: Path, pairs: Pairs, threads: int, classes: Sequence[str] | None = None, split: Split = "train"
+) -> ImageArray:
     _check_room(content_bytes(path), path)
-    images, labels, classes = read_archive(path)
+    images, labels, names = read_archive(path, pairs, classes)
     if isinstance(images, list):
-        names = [f"image {i} of {path}" for i in range(len(images))]
-        images = _decoded(names, lambda i: read_rgb(names[i], images[i]), threads, path)
-    return ImageArray.make(path, images, labels, classes)
+        places = [f"image {i} of {path}" for i in range(len(images))]
+        images = _decoded(places, lambda i: read_rgb(places[i], images[i]), threads, path)
+    return ImageArray.make(path, images, labels, names, split=split)
 
 
 def _from_files(index: ImageIndex, threads: int) -> ImageArray:

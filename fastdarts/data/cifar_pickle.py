@@ -20,29 +20,33 @@ class BatchFiles(NamedTuple):
     """Files of one data set and the keys of their content."""
 
     batches: tuple[str, ...]
+    test: str
     labels: str
     meta: str
     names: str
 
 
 BATCH_FILES = {
-    "cifar-10-batches-py": BatchFiles(tuple(f"data_batch_{i}" for i in range(1, 6)), "labels", "batches.meta", "label_names"),
-    "cifar-100-python": BatchFiles(("train",), "fine_labels", "meta", "fine_label_names"),
+    "cifar-10-batches-py": BatchFiles(
+        tuple(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "labels", "batches.meta", "label_names"
+    ),
+    "cifar-100-python": BatchFiles(("train",), "test", "fine_labels", "meta", "fine_label_names"),
 }
 
 
 def files_of(folder: Path) -> BatchFiles | None:
-    """Return the layout of the training batches in `folder`, or None if it holds none."""
-    return next((files for files in BATCH_FILES.values() if any((folder / name).is_file() for name in files.batches)), None)
+    """Return the layout of the batches in `folder`, or None if it holds none."""
+    rows = BATCH_FILES.values()
+    return next((row for row in rows if any((folder / name).is_file() for name in (*row.batches, row.test))), None)
 
 
-def read_batches(folder: Path, files: BatchFiles) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Read the training images, uint8 (N, 32, 32, 3), their labels, int64 (N,), and the class names, not the test batch.
+def read_batches(folder: Path, files: BatchFiles, split: str = "train") -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Read the images of "train" or "test", uint8 (N, 32, 32, 3), their labels, int64 (N,), and the class names.
 
     Raises DataError, which names the file, if it is missing, damaged, or contains more than arrays, text and lists.
     """
     images, labels = [], []
-    for name in files.batches:
+    for name in files.batches if split == "train" else (files.test,):
         batch = read_pickle(folder / name)
         data, own = batch.get("data"), _integers(batch.get(files.labels))
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * SIDE * SIDE:

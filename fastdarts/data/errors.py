@@ -4,7 +4,7 @@ import errno
 
 from fastdarts.protocols import InputStopped
 
-__all__ = ["DataError", "InputStopped", "is_shortage", "shortage"]
+__all__ = ["DataError", "InputStopped", "NoTestImages", "is_shortage", "shortage"]
 
 REMEDIES = {  # resource shortages and how to raise the limits
     errno.EMFILE: "raise `ulimit -n`",
@@ -19,6 +19,10 @@ REMEDIES = {  # resource shortages and how to raise the limits
 
 class DataError(ValueError):
     """Invalid input. The message is one line: fault, place, remedy; a command prints it and exits with status 2."""
+
+
+class NoTestImages(DataError):
+    """There are no test images next to the training images; the message names what was looked for and what was found."""
 
 
 def shortage(error: OSError) -> str:

@@ -50,7 +50,7 @@ class ImageIndex:
     """All images of one split, sorted by class folder, then by name; an image's position is its stable index.
 
     root     parent folder of the split
-    classes  names of the class folders with images, sorted
+    classes  names of the class folders with images, sorted; of a test split: the training images'
     files    names relative to root, with forward slashes, one for each image
     labels   int64 (N,), position of each image's class in `classes`
     """
@@ -61,31 +61,36 @@ class ImageIndex:
     labels: Tensor
 
     @staticmethod
-    def from_root(root: str | os.PathLike[str], split: str = "train") -> "ImageIndex":
+    def from_root(root: str | os.PathLike[str], split: str = "train", classes: Sequence[str] | None = None) -> "ImageIndex":
         """List root/split/CLASS/*: image extensions in any case, no deeper folders, no names that start with a dot.
+
+        classes  names of all classes, in the order of their labels, those of the training images for example; None: the
+                 split's own
 
         Any entry with an image's name counts, even a folder, a pipe or a dangling link: verify() reports it.
         Class folders without images are left out and logged. Raises DataError if the folder is missing, unreadable, flat
-        (images directly in the split's folder or in `val`), or has no images.
+        (images directly in the split's folder), has no images, or has some of none of `classes`.
         """
         root = Path(root)
         folders, images = listing(root)
         if split not in folders:
             raise DataError(f"{root} has no folder {split!r}: {_guess(root, split, folders, images)}")
-        for name in sorted({split, "val"}.intersection(folders)):
-            _refuse_flat(root / name, split)
         folders, loose = listing(root / split)
+        if loose and not folders:
+            arrange = f"move each into the folder of its class, {split}/CLASS/{loose[0]}"
+            raise DataError(f"{root / split} is flat, its {len(loose)} images are directly in it: {arrange}")
         found = {name: _images(*listing(root / split / name)) for name in folders}
-        classes = tuple(name for name, images in found.items() if images)
-        if not classes:
+        present = tuple(name for name, images in found.items() if images)
+        if not present:
             raise DataError(f"no images in {root / split}: expected {split}/CLASS/*.JPEG, {_found(root / split)}")
         if empty := [name for name, images in found.items() if not images]:
             log.warning("%s: ignoring %d class folders without images: %s", root / split, len(empty), shortlist(empty))
         if loose:
             log.warning("%s: ignoring %d images outside the class folders: %s", root / split, len(loose), shortlist(loose))
-        files = tuple(f"{split}/{name}/{image}" for name in classes for image in found[name])
-        counts = torch.tensor([len(found[name]) for name in classes])
-        return ImageIndex(root, classes, files, torch.arange(len(classes)).repeat_interleave(counts))
+        files = tuple(f"{split}/{name}/{image}" for name in present for image in found[name])
+        counts = torch.tensor([len(found[name]) for name in present])
+        names = present if classes is None else tuple(classes)
+        return ImageIndex(root, names, files, _positions(root / split, present, names).repeat_interleave(counts))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -149,13 +154,13 @@ def _images(folders: list[str], images: list[str]) -> list[str]:
     return sorted(images + [name for name in folders if name.lower().endswith(EXTENSIONS)], key=os.fsencode)
 
 
-def _refuse_flat(folder: Path, split: str) -> None:
-    """Raise DataError if images are directly in `folder` instead of in class folders: the most common mistake."""
-    folders, images = listing(folder)
-    if images and not folders:
-        unused = "" if folder.name == split else f" (or move it elsewhere: only {split!r} is read)"
-        arrange = f"move each into the folder of its class, {folder.name}/CLASS/{images[0]}{unused}"
-        raise DataError(f"{folder} is flat, its {len(images)} images are directly in it: {arrange}")
+def _positions(folder: Path, present: Sequence[str], classes: Sequence[str]) -> Tensor:
+    """Return the position of each class folder in `classes`, int64. Raises DataError for an unknown one."""
+    position = {name: i for i, name in enumerate(classes)}
+    if unknown := [name for name in present if name not in position]:
+        others = f"{shortlist(unknown)}, which are no classes of the training images ({shortlist(classes)})"
+        raise DataError(f"{folder} has {len(unknown)} class folders {others}: take them away, or name them as those of train")
+    return torch.tensor([position[name] for name in present])
 
 
 def _guess(root: Path, split: str, folders: list[str], images: list[str]) -> str:

@@ -39,7 +39,7 @@ def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
     index. The message shows the first such line and the expected form.
     """
     names = _Names(index)
-    lines = _lines(path)
+    lines = lines_of(path)
     form = f"write one name relative to {index.root} in each line, as in {quoted(index.files[0])}"
     found: list[int] = []
     wrong: list[tuple[int, str]] = []  # (line number, reason)
@@ -78,10 +78,10 @@ def read_list(path: str | os.PathLike[str], index: Index) -> Tensor:
 def unlisted(path: str | os.PathLike[str], index: Index) -> list[str]:
     """Return the names in write_list's file that are missing from the index. Raises DataError for an unreadable list."""
     known = set(index.files)
-    return [name for name in map(unquoted, filter(None, _lines(path))) if name not in known]
+    return [name for name in map(unquoted, filter(None, lines_of(path))) if name not in known]
 
 
-def _lines(path: str | os.PathLike[str]) -> list[str]:
+def lines_of(path: str | os.PathLike[str]) -> list[str]:
     """Return the lines of the file, decoding non-UTF-8 bytes with surrogateescape. Raises DataError."""
     try:
         data = Path(path).read_bytes()

@@ -34,7 +34,7 @@ def choose(
 
     folder    of a memory-mapped file, instead of RAM
     taken     bytes this file already occupies
-    reserved  bytes of device memory (RAM on a CPU) used by the search itself
+    reserved  bytes of device memory (RAM on a CPU) used by the run itself
     copies    processes on this machine that each keep a copy, in their GPU or in RAM; they share a file
     "auto" tries device, RAM (or the file), off. Raises DataError, with figures, if an explicit choice has no room.
     """
@@ -65,8 +65,7 @@ def _lacks_device(size: int, device: torch.device, reserved: int) -> str | None:
     if size <= limit:
         return None
     return (
-        f"{device} has {gib(free)} free, of which the search needs about {gib(reserved)}; "
-        f"at most {gib(max(0, limit))} may be used"
+        f"{device} has {gib(free)} free, of which the run needs about {gib(reserved)}; at most {gib(max(0, limit))} may be used"
     )
 
 
@@ -80,7 +79,7 @@ def _lacks_host(size: int, folder: Path | None, taken: int, reserved: int, copie
         size, reserved = copies * size, copies * reserved
     if size <= SHARE * (free - reserved):
         return None
-    own = f"the search needs about {gib(reserved)}, and of the rest " if reserved else ""
+    own = f"the run needs about {gib(reserved)}, and of the rest " if reserved else ""
     each = (
         f", and {copies} ranks would keep a copy each; --cache_folder lets them share one"
         if copies > 1 and folder is None

@@ -30,7 +30,7 @@ class BatchSampler:
         split = Stream(stream).name.lower()
         if not 0 < batch_size <= len(indices):
             size = f"the {split} split has {len(indices)} images"
-            raise DataError(f"batch_size is {batch_size} but {size}: choose at most as many, or a larger {split}_fraction")
+            raise DataError(f"batch_size is {batch_size} but {size}: choose at most as many, or a split of more images")
         if batch_size % world_size:
             raise DataError(f"batch_size {batch_size} cannot be divided equally among {world_size} ranks: choose a multiple")
         self.indices = indices.sort().values

@@ -24,7 +24,7 @@ class ProfileRange(NamedTuple):
         """Parse A:B. Raises ValueError."""
         found = re.fullmatch(r"(\d+):(\d+)", text)
         if not found:
-            raise ValueError("expected FIRST:LAST, as in 10:12")
+            raise ValueError("expected the first and last step as FIRST:LAST, for example 10:12")
         steps = ProfileRange(*map(int, found.groups()))
         if not 1 <= steps.first <= steps.last:
             raise ValueError("the first step must be at least 1 and not after the last")

@@ -1,4 +1,4 @@
-"""Input of a search, and the arguments common to its loaders."""
+"""Input of a search, a retraining and an evaluation, and the arguments common to its loaders."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ from fastdarts.batch import Batch
 from fastdarts.data import BatchSampler, Loader
 from fastdarts.engine import World
 from fastdarts.inputs.images import Images
+from fastdarts.inputs.options import InputOptions, TrainingOptions
 from fastdarts.ops.philox import Stream
 from fastdarts.protocols import Batches
 from fastdarts.settings import AnySearch, groups
@@ -43,7 +44,7 @@ def steps_of_an_epoch(settings: groups.Optimisation, images: Images, ranks: int 
     return len(train)
 
 
-def common_of(settings: AnySearch, world: World) -> dict[str, Any]:
+def common_of(settings: InputOptions, world: World) -> dict[str, Any]:
     """Return the arguments common to all loaders of a rank."""
     return {
         "rank": world.rank,
@@ -59,3 +60,8 @@ def orders(settings: AnySearch, images: Images, common: dict[str, Any]) -> list[
     """Return, for both splits, their images and the arguments of their loaders."""
     splits = ((images.train, Stream.TRAIN), (images.val, Stream.VAL))
     return [(split, {"stream": stream, "seed": settings.seed} | common) for split, stream in splits]
+
+
+def training_order(settings: TrainingOptions, world: World) -> dict[str, Any]:
+    """Return the arguments of a retraining's loader."""
+    return {"stream": Stream.TRAIN, "seed": settings.seed} | common_of(settings, world)

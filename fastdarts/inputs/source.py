@@ -7,12 +7,8 @@ from typing import Any, Literal
 from fastdarts.inputs import arrays, files
 from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import ImageArrays, ImageFiles, Images
-from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
-from fastdarts.objectives.base import Colour
-
-Statistics = tuple[Colour, Colour]  # mean and standard deviation of pixels in [0, 1]
-CIFAR10 = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS' values
-CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # P-DARTS' values
+from fastdarts.inputs.statistics import CIFAR10, CIFAR100, STATISTICS, Statistics
+from fastdarts.inputs.training import TestInput, TrainingArrays, TrainingFiles, TrainingImages, TrainingInput
 
 
 @dataclass(frozen=True)
@@ -24,9 +20,14 @@ class DataSet:
     statistics  normalisation of pixels, by the number of classes; None: any other number
     sample      settings that replace published ones for a search on the generated sample: about two minutes
     notice      first line of such a search
-    images      class that chooses the images
-    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: opens the loaders
+    images      class that chooses a search's images
+    open_input  (settings, images, *, threads, saved, reserved, pictures, world) -> Input: opens a search's loaders
     forecast    (settings, images, reserved, world) -> description of open_input's choices
+
+    training           class that chooses a retraining's images
+    open_training      (settings, images, *, threads, saved, reserved, world) -> TrainingInput
+    forecast_training  (settings, images, reserved, world) -> description of open_training's choices
+    open_test          (settings, *, threads, world, classes) -> TestInput: opens a pass over the test images alone
     """
 
     name: Literal["imagenet", "cifar"]
@@ -37,6 +38,10 @@ class DataSet:
     images: type[Images]
     open_input: Callable[..., Input]
     forecast: Callable[..., str]
+    training: type[TrainingImages]
+    open_training: Callable[..., TrainingInput]
+    forecast_training: Callable[..., str]
+    open_test: Callable[..., TestInput]
 
     def normalisation(self, num_classes: int) -> Statistics:
         """Return the statistics for this number of classes, also for user data and the generated sample."""
@@ -46,7 +51,7 @@ class DataSet:
 IMAGENET = DataSet(
     name="imagenet",
     stem="imagenet",
-    statistics={None: (IMAGENET_MEAN, IMAGENET_STD)},
+    statistics={None: STATISTICS["imagenet"]},
     # one thread: operations on so few pixels do not benefit from a second one, which only waits on shared cores
     sample={
         "image_size": 64,
@@ -63,6 +68,10 @@ IMAGENET = DataSet(
     images=ImageFiles,
     open_input=files.open_input,
     forecast=files.forecast,
+    training=TrainingFiles,
+    open_training=files.open_training,
+    forecast_training=files.forecast_training,
+    open_test=files.open_test,
 )
 CIFAR = DataSet(
     name="cifar",
@@ -83,4 +92,14 @@ CIFAR = DataSet(
     images=ImageArrays,
     open_input=arrays.open_input,
     forecast=arrays.forecast,
+    training=TrainingArrays,
+    open_training=arrays.open_training,
+    forecast_training=arrays.forecast_training,
+    open_test=arrays.open_test,
 )
+DATASETS: Mapping[str, DataSet] = {row.name: row for row in (CIFAR, IMAGENET)}
+
+
+def statistics_of(name: str, dataset: DataSet, num_classes: int) -> Statistics:
+    """Return the statistics of this name, a key of STATISTICS; "auto": those of the data set for this number of classes."""
+    return dataset.normalisation(num_classes) if name == "auto" else STATISTICS[name]

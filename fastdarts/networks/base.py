@@ -80,12 +80,14 @@ class DiscreteNetwork(nn.Module):
     num_features    length of the vector before the classifier
     multiple        each image side must be a multiple of this, so that each halving is of an even number
     drop_path_rate  0-dim float32 buffer, not saved: the probability with which drop path drops; fill it in place. 0 at first
+    drop_path       False leaves drop path's draws and products out, for training at rate 0 throughout
     """
 
     classifier: nn.Linear
     num_features: int
     multiple: int
     drop_path_rate: Tensor
+    drop_path: bool = True
 
     def __init__(self, architecture: Genotype | Architecture, shape: NetworkShape) -> None:
         super().__init__()

@@ -78,8 +78,8 @@ class DartsNetwork(DiscreteNetwork):
         """See DiscreteNetwork.forward."""
         self.check_size(*x.shape[-2:])
         s0, s1 = self._stem(x)
-        auxiliary, cells = None, list(self.cells)
-        for i, (cell, factors) in enumerate(zip(cells, self.drop_path_factors(x.shape[0]), strict=True)):
+        auxiliary, all_factors = None, self.drop_path_factors(x.shape[0])
+        for i, (cell, factors) in enumerate(zip(self.cells, all_factors, strict=True)):
             s0, s1 = s1, cell(s0, s1, factors)
             if i == self.tapped and self.training and self.auxiliary_head is not None:
                 auxiliary = self.auxiliary_head(s1)
@@ -93,9 +93,9 @@ class DartsNetwork(DiscreteNetwork):
         return s0, self.stem1(s0)
 
     def drop_path_factors(self, images: int) -> list[Tensor | None]:
-        """Draw drop path's factors, float32 (drops, N, 1, 1, 1) for each cell; None outside training."""
+        """Draw drop path's factors, float32 (drops, N, 1, 1, 1) for each cell; None outside training and without drop path."""
         cells: Any = self.cells
-        if not self.training:
+        if not (self.training and self.drop_path):
             return [None] * len(cells)
         counts, keep = [cell.drops for cell in cells], 1 - self.drop_path_rate
         kept = torch.bernoulli(keep.expand(sum(counts), images, 1, 1, 1))

@@ -26,6 +26,10 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="TEXT|FILE|RUN|NAME",
         help="as printed or logged, a file with it, a run, or a published name",
     )
+    parser.add_argument("--modules", metavar="NAME,...", help="modules that register custom candidates, for --genotype")
+    parser.add_argument(
+        "--out", type=path_of, metavar="DIR", help="output folder of --genotype's drawings (default: current folder)"
+    )
     args = parser.parse_args(arguments)
     if (args.run is None) == (args.genotype is None):
         parser.error("give either RUN or --genotype")

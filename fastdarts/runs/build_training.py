@@ -1,5 +1,7 @@
 """Build the network of a retraining and its update from the settings."""
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from fastdarts.training.augment import Prepare
 from fastdarts.training.moving_average import MovingAverage
 from fastdarts.training.update import WeightUpdate
 
+Kind = TypeVar("Kind", bound=WeightUpdate)
 SIDES = {"cifar": 32, "imagenet": 224}  # of images, in pixels, before they are known
 
 
@@ -62,12 +65,12 @@ def check_buildable(resolved: ResolvedTraining) -> None:
         network_of(resolved.replaced(image_size=side), 10)
 
 
-def update_of(resolved: ResolvedTraining, network: DiscreteNetwork, reduce: Reduce | None = None) -> WeightUpdate:
-    """Return the update of a network on its device. Raises ConfigError for settings that exclude each other."""
+def update_of(kind: type[Kind], resolved: ResolvedTraining, network: DiscreteNetwork, reduce: Reduce | None = None) -> Kind:
+    """Return the update, of class `kind`, of a network on its device."""
     s = resolved.settings
     mean, std = statistics_of(s.statistics, resolved.dataset, network.shape.num_classes)
     hue = s.jitter_hue
-    return WeightUpdate(
+    return kind(
         network,
         optimizer_of(s, network),
         Prepare(mean, std, s.cutout, (s.jitter, s.jitter, s.jitter, hue), s.seed),

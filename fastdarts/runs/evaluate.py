@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from fastdarts.engine import DamagedCheckpoint, SignalHandler, World, load_checkpoint
-from fastdarts.engine.checkpoints import BEST, NEWEST
+from fastdarts.engine import SignalHandler, World
+from fastdarts.engine.checkpoints import BEST, NEWEST, DamagedCheckpoint, load_checkpoint
 from fastdarts.inputs.source import DATASETS, DataSet, Statistics, statistics_of
 from fastdarts.networks import CheckpointError, DiscreteNetwork, architecture_of, load_published
 from fastdarts.networks.checkpoint import contradiction
@@ -29,7 +29,7 @@ log = logging.getLogger("fastdarts")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is evaluated: settings, and what they name.
+    """Evaluation: settings, and the files and data they name.
 
     run      settings.json of the retraining whose checkpoint it is; None for a published checkpoint
     file     the checkpoint
@@ -47,6 +47,8 @@ class Evaluated:
         if settings.checkpoint is None:
             raise ConfigError("which network? give the run folder of a retraining, or a checkpoint")
         path = Path(settings.checkpoint)
+        if not path.exists():
+            raise ConfigError(f"{path} does not exist: give the run folder of a retraining, or a checkpoint")
         folder = path if path.is_dir() else path.parent
         file = folder / (BEST if settings.weights == "best" else NEWEST) if path.is_dir() else path
         run = None if settings.genotype is not None else _settings_of(folder, path)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdarts import steps
+from fastdarts.batch import Batch
 from fastdarts.networks import DiscreteNetwork
 from fastdarts.optim.updates import Kept
 from fastdarts.runs.build_training import update_of
@@ -27,17 +28,8 @@ def training_bytes(
     reduce = None if ranks == 1 else lambda flat: None
 
     def make(network: DiscreteNetwork, counted: Counted) -> list[Callable[..., object]]:
-        update = update_of(resolved, network, reduce)
-        loss = update.loss
-
-        def counted_loss(*args: Tensor) -> Tensor:
-            counted.pass_begins()
-            found = loss(*args)
-            counted.pass_ends(found)
-            return found
-
-        update.loss = counted_loss  # ty: ignore[invalid-assignment]
-        update._update = lambda bad, before: _without_allocation(update, bad, before)  # ty: ignore[invalid-assignment]
+        update = update_of(_Counting, resolved, network, reduce)
+        update.counted = counted
         steps.allocate_state(update.optimizer)
         return [update]
 
@@ -45,8 +37,19 @@ def training_bytes(
     return steps.step_bytes([network], make, batch, s.device, fused=False, amp=s.amp, prefetched=prefetched)
 
 
-def _without_allocation(update: WeightUpdate, bad: Tensor, before: Kept) -> None:
-    """Take the place of an update by a fused optimizer, which allocates nothing; RMSprop's has three more copies."""
-    copies = [] if isinstance(update.optimizer, torch.optim.SGD) else [torch.empty_like(w) for w in update.weights * 3]
-    update.optimizer.zero_grad()
-    del copies
+class _Counting(WeightUpdate):
+    """WeightUpdate that reports its forwards, and whose updates allocate no more than the real ones do."""
+
+    counted: Counted
+
+    def loss(self, step: Tensor, batch: Batch) -> Tensor:
+        self.counted.pass_begins()
+        loss = super().loss(step, batch)
+        self.counted.pass_ends(loss)
+        return loss
+
+    def _update(self, bad: Tensor, before: Kept) -> None:
+        """Fused SGD allocates nothing, RMSprop three more copies of the weights."""
+        copies = [] if isinstance(self.optimizer, torch.optim.SGD) else [torch.empty_like(w) for w in self.weights * 3]
+        self.optimizer.zero_grad()
+        del copies

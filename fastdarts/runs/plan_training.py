@@ -1,14 +1,16 @@
 """Plan of a retraining before it starts: its network, its steps, their memory, the batch size that fits."""
 
 from functools import partial
+from typing import Any
 
 import torch
 
+from fastdarts.data import BatchSampler
 from fastdarts.data.prefetch import DEPTH
 from fastdarts.engine import SignalHandler, World
-from fastdarts.inputs.batches import steps_of_a_training_epoch
 from fastdarts.inputs.training import TrainingImages
 from fastdarts.networks.counters import count
+from fastdarts.ops.philox import Stream
 from fastdarts.registry import TRAININGS
 from fastdarts.runs.build_training import network_of, schedule_of
 from fastdarts.runs.memory_training import training_bytes
@@ -24,7 +26,8 @@ def prepare(resolved: ResolvedTraining, images: TrainingImages, free: Free, worl
         size = automatic(peak, free, len(images.train), "the training images", world)
         resolved = resolved.replaced(batch_size=size)
     s = resolved.settings
-    steps = steps_of_a_training_epoch(s, images, world.size)
+    order: dict[str, Any] = {"seed": s.seed, "batch_size": s.batch_size, "world_size": world.size}
+    steps = len(BatchSampler(images.train, stream=Stream.TRAIN, **order))
     memory = _peak(resolved, images, world, signals, s.batch_size)
     return Plan(s.batch_size, memory, _summary(resolved, images, memory, steps, free, world))
 

@@ -11,8 +11,7 @@ import torch
 from fastdarts import engine, provenance, steps
 from fastdarts.data import DataError
 from fastdarts.engine import RankLost, RanksDisagree, RunFolder, Session, SignalHandler, World
-from fastdarts.inputs.batches import TrainingInput
-from fastdarts.inputs.training import TrainingImages
+from fastdarts.inputs.training import TrainingImages, TrainingInput
 from fastdarts.protocols import DivergedError
 from fastdarts.report import write_training_report
 from fastdarts.runs.build_training import network_of, schedule_of, update_of
@@ -95,10 +94,10 @@ def _train(
     """Run the session; log what ends it early."""
     judged = "test" if resolved.settings.best_on_test else "valid"
 
-    def error(record: Mapping[str, Any]) -> float | None:
+    def top1_error(record: Mapping[str, Any]) -> float | None:
         return 1 - record[judged]["top1"] if record.get(judged) else None
 
-    options: dict[str, Any] = {"files": images.index.files, "signals": signals, "world": world, "criterion": error}
+    options: dict[str, Any] = {"files": images.index.files, "signals": signals, "world": world, "criterion": top1_error}
     try:
         Session(trainer, folder, resolved.settings, reporter, **options).run()
     except (DivergedError, RanksDisagree, RankLost, OSError) as error:
@@ -119,7 +118,7 @@ def _start(
     if s.sync_bn and not world.is_single:
         network.synchronise(world)
     world.broadcast([*network.parameters(), *network.buffers()])
-    update = update_of(resolved, network, None if world.is_single else world.average)
+    update = update_of(WeightUpdate, resolved, network, None if world.is_single else world.average)
 
     def captured(update: WeightUpdate) -> CapturedSteps:
         return CapturedSteps(update if timer is None else timer.follow(update), s.cuda_graph)

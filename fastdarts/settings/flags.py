@@ -28,7 +28,7 @@ class Formatter(argparse.HelpFormatter):
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if isinstance(action, argparse.BooleanOptionalAction):
             return ", ".join(action.option_strings[:2])
-        if isinstance(action, argparse._HelpAction):
+        if isinstance(action, argparse._HelpAction) or not action.option_strings:
             return super()._format_action_invocation(action)
         return f"{action.option_strings[0]} {self._format_args(action, str(action.metavar))}"
 
@@ -45,9 +45,10 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
 
     titles  group titles by setting; settings without a title are in no group
     """
+    positional = [f.name.upper() for f in fields(cls) if f.metadata["positional"]]
     made = Parser(
         prog=prog,
-        usage="%(prog)s [--config FILE] [--SETTING VALUE ...]",
+        usage=" ".join(["%(prog)s", *positional, "[--config FILE] [--SETTING VALUE ...]"]),
         description=description,
         epilog="Dashes and underscores are interchangeable in flag names.",
         formatter_class=Formatter,

@@ -8,6 +8,18 @@ from typing import Literal
 from fastdarts.registry import TRAININGS
 from fastdarts.settings.fields import Settings, group, setting
 
+Statistics = Literal[
+    "auto",
+    "imagenet",
+    "cifar10",
+    "cifar100",
+    "r-darts-cifar100",
+    "svhn",
+    "nasbench201-cifar10",
+    "nasbench201-cifar100",
+    "nasbench201-imagenet16",
+]
+
 
 @group
 class Source(Settings):
@@ -128,7 +140,7 @@ class Augmentation(Settings):
         0.0, "strength of random brightness, contrast and saturation; 0 = none", at_least=0, also=("color_jitter",)
     )
     jitter_hue: float = setting(0.0, "strength of random hue shifts in turns; 0 = none", at_least=0, at_most=0.5)
-    statistics: Literal["auto", "imagenet", "cifar10", "cifar100", "svhn", "nasbench201-cifar10"] = setting(
+    statistics: Statistics = setting(
         "auto", "mean and standard deviation of the pixels; auto: by network and number of classes"
     )
 
@@ -160,8 +172,9 @@ class EvaluatedImages(Settings):
         None, "file of the classes of the test images where they are in no class folders", path=True
     )
     batch_size: int = setting(256, "images per forward pass, over all ranks", at_least=1)
-    statistics: Literal["auto", "imagenet", "cifar10", "cifar100", "svhn", "nasbench201-cifar10"] = setting(
+    statistics: Statistics = setting(
         "auto", "mean and standard deviation of the pixels; auto: the run's, else by network and number of classes"
     )
     amp: Literal["off", "bf16", "fp16"] = setting("off", "autocast of forward passes on a GPU")
     json: bool = setting(False, "print the result as JSON")
+    input_timeout: float = setting(300.0, "seconds without a batch before input counts as stuck", above=0)

@@ -65,7 +65,10 @@ TRAININGS |= {
     "drnas-cifar10": _cifar("DrNAS", "DrNAS_cifar10: 97.54 ± 0.03 %", batch_size=64, drop_path=0.3),
     "r-darts-cifar10": _cifar("R-DARTS; DARTS- on S4 alike", "S1 to S4", **SMALL),
     "r-darts-cifar100": _cifar(
-        "R-DARTS; DARTS-, DARTS-PT and MAE-NAS' table 8 alike", "S1 to S4: errors of 21 to 29 %", **SMALL
+        "R-DARTS; DARTS-, DARTS-PT and MAE-NAS' table 8 alike",
+        "S1 to S4: errors of 21 to 29 %",
+        statistics="r-darts-cifar100",
+        **SMALL,
     ),
     "r-darts-svhn": _cifar("R-DARTS; DARTS-PT alike", "S1 to S4", statistics="svhn", **SMALL),
     "nasbench201": TrainingRecipe(

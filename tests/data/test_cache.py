@@ -351,7 +351,7 @@ def test_placement_follows_free_memory(tmp_path: Path, monkeypatch: pytest.Monke
         placement.choose("ram", 2**60, CPU, tmp_path)
     assert placement.choose("ram", 2**60, CPU, tmp_path, taken=2**61).where == "ram"
     with pytest.raises(
-        DataError, match=r"RAM has 10\.00 GiB free, of which the search needs about 5\.00 GiB, and of the rest at most 80% may"
+        DataError, match=r"RAM has 10\.00 GiB free, of which the run needs about 5\.00 GiB, and of the rest at most 80% may"
     ):
         placement.choose("ram", 5 * 2**30, CPU, reserved=5 * 2**30)
     assert placement.choose("ram", 4 * 2**30, CPU, reserved=5 * 2**30).where == "ram"

@@ -240,9 +240,9 @@ def test_file_made_unreadable_is_named(
 def test_invalid_batch_size_is_rejected(tree: Tree) -> None:
     index = ImageIndex.from_root(tree(a=6))
     assert len(loader(index)) == 1
-    with pytest.raises(DataError, match=r"batch_size is 7 but the train split has 6 images: .* larger train_fraction"):
+    with pytest.raises(DataError, match=r"batch_size is 7 but the train split has 6 images: .* a split of more images"):
         loader(index, batch_size=7)
-    with pytest.raises(DataError, match=r"the val split has 6 images: .* val_fraction"):
+    with pytest.raises(DataError, match=r"the val split has 6 images: choose at most as many"):
         loader(index, batch_size=0, stream=Stream.VAL)
     with pytest.raises(DataError, match="batch_size 6 cannot be divided equally among 4 ranks"):
         loader(index, world_size=4)

@@ -119,11 +119,12 @@ def test_flat_train_folder_gets_hint(tree: Tree) -> None:
     assert "train/CLASS/a_0.JPEG" in message
 
 
-def test_flat_val_folder_gets_hint(tree: Tree) -> None:
+def test_flat_val_folder_is_rejected_only_if_read(tree: Tree) -> None:
     root = tree(a=2, b=2)
     shutil.copytree(root / "train/a", root / "val")
-    message = refusal(root)
-    assert f"{root / 'val'} is flat" in message and "only 'train' is read" in message
+    assert len(ImageIndex.from_root(root)) == 4
+    with pytest.raises(DataError, match=r"val is flat, its 2 images are directly in it: .* val/CLASS/a_0.JPEG"):
+        ImageIndex.from_root(root, "val")
     (root / "val").rename(root / "train/c")
     assert len(ImageIndex.from_root(root)) == 6
 

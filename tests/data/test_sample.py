@@ -1,5 +1,7 @@
 """The generated sample: what it is, that it is the same each time, that a damaged one is repaired."""
 
+import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import torch
 from PIL import Image
 
 from fastdarts.data import DataError, ImageIndex, sample_root, verify
-from fastdarts.data.sample import MANIFEST
+from fastdarts.data.sample import MANIFESTS
 from fastdarts.data.textures import PATTERNS, texture
 
 
@@ -59,12 +61,12 @@ def test_concurrent_processes_write_same_sample(sample: Path, tmp_path: Path) ->
     ]
     outputs = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert outputs == {str(tmp_path / "fastdarts" / sample.name)} and not any(p.returncode for p in processes)
-    assert (Path(outputs.pop()) / MANIFEST).read_bytes() == (sample / MANIFEST).read_bytes()
+    assert (Path(outputs.pop()) / MANIFESTS["train"]).read_bytes() == (sample / MANIFESTS["train"]).read_bytes()
     assert {path.name for path in (tmp_path / "fastdarts").iterdir()} == {sample.name, f"{sample.name}.lock"}
 
 
 def test_intact_cache_is_kept_and_damaged_one_repaired(sample: Path) -> None:
-    manifest = (sample / MANIFEST).read_bytes()
+    manifest = (sample / MANIFESTS["train"]).read_bytes()
     victim = sample / "train/dots/dots_0007.JPEG"
     data = victim.read_bytes()
     written = victim.stat().st_mtime_ns
@@ -74,8 +76,35 @@ def test_intact_cache_is_kept_and_damaged_one_repaired(sample: Path) -> None:
     (sample.parent / f"{sample.name}.new").mkdir()  # of a process that was killed
     assert sample_root(sample.parent) == sample
     assert victim.read_bytes() == data and not (sample / "train/dots/extra.JPEG").exists()
-    assert (sample / MANIFEST).read_bytes() == manifest
+    assert (sample / MANIFESTS["train"]).read_bytes() == manifest
     assert not (sample.parent / f"{sample.name}.new").exists()
+
+
+def test_sample_test_images_are_written_on_demand(sample: Path, tmp_path: Path) -> None:
+    """Next to the training images, of which no byte changes."""
+    root = shutil.copytree(sample, tmp_path / sample.name, ignore=shutil.ignore_patterns("val", "manifest-val*"))
+    before = {path: path.stat().st_mtime_ns for path in root.glob("train/*/*")}
+    assert sample_root(tmp_path) == root and not (root / "val").exists()
+    assert sample_root(tmp_path, "val") == root
+    train, val = ImageIndex.from_root(root), ImageIndex.from_root(root, "val")
+    assert val.classes == train.classes and val.labels.bincount().tolist() == [40] * 10
+    digests = [{hashlib.sha256(path.read_bytes()).digest() for path in root.glob(f"{split}/*/*")} for split in ("train", "val")]
+    assert [len(each) for each in digests] == [1000, 400] and not digests[0] & digests[1]
+    assert {path: path.stat().st_mtime_ns for path in root.glob("train/*/*")} == before
+    (root / "val/dots/dots_0100.JPEG").unlink()
+    assert sample_root(tmp_path) == root and not (root / "val/dots/dots_0100.JPEG").exists()
+    assert sample_root(tmp_path, "val") == root and (root / "val/dots/dots_0100.JPEG").exists()
+
+
+def test_sample_training_images_never_change(sample: Path) -> None:
+    """Saved runs on the sample find them again: the digest of all names, and the sizes of a few."""
+    index = ImageIndex.from_root(sample)
+    assert index.sha256().startswith("102485c74a62d2739c71d03320aa2f10")
+    sizes = []
+    for number in (0, 555, 999):
+        with Image.open(index.path(number)) as image:
+            sizes.append(image.size)
+    assert sizes == [(98, 96), (132, 102), (127, 154)]
 
 
 def test_unwritable_cache_is_reported(tmp_path: Path) -> None:

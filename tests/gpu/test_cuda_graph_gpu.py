@@ -107,7 +107,7 @@ def test_captured_steps_match_uncaptured(settings: dict[str, Any], begin: int) -
     assert captured.skipped.tolist() == [0, 0]
 
 
-def test_captured_training_of_a_network_is_the_training() -> None:
+def test_captured_training_is_bitwise_identical() -> None:
     """One update and a moving average: steps of any training are captured as a search's are."""
     captured, plain = (trainings.make(device="cuda", dtype=torch.float64) for _ in range(2))
     run = CapturedSteps(captured, "on")

@@ -11,7 +11,7 @@ import torch
 
 from fastdarts.data import CacheLoader, InputStopped, dali, placement
 from fastdarts.engine import Session
-from fastdarts.inputs import files as input_module
+from fastdarts.inputs import supply as input_module
 from fastdarts.search_imagenet import main
 from tests.support.runs import write_tree
 from tests.test_search_imagenet import arguments
@@ -128,7 +128,7 @@ def test_missing_memory_falls_back_to_torchvision(
     monkeypatch.setattr(placement, "available_ram", lambda: 1000)
     run = search("run")
     message = capsys.readouterr().out
-    assert "no cache of 0.2 MiB: cpu is not a GPU; RAM has 0.0 MiB free, of which the search needs about" in message
+    assert "no cache of 0.2 MiB: cpu is not a GPU; RAM has 0.0 MiB free, of which the run needs about" in message
     assert "loader: torchvision" in message and given(run)["route"] == "torchvision"
 
 

@@ -54,29 +54,28 @@ def test_sizes_are_by_number_and_zero_elsewhere(settings: SearchImagenetSettings
     images = choose(settings)
     assert images.sizes is None and len(images.train) == len(images.val) == 4
     Path(images.index.path(int(images.train[1]))).write_bytes(b"")
-    checked = images.checked(2)
+    checked = images.ready(settings, 2, False)
     assert len(checked.train) == 3 and len(checked.excluded) == 1
     assert checked.sizes.equal(expected(checked)) and checked.sizes.any(1).sum() == 7
-    assert checked.measured(2) is checked
 
 
 def test_continued_run_takes_sizes_from_store(settings: SearchImagenetSettings, monkeypatch: pytest.MonkeyPatch) -> None:
-    checked = choose(settings).checked(2)
+    checked = choose(settings).ready(settings, 2, False)
     again = choose(settings, checked)
     assert again.sizes is None
     monkeypatch.setattr(Image, "open", lambda file: pytest.fail(f"{file} was opened"))
-    assert again.measured(2).sizes.equal(checked.sizes)
+    assert again.ready(settings, 2, True).sizes.equal(checked.sizes)
 
 
 def test_sizes_are_read_from_headers_without_store(settings: SearchImagenetSettings, tmp_path: Path, monkeypatch) -> None:
-    checked = choose(settings).checked(2)
+    checked = choose(settings).ready(settings, 2, False)
     again = choose(settings, checked)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    assert again.measured(2).sizes.equal(checked.sizes)
+    assert again.ready(settings, 2, True).sizes.equal(checked.sizes)
     name = again.index.path(int(again.val[0]))
     Path(name).unlink()
     with pytest.raises(DataError, match="No such file") as caught:
-        again.measured(2)
+        again.ready(settings, 2, True)
     assert name in str(caught.value)
 
 
@@ -94,14 +93,14 @@ def continued(settings: SearchImagenetSettings | SearchCifarSettings, kind: type
 
 def test_moved_images_are_accepted(settings: SearchImagenetSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    checked = choose(settings).checked(2)
+    checked = choose(settings).ready(settings, 2, False)
     begun(settings, checked)
-    assert continued(settings).train.equal(checked.train) and "began" not in caplog.text
+    assert continued(settings).train.equal(checked.train) and "started" not in caplog.text
     shutil.move(tmp_path / "images", tmp_path / "elsewhere")
     there = replace(settings, data=str(tmp_path / "elsewhere"))
     again = continued(there)
     assert again.train.equal(checked.train) and again.val.equal(checked.val)
-    assert again.measured(2).sizes.equal(checked.sizes)
+    assert again.ready(settings, 2, True).sizes.equal(checked.sizes)
     assert f"images are now in {tmp_path}/elsewhere, unchanged; they were in {tmp_path}/images when it started" in caplog.text
 
 
@@ -120,7 +119,7 @@ def test_moved_images_are_accepted(settings: SearchImagenetSettings, tmp_path: P
 def test_other_images_elsewhere_are_rejected(
     harm: Callable[[Path], object], says: str, settings: SearchImagenetSettings, tmp_path: Path
 ) -> None:
-    checked = choose(settings).checked(2)
+    checked = choose(settings).ready(settings, 2, False)
     begun(settings, checked)
     shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
     harm(tmp_path / "elsewhere" / checked.index.files[int(checked.val[2])])
@@ -129,7 +128,7 @@ def test_other_images_elsewhere_are_rejected(
 
 
 def test_run_without_sizes_continues_only_in_original_folder(settings: SearchImagenetSettings, tmp_path: Path) -> None:
-    folder = begun(settings, choose(settings).checked(2))
+    folder = begun(settings, choose(settings).ready(settings, 2, False))
     facts = json.loads(folder["settings.json"].read_text())
     del facts["data"]["bytes"], facts["data"]["bytes_sha256"]
     folder.create(facts)
@@ -146,7 +145,7 @@ def test_moved_lists_are_compared(settings: SearchImagenetSettings, tmp_path: Pa
     lists = {f"{part}_list": str(tmp_path / f"lists/{part}.txt") for part in ("train", "val")}
     settings = replace(settings, **lists)
     Path(drawn.index.path(int(drawn.train[1]))).write_bytes(b"")
-    checked = choose(settings).checked(2)
+    checked = choose(settings).ready(settings, 2, False)
     begun(settings, checked)
     shutil.copytree(tmp_path / "lists", tmp_path / "copies")
     copies = {name: path.replace("/lists/", "/copies/") for name, path in lists.items()}
@@ -167,7 +166,7 @@ def test_any_file_name_in_lists_log_and_report(
     os.rename(tmp_path / "images/train/class1", os.fsencode(tmp_path / "images/train") + b"/class\xff\n")
     open(folder + odd[-1], "wb").close()
     settings = replace(settings, train_fraction=0.5, val_fraction=0.5, save=os.fsdecode(bytes(tmp_path) + b"/run\xe9"))
-    checked = choose(settings).checked(2)
+    checked = choose(settings).ready(settings, 2, False)
     run = begun(settings, checked)
     again = continued(settings)
     assert again.train.equal(checked.train) and again.val.equal(checked.val) and len(checked.train) + len(checked.val) == 15

@@ -187,7 +187,7 @@ class Masked(MixedOp):
 
 
 def test_module_with_own_mask_is_not_fused() -> None:
-    with pytest.raises(ConvertError, match="depends on mask, a tensor of its own"):
+    with pytest.raises(ConvertError, match="depends on mask, a tensor besides its parameters"):
         convert(nn.Sequential(Masked(4, 1, tensor=True)).double())
 
 

@@ -76,7 +76,7 @@ def randomise(supernet: torch.nn.Module, pools_neutral: bool) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("training", "pools"), [(True, False), (False, True)], ids=["training", "evaluation"])
 @pytest.mark.parametrize("seed", range(4))
-def test_genotype_is_the_supernet_with_one_hot_weights(backend: str, training: bool, pools: bool, seed: int) -> None:
+def test_genotype_network_matches_one_hot_supernet(backend: str, training: bool, pools: bool, seed: int) -> None:
     """Logits, gradients of the shared parameters and of the images; in training without pools, whose norms are not neutral."""
     torch.manual_seed(seed)
     genotype = random_genotype(seed, pools)
@@ -102,7 +102,7 @@ def test_genotype_is_the_supernet_with_one_hot_weights(backend: str, training: b
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("number", [9481, 15624, 4242])
-def test_cell_of_nas_bench_201_is_the_supernet_with_one_hot_weights(backend: str, training: bool, number: int) -> None:
+def test_nas_bench_201_network_matches_one_hot_supernet(backend: str, training: bool, number: int) -> None:
     torch.manual_seed(number)
     cell = Architecture.from_number(number)
     supernet = NASBench201Supernet(NASBENCH201, C=4, cells_per_stage=1, batch_norm="running", backend=backend).double()

@@ -50,7 +50,7 @@ def same(loaded: DiscreteNetwork, network: DiscreteNetwork) -> bool:
 
 
 @pytest.mark.parametrize("which", SHAPES)
-def test_file_says_the_shape_of_its_network(which: str, tmp_path: Path) -> None:
+def test_checkpoint_determines_network_shape(which: str, tmp_path: Path) -> None:
     network = made(which)
     torch.save(network.state_dict(), tmp_path / "weights.pt")
     loaded, shape = load_published(tmp_path / "weights.pt", network.architecture), network.shape
@@ -93,7 +93,7 @@ FORMS = [
 
 @pytest.mark.parametrize("how", FORMS)
 @pytest.mark.parametrize("legacy", [False, True])
-def test_wrappers_prefixes_and_old_formats(how: str, legacy: bool, tmp_path: Path) -> None:
+def test_wrappers_prefixes_and_old_formats_are_read(how: str, legacy: bool, tmp_path: Path) -> None:
     """Old files have no metadata and no counters of batches either, and are no zip archives."""
     network, path = made(), tmp_path / "weights.pt"
     torch.save(wrapped(dict(network.state_dict()), how), path, _use_new_zipfile_serialization=not legacy)
@@ -102,7 +102,7 @@ def test_wrappers_prefixes_and_old_formats(how: str, legacy: bool, tmp_path: Pat
     assert how != "without counters" or loaded.state_dict()["stem.1.num_batches_tracked"] == 0
 
 
-def test_state_dicts_go_both_ways(tmp_path: Path) -> None:
+def test_state_dicts_round_trip(tmp_path: Path) -> None:
     network, other = made(), build(*SHAPES["cifar"])
     other.load_state_dict(read_published(network.state_dict()).state_dict)
     assert same(other, network)
@@ -131,7 +131,7 @@ def test_state_dicts_go_both_ways(tmp_path: Path) -> None:
         ({"stem.0.weight": None}, "it lacks 'stem.0.weight'"),
     ],
 )
-def test_weights_that_contradict_the_genotype_name_their_gene(change: dict[str, Tensor | None], says: str) -> None:
+def test_weights_contradicting_genotype_name_their_gene(change: dict[str, Tensor | None], says: str) -> None:
     state = {name: t for name, t in (dict(made().state_dict()) | change).items() if t is not None}
     with pytest.raises(CheckpointError, match=says) as caught:
         load_published(state, DARTS)
@@ -156,7 +156,7 @@ def test_weights_that_contradict_the_genotype_name_their_gene(change: dict[str, 
         ("imagenet", str(CELL), "network imagenet: a cell of NAS-Bench-201 is of its own network"),
     ],
 )
-def test_weights_of_another_architecture(which: str, cells: str, says: str) -> None:
+def test_weights_of_other_architecture_are_rejected(which: str, cells: str, says: str) -> None:
     with pytest.raises(CheckpointError, match=says):
         load_published(made(which).state_dict(), architecture_of(cells))
 
@@ -167,7 +167,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("how", ["whole model", "payload", "payload, pickled"])
-def test_nothing_of_a_file_is_executed(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_execute_no_code(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "model.pt"
     if how == "payload, pickled":
@@ -193,7 +193,7 @@ def test_nothing_of_a_file_is_executed(how: str, tmp_path: Path, monkeypatch: py
         ({"weight": torch.zeros(1)}, "it lacks 'classifier.weight'"),
     ],
 )
-def test_other_files_are_told_apart(content: Any, says: str, tmp_path: Path) -> None:
+def test_other_files_are_named(content: Any, says: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     if isinstance(content, bytes):
         path.write_bytes(content)

@@ -31,14 +31,14 @@ def rows(shared_data: Path) -> dict[Genotype, dict[str, Any]]:
     return {Genotype.from_text(row["text"]): row for row in table.values()}
 
 
-def test_every_cell_of_the_table_has_a_name(rows: dict[Genotype, dict[str, Any]], shared_data: Path) -> None:
+def test_every_table_cell_has_name(rows: dict[Genotype, dict[str, Any]], shared_data: Path) -> None:
     table = json.loads((shared_data / "genotypes.json").read_text())
     assert {architecture_of(name) for name in CELLS} == set(rows)
     assert all(architecture_of(name) == Genotype.from_text(row["text"]) for name, row in table.items())
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_published_cell_to_the_unit(rows: dict[Genotype, dict[str, Any]], name: str) -> None:
+def test_published_counts_are_exact(rows: dict[Genotype, dict[str, Any]], name: str) -> None:
     """36x20 with 10 and 100 classes, 48x14 with 1000, and the narrower ones that were trained."""
     genotype = architecture_of(name)
     for network, row in rows[genotype].items():
@@ -55,7 +55,7 @@ def test_published_cell_to_the_unit(rows: dict[Genotype, dict[str, Any]], name: 
 
 @pytest.mark.parametrize("kind", ["cifar", "imagenet"])
 @pytest.mark.parametrize("norm", ["with", "without"])
-def test_auxiliary_head_with_and_without_its_second_norm(rows: dict[Genotype, dict[str, Any]], kind: str, norm: str) -> None:
+def test_auxiliary_head_with_and_without_second_norm(rows: dict[Genotype, dict[str, Any]], kind: str, norm: str) -> None:
     genotype = architecture_of("DARTS_V2")
     shape = NetworkShape(kind, *((36, 20, 10) if kind == "cifar" else (48, 14, 1000)), True, norm == "with", image_size=224)
     row = rows[genotype]["cifar10" if kind == "cifar" else kind]
@@ -63,7 +63,7 @@ def test_auxiliary_head_with_and_without_its_second_norm(rows: dict[Genotype, di
 
 
 @pytest.mark.parametrize("number", [0, 1, 5000, 9999, 15624])
-def test_cell_of_nas_bench_201_to_the_unit(shared_data: Path, number: int) -> None:
+def test_nas_bench_201_counts_are_exact(shared_data: Path, number: int) -> None:
     with open(shared_data / "nasbench201.csv", encoding="utf-8", newline="") as file:
         row = next(row for row in csv.DictReader(file) if row["index"] == str(number))
     cell = Architecture.from_text(row["arch_str"])
@@ -75,7 +75,7 @@ def test_cell_of_nas_bench_201_to_the_unit(shared_data: Path, number: int) -> No
 
 
 @pytest.mark.parametrize(("letter", "published"), FAIR.items())
-def test_fairdarts_cells_as_its_authors_round_them(letter: str, published: tuple[float, int]) -> None:
+def test_fairdarts_counts_match_rounded_published_ones(letter: str, published: tuple[float, int]) -> None:
     """Cells of 0 to 2 inputs a node."""
     counts = count(architecture_of(f"FairDARTS_{letter}"), STANDARD["cifar"])
     assert abs(counts["params_with_auxiliary"] / 1e6 - published[0]) < 0.01 and abs(counts["macs"] / 1e6 - published[1]) < 1
@@ -118,10 +118,10 @@ def test_numbers_of_multiply_adds(text: str, number: int) -> None:
     assert multiply_adds(text) == number
 
 
-def test_candidates_of_ones_own_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_candidates_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their layers may compute by functions, which no hook hears."""
     monkeypatch.setitem(CANDIDATES, "mine", candidates.Candidate("mine", "conv"))
-    with pytest.raises(ValueError, match="mine is a candidate of your own"):
+    with pytest.raises(ValueError, match="mine is a custom candidate"):
         count(architecture_of(NOISE.replace("'none'", "'mine'")), STANDARD["cifar"])
 
 

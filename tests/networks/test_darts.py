@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from fastdarts.networks import DiscreteNetwork, NetworkShape, Outputs, architecture_of, build
 from fastdarts.networks.darts import DartsNetwork
@@ -48,7 +49,7 @@ def names(cells: Genotype, *shape: Any, **more: Any) -> list[str]:
         return list(build(cells, NetworkShape(*shape, **more)).state_dict())
 
 
-def test_names_of_darts_v2_are_those_of_its_published_files() -> None:
+def test_darts_v2_names_match_published_files() -> None:
     cifar = names(architecture_of("DARTS_V2"), "cifar", 36, 20, 10, True, image_size=32)
     imagenet = names(architecture_of("DARTS_V2"), "imagenet", 48, 14, 1000, True, image_size=224)
     assert (len(cifar), len(imagenet)) == (1650, 1124)
@@ -77,7 +78,7 @@ def test_names_of_darts_v2_are_those_of_its_published_files() -> None:
         ("conv_7x1_1x7", ["1", "2", "3"], None),
     ],
 )
-def test_every_operation_has_its_names_and_sizes(op: str, weights: list[str], strided: list[str] | None) -> None:
+def test_operations_have_names_and_sizes(op: str, weights: list[str], strided: list[str] | None) -> None:
     """At both strides, with gradients for every weight."""
     net = network(genotype([("dil_conv_3x3", 0), (op, 1), ("dil_conv_3x3", 1), ("dil_conv_3x3", 2)]), size=16)
     for cell, wanted in ((0, weights), (1, weights if strided is None else strided)):
@@ -141,7 +142,7 @@ def plain_forward(net: DartsNetwork, x: Tensor, keep: Tensor, per_node: bool) ->
 
 @pytest.mark.parametrize("cells", [genotype(MIXED), genotype(TRIPLES, concat=(2, 3, 4, 5))], ids=["pairs", "triples"])
 @pytest.mark.parametrize("rate", [0.0, 0.4])
-def test_drop_path_is_the_formula_with_the_same_draws(cells: Genotype, rate: float) -> None:
+def test_drop_path_matches_formula(cells: Genotype, rate: float) -> None:
     net = network(cells).double()
     net.drop_path_rate.fill_(rate)
     x, keep = images(count=8).double(), 1 - torch.tensor(rate)
@@ -152,20 +153,21 @@ def test_drop_path_is_the_formula_with_the_same_draws(cells: Genotype, rate: flo
     torch.testing.assert_close(out, wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_rate_0_changes_no_number_and_evaluation_draws_none() -> None:
+def test_zero_rate_and_evaluation_drop_nothing() -> None:
     net = network(genotype(MIXED))
     assert net.drop_path_rate.shape == () and net.drop_path_rate.dtype == torch.float32 and net.drop_path_rate == 0
     assert "drop_path_rate" not in net.state_dict() and "drop_path_rate" in dict(net.named_buffers())
     without = network(genotype(MIXED))
-    without.drop_path_factors = lambda images: [None] * 3  # ty: ignore[invalid-assignment]
-    assert torch.equal(net(images()).logits, without(images()).logits)
+    without.drop_path, before = False, torch.get_rng_state()
+    out = without(images()).logits
+    assert torch.equal(torch.get_rng_state(), before) and torch.equal(net(images()).logits, out)
     net.eval()
     out, before = net(images()).logits, torch.get_rng_state()
     net.drop_path_rate.fill_(0.9)
     assert torch.equal(net(images()).logits, out) and torch.equal(torch.get_rng_state(), before)
 
 
-def test_identity_is_not_dropped_and_the_expectation_is_kept() -> None:
+def test_identity_is_not_dropped_and_expectation_is_kept() -> None:
     """Skips of stride 1 draw nothing; the strided ones of the reduction cells, pools and convolutions do."""
     net = network(genotype(SKIPS, concat=(2,)), layers=6)
     cells: Any = net.cells
@@ -178,7 +180,17 @@ def test_identity_is_not_dropped_and_the_expectation_is_kept() -> None:
         assert not cell.drops or (factors.mean((1, 2, 3, 4)) - 1).abs().max() < 0.02
 
 
-def test_rate_stays_a_float32_tensor_of_the_networks_device() -> None:
+def test_compiled_network_is_one_graph_for_every_rate() -> None:
+    """No read of a number on the host, no graph break, no second compilation when the rate changes."""
+    net, counter = network(genotype(MIXED)), CompileCounter()
+    compiled = torch.compile(net, backend=counter, fullgraph=True)
+    for rate in (0.0, 0.2, 0.4):
+        net.drop_path_rate.fill_(rate)
+        assert compiled(images()).logits.isfinite().all()
+    assert counter.frame_count == 1
+
+
+def test_rate_is_float32_tensor_on_device() -> None:
     net = network(genotype(MIXED))
     net.drop_path_rate.fill_(0.1)
     assert net.bfloat16().drop_path_rate == torch.tensor(0.1) and net.double().drop_path_rate.dtype == torch.float32
@@ -203,7 +215,7 @@ def test_rate_stays_a_float32_tensor_of_the_networks_device() -> None:
         ("imagenet", 64, "adaptive", True),
     ],
 )
-def test_auxiliary_head_takes_the_sizes_that_it_fits(kind: str, size: int, pool: str, fits: bool) -> None:
+def test_auxiliary_head_checks_image_size(kind: str, size: int, pool: str, fits: bool) -> None:
     """A fixed pool says which sizes fit, when the network is built and when it is run with another size."""
     made = partial(network, genotype(SKIPS, concat=(2,)), kind, size=size, auxiliary=True, auxiliary_pool=pool)
     if fits:
@@ -221,7 +233,7 @@ def test_auxiliary_head_takes_the_sizes_that_it_fits(kind: str, size: int, pool:
     assert net.eval()(images(size, 2)).logits.shape == (2, 5)  # evaluation at another size
 
 
-def test_auxiliary_head_leaves_the_output_that_it_reads_alone() -> None:
+def test_auxiliary_head_does_not_modify_its_input() -> None:
     """With three cells it reads the last one, which DARTS' in-place ReLU overwrites."""
     with_head, without = (network(genotype(MIXED), size=32, auxiliary=a) for a in (True, False))
     without.load_state_dict({name: t for name, t in with_head.state_dict().items() if "auxiliary" not in name})
@@ -230,7 +242,7 @@ def test_auxiliary_head_leaves_the_output_that_it_reads_alone() -> None:
     assert (s0 < 0).any()
 
 
-def test_imagenet_head_is_a_pool_of_7_pixels_at_224_and_takes_other_sizes() -> None:
+def test_imagenet_head_pools_7_pixels_at_224() -> None:
     net = network(genotype(SKIPS, concat=(2,)), "imagenet", size=224).double()
     x = torch.randn(2, 16, 7, 7, dtype=torch.float64)
     torch.testing.assert_close(net.global_pooling(x), nn.AvgPool2d(7)(x), rtol=1e-14, atol=1e-14)
@@ -262,7 +274,7 @@ def of_rank(cells: Genotype, sync: Rank | None) -> dict[str, Tensor]:
 STATE: dict[str, Tensor] = {}
 
 
-def test_synchronised_norms_of_two_ranks_are_those_of_one() -> None:
+def test_synchronised_norms_match_single_process() -> None:
     cells = genotype(MIXED)
     STATE.update(network(cells, size=32, auxiliary=True).double().state_dict())
     first, second = on_ranks(partial(of_rank, cells))
@@ -301,13 +313,13 @@ GOOD = {"kind": "cifar", "init_channels": 4, "layers": 3, "num_classes": 5, "aux
         ),
     ],
 )
-def test_what_no_network_has_is_refused_in_one_line(cells: Any, changes: dict[str, Any], says: str) -> None:
+def test_invalid_networks_are_rejected_with_one_line(cells: Any, changes: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says) as caught:
         build(cells, NetworkShape(**GOOD | changes))
     assert "\n" not in str(caught.value)
 
 
-def test_images_of_other_sizes_are_refused_and_outputs_have_names() -> None:
+def test_other_image_sizes_are_rejected_and_outputs_named() -> None:
     net: DiscreteNetwork = network(genotype(MIXED))
     with pytest.raises(ValueError, match="images of 8x10 pixels: the cifar network needs sides that are multiples of 4"):
         net(torch.zeros(1, 3, 8, 10))

@@ -135,7 +135,7 @@ def test_imagenet_stem_uses_larger_decoder_strides() -> None:
             {"image_size": 20},
             "tiles of 10 pixels a side: the network's strides require a multiple of 4, for example images of 16",
         ),
-        ("rotation", {"image_size": 33}, "images of 33 pixels a side: .* multiples of 4"),
+        ("rotation", {"image_size": 33}, "images of 33 pixels a side: .* multiple of 4"),
         ("mae", {"decoder": "deep"}, "unknown decoder 'deep'; known are multi-scale, single-scale"),
         *[(name, {"num_classes": None}, "it needs labels, but the images have none") for name in sorted(LABELLED)],
         *[(name, {"num_classes": 1}, "at least two classes, got 1") for name in sorted(LABELLED)],

@@ -6,7 +6,7 @@ from fastdarts.optim.rmsprop import RMSpropTF
 from fastdarts.optim.updates import step_if_finite
 
 
-def test_two_steps_by_hand() -> None:
+def test_two_steps_match_hand_computation() -> None:
     """Averages begin at 1, epsilon is inside the root, the rate inside the momentum, decay in the gradient."""
     w = torch.tensor([2.0, -1.0], dtype=torch.float64)
     optimizer = RMSpropTF([w], 0.1, alpha=0.9, eps=1e-3, momentum=0.5, weight_decay=0.01)
@@ -22,7 +22,7 @@ def test_two_steps_by_hand() -> None:
         assert torch.allclose(w, expected, rtol=1e-14, atol=0)
 
 
-def test_a_rate_on_the_device_equals_a_number() -> None:
+def test_tensor_rate_equals_number() -> None:
     ws = [torch.tensor([2.0, -1.0]) for _ in range(2)]
     for w, rate in zip(ws, (0.1, torch.tensor(0.1)), strict=True):
         w.grad = torch.tensor([1.0, -3.0])
@@ -30,7 +30,7 @@ def test_a_rate_on_the_device_equals_a_number() -> None:
     assert torch.equal(*ws)
 
 
-def test_a_skipped_update_changes_nothing() -> None:
+def test_skipped_update_changes_no_state() -> None:
     """Parameters, averages and momentum keep their values, also in the first step."""
     w = torch.tensor([2.0, -1.0])
     optimizer = RMSpropTF([{"params": [w]}, {"params": [torch.ones(1)], "weight_decay": 0.0}], 0.1)

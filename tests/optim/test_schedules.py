@@ -82,6 +82,6 @@ def test_cosine_of_600_epochs() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 6])
-def test_a_short_linear_schedule_stays_positive(epochs: int) -> None:
+def test_short_linear_schedule_stays_positive(epochs: int) -> None:
     rates = [Schedule("linear", 0.5)(epoch, epochs) for epoch in range(epochs)]
     assert all(rate > 0 for rate in rates) and rates == sorted(rates, reverse=True)

@@ -170,7 +170,7 @@ def test_only_rank_0_looks_up(table: Known, status: int, message: str, argv: lis
     assert ("cifar10_test_rank" in genotype(folder)["benchmark"]) == (status == 0)
 
 
-def test_a_cell_with_a_candidate_of_ones_own_has_no_counts(caplog: pytest.LogCaptureFixture) -> None:
+def test_cell_with_custom_candidate_has_no_counts(caplog: pytest.LogCaptureFixture) -> None:
     """What its modules compute is not known, and is no reason to end a search; every other cell has them."""
     reporter: Any = SimpleNamespace(network="cifar")
     cell = architecture_of("DARTS_V2")
@@ -178,4 +178,4 @@ def test_a_cell_with_a_candidate_of_ones_own_has_no_counts(caplog: pytest.LogCap
     own = Genotype.from_text(str(cell).replace("dil_conv_3x3", "conv_of_my_own"))
     with caplog.at_level("WARNING", "fastdarts"):
         assert SearchReporter._counts(reporter, own) == {}
-    assert "conv_of_my_own is a candidate of your own: its multiply-adds are not known" in caplog.text
+    assert "conv_of_my_own is a custom candidate: its multiply-adds are unknown" in caplog.text

@@ -12,7 +12,7 @@ from fastdarts.spaces.published import names, published
 CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|avg_pool_3x3~1|nor_conv_1x1~2|"
 
 
-def test_every_published_text_is_a_genotype_of_known_operations() -> None:
+def test_published_genotypes_have_known_operations() -> None:
     """Under 60 names; the well-known ones of each codebase."""
     found = {name: architecture_of(name) for name in names()}
     assert len(found) == 60 and all(isinstance(cells, Genotype) for cells in found.values())
@@ -40,11 +40,11 @@ def test_names_in_any_spelling(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "also"), [("P-DARTS", "PDARTS"), ("D-cifar10_s0_0", "DARTS-minus-cifar10-s0-0"), ("SDARTS-ADV", "SD-c10_s5_pgd")]
 )
-def test_other_names_of_the_same_cell(name: str, also: str) -> None:
+def test_aliases_name_same_cell(name: str, also: str) -> None:
     assert architecture_of(name) == architecture_of(also)
 
 
-def test_text_files_and_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_files_and_run_folders_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is both a published one and a file or folder here is ambiguous, with a folder before it is not."""
     darts, cell = architecture_of("DARTS_V1"), Architecture.from_text(CELL)
     (tmp_path / "run").mkdir()
@@ -77,7 +77,9 @@ def test_text_files_and_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("Genotype(3)", "a genotype has the fields"),
     ],
 )
-def test_what_names_none_is_told_in_one_line(text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_architectures_are_reported_with_one_line(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises((GenotypeError, ArchitectureError)) as caught:

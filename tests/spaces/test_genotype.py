@@ -154,7 +154,7 @@ def test_fifth_positional_field_is_rejected() -> None:
         Genotype.from_text(f"Genotype({cell()}, range(2, 6), {cell()}, range(2, 6), 7)")
 
 
-def test_triples_come_back_letter_by_letter() -> None:
+def test_triples_round_trip() -> None:
     """Any number of genes a node, several on one edge; as text, as JSON, and as other codebases read it."""
     genotype = Genotype.from_text(FAIR)
     assert str(genotype) == FAIR and Genotype.from_json(genotype.to_json()) == genotype
@@ -164,7 +164,7 @@ def test_triples_come_back_letter_by_letter() -> None:
     assert eval(FAIR, {"Genotype": theirs, "range": range}).normal[2] == ("skip_connect", 4, 3)
 
 
-def test_a_node_without_inputs_vanishes_with_the_genes_that_read_it() -> None:
+def test_nodes_without_inputs_vanish_with_their_genes() -> None:
     genotype = Genotype.from_text(FAIR)
     assert [gene[1:] for gene in genotype.genes("normal")] == [(2, 0), (2, 1), (4, 1), (5, 0), (5, 1)]
     normal, reduce = genotype.wirings().values()
@@ -176,7 +176,7 @@ def test_a_node_without_inputs_vanishes_with_the_genes_that_read_it() -> None:
     assert not pairs.has_triples("normal") and pairs.wirings()["normal"].nodes == ("0", "1", "2", "3")
 
 
-def test_genes_nested_by_node_are_triples_where_nodes_have_not_two() -> None:
+def test_nested_genes_become_triples_unless_two_per_node() -> None:
     nested = "[[('sep_conv_3x3', 0)], [], [('skip_connect', 0), ('none', 2), ('noise', 2)]]"
     genotype = Genotype.from_text(text(normal=nested, normal_concat="range(2, 5)"))
     assert genotype.normal == (("sep_conv_3x3", 2, 0), ("skip_connect", 4, 0), ("none", 4, 2), ("noise", 4, 2))
@@ -199,6 +199,6 @@ def test_genes_nested_by_node_are_triples_where_nodes_have_not_two() -> None:
         ("[('a', 2, 0, 1)]", "[2]", "genes are .operation, input. pairs, or .* triples"),
     ],
 )
-def test_triples_that_are_no_cell_are_refused(genes: str, concat: str, message: str) -> None:
+def test_invalid_triples_are_rejected(genes: str, concat: str, message: str) -> None:
     with pytest.raises(GenotypeError, match=message):
         Genotype.from_text(text(reduce=genes, reduce_concat=concat))

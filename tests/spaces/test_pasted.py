@@ -63,7 +63,7 @@ def test_nas_bench_201_cell_is_found_in_text(text: str) -> None:
             "unknown operation 'conv_9x1_1x9', did you mean conv_7x1_1x7.*known are .*--modules",
         ),
         (TEXT.replace("3', 0)", "3', 0, 2)").replace(", 1)", ", 1, 2)"), "gene 0 .* leads to state 0: nodes are 2"),
-        (TEXT.replace(NORMAL, f"{NORMAL}, ('skip_connect', 0)"), "two genes per node.* got 3 genes.*FairDARTS.*in triples"),
+        (TEXT.replace(NORMAL, f"{NORMAL}, ('skip_connect', 0)"), "two genes per node.* got 3 genes.*FairDARTS.*as triples"),
         (NESTED.replace(NORMAL, f"{NORMAL}, ('skip_connect', 1, 0)"), "genes are .*pairs, or .*triples"),
         (TEXT.replace("range(2, 3)", "None"), r"a range or a list, as in range\(2, 6\)"),
         (TEXT.replace("range(2, 3)", "range(2, 10**9)"), "neither a literal nor a range"),

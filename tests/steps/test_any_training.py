@@ -41,7 +41,7 @@ def on_device(training: Training | WeightUpdate) -> None:
 
 @pytest.mark.parametrize("optimizer", [None, tf_rmsprop], ids=["SGD", "RMSprop"])
 @pytest.mark.parametrize(("recorder", "ranks"), [("repeats", False), ("tapes", False), ("tapes", True)])
-def test_captured_training_is_the_training(
+def test_captured_training_is_bitwise_identical(
     recorder: str, ranks: bool, optimizer: Callable[..., Any] | None, request: pytest.FixtureRequest
 ) -> None:
     """Five steps with a rate that changes: the same bits, losses and moving average included."""
@@ -65,7 +65,7 @@ def test_captured_training_is_the_training(
 
 @pytest.mark.parametrize("optimizer", [None, tf_rmsprop], ids=["SGD", "RMSprop"])
 @pytest.mark.parametrize("ranks", [False, True], ids=["alone", "ranks"])
-def test_captured_retraining_is_the_retraining(ranks: bool, optimizer: Callable[..., Any] | None, tapes: None) -> None:
+def test_captured_retraining_is_bitwise_identical(ranks: bool, optimizer: Callable[..., Any] | None, tapes: None) -> None:
     """A cell's network with drop path and auxiliary head, clipping and a moving average: four steps have the same bits."""
     updates = []
     for _ in range(2):
@@ -92,7 +92,7 @@ def changed(update: WeightUpdate) -> list[Tensor]:
     return [*update.tensors(), *state]
 
 
-def test_state_created_by_the_warm_up_is_reset(tapes: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_state_created_by_warm_up_is_reset(tapes: None, caplog: pytest.LogCaptureFixture) -> None:
     """Capture alone leaves no trace: weights, momentum, statistics, moving average and the counter."""
     caplog.set_level(logging.INFO, "fastdarts")
     training = make()
@@ -105,7 +105,7 @@ def test_state_created_by_the_warm_up_is_reset(tapes: None, caplog: pytest.LogCa
     assert caplog.messages == ["the update of weights is captured in a CUDA graph"]
 
 
-def test_an_obstacle_or_an_unknown_optimizer_is_named(tapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_obstacles_and_unknown_optimizers_are_named(tapes: None, monkeypatch: pytest.MonkeyPatch) -> None:
     training = make(optimizer=lambda weights: torch.optim.SGD(weights, 0.1, foreach=True))
     assert "the optimizer of the weights (torch's SGD) is not torch's fused SGD or Adam" in refusal(training)
     training = make()
@@ -185,7 +185,7 @@ def bytes_of(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def test_a_training_takes_more_than_its_weights_and_activations() -> None:
+def test_training_needs_more_than_weights_and_activations() -> None:
     """Weights, gradients, momentum; pixels as numbers, and of each image two outputs of both convolutions and a ReLU."""
     weights, each = bytes_of(network(16, 4).parameters()), 4 * (3 * 16**2 + 16 * (3 * 16**2 + 2 * 7**2))
     sizes = {count: planned(count) for count in (8, 16, 32)}
@@ -220,7 +220,7 @@ def test_optimizer_state_is_counted(optimizer: Callable[..., Any], tensors: int)
     assert planned(8, optimizer=optimizer) - stateless == tensors * bytes_of(weights)
 
 
-def test_state_that_an_optimizer_has_from_the_start_is_left_to_it() -> None:
+def test_initial_optimizer_state_is_kept() -> None:
     class Unknown(torch.optim.Optimizer):
         def __init__(self, weights: list[Tensor]) -> None:
             super().__init__(weights, {})
@@ -231,7 +231,7 @@ def test_state_that_an_optimizer_has_from_the_start_is_left_to_it() -> None:
         planned(8, optimizer=Unknown)
 
 
-def test_what_else_a_training_holds_is_counted() -> None:
+def test_averages_prefetch_and_rank_buffers_are_counted() -> None:
     """A moving average, prefetched batches, the flat tensor that travels between ranks; half the bits take less."""
     plain, net = planned(8), network(16, 4)
     assert planned(8, averaged=True) - plain == bytes_of([*net.parameters(), *net.buffers()])

@@ -43,7 +43,7 @@ def after(steps: int) -> Hooks:
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])
-def test_loss_and_update_by_hand(auxiliary: bool) -> None:
+def test_loss_and_update_match_hand_computation(auxiliary: bool) -> None:
     """Smoothed cross entropy plus 0.4 times the auxiliary head's; one clipped SGD step with decay on everything."""
     net = network(auxiliary, torch.float64)
     plain = copy.deepcopy(net).train()
@@ -64,7 +64,7 @@ def test_loss_and_update_by_hand(auxiliary: bool) -> None:
         assert torch.allclose(now, moved, rtol=1e-9, atol=1e-12)
 
 
-def test_a_bad_image_skips_the_update_and_leaves_no_trace() -> None:
+def test_non_finite_loss_skips_update_without_trace() -> None:
     """Weights, momentum and BatchNorm's statistics keep their values; the count says one."""
     made = trainer(1, ema=0.0)
     made.network.train()
@@ -77,7 +77,7 @@ def test_a_bad_image_skips_the_update_and_leaves_no_trace() -> None:
     assert all(torch.equal(t, before[name]) for name, t in tensors(made).items())
 
 
-def test_moving_average_by_hand() -> None:
+def test_moving_average_matches_hand_computation() -> None:
     """A <- d a + (1 - d) w for weights and statistics, with TensorFlow's limit (1 + n) / (10 + n); counters are copied."""
     net = network(dtype=torch.float64)
     moving = MovingAverage(net, 0.9, warmup=True)
@@ -134,14 +134,14 @@ def test_records_tell_the_evaluations_apart() -> None:
     assert second["test_ema"] != second["test"]
 
 
-def test_it_learns() -> None:
+def test_training_learns() -> None:
     """Brightness tells the label: above 90 % of the held-back images after a few epochs."""
     made = trainer(12, drop_path=0.0, ema=0.0)
     *_, record = made.epochs()
     assert record["valid"]["top1"] > 0.9
 
 
-def test_divergence_is_an_error() -> None:
+def test_divergence_raises() -> None:
     made = trainer(1)
     made.update.prepare = made.update.prepare._replace(mean=(float("nan"), 0.5, 0.5))
     with pytest.raises(DivergedError, match="epoch 1: the losses are not finite"):
@@ -189,7 +189,7 @@ def test_evaluation_counts_each_class() -> None:
         evaluate(net, made.prepare, [], CLASSES, precision=Precision())
 
 
-def test_the_best_epoch_is_not_chosen_on_test_images() -> None:
+def test_best_epoch_is_chosen_on_held_back_images() -> None:
     """By held-back accuracy, the first of equals, with its test accuracy; on test images only where asked for."""
     figures = [(0.5, 0.9), (0.7, 0.6), (0.7, 0.8), (0.6, 0.7)]
     epochs = [
