@@ -140,7 +140,8 @@ class Command:
         """Run with logging and signal handlers, and restore the caller's thread count."""
         threads = torch.get_num_threads()
         try:
-            with info.log(), engine.SignalHandler() as signals:
+            stream = sys.stderr if args.values.get("json") else sys.stdout  # which then has the JSON alone
+            with info.log(stream), engine.SignalHandler() as signals:
                 if notice := self.resolve.notice(args.values):
                     log.info(notice)
                 return self._run(args, info, signals)

@@ -44,7 +44,7 @@ class Line(NamedTuple):
 
 
 def find_labels(root: Path, split: str) -> Path | None:
-    """Return the file of labels in or next to the folder root/split, by its customary names; None without."""
+    """Return the file of labels in or next to the folder root/split, by its usual names; None without."""
     names = [name.format(split) for name in NAMES] + [name for name in IMAGENET if split == "val"]
     paths = (folder / name for name in names for folder in (root / split, root))
     return next((path for path in paths if path.is_file()), None)

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from time import monotonic, sleep
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TextIO, TypeVar
 from uuid import uuid4
 
 import torch
@@ -80,10 +80,10 @@ class RankInfo(NamedTuple):
         return f"[rank {self.rank}] " if self.rank else ""
 
     @contextmanager
-    def log(self) -> Generator[None]:
-        """Context manager: rank 0 logs to stdout; the others log warnings to stderr, with their rank."""
+    def log(self, stream: TextIO | None = None) -> Generator[None]:
+        """Context manager: rank 0 logs to `stream` (stdout); the others log warnings to stderr, with their rank."""
         if self.rank == 0:
-            with log_to(sys.stdout):
+            with log_to(stream or sys.stdout):
                 yield
             return
         handler = logging.StreamHandler(sys.stderr)

@@ -89,7 +89,7 @@ def multiply_adds(text: str) -> int:
 def _count(architecture: Genotype | Architecture, shape: NetworkShape) -> tuple[tuple[str, int], ...]:
     own = [op for kind in architecture.wirings() for op in architecture.operations(kind) if op not in OPERATIONS]
     if own:
-        raise ValueError(f"{own[0]} is a candidate of your own: its multiply-adds are not known")
+        raise ValueError(f"{own[0]} is a custom candidate: its multiply-adds are unknown")
     if shape.kind != "nasbench201":
         shape = replace(shape, auxiliary=True, auxiliary_pool="adaptive")
     with torch.device("meta"):

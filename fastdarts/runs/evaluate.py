@@ -29,7 +29,7 @@ log = logging.getLogger("fastdarts")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What is evaluated: settings, and what they name.
+    """Evaluation: settings, and the files and data they name.
 
     run      settings.json of the retraining whose checkpoint it is; None for a published checkpoint
     file     the checkpoint

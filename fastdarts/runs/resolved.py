@@ -55,7 +55,7 @@ class ResolvedTraining:
 
     settings      settings of the command; `genotype` is the architecture's text
     dataset       row of the data set
-    architecture  what is trained
+    architecture  trained architecture
     """
 
     settings: RetrainSettings

@@ -1,4 +1,4 @@
-"""Results of a training from its records: the last, the best and the averaged network's accuracies, told apart."""
+"""Results of a training from its records: the last, the best and the averaged network's accuracies, separately."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -121,7 +121,7 @@ def test_numbers_of_multiply_adds(text: str, number: int) -> None:
 def test_custom_candidates_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their layers may compute by functions, which no hook hears."""
     monkeypatch.setitem(CANDIDATES, "mine", candidates.Candidate("mine", "conv"))
-    with pytest.raises(ValueError, match="mine is a candidate of your own"):
+    with pytest.raises(ValueError, match="mine is a custom candidate"):
         count(architecture_of(NOISE.replace("'none'", "'mine'")), STANDARD["cifar"])
 
 

@@ -178,4 +178,4 @@ def test_cell_with_custom_candidate_has_no_counts(caplog: pytest.LogCaptureFixtu
     own = Genotype.from_text(str(cell).replace("dil_conv_3x3", "conv_of_my_own"))
     with caplog.at_level("WARNING", "fastdarts"):
         assert SearchReporter._counts(reporter, own) == {}
-    assert "conv_of_my_own is a candidate of your own: its multiply-adds are not known" in caplog.text
+    assert "conv_of_my_own is a custom candidate: its multiply-adds are unknown" in caplog.text
