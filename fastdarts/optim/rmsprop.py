@@ -17,6 +17,8 @@ class RMSpropTF(torch.optim.Optimizer):
     update is undone leaves no new state behind.
     """
 
+    on_device = True  # for optim.updates.capturable
+
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],

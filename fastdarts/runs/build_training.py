@@ -65,9 +65,7 @@ def check_buildable(resolved: ResolvedTraining) -> None:
         network_of(resolved.replaced(image_size=side), 10)
 
 
-def update_of(
-    kind: type[Kind], resolved: ResolvedTraining, network: DiscreteNetwork, reduce: Reduce | None = None
-) -> Kind:
+def update_of(kind: type[Kind], resolved: ResolvedTraining, network: DiscreteNetwork, reduce: Reduce | None = None) -> Kind:
     """Return the update, of class `kind`, of a network on its device."""
     s = resolved.settings
     mean, std = statistics_of(s.statistics, resolved.dataset, network.shape.num_classes)

@@ -5,6 +5,7 @@ Notation: N images of a batch, S pixels a side.
 
 import re
 import resource
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -96,7 +97,8 @@ def step_bytes(
     copies = deepcopy(tuple(parts), {id(t): placed(t) for part in parts for t in _tensors(part)})
     given = [Batch(*map(placed, batch)) for _ in range(batches + prefetched)]
     number = placed(torch.empty(1, dtype=torch.int64, device="meta"))
-    with mode or nullcontext(), counter:
+    with mode or nullcontext(), counter, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # deepcopy does, in a moving average
         step, *others = make(*copies, counter)
         repeats = 2 if fused else 1  # blocks left in the workspace by the first step may not fit the second
         for work in (*[step] * repeats, *others):

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 
 from fastdarts.optim import Precision
 from fastdarts.optim.optimizers import set_rate
+from fastdarts.optim.rmsprop import RMSpropTF
 from fastdarts.steps import CapturedSteps, allocate_state, meta_batch, step_bytes
 from fastdarts.steps.cuda_graph import refusal
+from fastdarts.steps.memory import PROCESS_DEFINITION
 from fastdarts.steps.memory_counter import Counted
 from fastdarts.steps.stage_timer import StageTimer
+from fastdarts.training.update import WeightUpdate
+from tests.support import trained
 from tests.support.bilevels import batch, differing, number
 from tests.support.recorders import Averages, Tapes
 from tests.support.trainings import Training, everything, make, network
@@ -22,25 +26,20 @@ from tests.support.trainings import Training, everything, make, network
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Signed(torch.optim.Optimizer):
-    """Moves each weight by the learning rate against its gradient's sign, on the device."""
+def tf_rmsprop(weights: list[Tensor]) -> RMSpropTF:
+    return RMSpropTF(weights, 2.0**-6, weight_decay=0.01)
 
-    on_device = True
 
-    def __init__(self, params: list[Tensor]) -> None:
-        super().__init__(params, {"lr": torch.tensor(2.0**-6)})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.sub_(group["lr"] * p.grad.sign())
+def on_device(training: Training | WeightUpdate) -> None:
+    """Make the learning rates tensors, as on a GPU."""
+    for group in training.optimizer.param_groups:
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)
 
 
 # ------------------------------------------------------------------------------------------------------- captured
 
 
-@pytest.mark.parametrize("optimizer", [None, Signed], ids=["SGD", "signs"])
+@pytest.mark.parametrize("optimizer", [None, tf_rmsprop], ids=["SGD", "RMSprop"])
 @pytest.mark.parametrize(("recorder", "ranks"), [("repeats", False), ("tapes", False), ("tapes", True)])
 def test_captured_training_is_bitwise_identical(
     recorder: str, ranks: bool, optimizer: Callable[..., Any] | None, request: pytest.FixtureRequest
@@ -49,8 +48,8 @@ def test_captured_training_is_bitwise_identical(
     request.getfixturevalue(recorder)
     averages = [Averages() if ranks else None for _ in range(2)]
     captured, plain = (make(reduce=average, optimizer=optimizer) for average in averages)
-    for group in (*captured.optimizer.param_groups, *plain.optimizer.param_groups):
-        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32)  # as on a GPU
+    for training in (captured, plain):
+        on_device(training)
     run, losses = CapturedSteps(captured, "on"), []
     for step in range(5):
         for training in (captured, plain):
@@ -62,6 +61,35 @@ def test_captured_training_is_bitwise_identical(
     assert run.captured and captured.skipped.tolist() == [0] and len(set(losses)) == 5
     assert {update: len(pieces) for update, pieces in run._graphs.items()} == {"weights": 2 if ranks else 1}
     assert differing(everything(captured), everything(make(optimizer=optimizer))) != []
+
+
+@pytest.mark.parametrize("optimizer", [None, tf_rmsprop], ids=["SGD", "RMSprop"])
+@pytest.mark.parametrize("ranks", [False, True], ids=["alone", "ranks"])
+def test_captured_retraining_is_the_retraining(ranks: bool, optimizer: Callable[..., Any] | None, tapes: None) -> None:
+    """A cell's network with drop path and auxiliary head, clipping and a moving average: four steps have the same bits."""
+    updates = []
+    for _ in range(2):
+        net = trained.network(auxiliary=True)
+        net.drop_path_rate.fill_(0.25)
+        update = trained.update(net, 0.9, reduce=Averages() if ranks else None)
+        update.optimizer = update.optimizer if optimizer is None else optimizer(update.weights)
+        on_device(update)
+        updates.append(update)
+    captured, plain = updates
+    run = CapturedSteps(captured, "on")
+    for step, images in enumerate(trained.batches(4)):
+        rng = torch.get_rng_state()
+        ours = run(number(step), images, None)
+        torch.set_rng_state(rng)  # both draw the same paths
+        assert ours == plain(number(step), images, None) and bool(ours[0].isfinite())
+        assert all(map(torch.equal, changed(captured), changed(plain)))
+    assert run.captured and captured.skipped.tolist() == [0]
+
+
+def changed(update: WeightUpdate) -> list[Tensor]:
+    """Return everything that a step may change."""
+    state = [t for w in update.weights for _, t in sorted(update.optimizer.state[w].items())]
+    return [*update.tensors(), *state]
 
 
 def test_state_created_by_warm_up_is_reset(tapes: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -193,17 +221,14 @@ def test_optimizer_state_is_counted(optimizer: Callable[..., Any], tensors: int)
 
 
 def test_initial_optimizer_state_is_kept() -> None:
-    class Own(Signed):
-        def __init__(self, params: list[Tensor]) -> None:
-            super().__init__(params)
-            for p in params:
-                self.state[p] = {"seen": torch.zeros_like(p)}
+    class Unknown(torch.optim.Optimizer):
+        def __init__(self, weights: list[Tensor]) -> None:
+            super().__init__(weights, {})
 
     stateless = planned(8, optimizer=lambda weights: torch.optim.SGD(weights, 0.1))
-    rate = 4  # bytes
-    assert planned(8, optimizer=Own) - stateless == bytes_of(network(16, 4).parameters()) + rate
-    with pytest.raises(ValueError, match=r"the state of Signed is not known: take SGD, Adam, RMSprop, or allocate it"):
-        planned(8, optimizer=Signed)
+    assert planned(8, optimizer=tf_rmsprop) - stateless == 2 * bytes_of(network(16, 4).parameters())
+    with pytest.raises(ValueError, match=r"the state of Unknown is not known: take SGD, Adam, RMSprop, or allocate it"):
+        planned(8, optimizer=Unknown)
 
 
 def test_averages_prefetch_and_rank_buffers_are_counted() -> None:
@@ -214,6 +239,24 @@ def test_averages_prefetch_and_rank_buffers_are_counted() -> None:
     few = {"width": 256, "size": 4}  # pixels, so that gradients outweigh activations
     assert planned(2, ranks=True, **few) - planned(2, **few) > 0.8 * bytes_of(network(256, 4).parameters())
     assert planned(512, device="cpu", amp="bf16") < 0.75 * planned(512, device="cpu")
+
+
+def test_copies_made_for_a_step_are_counted_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """As a moving average copies its network: the parts are fake tensors under autocast."""
+
+    def made(copy: nn.Module, counter: Counted) -> list[Callable[..., object]]:
+        deepcopy(copy)
+        return [lambda step, train: None]
+
+    with torch.device("meta"):
+        net = network(64, 4)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        taken = step_bytes([net], made, meta_batch(1, 1), "cpu", fused=False, amp="bf16")
+    finally:
+        torch.set_warn_always(always)
+    assert taken > PROCESS_DEFINITION + 2 * bytes_of(net.parameters()) and not recwarn.list
 
 
 def test_prediction_keeps_parts() -> None:
