@@ -41,7 +41,7 @@ class Chosen:
     """
 
     origin: ClassVar[type[Origin]]
-    PARTS: ClassVar[tuple[str, ...]]  # fields, int64 (N,): image numbers
+    PARTS: ClassVar[Mapping[str, str]]  # fields, int64 (N,) of image numbers, and what messages call them
 
     index: Index
     excluded: tuple[tuple[str, str], ...] = field(default=(), kw_only=True)
@@ -89,7 +89,7 @@ class Chosen:
         found = self.origin.ready(self.index, self.chosen, settings, threads, begun)
         kept = {name: part[torch.isin(part, found.good)] for name, part in self.parts.items()}
         if any(len(part) and not len(kept[name]) for name, part in self.parts.items()):
-            left = ", ".join(f"{len(part)} {name}" for name, part in kept.items())
+            left = ", ".join(f"{len(part)} {self.PARTS[name]}" for name, part in kept.items())
             raise DataError(f"too few of the chosen files under {self.index.root} can be decoded: {left}")
         return replace(self, **kept, excluded=found.excluded, sizes=found.sizes)
 
@@ -119,7 +119,7 @@ class TrainVal(Chosen):
     train, val  int64 (N,), image numbers
     """
 
-    PARTS = ("train", "val")
+    PARTS: ClassVar[Mapping[str, str]] = {"train": "train", "val": "val"}
 
     train: Tensor
     val: Tensor

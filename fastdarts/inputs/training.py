@@ -29,7 +29,7 @@ class TestImages(Chosen):
     """
 
     __test__ = False  # it is no test of pytest's
-    PARTS = ("numbers",)
+    PARTS: ClassVar[Mapping[str, str]] = {"numbers": "test"}
 
     numbers: Tensor
 

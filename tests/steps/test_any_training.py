@@ -87,7 +87,7 @@ def test_captured_retraining_is_bitwise_identical(ranks: bool, optimizer: Callab
 
 
 def changed(update: WeightUpdate) -> list[Tensor]:
-    """Everything that a step may change."""
+    """Return everything that a step may change."""
     state = [t for w in update.weights for _, t in sorted(update.optimizer.state[w].items())]
     return [*update.tensors(), *state]
 
@@ -259,7 +259,7 @@ def test_copies_made_for_a_step_are_counted_without_a_warning(recwarn: pytest.Wa
     assert taken > PROCESS_DEFINITION + 2 * bytes_of(net.parameters()) and not recwarn.list
 
 
-def test_the_parts_stay_as_they_are() -> None:
+def test_prediction_keeps_parts() -> None:
     with torch.device("meta"):
         net = network(4, 4)
 
