@@ -52,6 +52,7 @@ class TrainingResolver:
         """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""
         s = resolved.settings
         unread = [
+            ("neither --train_list nor --val_list", (s.train_list or s.val_list) is not None, "val_fraction"),
             ("--auxiliary", not s.auxiliary, "auxiliary_weight auxiliary_pool"),
             ("DARTS' networks", s.network == "nasbench201", "auxiliary auxiliary_weight auxiliary_pool drop_path"),
             ("--dataset imagenet", s.dataset != "imagenet", "strict loader cache cache_folder cache_size workers"),

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastdarts import steps
 from fastdarts.batch import Batch
 from fastdarts.networks import DiscreteNetwork
-from fastdarts.optim.updates import Kept
+from fastdarts.optim.updates import Kept, step_if_finite
 from fastdarts.runs.build_training import update_of
 from fastdarts.runs.resolved import ResolvedTraining
 from fastdarts.steps.memory_counter import Counted
@@ -49,7 +49,8 @@ class _Counting(WeightUpdate):
         return loss
 
     def _update(self, bad: Tensor, before: Kept) -> None:
-        """Fused SGD allocates nothing, RMSprop three more copies of the weights."""
-        copies = [] if isinstance(self.optimizer, torch.optim.SGD) else [torch.empty_like(w) for w in self.weights * 3]
+        if not isinstance(self.optimizer, torch.optim.SGD):  # whose fused step allocates nothing
+            step_if_finite(bad, self.optimizer)
         self.optimizer.zero_grad()
-        del copies
+        if self.moving is not None:
+            self.moving.update()

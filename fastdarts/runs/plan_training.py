@@ -42,7 +42,7 @@ def _peak(resolved: ResolvedTraining, images: TrainingImages, world: World, sign
     with signals.deferred(), torch.device("meta"):
         network = network_of(resolved, num_classes)
         try:
-            found = training_bytes(resolved, network, batch_size // world.size, 2 * (DEPTH + 1), world.size)
+            found = training_bytes(resolved, network, batch_size // world.size, DEPTH + 1, world.size)
         except ValueError as error:  # from BatchNorm, for one value per channel
             raise ConfigError(f"--batch_size {batch_size}, --image_size {s.image_size}: {error}") from error
     signals.check()

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ GRACE = 1.0  # seconds, before it looks
 KILLED = 30.0  # seconds after which torchrun kills a rank that does not end
 Hook = Callable[[], None]
 servers = multiprocessing.get_context("forkserver")
-servers.set_forkserver_preload(["fastdarts.search_imagenet", "torchvision.transforms.v2.functional"])
+servers.set_forkserver_preload(["fastdarts.search_imagenet", "fastdarts.retrain", "torchvision.transforms.v2.functional"])
 
 
 def without_reports(patch: pytest.MonkeyPatch) -> None:
     """Let searches draw no report, which takes longer than all the rest."""
-    patch.setattr("fastdarts.runs.search.write_report", lambda folder: None)
+    for report in ("search.write_report", "retrain.write_training_report"):
+        patch.setattr(f"fastdarts.runs.{report}", lambda folder: None)
 
 
 def write_tree(root: Path, classes: int = 2, images: int = 8, side: int = 40) -> Path:
@@ -49,14 +51,16 @@ def write_tree(root: Path, classes: int = 2, images: int = 8, side: int = 40) ->
 
 
 class Run:
-    """`python -m fastdarts.search_imagenet ARGV` as a process; what it prints goes to `output`."""
+    """`python -m fastdarts.COMMAND ARGV` as a process; what it prints goes to `output`."""
+
+    command = "search_imagenet"
 
     def __init__(
         self, argv: list[str], output: Path, hook: Hook | None = None, environment: dict[str, str] | None = None
     ) -> None:
         """hook: called in the process before the command."""
         self.output = output
-        self._process = servers.Process(target=_enter, args=(argv, str(output), hook, environment or {}))
+        self._process = servers.Process(target=_enter, args=(self.command, argv, str(output), hook, environment or {}))
         self._process.start()
 
     def signal(self, number: int) -> None:
@@ -143,19 +147,17 @@ class Ranks:
         return self.output.read_text() if self.output.exists() else ""
 
 
-def _enter(argv: list[str], output: str, hook: Hook | None, environment: dict[str, str]) -> None:
+def _enter(command: str, argv: list[str], output: str, hook: Hook | None, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
-    from fastdarts.search_imagenet import main
-
     multiprocessing.set_start_method("fork", force=True)  # of its workers: as the command has it, not as this process
     without_reports(pytest.MonkeyPatch())
     if hook is not None:
         hook()
-    sys.exit(main(argv))
+    sys.exit(import_module(f"fastdarts.{command}").main(argv))
 
 
 def contents(folder: Path) -> dict[str, Any]:
