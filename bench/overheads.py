@@ -45,6 +45,7 @@ from fastdarts.batch import Batch
 from fastdarts.engine import Progress, RecentSteps, RunFolder, Session, Stopped, log_to
 from fastdarts.engine import session as sessions
 from fastdarts.engine.status import Status
+from fastdarts.optim import updates
 from fastdarts.optim.updates import Buffers, Kept
 from fastdarts.protocols import Pieces
 from fastdarts.runs.search_session import SearchReporter
@@ -57,7 +58,7 @@ from fastdarts.steps.stage_timer import StageTimer
 PROG = "python -m bench.overheads"
 SUPERNET = "mae-imagenet"
 EPOCH_IMAGES = 128_000  # that train the weights in an epoch of the main job: a tenth of ImageNet
-GUARD = ((Buffers, "kept"), (Kept, "restore_where"), (bilevels, "non_finite"), (bilevels, "step_if_finite"))
+GUARD = ((Buffers, "kept"), (Kept, "restore_where"), (bilevels, "non_finite"), (updates, "step_if_finite"))
 PARTS = {  # what runs between two steps, and the row it counts for
     "recent steps": ((RecentSteps, "note"), (RecentSteps, "look")),
     "progress and metrics": ((Progress, "due"), (Progress, "line"), (RunFolder, "append")),
@@ -158,16 +159,16 @@ def _run(workload: Workload, settings: SearchImagenetSettings, rounds: int) -> S
         captured=lambda bilevel: CapturedSteps(stages.follow(bilevel)),
     )
     loader.others = {name: Steps(CapturedSteps(_like(search, kind)), train, val) for name, kind in OTHERS.items()}
-    with TemporaryDirectory() as place, ExitStack() as held:
+    with TemporaryDirectory() as place, ExitStack() as stack:
         folder = RunFolder(Path(place))
-        held.enter_context(log_to(folder["log.txt"]))
-        held.enter_context(patch.object(sessions, "REPORT_SECONDS", inf))
+        stack.enter_context(log_to(folder["log.txt"]))
+        stack.enter_context(patch.object(sessions, "REPORT_SECONDS", inf))
         for row, methods in ({"NaN guard": GUARD} | PARTS).items():
             for owner, name in methods:
-                held.enter_context(patch.object(owner, name, loader.timed(row, getattr(owner, name))))
+                stack.enter_context(patch.object(owner, name, loader.timed(row, getattr(owner, name))))
         for optimizer in (search.bilevel.weight_optimizer, search.bilevel.arch_optimizer):
             optimizer.step = loader.timed("update", optimizer.step)
-        held.enter_context(patch.object(Session, "_on_step", loader.timed("between", Session._on_step)))
+        stack.enter_context(patch.object(Session, "_on_step", loader.timed("between", Session._on_step)))
         reporter = SearchReporter(search, folder, settings, [], network="imagenet", report=_nothing, stages=stages)
         loader.session = Session(search, folder, settings, reporter, files=[str(n) for n in numbers.tolist()])
         with suppress(Stopped):

@@ -205,7 +205,7 @@ def test_second_process_is_rejected_and_killed_one_frees_folder(argv, finished, 
         before = {path.name: path.read_bytes() for path in folder.iterdir()}
         assert main([*argv, "--save", str(folder)]) == 2
         err = capsys.readouterr().err
-        assert f"another process is writing to {folder} now" in err and err.count("\n") == 1
+        assert f"another process is writing to {folder}" in err and err.count("\n") == 1
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         process.kill()
     assert main([*argv, "--save", str(folder)]) == 0
