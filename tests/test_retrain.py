@@ -78,7 +78,7 @@ def test_run_folder_is_complete(finished: Path) -> None:
     assert record["network"] == "cifar" and record["params"] > 0 and record["macs"] > 0
 
 
-def test_result_tells_three_networks_apart(finished: Path) -> None:
+def test_result_distinguishes_three_networks(finished: Path) -> None:
     """Last, moving average and best, all on test images; the best is chosen on those held back."""
     result = json.loads((finished / "result.json").read_text())
     found, records = result["accuracies"], epochs(finished)
@@ -102,7 +102,7 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("at", [1, 5, 8])
-def test_interrupted_run_continues_bitwise(
+def test_resume_after_interrupt_is_bitwise_identical(
     at: int, data: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped by an exception after a step whose checkpoint is written: the same records, result and weights."""
@@ -181,7 +181,7 @@ def test_search_then_retrain_then_evaluate(data: Path, tmp_path: Path, capsys: p
     assert "--then retrain: error: unrecognized arguments: --speed" in capsys.readouterr().err
 
 
-def test_nasbench201_cell_is_trained_by_its_own_recipe(data: Path, tmp_path: Path) -> None:
+def test_nasbench201_cell_uses_own_recipe(data: Path, tmp_path: Path) -> None:
     arch = "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_1x1~2|"
     tiny = [flag for flag in TINY if flag != "3"]
     tiny[tiny.index("--layers") : tiny.index("--layers") + 1] = ["--layers", "1"]
@@ -214,7 +214,7 @@ def test_image_files_and_the_imagenet_network(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("weights", ["last", "best", "ema"])
-def test_evaluation_repeats_the_run_own_figures(weights: str, finished: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluation_reproduces_run_figures(weights: str, finished: Path, capsys: pytest.CaptureFixture) -> None:
     assert evaluate.main([str(finished), "--weights", weights, "--json", "--threads", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     name = {"last": "last", "best": "best", "ema": "last, EMA"}[weights]
@@ -275,14 +275,16 @@ def test_wrong_input_is_one_line(flags: str, says: str, data: Path, tmp_path: Pa
         (["RUN/train.txt", "--genotype", "DARTS_V2"], "train.txt"),
     ],
 )
-def test_wrong_evaluation_is_one_line(argv: list[str], says: str, finished: Path, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_evaluation_exits_with_one_line(
+    argv: list[str], says: str, finished: Path, capsys: pytest.CaptureFixture
+) -> None:
     given = [part.replace("RUN", str(finished)) for part in argv]
     assert evaluate.main([*given, "--threads", "1"]) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1, err
 
 
-def test_flags_in_the_spelling_of_darts_and_timm() -> None:
+def test_flags_accept_darts_and_timm_spellings() -> None:
     argv = [
         "--arch",
         "PDARTS",
@@ -366,7 +368,7 @@ def test_published_settings() -> None:
     assert scaled.warmup_epochs == 1
 
 
-def test_settings_that_change_nothing_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_ignored_settings_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     more = ["--auxiliary_weight", "0.3", "--workers", "2", "--lr_decay", "0.5", "--ema_warmup", "--warmup_rate", "0.1"]
     assert retrain.main(arguments(data, *more, "--dry_run")) == 0
     out = capsys.readouterr().out
@@ -389,6 +391,6 @@ def test_trainable_fits_the_engine() -> None:
     assert names and all(hasattr(Trainer, name) or name in ("parts", "device", "positions") for name in names)
 
 
-def test_missing_recipe_is_an_error() -> None:
+def test_missing_recipe_raises() -> None:
     with pytest.raises(ConfigError, match="there are darts-cifar10"):
         retrain.resolve({"genotype": "PDARTS", "recipe": "nothing", "data": "x"})

@@ -22,7 +22,7 @@ def right(array: ImageArray) -> bool:
     return np.array_equal(array.pixels.numpy(), TESTS) and array.labels.tolist() == THEIRS
 
 
-def test_cifar10s_test_batch(tmp_path: Path) -> None:
+def test_cifar10_test_batch_is_read(tmp_path: Path) -> None:
     folder = cifar10(tmp_path / "cifar-10-batches-py")
     write(folder / "test_batch", {"data": ROWS[5:], "labels": LABELS[5:]})
     for path in (tmp_path, folder):
@@ -35,7 +35,7 @@ def test_cifar10s_test_batch(tmp_path: Path) -> None:
         read_images(folder)
 
 
-def test_cifar100s_test_file(tmp_path: Path) -> None:
+def test_cifar100_test_file_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "cifar-100-python"
     write(folder / "train", {b"data": ROWS, b"fine_labels": LABELS, b"coarse_labels": [0] * 10})
     write(folder / "test", {b"data": ROWS[5:], b"fine_labels": LABELS[5:], b"coarse_labels": [0] * 5})
@@ -43,7 +43,7 @@ def test_cifar100s_test_file(tmp_path: Path) -> None:
     assert right(of_tests(tmp_path)) and len(read_images(tmp_path)) == 10
 
 
-def test_batches_without_a_test_batch(tmp_path: Path) -> None:
+def test_missing_test_batch_means_no_test_images(tmp_path: Path) -> None:
     folder = cifar10(tmp_path / "cifar-10-batches-py")
     with pytest.raises(DataError, match=r"cannot read .*test_batch: No such file"):
         of_tests(tmp_path)
@@ -64,7 +64,7 @@ TRAIN = {"images": IMAGES, "labels": NUMBERS}
         ("train.npz", "test_images.npz"),
     ],
 )
-def test_npz_files_in_pairs(training: str, tests: str, tmp_path: Path) -> None:
+def test_npz_test_file_is_read(training: str, tests: str, tmp_path: Path) -> None:
     np.savez(tmp_path / training, **TRAIN)
     np.savez(tmp_path / tests, images=TESTS, labels=THEIRS)
     array = of_tests(tmp_path / training, tuple("0123"))
@@ -79,7 +79,7 @@ def test_npz_files_in_pairs(training: str, tests: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "names", [("x_test", "y_test"), ("testX", "testY"), ("test_images", "test_labels"), ("x_val", "y_val")]
 )
-def test_an_npz_file_of_both(names: tuple[str, str], tmp_path: Path) -> None:
+def test_npz_file_with_both_splits_is_read(names: tuple[str, str], tmp_path: Path) -> None:
     """As Keras' mnist.npz and MedMNIST have it; other test images next to it are not taken."""
     np.savez(tmp_path / "train.npz", **TRAIN, **dict(zip(names, (TESTS, np.array(THEIRS)[:, None]), strict=True)))
     np.savez(tmp_path / "test.npz", **TRAIN)
@@ -88,7 +88,7 @@ def test_an_npz_file_of_both(names: tuple[str, str], tmp_path: Path) -> None:
     assert len(read_images(tmp_path)) == 10
 
 
-def test_test_images_before_validation_images(tmp_path: Path) -> None:
+def test_splits_named_test_precede_val(tmp_path: Path) -> None:
     np.savez(tmp_path / "train.npz", **TRAIN, val_images=IMAGES, val_labels=NUMBERS, test_images=TESTS, test_labels=THEIRS)
     assert right(of_tests(tmp_path))
 
@@ -101,7 +101,7 @@ def test_test_images_before_validation_images(tmp_path: Path) -> None:
         (np.eye(4)[NUMBERS], np.eye(4)[THEIRS], tuple("0123")),
     ],
 )
-def test_labels_are_those_of_the_training_images(labels: object, theirs: object, classes: tuple, tmp_path: Path) -> None:
+def test_test_labels_are_numbered_as_training_labels(labels: object, theirs: object, classes: tuple, tmp_path: Path) -> None:
     """Also where the test images alone would be numbered otherwise: here without the last class, and two of the first."""
     np.savez(tmp_path / "train.npz", images=IMAGES, labels=labels)
     np.savez(tmp_path / "test.npz", images=TESTS[1:], labels=theirs[1:])
@@ -120,7 +120,7 @@ def test_labels_are_those_of_the_training_images(labels: object, theirs: object,
         ([3, 0, 0, 2], "5 images, but 4 labels"),
     ],
 )
-def test_wrong_labels_of_test_images(theirs: list, says: str, tmp_path: Path) -> None:
+def test_invalid_test_labels_are_rejected(theirs: list, says: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "train.npz", **TRAIN)
     np.savez(tmp_path / "test.npz", images=TESTS, labels=np.array(theirs))
     with pytest.raises(DataError, match=says):
@@ -139,7 +139,7 @@ def test_npz_files_without_test_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["test", "val"])
-def test_folders_of_test_files(split: str, tmp_path: Path) -> None:
+def test_folders_of_test_files_are_read(split: str, tmp_path: Path) -> None:
     folder_of(tmp_path)
     shutil.copytree(tmp_path / "train", tmp_path / split)
     shutil.rmtree(tmp_path / split / "cat")
@@ -151,7 +151,7 @@ def test_folders_of_test_files(split: str, tmp_path: Path) -> None:
         of_tests(tmp_path)
 
 
-def test_a_flat_folder_of_test_files(tmp_path: Path) -> None:
+def test_flat_folder_of_test_files_is_read(tmp_path: Path) -> None:
     folder_of(tmp_path)
     (tmp_path / "val").mkdir()
     for i, image in enumerate(TESTS):
@@ -163,13 +163,13 @@ def test_a_flat_folder_of_test_files(tmp_path: Path) -> None:
         read_images(tmp_path, split="test", labels=tmp_path / "labels")
 
 
-def test_the_samples_test_images(sample: Path) -> None:
+def test_sample_test_images(sample: Path) -> None:
     training, tests = sample_images(sample.parent), sample_images(sample.parent, "test")
     assert tests.classes == training.classes and tests.labels.bincount().tolist() == [40] * 10
     assert tests.pixels.shape == (400, 32, 32, 3) and tests.files[0] == "val/blobs/blobs_0100.JPEG"
 
 
-def test_cifar10_and_tiny_imagenet_next_to_the_checkout(shared_data: Path) -> None:
+def test_real_cifar10_and_tiny_imagenet_are_read(shared_data: Path) -> None:
     tests = of_tests(shared_data / "cifar10", tuple(map(str, range(10))))
     assert tests.pixels.shape == (10000, 32, 32, 3) and tests.labels.bincount().tolist() == [1000] * 10
     tests = of_tests(shared_data / "tinyimagenet48")

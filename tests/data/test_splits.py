@@ -87,7 +87,7 @@ def test_nothing_is_held_back_by_default() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.3, 0.5, 0.7, 0.99])
-def test_what_is_not_held_back_trains(fraction: float) -> None:
+def test_images_not_held_back_train(fraction: float) -> None:
     """No image is lost to rounding, and each class with two images has some of both."""
     counts = (15, 5, 4, 3, 2, 1)
     index = index_of(*counts)
@@ -98,7 +98,7 @@ def test_what_is_not_held_back_trains(fraction: float) -> None:
     assert held == [min(n - 1, max(1, int(fraction * n + 0.5))) for n in counts]
 
 
-def test_held_back_images_are_those_with_the_smallest_words() -> None:
+def test_held_back_images_have_smallest_words() -> None:
     """As in `subsets`, whose training images come first: the order of a class depends on the seed alone."""
     index = index_of(20, 10)
     assert held_back(index, 0.2, seed=7)[1].equal(subsets(index, 0.2, 0.5, seed=7)[0])
@@ -106,11 +106,11 @@ def test_held_back_images_are_those_with_the_smallest_words() -> None:
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
-def test_held_back_fractions_outside_their_range(fraction: float) -> None:
+def test_held_back_fractions_out_of_range_are_rejected(fraction: float) -> None:
     with pytest.raises(DataError, match=r"val_fraction is .* at least 0 and below 1"):
         held_back(index_of(10), fraction, seed=0)
 
 
-def test_nothing_can_be_held_back_of_single_images() -> None:
+def test_single_image_per_class_cannot_be_held_back() -> None:
     with pytest.raises(DataError, match="one image in each class, so none can be held back: give --val_fraction 0"):
         held_back(index_of(1, 1, 1), 0.1, seed=0)

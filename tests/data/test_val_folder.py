@@ -45,7 +45,7 @@ def refusal(root: Path, **options: object) -> str:
 
 
 @pytest.mark.parametrize("split", ["val", "test", "valid"])
-def test_class_folders_have_the_training_images_labels(split: str, root: Path) -> None:
+def test_class_folders_use_training_labels(split: str, root: Path) -> None:
     for name in ("n10", "n01"):
         images(root / split / name, 2)
     index = evaluation_index(root)
@@ -66,7 +66,7 @@ def test_test_images_are_preferred_if_they_have_labels(root: Path) -> None:
     assert evaluation_index(root).files == ("test/n01/im_0.JPEG", "test/n02/im_0.JPEG")
 
 
-def test_without_training_images_the_classes_are_given_or_its_own(tmp_path: Path) -> None:
+def test_classes_are_given_or_own_without_training_images(tmp_path: Path) -> None:
     images(tmp_path / "val/n10", 1)
     images(tmp_path / "val/n02", 1)
     assert evaluation_index(tmp_path).classes == ("n02", "n10")
@@ -74,7 +74,7 @@ def test_without_training_images_the_classes_are_given_or_its_own(tmp_path: Path
     assert index.classes == CLASSES and index.labels.tolist() == [1, 2]
 
 
-def test_a_folder_of_no_class_is_named(root: Path) -> None:
+def test_folder_of_unknown_class_is_named(root: Path) -> None:
     images(root / "val/n01", 1)
     images(root / "val/cat", 1)
     assert "val has 1 class folders cat, which are no classes of the training images (n01, n02, n10)" in refusal(root)
@@ -98,7 +98,7 @@ FILES = {  # name of the file, text of a line
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_flat_images_with_a_file_of_labels(name: str, end: str, root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_flat_images_with_label_file(name: str, end: str, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In or next to the folder, in the forms in which such files are published; headings are skipped."""
     flat(root)
     place, line = FILES[name]
@@ -111,7 +111,7 @@ def test_flat_images_with_a_file_of_labels(name: str, end: str, root: Path, capl
     assert index.files[0] == "val/ILSVRC2012_val_00000000.JPEG" and not caplog.records
 
 
-def test_a_file_of_labels_anywhere_is_given(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_label_file_may_be_anywhere(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Also for images in an inner folder, in any order."""
     images(root / "val/images", 3, "a {}.JPEG")
     path = tmp_path_factory.mktemp("elsewhere") / "labels"
@@ -120,7 +120,7 @@ def test_a_file_of_labels_anywhere_is_given(root: Path, tmp_path_factory: pytest
     assert index.files == tuple(f"val/images/a {i}.JPEG" for i in range(3)) and index.labels.tolist() == [1, 2, 0]
 
 
-def test_imagenets_numbers_need_its_map(root: Path) -> None:
+def test_imagenet_numbers_need_class_map(root: Path) -> None:
     """They follow the devkit's order, which is not that of the class folders."""
     flat(root)
     truth = root / "ILSVRC2012_validation_ground_truth.txt"
@@ -132,7 +132,7 @@ def test_imagenets_numbers_need_its_map(root: Path) -> None:
     assert f"has numbers that {root}/map_clsloc.txt has not: 4" in refusal(root)
 
 
-def test_folders_named_by_numbers_go_by_their_names(tmp_path: Path) -> None:
+def test_numeric_folder_names_are_matched_by_name(tmp_path: Path) -> None:
     """Sorted as text, the folder 10 is the second and not the eleventh."""
     for name in ("1", "10", "2"):
         images(tmp_path / "train" / name, 1)
@@ -141,7 +141,7 @@ def test_folders_named_by_numbers_go_by_their_names(tmp_path: Path) -> None:
     assert evaluation_index(tmp_path).labels.tolist() == [1, 2, 0]
 
 
-def test_without_training_images_labels_give_the_classes(tmp_path: Path) -> None:
+def test_labels_give_classes_without_training_images(tmp_path: Path) -> None:
     flat(tmp_path, 2)
     (tmp_path / "val.txt").write_text(f"{NAMED.format(0)} n7\n{NAMED.format(1)} n3\n")
     index = evaluation_index(tmp_path)
@@ -151,7 +151,7 @@ def test_without_training_images_labels_give_the_classes(tmp_path: Path) -> None
     assert index.classes == tuple(map(str, range(8))) and index.labels.tolist() == [7, 3]
 
 
-def test_what_only_one_side_has_is_left_out_and_said(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_unmatched_images_and_labels_are_ignored_and_logged(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     flat(root, 3)
     (root / "val.txt").write_text("".join(f"{NAMED.format(i)} 1\n" for i in (0, 2, 8, 9)))
     with caplog.at_level(logging.WARNING):
@@ -173,13 +173,13 @@ def test_what_only_one_side_has_is_left_out_and_said(root: Path, caplog: pytest.
         (f"{NAMED.format(0)},\n{NAMED.format(1)},1\n", "line 1: ILSVRC2012_val_00000000.JPEG, has no label"),
     ],
 )
-def test_wrong_files_of_labels(text: str, says: str, root: Path) -> None:
+def test_invalid_label_files_are_rejected(text: str, says: str, root: Path) -> None:
     flat(root, 2)
     (root / "val.txt").write_text(text)
     assert says in refusal(root)
 
 
-def test_images_without_labels_get_the_sentence_that_helps(root: Path) -> None:
+def test_images_without_labels_name_remedy(root: Path) -> None:
     flat(root, 2)
     message = refusal(root)
     assert "val is flat, its 2 images are directly in it, without labels: move each into the folder of its class" in message
@@ -187,7 +187,7 @@ def test_images_without_labels_get_the_sentence_that_helps(root: Path) -> None:
     assert "cannot read the file list" in refusal(root, labels=root / "nothing.txt")
 
 
-def test_labels_of_class_folders_are_refused(root: Path) -> None:
+def test_label_file_for_class_folders_is_rejected(root: Path) -> None:
     images(root / "val/n01", 1)
     assert "val has class folders, whose names are the labels: leave it out" in refusal(root, labels=root / "labels.txt")
 
@@ -207,7 +207,7 @@ def test_labels_of_class_folders_are_refused(root: Path) -> None:
         (lambda root: images(root / "val/images", 1), "val is flat, its images are in images/, without labels"),
     ],
 )
-def test_no_test_images(make: Callable[[Path], object], says: str, root: Path) -> None:
+def test_missing_test_images_are_reported(make: Callable[[Path], object], says: str, root: Path) -> None:
     make(root)
     with pytest.raises(DataError, match=says.replace("*.", r"\*.")) as caught:
         evaluation_index(root)

@@ -112,7 +112,7 @@ def test_held_back_images_are_drawn_by_seed(files: Settings) -> None:
     assert choose(held).val.equal(images.val) and not choose(replace(held, seed=3)).val.equal(images.val)
 
 
-def test_lists_name_the_images(files: Settings, tmp_path: Path) -> None:
+def test_lists_select_images(files: Settings, tmp_path: Path) -> None:
     """Both; training images alone, and nothing is held back; held-back ones alone, and all others train."""
     index = choose(files).index
     paths = {}
@@ -205,7 +205,7 @@ def test_resumed_run_finds_its_images(val_fraction: float, files: Settings, tmp_
         (lambda val: shutil.rmtree(val), r"has no test images: .*/run started with test images: put them back"),
     ],
 )
-def test_other_test_images_are_refused(harm: Callable[[Path], object], says: str, files: Settings, tmp_path: Path) -> None:
+def test_other_test_images_are_rejected(harm: Callable[[Path], object], says: str, files: Settings, tmp_path: Path) -> None:
     begin(files, choose(files))
     shutil.copytree(tmp_path / "images", tmp_path / "elsewhere")
     harm(tmp_path / "elsewhere/val")
@@ -213,7 +213,7 @@ def test_other_test_images_are_refused(harm: Callable[[Path], object], says: str
         resume(replace(files, data=str(tmp_path / "elsewhere")))
 
 
-def test_other_labels_of_flat_test_images_are_refused(files: Settings, tmp_path: Path) -> None:
+def test_other_labels_of_flat_test_images_are_rejected(files: Settings, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "images/val")
     for i in range(3):
         save(tmp_path / f"images/val/{i}.png", 40, 40, i)
@@ -257,7 +257,7 @@ def test_arrays_of_a_resumed_run_are_compared(arrays: Settings, tmp_path: Path) 
 # other ranks
 
 
-def test_other_ranks_take_what_rank_zero_found(files: Settings, tmp_path: Path) -> None:
+def test_other_ranks_use_images_found_by_rank_0(files: Settings, tmp_path: Path) -> None:
     """Files that rank 0 excludes after the others have found theirs, too; other test images on a node are refused."""
     images = choose(files)
     there = TrainingFiles.listed(files, pickle.loads(pickle.dumps(images.splits())))
@@ -290,7 +290,7 @@ def opened(settings: Settings, dataset: Any = IMAGENET, world: World | None = No
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_loader_takes_the_training_images_in_the_order_of_their_stream(route: str, files: Settings, tmp_path: Path) -> None:
+def test_loader_follows_stream_order(route: str, files: Settings, tmp_path: Path) -> None:
     """Whatever the route; of 15 images in batches of 4, three are dropped in each epoch."""
     flags = {name: value.replace("kept", str(tmp_path / "kept")) for name, value in ROUTES[route].items()}
     settings = replace(files, val_fraction=0.01, seed=5, **flags)
@@ -306,7 +306,7 @@ def test_loader_takes_the_training_images_in_the_order_of_their_stream(route: st
     assert loaders.facts["route"] == ("torchvision" if route == "torchvision" else "cache")
 
 
-def test_cached_test_images_are_those_of_torchvision(files: Settings) -> None:
+def test_cached_test_images_match_torchvision(files: Settings) -> None:
     """To the bit, since they are kept at the size of evaluation: a test accuracy does not depend on the cache."""
     images, loaders = opened(files)
     assert loaders.facts["route"] == "cache"
@@ -336,7 +336,7 @@ def test_two_ranks_cover_each_test_image_once(route: str, files: Settings, array
         loaders.close()
 
 
-def test_without_held_back_or_test_images_there_is_no_pass(files: Settings, tmp_path: Path) -> None:
+def test_no_held_back_or_test_images_means_no_evaluation(files: Settings, tmp_path: Path) -> None:
     _, loaders = opened(files)
     assert loaders.val is None and len(loaders.test) == 3
     shutil.rmtree(tmp_path / "images/val")
@@ -365,7 +365,7 @@ def test_forecasts_state_the_memory_of_all_images(files: Settings, arrays: Setti
     assert message == "input: 0.0 MiB of images in RAM; crops of 16 of 16 px, 4 pixels of black padding, flips"
 
 
-def test_sizes_that_do_not_fit(files: Settings, arrays: Settings, tmp_path: Path) -> None:
+def test_invalid_sizes_are_rejected(files: Settings, arrays: Settings, tmp_path: Path) -> None:
     images = choose(arrays, TrainingArrays)
     assert images.side(replace(arrays, image_size=0)) == 16 and choose(files).side(replace(files, image_size=0)) == 224
     with pytest.raises(ConfigError, match=r"--image_size 17: .* have only 16 pixels a side"):
@@ -402,7 +402,7 @@ def test_evaluation_takes_the_given_classes(files: Settings, tmp_path: Path) -> 
         IMAGENET.open_test(files, threads=1)
 
 
-def test_the_sample_has_test_images(files: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_has_test_images(files: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Generated when a retraining or an evaluation asks for them."""
     asked = []
 
