@@ -179,14 +179,14 @@ def test_changed_flags_are_rejected_without_writing(folder, capsys):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     capsys.readouterr()
     for argv, flags, message in (
-        (["--grid", "seed=5"], ["--epochs", "4"], "holds a sweep of other settings: --epochs is 4 but was 3"),
+        (["--grid", "seed=5"], ["--epochs", "4"], "contains a sweep with other settings: --epochs is 4 but was 3"),
         (["--grid", "seed=5"], [], "--epochs is not given but was 3"),
-        (RATIOS, ["--epochs", "3"], "holds a sweep over seed, not over mask_ratio"),
+        (RATIOS, ["--epochs", "3"], "contains a sweep over seed, not over mask_ratio"),
     ):
         assert sweep(folder, *argv, flags=flags) == 2
         assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
     assert main(["search_imagenet", "--save", str(folder), *SEEDS]) == 2
-    assert "holds a sweep of pretend" in capsys.readouterr().err
+    assert "contains a sweep of pretend" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "sweep.json").write_text("{")
     assert sweep(folder, *SEEDS, flags=["--epochs", "3"]) == 2 and "sweep.json is damaged" in capsys.readouterr().err
@@ -260,7 +260,7 @@ def test_finished_runs_need_no_images_or_table(done, folder, capsys):
     capsys.readouterr()
     for flags, message in (
         (done, "seed=1: --benchmark /gone/table.csv: "),
-        (done[:4], "seed=1: --data /gone/images: there is no"),
+        (done[:4], "seed=1: --data /gone/images: no such file"),
     ):
         assert main([*command, "seed=0,1", "--", *flags]) == 2
         assert message in (err := capsys.readouterr().err) and err.count("\n") == 1
@@ -273,7 +273,7 @@ def test_finished_runs_need_no_images_or_table(done, folder, capsys):
         (["partial_channels=1,3"], [], "partial_channels=3: "),
         (["patch_size=4,5"], [], "patch_size=5: "),
         (["space=s0,nasbench201", "partial_channels=2"], [], "space=nasbench201,partial_channels=2: "),
-        (["seed=0,1"], ["--data", "/nowhere"], "seed=0: --data /nowhere: there is no such file or folder"),
+        (["seed=0,1"], ["--data", "/nowhere"], "seed=0: --data /nowhere: no such file or folder"),
         (["seed=0,1"], ["--space", "nasbench201", "--benchmark", "/nowhere.csv"], "/nowhere.csv"),
         (["space=S1,s1"], [], "--grid: space=S1 and space=s1 are the same search"),
     ],
@@ -287,7 +287,7 @@ def test_invalid_search_is_rejected_before_any_starts(axes, flags, says, folder,
 def test_impossible_metric_is_rejected_at_once(folder, capsys):
     argv = ["search_cifar", "--save", str(folder), *SEEDS, "--metric", "benchmark.cifar10_test"]
     assert main([*argv, "--", "--space", "nasbench201"]) == 2
-    assert "no run looks its cell up, give --benchmark behind --" in capsys.readouterr().err and not folder.exists()
+    assert "no run looks up its cell, give --benchmark after --" in capsys.readouterr().err and not folder.exists()
 
 
 def test_row_of_early_stop_is_of_chosen_epoch(tmp_path):
@@ -320,22 +320,22 @@ def test_run_with_other_settings_is_named(folder, capsys):
             "--grid mask_ratio: error: argument --mask_ratio/--mask-ratio: invalid float value: 'x'",
         ),
         ("--grid loss=l1,l3", "", "--grid loss: error: argument --loss: invalid choice: 'l3'"),
-        ("--grid flip=true,yes", "", "--grid flip: 'yes' is neither true nor false"),
-        ("--grid mask_ration=0.2", "", "there is no setting mask_ration"),
+        ("--grid flip=true,yes", "", "--grid flip: 'yes' is not true or false"),
+        ("--grid mask_ration=0.2", "", "unknown setting mask_ration"),
         ("--grid seed", "", "--grid seed: expected SETTING=VALUE,VALUE,..."),
         ("--grid seed=0,,1", "", "expected SETTING=VALUE"),
-        ("--grid mask_ratio=0.2,0.20", "", "--grid mask_ratio: 0.2 stands there twice"),
+        ("--grid mask_ratio=0.2,0.20", "", "--grid mask_ratio: 0.2 is given twice"),
         ("--grid data=a/b,a:b", "", "two combinations have the name data=a_b"),
         ("--grid seed=0 --grid seed=1", "", "--grid seed is given twice"),
-        ("--grid save=a,b", "", "the sweep names each run's folder itself"),
+        ("--grid save=a,b", "", "the sweep names its runs' folders"),
         ("--grid seed=0", "--seed 3", "seed is swept by --grid and fixed by --seed"),
-        ("--grid seed=0", "--save there", "--save behind --: the sweep names"),
-        ("--grid seed=0", "--dry_run", "--dry_run behind --: a sweep runs what it starts"),
+        ("--grid seed=0", "--save there", "--save after --: the sweep names"),
+        ("--grid seed=0", "--dry_run", "--dry_run after --: a sweep always runs its searches"),
         ("--grid seed=0", "--epoch 3", "unrecognized arguments: --epoch 3"),
-        ("--grid seed=0 --epochs 3", "", "unrecognized arguments: --epochs 3; the search's own flags stand behind --"),
+        ("--grid seed=0 --epochs 3", "", "unrecognized arguments: --epochs 3; the search's own flags go after --"),
         ("--grid seed=0", "--device cuda", "seed=0: --device cuda: there is none"),
         ("--grid seed=0 --jobs 0", "", "argument --jobs: 0 is out of range, it must be at least 1"),
-        ("--grid seed=0 --slurm partition=gpu", "", "--slurm goes with --executor slurm"),
+        ("--grid seed=0 --slurm partition=gpu", "", "--slurm requires --executor slurm"),
         ("--grid seed=0 --slurm partition --executor slurm", "", "'partition' is not NAME=VALUE"),
     ],
 )
@@ -352,13 +352,19 @@ def test_invalid_input_exits_with_status_2_before_start(argv, flags, message, fo
 def test_foreign_folders_are_rejected(folder, capsys):
     folder.mkdir()
     (folder / "settings.json").touch()
-    assert sweep(folder, *SEEDS) == 2 and "holds a run and no sweep" in capsys.readouterr().err
+    assert sweep(folder, *SEEDS) == 2 and "contains a run, not a sweep" in capsys.readouterr().err
     (folder / "settings.json").rename(folder / "sweep.csv")
-    assert sweep(folder, *SEEDS) == 2 and "no sweep, but sweep.csv, which a sweep would replace" in capsys.readouterr().err
+    assert (
+        sweep(folder, *SEEDS) == 2
+        and "is not a sweep folder, and a sweep would overwrite its sweep.csv" in capsys.readouterr().err
+    )
     (folder / "sweep.csv").rename(folder / "seed=1")
-    assert sweep(folder, *SEEDS) == 2 and "holds no sweep, but seed=1, which a sweep" in capsys.readouterr().err
+    assert (
+        sweep(folder, *SEEDS) == 2
+        and "is not a sweep folder, and a sweep would overwrite its seed=1" in capsys.readouterr().err
+    )
     (folder / "seed=1").rename(folder / "notes")
-    assert sweep(folder / "notes", *SEEDS) == 2 and "is a file, name a folder" in capsys.readouterr().err
+    assert sweep(folder / "notes", *SEEDS) == 2 and "is a file, choose a folder" in capsys.readouterr().err
 
 
 def test_foreign_files_are_kept(folder, capsys):
@@ -370,7 +376,7 @@ def test_foreign_files_are_kept(folder, capsys):
 
 def test_missing_metric_lists_known_ones(folder, capsys):
     assert sweep(folder, *SEEDS, "--metric", "valid.accuracy") == 2
-    assert "--metric valid.accuracy: no finished run has it; there are train_loss, valid.loss" in capsys.readouterr().err
+    assert "--metric valid.accuracy: no finished run has it; known are train_loss, valid.loss" in capsys.readouterr().err
     assert sweep(folder, *SEEDS) == 0 and starts(folder) == {"seed=0": 1, "seed=1": 1}
 
 

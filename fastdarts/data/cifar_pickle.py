@@ -54,7 +54,7 @@ def read_batches(folder: Path, files: BatchFiles, split: str = "train") -> tuple
             raise DataError(f"{folder / name}: 'data' must be uint8 (N, {3 * SIDE * SIDE}), it is {found}")
         if own is None or own.shape != (len(data),):
             found = "none" if own is None else str(own.size)
-            raise DataError(f"{folder / name}: {len(data)} images need as many numbers in '{files.labels}', found {found}")
+            raise DataError(f"{folder / name}: {len(data)} images need {len(data)} integers in '{files.labels}', found {found}")
         images.append(data.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
         labels.append(own)
     names = read_pickle(folder / files.meta).get(files.names)
@@ -77,8 +77,8 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise DataError(f"cannot read {path}: {error.strerror}; a folder of CIFAR's python batches has it") from error
     except Exception as error:  # any failure of unpickling is a fault of this file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DataError(f"{path} is no whole batch of CIFAR ({reason}); unpack the archive again") from error
-    raise DataError(f"{path} is no batch of CIFAR: it holds a {type(content).__name__}, not a dict")
+        raise DataError(f"{path} is not a complete CIFAR batch ({reason}); unpack the archive again") from error
+    raise DataError(f"{path} is not a CIFAR batch: it contains a {type(content).__name__}, not a dict")
 
 
 def _integers(value: Any) -> np.ndarray | None:
@@ -117,7 +117,7 @@ def _array(*args: Any) -> np.ndarray:
     content, dtype, shape, order = args if len(args) == 4 else (args[7], args[5], args[4], "F" if args[6] else "C")
     kind = _text(dtype.args[4]) + _text(dtype.args[0])  # byte order from the state, code from the arguments
     if not INTEGERS.fullmatch(kind):
-        raise pickle.UnpicklingError(f"an array of {kind[1:]}, integers are wanted")
+        raise pickle.UnpicklingError(f"an array of {kind[1:]}, expected integers")
     content = content.encode("latin1") if isinstance(content, str) else bytes(content)
     return np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
 
@@ -136,5 +136,7 @@ class _Restricted(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (found := NAMES.get(f"{module}.{name}".replace("numpy._core.", "numpy.core."))) is None:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which such a file does not need and which is not run")
+            raise pickle.UnpicklingError(
+                f"it requests {module}.{name}, which CIFAR's files do not need and which is not executed"
+            )
         return found

@@ -37,7 +37,7 @@ class _Parser(argparse.ArgumentParser):
     """Parser that reports invalid arguments in one line, like all other invalid input."""
 
     def error(self, message: str) -> NoReturn:
-        hint = "; the search's own flags stand behind --" if message.startswith("unrecognized") else ""
+        hint = "; the search's own flags go after --" if message.startswith("unrecognized") else ""
         self.exit(2, f"{self.prog}: error: {message}{hint} (see --help)\n")
 
 
@@ -127,7 +127,7 @@ class Sweep:
         path, log = self.folder.path / name, self.folder.log(name)
         log.parent.mkdir(exist_ok=True)
         verb = "continues" if (path / "settings.json").is_file() else "begins"
-        print(f"{name} {verb}; it prints into {log}", flush=True)
+        print(f"{name} {verb}; output in {log}", flush=True)
         self.folder.rows[name] |= {"state": "running", "status": None, "why": None}
         self._record()
         return executor.start(name, [*interpreter(self.grid.command.module), *combination.flags, "--save", str(path)], log)
@@ -159,7 +159,7 @@ class Sweep:
         groups = aggregate(rows, self.facts["axes"])
         names = figure_names(rows)
         if groups and self.metric not in names:
-            raise SweepError(f"--metric {self.metric}: no finished run has it; there are {', '.join(names)}")
+            raise SweepError(f"--metric {self.metric}: no finished run has it; known are {', '.join(names)}")
         if groups:
             points = groups if groups[0].values else aggregate(rows, self.facts["axes"], over=None)
             try:
@@ -218,13 +218,13 @@ def _check_metric(metric: str, combinations: Sequence[Combination]) -> None:
     """Raise SweepError for a metric that none of the runs, if any, can have."""
     looked_up = any(getattr(c.settings, "benchmark", None) for c in combinations)
     if combinations and metric.startswith("benchmark.") and not looked_up:
-        raise SweepError(f"--metric {metric}: no run looks its cell up, give --benchmark behind --")
+        raise SweepError(f"--metric {metric}: no run looks up its cell, give --benchmark after --")
 
 
 def _executor(args: argparse.Namespace, folder: SweepFolder) -> Executor:
     """Return the executor of the runs. Raises SweepError, NoExecutor."""
     if args.slurm and args.executor != "slurm":
-        raise SweepError("--slurm goes with --executor slurm")
+        raise SweepError("--slurm requires --executor slurm")
     local = args.executor == "local"
     count = torch.cuda.device_count() if local and args.jobs > 1 else 0
     gpus = [f"GPU-{torch.cuda.get_device_properties(i).uuid}" for i in range(count)]

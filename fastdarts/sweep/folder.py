@@ -48,16 +48,17 @@ class SweepFolder:
         rows: dict[str, Row] = {}
         moved: list[str] = []
         if path.exists() and not path.is_dir():
-            raise SweepError(f"--save: {path} is a file, name a folder")
+            raise SweepError(f"--save: {path} is a file, choose a folder")
         if (path / "sweep.json").is_file():
             rows, moved = _continued(path / "sweep.json", command, grid, elsewhere)
         elif path.is_dir():
             names = {entry.name for entry in path.iterdir()}
             if "settings.json" in names:
-                raise SweepError(f"--save: {path} holds a run and no sweep, name another folder")
+                raise SweepError(f"--save: {path} contains a run, not a sweep, choose another folder")
             if taken := sorted(names & {*OWN, *(combination.name for combination in combinations)}):
                 raise SweepError(
-                    f"--save: {path} holds no sweep, but {shortlist(taken)}, which a sweep would replace: name another folder"
+                    f"--save: {path} is not a sweep folder, and a sweep would overwrite its {shortlist(taken)}: "
+                    "choose another folder"
                 )
         for combination in combinations:
             if not elsewhere:
@@ -145,18 +146,18 @@ def _continued(path: Path, command: str, grid: Grid, elsewhere: bool) -> tuple[d
         fixed = dict(saved["fixed"])
         differences = grid.differences(fixed, elsewhere)
     except (ValueError, KeyError, TypeError) as error:
-        raise SweepError(f"--save: {path} is damaged ({error}), name another folder") from error
+        raise SweepError(f"--save: {path} is damaged ({error}), choose another folder") from error
     if was != command:
-        raise SweepError(f"--save: {path.parent} holds a sweep of {was}, name another folder")
+        raise SweepError(f"--save: {path.parent} contains a sweep of {was}, choose another folder")
     if axes != list(grid.axes):
         raise SweepError(
-            f"--save: {path.parent} holds a sweep over {', '.join(axes)}, not over {', '.join(grid.axes)}: "
-            "give the same axes (with more values, if you like), or name another folder"
+            f"--save: {path.parent} contains a sweep over {', '.join(axes)}, not over {', '.join(grid.axes)}: "
+            "give the same axes (with more values, if you like), or choose another folder"
         )
     if differences:
         raise SweepError(
-            f"--save: {path.parent} holds a sweep of other settings: {'; '.join(differences)}. "
-            "Give the same settings to continue it, or name another folder"
+            f"--save: {path.parent} contains a sweep with other settings: {'; '.join(differences)}. "
+            "Give the same settings to continue it, or choose another folder"
         )
     return rows, grid.moved(fixed)
 

@@ -14,7 +14,7 @@ from fastdarts.runs.build import benchmark_of, check_buildable
 from fastdarts.runs.resolved import Resolved
 from fastdarts.settings import ConfigError, SearchCifarSettings, SearchImagenetSettings, Settings
 
-OF_A_SWEEP = {"save": "the sweep names each run's folder itself", "dry_run": "a sweep runs what it starts"}
+OF_A_SWEEP = {"save": "the sweep names its runs' folders", "dry_run": "a sweep always runs its searches"}
 # settings that only the executing machine can validate: not checked for runs on other machines
 OF_A_MACHINE = {
     "device": "cpu",
@@ -49,7 +49,7 @@ def check_search(resolved: Resolved, elsewhere: bool, checked: set[Hashable]) ->
         checked.add(table)
     paths = {name: getattr(settings, name) for name in ("data", "train_list", "val_list")}
     if missing := [f"--{name} {path}" for name, path in paths.items() if path is not None and not Path(path).exists()]:
-        raise ConfigError(f"{missing[0]}: there is no such file or folder")
+        raise ConfigError(f"{missing[0]}: no such file or folder")
 
 
 @dataclass(frozen=True)
@@ -112,15 +112,17 @@ class Grid:
         for text in axes:
             name, found = _axis(command.settings, text, prog)
             if name in values:
-                raise SweepError(f"--grid {name} is given twice: name all its values in one")
+                raise SweepError(f"--grid {name} is given twice: give all values in one")
             if name in parsed.flags:
-                raise SweepError(f"{name} is swept by --grid and fixed by --{name}: leave one of them out")
+                raise SweepError(f"{name} is swept by --grid and fixed by --{name}: give only one of the two")
             if parsed.whole and command.settings.brings(name):
-                raise SweepError(f"--grid {name}: --config's run sets all that it would bring: leave one of the two out")
+                raise SweepError(
+                    f"--grid {name}: --config's run already sets everything that it would: give only one of the two"
+                )
             values[name] = found
         for name in OF_A_SWEEP:
             if name in parsed.flags or parsed.config.get(name):
-                raise SweepError(f"--{name} behind --: {OF_A_SWEEP[name]}")
+                raise SweepError(f"--{name} after --: {OF_A_SWEEP[name]}")
         fixed = {name: value for name, value in parsed.values.items() if name not in values}
         return cls(command, tuple(flags), fixed, values)
 
@@ -201,19 +203,19 @@ def _axis(settings: type[Settings], text: str, prog: str) -> tuple[str, tuple[An
         raise SweepError(f"--grid {text}: expected SETTING=VALUE,VALUE,...")
     hints = get_type_hints(settings)
     if name not in {f.name for f in fields(settings)}:
-        raise SweepError(f"--grid {text}: there is no setting {name} (the flags behind -- --help are the settings)")
+        raise SweepError(f"--grid {text}: unknown setting {name} (-- --help lists the settings)")
     if name in OF_A_SWEEP:
         raise SweepError(f"--grid {text}: {OF_A_SWEEP[name]}")
     if hints[name] is bool:
         words = {"true": True, "false": False}
         if unknown := [word for word in texts if word not in words]:
-            raise SweepError(f"--grid {name}: {unknown[0]!r} is neither true nor false")
+            raise SweepError(f"--grid {name}: {unknown[0]!r} is not true or false")
         values = tuple(words[word] for word in texts)
     else:
         values = tuple(settings.given([f"--{name}={value}"], f"{prog}: --grid {name}", "")[name] for value in texts)
     twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
     if twice is not None:
-        raise SweepError(f"--grid {name}: {_text(twice)} stands there twice")
+        raise SweepError(f"--grid {name}: {_text(twice)} is given twice")
     return name, values
 
 

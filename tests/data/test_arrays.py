@@ -104,7 +104,7 @@ class Evil:
 def test_pickles_execute_no_code(how: str, names: str, where: str, batches: Path) -> None:
     trap = batches / "trap"
     write(batches / where, {"data": ROWS[:2], "labels": [0, 1], "label_names": Evil(trap, how)})
-    with pytest.raises(DataError, match=f"{where} is no whole batch of CIFAR .it asks for {names}"):
+    with pytest.raises(DataError, match=f"{where} is not a complete CIFAR batch .it requests {names}"):
         read_images(batches)
     assert not trap.exists()
     pickle.loads((batches / where).read_bytes())
@@ -114,23 +114,23 @@ def test_pickles_execute_no_code(how: str, names: str, where: str, batches: Path
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", "no whole batch"),
-        (b"PK\x03\x04", "no whole batch"),
-        (pickle.dumps([1, 2]), "holds a list, not a dict"),
-        (pickle.dumps({"data": ROWS[:2], "labels": [0, 1]}, 2)[:3000], "no whole batch"),
-        (pickle.dumps({"data": np.array([{}, []], object), "labels": [0, 1]}, 2), "an array of O8, integers are wanted"),
-        (pickle.dumps({"data": ROWS[:2].astype(np.float32), "labels": [0, 1]}, 2), "an array of f4, integers are wanted"),
+        (b"", "not a complete CIFAR batch"),
+        (b"PK\x03\x04", "not a complete CIFAR batch"),
+        (pickle.dumps([1, 2]), "contains a list, not a dict"),
+        (pickle.dumps({"data": ROWS[:2], "labels": [0, 1]}, 2)[:3000], "not a complete CIFAR batch"),
+        (pickle.dumps({"data": np.array([{}, []], object), "labels": [0, 1]}, 2), "an array of O8, expected integers"),
+        (pickle.dumps({"data": ROWS[:2].astype(np.float32), "labels": [0, 1]}, 2), "an array of f4, expected integers"),
         (pickle.dumps({"data": ROWS[:2, :100], "labels": [0, 1]}), r"must be uint8 \(N, 3072\), it is uint8 \(2, 100\)"),
         (pickle.dumps({"data": ROWS[:2].astype(np.int16), "labels": [0, 1]}), "it is int16"),
         (pickle.dumps({"labels": [0, 1]}), "it is NoneType"),
-        (pickle.dumps({"data": ROWS[:2], "labels": [0]}), "2 images need as many numbers in 'labels', found 1"),
+        (pickle.dumps({"data": ROWS[:2], "labels": [0]}), "2 images need 2 integers in 'labels', found 1"),
         (pickle.dumps({"data": ROWS[:2], "labels": [0, "1"]}), "found none"),
         (pickle.dumps({"data": ROWS[:2], "labels": [0, 10**30]}), "found none"),
         (pickle.dumps({"data": ROWS[:2], "labels": [0, 4]}), "labels must be 0 to .*, at most 4 classes; found 0 to 4"),
         (b"c_codecs\nencode\n(V\nVzip\ntR.", "'zip' is not a text encoding"),
-        (b"cnumpy\nndarray\n.", "holds a type"),
+        (b"cnumpy\nndarray\n.", "contains a type"),
         (pickle.dumps({"data": [ROWS[:2]], "labels": [0, 1]}), "it is list"),
-        (python2(ROWS[:2].tobytes(), b"\0\1").replace(b"M\x00\x0c\x86", b"M\x00\x0d\x86"), "no whole batch"),
+        (python2(ROWS[:2].tobytes(), b"\0\1").replace(b"M\x00\x0c\x86", b"M\x00\x0d\x86"), "not a complete CIFAR batch"),
     ],
 )
 def test_damaged_and_invalid_batches_are_named(content: bytes, says: str, batches: Path) -> None:

@@ -150,10 +150,10 @@ def test_sweep_varies_around_file_values(run: Path, yaml: Path) -> None:
     assert (first.settings.mask_ratio, second.settings.mask_ratio, first.settings.seed) == (0.25, 0.5, 9)
     assert first.settings.method == "p-darts" and first.flags[:2] == ("--config", str(run))
     assert grid.fixed["epochs"] == 75 and "mask_ratio" not in grid.fixed
-    with pytest.raises(SweepError, match="--grid method: --config's run sets all"):
+    with pytest.raises(SweepError, match="--grid method: --config's run already sets everything"):
         Grid.parse(command, ["method=darts-1st,p-darts"], ["--config", str(run)], "test")
     yaml.write_text("save: here")
-    with pytest.raises(SweepError, match="--save behind --: the sweep names each run's folder itself"):
+    with pytest.raises(SweepError, match="--save after --: the sweep names its runs' folders"):
         Grid.parse(command, ["seed=0,1"], ["--config", str(yaml)], "test")
 
 
