@@ -1,7 +1,11 @@
-"""Fills the pages with what the code itself says: flags, methods, names, counters. mkdocs calls on_page_markdown."""
+"""Fills the pages with what the code itself says: flags, methods, names, counters. mkdocs calls the functions on_*."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
 
 from fastdarts.networks.counters import RULES
 from fastdarts.registry import METHODS, OBJECTIVES, RETRAININGS
@@ -12,11 +16,18 @@ from fastdarts.spaces.published import rows
 COMMANDS: dict[str, type[Settings]] = {"search_imagenet": SearchImagenetSettings, "search_cifar": SearchCifarSettings}
 
 
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add CONTRIBUTING.md, which is outside of docs/, as a page."""
+    source = Path(config.docs_dir).parent / "CONTRIBUTING.md"
+    files.append(File.generated(config, "contributing.md", abs_src_path=str(source)))
+    return files
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace {{ NAME }} by the table of that name."""
+    """Replace {{ NAME }} by the table of that name, and links between docs/ and the checkout by those of the site."""
     for name, table in TABLES.items():
         markdown = markdown.replace(f"{{{{ {name} }}}}", table())
-    return markdown
+    return markdown.replace("](../CONTRIBUTING.md", "](contributing.md").replace("](docs/", "](")
 
 
 def flags() -> str:
