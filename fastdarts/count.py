@@ -3,10 +3,10 @@
 import json
 import sys
 
-from fastdarts.cli.parser import Parser
 from fastdarts.logs import any_text
 from fastdarts.networks import NETWORKS, STANDARD, architecture_of, count, standard_shape, widest
 from fastdarts.networks.counters import multiply_adds, table
+from fastdarts.settings.flags import Parser
 
 SIZES = ("init_channels", "layers", "num_classes", "image_size")
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         shape = widest(cells, shape, given.fit_macs) if given.fit_macs else shape
         counts = count(cells, shape)
     except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     facts = {"network": shape.kind} | {name: getattr(shape, name) for name in SIZES} | counts
     print(json.dumps(facts, indent=2) if given.json else f"{shape}\n{table(counts)}")
     return 0

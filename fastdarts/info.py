@@ -5,7 +5,6 @@ unless the native module is loaded. `--kernels` compiles every Triton kernel for
 each one's registers, shared memory and spilled bytes instead; exits with status 1 and the reason if Triton is unusable.
 """
 
-import argparse
 import importlib
 import json
 import pkgutil
@@ -18,6 +17,7 @@ from typing import Any
 import fastdarts
 from fastdarts.logs import any_text
 from fastdarts.provenance import BROKEN, apex, machine, torch
+from fastdarts.settings.flags import Parser
 
 
 def version(package: str) -> str:
@@ -120,7 +120,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 @any_text()
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status: 0, or 1 if --require-native finds no native module."""
-    parser = argparse.ArgumentParser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
+    parser = Parser(prog="python -m fastdarts.info", description=__doc__.partition(":")[2].strip())
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--require-native", action="store_true", help="exit 1 unless the native module is loaded")
     parser.add_argument("--kernels", action="store_true", help="print the resources of each GPU kernel; takes a minute or two")

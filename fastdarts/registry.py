@@ -1,4 +1,4 @@
-"""Registries of named rows: methods, objectives, search spaces, recipes of searches and of trainings, one registry each.
+"""Registries of named rows: methods, objectives, search spaces, recipes of searches and of trainings, statistics of pixels.
 
 Rows are added at their definition (`METHODS |= {"pc-darts": Method(...)}`). Flags, their choices and help, report titles and
 tests read the names from here. This module imports nothing from the project: a registry imports its home, the module that
@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Self, TypeVar
 
 if TYPE_CHECKING:
+    from fastdarts.inputs.statistics import Statistics
     from fastdarts.objectives.table import Row as ObjectiveRow
     from fastdarts.search.methods import Method
     from fastdarts.settings.recipes import Recipe
@@ -72,4 +73,5 @@ METHODS: Registry[Method] = Registry("method", "fastdarts.search.methods", about
 OBJECTIVES: Registry[ObjectiveRow] = Registry("objective", "fastdarts.objectives.table", about="description")
 SPACES: Registry[Space] = Registry("space", "fastdarts.spaces.names")
 RECIPES: Registry[Recipe] = Registry("recipe", "fastdarts.settings.recipes", about="source")
+STATISTICS: Registry[Statistics | None] = Registry("statistics", "fastdarts.inputs.statistics")  # None: by data set
 RETRAININGS: Registry[RetrainRecipe] = Registry("retraining recipe", "fastdarts.settings.retrain_recipes", about="source")

@@ -51,6 +51,16 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture) -> None:
         assert says in err and "search_imagenet" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_wrong_flags_are_one_line_of_one_form(name: str, capsys: pytest.CaptureFixture) -> None:
+    needed = {"sweep": ["search_cifar", "--save", "x", "--grid", "seed=0"], "count": ["DARTS_V2"]}
+    with pytest.raises(SystemExit) as stop:
+        main([name, *needed.get(name, []), "--nonsense"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and err.endswith(" (see --help)\n")
+    assert err.startswith(f"python -m fastdarts.{name}: error: unrecognized arguments: --nonsense")
+
+
 def test_package_runs_as_module() -> None:
     command = [sys.executable, "-m", "fastdarts", "report", "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fastdarts import evaluate, retrain, search_cifar
 from fastdarts.engine.checkpoints import BEST, load_checkpoint
-from fastdarts.inputs.statistics import STATISTICS
-from fastdarts.registry import RETRAININGS
+from fastdarts.inputs.source import DATASETS
+from fastdarts.registry import RETRAININGS, SPACES, STATISTICS
 from fastdarts.settings import ConfigError
+from fastdarts.settings.retrain_recipes import DEFAULTS
 from fastdarts.training.trainer import Trainer
 from fastdarts.training.update import WeightUpdate
 
@@ -344,10 +345,35 @@ def test_flags_accept_darts_and_timm_spellings() -> None:
 def test_every_recipe_resolves(name: str) -> None:
     """Its settings exist, its network can be built at its size, its statistics are known."""
     arch = "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
-    genotype = arch if name == "nasbench201" else "PDARTS"
+    genotype = arch if RETRAININGS[name].settings["network"] == "nasbench201" else "PDARTS"
     s = retrain.resolve({"genotype": genotype, "recipe": name, "data": "somewhere"}).settings
     assert all(getattr(s, setting) == value for setting, value in RETRAININGS[name].settings.items())
-    assert s.statistics == "auto" or s.statistics in STATISTICS
+    assert s.statistics in STATISTICS
+
+
+def test_search_gives_data_statistics_and_recipe(tmp_path: Path) -> None:
+    """A recipe or flag wins, of the recipe's by the search alone; statistics are those of the search's kind of images."""
+    run = {"command": "search_cifar", "settings": {"data": "/images", "space": "s2", "statistics": "svhn"}}
+
+    def of(**given: Any) -> Any:
+        (tmp_path / "settings.json").write_text(json.dumps(run))
+        return retrain.resolve({"run": str(tmp_path), "genotype": "PDARTS"} | given).settings
+
+    s = of()
+    assert (s.recipe, s.data, s.statistics) == ("r-darts-cifar10", "/images", "svhn")
+    assert of(recipe="r-darts-cifar100").statistics == "svhn" and of(statistics="cifar10").statistics == "cifar10"
+    other = of(dataset="imagenet", data="/files")
+    assert (other.recipe, other.data, other.statistics) == ("pc-darts-imagenet", "/files", "auto")
+    run["settings"]["statistics"] = "auto"
+    assert of().statistics == "auto" and of(recipe="r-darts-cifar100").statistics == "r-darts-cifar100"
+    del run["settings"]["statistics"], run["settings"]["space"]  # as runs of earlier versions
+    assert (of().statistics, of().recipe) == ("auto", "darts-cifar10")
+
+
+def test_default_recipes_exist() -> None:
+    """One for each kind of images; every space that has its own is a space."""
+    assert set(DEFAULTS.values()) <= set(RETRAININGS) and {(dataset, None) for dataset in DATASETS} <= set(DEFAULTS)
+    assert {space for _, space in DEFAULTS} - {None} <= set(SPACES)
 
 
 def test_published_settings() -> None:

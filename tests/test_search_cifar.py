@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from fastdarts.engine import RunFolder, Session, SignalHandler, World, steps_of
 from fastdarts.inputs.images import ImageArrays
 from fastdarts.inputs.source import CIFAR, CIFAR10, CIFAR100
 from fastdarts.protocols import StepReport
+from fastdarts.registry import OBJECTIVES, STATISTICS
 from fastdarts.runs.build_search import build
 from fastdarts.runs.plan_search import prepare
 from fastdarts.runs.plans import free_for
@@ -173,9 +175,7 @@ def test_space_spelling_is_normalised(data: Path, tmp_path: Path, monkeypatch: p
     assert one == other == str(tmp_path / "images")
 
 
-def test_candidates_of_modules_are_registered(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_candidates_of_modules_are_registered(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.json").write_text(json.dumps({"candidates": ["skip_connect", "smooth"]}))
     module = "from torch import nn\nfrom fastdarts.supernet import register_candidate\n"
@@ -186,14 +186,21 @@ def test_candidates_of_modules_are_registered(
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert json.loads(Path("run/settings.json").read_text())["space"]["normal"] == ["skip_connect", "smooth"]
-    for modules, why in (
-        ("json,absent", "absent cannot be imported: No module named 'absent'; modules are searched for in"),
-        ("./smoothing.py", "'./smoothing.py' is not a module name"),
-        ("", "'' is not a module name"),
-    ):
-        assert main([*arguments(data, "--dry_run"), "--modules", modules]) == 2
-        message = capsys.readouterr().err
-        assert "--modules" in message and why in message and message.count("\n") == 1
+
+
+def test_example_objective_is_named_on_command_line(
+    root: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(root / "examples")
+    monkeypatch.setattr(OBJECTIVES, "_rows", dict(OBJECTIVES))
+    argv = arguments(data, "--modules", "custom_objective", "--objective", "mean-colour", "--save", str(tmp_path / "run"))
+    try:
+        assert main([*argv, "--epochs", "1"]) == 0
+    finally:
+        sys.modules.pop("custom_objective", None)
+    saved = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
+    assert (saved["modules"], saved["objective"]) == ("custom_objective", "mean-colour")
+    assert epochs(tmp_path / "run")[0]["valid"]["loss"] > 0
 
 
 def test_custom_batch_norm_is_not_synchronised(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,6 +339,16 @@ def test_invalid_data_exits_with_one_line(content: bytes | None, tmp_path: Path,
     assert "data_batch_5" in err and err.count("\n") == 1 and "Traceback" not in err
     assert main(arguments(tmp_path / "nowhere")) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_statistics_are_chosen_by_name() -> None:
+    settings = SearchCifarSettings(image_size=32, layers=3, init_channels=4, statistics="svhn")
+    for classes in (10, 100):
+        _, objective = build(Resolved.of(settings, CIFAR), classes)
+        assert (objective.masking.mean, objective.masking.std) == STATISTICS["svhn"]
+    old = {name: value for name, value in asdict(SearchCifarSettings()).items() if name != "statistics"}
+    assert SearchCifarSettings().differences(old) == []
+    assert "--statistics is 'svhn' but was 'auto'" in settings.differences(old)
 
 
 def test_search_imagenet_flags_are_unknown(capsys: pytest.CaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""Resolve and check settings that all training commands share: paths, device, watching."""
+"""Resolve and check settings that commands share: paths, device, watching."""
 
 from pathlib import Path
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Common entry point of the training commands: rank, run, exit status, one-line errors."""
+"""Common entry point of the commands that train or evaluate: rank, run, exit status, one-line errors."""
 
 import errno
 import logging
@@ -18,15 +18,17 @@ from fastdarts.engine import PeerError, RankInfo, RankLost, RanksDisagree, RunFo
 from fastdarts.logs import any_text
 from fastdarts.ops.backend import BackendUnavailable
 from fastdarts.optim import tf32
-from fastdarts.runs.resolved import AnyResolved
+from fastdarts.runs.evaluate import Evaluated
+from fastdarts.runs.resolved import Resolved, ResolvedRetrain
 from fastdarts.search import DivergedError
 from fastdarts.settings import ConfigError, Given, Settings
 from fastdarts.steps import CaptureError
 
-# settings that may differ between the ranks of one search: node-local paths, and settings read by rank 0 only
+# settings that may differ between the ranks of one run: node-local paths, and settings read by rank 0 only
 OF_A_RANK = {"device", "data", "save", "train_list", "val_list", "val_labels", "run", "threads", "workers"}
 OF_A_RANK |= {"cache_folder", "benchmark", "space"}
 log = logging.getLogger("fastdarts")
+AnyResolved = Resolved | ResolvedRetrain | Evaluated
 
 
 class Resolver(Protocol):
@@ -40,7 +42,7 @@ class Resolver(Protocol):
     def command(self) -> str: ...
     @property
     def settings(self) -> type[Settings]: ...
-    def __call__(self, args: Mapping[str, Any], info: RankInfo) -> Any: ...
+    def __call__(self, args: Mapping[str, Any], info: RankInfo) -> AnyResolved: ...
 
     def notice(self, args: Mapping[str, Any]) -> str | None:
         """Return the first line of a run with these values, if any."""
@@ -75,7 +77,7 @@ class Command:
         """Run the command; returns its exit status, and prints the reason on stderr unless it is 0.
 
         1 runtime failure, 2 invalid input, 75 stopped by SIGTERM or SIGUSR1, 130 interrupted (SIGINT). After 75 and 130
-        the same command with --save continues. Under torchrun this process is one rank of a search.
+        the same command with --save continues. Under torchrun this process is one rank of the run.
         """
         args = self.resolve.settings.parse(argv, self.prog, self.about)
         info = RankInfo()

@@ -10,6 +10,7 @@ from fastdarts.cli.checks import absolute, check_amp, device_of
 from fastdarts.engine import RankInfo
 from fastdarts.runs.evaluate import Evaluated
 from fastdarts.settings import EvaluateSettings
+from fastdarts.settings.modules import import_modules
 
 PATHS = "data", "val_labels", "checkpoint"
 
@@ -23,6 +24,7 @@ class EvaluationResolver:
 
     def __call__(self, args: Mapping[str, Any], info: RankInfo = RankInfo()) -> Evaluated:  # noqa: B008 - a tuple
         """Resolve on the rank of `info`. Raises ConfigError."""
+        import_modules(args.get("modules"))
         values = dict(args) | {name: absolute(args[name]) for name in PATHS if args.get(name) is not None}
         settings = self.settings.make(values)
         settings = replace(settings, device=device_of(settings.device, info), threads=settings.threads or info.threads())

@@ -14,7 +14,8 @@ from fastdarts.registry import RETRAININGS
 from fastdarts.runs.build_retrain import check_buildable
 from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.settings import ConfigError, RetrainSettings
-from fastdarts.settings.retrain_recipes import SAMPLE, SAMPLE_LAYERS
+from fastdarts.settings.modules import import_modules
+from fastdarts.settings.retrain_recipes import DEFAULTS, SAMPLE, SAMPLE_LAYERS
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.genotype import Genotype
 
@@ -32,6 +33,7 @@ class RetrainResolver:
 
     def __call__(self, args: Mapping[str, Any], info: RankInfo = RankInfo()) -> ResolvedRetrain:  # noqa: B008 - a tuple
         """Resolve on the rank of `info`. Raises ConfigError."""
+        import_modules(args.get("modules"))
         args = dict(args) | {name: absolute(args[name]) for name in PATHS if args.get(name) is not None}
         architecture = _architecture(args)
         settings = self.settings.make(_values(args, architecture))
@@ -83,12 +85,15 @@ def _architecture(args: Mapping[str, Any]) -> Genotype | Architecture:
 def _values(args: dict[str, Any], architecture: Genotype | Architecture) -> dict[str, Any]:
     """Return the settings by field: defaults, overridden by recipe, run, sample and given values. Raises ConfigError."""
     run = _of_run(args)
-    name = args.get("recipe") or _recipe(args.get("dataset") or run.get("dataset"), run.get("space"), architecture)
+    given = args.get("dataset") or run.get("dataset") or RetrainSettings.dataset
+    name = args.get("recipe") or _recipe(given, run.get("space"), architecture)
     if name not in RETRAININGS:
         raise ConfigError(f"--recipe {name}: there are {', '.join(RETRAININGS)}")
     published = {f.name: f.default for f in fields(RetrainSettings)} | dict(RETRAININGS[name].settings)
     dataset = args.get("dataset", published["dataset"])
-    source = {"data": run["data"]} if run and run["dataset"] == dataset else {}
+    source = {}
+    if run.get("dataset") == dataset:
+        source = {"data": run["data"]} | ({} if run["statistics"] == "auto" else {"statistics": run["statistics"]})
     small: dict[str, Any] = {}
     if args.get("data", source.get("data")) is None:
         small = {"layers": SAMPLE_LAYERS[args.get("network", published["network"])], **SAMPLE[dataset]}
@@ -98,24 +103,22 @@ def _values(args: dict[str, Any], architecture: Genotype | Architecture) -> dict
     return published | source | small | scaled | args | {"recipe": name, "genotype": str(architecture)}
 
 
-def _recipe(dataset: str | None, space: str | None, architecture: Genotype | Architecture) -> str:
-    """Return the recipe for a search on `dataset` in `space`, as far as they are known."""
-    if isinstance(architecture, Architecture):
-        return "nasbench201"
-    if dataset == "imagenet":
-        return "pc-darts-imagenet"
-    return "r-darts-cifar10" if space in ("s1", "s2", "s3", "s4") else "darts-cifar10"
+def _recipe(dataset: str, space: str | None, architecture: Genotype | Architecture) -> str:
+    """Return the recipe of a cell that was searched on `dataset` in `space`, as far as that is known."""
+    own = "nasbench201" if isinstance(architecture, Architecture) else space
+    return DEFAULTS.get((dataset, own), DEFAULTS[dataset, None])
 
 
 def _of_run(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return dataset, data and space of the search --run, {} without. Raises ConfigError."""
+    """Return dataset, data, statistics and space of the search --run, {} without. Raises ConfigError."""
     if args.get("run") is None:
         return {}
     path = Path(args["run"]) / "settings.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         settings = saved["settings"]
-        found = {"dataset": OF_COMMAND[saved["command"]], "data": settings["data"], "space": settings.get("space", "s0")}
+        found = {"dataset": OF_COMMAND[saved["command"]], "data": settings["data"]}
+        found |= {"space": settings.get("space", "s0"), "statistics": settings.get("statistics", "auto")}
     except OSError as error:
         raise ConfigError(f"--run {args['run']}: no folder of a search, {path} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:

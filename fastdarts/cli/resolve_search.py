@@ -1,4 +1,4 @@
-"""Resolve a command line: defaults < method < recipe < sample < --config < flags, on the available device."""
+"""Resolve the command line of a search: defaults < method < recipe < sample < --config < flags, on the available device."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from fastdarts.cli.checks import absolute, check_device, check_watching, device_of
-from fastdarts.cli.modules import import_modules
 from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DataSet
 from fastdarts.objectives import OBJECTIVES
@@ -19,6 +18,7 @@ from fastdarts.runs.resolved import Resolved
 from fastdarts.search import check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
 from fastdarts.settings import AnySearch, ConfigError
+from fastdarts.settings.modules import import_modules
 from fastdarts.textfile import SUFFIXES
 
 PATHS = "data", "train_list", "val_list"
@@ -40,8 +40,8 @@ class SearchResolver:
 
     def __call__(self, args: Mapping[str, Any], info: RankInfo = RankInfo()) -> Resolved:  # noqa: B008 - a tuple
         """Resolve on the rank of `info`. Raises ConfigError."""
+        import_modules(args.get("modules"))
         settings = self.settings.make(self._values(dict(args)))
-        import_modules(settings.modules)
         settings = replace(settings, device=device_of(settings.device, info), threads=settings.threads or info.threads())
         check_device(settings)
         check_watching(settings)

@@ -7,8 +7,9 @@ from typing import Any, Literal
 from fastdarts.inputs import arrays, files
 from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import ImageArrays, ImageFiles, Images
-from fastdarts.inputs.statistics import CIFAR10, CIFAR100, STATISTICS, Statistics
+from fastdarts.inputs.statistics import CIFAR10, CIFAR100, IMAGENET_PIXELS, Statistics
 from fastdarts.inputs.training import TestInput, TrainingArrays, TrainingFiles, TrainingImages, TrainingInput
+from fastdarts.registry import STATISTICS
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class DataSet:
 IMAGENET = DataSet(
     name="imagenet",
     stem="imagenet",
-    statistics={None: STATISTICS["imagenet"]},
+    statistics={None: IMAGENET_PIXELS},
     # one thread: operations on so few pixels do not benefit from a second one, which only waits on shared cores
     sample={
         "image_size": 64,
@@ -102,4 +103,4 @@ DATASETS: Mapping[str, DataSet] = {row.name: row for row in (CIFAR, IMAGENET)}
 
 def statistics_of(name: str, dataset: DataSet, num_classes: int) -> Statistics:
     """Return the statistics of this name, a key of STATISTICS; "auto": those of the data set for this number of classes."""
-    return dataset.normalisation(num_classes) if name == "auto" else STATISTICS[name]
+    return STATISTICS[name] or dataset.normalisation(num_classes)

@@ -1,9 +1,8 @@
-"""Published means and standard deviations of data sets' pixels, by name: a recipe may choose them."""
-
-from collections.abc import Mapping
+"""Published means and standard deviations of data sets' pixels, by name: the choices of --statistics."""
 
 from fastdarts.objectives import IMAGENET_MEAN, IMAGENET_STD
 from fastdarts.objectives.base import Colour
+from fastdarts.registry import STATISTICS
 
 Statistics = tuple[Colour, Colour]  # mean and standard deviation of pixels in [0, 1], RGB
 
@@ -14,10 +13,12 @@ def _of_bytes(mean: Colour, std: Colour) -> Statistics:
     return (r / 255, g / 255, b / 255), (s / 255, t / 255, u / 255)
 
 
+IMAGENET_PIXELS = IMAGENET_MEAN, IMAGENET_STD
 CIFAR10 = (0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768)  # DARTS' values
 CIFAR100 = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)  # P-DARTS' values
-STATISTICS: Mapping[str, Statistics] = {
-    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+STATISTICS |= {
+    "auto": None,  # those of the data set for its number of classes (source.statistics_of)
+    "imagenet": IMAGENET_PIXELS,
     "cifar10": CIFAR10,  # PC-DARTS and DrNAS take them for CIFAR-100, too
     "cifar100": CIFAR100,
     "r-darts-cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),  # also of DARTS- and SmoothDARTS

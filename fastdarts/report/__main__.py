@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from fastdarts.cli.modules import import_modules
-from fastdarts.cli.parser import Parser
 from fastdarts.logs import any_text
 from fastdarts.report import NotDrawn, ReportError, write_report, write_retrain_report
 from fastdarts.report.drawing import drawing, import_matplotlib
 from fastdarts.report.run import read_run
 from fastdarts.settings import ConfigError
+from fastdarts.settings.flags import Parser
+from fastdarts.settings.modules import import_modules
 from fastdarts.settings.values import path_of
 from fastdarts.spaces import ArchitectureError
 from fastdarts.spaces.architecture import architecture_of
@@ -20,7 +20,7 @@ from fastdarts.spaces.genotype import GenotypeError
 def main(arguments: list[str] | None = None) -> int:
     """Run the command (None: with the process' arguments) and return its status: 2 for wrong input, one line on stderr."""
     parser = Parser(prog="python -m fastdarts.report", description=__doc__)
-    parser.add_argument("run", nargs="?", type=path_of, metavar="RUN", help="run folder of a search, finished or not")
+    parser.add_argument("run", nargs="?", type=path_of, metavar="RUN", help="run folder, finished or not")
     parser.add_argument(
         "--genotype",
         metavar="TEXT|FILE|RUN|NAME",
@@ -40,9 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         import_modules(args.modules)
         written = [_report(args.run)] if args.run else _draw(args.genotype, args.out or Path())
-    except (ReportError, GenotypeError, ArchitectureError, ConfigError, NotDrawn, OSError) as error:
-        print(f"{parser.prog}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1 if isinstance(error, NotDrawn) else 2
+    except NotDrawn as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except (ReportError, GenotypeError, ArchitectureError, ConfigError, OSError) as error:
+        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     print(*written, sep="\n")
     return 0
 

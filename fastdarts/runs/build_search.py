@@ -5,6 +5,7 @@ from math import lcm
 import torch
 
 from fastdarts.data.arrays import SIDE as SAMPLE_SIDE
+from fastdarts.inputs.source import statistics_of
 from fastdarts.objectives import Objective, make_objective
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import Stage
@@ -91,7 +92,7 @@ def _supernet(resolved: Resolved, stage: Stage, space: Space) -> Network:
 def _objective(resolved: Resolved, supernet: Network, num_classes: int) -> Objective:
     """Build the objective. Raises ValueError if sizes do not fit."""
     s = resolved.settings
-    mean, std = resolved.dataset.normalisation(num_classes)
+    mean, std = statistics_of(s.statistics, resolved.dataset, num_classes)
     return make_objective(
         s.objective,
         supernet,

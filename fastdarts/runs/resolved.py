@@ -1,4 +1,4 @@
-"""Resolved settings of a run: the objects that settings name, looked up once and passed on."""
+"""Resolved settings of a search and of a retraining: the objects that settings name, looked up once and passed on."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -73,6 +73,3 @@ class ResolvedRetrain:
     def content(self) -> dict[str, Any]:
         """Return nothing: the architecture's text is a setting."""
         return {}
-
-
-AnyResolved = Resolved | ResolvedRetrain

@@ -11,9 +11,11 @@ from fastdarts.settings.groups import (
     ImageArrays,
     ImageFiles,
     Method,
+    Modules,
     Network,
     Objective,
     Optimisation,
+    Pixels,
     Progressive,
     Ranks,
     Run,
@@ -43,6 +45,7 @@ class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
 class RunSettings(
     Watching,
     Then,
+    Modules,
     Communication,
     Ranks,
     FusedOps,
@@ -55,6 +58,7 @@ class RunSettings(
     SearchSpace,
     Method,
     Splits,
+    Pixels,
 ):
     """Settings common to all search commands; each adds its image source."""
 
@@ -87,6 +91,7 @@ class SearchCifarSettings(RunSettings, ImageArrays):
 @composed(epochs=600, batch_size=96, learning_rate=0.025, warmup_epochs=0)
 class RetrainSettings(
     Watching,
+    Modules,
     Communication,
     Ranks,
     Capture,
@@ -97,6 +102,7 @@ class RetrainSettings(
     Optimisation,
     DiscreteNetwork,
     TrainingSplits,
+    Pixels,
     AnyImages,
     ImageArrays,
     ImageFiles,
@@ -106,7 +112,7 @@ class RetrainSettings(
 
 
 @composed(batch_size=256)
-class EvaluateSettings(Communication, Device, EvaluatedImages, AnyImages, ImageArrays, ImageFiles, Weights):
+class EvaluateSettings(Modules, Communication, Device, EvaluatedImages, AnyImages, ImageArrays, ImageFiles, Weights):
     """Flags of `python -m fastdarts.evaluate`."""
 
 

@@ -41,7 +41,7 @@ def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
     if "config" not in flags:
         return Given(chosen, {}, False)
     file = f"--config {flags['config']}"
-    values, whole = _record(file, Path(flags["config"]).expanduser())
+    values, whole = read_values(flags["config"])
     hints, known = get_type_hints(cls), {f.name: f for f in fields(cls)}
     if unknown := [name for name in values if name not in known]:
         raise ConfigError(f"{file}: unknown settings of this command: {', '.join(unknown)}")
@@ -56,15 +56,15 @@ def given(cls: "type[Settings]", flags: Mapping[str, Any]) -> Given:
     return Given(chosen, config, whole)
 
 
-def _record(file: str, path: Path) -> tuple[dict[str, Any], bool]:
-    """Return names and values, and whether they are a run's, then without its folder. Raises ConfigError."""
+def read_values(file: str) -> tuple[dict[str, Any], bool]:
+    """Return names and values, unchecked, and whether they are a run's, then without its folder. Raises ConfigError."""
     try:
-        record = read(path, as_text=True)
+        record = read(Path(file).expanduser(), as_text=True)
     except TextFileError as error:
         raise ConfigError(f"--config {error}") from error
     whole = isinstance(record, dict) and isinstance(record.get("settings"), dict)
     values = record["settings"] if whole else record
     if not isinstance(values, dict):
-        raise ConfigError(f"{file}: expected names and values of settings, or a run's settings.json")
+        raise ConfigError(f"--config {file}: expected names and values of settings, or a run's settings.json")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     return {name: value for name, value in values.items() if not (whole and name == "save")}, whole

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self, TypeVar, dataclass_transform, get_type_hints
 
-from fastdarts.settings import config_file, flags
+from fastdarts.settings import config_file, flags, modules
 from fastdarts.settings.config_file import Given
 from fastdarts.settings.values import ConfigError, check, expanded
 
@@ -115,7 +115,9 @@ class Settings:
 
     @classmethod
     def parse(cls, argv: Sequence[str] | None, prog: str, description: str) -> Given:
-        """Parse like `given`, with the flags and the --config file separate."""
+        """Parse like `given`, with the flags and the --config file separate. The modules of --modules are imported first."""
+        if any(f.name == "modules" for f in fields(cls)):
+            modules.import_named(argv, prog)
         parser = flags.make(cls, prog, description, cls.titles())
         chosen = vars(parser.parse_args(argv))
         try:

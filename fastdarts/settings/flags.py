@@ -1,4 +1,4 @@
-"""Flags of a command: one per setting, under its group's title, and --config."""
+"""Flags of a command: one per setting, under its group's title, and --config; the parser class of all commands."""
 
 import argparse
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Settings by topic. Groups are independent; a command combines the ones it needs (commands.py).
+"""Settings of a search by topic, some of other commands too. Groups are independent; a command combines some (commands.py).
 
 The defaults are PC-DARTS' search on ImageNet, which MAE-NAS uses. A command, method or recipe overrides them for other
 published searches.
@@ -6,7 +6,7 @@ published searches.
 
 from typing import Literal
 
-from fastdarts.registry import METHODS, OBJECTIVES, SPACES
+from fastdarts.registry import METHODS, OBJECTIVES, SPACES, STATISTICS
 from fastdarts.settings.fields import Settings, group, setting
 from fastdarts.settings.values import ConfigError
 
@@ -54,6 +54,20 @@ class ImageArrays(Settings):
     )
     image_size: int = setting(0, "pixels a side; auto (or 0) = the images' size, smaller values crop", at_least=0, auto=0)
     crop_padding: int = setting(4, "zero padding in pixels before the random crop to image_size; 0 = none", at_least=0)
+
+
+@group
+class Pixels(Settings):
+    """Normalisation of the pixels."""
+
+    title = "images"
+
+    statistics: str = setting(
+        "auto",
+        "mean and standard deviation of the pixels; auto: by data set and number of classes",
+        among=STATISTICS,
+        before="auto",
+    )
 
 
 @group
@@ -107,11 +121,6 @@ class SearchSpace(Settings):
         before="s0",
         place=True,
     )
-    modules: str | None = setting(
-        None,
-        "Python modules to import first, comma-separated, for example to register custom candidates",
-        resumable=True,
-    )
     benchmark: str | None = setting(
         None,
         "table of true accuracies to look the found cell up in: a .csv file, or the files of the package nats_bench "
@@ -143,11 +152,11 @@ class Network(Settings):
 
 @group
 class Objective(Settings):
-    """Training objective."""
+    """Objective of a search."""
 
-    title = "objective"
+    title = "search objective"
 
-    objective: str = setting("mae", "training objective", among=OBJECTIVES)
+    objective: str = setting("mae", "objective of the search", among=OBJECTIVES)
     mask_ratio: float = setting(0.5, "share of masked patches (mae, joint, masked-...)", above=0, below=1)
     patch_size: int = setting(8, "side of a patch in pixels (mae, joint, masked-...)", at_least=1)
     mask_token: Literal["zero", "learned"] = setting("zero", "colour of masked pixels: the mean, or learned (mae)")
@@ -335,6 +344,19 @@ class Run(Settings):
         resumable=True,
     )
     input_timeout: float = setting(300.0, "seconds without a batch before input counts as stuck", above=0, resumable=True)
+
+
+@group
+class Modules(Settings):
+    """Additions by the user's own modules (settings/modules.py)."""
+
+    title = "run"
+
+    modules: str | None = setting(
+        None,
+        "Python modules to import first, comma-separated: they may add methods, objectives, recipes, spaces and candidates",
+        resumable=True,
+    )
 
 
 @group

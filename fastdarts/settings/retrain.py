@@ -1,24 +1,12 @@
-"""Settings of a retraining by topic, in addition to the groups that a search has too (groups.py).
+"""Settings of a retraining and of an evaluation by topic, in addition to the groups that a search has too (groups.py).
 
 The defaults are DARTS' training on CIFAR-10; a recipe overrides them for other published trainings.
 """
 
 from typing import Literal
 
-from fastdarts.registry import RETRAININGS
+from fastdarts.registry import RETRAININGS, STATISTICS
 from fastdarts.settings.fields import Settings, group, setting
-
-Statistics = Literal[
-    "auto",
-    "imagenet",
-    "cifar10",
-    "cifar100",
-    "r-darts-cifar100",
-    "svhn",
-    "nasbench201-cifar10",
-    "nasbench201-cifar100",
-    "nasbench201-imagenet16",
-]
 
 
 @group
@@ -140,9 +128,6 @@ class Augmentation(Settings):
         0.0, "strength of random brightness, contrast and saturation; 0 = none", at_least=0, also=("color_jitter",)
     )
     jitter_hue: float = setting(0.0, "strength of random hue shifts in turns; 0 = none", at_least=0, at_most=0.5)
-    statistics: Statistics = setting(
-        "auto", "mean and standard deviation of the pixels; auto: by network and number of classes"
-    )
 
 
 @group
@@ -172,8 +157,10 @@ class EvaluatedImages(Settings):
         None, "file of the classes of the test images where they are in no class folders", path=True
     )
     batch_size: int = setting(256, "images per forward pass, over all ranks", at_least=1)
-    statistics: Statistics = setting(
-        "auto", "mean and standard deviation of the pixels; auto: the run's, else by network and number of classes"
+    statistics: str = setting(
+        "auto",
+        "mean and standard deviation of the pixels; auto: the run's, else by data set and number of classes",
+        among=STATISTICS,
     )
     amp: Literal["off", "bf16", "fp16"] = setting("off", "autocast of forward passes on a GPU")
     json: bool = setting(False, "print the result as JSON")

@@ -130,6 +130,14 @@ RETRAININGS |= {
     ),
 }
 
+# the recipe of a cell where none is given, by kind of images and space of its search; None: of any other space, or unknown
+DEFAULTS: Mapping[tuple[str, str | None], str] = {
+    ("cifar", None): "darts-cifar10",
+    ("imagenet", None): "pc-darts-imagenet",
+    **{("cifar", space): "r-darts-cifar10" for space in ("s1", "s2", "s3", "s4")},
+    **{(dataset, "nasbench201"): "nasbench201" for dataset in ("cifar", "imagenet")},
+}
+
 # instead of a recipe's, for the generated sample: about two minutes; one thread, as in a search of it
 SAMPLE: Mapping[Literal["cifar", "imagenet"], Values] = {
     "cifar": {"init_channels": 8, "batch_size": 32, "epochs": 4, "warmup_epochs": 0, "auxiliary": False, "threads": 1},

@@ -21,6 +21,7 @@ from fastdarts import provenance
 from fastdarts.engine import RunFolderError, SignalHandler, Stopped, duration, write_text
 from fastdarts.logs import any_text
 from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
+from fastdarts.settings.flags import Parser
 from fastdarts.settings.values import path_of
 from fastdarts.sweep.folder import Row, SweepFolder
 from fastdarts.sweep.grid import COMMANDS, Combination, Grid, SweepError
@@ -33,12 +34,11 @@ DAY = 24 * 60  # minutes
 NEVER = 1000 * DAY
 
 
-class _Parser(argparse.ArgumentParser):
-    """Parser that reports invalid arguments in one line, like all other invalid input."""
+class _Parser(Parser):
+    """Parser that says where unknown flags may belong."""
 
     def error(self, message: str) -> NoReturn:
-        hint = "; the search's own flags go after --" if message.startswith("unrecognized") else ""
-        self.exit(2, f"{self.prog}: error: {message}{hint} (see --help)\n")
+        super().error(message + ("; the search's own flags go after --" if message.startswith("unrecognized") else ""))
 
 
 @any_text()

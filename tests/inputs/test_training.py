@@ -15,9 +15,10 @@ from PIL import Image
 
 from fastdarts.data import BatchSampler, DataError, EvalLoader, read_list, write_list
 from fastdarts.engine import RankInfo, RunFolder, RunFolderError, World
-from fastdarts.inputs.source import CIFAR, IMAGENET, STATISTICS, statistics_of
+from fastdarts.inputs.source import CIFAR, IMAGENET, statistics_of
 from fastdarts.inputs.training import TrainingArrays, TrainingFiles, TrainingImages
 from fastdarts.ops.philox import Stream
+from fastdarts.registry import STATISTICS
 from fastdarts.settings import ConfigError, RetrainSettings
 
 Settings = RetrainSettings

@@ -92,7 +92,7 @@ FLAGS = {(f.name, f.metadata["help"]): (cls, f) for cls in COMMANDS for f in fie
 def test_flags_accept_underscores_and_dashes(cls, f):
     """Every field is a flag in both spellings, and its value survives the way to settings and back."""
     known = choices(f, get_type_hints(cls)[f.name])
-    value = known[-1] if known else {bool: True, str: "x", int: 7, float: 0.25}.get(type(f.default), "x")
+    value = known[-1] if known else {bool: True, int: 7, float: 0.25}.get(type(f.default), "json")  # a module, for --modules
     for flag in (f"--{f.name}", *(f"--{name.replace('_', '-')}" for name in (f.name, *f.metadata["also"]))):
         argv = (flag,) if value is True else (flag, str(value))
         assert cls.given(argv, "prog", "what it does") == {f.name: value}
