@@ -20,7 +20,7 @@ from fastdarts.batch import Batch
 from fastdarts.engine import PeerError, RankInfo, RankLost, RanksDisagree, World, WorldError
 from fastdarts.engine.distributed import _of_this_start, checksum
 from fastdarts.ops.batch_norm import batch_norm
-from fastdarts.runs import plan
+from fastdarts.runs import plans
 from fastdarts.search import Hooks, Search
 from fastdarts.settings import SearchImagenetSettings, SearchSettings
 from tests.ops.exactness import assert_exact
@@ -272,11 +272,11 @@ def test_barriers_and_gathers(four: Pool) -> None:
 
 def may_take(world: World) -> int:
     """Of ranks 0 and 1, which share a GPU with 80 bytes, and rank 2, which has one with 60."""
-    planned_with, plan.steps = plan.steps, SimpleNamespace(free_bytes=lambda _: (80, 80, 60)[world.rank])
+    planned_with, plans.steps = plans.steps, SimpleNamespace(free_bytes=lambda _: (80, 80, 60)[world.rank])
     try:
-        return plan.free_for(SearchImagenetSettings(device=("cuda:0", "cuda:0", "cuda:1")[world.rank]), world).bytes
+        return plans.free_for(SearchImagenetSettings(device=("cuda:0", "cuda:0", "cuda:1")[world.rank]), world).bytes
     finally:
-        plan.steps = planned_with
+        plans.steps = planned_with
 
 
 def test_ranks_on_one_device_share_its_memory(four: Pool) -> None:
