@@ -1,6 +1,6 @@
 """Holds the memory planner to what steps really take: `python -m bench.memory --record`.
 
-Each case is a bilevel step of a published search network: its predicted peak (runs.memory.search_bytes) against the measured
+Each case is a bilevel step of a published search network: its predicted peak (search_bytes) against the measured
 one (bench.measure.alone), in 10**6 bytes. Ends with status 1 where one is off by more than ALLOWED, 2 on wrong input.
 """
 
@@ -16,7 +16,7 @@ from bench.measure import MEGABYTE, alone
 from bench.records import RESULTS, append, tagged
 from bench.step import device
 from bench.workload import OURS, SUPERNETS, Workload, make_objective, make_supernet
-from fastdarts.runs.memory import search_bytes
+from fastdarts.runs.memory_search import search_bytes
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.settings import ConfigError, Settings, setting
 from fastdarts.steps import meta_batch

@@ -32,7 +32,7 @@ from fastdarts import engine, search_cifar
 from fastdarts.ops import backend
 from fastdarts.ops.backend import Backend
 from fastdarts.optim import tf32
-from fastdarts.runs.build import build
+from fastdarts.runs.build_search import build
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import METHODS, Stage
 from fastdarts.search.progressive import heaviest, skip_dropout_rate

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from fastdarts.networks.counters import RULES
-from fastdarts.registry import METHODS, OBJECTIVES, TRAININGS
+from fastdarts.registry import METHODS, OBJECTIVES, RETRAININGS
 from fastdarts.settings import SearchCifarSettings, SearchImagenetSettings
 from fastdarts.settings.fields import Settings
 from fastdarts.spaces.published import rows
@@ -56,7 +56,7 @@ def methods() -> str:
 def trainings() -> str:
     """Format a row for each training recipe: where it is from, its published results, and what it sets."""
     lines = ["| name | from | published | sets |", "|---|---|---|---|"]
-    for name, row in TRAININGS.items():
+    for name, row in RETRAININGS.items():
         sets = ", ".join(f"`{n}={v}`" for n, v in row.settings.items())
         lines.append(f"| `{name}` | {row.source} | {row.published} | {sets} |")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ RUN is the folder of a retraining, which names network and images; or a checkpoi
 import sys
 
 from fastdarts.cli.command import Command
-from fastdarts.cli.resolve_evaluation import EvaluationResolver
+from fastdarts.cli.resolve_evaluate import EvaluationResolver
 from fastdarts.runs.evaluate import run
 
 resolve = EvaluationResolver()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastdarts.objectives.table import Row as ObjectiveRow
     from fastdarts.search.methods import Method
     from fastdarts.settings.recipes import Recipe
-    from fastdarts.settings.training_recipes import TrainingRecipe
+    from fastdarts.settings.retrain_recipes import RetrainRecipe
     from fastdarts.spaces.space import Space
 
 Row = TypeVar("Row")
@@ -72,4 +72,4 @@ METHODS: Registry[Method] = Registry("method", "fastdarts.search.methods", about
 OBJECTIVES: Registry[ObjectiveRow] = Registry("objective", "fastdarts.objectives.table", about="description")
 SPACES: Registry[Space] = Registry("space", "fastdarts.spaces.names")
 RECIPES: Registry[Recipe] = Registry("recipe", "fastdarts.settings.recipes", about="source")
-TRAININGS: Registry[TrainingRecipe] = Registry("training recipe", "fastdarts.settings.training_recipes")
+RETRAININGS: Registry[RetrainRecipe] = Registry("retraining recipe", "fastdarts.settings.retrain_recipes", about="source")

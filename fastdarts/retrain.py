@@ -7,10 +7,10 @@ last epoch is the result; images held back by --val_fraction choose a best one. 
 import sys
 
 from fastdarts.cli.command import Command
-from fastdarts.cli.resolve_training import TrainingResolver
+from fastdarts.cli.resolve_retrain import RetrainResolver
 from fastdarts.runs.retrain import run
 
-resolve = TrainingResolver()
+resolve = RetrainResolver()
 command = Command(resolve, run, __doc__)
 main = command.main
 

@@ -8,12 +8,12 @@ import sys
 
 from fastdarts import retrain
 from fastdarts.cli.command import Command
-from fastdarts.cli.resolve import Resolver
+from fastdarts.cli.resolve_search import SearchResolver
 from fastdarts.inputs.source import CIFAR
 from fastdarts.runs.search import run
 from fastdarts.settings import SearchCifarSettings
 
-resolve = Resolver("search_cifar", SearchCifarSettings, CIFAR)
+resolve = SearchResolver("search_cifar", SearchCifarSettings, CIFAR)
 command = Command(resolve, run, __doc__, {"retrain": retrain.command})
 main = command.main
 

@@ -7,12 +7,12 @@ import sys
 
 from fastdarts import retrain
 from fastdarts.cli.command import Command
-from fastdarts.cli.resolve import Resolver
+from fastdarts.cli.resolve_search import SearchResolver
 from fastdarts.inputs.source import IMAGENET
 from fastdarts.runs.search import run
 from fastdarts.settings import SearchImagenetSettings
 
-resolve = Resolver("search_imagenet", SearchImagenetSettings, IMAGENET)
+resolve = SearchResolver("search_imagenet", SearchImagenetSettings, IMAGENET)
 command = Command(resolve, run, __doc__, {"retrain": retrain.command})
 main = command.main
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastdarts import evaluate, retrain, search_cifar
 from fastdarts.engine.checkpoints import BEST, load_checkpoint
 from fastdarts.inputs.statistics import STATISTICS
-from fastdarts.registry import TRAININGS
+from fastdarts.registry import RETRAININGS
 from fastdarts.settings import ConfigError
 from fastdarts.training.trainer import Trainer
 from fastdarts.training.update import WeightUpdate
@@ -55,7 +55,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no report, which takes longest; that of `finished` is drawn, a module's fixture comes before this one."""
-    for command in ("search.write_report", "retrain.write_training_report"):
+    for command in ("search.write_report", "retrain.write_retrain_report"):
         monkeypatch.setattr(f"fastdarts.runs.{command}", lambda folder: None)
 
 
@@ -340,13 +340,13 @@ def test_flags_accept_darts_and_timm_spellings() -> None:
     }
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+@pytest.mark.parametrize("name", RETRAININGS)
 def test_every_recipe_resolves(name: str) -> None:
     """Its settings exist, its network can be built at its size, its statistics are known."""
     arch = "|nor_conv_1x1~0|+|none~0|skip_connect~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
     genotype = arch if name == "nasbench201" else "PDARTS"
     s = retrain.resolve({"genotype": genotype, "recipe": name, "data": "somewhere"}).settings
-    assert all(getattr(s, setting) == value for setting, value in TRAININGS[name].settings.items())
+    assert all(getattr(s, setting) == value for setting, value in RETRAININGS[name].settings.items())
     assert s.statistics == "auto" or s.statistics in STATISTICS
 
 

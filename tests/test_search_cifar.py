@@ -20,8 +20,8 @@ from fastdarts.engine import RunFolder, Session, SignalHandler, World, steps_of
 from fastdarts.inputs.images import ImageArrays
 from fastdarts.inputs.source import CIFAR, CIFAR10, CIFAR100
 from fastdarts.protocols import StepReport
-from fastdarts.runs.build import build
-from fastdarts.runs.plan import prepare
+from fastdarts.runs.build_search import build
+from fastdarts.runs.plan_search import prepare
 from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search_cifar import main, resolve

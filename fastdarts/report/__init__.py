@@ -9,12 +9,12 @@ from typing import Any
 from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
 from fastdarts.report.page import write_report
 from fastdarts.report.pictures import picture_grid
+from fastdarts.report.retrain import write_retrain_report
 from fastdarts.report.run import ReportError
-from fastdarts.report.training import write_training_report
 
 _DRAWINGS = {"draw_alpha": "curves", "draw_cell": "cells", "draw_collapse": "collapse", "draw_losses": "curves"}
 
-__all__ = ["NotDrawn", "ReportError", "drawing", "picture_grid", "write_report", "write_training_report", *_DRAWINGS]
+__all__ = ["NotDrawn", "ReportError", "drawing", "picture_grid", "write_report", "write_retrain_report", *_DRAWINGS]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from fastdarts.cli.modules import import_modules
 from fastdarts.cli.parser import Parser
 from fastdarts.logs import any_text
-from fastdarts.report import NotDrawn, ReportError, write_report, write_training_report
+from fastdarts.report import NotDrawn, ReportError, write_report, write_retrain_report
 from fastdarts.report.drawing import drawing, import_matplotlib
 from fastdarts.report.run import read_run
 from fastdarts.settings import ConfigError
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(run: Path) -> Path:
     """Write the report of a run of either kind. Raises ReportError, OSError."""
-    write = write_training_report if read_run(run).settings.get("command") == "retrain" else write_report
+    write = write_retrain_report if read_run(run).settings.get("command") == "retrain" else write_report
     return write(run)
 
 

@@ -52,7 +52,7 @@ def draw_losses(records: list[Record], path: str | Path) -> None:
 
 
 @own_style()
-def draw_training_losses(records: list[Record], path: str | Path) -> None:
+def draw_retrain_losses(records: list[Record], path: str | Path) -> None:
     """Draw the training loss by step and epoch, and the losses of the evaluations."""
     epochs = epochs_of(records)
     figure = new_figure(_WIDTH, 3.9)

@@ -16,8 +16,8 @@ from fastdarts.inputs.source import DATASETS, DataSet, Statistics, statistics_of
 from fastdarts.networks import CheckpointError, DiscreteNetwork, architecture_of, load_published
 from fastdarts.networks.checkpoint import contradiction
 from fastdarts.optim import Precision
-from fastdarts.runs.build_training import network_of
-from fastdarts.runs.resolved import ResolvedTraining
+from fastdarts.runs.build_retrain import network_of
+from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.settings import ConfigError, EvaluateSettings, RetrainSettings
 from fastdarts.training.augment import Prepare
 from fastdarts.training.evaluation import Scores, evaluate
@@ -98,7 +98,7 @@ class Evaluated:
         state = load_checkpoint(self.file)
         weights = _weights(state, self.settings.weights, self.file)
         then = RetrainSettings.make(run["settings"])
-        resolved = ResolvedTraining(then, self.dataset, architecture_of(then.genotype or ""))
+        resolved = ResolvedRetrain(then, self.dataset, architecture_of(then.genotype or ""))
         size = self.settings.image_size or then.image_size or run["data"].get("image_size", 0)
         network = network_of(resolved.replaced(image_size=size), len(weights["classifier.bias"]))
         if wrong := contradiction(network, weights):

@@ -50,7 +50,7 @@ class Resolved:
 
 
 @dataclass(frozen=True)
-class ResolvedTraining:
+class ResolvedRetrain:
     """Settings of a retraining and the objects they name.
 
     settings      settings of the command; `genotype` is the architecture's text
@@ -75,4 +75,4 @@ class ResolvedTraining:
         return {}
 
 
-AnyResolved = Resolved | ResolvedTraining
+AnyResolved = Resolved | ResolvedRetrain

@@ -13,13 +13,13 @@ from fastdarts.data import DataError
 from fastdarts.engine import RankLost, RanksDisagree, RunFolder, Session, SignalHandler, World
 from fastdarts.inputs.training import TrainingImages, TrainingInput
 from fastdarts.protocols import DivergedError
-from fastdarts.report import write_training_report
-from fastdarts.runs.build_training import network_of, schedule_of, update_of
+from fastdarts.report import write_retrain_report
+from fastdarts.runs.build_retrain import network_of, schedule_of, update_of
 from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, say_what_changed
-from fastdarts.runs.plan_training import prepare, too_little
+from fastdarts.runs.plan_retrain import prepare, too_little
 from fastdarts.runs.plans import free_for
-from fastdarts.runs.resolved import ResolvedTraining
-from fastdarts.runs.training_session import TrainingReporter
+from fastdarts.runs.resolved import ResolvedRetrain
+from fastdarts.runs.retrain_session import RetrainReporter
 from fastdarts.steps import CapturedSteps
 from fastdarts.steps.stage_timer import StageTimer
 from fastdarts.training.trainer import Passes, Trainer
@@ -28,7 +28,7 @@ from fastdarts.training.update import WeightUpdate
 log = logging.getLogger("fastdarts")
 
 
-def run(name: str, resolved: ResolvedTraining, signals: SignalHandler, world: World | None = None) -> Path:
+def run(name: str, resolved: ResolvedRetrain, signals: SignalHandler, world: World | None = None) -> Path:
     """Create or continue the run folder and train; with dry_run only log the plan. Returns the folder's path.
 
     name   name of the command
@@ -76,7 +76,7 @@ def run(name: str, resolved: ResolvedTraining, signals: SignalHandler, world: Wo
         log.info(f"run folder {folder.path}, {provenance.commit()}")
         log.info(loaders.message)
         say_what_changed(folder, settings.threads, settings.sync_bn, world)
-        reporter = TrainingReporter(trainer, folder, resolved, images.classes, report=write_training_report, stages=timer)
+        reporter = RetrainReporter(trainer, folder, resolved, images.classes, report=write_retrain_report, stages=timer)
         _train(trainer, folder, resolved, reporter, images, signals, world)
         log.info(f"report {folder['report.html']}")
         return folder.path
@@ -85,8 +85,8 @@ def run(name: str, resolved: ResolvedTraining, signals: SignalHandler, world: Wo
 def _train(
     trainer: Trainer,
     folder: RunFolder,
-    resolved: ResolvedTraining,
-    reporter: TrainingReporter,
+    resolved: ResolvedRetrain,
+    reporter: RetrainReporter,
     images: TrainingImages,
     signals: SignalHandler,
     world: World,
@@ -108,7 +108,7 @@ def _train(
 
 
 def _start(
-    resolved: ResolvedTraining, images: TrainingImages, loaders: TrainingInput, world: World, timer: StageTimer | None
+    resolved: ResolvedRetrain, images: TrainingImages, loaders: TrainingInput, world: World, timer: StageTimer | None
 ) -> Trainer:
     """Create the trainer, with equal weights on all ranks; `timer` follows its steps."""
     s, num_classes = resolved.settings, len(images.classes)

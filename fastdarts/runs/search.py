@@ -14,9 +14,9 @@ from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.report import write_report
-from fastdarts.runs.build import benchmark_of, build
+from fastdarts.runs.build_search import benchmark_of, build
 from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, say_what_changed
-from fastdarts.runs.plan import prepare, too_little
+from fastdarts.runs.plan_search import prepare, too_little
 from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.runs.search_session import PICTURES, SearchReporter

@@ -22,7 +22,7 @@ from fastdarts.settings.groups import (
     Then,
     Watching,
 )
-from fastdarts.settings.training import (
+from fastdarts.settings.retrain import (
     AnyImages,
     Augmentation,
     DiscreteNetwork,

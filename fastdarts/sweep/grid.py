@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from fastdarts.engine import RunFolder
 from fastdarts.registry import SPACES
-from fastdarts.runs.build import benchmark_of, check_buildable
+from fastdarts.runs.build_search import benchmark_of, check_buildable
 from fastdarts.runs.resolved import Resolved
 from fastdarts.settings import ConfigError, SearchCifarSettings, SearchImagenetSettings, Settings
 

@@ -16,7 +16,7 @@ from fastdarts.objectives import (
     make_objective,
 )
 from fastdarts.ops.philox import Stream
-from fastdarts.runs.memory import search_bytes
+from fastdarts.runs.memory_search import search_bytes
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import S0
 from fastdarts.steps import meta_batch

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdarts.batch import Batch
 from fastdarts.objectives import MaskedReconstruction, Objective
-from fastdarts.runs.memory import search_bytes
+from fastdarts.runs.memory_search import search_bytes
 from fastdarts.search import Bilevel, Hooks, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
 from fastdarts.search.progressive import heaviest, moving_epochs, shrink, skip_dropout_rate
 from fastdarts.settings import ConfigError, SearchSettings

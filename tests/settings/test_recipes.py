@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from fastdarts import search_cifar, search_imagenet
-from fastdarts.cli.resolve import without_effect
+from fastdarts.cli.resolve_search import without_effect
 from fastdarts.networks import STANDARD, count
-from fastdarts.runs.build import build
-from fastdarts.runs.plan import _rate
+from fastdarts.runs.build_search import build
+from fastdarts.runs.plan_search import _rate
 from fastdarts.settings import ConfigError, SearchCifarSettings
 from fastdarts.settings.recipes import RECIPES
 from fastdarts.spaces import NASBENCH201, Architecture

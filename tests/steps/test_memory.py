@@ -15,7 +15,7 @@ from fastdarts.kernels.mixed_cell_launches import Call, Needs
 from fastdarts.kernels.mixed_cell_plan import MixedCellPlan
 from fastdarts.objectives import Classification, MaskedReconstruction
 from fastdarts.ops.backend import BackendUnavailable
-from fastdarts.runs.memory import search_bytes
+from fastdarts.runs.memory_search import search_bytes
 from fastdarts.search import SoftmaxRelaxation
 from fastdarts.spaces import S0
 from fastdarts.steps import NoMemory, free_bytes, largest_batch, memory_errors_explained, meta_batch

@@ -34,7 +34,7 @@ servers.set_forkserver_preload(["fastdarts.search_imagenet", "fastdarts.retrain"
 
 def without_reports(patch: pytest.MonkeyPatch) -> None:
     """Let searches draw no report, which takes longer than all the rest."""
-    for report in ("search.write_report", "retrain.write_training_report"):
+    for report in ("search.write_report", "retrain.write_retrain_report"):
         patch.setattr(f"fastdarts.runs.{report}", lambda folder: None)
 
 

@@ -13,7 +13,7 @@ from fastdarts.optim.optimizers import on_device, parameter_groups, weight_optim
 from fastdarts.optim.rmsprop import RMSpropTF
 from fastdarts.optim.schedules import Schedule
 from fastdarts.protocols import Reduce
-from fastdarts.runs.resolved import ResolvedTraining
+from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.settings import ConfigError, RetrainSettings
 from fastdarts.training.augment import Prepare
 from fastdarts.training.moving_average import MovingAverage
@@ -23,7 +23,7 @@ Kind = TypeVar("Kind", bound=WeightUpdate)
 SIDES = {"cifar": 32, "imagenet": 224}  # of images, in pixels, before they are known
 
 
-def network_of(resolved: ResolvedTraining, num_classes: int) -> DiscreteNetwork:
+def network_of(resolved: ResolvedRetrain, num_classes: int) -> DiscreteNetwork:
     """Build the network on the default device. Raises ConfigError if architecture and sizes do not fit."""
     s = resolved.settings
     try:
@@ -58,14 +58,14 @@ class _Dropout:
         return F.dropout(args[0], self.rate, module.training)
 
 
-def check_buildable(resolved: ResolvedTraining) -> None:
+def check_buildable(resolved: ResolvedRetrain) -> None:
     """Raise ConfigError if `network_of` would for any images; assumes that image-dependent sizes fit."""
     side = resolved.settings.image_size or SIDES[resolved.settings.dataset]
     with torch.device("meta"):
         network_of(resolved.replaced(image_size=side), 10)
 
 
-def update_of(kind: type[Kind], resolved: ResolvedTraining, network: DiscreteNetwork, reduce: Reduce | None = None) -> Kind:
+def update_of(kind: type[Kind], resolved: ResolvedRetrain, network: DiscreteNetwork, reduce: Reduce | None = None) -> Kind:
     """Return the update, of class `kind`, of a network on its device."""
     s = resolved.settings
     mean, std = statistics_of(s.statistics, resolved.dataset, network.shape.num_classes)

@@ -26,7 +26,7 @@ OPS = {"patch_mask": False, "masked_loss": False, "relu_conv_bn": True, "mixed_c
 
 
 @dataclass(frozen=True)
-class Resolver:
+class SearchResolver:
     """Resolve the given values of a search command, by field.
 
     command   name of the command

@@ -9,14 +9,14 @@ from fastdarts import steps
 from fastdarts.batch import Batch
 from fastdarts.networks import DiscreteNetwork
 from fastdarts.optim.updates import Kept, step_if_finite
-from fastdarts.runs.build_training import update_of
-from fastdarts.runs.resolved import ResolvedTraining
+from fastdarts.runs.build_retrain import update_of
+from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.steps.memory_counter import Counted
 from fastdarts.training.update import WeightUpdate
 
 
-def training_bytes(
-    resolved: ResolvedTraining, network: DiscreteNetwork, batch_size: int, prefetched: int = 0, ranks: int = 1
+def retrain_bytes(
+    resolved: ResolvedRetrain, network: DiscreteNetwork, batch_size: int, prefetched: int = 0, ranks: int = 1
 ) -> int:
     """Return the peak bytes of training steps of `network`, on the meta device; steps.step_bytes says what is counted.
 

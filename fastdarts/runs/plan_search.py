@@ -10,8 +10,8 @@ from fastdarts.engine import SignalHandler, World
 from fastdarts.inputs.batches import steps_of_an_epoch
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
-from fastdarts.runs.build import build
-from fastdarts.runs.memory import search_bytes
+from fastdarts.runs.build_search import build
+from fastdarts.runs.memory_search import search_bytes
 from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, shares
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import METHODS, SoftmaxRelaxation, Stage

@@ -16,7 +16,7 @@ _CHOSEN = {"valid": "on held-back training images", "test": "on the TEST images:
 _MOST_CLASSES = 1000  # rows of the table
 
 
-def write_training_report(run: str | Path) -> Path:
+def write_retrain_report(run: str | Path) -> Path:
     """Draw cells and curves into the run folder of a retraining, finished or not, and write its report.html.
 
     Writes cell_KIND for each kind of cell, losses and accuracy (.svg and .png each), and then report.html. Returns its path.
@@ -29,9 +29,9 @@ def write_training_report(run: str | Path) -> Path:
 
 
 def _losses(run: Run, path: Path) -> None:
-    from fastdarts.report.curves import draw_training_losses
+    from fastdarts.report.curves import draw_retrain_losses
 
-    draw_training_losses(run.records, path)
+    draw_retrain_losses(run.records, path)
 
 
 def _accuracy(run: Run, path: Path) -> None:

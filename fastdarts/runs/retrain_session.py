@@ -8,7 +8,7 @@ from typing import Any
 
 from fastdarts.engine import Reporter, RunFolder, write_text
 from fastdarts.networks.counters import count
-from fastdarts.runs.resolved import ResolvedTraining
+from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.steps.stage_timer import StageTimer
 from fastdarts.training.results import accuracies, results
 from fastdarts.training.trainer import Trainer
@@ -16,7 +16,7 @@ from fastdarts.training.trainer import Trainer
 log = logging.getLogger("fastdarts")
 
 
-class TrainingReporter(Reporter):
+class RetrainReporter(Reporter):
     """Reporter that maintains genotype.json, result.json and the report of a retraining.
 
     classes  names, in the order of the labels
@@ -28,7 +28,7 @@ class TrainingReporter(Reporter):
         self,
         trainer: Trainer,
         folder: RunFolder,
-        resolved: ResolvedTraining,
+        resolved: ResolvedRetrain,
         classes: Sequence[str],
         *,
         report: Callable[[Path], object],

@@ -11,15 +11,15 @@ from fastdarts.engine import SignalHandler, World
 from fastdarts.inputs.training import TrainingImages
 from fastdarts.networks.counters import count
 from fastdarts.ops.philox import Stream
-from fastdarts.registry import TRAININGS
-from fastdarts.runs.build_training import network_of, schedule_of
-from fastdarts.runs.memory_training import training_bytes
+from fastdarts.registry import RETRAININGS
+from fastdarts.runs.build_retrain import network_of, schedule_of
+from fastdarts.runs.memory_retrain import retrain_bytes
 from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, shares
-from fastdarts.runs.resolved import ResolvedTraining
+from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.settings import ConfigError, RetrainSettings
 
 
-def prepare(resolved: ResolvedTraining, images: TrainingImages, free: Free, world: World, signals: SignalHandler) -> Plan:
+def prepare(resolved: ResolvedRetrain, images: TrainingImages, free: Free, world: World, signals: SignalHandler) -> Plan:
     """Plan on one rank. Raises ConfigError and DataError for misfits, Stopped between two counted steps."""
     if not resolved.settings.batch_size:
         peak = partial(_peak, resolved, images, world, signals)
@@ -32,7 +32,7 @@ def prepare(resolved: ResolvedTraining, images: TrainingImages, free: Free, worl
     return Plan(s.batch_size, memory, _summary(resolved, images, memory, steps, free, world))
 
 
-def _peak(resolved: ResolvedTraining, images: TrainingImages, world: World, signals: SignalHandler, batch_size: int) -> int:
+def _peak(resolved: ResolvedRetrain, images: TrainingImages, world: World, signals: SignalHandler, batch_size: int) -> int:
     """Estimate the peak bytes of a rank's steps, with prefetched batches.
 
     Raises Stopped, but not while counting a step: an exception in a callback from torch's C++ would end the process.
@@ -42,7 +42,7 @@ def _peak(resolved: ResolvedTraining, images: TrainingImages, world: World, sign
     with signals.deferred(), torch.device("meta"):
         network = network_of(resolved, num_classes)
         try:
-            found = training_bytes(resolved, network, batch_size // world.size, DEPTH + 1, world.size)
+            found = retrain_bytes(resolved, network, batch_size // world.size, DEPTH + 1, world.size)
         except ValueError as error:  # from BatchNorm, for one value per channel
             raise ConfigError(f"--batch_size {batch_size}, --image_size {s.image_size}: {error}") from error
     signals.check()
@@ -50,7 +50,7 @@ def _peak(resolved: ResolvedTraining, images: TrainingImages, world: World, sign
 
 
 def too_little(
-    resolved: ResolvedTraining, images: TrainingImages, memory: int, free: Free, world: World, signals: SignalHandler
+    resolved: ResolvedRetrain, images: TrainingImages, memory: int, free: Free, world: World, signals: SignalHandler
 ) -> str:
     """Return the remedy after running out of memory, with figures. Ignores signals: a rerun would fail the same way."""
     with signals.deferred():
@@ -58,14 +58,14 @@ def too_little(
         return out_of_memory(peak, resolved.settings.batch_size, memory, free, world, "fewer --init_channels or smaller images")
 
 
-def _summary(resolved: ResolvedTraining, images: TrainingImages, memory: int, steps: int, free: Free, world: World) -> str:
+def _summary(resolved: ResolvedRetrain, images: TrainingImages, memory: int, steps: int, free: Free, world: World) -> str:
     """Format the plan in a few lines; memory: bytes of a rank's step; steps: steps per epoch."""
     s, num_classes = resolved.settings, len(images.classes)
     check_profile(s.profile, steps * s.epochs)
     with torch.device("meta"):
         network = network_of(resolved, num_classes)
     counts = count(resolved.architecture, network.shape)
-    recipe, last = TRAININGS[s.recipe or ""], s.epochs - 1
+    recipe, last = RETRAININGS[s.recipe or ""], s.epochs - 1
     schedule = schedule_of(s)
     tests = "no test images" if images.test is None else f"{len(images.test.numbers)} test"
     held = f"{len(images.val)} held back, " if len(images.val) else ""

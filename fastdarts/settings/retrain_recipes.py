@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastdarts.registry import TRAININGS
+from fastdarts.registry import RETRAININGS
 
 Values = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
+class RetrainRecipe:
     """Published training.
 
     source     paper or code
@@ -28,12 +28,12 @@ class TrainingRecipe:
     settings: Values = field(default_factory=dict)
 
 
-def _cifar(source: str, published: str, /, **settings: Any) -> TrainingRecipe:
-    return TrainingRecipe(source, published, {"dataset": "cifar", "network": "cifar", **settings})
+def _cifar(source: str, published: str, /, **settings: Any) -> RetrainRecipe:
+    return RetrainRecipe(source, published, {"dataset": "cifar", "network": "cifar", **settings})
 
 
-def _imagenet(source: str, published: str, /, **settings: Any) -> TrainingRecipe:
-    return TrainingRecipe(source, published, {**IMAGENET, **settings})
+def _imagenet(source: str, published: str, /, **settings: Any) -> RetrainRecipe:
+    return RetrainRecipe(source, published, {**IMAGENET, **settings})
 
 
 # of all DARTS codes; the test images are resized to 256 and cropped to 224
@@ -54,7 +54,7 @@ IMAGENET: Values = {
 BATCH_1024: Values = {"batch_size": 1024, "learning_rate": 0.5, "warmup_epochs": 5}
 SMALL: Values = {"init_channels": 16, "layers": 8}
 
-TRAININGS |= {
+RETRAININGS |= {
     "darts-cifar10": _cifar("DARTS; SGAS, SDARTS, DARTS-PT and FairDARTS alike", "DARTS_V2: 97.24 ± 0.09 %"),
     "darts-cifar100": _cifar("DARTS' training, as SDARTS and MAE-NAS' table 8 run it", "DARTS_V2: 82.46 %"),
     "pc-darts-cifar10": _cifar("PC-DARTS", "PC_DARTS_cifar: 97.43 ± 0.07 %", drop_path=0.3),
@@ -71,7 +71,7 @@ TRAININGS |= {
         **SMALL,
     ),
     "r-darts-svhn": _cifar("R-DARTS; DARTS-PT alike", "S1 to S4", statistics="svhn", **SMALL),
-    "nasbench201": TrainingRecipe(
+    "nasbench201": RetrainRecipe(
         "NAS-Bench-201",
         "best cell on CIFAR-10: 94.37 %",
         {

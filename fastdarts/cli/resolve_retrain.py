@@ -10,11 +10,11 @@ from fastdarts.cli.checks import absolute, check_device, check_watching, device_
 from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DATASETS
 from fastdarts.networks import architecture_of
-from fastdarts.registry import TRAININGS
-from fastdarts.runs.build_training import check_buildable
-from fastdarts.runs.resolved import ResolvedTraining
+from fastdarts.registry import RETRAININGS
+from fastdarts.runs.build_retrain import check_buildable
+from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.settings import ConfigError, RetrainSettings
-from fastdarts.settings.training_recipes import SAMPLE, SAMPLE_LAYERS
+from fastdarts.settings.retrain_recipes import SAMPLE, SAMPLE_LAYERS
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.genotype import Genotype
 
@@ -24,13 +24,13 @@ NOTICE = "No --data: this trains on a generated sample of textures and shapes, N
 
 
 @dataclass(frozen=True)
-class TrainingResolver:
+class RetrainResolver:
     """Resolve the given values of the command retrain, by field."""
 
     command: str = "retrain"
     settings: type[RetrainSettings] = RetrainSettings
 
-    def __call__(self, args: Mapping[str, Any], info: RankInfo = RankInfo()) -> ResolvedTraining:  # noqa: B008 - a tuple
+    def __call__(self, args: Mapping[str, Any], info: RankInfo = RankInfo()) -> ResolvedRetrain:  # noqa: B008 - a tuple
         """Resolve on the rank of `info`. Raises ConfigError."""
         args = dict(args) | {name: absolute(args[name]) for name in PATHS if args.get(name) is not None}
         architecture = _architecture(args)
@@ -38,7 +38,7 @@ class TrainingResolver:
         settings = replace(settings, device=device_of(settings.device, info), threads=settings.threads or info.threads())
         check_device(settings)
         check_watching(settings)
-        resolved = ResolvedTraining(settings, DATASETS[settings.dataset], architecture)
+        resolved = ResolvedRetrain(settings, DATASETS[settings.dataset], architecture)
         check_buildable(resolved)
         return resolved
 
@@ -48,7 +48,7 @@ class TrainingResolver:
             return None
         return NOTICE.format("ImageNet" if _of_run(args).get("dataset") == "imagenet" else "CIFAR")
 
-    def ignored(self, resolved: ResolvedTraining, asked: Collection[str]) -> list[str]:
+    def ignored(self, resolved: ResolvedRetrain, asked: Collection[str]) -> list[str]:
         """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""
         s = resolved.settings
         unread = [
@@ -84,9 +84,9 @@ def _values(args: dict[str, Any], architecture: Genotype | Architecture) -> dict
     """Return the settings by field: defaults, overridden by recipe, run, sample and given values. Raises ConfigError."""
     run = _of_run(args)
     name = args.get("recipe") or _recipe(args.get("dataset") or run.get("dataset"), run.get("space"), architecture)
-    if name not in TRAININGS:
-        raise ConfigError(f"--recipe {name}: there are {', '.join(TRAININGS)}")
-    published = {f.name: f.default for f in fields(RetrainSettings)} | dict(TRAININGS[name].settings)
+    if name not in RETRAININGS:
+        raise ConfigError(f"--recipe {name}: there are {', '.join(RETRAININGS)}")
+    published = {f.name: f.default for f in fields(RetrainSettings)} | dict(RETRAININGS[name].settings)
     dataset = args.get("dataset", published["dataset"])
     source = {"data": run["data"]} if run and run["dataset"] == dataset else {}
     small: dict[str, Any] = {}

@@ -5,7 +5,7 @@ The defaults are DARTS' training on CIFAR-10; a recipe overrides them for other 
 
 from typing import Literal
 
-from fastdarts.registry import TRAININGS
+from fastdarts.registry import RETRAININGS
 from fastdarts.settings.fields import Settings, group, setting
 
 Statistics = Literal[
@@ -34,7 +34,7 @@ class Source(Settings):
         None, "architecture: text, file, run folder or published name (DARTS_V2, ...); default: that of --run", also=("arch",)
     )
     recipe: str | None = setting(
-        None, "published training; flags override its settings", among=TRAININGS, brings=True, resumable=True
+        None, "published training; flags override its settings", among=RETRAININGS, brings=True, resumable=True
     )
 
 
