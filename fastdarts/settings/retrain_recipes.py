@@ -65,7 +65,7 @@ RETRAININGS |= {
     "drnas-cifar10": _cifar("DrNAS", "DrNAS_cifar10: 97.54 ± 0.03 %", batch_size=64, drop_path=0.3),
     "r-darts-cifar10": _cifar("R-DARTS; also DARTS- on S4", "S1 to S4", **SMALL),
     "r-darts-cifar100": _cifar(
-        "R-DARTS; DARTS-, DARTS-PT and MAE-NAS' table 8 alike",
+        "R-DARTS; also DARTS-, DARTS-PT, MAE-NAS",
         "S1 to S4: errors of 21 to 29 %",
         statistics="r-darts-cifar100",
         **SMALL,
