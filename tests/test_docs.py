@@ -92,16 +92,17 @@ def test_readme_is_short(root: Path) -> None:
 
 
 def test_site_builds_strictly(root: Path, tmp_path: Path) -> None:
-    """With every flag in it: the page of searching lists each setting of both commands."""
+    """With every table in it: the pages of searching and of retraining list each setting of their commands."""
     pytest.importorskip("mkdocs")
-    from fastdarts.settings import SearchCifarSettings, SearchImagenetSettings
+    from fastdarts.settings import EvaluateSettings, RetrainSettings, SearchCifarSettings, SearchImagenetSettings
 
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    page = (tmp_path / "site" / "search" / "index.html").read_text(encoding="utf-8")
-    names = {f.name for s in (SearchCifarSettings, SearchImagenetSettings) for f in fields(s)}
-    assert not [name for name in names if f"--{name}" not in page]
-    assert "{{" not in page
-    page = (tmp_path / "site" / "networks" / "index.html").read_text(encoding="utf-8")
-    assert "{{" not in page and "PC_DARTS_cifar" in page and "thop_bn4" in page
+    pages = {path.parent.name: path.read_text(encoding="utf-8") for path in (tmp_path / "site").glob("*/index.html")}
+    assert not [name for name, page in pages.items() if "{{" in page]
+    classes = {"search": (SearchCifarSettings, SearchImagenetSettings), "retrain": (RetrainSettings, EvaluateSettings)}
+    for name, settings in classes.items():
+        wanted = {f.name.upper() if f.metadata["positional"] else f"--{f.name}" for s in settings for f in fields(s)}
+        assert not [flag for flag in wanted if f"<code>{flag}</code>" not in pages[name]]
+    assert "PC_DARTS_cifar" in pages["networks"] and "thop_bn4" in pages["networks"]

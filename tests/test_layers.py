@@ -1,6 +1,7 @@
 """Who imports whom, read from the sources: folders point one way, down, and there is no circle among them."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ facade
 search_imagenet search_cifar sweep __main__
 retrain evaluate count info
 cli runs
-inputs engine steps search training proxies predictors report
+inputs engine steps search training report
 optim
 networks data objectives interop nn
 supernet
@@ -154,6 +155,13 @@ def test_every_folder_is_in_layers(root: Path) -> None:
     for _, module in sources(root):
         if folder_of(module) != ROOT:
             layer(folder_of(module))
+
+
+def test_documented_layers_are_these(root: Path) -> None:
+    """The table of docs/architecture.md has the names of each line of LAYERS."""
+    page = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (`.*?) \|", page.partition("## Who may import whom")[2].partition("\n## ")[0], re.M)
+    assert [re.findall(r"`(\w+)`", names) for names in table] == [line.split() for line in LAYERS.strip().splitlines()]
 
 
 @pytest.mark.parametrize(

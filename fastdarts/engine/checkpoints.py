@@ -2,7 +2,7 @@
 
     checkpoint.pt                     the newest
     checkpoint.1.pt checkpoint.2.pt   the previous ones
-    checkpoint-best.pt                from the evaluated epoch with the lowest validation loss
+    checkpoint-best.pt                from the epoch with the lowest score by the session's criterion
     *.damaged                         unreadable, skipped on resume
 
 Each is torch.save's zip archive with the archive comment `fastdarts sha256 DIGEST`, the digest of all bytes before the

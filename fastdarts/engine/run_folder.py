@@ -7,8 +7,9 @@
     train.txt val.txt excluded.txt    images of both splits, and excluded ones with the reason
     checkpoint.pt    complete training state: after each epoch, and every --checkpoint_minutes
     checkpoint.1.pt  the previous one, and so on: --keep_checkpoints in all
-    checkpoint-best.pt    from the evaluated epoch with the lowest validation loss; format in engine/checkpoints.py
+    checkpoint-best.pt    from the epoch that the session's criterion scores lowest; format in engine/checkpoints.py
     genotype.json    the cell, as JSON and as DARTS' text; with "stopped" (rule, after, epoch, why) after an early stop
+    result.json      of a retraining: its accuracies (runs/retrain_session.py)
     status           one line: progress of the run (engine.status)
     .lock            locked by the process that writes the folder
 and the report's files: cells, curves, reconstruction, report.html. Other files are never touched: scheduler output,

@@ -2,7 +2,7 @@
 
 A recipe includes width and depth, because published accuracies of one cell differ by them more than by anything else: test
 errors on CIFAR-100 of 21 to 29 % are of 16 channels and 8 cells (R-DARTS), those of 15 to 19 % of 36 and 20. Where a paper and
-its code differ, the code's value is taken. docs/retrain.md lists our results.
+its code differ, the code's value is taken. docs/retrain.md lists them; no results of ours are recorded yet.
 """
 
 from collections.abc import Mapping

@@ -1,18 +1,21 @@
 """Settings: every flag parses, is checked and saved; wrong ones end with one line and status 2."""
 
-from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_origin, get_type_hints
+from dataclasses import Field, asdict, dataclass, fields
+from typing import get_type_hints
 
 import pytest
 
 from fastdarts.inputs.source import IMAGENET
 from fastdarts.settings import (
     ConfigError,
+    EvaluateSettings,
+    RetrainSettings,
     SearchCifarSettings,
     SearchImagenetSettings,
     Settings,
     setting,
 )
+from fastdarts.settings.values import choices
 
 S = SearchImagenetSettings
 
@@ -80,16 +83,17 @@ def test_only_given_flags_are_returned():
     assert given("--epochs", "3", "--no-edge_normalization") == {"epochs": 3, "edge_normalization": False}
 
 
-OF_CIFAR = [f for f in fields(SearchCifarSettings) if f.name not in {f.name for f in fields(S)} or f.name == "image_size"]
+COMMANDS = (S, SearchCifarSettings, RetrainSettings, EvaluateSettings)
+# of all commands, each once: most are shared, and then have one text
+FLAGS = {(f.name, f.metadata["help"]): (cls, f) for cls in COMMANDS for f in fields(cls) if not f.metadata["positional"]}
 
 
-@pytest.mark.parametrize(("cls", "f"), [(S, f) for f in fields(S)] + [(SearchCifarSettings, f) for f in OF_CIFAR])
+@pytest.mark.parametrize(("cls", "f"), FLAGS.values(), ids=lambda of: of.name if isinstance(of, Field) else of.__name__)
 def test_flags_accept_underscores_and_dashes(cls, f):
     """Every field is a flag in both spellings, and its value survives the way to settings and back."""
-    value = {bool: True, str: "x", int: 7, float: 0.25}.get(type(f.default), "x")
-    if get_origin(get_type_hints(cls)[f.name]) is Literal or f.metadata["among"] is not None:
-        value = f.default
-    for flag in (f"--{f.name}", f"--{f.name.replace('_', '-')}"):
+    known = choices(f, get_type_hints(cls)[f.name])
+    value = known[-1] if known else {bool: True, str: "x", int: 7, float: 0.25}.get(type(f.default), "x")
+    for flag in (f"--{f.name}", *(f"--{name.replace('_', '-')}" for name in (f.name, *f.metadata["also"]))):
         argv = (flag,) if value is True else (flag, str(value))
         assert cls.given(argv, "prog", "what it does") == {f.name: value}
     assert cls.make(asdict(cls(**{f.name: value}))) == cls(**{f.name: value})

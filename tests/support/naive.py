@@ -218,7 +218,7 @@ class Run:
         return self.norm(torch.cat([first, second], dim=1), f"{name}.bn")
 
     def candidate(self, x: Tensor, kind: str, name: str, stride: int) -> Tensor:
-        """Candidate `kind` of semantics.md section 1; its weights' names begin with name."""
+        """Candidate `kind` of DARTS; its weights' names begin with name."""
         if kind == "none":
             return x[:, :, ::stride, ::stride] * 0.0
         if kind == "max_pool_3x3":

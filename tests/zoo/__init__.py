@@ -1,4 +1,4 @@
-"""Small search networks that each compute what one codebase of semantics.md section 3 does, written from the description.
+"""Small search networks that each compute what one published codebase does, written from a description of it.
 
 ZOO lists them; `bilevel_steps(entry.make(seed, dtype), entry, count, seed)` moves one and returns all that it moved.
 """

@@ -44,7 +44,7 @@ def event(step: int, what: str, method: str, *arguments: Any) -> Event:
 
 @dataclass(frozen=True)
 class Entry:
-    """One codebase of semantics.md section 3, small.
+    """One codebase, small.
 
     network()          the network: forward(x) takes (N, 3, side, side) and gives logits (N, 10); draws from torch's generator
     fuses              the most that a conversion may fuse without changing results: whole "cell"s, since their forward is the

@@ -1,4 +1,4 @@
-"""Each network of the zoo does what its codebase is listed for in semantics.md section 3."""
+"""Each network of the zoo does what is particular to its codebase."""
 
 from collections.abc import Callable, Iterable
 
