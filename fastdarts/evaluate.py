@@ -10,7 +10,7 @@ from fastdarts.cli.resolve_evaluate import EvaluationResolver
 from fastdarts.runs.evaluate import run
 
 resolve = EvaluationResolver()
-command = Command(resolve, run, __doc__)
+command = Command(resolve, run, __doc__, again="give the same command again")
 main = command.main
 
 

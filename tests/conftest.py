@@ -19,6 +19,8 @@ SLOW_FILES = {
         "test_processes",
         "test_ranks_stopping",
         "test_recipes",
+        "test_retrain",
+        "test_trainer",
         "test_search_cifar",
     ),
     *("test_search_imagenet", "test_search_stages", "test_session", "test_stopping", "test_sweep", "test_torchrun"),

@@ -1,6 +1,7 @@
 """Common entry point of the commands that train or evaluate: rank, run, exit status, one-line errors."""
 
 import errno
+import gc
 import logging
 import shlex
 import sys
@@ -60,12 +61,14 @@ class Command:
     run      implementation: (name, resolved, signals, world) -> the run folder
     about    description in --help
     followers  commands that --then may run on the finished run's folder, by name
+    again      how to go on after an interruption
     """
 
     resolve: Resolver
     run: Callable[[str, Any, SignalHandler, World], Path]
     about: str
     followers: Mapping[str, "Command"] = field(default_factory=dict)
+    again: str = "the same command with --save set to this run's folder continues it"
 
     @property
     def prog(self) -> str:
@@ -81,7 +84,7 @@ class Command:
         """
         args = self.resolve.settings.parse(argv, self.prog, self.about)
         info = RankInfo()
-        again = "the same command with --save set to this run's folder continues it"
+        again = self.again
 
         def report(what: str, everywhere: bool = True) -> None:
             if everywhere or info.rank == 0:  # messages common to all ranks are printed once
@@ -119,13 +122,20 @@ class Command:
         except engine.Stopped as stopped:
             report(f"stopped by {stopped}; {again}", everywhere=not stopped.agreed)
             return stopped.status
-        return 0 if follower is None or args.values.get("dry_run") else follower(folder)
+        if follower is None or args.values.get("dry_run"):
+            return 0
+        gc.collect()
+        torch.cuda.empty_cache()  # no operation without a GPU; the follower plans with the free memory
+        return follower(folder)
 
     def _follower(self, then: str | None) -> Callable[[Path], int] | None:
         """Return what runs --then on the finished run's folder. Raises ConfigError; invalid flags end the process."""
         if then is None:
             return None
-        name, *flags = shlex.split(then) or [""]
+        try:
+            name, *flags = shlex.split(then) or [""]
+        except ValueError as error:
+            raise ConfigError(f"--then {then}: {error}") from error
         if name not in self.followers:
             raise ConfigError(f"--then {then}: give one of {', '.join(self.followers)}, then its flags")
         follower = self.followers[name]

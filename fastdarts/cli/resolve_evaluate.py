@@ -32,7 +32,7 @@ class EvaluationResolver:
         return Evaluated.of(settings)
 
     def notice(self, args: Mapping[str, Any]) -> str | None:
-        """Return no first line."""
+        """Return no first line: which images are read is known once the run is."""
 
     def ignored(self, resolved: Evaluated, asked: Collection[str]) -> list[str]:
         """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""

@@ -46,9 +46,10 @@ class RetrainResolver:
 
     def notice(self, args: Mapping[str, Any]) -> str | None:
         """Return the first line of a training on the generated sample."""
-        if args.get("data") is not None or _of_run(args).get("data") is not None:
+        run = _of_run(args)
+        if args.get("data") is not None or run.get("data") is not None:
             return None
-        return NOTICE.format("ImageNet" if _of_run(args).get("dataset") == "imagenet" else "CIFAR")
+        return NOTICE.format("ImageNet" if args.get("dataset", run.get("dataset")) == "imagenet" else "CIFAR")
 
     def ignored(self, resolved: ResolvedRetrain, asked: Collection[str]) -> list[str]:
         """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""
@@ -85,21 +86,28 @@ def _architecture(args: Mapping[str, Any]) -> Genotype | Architecture:
 def _values(args: dict[str, Any], architecture: Genotype | Architecture) -> dict[str, Any]:
     """Return the settings by field: defaults, overridden by recipe, run, sample and given values. Raises ConfigError."""
     run = _of_run(args)
-    given = args.get("dataset") or run.get("dataset") or RetrainSettings.dataset
-    name = args.get("recipe") or _recipe(given, run.get("space"), architecture)
+    images = args.get("dataset") or run.get("dataset") or RetrainSettings.dataset
+    if images not in SAMPLE:
+        raise ConfigError(f"--dataset {images}: give {' or '.join(SAMPLE)}")
+    name = args.get("recipe") or _recipe(images, run.get("space"), architecture)
     if name not in RETRAININGS:
         raise ConfigError(f"--recipe {name}: there are {', '.join(RETRAININGS)}")
-    published = {f.name: f.default for f in fields(RetrainSettings)} | dict(RETRAININGS[name].settings)
+    published: dict[str, Any] = {f.name: f.default for f in fields(RetrainSettings)} | dict(RETRAININGS[name].settings)
     dataset = args.get("dataset", published["dataset"])
+    if run and run["dataset"] != dataset and args.get("data") is None:
+        raise ConfigError(f"--recipe {name} is for --dataset {dataset}, the images of --run are {run['dataset']}: give --data")
     source = {}
     if run.get("dataset") == dataset:
         source = {"data": run["data"]} | ({} if run["statistics"] == "auto" else {"statistics": run["statistics"]})
     small: dict[str, Any] = {}
     if args.get("data", source.get("data")) is None:
-        small = {"layers": SAMPLE_LAYERS[args.get("network", published["network"])], **SAMPLE[dataset]}
+        small = {"layers": SAMPLE_LAYERS.get(args.get("network", published["network"]), 5), **SAMPLE[dataset]}
     scaled = {}
     if "epochs" in args:
-        scaled = {"warmup_epochs": args["epochs"] * published["warmup_epochs"] // published["epochs"]}
+        share = args["epochs"] / published["epochs"]
+        warmup, decay = published["warmup_epochs"], published["lr_decay_epochs"]
+        scaled = {"warmup_epochs": max(int(share * warmup), min(warmup, 1))}
+        scaled |= {"lr_decay_epochs": share * decay} if published["schedule"] == "exponential" else {}
     return published | source | small | scaled | args | {"recipe": name, "genotype": str(architecture)}
 
 
@@ -117,10 +125,14 @@ def _of_run(args: Mapping[str, Any]) -> dict[str, Any]:
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         settings = saved["settings"]
+        if saved["command"] not in OF_COMMAND:
+            raise ConfigError(f"--run {args['run']}: a run of {saved['command']}, give the folder of a search")
         found = {"dataset": OF_COMMAND[saved["command"]], "data": settings["data"]}
         found |= {"space": settings.get("space", "s0"), "statistics": settings.get("statistics", "auto")}
     except OSError as error:
         raise ConfigError(f"--run {args['run']}: no folder of a search, {path} cannot be read ({error.strerror})") from error
+    except ConfigError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"--run {args['run']}: {path} is not that of a search ({type(error).__name__}: {error})") from error
     return found

@@ -65,7 +65,7 @@ class RunFolder:
         self.saved: dict[str, Any] | None = None  # settings.json of the continued run
 
     @staticmethod
-    def open(path: Path, settings: Settings) -> "RunFolder":
+    def open(path: Path, settings: Settings, command: str | None = None) -> "RunFolder":
         """Inspect `path` without changing it: a new or empty folder, or a run of these settings.
 
         Raises RunFolderError for a folder with other content, and for a run of different settings, naming each difference.
@@ -91,10 +91,13 @@ class RunFolder:
             return folder
         try:
             saved = json.loads(folder["settings.json"].read_text(encoding="utf-8"))
-            differences = settings.differences(dict(saved["settings"]))
+            began = saved.get("command", command)
+            differences = [] if began != command and command else settings.differences(dict(saved["settings"]))
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{folder['settings.json']} is damaged ({error})"
             raise RunFolderError(f"--save: {problem}, choose another folder") from error
+        if command and began != command:
+            raise RunFolderError(f"--save: {path} contains a run of {began}, not of {command}: choose another folder")
         if differences:
             raise RunFolderError(
                 f"--save: {path} contains a run with other settings: {'; '.join(differences)}. "

@@ -14,7 +14,7 @@ from fastdarts.spaces.genotype import Genotype
 from fastdarts.supernet.candidates import stride_of
 
 
-class Cell(nn.Module):
+class DiscreteCell(nn.Module):
     """Two preprocess layers, then nodes of two genes each, `_ops.GENE`; drop path per gene.
 
     reduction_prev  the first input is twice as large and is halved here
@@ -58,7 +58,7 @@ class Cell(nn.Module):
             states[node] = states[node] + out if node in states else out
 
 
-class SparseCell(Cell):
+class SparseCell(DiscreteCell):
     """FairDARTS' cell: nodes of any number of genes, `_ops.NODE.INPUT.GENE`; drop path per node."""
 
     def _build(self, kind: Kind, C: int) -> int:
@@ -79,7 +79,7 @@ class SparseCell(Cell):
             states[int(node)] = out if factors is None else out * factors[number]
 
 
-def cell_of(genotype: Genotype, kind: Kind, C_prev_prev: int, C_prev: int, C: int, reduction_prev: bool) -> Cell:
+def cell_of(genotype: Genotype, kind: Kind, C_prev_prev: int, C_prev: int, C: int, reduction_prev: bool) -> DiscreteCell:
     """Return the cell of a kind: a SparseCell where its genes are triples."""
-    build = SparseCell if genotype.has_triples(kind) else Cell
+    build = SparseCell if genotype.has_triples(kind) else DiscreteCell
     return build(genotype, kind, C_prev_prev, C_prev, C, reduction_prev)

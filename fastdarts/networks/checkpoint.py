@@ -15,7 +15,8 @@ from fastdarts.spaces import Architecture
 from fastdarts.spaces.genotype import Genotype
 from fastdarts.supernet.network import STEM_MULTIPLIER
 
-WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")  # keys under which codebases save the weights
+WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema", "network")  # keys under which codebases save the weights
+AVERAGES = ("state_dict_ema", "ema")
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 _BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, pickle.UnpicklingError)
 _NORM768 = "auxiliary_head.features.6.weight"
@@ -32,14 +33,16 @@ class Published(NamedTuple):
     shape: NetworkShape
 
 
-def load_published(source: str | Path | Mapping[str, Any], architecture: Genotype | Architecture) -> DiscreteNetwork:
+def load_published(
+    source: str | Path | Mapping[str, Any], architecture: Genotype | Architecture, *, ema: bool = False
+) -> DiscreteNetwork:
     """Return the network of an architecture with the weights of a file, on the CPU; its `shape` is the file's.
 
     source  a file of torch.save, of any version, or what it holds: a state_dict, or a dict with one (see WRAPPERS)
     Raises CheckpointError, which names the first gene whose weights contradict the architecture.
     """
     where = str(source) if isinstance(source, str | Path) else "checkpoint"
-    state, shape = read_published(source)
+    state, shape = read_published(source, ema=ema)
     try:
         with torch.device("meta"):
             network = build(architecture, shape)
@@ -52,11 +55,14 @@ def load_published(source: str | Path | Mapping[str, Any], architecture: Genotyp
     return network
 
 
-def read_published(source: str | Path | Mapping[str, Any]) -> Published:
-    """Return the weights of a file and the shape of their network. Raises CheckpointError; as load_published."""
+def read_published(source: str | Path | Mapping[str, Any], *, ema: bool = False) -> Published:
+    """Return the weights of a file and the shape of their network. Raises CheckpointError; as load_published.
+
+    ema  those of the moving average, which a file of timm or of this package may hold too
+    """
     where = str(source) if isinstance(source, str | Path) else "checkpoint"
     held = _opened(Path(source).expanduser()) if isinstance(source, str | Path) else source
-    state = _weights(held, where)
+    state = _weights(_averaged(held, where) if ema else held, where)
     try:
         return Published(state, _shape(state))
     except (KeyError, IndexError, ValueError) as error:
@@ -91,6 +97,14 @@ def _opened(path: Path) -> Any:
             ) from error
         why = getattr(error, "strerror", None) or f"not a file of torch.save ({text[:120] or type(error).__name__})"
         raise CheckpointError(f"{path}: {why}") from error
+
+
+def _averaged(held: Any, where: str) -> Any:
+    """Return the moving average in what a file holds. Raises CheckpointError."""
+    found = [held[name] for name in AVERAGES if isinstance(held, Mapping) and isinstance(held.get(name), Mapping)]
+    if not found:
+        raise CheckpointError(f"{where}: holds no moving average, under {' or '.join(AVERAGES)}")
+    return found[0]
 
 
 def _weights(held: Any, where: str) -> dict[str, Tensor]:

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastdarts.inputs.source import statistics_of
-from fastdarts.networks import DiscreteNetwork, NetworkShape, build
+from fastdarts.inputs.source import DataSet, statistics_of
+from fastdarts.inputs.statistics import Statistics
+from fastdarts.networks import DiscreteNetwork, NetworkShape, build, count
 from fastdarts.optim import Precision
 from fastdarts.optim.optimizers import on_device, parameter_groups, weight_optimizer
 from fastdarts.optim.rmsprop import RMSpropTF
@@ -15,11 +16,14 @@ from fastdarts.optim.schedules import Schedule
 from fastdarts.protocols import Reduce
 from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.settings import ConfigError, RetrainSettings
+from fastdarts.spaces import Architecture
+from fastdarts.spaces.genotype import Genotype
 from fastdarts.training.augment import Prepare
 from fastdarts.training.moving_average import MovingAverage
 from fastdarts.training.update import WeightUpdate
 
 Kind = TypeVar("Kind", bound=WeightUpdate)
+NASBENCH201 = {10: "nasbench201-cifar10", 100: "nasbench201-cifar100", 120: "nasbench201-imagenet16"}  # by classes
 SIDES = {"cifar": 32, "imagenet": 224}  # of images, in pixels, before they are known
 
 
@@ -43,6 +47,7 @@ def network_of(resolved: ResolvedRetrain, num_classes: int) -> DiscreteNetwork:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = s.bn_momentum
+    network.drop_path = s.drop_path > 0
     if s.dropout:
         network.classifier.register_forward_pre_hook(_Dropout(s.dropout))
     return network
@@ -68,7 +73,7 @@ def check_buildable(resolved: ResolvedRetrain) -> None:
 def update_of(kind: type[Kind], resolved: ResolvedRetrain, network: DiscreteNetwork, reduce: Reduce | None = None) -> Kind:
     """Return the update, of class `kind`, of a network on its device."""
     s = resolved.settings
-    mean, std = statistics_of(s.statistics, resolved.dataset, network.shape.num_classes)
+    mean, std = pixel_statistics(s.statistics, s.network, resolved.dataset, network.shape.num_classes)
     hue = s.jitter_hue
     return kind(
         network,
@@ -81,6 +86,23 @@ def update_of(kind: type[Kind], resolved: ResolvedRetrain, network: DiscreteNetw
         moving=MovingAverage(network, s.ema_decay, s.ema_warmup) if s.ema_decay else None,
         reduce=reduce,
     )
+
+
+def pixel_statistics(name: str, network: str, dataset: DataSet, num_classes: int) -> Statistics:
+    """Return mean and standard deviation of the pixels; "auto": the benchmark's own for its network, else the data set's."""
+    if name == "auto" and network == "nasbench201":
+        name = NASBENCH201.get(num_classes, "auto")
+    return statistics_of(name, dataset, num_classes)
+
+
+def figures_of(architecture: Genotype | Architecture, network: DiscreteNetwork) -> dict[str, int]:
+    """Return `params` and `macs` without the auxiliary head, and `params_auxiliary`; no `macs` with a custom candidate."""
+    try:
+        counts = count(architecture, network.shape)
+    except ValueError:  # of a custom candidate the multiply-adds are not known
+        auxiliary = sum(p.numel() for name, p in network.named_parameters() if name.startswith("auxiliary_head."))
+        return {"params": sum(p.numel() for p in network.parameters()) - auxiliary, "params_auxiliary": auxiliary}
+    return {name: counts[name] for name in ("params", "params_auxiliary", "macs")}
 
 
 def optimizer_of(s: RetrainSettings, network: nn.Module) -> torch.optim.Optimizer:

@@ -53,4 +53,4 @@ class _Counting(WeightUpdate):
             step_if_finite(bad, self.optimizer)
         self.optimizer.zero_grad()
         if self.moving is not None:
-            self.moving.update()
+            self.moving.update(bad)

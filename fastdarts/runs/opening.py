@@ -25,25 +25,31 @@ class Recorded(Protocol):
 
 
 def open_folder(
-    path: str | None, default: str, settings: Settings, world: World, check: Callable[[RunFolder], None] = lambda folder: None
+    command: str,
+    path: str | None,
+    about: str,
+    settings: Settings,
+    world: World,
+    check: Callable[[RunFolder], None] = lambda folder: None,
 ) -> RunFolder:
     """Open the run folder on rank 0; the other ranks get one with the saved run. Raises RunFolderError.
 
-    path     None: a folder in the current one, named `default` with the time
+    path     None: a folder in the current one, named by the command, `about` and the time of rank 0
     check    raises RunFolderError if the folder's run does not fit
     """
-    place = Path(path or f"{default}-{time.strftime('%Y%m%d-%H%M%S')}")
 
     def opened() -> RunFolder:
-        folder = RunFolder.open(place, settings)
+        name = f"{command.replace('_', '-')}-{about}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = RunFolder.open(Path(path or name), settings, command)
         check(folder)
         return folder
 
-    found = world.on_rank_zero(opened, lambda folder: folder.saved)
+    found = world.on_rank_zero(opened, lambda folder: (folder.path, folder.saved))
     if world.is_main:
         return found
-    folder = RunFolder(place)
-    folder.saved = found
+    place, saved = found
+    folder = RunFolder(Path(path) if path else place)
+    folder.saved = saved
     return folder
 
 

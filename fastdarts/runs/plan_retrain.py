@@ -1,5 +1,6 @@
 """Plan of a retraining before it starts: its network, its steps, their memory, the batch size that fits."""
 
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -9,12 +10,11 @@ from fastdarts.data import BatchSampler
 from fastdarts.data.prefetch import DEPTH
 from fastdarts.engine import SignalHandler, World
 from fastdarts.inputs.training import TrainingImages
-from fastdarts.networks.counters import count
 from fastdarts.ops.philox import Stream
 from fastdarts.registry import RETRAININGS
-from fastdarts.runs.build_retrain import network_of, schedule_of
+from fastdarts.runs.build_retrain import figures_of, network_of, schedule_of
 from fastdarts.runs.memory_retrain import retrain_bytes
-from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, shares
+from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, rate_note, shares
 from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.settings import ConfigError, RetrainSettings
 
@@ -64,17 +64,18 @@ def _summary(resolved: ResolvedRetrain, images: TrainingImages, memory: int, ste
     check_profile(s.profile, steps * s.epochs)
     with torch.device("meta"):
         network = network_of(resolved, num_classes)
-    counts = count(resolved.architecture, network.shape)
+    figures = figures_of(resolved.architecture, network)
     recipe, last = RETRAININGS[s.recipe or ""], s.epochs - 1
     schedule = schedule_of(s)
     tests = "no test images" if images.test is None else f"{len(images.test.numbers)} test"
     held = f"{len(images.val)} held back, " if len(images.val) else ""
+    macs = f"{figures['macs'] / 1e6:.1f} M multiply-adds" if "macs" in figures else "multiply-adds unknown"
     lines = [
-        f"recipe {s.recipe} ({recipe.source}; published {recipe.published})",
+        f"recipe {s.recipe} ({recipe.source}){_changed(s)}",
         f"network {s.network}, {s.layers} {'cells of each stage' if s.network == 'nasbench201' else 'cells'}, "
-        f"C = {s.init_channels}, {counts['params'] / 1e6:.3f} M parameters"
-        + (f" + {counts['params_auxiliary'] / 1e6:.3f} M of the auxiliary head" if network.shape.auxiliary else "")
-        + f", {counts['macs'] / 1e6:.1f} M multiply-adds, on {s.device}, in plain PyTorch",
+        f"C = {s.init_channels}, {figures['params'] / 1e6:.3f} M parameters"
+        + (f" + {figures['params_auxiliary'] / 1e6:.3f} M of the auxiliary head" if network.shape.auxiliary else "")
+        + f", {macs}, on {s.device}, in plain PyTorch",
         f"images {len(images.train)} train, {held}{tests} in {num_classes} classes, {s.image_size} px, batch {s.batch_size}",
         f"steps {steps} an epoch, {steps * s.epochs} in {s.epochs} epochs; learning rate {schedule(0, s.epochs):.4g} at first, "
         f"{schedule(last, s.epochs):.4g} at last",
@@ -82,6 +83,7 @@ def _summary(resolved: ResolvedRetrain, images: TrainingImages, memory: int, ste
         + ("" if world.is_single else ", per rank"),
         *shares(s, world),
         *_choice(s, images),
+        *rate_note(s, {**{f.name: f.default for f in fields(s)}, **recipe.settings}),
     ]
     if memory > free.bytes:
         lines.append("warning: that is more than is free; --batch_size auto takes what fits")
@@ -93,7 +95,15 @@ def _summary(resolved: ResolvedRetrain, images: TrainingImages, memory: int, ste
 def _choice(s: RetrainSettings, images: TrainingImages) -> list[str]:
     """Return the plan's line on the result, which is not chosen on test images unless asked for."""
     if s.best_on_test:
+        if images.test is None:
+            raise ConfigError("--best_on_test: there are no test images; --val_fraction holds training images back")
         return ["result: the epoch that is best on the TEST images, as published codes do: optimistic"]
     if len(images.val):
         return [f"result: the last epoch, and the one that is best on the {len(images.val)} images held back"]
     return ["result: the last epoch; --val_fraction holds images back to choose the best one"]
+
+
+def _changed(s: RetrainSettings) -> str:
+    """Return which of the recipe's settings are others."""
+    changed = [name for name, value in RETRAININGS[s.recipe or ""].settings.items() if getattr(s, name) != value]
+    return f", with other {', '.join(f'--{name}' for name in changed)}" if changed else ""

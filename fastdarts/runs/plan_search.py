@@ -12,7 +12,7 @@ from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.runs.build_search import build
 from fastdarts.runs.memory_search import search_bytes
-from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, shares
+from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_memory, rate_note, shares
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import METHODS, SoftmaxRelaxation, Stage
 from fastdarts.search.methods import settings_of
@@ -137,13 +137,7 @@ def _rate(resolved: Resolved) -> list[str]:
     """Return the plan's line on a batch size that does not match the published learning rate."""
     settings = resolved.settings
     row = settings_of(settings.method, resolved.dataset.name)
-    published, rate = (row.get(name, getattr(type(settings), name)) for name in ("batch_size", "learning_rate"))
-    if settings.data is None or settings.batch_size == published or settings.learning_rate != rate:
-        return []
-    return [
-        f"note: --learning_rate {rate} was published for batch {published}; scaled linearly, {settings.batch_size} "
-        f"images would use {rate * settings.batch_size / published:.3g}"
-    ]
+    return rate_note(settings, {name: row.get(name, getattr(type(settings), name)) for name in ("batch_size", "learning_rate")})
 
 
 def _stages(stages: tuple[Stage, ...]) -> list[str]:

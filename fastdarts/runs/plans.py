@@ -2,9 +2,9 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import lcm
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fastdarts import engine, steps
 from fastdarts.data import placement
@@ -18,6 +18,8 @@ log = logging.getLogger("fastdarts")
 class SharedBatches(Protocol):
     """Settings on the batches that ranks share."""
 
+    @property
+    def data(self) -> str | None: ...
     @property
     def batch_size(self) -> int: ...
     @property
@@ -105,3 +107,12 @@ def shares(settings: SharedBatches, world: World) -> list[str]:
         f"{settings.batch_size} images; --learning_rate {settings.learning_rate} applies to the whole batch, unscaled",
         f"{norm}; running statistics are averaged at every step",
     ]
+
+
+def rate_note(settings: SharedBatches, published: Mapping[str, Any]) -> list[str]:
+    """Return the plan's line on a batch size that does not match the published learning rate, if so."""
+    batch, rate = published["batch_size"], published["learning_rate"]
+    if settings.data is None or settings.batch_size == batch or settings.learning_rate != rate:
+        return []
+    scaled = f"scaled linearly, {settings.batch_size} images would use {rate * settings.batch_size / batch:.3g}"
+    return [f"note: --learning_rate {rate} was published for batch {batch}; {scaled}"]

@@ -37,7 +37,7 @@ def run(name: str, resolved: ResolvedRetrain, signals: SignalHandler, world: Wor
     world = world or World()
     cores, dataset = world.info.threads(), resolved.dataset
     torch.set_num_threads(resolved.settings.threads)
-    folder = open_folder(resolved.settings.save, f"{name}-{resolved.settings.recipe}", resolved.settings, world)
+    folder = open_folder(name, resolved.settings.save, resolved.settings.recipe or "", resolved.settings, world)
     if folder.saved is not None:
         resolved = resolved.kept(folder.saved["settings"])
     found = world.on_rank_zero(lambda: dataset.training.choose(resolved.settings, folder), TrainingImages.splits)

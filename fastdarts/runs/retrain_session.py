@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdarts.engine import Reporter, RunFolder, write_text
-from fastdarts.networks.counters import count
+from fastdarts.runs.build_retrain import figures_of
 from fastdarts.runs.resolved import ResolvedRetrain
 from fastdarts.steps.stage_timer import StageTimer
 from fastdarts.training.results import accuracies, results
@@ -48,10 +48,9 @@ class RetrainReporter(Reporter):
         """Write genotype.json and result.json; log the accuracies that the epoch's own line lacks."""
         s = self.resolved.settings
         network = {"network": s.network, "init_channels": s.init_channels, "layers": s.layers, "recipe": s.recipe}
-        counts = count(self.resolved.architecture, self.trainer.network.shape)
-        figures = {"params": counts["params"], "macs": counts["macs"]}
+        figures = figures_of(self.resolved.architecture, self.trainer.network)
         write_text(self.folder["genotype.json"], self.resolved.architecture.to_json(**network, **figures))
-        write_text(self.folder["result.json"], json.dumps(self._result(record), indent=2) + "\n")
+        self._write_result()
         for name in ("test", "test_ema", "valid_ema"):
             if row := record.get(name):
                 log.info(f"{name.replace('_ema', ' of the moving average')}: {accuracies(row)}")
@@ -60,20 +59,30 @@ class RetrainReporter(Reporter):
         self.report(self.folder.path)
 
     def finished(self) -> None:
-        result = json.loads(self.folder["result.json"].read_text(encoding="utf-8"))
-        for name, row in result["accuracies"].items():
+        """Log the accuracies, from the records, which a damaged result.json does not concern."""
+        for name, row in self._write_result()["accuracies"].items():
             log.info(f"{name}: {accuracies(row)} (epoch {row['epoch']})")
         self.publish()
 
-    def _result(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the content of result.json, from the records so far and the one of this epoch."""
+    def _write_result(self) -> dict[str, Any]:
+        """Write result.json from the records so far; return its content."""
         lines = self.folder["metrics.jsonl"].read_text(encoding="utf-8").splitlines()
         epochs = [line for line in map(json.loads, lines) if line["kind"] == "epoch"]
-        by_class = {name: scores.by_class for name, scores in self.trainer.scores.items()}
-        return {
-            "epoch": record["epoch"],
+        scores = self.trainer.scores
+        found = {
+            "epoch": epochs[-1]["epoch"],
             "of": self.trainer.total.epochs,
             "accuracies": results(epochs, self.resolved.settings.best_on_test),
             "classes": list(self.classes),
-            "by_class": by_class,  # (correct, images) of each class in the last evaluation
+            # (correct, images) of each class in the last evaluation
+            "by_class": {name: row.by_class for name, row in scores.items()} if scores else self._stored("by_class"),
         }
+        write_text(self.folder["result.json"], json.dumps(found, indent=2) + "\n")
+        return found
+
+    def _stored(self, name: str) -> Any:
+        """Return an entry of result.json as it is, {} if it cannot be read."""
+        try:
+            return json.loads(self.folder["result.json"].read_text(encoding="utf-8"))[name]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}

@@ -102,7 +102,7 @@ def _folder(command: str, resolved: Resolved, world: World) -> RunFolder:
                 "or choose another folder"
             )
 
-    return open_folder(settings.save, f"{command.replace('_', '-')}-{settings.objective}", settings, world, check)
+    return open_folder(command, settings.save, settings.objective, settings, world, check)
 
 
 def _start(resolved: Resolved, images: Images, loaders: Input, world: World, timer: StageTimer | None) -> Search:

@@ -64,7 +64,8 @@ class Pixels(Settings):
 
     statistics: str = setting(
         "auto",
-        "mean and standard deviation of the pixels; auto: by data set and number of classes",
+        "mean and standard deviation of the pixels; auto: by data set and number of classes, in the training of a cell of "
+        "NAS-Bench-201 the benchmark's",
         among=STATISTICS,
         before="auto",
     )

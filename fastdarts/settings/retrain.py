@@ -107,7 +107,7 @@ class Training(Settings):
         "replace",
         "warm-up: linear in place of the schedule (PC-DARTS), a factor on it (P-DARTS), or from --warmup_rate (timm)",
     )
-    warmup_rate: float = setting(0.0, "first learning rate of the warm-up (ramp)", at_least=0, also=("warmup_lr",))
+    warmup_rate: float = setting(1e-5, "first learning rate of the warm-up (ramp)", at_least=0, also=("warmup_lr",))
     lr_decay: float = setting(0.97, "factor of the schedule (exponential)", above=0, at_most=1, also=("decay_rate",))
     lr_decay_epochs: float = setting(1.0, "epochs between two factors (exponential)", above=0, also=("decay_epochs",))
     label_smoothing: float = setting(0.0, "label smoothing", at_least=0, below=1, also=("smoothing", "label_smooth"))

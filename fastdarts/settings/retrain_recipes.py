@@ -55,7 +55,7 @@ BATCH_1024: Values = {"batch_size": 1024, "learning_rate": 0.5, "warmup_epochs":
 SMALL: Values = {"init_channels": 16, "layers": 8}
 
 RETRAININGS |= {
-    "darts-cifar10": _cifar("DARTS; SGAS, SDARTS, DARTS-PT and FairDARTS alike", "DARTS_V2: 97.24 ± 0.09 %"),
+    "darts-cifar10": _cifar("DARTS; also SGAS, SDARTS, DARTS-PT, FairDARTS", "DARTS_V2: 97.24 ± 0.09 %"),
     "darts-cifar100": _cifar("DARTS' training, as SDARTS and MAE-NAS' table 8 run it", "DARTS_V2: 82.46 %"),
     "pc-darts-cifar10": _cifar("PC-DARTS", "PC_DARTS_cifar: 97.43 ± 0.07 %", drop_path=0.3),
     "p-darts-cifar10": _cifar("P-DARTS", "PDARTS: 97.50 %", batch_size=128, drop_path=0.3),
@@ -63,14 +63,14 @@ RETRAININGS |= {
         "P-DARTS (weight decay by its paper)", "PDARTS: 83.45 %", batch_size=128, drop_path=0.3, weight_decay=5e-4
     ),
     "drnas-cifar10": _cifar("DrNAS", "DrNAS_cifar10: 97.54 ± 0.03 %", batch_size=64, drop_path=0.3),
-    "r-darts-cifar10": _cifar("R-DARTS; DARTS- on S4 alike", "S1 to S4", **SMALL),
+    "r-darts-cifar10": _cifar("R-DARTS; also DARTS- on S4", "S1 to S4", **SMALL),
     "r-darts-cifar100": _cifar(
-        "R-DARTS; DARTS-, DARTS-PT and MAE-NAS' table 8 alike",
+        "R-DARTS; also DARTS-, DARTS-PT, MAE-NAS",
         "S1 to S4: errors of 21 to 29 %",
         statistics="r-darts-cifar100",
         **SMALL,
     ),
-    "r-darts-svhn": _cifar("R-DARTS; DARTS-PT alike", "S1 to S4", statistics="svhn", **SMALL),
+    "r-darts-svhn": _cifar("R-DARTS; also DARTS-PT", "S1 to S4", statistics="svhn", **SMALL),
     "nasbench201": RetrainRecipe(
         "NAS-Bench-201",
         "best cell on CIFAR-10: 94.37 %",
@@ -88,7 +88,6 @@ RETRAININGS |= {
             "auxiliary": False,
             "drop_path": 0.0,
             "cutout": 0,
-            "statistics": "nasbench201-cifar10",
         },
     ),
     "darts-imagenet": _imagenet("DARTS", "DARTS_V2: top-1 73.3 %", batch_size=128, learning_rate=0.1, schedule="exponential"),
@@ -97,7 +96,7 @@ RETRAININGS |= {
         "DrNAS", "DrNAS_imagenet: top-1 76.3 %", schedule="linear", **{**BATCH_1024, "batch_size": 768}
     ),
     "p-darts-imagenet": _imagenet(
-        "P-DARTS as its paper ran it; SGAS, RLNAS and MIM-DARTS alike",
+        "P-DARTS as run for its paper; also SGAS, RLNAS, MIM-DARTS",
         "PDARTS: top-1 75.6 %",
         schedule="linear",
         warmup_style="scale",
@@ -115,7 +114,7 @@ RETRAININGS |= {
         lr_decay=0.97,
         lr_decay_epochs=2.4,
         warmup_epochs=5,
-        warmup_style="ramp",
+        warmup_style="replace",
         epochs=350,
         weight_decay=1e-5,
         decay_norm=False,

@@ -113,4 +113,5 @@ def hue(pixels: Tensor, shift: Tensor) -> Tensor:
 
 
 def _grey(pixels: Tensor) -> Tensor:
-    return (pixels * pixels.new_tensor(GREY).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = pixels.split(1, dim=1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue  # numbers, not a tensor: nothing is copied from the host

@@ -30,13 +30,14 @@ class MovingAverage:
         self.updates = torch.zeros((), dtype=torch.float64, device=next(network.parameters()).device)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the network's present values."""
-        self.updates += 1
+    def update(self, skipped: Tensor) -> None:
+        """Move the average towards the network's present values, unless `skipped`, one element, is 1."""
+        made = 1.0 - skipped.to(self.updates.dtype)
+        self.updates += made
         decay = torch.full_like(self.updates, self.decay)
         if self.warmup:
             decay = torch.minimum(decay, (1 + self.updates) / (WARMUP + self.updates))
-        decay = decay.to(self._floating[0][0].dtype)
+        decay = (1.0 - made * (1.0 - decay)).to(self._floating[0][0].dtype)
         averaged, current = [pair[0] for pair in self._floating], [pair[1] for pair in self._floating]
         torch._foreach_mul_(averaged, decay)
         torch._foreach_add_(averaged, torch._foreach_mul(current, 1.0 - decay))

@@ -98,7 +98,7 @@ class WeightUpdate:
     def _update(self, bad: Tensor, before: Kept) -> None:
         guarded_step(bad, self.optimizer, self.weights, self.grad_clip, before, self.skipped, self.precision)
         if self.moving is not None:
-            self.moving.update()
+            self.moving.update(bad)
 
     def loss(self, step: Tensor, batch: Batch) -> Tensor:
         """Return the loss of the network, in training mode, on a batch; a scalar in the parameters' dtype."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as F
 
 from fastdarts.batch import Batch
@@ -91,3 +92,18 @@ def test_centres_are_uniform() -> None:
     last = hidden.flatten(1).int().cumsum(1).argmax(1)  # bottom right pixel of the square = its centre
     for counts in (last.div(8, rounding_mode="floor").bincount(minlength=8), (last % 8).bincount(minlength=8)):
         assert counts.min() > 250 and counts.max() < 750
+
+
+class Copies(TorchDispatchMode):
+    """Fails at operators that make a tensor of numbers on the host, which a GPU would wait for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default), func
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_is_read_or_copied_from_the_host() -> None:
+    """So that a step with all augmentation can be captured in a CUDA graph."""
+    prepare, images = Prepare(MEAN, STD, cutout=4, jitter=(0.4, 0.4, 0.4, 0.2)), batch()
+    with Copies():
+        prepare.train(images, STEP, torch.float32)

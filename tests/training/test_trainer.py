@@ -66,7 +66,7 @@ def test_loss_and_update_match_hand_computation(auxiliary: bool) -> None:
 
 def test_non_finite_loss_skips_update_without_trace() -> None:
     """Weights, momentum and BatchNorm's statistics keep their values; the count says one."""
-    made = trainer(1, ema=0.0)
+    made = trainer(1)
     made.network.train()
     (batch,) = batches()
     made.update(STEP, batch)
@@ -86,11 +86,13 @@ def test_moving_average_matches_hand_computation() -> None:
         with torch.no_grad():
             for t in net.state_dict().values():
                 t.add_(n)
-        moving.update()
+        moving.update(torch.zeros(()))
         d = min(0.9, (1 + n) / (10 + n))
         for name, t in net.state_dict().items():
             expected[name] = d * expected[name] + (1 - d) * t if t.is_floating_point() else t.clone()
+    moving.update(torch.ones(()))  # of a skipped step: nothing moves
     averaged = moving.network.state_dict()
+    assert float(moving.updates) == 3
     assert all(torch.allclose(averaged[name], t, rtol=1e-12) for name, t in expected.items())
     assert not any(p.requires_grad for p in moving.network.parameters()) and not moving.network.training
 
