@@ -14,6 +14,7 @@ import pytest
 from fastdarts import search_cifar, search_imagenet
 from fastdarts.cli.resolve_search import without_effect
 from fastdarts.networks import STANDARD, count
+from fastdarts.registry import METHODS
 from fastdarts.runs.build_search import build
 from fastdarts.runs.plan_search import _rate
 from fastdarts.settings import ConfigError, SearchCifarSettings
@@ -138,7 +139,7 @@ def test_published_values_reach_settings(data: Path) -> None:
     assert search_imagenet.resolve(given | {"recipe": "mae-nas-imagenet"}).settings.batch_size == 1024
 
 
-@pytest.mark.parametrize("method", ["darts-1st", "darts-2nd", "pc-darts", "p-darts"])
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_fits_sample(method: str) -> None:
     for command in COMMANDS.values():
         settings = command.resolve({"method": method}).settings
