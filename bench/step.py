@@ -111,7 +111,7 @@ def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
     ours, theirs = (milliseconds(times[side]) for side in sides)
     return workload.facts() | {
         "against": settings.against,
-        "ours_step": getattr(runs[OURS], "how", None),
+        "ours_step": getattr(runs[OURS], "replay", None),
         "ratio": round(theirs["median"] / ours["median"], 3),
         "ours_ms": ours,
         "theirs_ms": theirs,
