@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from fastdarts import info, native
+from fastdarts import info, native, provenance
 from fastdarts.logs import say_once
 from fastdarts.ops import backend, patch_mask, random_resized_crop  # noqa: F401  random_resized_crop registers itself
 
@@ -156,9 +156,9 @@ def test_unrelated_apex_is_recognised(monkeypatch, tmp_path):
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('must not be imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert "an unrelated package" in info.apex()
+    assert "an unrelated package" in provenance.apex()
     (package / "optimizers").mkdir()
-    assert info.apex().startswith("NVIDIA's")
+    assert provenance.apex().startswith("NVIDIA's")
 
 
 def test_digest_distinguishes_sources(tmp_path):

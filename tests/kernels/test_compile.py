@@ -13,6 +13,7 @@ import torch
 
 from fastdarts import info, native
 from fastdarts.ops import backend
+from fastdarts.runs import info as facts
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -57,7 +58,7 @@ def table(request: pytest.FixtureRequest):
         return
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print("\n" + info.table(ROWS))
+        print("\n" + facts.table(ROWS))
 
 
 @pytest.mark.parametrize("arch", compiler.ARCHITECTURES)
