@@ -91,8 +91,9 @@ class RunFolder:
             return folder
         try:
             saved = json.loads(folder["settings.json"].read_text(encoding="utf-8"))
+            then = dict(saved["settings"])
             began = saved.get("command", command)
-            differences = [] if began != command and command else settings.differences(dict(saved["settings"]))
+            differences = [] if began != command and command else settings.differences(then)
         except (ValueError, KeyError, TypeError) as error:
             problem = f"{folder['settings.json']} is damaged ({error})"
             raise RunFolderError(f"--save: {problem}, choose another folder") from error
