@@ -1,4 +1,4 @@
-"""Open the folder of a new or continued run, and record how the run began."""
+"""What all runs share: open the folder, record how the run began, run the session."""
 
 import logging
 import time
@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from fastdarts import provenance
-from fastdarts.engine import RunFolder, World
+from fastdarts.data import DataError
+from fastdarts.engine import RankLost, RanksDisagree, RunFolder, Session, World
+from fastdarts.protocols import DivergedError
 from fastdarts.settings import Settings
 
 log = logging.getLogger("fastdarts")
@@ -95,3 +97,14 @@ def draw_apart(world: World) -> None:
     """
     if not world.is_single:
         torch.manual_seed(int(torch.randint(2**62, ())) + world.rank)
+
+
+def run_session(session: Session) -> None:
+    """Run a session; log what ends it early. Raises the session's errors."""
+    try:
+        session.run()
+    except (DivergedError, RanksDisagree, RankLost, OSError) as error:
+        log.error(f"stopped: {error}")
+        raise
+    except DataError as error:  # a file that was good when verified
+        raise DataError(f"{error}; restore the file, then the same command continues the run") from error

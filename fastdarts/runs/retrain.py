@@ -9,13 +9,11 @@ from typing import Any
 import torch
 
 from fastdarts import engine, provenance, steps
-from fastdarts.data import DataError
-from fastdarts.engine import RankLost, RanksDisagree, RunFolder, Session, SignalHandler, World
+from fastdarts.engine import RunFolder, Session, SignalHandler, World
 from fastdarts.inputs.training import TrainingImages, TrainingInput
-from fastdarts.protocols import DivergedError
 from fastdarts.report import write_retrain_report
 from fastdarts.runs.build_retrain import network_of, schedule_of, update_of
-from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, say_what_changed
+from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, run_session, say_what_changed
 from fastdarts.runs.plan_retrain import prepare, too_little
 from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import ResolvedRetrain
@@ -98,13 +96,7 @@ def _train(
         return 1 - record[judged]["top1"] if record.get(judged) else None
 
     options: dict[str, Any] = {"files": images.index.files, "signals": signals, "world": world, "criterion": top1_error}
-    try:
-        Session(trainer, folder, resolved.settings, reporter, **options).run()
-    except (DivergedError, RanksDisagree, RankLost, OSError) as error:
-        log.error(f"stopped: {error}")
-        raise
-    except DataError as error:  # a file that was good when verified
-        raise DataError(f"{error}; restore the file, then the same command continues the run") from error
+    run_session(Session(trainer, folder, resolved.settings, reporter, **options))
 
 
 def _start(

@@ -8,19 +8,18 @@ from typing import Any
 import torch
 
 from fastdarts import engine, provenance, steps
-from fastdarts.data import DataError
-from fastdarts.engine import RankLost, RanksDisagree, RunFolder, RunFolderError, Session, SignalHandler, World
+from fastdarts.engine import RunFolder, RunFolderError, Session, SignalHandler, World
 from fastdarts.inputs.batches import Input
 from fastdarts.inputs.images import Images
 from fastdarts.objectives import Objective
 from fastdarts.report import write_report
 from fastdarts.runs.build_search import benchmark_of, build
-from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, say_what_changed
+from fastdarts.runs.opening import begin, draw_apart, facts_of, open_folder, run_session, say_what_changed
 from fastdarts.runs.plan_search import prepare, too_little
 from fastdarts.runs.plans import free_for
 from fastdarts.runs.resolved import Resolved
 from fastdarts.runs.search_session import PICTURES, SearchReporter
-from fastdarts.search import METHODS, Bilevel, DivergedError, Progressive, Search, Stage
+from fastdarts.search import METHODS, Bilevel, Progressive, Search, Stage
 from fastdarts.spaces import Space
 from fastdarts.spaces.file import to_dict
 from fastdarts.steps import CapturedSteps
@@ -80,13 +79,7 @@ def run(name: str, resolved: Resolved, signals: SignalHandler, world: World | No
         more = {"network": dataset.stem, "report": write_report, "benchmark": benchmark, "stages": stages}
         reporter = SearchReporter(search, folder, settings, loaders.pictures, **more)
         session = Session(search, folder, settings, reporter, files=images.index.files, signals=signals, world=world)
-        try:
-            session.run()
-        except (DivergedError, RanksDisagree, RankLost, OSError) as error:
-            log.error(f"stopped: {error}")
-            raise
-        except DataError as error:  # a file that was good when verified
-            raise DataError(f"{error}; restore the file, then the same command continues the run") from error
+        run_session(session)
         log.info(f"{search.result()}\nreport {folder['report.html']}")
         return folder.path
 
