@@ -22,10 +22,11 @@ from bench import ceilings
 from bench.records import RESULTS, append, tagged
 from bench.workload import CELL, CELL_SIZE, OURS, SUPERNETS, Run, Workload, WorkloadError, build
 from fastdarts import native
-from fastdarts.kernels.graph import Candidate, Graph, convolutions
+from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
+from fastdarts.kernels.graph import PLAIN_POOLS, Candidate, Graph, convolutions
 
 PROG = "python -m bench.floor"
-POOLS = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.PLAIN_AVG_POOL_3)
+POOLS = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, *PLAIN_POOLS)
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,11 @@ class _Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         if func is torch.ops.fastdarts.mixed_cell.default:
-            self._add(forward_cost(Graph.decode(args[7]), args[0][0], args[8]))
+            a = MixedCell(*args)
+            self._add(forward_cost(Graph.decode(a.graph), a.inputs[0], a.partial_channels))
         elif func is torch.ops.fastdarts.mixed_cell_backward.default:
-            self._add(backward_cost(Graph.decode(args[8]), args[1][0], args[9], args[12], args[14]))
+            b = MixedCellBackward(*args)
+            self._add(backward_cost(Graph.decode(b.graph), b.inputs[0], b.partial_channels, b.need_inputs, b.need_weights))
         return func(*args, **(kwargs or {}))
 
     def _add(self, costs: dict[str, Cost]) -> None:

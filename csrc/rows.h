@@ -21,6 +21,8 @@ enum Candidate : int64_t {
   CONV_1,
   CONV_3,
   PLAIN_AVG_POOL_3,
+  PLAIN_MAX_POOL_3,
+  SEP_CONV_7,
 };
 
 namespace cuda {

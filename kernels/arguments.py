@@ -17,6 +17,7 @@ class MixedCell(NamedTuple):
     ops: Tensor
     edges: Tensor | None
     weights: Tensor
+    affine: Tensor | None
     running_mean: Tensor | None
     running_var: Tensor | None
     channels: Tensor | None
@@ -42,6 +43,7 @@ class MixedCellBackward(NamedTuple):
     ops: Tensor
     edges: Tensor | None
     weights: Tensor
+    affine: Tensor | None
     statistics: Tensor
     saved: Tensor
     channels: Tensor | None
@@ -51,7 +53,7 @@ class MixedCellBackward(NamedTuple):
     batch_statistics: bool
     need_inputs: bool
     need_ops: bool  # and edges
-    need_weights: bool
+    need_weights: bool  # and affine
     sync: int
 
 
@@ -62,6 +64,7 @@ class MixedCellGradients(NamedTuple):
     grad_ops: Tensor
     grad_edges: Tensor
     grad_weights: Tensor
+    grad_affine: Tensor
 
 
 class ReLUConvBN(NamedTuple):

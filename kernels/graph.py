@@ -15,16 +15,17 @@ Shape = tuple[int, int, int, int]
 KERNEL = {
     Candidate.SEP_CONV_3: 3,
     Candidate.SEP_CONV_5: 5,
+    Candidate.SEP_CONV_7: 7,
     Candidate.DIL_CONV_3: 3,
     Candidate.DIL_CONV_5: 5,
     Candidate.CONV_1: 1,
     Candidate.CONV_3: 3,
 }
-SEPARABLE = (Candidate.SEP_CONV_3, Candidate.SEP_CONV_5)
+SEPARABLE = (Candidate.SEP_CONV_3, Candidate.SEP_CONV_5, Candidate.SEP_CONV_7)
 DILATED = (Candidate.DIL_CONV_3, Candidate.DIL_CONV_5)
 DENSE = (Candidate.CONV_1, Candidate.CONV_3)
-WITHOUT_NORM = (Candidate.NONE, Candidate.PLAIN_AVG_POOL_3)
-STRIDE_ONE = (*DENSE, Candidate.PLAIN_AVG_POOL_3)  # no cell that strides has them yet
+PLAIN_POOLS = (Candidate.PLAIN_MAX_POOL_3, Candidate.PLAIN_AVG_POOL_3)
+WITHOUT_NORM = (Candidate.NONE, *PLAIN_POOLS)
 
 
 def convolutions(candidate: Candidate, stride: int, C: int) -> list[Shape]:
@@ -100,7 +101,7 @@ class Graph:
                 raise ValueError(f"edge {e} has stride {stride}: must be 1, or 2 from an input")
             if not candidates or len(set(candidates)) < len(candidates) or not set(candidates) <= set(Candidate):
                 raise ValueError(f"edge {e} needs candidates, each a Candidate and without repetition, got {candidates}")
-            if stride == 2 and (still := [Candidate(c).name for c in candidates if c in STRIDE_ONE]):
+            if stride == 2 and (still := [Candidate(c).name for c in candidates if c in DENSE]):
                 raise ValueError(f"edge {e} has stride 2, which {', '.join(still)} cannot have")
         if len({edge.stride for edge in self.edges if edge.source < self.inputs}) > 1:
             raise ValueError("all edges from inputs must have the same stride, so that nodes have the same size")

@@ -189,4 +189,4 @@ def backward(a: MixedCellBackward, sync: Sync | None = None) -> MixedCellGradien
         "p_grad_weights": grad_weights,
     }
     _execute(plan, table, x, names, sync)
-    return MixedCellGradients(grad_inputs, grad_ops, grad_edges, grad_weights)
+    return MixedCellGradients(grad_inputs, grad_ops, grad_edges, grad_weights, x.new_empty(0))

@@ -37,6 +37,8 @@ class Candidate(IntEnum):
     CONV_1 = 8  # ReLU, convolution of all channels, BN
     CONV_3 = 9
     PLAIN_AVG_POOL_3 = 10  # AVG_POOL_3 without BN
+    PLAIN_MAX_POOL_3 = 11  # MAX_POOL_3 without BN
+    SEP_CONV_7 = 12  # as SEP_CONV_3
 
 
 class Kind(IntEnum):

@@ -8,6 +8,8 @@
 
 namespace fastdarts::ISA {
 
+constexpr int WIDEST_KERNEL = 7;
+
 // Whether input pixel i of a line meets tap kx of one of B outputs.
 template <int D, int S, int B>
 constexpr bool meets(int i, int kx) {
@@ -52,10 +54,10 @@ ALWAYS_INLINE void depthwise_block(const T* x, int64_t row, int64_t pixel, const
   V sum[B];
 #pragma GCC unroll 8
   for (int b = 0; b < B; ++b) sum[b] = accumulate ? load(out + b * out_pixel) : V{};
-#pragma GCC unroll 5
+#pragma GCC unroll 7
   for (int ky = 0; ky < K; ++ky) {
     V weight[K];
-#pragma GCC unroll 5
+#pragma GCC unroll 7
     for (int kx = 0; kx < K; ++kx) {
       weight[kx] = pinned(load(w + (ky * K + kx) * tap));
     }
@@ -65,7 +67,7 @@ ALWAYS_INLINE void depthwise_block(const T* x, int64_t row, int64_t pixel, const
       if (!meets_any<K, D, S, B>(i)) continue;
       V value = load(line + i * pixel);
       pin(value);
-#pragma GCC unroll 5
+#pragma GCC unroll 7
       for (int kx = 0; kx < K; ++kx) {
         if (meets<D, S, B>(i, kx)) sum[(i - kx * D) / S] += weight[kx] * value;
       }
@@ -96,6 +98,7 @@ template <typename T>
 DepthwiseRow<T> depthwise_of(int K, int D, int S) {
   if (K == 3 && D == 1) return S == 1 ? depthwise_row<T, 3, 1, 1> : depthwise_row<T, 3, 1, 2>;
   if (K == 5 && D == 1) return S == 1 ? depthwise_row<T, 5, 1, 1> : depthwise_row<T, 5, 1, 2>;
+  if (K == 7 && D == 1) return S == 1 ? depthwise_row<T, 7, 1, 1> : depthwise_row<T, 7, 1, 2>;
   if (K == 3 && D == 2) return S == 1 ? depthwise_row<T, 3, 2, 1> : depthwise_row<T, 3, 2, 2>;
   if (K == 5 && D == 2) return S == 1 ? depthwise_row<T, 5, 2, 1> : depthwise_row<T, 5, 2, 2>;
   return nullptr;
@@ -135,7 +138,7 @@ void depthwise_weight_block(const T* x, int64_t row, int64_t pixel, const T* dz,
                             int64_t blocks, T* acc, int64_t tap) {
   using V = Vec<T>;
   V sum[ROWS * K];
-#pragma GCC unroll 15
+#pragma GCC unroll 21
   for (int t = 0; t < ROWS * K; ++t) sum[t] = load(acc + t * tap);
   for (int64_t r = 0; r < height; ++r) {
     for (int64_t c = 0; c < blocks; ++c) {
@@ -153,7 +156,7 @@ void depthwise_weight_block(const T* x, int64_t row, int64_t pixel, const T* dz,
           if (!meets_any<K, D, S, B>(i)) continue;
           V value = load(line + i * pixel);
           pin(value);
-#pragma GCC unroll 5
+#pragma GCC unroll 7
           for (int kx = 0; kx < K; ++kx) {
             if (meets<D, S, B>(i, kx)) sum[ky * K + kx] += grad[(i - kx * D) / S] * value;
           }
@@ -161,7 +164,7 @@ void depthwise_weight_block(const T* x, int64_t row, int64_t pixel, const T* dz,
       }
     }
   }
-#pragma GCC unroll 15
+#pragma GCC unroll 21
   for (int t = 0; t < ROWS * K; ++t) store(acc + t * tap, sum[t]);
 }
 
@@ -190,6 +193,7 @@ template <typename T>
 DepthwiseWeight<T> depthwise_weight_of(int K, int D, int S) {
   if (K == 3 && D == 1) return S == 1 ? depthwise_weight<T, 3, 1, 1> : depthwise_weight<T, 3, 1, 2>;
   if (K == 5 && D == 1) return S == 1 ? depthwise_weight<T, 5, 1, 1> : depthwise_weight<T, 5, 1, 2>;
+  if (K == 7 && D == 1) return S == 1 ? depthwise_weight<T, 7, 1, 1> : depthwise_weight<T, 7, 1, 2>;
   if (K == 3 && D == 2) return S == 1 ? depthwise_weight<T, 3, 2, 1> : depthwise_weight<T, 3, 2, 2>;
   if (K == 5 && D == 2) return S == 1 ? depthwise_weight<T, 5, 2, 1> : depthwise_weight<T, 5, 2, 2>;
   return nullptr;

@@ -27,6 +27,9 @@ const CellKernels& cell_kernels() {
   return kernels(tables);
 }
 
+// As doubles on the CPU, contiguous.
+at::Tensor doubles(const at::Tensor& t) { return t.to(at::kDouble).contiguous(); }
+
 struct Sizes {
   int64_t N, C, H, W;
 };
@@ -43,7 +46,7 @@ struct Plan : CellPlan {
   Plan(const Plan&) = delete;
 
   void set_channels(const std::optional<at::Tensor>& chosen);
-  void set_norms(bool of_batch, double given_eps, int64_t given_sync);
+  void set_norms(bool of_batch, double given_eps, int64_t given_sync, const std::optional<at::Tensor>& affine);
 
  private:
   void add_edge(const int64_t* codes, int64_t count, int source, int node, int stride);
@@ -51,6 +54,7 @@ struct Plan : CellPlan {
   void add_dense(int column, int stride, bool halves, int side);
 
   int64_t weights_ = 0;  // allocated numbers of `weights`
+  at::Tensor affine_;    // (2, bns * Cq): scale and shift
 };
 
 Plan::Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_channels, int64_t element_size)
@@ -114,7 +118,7 @@ Plan::Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_chan
 }
 
 void Plan::add_edge(const int64_t* codes, int64_t count, int source, int node, int stride) {
-  MixedEdge e{source, node, stride, static_cast<int>(unit_list.size()), 0, -1, -1, -1, -1, -1, -1};
+  MixedEdge e{source, node, stride, static_cast<int>(unit_list.size()), 0, -1, -1, -1, -1, -1, -1, -1};
   const auto once = [](int& field, int64_t column) {
     TORCH_CHECK(field < 0, "mixed_cell: an edge has one candidate twice");
     field = static_cast<int>(column);
@@ -137,11 +141,16 @@ void Plan::add_edge(const int64_t* codes, int64_t count, int source, int node, i
         e.avg_bn = num_bns++;
         break;
       case PLAIN_AVG_POOL_3:
-        once(e.plain, column);
+        once(e.plain_avg, column);
+        break;
+      case PLAIN_MAX_POOL_3:
+        once(e.plain_max, column);
         break;
       case SEP_CONV_3:
-      case SEP_CONV_5: {
-        const int kernel = codes[column] == SEP_CONV_3 ? 3 : 5, first = static_cast<int>(unit_list.size());
+      case SEP_CONV_5:
+      case SEP_CONV_7: {
+        const int kernel = codes[column] == SEP_CONV_3 ? 3 : codes[column] == SEP_CONV_5 ? 5 : 7;
+        const int first = static_cast<int>(unit_list.size());
         add_unit(i, kernel, 1, stride, -1);
         add_unit(i, kernel, 1, 1, first);
         break;
@@ -212,8 +221,14 @@ void Plan::set_channels(const std::optional<at::Tensor>& chosen) {
   }
 }
 
-void Plan::set_norms(bool of_batch, double given_eps, int64_t given_sync) {
+void Plan::set_norms(bool of_batch, double given_eps, int64_t given_sync, const std::optional<at::Tensor>& affine) {
   batch_statistics = of_batch, eps = given_eps;
+  if (affine.has_value()) {
+    TORCH_CHECK(affine->numel() == 2 * num_bns * Cq, "mixed_cell: affine must be (2, B * C/k)");
+    affine_ = doubles(*affine);
+    scale = affine_.const_data_ptr<double>();
+    shift = scale + num_bns * Cq;
+  }
   if (given_sync == 0 || !of_batch) return;
   sync = given_sync;
   edges_at_once = num_edges;  // one sum over the ranks for all edges that are ready
@@ -230,19 +245,20 @@ Sizes sizes_of(at::TensorList inputs) {
   return {x.size(0), x.size(1), x.size(2), x.size(3)};
 }
 
-// As doubles on the CPU, contiguous.
-at::Tensor doubles(const at::Tensor& t) { return t.to(at::kDouble).contiguous(); }
-
 struct Mix {
   at::Tensor ops, edges;
 
-  Mix(const Plan& plan, const at::Tensor& given_ops, const std::optional<at::Tensor>& given_edges)
+  Mix(Plan& plan, const at::Tensor& given_ops, const std::optional<at::Tensor>& given_edges)
       : ops(doubles(given_ops)) {
     TORCH_CHECK(ops.dim() == 2 && ops.size(0) == plan.num_edges && ops.size(1) >= plan.columns,
                 "mixed_cell: ops must be (E, K)");
+    plan.columns = static_cast<int>(ops.size(1));
     if (!given_edges.has_value()) return;
     edges = doubles(*given_edges);
-    TORCH_CHECK(edges.dim() == 1 && edges.size(0) == plan.num_edges, "mixed_cell: edges must be (E,)");
+    plan.edges_per_image = edges.dim() == 2;
+    TORCH_CHECK(edges.dim() > 0 && edges.numel() == plan.num_edges * (plan.edges_per_image ? plan.N : 1) &&
+                    edges.size(0) == plan.num_edges,
+                "mixed_cell: edges must be (E,) or (E, N)");
   }
 
   const double* ops_data() const { return ops.const_data_ptr<double>(); }
@@ -251,15 +267,14 @@ struct Mix {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(
     at::TensorList inputs, const at::Tensor& ops, const std::optional<at::Tensor>& edges, const at::Tensor& weights,
-    const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
-    const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps,
+    const std::optional<at::Tensor>& affine, const std::optional<at::Tensor>& running_mean,
+    const std::optional<at::Tensor>& running_var, const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps,
     int64_t sync) {
   const auto options = inputs[0].options();
   Plan plan(graph, sizes_of(inputs), partial_channels, options.dtype().itemsize());
   plan.set_channels(channels);
-  plan.set_norms(!running_mean.has_value(), eps, sync);
+  plan.set_norms(!running_mean.has_value(), eps, sync, affine);
   const Mix mix(plan, ops, edges);
-  plan.columns = static_cast<int>(mix.ops.size(1));
   auto out = channels_last(plan.N, plan.nodes * plan.C, plan.Ho, plan.Wo, options);
   auto statistics = at::empty({2, plan.num_bns * plan.Cq}, options.dtype(at::kDouble));
   if (!plan.batch_statistics) {
@@ -284,19 +299,18 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(
   return {out, statistics, saved};
 }
 
-std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_cell_backward(
+std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mixed_cell_backward(
     const at::Tensor& grad, at::TensorList inputs, const at::Tensor& ops, const std::optional<at::Tensor>& edges,
-    const at::Tensor& weights, const at::Tensor& statistics, const at::Tensor& saved,
+    const at::Tensor& weights, const std::optional<at::Tensor>& affine, const at::Tensor& statistics, const at::Tensor& saved,
     const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps,
     bool batch_statistics, bool need_inputs, bool need_ops, bool need_weights, int64_t sync) {
   const auto options = inputs[0].options();
   Plan plan(graph, sizes_of(inputs), partial_channels, options.dtype().itemsize());
   plan.set_channels(channels);
-  plan.set_norms(batch_statistics, eps, sync);
+  plan.set_norms(batch_statistics, eps, sync, affine);
   TORCH_CHECK(saved.numel() == plan.saved, "mixed_cell_backward: saved was laid out for another instruction set");
   TORCH_CHECK(grad.is_contiguous(at::MemoryFormat::ChannelsLast), "mixed_cell_backward: grad must be in channels_last");
   const Mix mix(plan, ops, edges);
-  plan.columns = static_cast<int>(mix.ops.size(1));
   std::vector<at::Tensor> grad_inputs;
   if (need_inputs) {
     for (int i = 0; i < plan.inputs; ++i) grad_inputs.push_back(channels_last(plan.N, plan.C, plan.H, plan.W, options));
@@ -304,6 +318,10 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_ce
   auto grad_ops = at::zeros(mix.ops.sizes(), mix.ops.options());
   auto grad_edges = at::zeros({plan.num_edges}, mix.ops.options());
   auto grad_weights = at::empty({need_weights ? weights.numel() : 0}, options);
+  const bool learn_affine = need_weights && affine.has_value();
+  auto grad_affine = at::zeros({learn_affine ? affine->numel() : 0}, mix.ops.options());
+  double* grad_scale = learn_affine ? grad_affine.mutable_data_ptr<double>() : nullptr;
+  double* grad_shift = learn_affine ? grad_scale + plan.num_bns * plan.Cq : nullptr;
   const auto flat = weights.contiguous();
   const double* mean = statistics.const_data_ptr<double>();
   const auto call = [&]<typename T>(void (*run)(const CellPlan&, const CellBackward<T>&)) {
@@ -312,7 +330,8 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_ce
     run(plan, {from.data(), mix.ops_data(), mix.edges_data(), flat.const_data_ptr<T>(), mean,
                mean + plan.num_bns * plan.Cq, saved.const_data_ptr<T>(), grad.const_data_ptr<T>(),
                need_inputs ? to.data() : nullptr, need_ops, grad_ops.mutable_data_ptr<double>(),
-               grad_edges.mutable_data_ptr<double>(), need_weights ? grad_weights.mutable_data_ptr<T>() : nullptr});
+               grad_edges.mutable_data_ptr<double>(), grad_scale, grad_shift,
+               need_weights ? grad_weights.mutable_data_ptr<T>() : nullptr});
   };
   if (options.dtype() == at::kDouble) {
     call(cell_kernels().backward_double);
@@ -322,7 +341,8 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor> mixed_ce
   const auto mine = [&](const at::Tensor& grad_of_mix) {
     return need_ops ? grad_of_mix.to(ops.scalar_type()) : at::empty({0}, ops.options());
   };
-  return {grad_inputs, mine(grad_ops), mine(grad_edges), grad_weights};
+  auto of_affine = learn_affine ? grad_affine.to(affine->scalar_type()).view(affine->sizes()) : at::empty({0}, options);
+  return {grad_inputs, mine(grad_ops), mine(grad_edges), grad_weights, of_affine};
 }
 
 }  // namespace

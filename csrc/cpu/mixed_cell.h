@@ -30,7 +30,8 @@ struct Unit {
 struct MixedEdge {
   int source, node, stride;
   int begin, end;                       // its units
-  int skip, max_pool, avg_pool, plain;  // columns of `ops`, -1 where it has no such candidate
+  int skip, max_pool, avg_pool;         // columns of `ops`, -1 where it has no such candidate
+  int plain_max, plain_avg;             // likewise of the pools without a BN
   int max_bn, avg_bn;
 };
 
@@ -50,6 +51,9 @@ struct CellPlan {
   int64_t saved, packed;                   // numbers in `saved` and in all matrices in kernel layout
   // How many edges go through a stage together: few keep the caches, many the threads busy, all are one sum over ranks.
   int edges_at_once;
+  bool edges_per_image;  // `edges` is (E, N)
+  const double* scale;   // (bns, Cq): of the BNs' affine parameters, or nullptr: 1
+  const double* shift;   // likewise, 0
   bool batch_statistics;
   double eps;
   int64_t sync;  // handle of ranks.h: the ranks that share the statistics; 0 for running statistics
@@ -59,7 +63,7 @@ template <typename T>
 struct CellForward {
   const T* const* inputs;  // NHWC
   const double* ops;       // (E, K)
-  const double* edges;     // (E,)
+  const double* edges;     // (E,) or (E, N), or nullptr: 1
   const T* weights;
   double* mean;      // (bns, Cq): output, or input for running statistics
   double* variance;  // likewise, biased
@@ -81,6 +85,8 @@ struct CellBackward {
   bool need_ops;          // the gradients of ops and edges
   double* grad_ops;       // (E, K), zeroed
   double* grad_edges;     // (E,), zeroed
+  double* grad_scale;     // (bns, Cq), or nullptr: not needed
+  double* grad_shift;     // likewise
   T* grad_weights;        // or nullptr: not needed
 };
 

@@ -96,6 +96,7 @@ class Backward : BackwardConvolutions<T, G> {
     const bool mine = !p.direct && !this->in_blocks();
     const Scratch<T> dmax(image), davg(image), buffer(mine ? numbers : 0), x_buffer(this->buffer_size(s)),
         g_buffer(this->buffer_size(p.inputs));
+    const Scratch<T> factor(3 * width);
     const Scratch<double> of_pools(4 * width);  // of the maximum and the average: q and c (see use_sums), over edges
     T* dx = mine ? static_cast<T*>(buffer) : this->dstate_of(s, block);
     bool begun = false, maxima = false, averages = false;
@@ -115,12 +116,19 @@ class Backward : BackwardConvolutions<T, G> {
         stride = e.stride;
       }
       const T* g = this->gradient_of(e.node, block, i, g_buffer);
-      if (e.max_pool >= 0) pool_gradient(this->factors_of(i, e.max_pool), g, of_pools, pooled(maxima, dmax));
-      if (e.avg_pool >= 0) {
-        pool_gradient(this->factors_of(i, e.avg_pool), g, of_pools + 2 * width, pooled(averages, davg));
+      const auto weighted = [&](int column, T* to) {
+        this->weights_of(i, column, block, factor);
+        scaled_sum(g, factor, to);
+      };
+      if (e.max_pool >= 0) {
+        pool_gradient(this->factors_of(i, e.max_pool, block, factor), g, of_pools, pooled(maxima, dmax));
       }
-      if (e.plain >= 0) scaled_sum(g, this->weight(i, e.plain), pooled(averages, davg));
-      if (e.skip >= 0 && e.stride == 1) scaled_sum(g, this->weight(i, e.skip), dx);
+      if (e.avg_pool >= 0) {
+        pool_gradient(this->factors_of(i, e.avg_pool, block, factor), g, of_pools + 2 * width, pooled(averages, davg));
+      }
+      if (e.plain_max >= 0) weighted(e.plain_max, pooled(maxima, dmax));
+      if (e.plain_avg >= 0) weighted(e.plain_avg, pooled(averages, davg));
+      if (e.skip >= 0 && e.stride == 1) weighted(e.skip, dx);
       if (p.shared && !last_of(s, i)) continue;  // pools of the same channels are differentiated at once
       const T* x = this->block_of(s, block, i, x_buffer);
       if (maxima) {
@@ -155,9 +163,11 @@ class Backward : BackwardConvolutions<T, G> {
     return true;
   }
 
-  void scaled_sum(const T* g, double factor, T* to) const {
-    const V a = all(static_cast<T>(factor));
-    for (int64_t i = 0; i < image; i += L) store(to + i, load(to + i) + a * load(g + i));
+  void scaled_sum(const T* g, const T* factor, T* to) const {
+    for (int64_t i = 0; i < width; i += L) {
+      const V a = load(factor + i);
+      for (int64_t q = i; q < image; q += width) store(to + q, load(to + q) + a * load(g + q));
+    }
   }
 
   // An edge's own part of a pool's gradient, a * g + q * pool + c: a * g to `to`, q and c to `rest`.
@@ -198,7 +208,7 @@ class Backward : BackwardConvolutions<T, G> {
     for (int i = 0; i < p.num_edges; ++i) {
       const MixedEdge& e = p.edges[i];
       if (e.source != s) continue;
-      this->passing(i, static_cast<T>(this->beta(i)), factor);
+      this->passing(i, static_cast<T>(p.edges_per_image ? c.edges[i * p.N + n] : this->beta(i)), factor);
       for (int64_t r = 0; r < p.Ho; ++r) {
         const T* g = this->grad_node(e.node) + (n * p.Ho + r) * p.Wo * p.C;
         if (e.stride == 1) {

@@ -39,7 +39,7 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
     }
     const bool learn = c.grad_weights != nullptr;
     const Scratch<T> parts(learn ? chunks * offsets[units] : 0);  // weight gradients of each chunk
-    const Scratch<T> middle(middles[units]);                      // dL/dxhat of the first halves
+    const Scratch<T> middle(middles[units]);                      // of the first halves' BNs' outputs
     const auto part = [&](int64_t unit, int64_t chunk) -> T* {
       return learn ? parts + chunk * offsets[units] + offsets[unit - first] : nullptr;
     };
@@ -94,7 +94,7 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
           dz(b.padded(b.p.Ho, b.p.Wo)),
           dy(b.tile_rows * b.p.Wo * b.width),
           tile(b.tile_rows * b.p.Wo * b.width),
-          taps(25 * b.width) {
+          taps(WIDEST_KERNEL * WIDEST_KERNEL * b.width) {
       b.clear_border(x, h, w);
       b.clear_border(dz, b.p.Ho, b.p.Wo);
     }
@@ -249,7 +249,8 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
     for (int i = e.begin; i < e.end; ++i) any |= p.units[i].before >= 0;
     if (!any) return;
     const Work work(*this, p.Ho, p.Wo);
-    const Scratch<T> buffer(this->buffer_size(p.inputs)), factor((e.end - e.begin) * 2 * width);
+    const Scratch<T> buffer(this->buffer_size(p.inputs)), factor((e.end - e.begin) * 2 * width),
+        of_block(3 * width);
     for (int i = e.begin; i < e.end; ++i) {
       if (p.units[i].before < 0) continue;
       T* scale = factor + (i - e.begin) * 2 * width;
@@ -264,17 +265,22 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
         const T* scale = factor + (i - e.begin) * 2 * width;
         this->middle(c.saved + p.units[u.before].y + block * image, scale, scale + width, p.Ho, work.x);
         work.fresh = true;
-        unit_backward(u, block, g, this->factors_of(edge, u.column), p.Ho, p.Wo, true, work, part(i, chunk));
+        const T* last = this->factors_of(edge, u.column, block, of_block);
+        unit_backward(u, block, g, last, p.Ho, p.Wo, true, work, part(i, chunk));
         keep_middle(u.before, block, work, middle(u.before) + block * image);
       }
     }
   }
 
-  // dL/dxhat of a first half: the gradient of the middle's output where that is positive; and its two sums.
+  // dL/d of a first half's BN: the gradient of the middle's output where that is positive; and its sums, of itself and of
+  // its product with xhat, or, where the BN is affine, with y.
   void keep_middle(int unit, int64_t block, const Work& work, T* to) const {
     const int64_t row = this->padded_row(p.Wo);
     const T* h = this->inside(work.x, p.Wo);
     const T* dh = this->inside(work.dx, p.Wo);
+    const bool affine = p.scale != nullptr;
+    const T* with = affine ? c.saved + p.units[unit].y + block * image : h;
+    const int64_t with_row = affine ? p.Wo * width : row;
     double* into = middle_sums + (unit * p.blocks + block) * 2 * width;
     clear(into, 2 * width);
     for (int64_t r0 = 0; r0 < p.Ho; r0 += tile_rows) {
@@ -283,10 +289,10 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
         V sum{}, product{};
         for (int64_t r = r0; r < r1; ++r) {
           for (int64_t q = i; q < p.Wo * width; q += width) {
-            const V value = load(h + r * row + q), grad = value > 0 ? load(dh + r * row + q) : V{};
+            const V grad = load(h + r * row + q) > 0 ? load(dh + r * row + q) : V{};
             store(to + r * p.Wo * width + q, grad);
             sum += grad;
-            product += grad * value;
+            product += grad * load(with + r * with_row + q);
           }
         }
         fold_vector<T>(sum, into + i);
@@ -317,10 +323,16 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
         s0[ch] += this->channel_sum(from, block, ch);
         s0[p.Cq + ch] += this->channel_sum(from + width, block, ch);
       }
+      if (p.scale == nullptr) continue;
+      const int bn = p.units[unit].bn;
+      double& s1 = s0[p.Cq + ch];
+      s1 = this->inverse_std(c.variance, bn, ch) * (s1 - this->mean_of(bn, ch) * s0[ch]);
+      this->give_affine(bn, ch, s1, s0[ch]);
     }
   }
 
-  // The factors of a first half's dL/dy = r (d - S0 / m - xhat S1 / m), d = dL/dxhat.
+  // The factors of a first half's dL/dy = r (d - S0 / m - xhat S1 / m), times the BN's scale; d is the gradient of its
+  // output.
   void use_middle_sums(int unit, int64_t ranks) {
     const Unit& u = p.units[unit];
     if (!is_first_half(u)) return;
@@ -328,8 +340,9 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
     const double *s0 = middle_totals + unit * 2 * p.Cq, *s1 = s0 + p.Cq;
     const Scratch<double> a(p.Cq), q(p.Cq), constant(p.Cq);
     for (int64_t ch = 0; ch < p.Cq; ++ch) {
-      a[ch] = this->inverse_std(c.variance, u.bn, ch);
-      q[ch] = p.batch_statistics ? -a[ch] * a[ch] * s1[ch] / m : 0;
+      const double r = this->inverse_std(c.variance, u.bn, ch);
+      a[ch] = this->scale_of(u.bn, ch) * r;
+      q[ch] = p.batch_statistics ? -a[ch] * r * s1[ch] / m : 0;
       constant[ch] = p.batch_statistics ? -a[ch] * s0[ch] / m - q[ch] * this->mean_of(u.bn, ch) : 0;
     }
     this->set_factors(first_factors + unit * 3 * width, a, q, constant);
@@ -342,7 +355,7 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
     const int64_t h = this->height(e.source), w = this->columns(e.source), row = this->padded_row(w);
     const bool need_dx = wants_source(e);
     const Work work(*this, h, w);
-    const Scratch<T> g_buffer(this->buffer_size(p.inputs)), x_buffer(this->buffer_size(e.source));
+    const Scratch<T> g_buffer(this->buffer_size(p.inputs)), x_buffer(this->buffer_size(e.source)), of_block(3 * width);
     const auto run = blocks_of(chunk);
     for (int64_t block = run.begin; block < run.end; ++block) {
       const T* g = this->gradient_of(e.node, block, edge, g_buffer);
@@ -352,7 +365,8 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
         const Unit& u = p.units[i];
         if (u.before >= 0) continue;
         const T* grad = u.after < 0 ? g : middle(i) + block * image;
-        const T* factor = u.after < 0 ? this->factors_of(edge, u.column) : first_factors + i * 3 * width;
+        const T* factor =
+            u.after < 0 ? this->factors_of(edge, u.column, block, of_block) : first_factors + i * 3 * width;
         unit_backward(u, block, grad, factor, h, w, need_dx, work, part(i, chunk));
       }
       if (!need_dx) continue;

@@ -45,9 +45,24 @@ class BackwardSums : protected Cell<T, G> {
   // A node's gradient, its channels in the order in which the inputs have them.
   const T* grad_node(int node) const { return (p.shuffled == nullptr ? grads : unshuffled) + node * node_numbers; }
 
-  double beta(int edge) const { return c.edges == nullptr ? 1 : c.edges[edge]; }
+  // Of all images: without the weights of single ones.
+  double beta(int edge) const { return c.edges == nullptr || p.edges_per_image ? 1 : c.edges[edge]; }
   double weight(int edge, int column) const { return beta(edge) * c.ops[edge * p.columns + column]; }
   T* factors_of(int edge, int column) const { return factors + (edge * p.columns + column) * 3 * width; }
+
+  // The same for a block, whose images may have weights of their own; `buffer` holds 3 * width numbers.
+  const T* factors_of(int edge, int column, int64_t block, T* buffer) const {
+    const T* common = factors_of(edge, column);
+    if (!p.edges_per_image) return common;
+    copy(common, 3 * width, buffer);
+    this->weigh_images(c.edges, edge, block, 1, buffer);
+    return buffer;
+  }
+  // A candidate's weight in each lane of a block.
+  void weights_of(int edge, int column, int64_t block, T* to) const {
+    for (int64_t i = 0; i < width; ++i) to[i] = static_cast<T>(weight(edge, column));
+    if (p.edges_per_image) this->weigh_images(c.edges, edge, block, 1, to);
+  }
 
   const T* block_of(int s, int64_t block, int edge, T* buffer) const {
     return Base::block_of(state(s), state_blocks, s, block, edge, buffer);
@@ -105,6 +120,13 @@ class BackwardSums : protected Cell<T, G> {
     for_each(count, [&](int64_t i) { use_sums(begin + static_cast<int>(i), ranks); });
   }
 
+  // A channel's part of the gradients of a BN's affine parameters.
+  void give_affine(int bn, int64_t ch, double of_scale, double of_shift) const {
+    if (c.grad_scale == nullptr) return;
+    c.grad_scale[bn * p.Cq + ch] = of_scale;
+    c.grad_shift[bn * p.Cq + ch] = of_shift;
+  }
+
   // Sums become those of all ranks, where these share the statistics; returns how many ranks do.
   int64_t over_ranks(int64_t n, double* numbers) const { return p.sync == 0 ? 1 : sum_over_ranks(p.sync, n, numbers); }
 
@@ -113,6 +135,8 @@ class BackwardSums : protected Cell<T, G> {
   const Scratch<double> sums;      // (E, blocks, slots, width): of g, and of g times each candidate's output
   const Scratch<double> totals;    // (E, slots, Cq): of g, and of g times each normalised candidate's xhat
   const Scratch<double> bypassed;  // (E, blocks): sum of g times the bypassed channels
+
+  bool wants_edges() const { return c.need_ops && c.edges != nullptr && !p.edges_per_image; }
 
   double* sums_of(int edge, int64_t block, int slot) const {
     return sums + ((edge * p.blocks + block) * slots + slot) * width;
@@ -129,6 +153,8 @@ class BackwardSums : protected Cell<T, G> {
     if (e.avg_pool >= 0) body(e.avg_pool, e.avg_bn);
   }
 
+  bool normalised(const MixedEdge& e) const { return e.begin < e.end || e.max_pool >= 0 || e.avg_pool >= 0; }
+
   void take_sums(int edge, int64_t block) {
     const MixedEdge& e = p.edges[edge];
     const Scratch<T> g_buffer(this->buffer_size(p.inputs)), x_buffer(this->buffer_size(e.source)),
@@ -136,6 +162,7 @@ class BackwardSums : protected Cell<T, G> {
     const T* g = gradient_of(e.node, block, edge, g_buffer);
     const T* x = block_of(e.source, block, edge, x_buffer);
     clear(sums_of(edge, block, 0), slots * width);
+    if (!c.need_ops && !normalised(e)) return;
     this->dot(g, nullptr, pixels, sums_of(edge, block, 0));
     for (int i = e.begin; i < e.end; ++i) {
       const Unit& u = p.units[i];
@@ -152,8 +179,11 @@ class BackwardSums : protected Cell<T, G> {
     };
     pool(true, e.max_pool, e.max_bn);
     pool(false, e.avg_pool, e.avg_bn);
-    if (c.need_ops) pool(false, e.plain, -1);
-    bypassed[edge * p.blocks + block] = c.edges == nullptr || p.k == 1 || !c.need_ops ? 0 : bypass_sum(edge, block);
+    if (c.need_ops) pool(true, e.plain_max, -1);
+    if (c.need_ops) pool(false, e.plain_avg, -1);
+    if (p.edges_per_image) this->weigh_images(c.edges, edge, block, slots, sums_of(edge, block, 0));
+    const bool bypass = wants_edges() && p.k > 1;
+    bypassed[edge * p.blocks + block] = bypass ? bypass_sum(edge, block) : 0;
   }
 
   // Sum over the channels that pass by of g times the (max-pooled) state.
@@ -192,7 +222,8 @@ class BackwardSums : protected Cell<T, G> {
       for (int64_t ch = 0; ch < p.Cq; ++ch) {
         const double r = this->inverse_std(c.variance, bn, ch);
         s1[ch] = r * (sum(edge, 1 + column, ch) - mean_of(bn, ch) * s0[ch]);
-        grad += s1[ch];
+        grad += this->scale_of(bn, ch) * s1[ch] + this->shift_of(bn, ch) * s0[ch];
+        give_affine(bn, ch, weight(edge, column) * s1[ch], weight(edge, column) * s0[ch]);
       }
       give(column, grad);
     });
@@ -202,13 +233,15 @@ class BackwardSums : protected Cell<T, G> {
       for (int64_t ch = 0; ch < p.Cq; ++ch) grad += sum(edge, 1 + column, ch);
       give(column, grad);
     };
-    plain(e.plain);
+    plain(e.plain_max);
+    plain(e.plain_avg);
     if (e.stride == 1) plain(e.skip);
-    c.grad_edges[edge] = c.edges == nullptr ? 0 : of_edge;
+    c.grad_edges[edge] = wants_edges() ? of_edge : 0;
   }
 
   // The factors of each candidate's dL/dy. With S0 = sum g and S1 = sum g * xhat over the m values of each rank:
-  // dL/dy = beta a r (g - S0 / m - xhat S1 / m), the means only where the statistics are the batch's.
+  // dL/dy = beta a r (g - S0 / m - xhat S1 / m), times the BN's scale, the means only where the statistics are the
+  // batch's. Where images have weights of their own, g is weighted in these sums.
   void use_sums(int edge, int64_t ranks) const {
     const double m = static_cast<double>(p.N * pixels * ranks);
     const double* s0 = totals_of(edge, 0);
@@ -217,7 +250,7 @@ class BackwardSums : protected Cell<T, G> {
       const double* s1 = totals_of(edge, 1 + column);
       for (int64_t ch = 0; ch < p.Cq; ++ch) {
         const double r = this->inverse_std(c.variance, bn, ch), mean = mean_of(bn, ch);
-        a[ch] = weight(edge, column) * r;
+        a[ch] = weight(edge, column) * this->scale_of(bn, ch) * r;
         q[ch] = p.batch_statistics ? -a[ch] * r * s1[ch] / m : 0;
         constant[ch] = p.batch_statistics ? -a[ch] * s0[ch] / m - q[ch] * mean : 0;
       }

@@ -10,6 +10,7 @@ namespace {
 template <typename T, int G>
 class Forward : ForwardConvolutions<T, G> {
   static constexpr int MOST = 12;  // terms of one edge: at most as many as there are candidates
+  static constexpr int POOLS = 4;  // of which at most so many are pools
   using Base = ForwardConvolutions<T, G>;
   using Base::L, Base::p, Base::c, Base::width, Base::image, Base::tile_rows, Base::pivots, Base::starts,
       Base::by_source;
@@ -55,7 +56,8 @@ class Forward : ForwardConvolutions<T, G> {
     const T* factor;
   };
 
-  double beta(int edge) const { return c.edges == nullptr ? 1 : c.edges[edge]; }
+  // Of all images: without the weights of single ones.
+  double beta(int edge) const { return c.edges == nullptr || p.edges_per_image ? 1 : c.edges[edge]; }
   double weight(int edge, int column) const { return column < 0 ? 0 : beta(edge) * c.ops[edge * p.columns + column]; }
 
   // The factors of an edge's terms and the sum of their constants; terms come in the order that edge_terms has.
@@ -67,11 +69,13 @@ class Forward : ForwardConvolutions<T, G> {
     const auto normalised = [&](int column, int bn) {
       const double a = weight(edge, column);
       for (int64_t ch = 0; ch < p.Cq; ++ch) {
-        const double r = this->inverse_std(c.variance, bn, ch);
-        const double constant = a * r * (static_cast<double>(pivots[bn * p.Cq + ch]) - c.mean[bn * p.Cq + ch]);
+        const double r = this->scale_of(bn, ch) * this->inverse_std(c.variance, bn, ch);
+        const double from_pivot = static_cast<double>(pivots[bn * p.Cq + ch]) - c.mean[bn * p.Cq + ch];
+        const double constant = a * (r * from_pivot + this->shift_of(bn, ch));
         for (int g = 0; g < G; ++g) offset[this->lane(g, ch)] += constant;
       }
-      this->expand(factor, [&](int64_t ch) { return a * this->inverse_std(c.variance, bn, ch); });
+      this->expand(factor,
+                   [&](int64_t ch) { return a * this->scale_of(bn, ch) * this->inverse_std(c.variance, bn, ch); });
       factor += width;
     };
     const auto plain = [&](int column) {
@@ -83,18 +87,19 @@ class Forward : ForwardConvolutions<T, G> {
     }
     if (e.max_pool >= 0) normalised(e.max_pool, e.max_bn);
     if (e.avg_pool >= 0) normalised(e.avg_pool, e.avg_bn);
-    if (e.plain >= 0) plain(e.plain);
+    if (e.plain_max >= 0) plain(e.plain_max);
+    if (e.plain_avg >= 0) plain(e.plain_avg);
     if (e.skip >= 0 && e.stride == 1) plain(e.skip);
   }
 
-  // The terms of an edge over output rows r .. end; returns how many.
-  int edge_terms(int edge, int64_t block, int64_t r, int64_t end, const T* x, T* pooled, T* line, const T* zero,
-                 Term* terms) const {
+  // The terms of an edge over output rows r .. end, with its factors; returns how many.
+  int edge_terms(int edge, const T* factor, int64_t block, int64_t r, int64_t end, const T* x, T* pooled, T* line,
+                 const T* zero, Term* terms) const {
     const MixedEdge& e = p.edges[edge];
     const int64_t from = block * image + r * p.Wo * width, n = tile_rows * p.Wo * width;
     int t = 0;
     const auto add = [&](const T* values) {
-      terms[t] = {values, factors + (edge * MOST + t) * width};
+      terms[t] = {values, factor + t * width};
       ++t;
     };
     const auto pool = [&](bool max, const T* start, T* out) {
@@ -108,7 +113,8 @@ class Forward : ForwardConvolutions<T, G> {
     }
     if (e.max_pool >= 0) add(pool(true, starts + e.max_bn * width, pooled));
     if (e.avg_pool >= 0) add(pool(false, starts + e.avg_bn * width, pooled + n));
-    if (e.plain >= 0) add(pool(false, zero, pooled + 2 * n));
+    if (e.plain_max >= 0) add(pool(true, zero, pooled + 2 * n));
+    if (e.plain_avg >= 0) add(pool(false, zero, pooled + 3 * n));
     if (e.skip >= 0 && e.stride == 1) add(x + r * p.Wo * width);
     return t;
   }
@@ -121,16 +127,28 @@ class Forward : ForwardConvolutions<T, G> {
       if (first < 0) first = i;
       ++edges;
     }
-    const Scratch<T> base(edges * width), acc(n * width), pooled(edges * 3 * n * width), line(p.W * width), zero(width),
+    const Scratch<T> base(edges * width), acc(n * width), pooled(edges * POOLS * n * width), line(p.W * width), zero(width),
         rows(p.direct ? 1 : G * n * p.C), way(p.direct ? 1 : G * n * p.C), buffers(edges * this->buffer_size(0));
     const Scratch<Term> terms(edges * MOST);
     const Scratch<const T*> source(edges);
     clear<T>(zero, width);
+    const Scratch<T> weighted(p.edges_per_image ? edges * MOST * width : 0);
+    const Scratch<double> constants(edges * width);
+    const T* factor = factors + first * MOST * width;
+    copy(offsets + first * width, edges * width, static_cast<double*>(constants));
+    if (p.edges_per_image) {
+      copy(factor, edges * MOST * width, static_cast<T*>(weighted));
+      factor = weighted;
+    }
+    for (int e = 0; e < edges && p.edges_per_image; ++e) {
+      this->weigh_images(c.edges, first + e, block, MOST, weighted + e * MOST * width);
+      this->weigh_images(c.edges, first + e, block, 1, constants + e * width);
+    }
     for (int e = 0; e < edges; ++e) {
       source[e] = this->block_of(p.edges[first + e].source, block, first + e, buffers + e * this->buffer_size(0));
       for (int64_t i = 0; i < width; ++i) {  // edges that process the same channels are summed at once
-        double sum = offsets[(first + e) * width + i];
-        for (int other = 1; other < edges && p.shared && e == 0; ++other) sum += offsets[(first + other) * width + i];
+        double sum = constants[e * width + i];
+        for (int other = 1; other < edges && p.shared && e == 0; ++other) sum += constants[other * width + i];
         base[e * width + i] = static_cast<T>(sum);
       }
     }
@@ -141,7 +159,8 @@ class Forward : ForwardConvolutions<T, G> {
         to = p.shared ? edges : from + 1;
         int t = 0;
         for (int e = from; e < to; ++e) {
-          t += edge_terms(first + e, block, r, end, source[e], pooled + e * 3 * n * width, line, zero, terms + t);
+          t += edge_terms(first + e, factor + e * MOST * width, block, r, end, source[e], pooled + e * POOLS * n * width,
+                          line, zero, terms + t);
         }
         affine_sum(terms, t, base + from * width, count, acc);
         if (!p.direct) place(first + from, first + to, block, r, end, acc, way, rows);
@@ -207,7 +226,8 @@ class Forward : ForwardConvolutions<T, G> {
   // way += what passes by an edge's candidates, of image n; `maxima` and `factor` are scratch.
   void bypass(int edge, int64_t n, int64_t r0, int64_t r1, T* maxima, T* factor, T* way) const {
     const MixedEdge& e = p.edges[edge];
-    for (int64_t i = 0; i < p.C; ++i) factor[i] = static_cast<T>(beta(edge));
+    const double weight_of_image = p.edges_per_image ? c.edges[edge * p.N + n] : beta(edge);
+    for (int64_t i = 0; i < p.C; ++i) factor[i] = static_cast<T>(weight_of_image);
     const T* x = this->state(e.source) + n * this->height(e.source) * this->columns(e.source) * p.C;
     if (e.stride == 1) {
       add_scaled<T>(factor, x + r0 * p.Wo * p.C, (r1 - r0) * p.Wo, p.C, way);

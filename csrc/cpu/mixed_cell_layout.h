@@ -138,6 +138,18 @@ class Cell {
     }
   }
 
+  // numbers *= the weights (E, N) of an edge's images, of a block, in n pixels of each.
+  template <typename Number>
+  void weigh_images(const double* edges, int edge, int64_t block, int64_t n, Number* numbers) const {
+    for (int g = 0; g < G; ++g) {
+      const double weight = g < images_in(block) ? edges[edge * p.N + block * G + g] : 0;
+      const int64_t count = G == 1 ? width : LANES_EACH;
+      for (int64_t q = 0; q < n; ++q) {
+        for (int64_t c = 0; c < count; ++c) numbers[q * width + lane(g, c)] *= static_cast<Number>(weight);
+      }
+    }
+  }
+
   // The sum over a block's images of each channel's lanes.
   double channel_sum(const double* lanes, int64_t block, int64_t c) const {
     double sum = 0;
@@ -247,11 +259,16 @@ class Cell {
     return 1 / root(variance[bn * p.Cq + c] + p.eps);
   }
 
-  // xhat = y * scale + shift, y less its pivot.
+  // Affine parameters of a BN.
+  double scale_of(int bn, int64_t c) const { return p.scale == nullptr ? 1 : p.scale[bn * p.Cq + c]; }
+  double shift_of(int bn, int64_t c) const { return p.shift == nullptr ? 0 : p.shift[bn * p.Cq + c]; }
+
+  // The BN's output is y * scale + shift, y less its pivot.
   void normalisation(int bn, const double* mean, const double* variance, const T* pivots, T* scale, T* shift) const {
-    expand(scale, [&](int64_t c) { return inverse_std(variance, bn, c); });
+    const auto factor = [&](int64_t c) { return scale_of(bn, c) * inverse_std(variance, bn, c); };
+    expand(scale, factor);
     expand(shift, [&](int64_t c) {
-      return (static_cast<double>(pivots[bn * p.Cq + c]) - mean[bn * p.Cq + c]) * inverse_std(variance, bn, c);
+      return (static_cast<double>(pivots[bn * p.Cq + c]) - mean[bn * p.Cq + c]) * factor(c) + shift_of(bn, c);
     });
   }
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN, Before
-from fastdarts.interop.global_hooks import global_hooks
+from fastdarts.module_hooks import global_hooks, has_hooks
 from fastdarts.interop.mixture import (
     NOT_TRACED,
     MixturePlan,
@@ -25,7 +25,7 @@ from fastdarts.interop.mixture import (
 from fastdarts.interop.parts import Layers, alike, run, usual
 from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import FusableCandidate, as_preprocess, recognise
-from fastdarts.interop.tree import has_hooks, signature
+from fastdarts.interop.tree import signature
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 

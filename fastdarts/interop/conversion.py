@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, Before, add_mixin, remove_mixin
-from fastdarts.interop.global_hooks import SLOW, global_hooks, without_global_hooks
+from fastdarts.module_hooks import SLOW, global_hooks, without_global_hooks
 from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, listing, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs

@@ -13,8 +13,8 @@ from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import Path, layer_at
 from fastdarts.interop.tree import Tree, only_torch_layers
 from fastdarts.kernels.graph import Graph
-from fastdarts.ops.batch_norm import BatchNorm, recomputed_to_here
-from fastdarts.ops.mixed_cell import mixed_cell
+from fastdarts.ops.batch_norm import BatchNorm
+from fastdarts.ops.of_layers import mixed_cell_of_layers
 
 
 class Layers(NamedTuple):
@@ -70,38 +70,11 @@ def run(
 
     found  layers of all candidates of `graph`, in its order; their norms share mode and settings
     """
-    x = inputs[0]
-    weights = [layer.weight.reshape(-1) for layers in found for layer in layers.convolutions]
+    convolutions = [layer for layers in found for layer in layers.convolutions]
     norms = [norm for layers in found for norm in layers.norms]
-    packed = torch.cat(weights) if weights else x.new_empty(0)
-    first = norms[0] if norms else None
-    tracks = first is not None and first.running_mean is not None
-    means, variances = ([getattr(n, name) for n in norms] if tracks else [] for name in ("running_mean", "running_var"))
-    running = (torch.cat(means), torch.cat(variances)) if tracks else None
-    training = first.training if first is not None else False
-    out = mixed_cell(
-        inputs,
-        ops,
-        edges,
-        packed,
-        running,
-        None,
-        graph=graph,
-        partial_channels=partial_channels,
-        training=training,
-        momentum=first.momentum if first is not None else 0.1,
-        eps=first.eps if first is not None else 1e-5,
-        backend=backend,
+    return mixed_cell_of_layers(
+        convolutions, norms, inputs, ops, edges, graph=graph, partial_channels=partial_channels, backend=backend
     )
-    if running is not None and training:
-        sizes = [len(m) for m in means]
-        torch._foreach_copy_(means, running[0].split(sizes))
-        torch._foreach_copy_(variances, running[1].split(sizes))
-        counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
-        if counters:
-            torch._foreach_add_(counters, 1)
-        recomputed_to_here()
-    return out
 
 
 def alike(found: Sequence[Layers], x: Tensor) -> bool:

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from fastdarts.module_hooks import has_hooks
+
 PLAIN = (bool, int, float, str)
 _SETTINGS: dict[type, tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "groups", "padding_mode"),
@@ -51,13 +53,6 @@ def signature(module: nn.Module) -> tuple[Any, ...]:
 def only_torch_layers(module: nn.Module) -> bool:
     """Return whether a module consists of torch's own layers only, one after the other."""
     return not any(foreign(m) or (m._modules and type(m) is not nn.Sequential) for m in module.modules())
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Return whether a module has hooks or a replaced forward, so that it has to run its own forward."""
-    s = module.__dict__
-    hooks = s["_forward_hooks"] or s["_forward_pre_hooks"] or s["_backward_hooks"] or s["_backward_pre_hooks"]
-    return bool(hooks) or "forward" in s
 
 
 class Tree:

@@ -3,11 +3,13 @@
 Notation: N images, C channels of a node, H W pixels of the second input.
 """
 
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastdarts.networks.fused import FusedNodes, Gene
 from fastdarts.networks.operations import FactorizedReduce, ReLUConvBN, operation
 from fastdarts.spaces import Kind
 from fastdarts.spaces.genotype import Genotype
@@ -20,6 +22,8 @@ class DiscreteCell(nn.Module):
     reduction_prev  the first input is twice as large and is halved here
     multiplier      number of concatenated states: the output has multiplier * C channels
     drops           number of factors that drop path draws for each image
+    backend         of ops.mixed_cell, which computes all operations in one call where it can (see FusedNodes); else the
+                    modules compute them one by one
     """
 
     def __init__(self, genotype: Genotype, kind: Kind, C_prev_prev: int, C_prev: int, C: int, reduction_prev: bool) -> None:
@@ -32,24 +36,39 @@ class DiscreteCell(nn.Module):
         if kind == "reduce" and min(self.concat) < 2:
             raise ValueError(f"reduce cell: concatenates its input {min(self.concat)}, which is twice as large as its nodes")
         self.multiplier = len(self.concat)
-        self.drops = self._build(kind, C)
+        self.backend = "auto"
+        genes = self._build(kind, C)
+        self.drops = len({gene.drop for gene in genes} - {None})
+        self.fused = FusedNodes(2, genes)
 
-    def _build(self, kind: Kind, C: int) -> int:
-        """Build the operations; return the number of factors that drop path needs."""
+    def _build(self, kind: Kind, C: int) -> list[Gene]:
+        """Build the operations; return them as genes."""
         self._ops = nn.ModuleList(operation(op, C, stride_of(kind, state)) for op, _, state in self.genes)
-        return sum(not isinstance(op, nn.Identity) for op in self._ops)
+        dropped = count()
+        return [
+            Gene(name, state, node, stride_of(kind, state), f"_ops.{i}", None if isinstance(op, nn.Identity) else next(dropped))
+            for i, ((name, node, state), op) in enumerate(zip(self.genes, self._ops, strict=True))
+        ]
 
     def forward(self, s0: Tensor, s1: Tensor, factors: Tensor | None = None) -> Tensor:
         """s0, s1: outputs of the two previous cells; factors (drops, N, 1, 1, 1): drop path's, None outside training.
 
         Returns (N, multiplier * C, H', W') with H' W' of s1, halved in a reduction cell.
         """
-        states = {0: self.preprocess0(s0), 1: self.preprocess1(s1)}
-        self._nodes(states, None if factors is None else factors.to(states[1].dtype))
+        inputs = [self.preprocess0(s0), self.preprocess1(s1)]
+        factors = None if factors is None else factors.to(inputs[1].dtype)
+        out = self.fused(self, inputs, factors, self.backend)
+        if out is not None and self.concat == self.fused.nodes:
+            return out
+        states = dict(enumerate(inputs))
+        if out is None:
+            self._nodes(states, factors)
+        else:
+            states |= zip(self.fused.nodes, out.chunk(len(self.fused.nodes), dim=1), strict=True)
         return torch.cat([states[state] for state in self.concat], dim=1)
 
     def _nodes(self, states: dict[int, Tensor], factors: Tensor | None) -> None:
-        """Add the nodes to the states."""
+        """Add the nodes to the states, operation by operation."""
         drop = 0
         for (_, node, state), op in zip(self.genes, self._ops, strict=True):
             out = op(states[state])
@@ -61,16 +80,20 @@ class DiscreteCell(nn.Module):
 class SparseCell(DiscreteCell):
     """FairDARTS' cell: nodes of any number of genes, `_ops.NODE.INPUT.GENE`; drop path per node."""
 
-    def _build(self, kind: Kind, C: int) -> int:
+    def _build(self, kind: Kind, C: int) -> list[Gene]:
         nodes: dict[str, dict[str, list[nn.Module]]] = {}
+        genes = []
         for op, node, state in self.genes:
-            built = operation(op, C, stride_of(kind, state))
-            nodes.setdefault(str(node), {}).setdefault(str(state), []).append(built)
+            stride = stride_of(kind, state)
+            of_node = nodes.setdefault(str(node), {})
+            of_edge = of_node.setdefault(str(state), [])
+            genes.append(Gene(op, state, node, stride, f"_ops.{node}.{state}.{len(of_edge)}", list(nodes).index(str(node))))
+            of_edge.append(operation(op, C, stride))
         edges = {
             node: nn.ModuleDict({state: nn.ModuleList(ops) for state, ops in inputs.items()}) for node, inputs in nodes.items()
         }
         self._ops = nn.ModuleDict(edges)
-        return len(edges)
+        return genes
 
     def _nodes(self, states: dict[int, Tensor], factors: Tensor | None) -> None:
         nodes: Any = self._ops

@@ -50,6 +50,7 @@ def mixed_cell(
     running: Running | None,
     channels: Tensor | None,
     *,
+    affine: Tensor | None = None,
     graph: Graph,
     partial_channels: int = 1,
     training: bool,
@@ -64,35 +65,35 @@ def mixed_cell(
 
     inputs    states 0, 1, ...: (N, C, H, W) each, floating point, one shape; H and W even if edges stride
     ops       (E, K): the weight of candidate k on edge e, any real number; columns past an edge's own list are ignored
-    edges     (E,) or None (all 1): the weight of an edge, bypassed channels included
+    edges     (E,) or None (all 1): the weight of an edge, bypassed channels included. (E, N): one for each image, without a
+              gradient, as drop path's factors (Larsson et al., ICLR 2017)
     weights   (n,): all convolutions, in the order of `graph.convolutions(Cq)`, concatenated
     running   None, or the packed running means and variances of all BatchNorms: (B * Cq,) each, B = graph.norms. Updated
               in place, once, when training
     channels  int64 (E, Cq): the state's channels that pass through each edge's candidates, distinct in each row; they keep
               their positions. None: the first Cq, and the edge's channels are shuffled over k groups, as in PC-DARTS' code
               (processed channel p becomes channel p*k, bypassed channel g*Cq + p becomes channel p*k + g)
+    affine    None, or scale and shift of all BatchNorms, in running's order: (2, B * Cq)
     graph     the cell's edges and their candidates
     partial_channels  k: the other channels bypass the candidates (2x2 max-pooled under stride 2)
     training  True: batch statistics. False: the running ones, or, without them, batch statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; at most 4 inputs, Cq at
-              most 128) or "definition"
+              most 128; without affine, edges (E, N), SEP_CONV_7 and PLAIN_MAX_POOL_3) or "definition"
     sync      sums batch statistics over the ranks that share a batch, once for all edges that are ready together; all
               ranks have as many images
 
     All tensors are on one device, all but `channels` of one dtype (under autocast: of any floating-point ones). Under autocast
-    a
-    native backend casts inputs and weights to autocast's dtype, which the result has too, and keeps the dtypes of ops, edges
-    and
-    running statistics.
+    a native backend casts inputs and weights to autocast's dtype, which the result has too, and keeps the dtypes of ops, edges,
+    affine and running statistics.
     Returns (N, nodes * C, H/s, W/s), the concatenated nodes; channels_last from a native backend, which takes inputs
-    in any layout. No backward reads the output: it may be modified in place. Differentiable twice in inputs, ops, edges and
-    weights. Raises ValueError for arguments that do not fit and BackendUnavailable.
+    in any layout. No backward reads the output: it may be modified in place. Differentiable twice in inputs, ops, edges (E,),
+    weights and affine. Raises ValueError for arguments that do not fit and BackendUnavailable.
     """
     constants = Constants(running, channels, graph, partial_channels, training, momentum, eps, sync)
-    _check(inputs, ops, edges, weights, constants)
+    tensors = list(inputs), ops, edges, weights, affine
+    _check(*tensors, constants)
     x = inputs[0]
-    args = list(inputs), ops, edges, weights, constants
-    return backends.run("mixed_cell", backend, x.device, backends.arithmetic(x), *args)
+    return backends.run("mixed_cell", backend, x.device, backends.arithmetic(x), *tensors, constants)
 
 
 def channel_shuffle(x: Tensor, k: int) -> Tensor:
@@ -106,6 +107,7 @@ def definition(
     ops: Tensor,
     edges: Tensor | None,
     weights: Tensor,
+    affine: Tensor | None,
     running: Running | None,
     channels: Tensor | None,
     graph: Graph,
@@ -116,8 +118,9 @@ def definition(
     sync: Sync | None = None,
 ) -> Tensor:
     """mixed_cell in plain PyTorch, at any dtype on any device; same arguments."""
-    parts = _Parts(weights, running, graph, inputs[0].shape[1] // partial_channels, (training, momentum, eps, sync))
-    rows, betas = ops.unbind(), None if edges is None else edges.unbind()
+    Cq = inputs[0].shape[1] // partial_channels
+    parts = _Parts(weights, affine, running, graph, Cq, (training, momentum, eps, sync))
+    rows, betas = ops.unbind(), None if edges is None else (edges if edges.dim() == 1 else edges[..., None, None, None]).unbind()
     states = list(inputs)
     for e, edge in enumerate(graph.edges):
         out = _edge(parts, edge, states[edge.source], rows[e], None if channels is None else channels[e], partial_channels)
@@ -131,22 +134,29 @@ def definition(
 
 
 class _Parts:
-    """Iterates over the packed weights and running statistics, convolution by convolution and BatchNorm by BatchNorm."""
+    """Iterates over the packed weights, convolution by convolution, and over what BatchNorms have, one by one."""
 
     def __init__(
-        self, weights: Tensor, running: Running | None, graph: Graph, C: int, norm: tuple[bool, float, float, Sync | None]
+        self,
+        weights: Tensor,
+        affine: Tensor | None,
+        running: Running | None,
+        graph: Graph,
+        C: int,
+        norm: tuple[bool, float, float, Sync | None],
     ) -> None:
         shapes = graph.convolutions(C)
         pieces = weights.split([prod(shape) for shape in shapes])  # once: its gradient is one concatenation
         self.weights = iter([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
         self.running = repeat(None) if running is None else zip(*(r.split(C) for r in running), strict=True)
+        self.affine = repeat((None, None)) if affine is None else zip(*(a.split(C) for a in affine.unbind()), strict=True)
         self.norm = norm  # training, momentum, eps, sync
 
     def convolve(self, x: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1) -> Tensor:
         return F.conv2d(x, next(self.weights), None, stride, padding, dilation, groups)
 
     def normalise(self, x: Tensor) -> Tensor:
-        return batch_norm.batch_norm(x, next(self.running), *self.norm)
+        return batch_norm.batch_norm(x, next(self.running), *self.norm, *next(self.affine))
 
     def separable(self, x: Tensor, kernel: int, stride: int, dilation: int = 1) -> Tensor:
         """Apply ReLU, depthwise convolution, 1x1 convolution, BN."""
@@ -154,7 +164,9 @@ class _Parts:
         return self.normalise(self.convolve(x))
 
     def factorized_reduce(self, x: Tensor) -> Tensor:
-        return relu_conv_bn.definition(x, [next(self.weights), next(self.weights)], next(self.running), *self.norm)
+        x = F.relu(x)
+        y = torch.cat([relu_conv_bn.halving_convolution(x, next(self.weights), offset) for offset in (0, 1)], dim=1)
+        return self.normalise(y)
 
 
 def _edge(parts: _Parts, edge: Edge, x: Tensor, weights: Tensor, chosen: Tensor | None, k: int) -> Tensor:
@@ -186,6 +198,8 @@ def _apply(parts: _Parts, candidate: Candidate, x: Tensor, stride: int) -> Tenso
         return x if stride == 1 else parts.factorized_reduce(x)
     if candidate == Candidate.MAX_POOL_3:
         return parts.normalise(F.max_pool2d(x, 3, stride, padding=1))
+    if candidate == Candidate.PLAIN_MAX_POOL_3:
+        return F.max_pool2d(x, 3, stride, padding=1)
     if candidate in (Candidate.AVG_POOL_3, Candidate.PLAIN_AVG_POOL_3):
         pooled = F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
         return parts.normalise(pooled) if candidate == Candidate.AVG_POOL_3 else pooled
@@ -215,7 +229,9 @@ def _fake(a: MixedCell) -> MixedCellResults:
 def _fake_backward(a: MixedCellBackward) -> MixedCellGradients:
     grad_inputs = [torch.empty_like(x, memory_format=torch.channels_last) for x in a.inputs] if a.need_inputs else []
     grad_ops, grad_edges = (a.ops.new_empty(size if a.need_ops else 0) for size in (a.ops.shape, a.ops.shape[:1]))
-    return MixedCellGradients(grad_inputs, grad_ops, grad_edges, a.weights.new_empty(a.weights.shape if a.need_weights else 0))
+    grad_weights = a.weights.new_empty(a.weights.shape if a.need_weights else 0)
+    affine = a.weights.new_empty(0) if a.affine is None or not a.need_weights else torch.empty_like(a.affine)
+    return MixedCellGradients(grad_inputs, grad_ops, grad_edges, grad_weights, affine)
 
 
 @FORWARD.cuda
@@ -245,38 +261,47 @@ class _MixedCell(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, constants: Constants, ops: Tensor, edges: Tensor | None, weights: Tensor, *inputs: Tensor
+        ctx: Any,
+        constants: Constants,
+        ops: Tensor,
+        edges: Tensor | None,
+        weights: Tensor,
+        affine: Tensor | None,
+        *inputs: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return out and statistics. constants.running is None if the batch's statistics normalise."""
         c = constants
         mean, var = (None, None) if c.running is None else c.running
         rest = c.graph.encode(), c.partial_channels, c.eps, handle(c.sync)
-        out, statistics, saved = torch.ops.fastdarts.mixed_cell(inputs, ops, edges, weights, mean, var, c.channels, *rest)
-        ctx.save_for_backward(ops, edges, weights, *inputs, c.channels, statistics, saved)
+        tensors = inputs, ops, edges, weights, affine, mean, var, c.channels
+        out, statistics, saved = torch.ops.fastdarts.mixed_cell(*tensors, *rest)
+        ctx.save_for_backward(ops, edges, weights, affine, *inputs, c.channels, statistics, saved)
         ctx.constants, ctx.batch_statistics = c._replace(running=None, channels=None), c.running is None
         ctx.mark_non_differentiable(statistics)
         return out, statistics
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        ops, edges, weights, *inputs, channels, statistics, saved = ctx.saved_tensors
-        _, *wanted = ctx.needs_input_grad  # of ops, edges, weights and each input
+        ops, edges, weights, affine, *inputs, channels, statistics, saved = ctx.saved_tensors
+        _, *wanted = ctx.needs_input_grad  # of ops, edges, weights, affine and each input
         c = ctx.constants
         if torch.is_grad_enabled():
             running = None if ctx.batch_statistics else tuple(statistics.to(ops.dtype))
             c = c._replace(running=running, channels=channels, training=False, momentum=0.0)
 
-            def again(ops: Tensor, edges: Tensor | None, weights: Tensor, *inputs: Tensor) -> Tensor:
-                return definition(inputs, ops, edges, weights, *c)
+            def again(ops: Tensor, edges: Tensor | None, weights: Tensor, affine: Tensor | None, *inputs: Tensor) -> Tensor:
+                return definition(inputs, ops, edges, weights, affine, *c)
 
-            return None, *batch_norm.through_definition("mixed_cell", again, [ops, edges, weights, *inputs], wanted, grad)
-        need_ops, need_weights, need_inputs = any(wanted[:2]), wanted[2], any(wanted[3:])
+            tensors = [ops, edges, weights, affine, *inputs]
+            return None, *batch_norm.through_definition("mixed_cell", again, tensors, wanted, grad)
+        need_ops, need_weights, need_inputs = any(wanted[:2]), any(wanted[2:4]), any(wanted[4:])
         args = MixedCellBackward(
             grad.contiguous(memory_format=torch.channels_last),
             inputs,
             ops,
             edges,
             weights,
+            affine,
             statistics,
             saved,
             channels,
@@ -289,33 +314,43 @@ class _MixedCell(torch.autograd.Function):
             need_weights,
             handle(c.sync),
         )
-        grad_inputs, grad_ops, grad_edges, grad_weights = torch.ops.fastdarts.mixed_cell_backward(*args)
-        grads = (g if w else None for g, w in zip((grad_ops, grad_edges, grad_weights), wanted, strict=False))
+        grad_inputs, *of_weights = torch.ops.fastdarts.mixed_cell_backward(*args)
+        grads = (g if w else None for g, w in zip(of_weights, wanted, strict=False))  # of ops, edges, weights, affine
         return None, *grads, *(grad_inputs or [None] * len(inputs))
 
 
-def _registered(inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, constants: Constants) -> Tensor:
+def _registered(
+    inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, affine: Tensor | None, constants: Constants
+) -> Tensor:
     dtype, c = backends.arithmetic(inputs[0]), constants
     laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in inputs]
     ops, weights = ops.contiguous(), weights.to(dtype).contiguous()
-    edges, channels = (None if t is None else t.contiguous() for t in (edges, c.channels))
+    edges, affine, channels = (None if t is None else t.contiguous() for t in (edges, affine, c.channels))
     fixed = c._replace(running=None if c.training else c.running, channels=channels)
-    out, statistics = _MixedCell.apply(fixed, ops, edges, weights, *laid_out)
+    out, statistics = _MixedCell.apply(fixed, ops, edges, weights, affine, *laid_out)
     if c.training and c.running is not None:
         batch_norm.update_running(c.running, statistics, out.numel() // out.shape[1], c.momentum, c.sync)
     return out
 
 
-def _by_definition(inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, constants: Constants) -> Tensor:
-    return definition(inputs, ops, edges, weights, *constants)
+def _by_definition(
+    inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, affine: Tensor | None, constants: Constants
+) -> Tensor:
+    return definition(inputs, ops, edges, weights, affine, *constants)
 
 
 def _beyond_triton(
-    inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, constants: Constants
+    inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, affine: Tensor | None, constants: Constants
 ) -> str | None:
     most, widest = mixed_cell_plan.MOST_INPUTS, mixed_cell_plan.WIDEST
     if len(inputs) > most:
         return f"its kernels support cells of at most {most} inputs, got {len(inputs)}"
+    if affine is not None or (edges is not None and edges.dim() == 2):
+        return "its kernels do not support affine BatchNorms and edge weights of each image yet"
+    codes = {(c, e.stride) for e in constants.graph.edges for c in e.candidates}
+    beyond = {Candidate.SEP_CONV_7, Candidate.PLAIN_MAX_POOL_3}
+    if (Candidate.PLAIN_AVG_POOL_3, 2) in codes or any(c in beyond for c, _ in codes):
+        return "its kernels do not support SEP_CONV_7, PLAIN_MAX_POOL_3 and PLAIN_AVG_POOL_3 of stride 2 yet"
     Cq = inputs[0].shape[1] // constants.partial_channels
     return None if Cq <= widest else f"its kernels support at most {widest} channels per candidate, got {Cq}"
 
@@ -328,7 +363,14 @@ backends.register(
 )
 
 
-def _check(inputs: Sequence[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, constants: Constants) -> None:
+def _check(
+    inputs: Sequence[Tensor],
+    ops: Tensor,
+    edges: Tensor | None,
+    weights: Tensor,
+    affine: Tensor | None,
+    constants: Constants,
+) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as mixed_cell documents them."""
     running, channels, graph, k, training, momentum, eps, _ = constants
     if len(inputs) != graph.inputs:
@@ -349,8 +391,9 @@ def _check(inputs: Sequence[Tensor], ops: Tensor, edges: Tensor | None, weights:
     shapes: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
         *(("inputs", state, (N, C, H, W)) for state in inputs),
         ("ops", ops, tuple(ops.shape)),
-        ("edges", edges, (E,)),
+        ("edges", edges, (E,) if edges is None or edges.dim() != 2 else (E, N)),
         ("weights", weights, (graph.size(Cq),)),
+        ("affine", affine, (2, graph.norms * Cq)),
     ]
     for name, tensor, shape in shapes:
         if tensor is None:
@@ -358,6 +401,8 @@ def _check(inputs: Sequence[Tensor], ops: Tensor, edges: Tensor | None, weights:
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
         backends.check_alike(name, tensor, x)
+    if edges is not None and edges.dim() == 2 and edges.requires_grad:
+        raise ValueError("edges (E, N), a weight for each image, get no gradient: give a tensor that does not require one")
     if channels is not None:
         if k == 1:
             raise ValueError("partial_channels = 1 uses all channels: channels must be None")

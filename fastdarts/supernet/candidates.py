@@ -15,7 +15,7 @@ class Names(NamedTuple):
     norms: tuple[str, ...] = ()
 
 
-_TWICE = ("op.1", "op.2", "op.5", "op.6"), ("op.3", "op.7")  # ReLU, depthwise, 1x1, BN; again
+TWICE = ("op.1", "op.2", "op.5", "op.6"), ("op.3", "op.7")  # ReLU, depthwise, 1x1, BN; again
 _ONCE = ("op.1", "op.2"), ("op.3",)
 _DENSE = ("op.1",), ("op.2",)  # ReLU, convolution, BN
 _POOL = (), ("1",)
@@ -24,8 +24,8 @@ NAMES = {
     "max_pool_3x3": Names(Candidate.MAX_POOL_3, *_POOL),
     "avg_pool_3x3": Names(Candidate.AVG_POOL_3, *_POOL),
     "skip_connect": Names(Candidate.SKIP),
-    "sep_conv_3x3": Names(Candidate.SEP_CONV_3, *_TWICE),
-    "sep_conv_5x5": Names(Candidate.SEP_CONV_5, *_TWICE),
+    "sep_conv_3x3": Names(Candidate.SEP_CONV_3, *TWICE),
+    "sep_conv_5x5": Names(Candidate.SEP_CONV_5, *TWICE),
     "dil_conv_3x3": Names(Candidate.DIL_CONV_3, *_ONCE),
     "dil_conv_5x5": Names(Candidate.DIL_CONV_5, *_ONCE),
 }

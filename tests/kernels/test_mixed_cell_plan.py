@@ -13,7 +13,7 @@ from fastdarts.kernels.mixed_cell_plan import MixedCellPlan, launch_plan, saved_
 from fastdarts.kernels.rows import ALIGN
 from fastdarts.ops import mixed_cell
 from tests.ops import cells
-from tests.ops.cells import EVERY, S0, dense, one_edge
+from tests.ops.cells import ON_TRITON, S0, dense, one_edge
 
 NORMAL, REDUCTION = dense(4), dense(4, 2)
 CIFAR = 64, 16, 32, 32
@@ -129,7 +129,7 @@ def test_parts_cover_all_pixels(pixels: int, how: tuple[int, int]) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_saved_tensors_do_not_overlap(stride: int, k: int, chosen: bool) -> None:
     """Each y, each state and the factors have room of their own, and backward finds them where forward put them."""
-    graph = dense(3, stride, S0 if stride == 2 else EVERY)
+    graph = dense(3, stride, S0 if stride == 2 else ON_TRITON)
     shape = (3, 20, 6, 10)
     plan = MixedCellPlan(Call(graph, shape, k, chosen))
     size, state = plan.m * plan.Cq, plan.m * plan.C
@@ -155,7 +155,7 @@ def test_fake_kernels_have_gpu_sizes(dtype: torch.dtype, dynamic: bool) -> None:
     images = mode.from_tensor(torch.empty(call.N), static_shapes=not dynamic)
     with mode:
         x = torch.empty(images.shape[0], call.C, call.H, call.W, dtype=dtype, device="cuda")
-        mix = x.new_empty(E, K), x.new_empty(E), x.new_empty(call.graph.size(call.C // call.k))
+        mix = x.new_empty(E, K), x.new_empty(E), x.new_empty(call.graph.size(call.C // call.k)), None
         channels = torch.empty(E, call.C // call.k, dtype=torch.int64, device="cuda")
         inputs = [x.contiguous(memory_format=torch.channels_last)] * 2
         assert isinstance(x.shape[0], torch.SymInt) == dynamic
@@ -170,7 +170,7 @@ def test_too_wide_candidates_are_rejected() -> None:
     graph = one_edge(Candidate.SKIP)
     for C, k, fits in ((WIDEST, 1, True), (2 * WIDEST, 2, True), (2 * WIDEST, 1, False), (3 * WIDEST, 2, False)):
         x = torch.empty(1, C, 2, 2)
-        why = mixed_cell._beyond_triton([x], x, None, x, mixed_cell.Constants(None, None, graph, k, True, 0.1, 1e-5, None))
+        why = mixed_cell._beyond_triton([x], x, None, x, None, mixed_cell.Constants(None, None, graph, k, True, 0.1, 1e-5, None))
         if fits:
             assert why is None and MixedCellPlan(Call(graph, (1, C, 2, 2), k)).Cq == WIDEST
         else:

@@ -11,7 +11,7 @@ from fastdarts.kernels import mixed_cell as kernels
 from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops import batch_norm
-from tests.ops.cells import EVERY, STRIDED, CellCall, dense, one_edge
+from tests.ops.cells import ON_TRITON, STRIDED_ON_TRITON, CellCall, dense, one_edge
 from tests.ops.exactness import Named, assert_exact, double, uninitialised_memory_is_nan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -33,11 +33,11 @@ def by_kernels(call: CellCall, dtype: torch.dtype, needs: tuple[bool, bool, bool
     mean, var = (None, None) if call.training or running is None else running
     cell = rest["channels"], call.graph.encode(), call.k, call.eps
     with uninitialised_memory_is_nan():
-        out, statistics, saved = kernels.forward(MixedCell(inputs, ops, edges, weights, mean, var, *cell, 0))
+        out, statistics, saved = kernels.forward(MixedCell(inputs, ops, edges, weights, None, mean, var, *cell, 0))
         result = {"out": out.clone()}
         out.fill_(float("nan"))  # nobody's state
-        given = channels_last(rest["grad"]), inputs, ops, edges, weights, statistics, saved, *cell, mean is None
-        grad_inputs, grad_ops, grad_edges, grad_weights = kernels.backward(MixedCellBackward(*given, *needs, 0))
+        given = channels_last(rest["grad"]), inputs, ops, edges, weights, None, statistics, saved, *cell, mean is None
+        grad_inputs, grad_ops, grad_edges, grad_weights, _ = kernels.backward(MixedCellBackward(*given, *needs, 0))
     if running:
         if call.training:
             batch_norm.update_running(running, statistics, out.numel() // out.shape[1], 0.1)
@@ -54,7 +54,7 @@ def check(call: CellCall, dtype: torch.dtype = torch.float32) -> None:
 
 
 @pytest.mark.parametrize(
-    ("candidate", "stride"), [*((c, 1) for c in EVERY), *((c, 2) for c in STRIDED)], ids=lambda value: str(int(value))
+    ("candidate", "stride"), [*((c, 1) for c in ON_TRITON), *((c, 2) for c in STRIDED_ON_TRITON)], ids=lambda value: str(int(value))
 )
 def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int) -> None:
     """Two nodes of nothing else; with all channels, with the first half of them, with a quarter drawn at random."""
@@ -89,7 +89,7 @@ def test_settings_are_as_exact_as_eager(stride: int, k: int, chosen: bool, train
 def test_running_statistics_may_be_strided() -> None:
     call = CellCall(dense(1, 1, FEW, inputs=1), **SMALL, training=False)
     named, rest = call.tensors(torch.float32), call.constants()
-    mixed = [channels_last(named["input 0"])], *(named[name].detach() for name in ("ops", "edges", "weights"))
+    mixed = [channels_last(named["input 0"])], *(named[name].detach() for name in ("ops", "edges", "weights")), None
     whole, strided = (rest["mean"], rest["var"]), torch.stack((rest["mean"], rest["var"]), 1).unbind(1)
     cell = None, call.graph.encode(), 1, call.eps, 0
     outs = [kernels.forward(MixedCell(*mixed, *running, *cell)).out for running in (whole, strided)]

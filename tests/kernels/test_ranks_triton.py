@@ -42,10 +42,10 @@ def cell_by_kernels(
     running = (rest["mean"], rest["var"]) if call.running else None
     mean, var = (None, None) if call.training or running is None else running
     constant = rest["channels"], call.graph.encode(), call.k, call.eps
-    out, statistics, saved = mixed_cell.forward(MixedCell(inputs, ops, edges, weights, mean, var, *constant, 0), rank)
+    out, statistics, saved = mixed_cell.forward(MixedCell(inputs, ops, edges, weights, None, mean, var, *constant, 0), rank)
     grad = share(rest["grad"], rank).contiguous(memory_format=torch.channels_last)
-    given = grad, inputs, ops, edges, weights, statistics, saved, *constant, mean is None, *needs, 0
-    grad_inputs, grad_ops, grad_edges, grad_weights = mixed_cell.backward(MixedCellBackward(*given), rank)
+    given = grad, inputs, ops, edges, weights, None, statistics, saved, *constant, mean is None, *needs, 0
+    grad_inputs, grad_ops, grad_edges, grad_weights, _ = mixed_cell.backward(MixedCellBackward(*given), rank)
     result = {"out": out}
     if running:
         if call.training:

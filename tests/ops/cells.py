@@ -6,14 +6,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastdarts.kernels.graph import STRIDE_ONE, Candidate, Edge, Graph
+from fastdarts.kernels.graph import DENSE, Candidate, Edge, Graph
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.ops.sync import Sync
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
 
 S0 = tuple(map(Candidate, range(8)))
 EVERY = tuple(Candidate)
-STRIDED = tuple(c for c in EVERY if c not in STRIDE_ONE)
+STRIDED = tuple(c for c in EVERY if c not in DENSE)
+BEYOND_TRITON = {Candidate.PLAIN_MAX_POOL_3, Candidate.SEP_CONV_7}
+ON_TRITON = tuple(c for c in EVERY if c not in BEYOND_TRITON)
+STRIDED_ON_TRITON = tuple(c for c in STRIDED if c not in {*BEYOND_TRITON, Candidate.PLAIN_AVG_POOL_3})
 Images = Literal["normal", "masked", "shifted"]
 
 
@@ -38,6 +41,8 @@ class CellCall:
     images    "normal": N(0, 1). "masked": whole 4x4 patches of half of each image are one constant. "shifted": each channel's
               mean is 1e3 times its standard deviation
     mixing    weights of candidates and edges are N(0, 1), and some are exactly 0; so are some convolution weights
+    edges     weights of the edges are given; "images": of each image
+    affine    BatchNorms have affine parameters, some scales are exactly 0
     chosen    random channels
     running   running statistics are given
     """
@@ -49,7 +54,8 @@ class CellCall:
     W: int = 8
     k: int = 1
     images: Images = "normal"
-    edges: bool = True
+    edges: bool | Literal["images"] = True
+    affine: bool = False
     chosen: bool = False
     running: bool = True
     training: bool = True
@@ -58,7 +64,7 @@ class CellCall:
     seed: int = 0
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> Named:
-        """Differentiated tensors: inputs, ops, edges (if any), weights."""
+        """Differentiated tensors: inputs, ops, edges (if any), weights, affine (if any)."""
         g = torch.Generator().manual_seed(self.seed)
 
         def normal(*shape: int, zeros: float = 0.0) -> Tensor:
@@ -69,13 +75,22 @@ class CellCall:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         named = {f"input {i}": self._image(normal).contiguous(memory_format=layout) for i in range(self.graph.inputs)}
         named["ops"] = normal(E, self.graph.longest + 1, zeros=0.2)  # one column more than anybody has
-        if self.edges:
+        if self.edges is True:
             named["edges"] = normal(E, zeros=0.2)
         shapes = self.graph.convolutions(Cq)
         # of the size that a fan-in rule gives, so that no candidate drowns the others
         kernels = [normal(*s, zeros=0.1).flatten() * (s[1] * s[2] * s[3]) ** -0.5 for s in shapes]
         named["weights"] = torch.cat(kernels) if kernels else torch.empty(0, dtype=torch.float64)
+        if self.affine:
+            named["affine"] = normal(2, self.graph.norms * Cq, zeros=0.1)
         return {name: t.to(dtype).requires_grad_() for name, t in named.items()}
+
+    def edge_weights(self, tensors: Named) -> Tensor | None:
+        """Those given: of each edge, or of each of its images, as drop path's factors."""
+        if self.edges != "images":
+            return tensors.get("edges")
+        g = torch.Generator().manual_seed(self.seed + 2)
+        return 0.5 * torch.randint(-1, 4, (len(self.graph.edges), self.N), generator=g).to(tensors["ops"].dtype)
 
     def _image(self, normal) -> Tensor:
         x = normal(self.N, self.C, self.H, self.W)
@@ -119,10 +134,11 @@ class CellCall:
         return mixed_cell(
             [tensors[f"input {i}"] for i in range(self.graph.inputs)],
             tensors["ops"],
-            tensors.get("edges"),
+            self.edge_weights(tensors),
             tensors["weights"],
             running,
             channels,
+            affine=tensors.get("affine"),
             graph=self.graph,
             partial_channels=self.k,
             training=self.training,

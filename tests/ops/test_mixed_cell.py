@@ -7,7 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -95,14 +95,22 @@ def test_masked_and_shifted_images_are_as_exact_as_eager(images: str, stride: in
 
 @needs_native
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("edges", [True, False])
+@pytest.mark.parametrize(("edges", "affine"), [(True, False), (False, False), (True, True), ("images", True)])
 @pytest.mark.parametrize(("training", "running"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize(("k", "chosen"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_settings_are_as_exact_as_eager(
-    stride: int, k: int, chosen: bool, training: bool, running: bool, edges: bool, dtype: torch.dtype
+    stride: int,
+    k: int,
+    chosen: bool,
+    training: bool,
+    running: bool,
+    edges: bool | Literal["images"],
+    affine: bool,
+    dtype: torch.dtype,
 ) -> None:
-    call = CellCall(dense(2, stride), 2, 8, 6, 8, k, edges=edges, chosen=chosen, running=running, training=training, eps=1e-3)
+    flags = {"edges": edges, "affine": affine, "chosen": chosen, "running": running, "training": training}
+    call = CellCall(dense(2, stride), 2, 8, 6, 8, k, **flags, eps=1e-3)
     call.check("cpu", dtype)
 
 
@@ -118,7 +126,8 @@ def calls(draw: st.DrawFn) -> CellCall:
             lists = st.lists(st.sampled_from(STRIDED if strides == 2 else EVERY), min_size=1, max_size=4, unique=True)
             edges.append(Edge(source, node, strides, tuple(draw(lists))))
     k = draw(st.sampled_from([1, 2, 4, 8]))
-    flags = {name: draw(st.booleans()) for name in ("edges", "chosen", "running", "training", "channels_last")}
+    flags = {name: draw(st.booleans()) for name in ("affine", "chosen", "running", "training", "channels_last")}
+    flags["edges"] = draw(st.sampled_from([False, True, "images"]))
     return CellCall(
         Graph(inputs, nodes, tuple(edges)),
         N=draw(st.integers(1, 5)),
@@ -349,7 +358,8 @@ def test_running_statistics_update_once_per_training_forward(grad: bool, backend
     ("stride", "k", "chosen", "C"), [(1, 1, False, 16), (2, 2, False, 16), (1, 4, True, 16), (1, 4, False, 48)]
 )
 def test_bitwise_identical_for_any_number_of_threads(stride: int, k: int, chosen: bool, C: int, dtype: torch.dtype) -> None:
-    call = CellCall(dense(2, stride, EVERY if stride == 1 else STRIDED), 5, C, 12, 10, k, chosen=chosen)
+    flags = {"chosen": chosen, "edges": "images", "affine": True}
+    call = CellCall(dense(2, stride, EVERY if stride == 1 else STRIDED), 5, C, 12, 10, k, **flags)
     named = call.tensors(dtype)
     first, *others = on_threads(lambda: call.run(named, "cpu", dtype))
     for other in others:
@@ -364,7 +374,7 @@ def flat(call: CellCall, dtype: torch.dtype) -> tuple:
     named, rest = {n: t.detach() for n, t in call.tensors(dtype).items()}, call.constants(dtype)
     inputs = [named[f"input {i}"].contiguous(memory_format=torch.channels_last) for i in range(call.graph.inputs)]
     running = (None, None) if call.training else (rest["mean"], rest["var"])
-    mix = named["ops"], named.get("edges"), named["weights"]
+    mix = named["ops"], call.edge_weights(named), named["weights"], named.get("affine")
     return inputs, *mix, *running, rest["channels"], call.graph.encode(), call.k, 1e-5, 0
 
 
@@ -377,6 +387,7 @@ def flat(call: CellCall, dtype: torch.dtype) -> tuple:
         CellCall(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True, training=False),
         CellCall(dense(1, candidates=EVERY, inputs=1), 3, 8, 5, 3, k=4, edges=False),
         CellCall(one_edge(Candidate.SKIP), 1, 1, 1, 1),
+        CellCall(dense(2, 2, STRIDED), 2, 4, 6, 4, edges="images", affine=True),
     ],
 )
 def test_opcheck(call: CellCall, dtype: torch.dtype) -> None:
@@ -385,9 +396,9 @@ def test_opcheck(call: CellCall, dtype: torch.dtype) -> None:
     out, statistics, saved = OP(*args)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.dtype == torch.float64
-    inputs, ops, edges, weights, *_, channels, code, k, eps, _ = args
+    inputs, ops, edges, weights, affine, *_, channels, code, k, eps, _ = args
     for needs in product((True, False), repeat=3):
-        rest = inputs, ops, edges, weights, statistics, saved, channels, code, k, eps, call.training, *needs, 0
+        rest = inputs, ops, edges, weights, affine, statistics, saved, channels, code, k, eps, call.training, *needs, 0
         torch.library.opcheck(torch.ops.fastdarts.mixed_cell_backward.default, (out, *rest))
 
 
@@ -440,7 +451,7 @@ PAIR = (Candidate.NONE, Candidate.SKIP)
         ((1, 2, (Edge(0, 0, 1, PAIR), Edge(1, 1, 2, PAIR))), "edge 1 has stride 2"),
         ((2, 1, (Edge(0, 0, 1, PAIR), Edge(1, 0, 2, PAIR))), "have the same stride"),
         ((1, 1, (Edge(0, 0, 1, ()),)), "edge 0 needs candidates"),
-        ((1, 1, (Edge(0, 0, 1, (11,)),)), "each a Candidate"),
+        ((1, 1, (Edge(0, 0, 1, (99,)),)), "each a Candidate"),
         ((1, 1, (Edge(0, 0, 1, (*PAIR, Candidate.SKIP)),)), "without repetition"),
         ((1, 1, (Edge(0, 0, 2, (Candidate.CONV_3,)),)), "stride 2, which CONV_3 cannot have"),
     ],
@@ -504,6 +515,9 @@ def arguments(**changes: Any) -> dict[str, Any]:
         ({"ops": lambda t: t.double()}, "ops must be float32"),
         ({"ops": lambda t: t.to("meta")}, "ops must be float32 on cpu, as the input is, got float32 on meta"),
         ({"edges": lambda t: t[:1]}, r"edges must be \(2,\), got \(1,\)"),
+        ({"edges": lambda t: t.detach()[:, None]}, r"edges must be \(2, 2\), got \(2, 1\)"),
+        ({"edges": lambda t: t[:, None].expand(2, 2)}, "a weight for each image, get no gradient"),
+        ({"affine": torch.ones(2, 3)}, "affine must be"),
         ({"weights": lambda t: t[:-1]}, "weights must be"),
         ({"weights": lambda t: t.half()}, "weights must be float32 on cpu, as the input is, got float16"),
         ({"running": lambda r: (r[0][:-1], r[1])}, "running mean must be"),

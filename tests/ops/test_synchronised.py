@@ -360,7 +360,7 @@ def test_opcheck() -> None:
     call = cells.CellCall(one_edge(*STRIDED), 2, 4, 6, 4)
     named = {name: t.detach() for name, t in call.tensors().items()}
     x = named["input 0"].contiguous(memory_format=torch.channels_last)
-    mix, rest = (named["ops"], named["edges"], named["weights"]), (None, call.graph.encode(), 1, 1e-5)
+    mix, rest = (named["ops"], named["edges"], named["weights"], None), (None, call.graph.encode(), 1, 1e-5)
     args = [x], *mix, None, None, *rest, handle(sync)
     torch.library.opcheck(torch.ops.fastdarts.mixed_cell.default, args)
     out, statistics, saved = torch.ops.fastdarts.mixed_cell(*args)

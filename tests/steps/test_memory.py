@@ -288,11 +288,11 @@ def test_gpu_backward_workspace_is_predicted() -> None:
         inputs = [torch.empty(4, 16, 8, 8).to(memory_format=torch.channels_last) for _ in range(2)]
         ops, weights = torch.empty(14, 8), torch.empty(graph.size(16))
         how = graph.encode(), 1, 1e-5
-        out, statistics, saved = torch.ops.fastdarts.mixed_cell(inputs, ops, None, weights, None, None, None, *how, 0)
+        out, statistics, saved = torch.ops.fastdarts.mixed_cell(inputs, ops, None, weights, None, None, None, None, *how, 0)
         with Counted(host=False) as counted:
             needs = True, True, True, True
             given = torch.ops.fastdarts.mixed_cell_backward(
-                out, inputs, ops, None, weights, statistics, saved, None, *how, *needs, 0
+                out, inputs, ops, None, weights, None, statistics, saved, None, *how, *needs, 0
             )
     plan = MixedCellPlan(Call(graph, (4, 16, 8, 8), 1, False, True, False, False), Needs(True, True, True))
     kept = sum(t.untyped_storage().nbytes() for t in (*given[0], *given[1:]))

@@ -1,14 +1,22 @@
-"""Global module hooks of the process: torch.nn.modules.module.register_module_forward_hook and the like."""
+"""Hooks of a module and of the process: a fused call does not call the modules that have them, so their own forward runs."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
 from torch.nn.modules import module as modules
 
 from fastdarts.logs import say_once
 
-SLOW = "global module hooks are registered: converted modules run their own forward, so that the hooks see every module"
+SLOW = "global module hooks are registered: fused modules run their own forward, so that the hooks see every module"
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has hooks or a replaced forward, so that it has to run its own forward."""
+    s = module.__dict__
+    hooks = s["_forward_hooks"] or s["_forward_pre_hooks"] or s["_backward_hooks"] or s["_backward_pre_hooks"]
+    return bool(hooks) or "forward" in s
 
 
 def global_hooks() -> bool:

@@ -1,0 +1,113 @@
+"""The operations of a discrete cell as one fused call, on the Parameters and buffers of its modules.
+
+Notation: N images, C channels of a node, H W pixels, E genes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.kernels.graph import Candidate, Edge, Graph
+from fastdarts.module_hooks import global_hooks, has_hooks
+from fastdarts.networks.operations import BatchNorm, HalvingConv
+from fastdarts.ops import backend as backends
+from fastdarts.ops.of_layers import mixed_cell_of_layers
+from fastdarts.supernet.candidates import NAMES, NASBENCH201, STRIDED, TWICE, Names
+
+DISCRETE = {
+    "max_pool_3x3": Names(Candidate.PLAIN_MAX_POOL_3),
+    "avg_pool_3x3": Names(Candidate.PLAIN_AVG_POOL_3),
+    "sep_conv_7x7": Names(Candidate.SEP_CONV_7, *TWICE),
+}
+FUSED = {1: NAMES | NASBENCH201 | DISCRETE, 2: STRIDED | DISCRETE}  # operations by stride
+LAYERS = {nn.Conv2d, HalvingConv, BatchNorm}
+
+
+class Gene(NamedTuple):
+    """An operation between two states; states 0, 1, ... are the cell's inputs.
+
+    path  of its module in the cell
+    drop  number of its drop-path factor; None: it is not dropped
+    """
+
+    name: str
+    source: int
+    node: int
+    stride: int
+    path: str
+    drop: int | None = None
+
+
+class FusedNodes:
+    """The nodes of a cell, sums of their genes, as one call of ops.mixed_cell.
+
+    inputs  number of the cell's inputs
+    nodes   the nodes that genes lead to, in the order of the result
+    lacks   why the call cannot compute these genes, or None
+    """
+
+    def __init__(self, inputs: int, genes: Sequence[Gene]) -> None:
+        genes = sorted(genes, key=lambda gene: gene.node)
+        self.nodes = tuple(dict.fromkeys(gene.node for gene in genes))
+        unknown = dict.fromkeys(gene.name for gene in genes if gene.name not in FUSED[gene.stride])
+        self.lacks = f"no kernel computes {', '.join(unknown)}" if unknown else None if genes else "it has no genes"
+        if self.lacks:
+            return
+        rows = [FUSED[gene.stride][gene.name] for gene in genes]
+        place = [*range(inputs), *self.nodes]
+        edges = [
+            Edge(place.index(gene.source), self.nodes.index(gene.node), gene.stride, (row.code,))
+            for gene, row in zip(genes, rows, strict=True)
+        ]
+        self.graph = Graph(inputs, len(self.nodes), tuple(edges))
+        self._drops = [gene.drop for gene in genes]
+        self._paths = [tuple(gene.path.split(".")) for gene in genes]
+        self._parts = [(names.convolutions, names.norms) for names in rows]
+
+    def __call__(self, cell: nn.Module, inputs: list[Tensor], factors: Tensor | None, backend: str) -> Tensor | None:
+        """Return the nodes (N, nodes * C, H', W'), or None where the modules have to compute them themselves.
+
+        factors  drop path's, (drops, N, ...), or None
+        backend  of ops.mixed_cell; where it is the definition, the modules compute
+        """
+        if self.lacks or global_hooks():
+            return None
+        modules = [_descend(cell, path) for path in self._paths]
+        convolutions, norms = [], []
+        for module, (of_convolutions, of_norms) in zip(modules, self._parts, strict=True):
+            convolutions += [_descend(module, name.split(".")) for name in of_convolutions]
+            norms += [_descend(module, name.split(".")) for name in of_norms]
+        if not _usual(convolutions, norms) or any(has_hooks(m) for module in modules for m in module.modules()):
+            return None
+        x, training = inputs[0], any(n.training for n in norms)
+        if backends.choose("mixed_cell", backend, x.device, backends.arithmetic(x)) != "cpu":
+            return None  # the GPU kernels have no affine BatchNorm
+        return mixed_cell_of_layers(
+            convolutions,
+            norms,
+            inputs,
+            x.new_ones(len(modules), 1),
+            None if factors is None or not len(factors) else self._edges(factors.flatten(1)),
+            graph=self.graph,
+            backend=backend,
+            sync=norms[0].sync if training else None,
+        )
+
+    def _edges(self, factors: Tensor) -> Tensor:
+        """Map drop path's factors (drops, N) to weights of the edges (E, N)."""
+        one = torch.ones_like(factors[0])
+        return torch.stack([one if drop is None else factors[drop] for drop in self._drops])
+
+
+def _descend(module: Any, path: Sequence[str]) -> Any:
+    for name in path:
+        module = module._modules[name]
+    return module
+
+
+def _usual(convolutions: list[nn.Conv2d], norms: list[BatchNorm]) -> bool:
+    """Return whether the layers are those that were built, and all BatchNorms share mode and settings."""
+    settings = {(n.training, n.momentum, n.eps, n.affine, n.track_running_stats) for n in norms}
+    return len(settings) < 2 and None not in {n.momentum for n in norms} and {type(layer) for layer in (*convolutions, *norms)} <= LAYERS

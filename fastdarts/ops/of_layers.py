@@ -1,0 +1,69 @@
+"""ops.mixed_cell on the parameters and buffers of torch's layers: packs them for one call.
+
+Notation: N images, C channels, E edges, K candidates, B BatchNorms.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastdarts.kernels.graph import Graph
+from fastdarts.ops.batch_norm import BatchNorm, recomputed_to_here
+from fastdarts.ops.mixed_cell import mixed_cell
+from fastdarts.ops.sync import Sync
+
+
+def mixed_cell_of_layers(
+    convolutions: Sequence[nn.Conv2d],
+    norms: Sequence[BatchNorm],
+    inputs: Sequence[Tensor],
+    ops: Tensor,
+    edges: Tensor | None,
+    *,
+    graph: Graph,
+    partial_channels: int = 1,
+    backend: str = "auto",
+    sync: Sync | None = None,
+) -> Tensor:
+    """Call ops.mixed_cell, whose arguments the others are; update running statistics and counters as the layers do.
+
+    convolutions  all of the graph, in the order of `graph.convolutions`
+    norms         all BatchNorms of the graph, in its order. They share mode, settings, and which tensors they have
+    """
+    first = norms[0] if norms else None
+    training = first is not None and first.training
+    means, variances = ([getattr(n, name) for n in norms] if _has(first, name) else [] for name in BUFFERS)
+    running = (torch.cat(means), torch.cat(variances)) if means else None
+    out = mixed_cell(
+        inputs,
+        ops,
+        edges,
+        torch.cat([c.weight.reshape(-1) for c in convolutions]) if convolutions else inputs[0].new_empty(0),
+        running,
+        None,
+        affine=torch.cat([getattr(n, name) for name in AFFINE for n in norms]).view(2, -1) if _has(first, "weight") else None,
+        graph=graph,
+        partial_channels=partial_channels,
+        training=training,
+        momentum=0.1 if first is None or first.momentum is None else first.momentum,
+        eps=1e-5 if first is None else first.eps,
+        backend=backend,
+        sync=sync,
+    )
+    if running is not None and training:
+        sizes = [len(m) for m in means]
+        torch._foreach_copy_(means, running[0].split(sizes))
+        torch._foreach_copy_(variances, running[1].split(sizes))
+        counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+        if counters:
+            torch._foreach_add_(counters, 1)
+        recomputed_to_here()
+    return out
+
+
+AFFINE, BUFFERS = ("weight", "bias"), ("running_mean", "running_var")
+
+
+def _has(norm: BatchNorm | None, name: str) -> bool:
+    return norm is not None and getattr(norm, name) is not None
