@@ -73,6 +73,8 @@ class ReLUConvBN(NamedTuple):
     xs: list[Tensor]
     weights: list[Tensor]  # of all layers
     counts: list[int]  # weights of each layer
+    scales: list[Tensor]  # of the BNs' affine parameters; empty: none
+    shifts: list[Tensor]
     running_means: list[Tensor]  # empty: the batch's statistics normalise
     running_vars: list[Tensor]
     eps: float
@@ -83,6 +85,7 @@ class ReLUConvBNResults(NamedTuple):
     """Results of fastdarts::relu_conv_bn."""
 
     outs: list[Tensor]
+    normalised: list[Tensor]  # for the backward; empty without affine parameters: the outputs are normalised
     statistics: list[Tensor]  # float64 (2, D) each: mean and biased variance
 
 
@@ -93,12 +96,13 @@ class ReLUConvBNBackward(NamedTuple):
     xs: list[Tensor]
     weights: list[Tensor]
     counts: list[int]
-    outs: list[Tensor]
+    scales: list[Tensor]
+    normalised: list[Tensor]  # without affine parameters the outputs
     statistics: list[Tensor]
     eps: float
     batch_statistics: bool
     need_xs: list[bool]
-    need_weights: bool
+    need_weights: bool  # and affine parameters
     sync: int
 
 
@@ -107,6 +111,8 @@ class ReLUConvBNGradients(NamedTuple):
 
     grad_xs: list[Tensor]  # empty tensors if not needed
     grad_weights: list[Tensor]  # empty if not needed
+    grad_scales: list[Tensor]  # empty if not needed
+    grad_shifts: list[Tensor]
 
 
 class ConvBNChain(NamedTuple):

@@ -25,7 +25,8 @@ native
 settings
 registry
 provenance protocols textfile
-batch logs quoting _C
+module_hooks batch quoting _C
+logs
 """
 SIDEWAYS = {("__main__", "sweep"), ("cli", "runs"), ("inputs", "engine")}
 ROOT = "__init__"  # of the package: its version, which anyone may ask for, and what it hands on when asked

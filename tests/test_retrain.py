@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from fastdarts import evaluate, retrain, search_cifar
 from fastdarts.engine.checkpoints import BEST, load_checkpoint
@@ -113,7 +114,7 @@ def test_resume_after_interrupt_is_bitwise_identical(
     step = WeightUpdate.__call__
 
     def failing(update: WeightUpdate, number: Tensor, *batches: Any) -> Any:
-        if number.device.type != "meta" and int(number) == at:  # the planner's step has no number
+        if not isinstance(number, FakeTensor) and int(number) == at:  # the planner's step has no number
             raise Stop
         return step(update, number, *batches)
 

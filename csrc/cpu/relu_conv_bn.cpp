@@ -61,19 +61,35 @@ struct Layers {
   }
 };
 
-std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn(at::TensorList xs, at::TensorList weights,
-                                                                          at::IntArrayRef counts,
-                                                                          at::TensorList running_means,
-                                                                          at::TensorList running_vars, double eps,
-                                                                          int64_t sync) {
+// Of each layer, as doubles, contiguous.
+std::vector<at::Tensor> doubles(at::TensorList each, const Layers& layers) {
+  TORCH_CHECK(each.empty() || each.size() == layers.plans.size(), "relu_conv_bn: affine parameters of every layer or of none");
+  std::vector<at::Tensor> found;
+  for (std::size_t i = 0; i < each.size(); ++i) {
+    TORCH_CHECK(each[i].numel() == layers.plans[i].D, "relu_conv_bn: affine parameters must be (D,)");
+    found.push_back(each[i].to(at::kDouble).contiguous());
+  }
+  return found;
+}
+
+const double* data_of(const std::vector<at::Tensor>& each, std::size_t i) {
+  return each.empty() ? nullptr : each[i].const_data_ptr<double>();
+}
+
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn(
+    at::TensorList xs, at::TensorList weights, at::IntArrayRef counts, at::TensorList scales, at::TensorList shifts,
+    at::TensorList running_means, at::TensorList running_vars, double eps, int64_t sync) {
   const bool batch_statistics = running_means.empty();
   const Layers layers(xs, weights, counts, batch_statistics, eps);
   TORCH_CHECK(running_means.size() == running_vars.size() && (batch_statistics || running_means.size() == xs.size()),
               "relu_conv_bn: running statistics of every layer or of none");
-  std::vector<at::Tensor> outs, statistics;
+  const auto scale = doubles(scales, layers), shift = doubles(shifts, layers);
+  TORCH_CHECK(scale.size() == shift.size(), "relu_conv_bn: scales and shifts, or none");
+  std::vector<at::Tensor> outs, normalised, statistics;
   for (std::size_t i = 0; i < xs.size(); ++i) {
     const LayerPlan& p = layers.plans[i];
     outs.push_back(channels_last(p.N, p.D, p.Ho, p.Wo, xs[i].options()));
+    if (!scale.empty()) normalised.push_back(channels_last(p.N, p.D, p.Ho, p.Wo, xs[i].options()));
     statistics.push_back(at::empty({2, p.D}, xs[i].options().dtype(at::kDouble)));
     if (batch_statistics) continue;
     statistics[i][0].copy_(running_means[i]);
@@ -85,7 +101,8 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn(at::Te
     for (std::size_t i = 0; i < xs.size(); ++i) {
       double* mean = statistics[i].mutable_data_ptr<double>();
       calls.push_back({xs[i].const_data_ptr<T>(), matrices.data() + layers.first_weight[i], mean,
-                       mean + layers.plans[i].D, outs[i].mutable_data_ptr<T>()});
+                       mean + layers.plans[i].D, data_of(scale, i), data_of(shift, i), outs[i].mutable_data_ptr<T>(),
+                       (scale.empty() ? outs : normalised)[i].mutable_data_ptr<T>()});
     }
     run(layers.plans.data(), calls.data(), layers.count(), batch_statistics ? sync : 0);
   };
@@ -94,25 +111,30 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn(at::Te
   } else {
     call(layer_kernels().forward_float);
   }
-  return {outs, statistics};
+  return {outs, normalised, statistics};
 }
 
-std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn_backward(
-    at::TensorList grads, at::TensorList xs, at::TensorList weights, at::IntArrayRef counts, at::TensorList outs,
-    at::TensorList statistics, double eps, bool batch_statistics, const c10::List<bool>& need_xs, bool need_weights,
+std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>
+relu_conv_bn_backward(
+    at::TensorList grads, at::TensorList xs, at::TensorList weights, at::IntArrayRef counts, at::TensorList scales,
+    at::TensorList normalised, at::TensorList statistics, double eps, bool batch_statistics, const c10::List<bool>& need_xs, bool need_weights,
     int64_t sync) {
   const Layers layers(xs, weights, counts, batch_statistics, eps);
-  TORCH_CHECK(grads.size() == xs.size() && outs.size() == xs.size() && statistics.size() == xs.size() &&
+  TORCH_CHECK(grads.size() == xs.size() && normalised.size() == xs.size() && statistics.size() == xs.size() &&
                   need_xs.size() == xs.size(),
-              "relu_conv_bn_backward: a gradient, an output and statistics of each layer");
-  std::vector<at::Tensor> grad_xs, grad_weights;
+              "relu_conv_bn_backward: a gradient, xhat and statistics of each layer");
+  const auto scale = doubles(scales, layers);
+  std::vector<at::Tensor> grad_xs, grad_weights, of_scales, of_shifts, grad_scales, grad_shifts;
   for (std::size_t i = 0; i < xs.size(); ++i) {
     const LayerPlan& p = layers.plans[i];
-    TORCH_CHECK(grads[i].sizes() == outs[i].sizes() && grads[i].is_contiguous(at::MemoryFormat::ChannelsLast) &&
-                    outs[i].is_contiguous(at::MemoryFormat::ChannelsLast),
-                "relu_conv_bn_backward: grad and out must be of one shape, in channels_last memory");
+    TORCH_CHECK(grads[i].sizes() == normalised[i].sizes() && grads[i].is_contiguous(at::MemoryFormat::ChannelsLast) &&
+                    normalised[i].is_contiguous(at::MemoryFormat::ChannelsLast),
+                "relu_conv_bn_backward: grad and xhat must be of one shape, in channels_last memory");
     grad_xs.push_back(need_xs.get(i) ? channels_last(p.N, p.C, p.H, p.W, xs[i].options())
                                      : at::empty({0}, xs[i].options()));
+    if (scale.empty() || !need_weights) continue;
+    of_scales.push_back(at::empty({p.D}, xs[i].options().dtype(at::kDouble)));
+    of_shifts.push_back(at::empty({p.D}, xs[i].options().dtype(at::kDouble)));
   }
   for (const at::Tensor& w : weights) {
     if (need_weights) grad_weights.push_back(at::empty(w.sizes(), w.options()));
@@ -124,9 +146,12 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn_backwa
     for (std::size_t i = 0; i < xs.size(); ++i) {
       const std::size_t first = layers.first_weight[i];
       calls.push_back({grads[i].const_data_ptr<T>(), xs[i].const_data_ptr<T>(), matrices.data() + first,
-                       outs[i].const_data_ptr<T>(), statistics[i].const_data_ptr<double>() + layers.plans[i].D,
+                       normalised[i].const_data_ptr<T>(), statistics[i].const_data_ptr<double>() + layers.plans[i].D,
+                       data_of(scale, i),
                        need_xs.get(i) ? grad_xs[i].mutable_data_ptr<T>() : nullptr,
-                       need_weights ? to.data() + first : nullptr});
+                       need_weights ? to.data() + first : nullptr,
+                       of_scales.empty() ? nullptr : of_scales[i].mutable_data_ptr<double>(),
+                       of_shifts.empty() ? nullptr : of_shifts[i].mutable_data_ptr<double>()});
     }
     run(layers.plans.data(), calls.data(), layers.count(), batch_statistics ? sync : 0);
   };
@@ -135,7 +160,11 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>> relu_conv_bn_backwa
   } else {
     call(layer_kernels().backward_float);
   }
-  return {grad_xs, grad_weights};
+  for (std::size_t i = 0; i < of_scales.size(); ++i) {
+    grad_scales.push_back(of_scales[i].to(scales[i].scalar_type()));
+    grad_shifts.push_back(of_shifts[i].to(scales[i].scalar_type()));
+  }
+  return {grad_xs, grad_weights, grad_scales, grad_shifts};
 }
 
 }  // namespace

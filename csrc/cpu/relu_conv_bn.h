@@ -22,7 +22,10 @@ struct LayerForward {
   const T* const* weights;  // of each tap: (D / taps, C)
   double* mean;             // (D,): output, or input for running statistics
   double* variance;
+  const double* scale;  // (D,): of the BN's affine parameters, or nullptr: none
+  const double* shift;
   T* out;
+  T* normalised;  // xhat, for the backward; without affine parameters it is `out`
 };
 
 template <typename T>
@@ -30,10 +33,13 @@ struct LayerBackward {
   const T* grad;
   const T* x;
   const T* const* weights;
-  const T* out;
+  const T* normalised;
   const double* variance;
+  const double* scale;  // or nullptr
   T* grad_x;               // or nullptr: not needed
   T* const* grad_weights;  // of each tap, or nullptr: not needed
+  double* grad_scale;      // (D,), or nullptr: not needed
+  double* grad_shift;
 };
 
 // plans and calls: of `layers` layers; sync: handle of ranks.h, 0 for running statistics.

@@ -1,7 +1,7 @@
 // ReLU, 1x1 convolution, BN, forward and backward, for one instruction set. fastdarts/ops/relu_conv_bn.py has the
 // definition, which this must equal. Forward: the convolution minus a pivot (see mixed_cell_kernels.cpp) with BN's
-// sums, then one pass that normalises in place. Backward: one pass for BN's two sums, one for the gradients; the
-// output is xhat, so only it and x are saved.
+// sums, then one pass that normalises in place. Backward: one pass for BN's two sums, one for the gradients, from x and
+// xhat, which is the output where the BN has no affine parameters.
 #include "isa.h"
 #include "numbers.h"
 #include "pointwise.h"
@@ -86,7 +86,9 @@ class Forward : Layer<T> {
         start(out),
         sums(plan.N * 2 * out),
         scale(out),
-        shift(out) {}
+        shift(out),
+        gamma(out),
+        beta(out) {}
 
   using Base::channels, Base::values;
 
@@ -120,6 +122,8 @@ class Forward : Layer<T> {
       const double r = o < p.D ? 1 / root(c.variance[o] + p.eps) : 0;
       scale[o] = static_cast<T>(r);
       shift[o] = o < p.D ? static_cast<T>((-static_cast<double>(start[o]) - c.mean[o]) * r) : T(0);
+      gamma[o] = static_cast<T>(o < p.D && c.scale != nullptr ? c.scale[o] : 1);
+      beta[o] = static_cast<T>(o < p.D && c.shift != nullptr ? c.shift[o] : 0);
     }
     for_each(p.N, [&](int64_t n) { normalise(n); });
   }
@@ -129,7 +133,8 @@ class Forward : Layer<T> {
   const Scratch<T> matrices;   // (taps, C, out)
   const Scratch<T> start;      // minus the pivot
   const Scratch<double> sums;  // (N, 2, out)
-  const Scratch<T> scale, shift;
+  const Scratch<T> scale, shift;  // of the normalisation
+  const Scratch<T> gamma, beta;   // of the affine parameters
 
   // y of output rows r0 .. r1 of image n: (pixels, out).
   void rows(int64_t n, int64_t r0, int64_t r1, T* taken, T* y, T* part) const {
@@ -164,7 +169,7 @@ class Forward : Layer<T> {
     clear<T>(part, 2 * out);
     for (int64_t r = 0; r < p.Ho; r += tile_rows) {
       const int64_t end = smaller(p.Ho, r + tile_rows);
-      T* to = c.out + (n * pixels + r * p.Wo) * p.D;
+      T* to = c.normalised + (n * pixels + r * p.Wo) * p.D;
       rows(n, r, end, taken, p.D == out ? to : static_cast<T*>(tile),
            p.batch_statistics ? static_cast<T*>(part) : nullptr);
       if (p.D != out) this->narrow(tile, (end - r) * p.Wo, to);
@@ -187,11 +192,19 @@ class Forward : Layer<T> {
   }
 
   void normalise(int64_t n) const {
+    T* xhat = c.normalised + n * pixels * p.D;
     T* image = c.out + n * pixels * p.D;
-    for (int64_t q = 0; q < pixels; ++q, image += p.D) {
+    for (int64_t q = 0; q < pixels; ++q, image += p.D, xhat += p.D) {
       int64_t o = 0;
-      for (; o + L <= p.D; o += L) store(image + o, load(image + o) * load(scale + o) + load(shift + o));
-      for (; o < p.D; ++o) image[o] = image[o] * scale[o] + shift[o];
+      for (; o + L <= p.D; o += L) {
+        const V value = load(xhat + o) * load(scale + o) + load(shift + o);
+        store(xhat + o, value);
+        if (c.scale != nullptr) store(image + o, value * load(gamma + o) + load(beta + o));
+      }
+      for (; o < p.D; ++o) {
+        xhat[o] = xhat[o] * scale[o] + shift[o];
+        if (c.scale != nullptr) image[o] = xhat[o] * gamma[o] + beta[o];
+      }
     }
   }
 };
@@ -232,6 +245,9 @@ class Backward : Layer<T> {
         s0[o] += sums[n * 2 * out + o];
         s1[o] += sums[n * 2 * out + out + o];
       }
+      if (c.grad_scale == nullptr) continue;
+      c.grad_scale[o] = s1[o];
+      c.grad_shift[o] = s0[o];
     }
   }
 
@@ -259,9 +275,9 @@ class Backward : Layer<T> {
   void take_sums(int64_t n) {
     double* into = sums + n * 2 * out;
     clear(into, 2 * out);
-    if (!p.batch_statistics) return;
+    if (!p.batch_statistics && c.grad_scale == nullptr) return;
     const T* g = c.grad + n * pixels * p.D;
-    const T* xhat = c.out + n * pixels * p.D;
+    const T* xhat = c.normalised + n * pixels * p.D;
     const Scratch<T> part(2 * out);
     clear<T>(part, 2 * out);
     for (int64_t from = 0; from < pixels; from += TILE) {
@@ -290,8 +306,9 @@ class Backward : Layer<T> {
   void use_sums(const double* s0, const double* s1, double m) {
     clear<T>(factor, 3 * out);
     for (int64_t o = 0; o < p.D; ++o) {
-      const double r = 1 / root(c.variance[o] + p.eps);
+      const double r = (c.scale == nullptr ? 1 : c.scale[o]) / root(c.variance[o] + p.eps);
       factor[o] = static_cast<T>(r);
+      if (!p.batch_statistics) continue;
       factor[out + o] = static_cast<T>(-r * s1[o] / m);
       factor[2 * out + o] = static_cast<T>(-r * s0[o] / m);
     }
@@ -327,7 +344,7 @@ class Backward : Layer<T> {
 
   void gradient_tile(int64_t pixel, int64_t count, T* g_buffer, T* xhat_buffer, T* dy) const {
     const T* g = c.grad + pixel * p.D;
-    const T* xhat = c.out + pixel * p.D;
+    const T* xhat = c.normalised + pixel * p.D;
     if (p.D != out) {
       this->widen(g, count, g_buffer);
       this->widen(xhat, count, xhat_buffer);

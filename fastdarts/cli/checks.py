@@ -1,5 +1,6 @@
 """Resolve and check settings that commands share: paths, device, watching."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -7,6 +8,8 @@ import torch
 
 from fastdarts import engine, steps
 from fastdarts.engine import RankInfo
+from fastdarts.networks.fused import fits
+from fastdarts.ops.backend import choose
 from fastdarts.optim import OptimizerUnavailable
 from fastdarts.optim.optimizers import OptimizerBackend, check_backend
 from fastdarts.optim.precision import Amp
@@ -44,6 +47,22 @@ def check_device(settings: Computed) -> None:
         check_backend(settings.optimizer_backend, device)
     except OptimizerUnavailable as error:
         raise ConfigError(f"--optimizer_backend {settings.optimizer_backend}: {error}") from error
+
+
+def check_fused(backend: str, ops: Mapping[str, torch.dtype], device: str) -> None:
+    """Raise ConfigError if --backend does not support an op, in its dtype."""
+    try:
+        for op, dtype in ops.items():
+            choose(op, backend, torch.device(device), dtype)
+    except ValueError as error:
+        raise ConfigError(f"--backend: {error}") from error
+
+
+def check_cells(backend: str, device: str) -> None:
+    """Raise ConfigError if --backend does not support the cells of a discrete network."""
+    check_fused(backend, dict.fromkeys(("relu_conv_bn", "mixed_cell"), torch.float32), device)
+    if backend not in ("auto", "definition") and not fits("mixed_cell", backend, torch.device(device), torch.float32):
+        raise ConfigError(f"--backend {backend}: its kernels do not support affine BatchNorms; auto takes what does")
 
 
 def check_amp(amp: Amp, device: torch.device) -> None:

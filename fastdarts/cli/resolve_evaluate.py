@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fastdarts.cli.checks import absolute, check_amp, device_of
+from fastdarts.cli.checks import absolute, check_amp, check_cells, device_of
 from fastdarts.engine import RankInfo
 from fastdarts.runs.evaluate import Evaluated
 from fastdarts.settings import EvaluateSettings
@@ -29,6 +29,7 @@ class EvaluationResolver:
         settings = self.settings.make(values)
         settings = replace(settings, device=device_of(settings.device, info), threads=settings.threads or info.threads())
         check_amp(settings.amp, torch.device(settings.device))
+        check_cells(settings.backend, settings.device)
         return Evaluated.of(settings)
 
     def notice(self, args: Mapping[str, Any]) -> str | None:

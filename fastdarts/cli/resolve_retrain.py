@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from fastdarts.cli.checks import absolute, check_device, check_watching, device_of
+from fastdarts.cli.checks import absolute, check_cells, check_device, check_watching, device_of
 from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DATASETS
 from fastdarts.networks import architecture_of
@@ -39,6 +39,7 @@ class RetrainResolver:
         settings = self.settings.make(_values(args, architecture))
         settings = replace(settings, device=device_of(settings.device, info), threads=settings.threads or info.threads())
         check_device(settings)
+        check_cells(settings.backend, settings.device)
         check_watching(settings)
         resolved = ResolvedRetrain(settings, DATASETS[settings.dataset], architecture)
         check_buildable(resolved)

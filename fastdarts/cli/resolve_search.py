@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from fastdarts.cli.checks import absolute, check_device, check_watching, device_of
+from fastdarts.cli.checks import absolute, check_device, check_fused, check_watching, device_of
 from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DataSet
 from fastdarts.objectives import OBJECTIVES
-from fastdarts.ops.backend import choose
 from fastdarts.optim import Precision
 from fastdarts.registry import RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
@@ -132,8 +131,4 @@ def _space(text: str) -> str:
 def _check_backend(settings: AnySearch) -> None:
     """Raise ConfigError if --backend does not support an op."""
     lower = Precision(settings.amp).dtype or torch.float32
-    try:
-        for op, in_lower in OPS.items():
-            choose(op, settings.backend, torch.device(settings.device), lower if in_lower else torch.float32)
-    except ValueError as error:
-        raise ConfigError(f"--backend: {error}") from error
+    check_fused(settings.backend, {op: lower if in_lower else torch.float32 for op, in_lower in OPS.items()}, settings.device)

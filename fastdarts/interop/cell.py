@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN, Before
-from fastdarts.module_hooks import global_hooks, has_hooks
 from fastdarts.interop.mixture import (
     NOT_TRACED,
     MixturePlan,
@@ -27,6 +26,7 @@ from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import FusableCandidate, as_preprocess, recognise
 from fastdarts.interop.tree import signature
 from fastdarts.kernels.graph import Candidate, Edge, Graph
+from fastdarts.module_hooks import global_hooks, has_hooks
 from fastdarts.ops.relu_conv_bn import relu_conv_bn
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from fastdarts.interop import probe
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
 from fastdarts.interop.classes import PLAN, Before, add_mixin, remove_mixin
-from fastdarts.module_hooks import SLOW, global_hooks, without_global_hooks
 from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, listing, mixtures, proposed
 from fastdarts.interop.parts import Layers
 from fastdarts.interop.probe import Differs
@@ -19,6 +18,7 @@ from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import FusableCandidate, Unknown, as_preprocess, recognise
 from fastdarts.interop.tree import bare, signature
 from fastdarts.kernels.graph import Candidate
+from fastdarts.module_hooks import SLOW, global_hooks, without_global_hooks
 from fastdarts.ops.backend import choose
 
 Level = Literal["cell", "op"]

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.classes import PLAN, Before
-from fastdarts.module_hooks import global_hooks, has_hooks
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import FusableCandidate, Preprocess, Unknown, recognise
 from fastdarts.interop.tree import bare, only_torch_layers, signature
 from fastdarts.kernels.graph import Candidate, Edge, Graph
+from fastdarts.module_hooks import global_hooks, has_hooks
 
 NOT_TRACED = "fastdarts checks every layer before a fused call: if traced, each check is a guard and each size recompiles"
 Attributes = tuple[tuple[str, int], ...]

@@ -1,4 +1,4 @@
-"""Discrete networks: the network that is trained from a found cell, in plain PyTorch."""
+"""Discrete networks: the network that is trained from a found cell."""
 
 from fastdarts.networks.base import NETWORKS, STANDARD, DiscreteNetwork, NetworkKind, NetworkShape, Outputs
 from fastdarts.networks.build import build, standard_shape

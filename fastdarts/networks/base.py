@@ -5,11 +5,12 @@ Notation: N images, C channels of the first cell's nodes, H W pixels.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from fastdarts.networks.fused import FusedNodes, fits
 from fastdarts.networks.operations import BatchNorm
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Architecture
@@ -111,6 +112,23 @@ class DiscreteNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, BatchNorm):
                 module.sync = sync
+
+    def set_backend(self, backend: str) -> None:
+        """Set the backend of the cells' fused ops; "definition": their modules compute."""
+        for cell in self._fused_cells():
+            cell.backend = backend
+
+    def computed_by(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
+        """Return what computes the cells there, in words."""
+        cells = self._fused_cells()
+        if not cells or not fits("mixed_cell", cells[0].backend, torch.device(device), dtype):
+            return "cells in plain PyTorch"
+        lacking = [cell.fused.lacks for cell in cells if cell.fused.lacks]
+        rest = f"{len(lacking)} of {len(cells)} cells in plain PyTorch ({lacking[0]}), the others" if lacking else "cells"
+        return f"{rest} fused in C++"
+
+    def _fused_cells(self) -> list[Any]:
+        return [module for module in self.modules() if isinstance(getattr(module, "fused", None), FusedNodes)]
 
     def check_size(self, height: int, width: int) -> None:
         """Raise ValueError unless both sides are multiples of `multiple`."""

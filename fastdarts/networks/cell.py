@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdarts.networks.fused import FusedNodes, Gene
+from fastdarts.networks.fused import FusedNodes, Gene, fused_layers
 from fastdarts.networks.operations import FactorizedReduce, ReLUConvBN, operation
 from fastdarts.spaces import Kind
 from fastdarts.spaces.genotype import Genotype
@@ -22,8 +22,8 @@ class DiscreteCell(nn.Module):
     reduction_prev  the first input is twice as large and is halved here
     multiplier      number of concatenated states: the output has multiplier * C channels
     drops           number of factors that drop path draws for each image
-    backend         of ops.mixed_cell, which computes all operations in one call where it can (see FusedNodes); else the
-                    modules compute them one by one
+    backend         of ops.relu_conv_bn and ops.mixed_cell, which compute the preprocess layers and all operations in one call
+                    each where they can (see networks.fused); else the modules compute them one by one
     """
 
     def __init__(self, genotype: Genotype, kind: Kind, C_prev_prev: int, C_prev: int, C: int, reduction_prev: bool) -> None:
@@ -55,7 +55,9 @@ class DiscreteCell(nn.Module):
 
         Returns (N, multiplier * C, H', W') with H' W' of s1, halved in a reduction cell.
         """
-        inputs = [self.preprocess0(s0), self.preprocess1(s1)]
+        layers = self.preprocess0, self.preprocess1
+        fused = fused_layers(layers, (s0, s1), self.backend)
+        inputs = [layer(s) for layer, s in zip(layers, (s0, s1), strict=True)] if fused is None else list(fused)
         factors = None if factors is None else factors.to(inputs[1].dtype)
         out = self.fused(self, inputs, factors, self.backend)
         if out is not None and self.concat == self.fused.nodes:

@@ -1,4 +1,4 @@
-"""The operations of a discrete cell as one fused call, on the Parameters and buffers of its modules.
+"""A discrete cell as two fused calls, preprocess layers and operations, on the Parameters and buffers of its modules.
 
 Notation: N images, C channels of a node, H W pixels, E genes.
 """
@@ -13,7 +13,8 @@ from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.module_hooks import global_hooks, has_hooks
 from fastdarts.networks.operations import BatchNorm, HalvingConv
 from fastdarts.ops import backend as backends
-from fastdarts.ops.of_layers import mixed_cell_of_layers
+from fastdarts.ops.of_layers import mixed_cell_of_layers, relu_conv_bns_of_layers
+from fastdarts.ops.sync import Sync
 from fastdarts.supernet.candidates import NAMES, NASBENCH201, STRIDED, TWICE, Names
 
 DISCRETE = {
@@ -70,29 +71,26 @@ class FusedNodes:
         """Return the nodes (N, nodes * C, H', W'), or None where the modules have to compute them themselves.
 
         factors  drop path's, (drops, N, ...), or None
-        backend  of ops.mixed_cell; where it is the definition, the modules compute
+        backend  of ops.mixed_cell
         """
-        if self.lacks or global_hooks():
+        if self.lacks:
             return None
         modules = [_descend(cell, path) for path in self._paths]
         convolutions, norms = [], []
         for module, (of_convolutions, of_norms) in zip(modules, self._parts, strict=True):
             convolutions += [_descend(module, name.split(".")) for name in of_convolutions]
             norms += [_descend(module, name.split(".")) for name in of_norms]
-        if not _usual(convolutions, norms) or any(has_hooks(m) for module in modules for m in module.modules()):
+        if not _usual("mixed_cell", inputs, modules, convolutions, norms, backend):
             return None
-        x, training = inputs[0], any(n.training for n in norms)
-        if backends.choose("mixed_cell", backend, x.device, backends.arithmetic(x)) != "cpu":
-            return None  # the GPU kernels have no affine BatchNorm
         return mixed_cell_of_layers(
             convolutions,
             norms,
             inputs,
-            x.new_ones(len(modules), 1),
+            inputs[0].new_ones(len(modules), 1),
             None if factors is None or not len(factors) else self._edges(factors.flatten(1)),
             graph=self.graph,
             backend=backend,
-            sync=norms[0].sync if training else None,
+            sync=_sync(norms),
         )
 
     def _edges(self, factors: Tensor) -> Tensor:
@@ -101,13 +99,42 @@ class FusedNodes:
         return torch.stack([one if drop is None else factors[drop] for drop in self._drops])
 
 
+def fused_layers(layers: Sequence[Any], xs: Sequence[Tensor], backend: str) -> Sequence[Tensor] | None:
+    """Return the outputs of a cell's preprocess layers by one call, or None where the modules have to compute them themselves.
+
+    backend  of ops.relu_conv_bn
+    """
+    convolutions, norms = map(list, zip(*(layer.parts() for layer in layers), strict=True))
+    if not _usual("relu_conv_bn", xs, layers, [conv for each in convolutions for conv in each], norms, backend):
+        return None
+    return relu_conv_bns_of_layers(convolutions, norms, xs, backend=backend, sync=_sync(norms))
+
+
+def fits(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether a fused kernel with affine BatchNorms runs there: those on a GPU have none."""
+    return backends.choose(op, backends.offered(op, backend), device, dtype) == "cpu"
+
+
 def _descend(module: Any, path: Sequence[str]) -> Any:
     for name in path:
         module = module._modules[name]
     return module
 
 
-def _usual(convolutions: list[nn.Conv2d], norms: list[BatchNorm]) -> bool:
-    """Return whether the layers are those that were built, and all BatchNorms share mode and settings."""
+def _sync(norms: list[BatchNorm]) -> Sync | None:
+    return norms[0].sync if norms and norms[0].training else None
+
+
+def _usual(
+    op: str, xs: Sequence[Tensor], modules: Sequence[nn.Module], convolutions: list[Any], norms: list[BatchNorm], backend: str
+) -> bool:
+    """Return whether a fused kernel can compute what the modules would.
+
+    All layers are those that were built, nobody listens to them, and all BatchNorms share mode and settings.
+    """
     settings = {(n.training, n.momentum, n.eps, n.affine, n.track_running_stats) for n in norms}
-    return len(settings) < 2 and None not in {n.momentum for n in norms} and {type(layer) for layer in (*convolutions, *norms)} <= LAYERS
+    if len(settings) > 1 or None in {n.momentum for n in norms} or not {type(m) for m in (*convolutions, *norms)} <= LAYERS:
+        return False
+    if global_hooks() or any(has_hooks(m) for module in modules for m in module.modules()):
+        return False
+    return fits(op, backend, xs[0].device, backends.arithmetic(xs[0]))

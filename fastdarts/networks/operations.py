@@ -4,6 +4,7 @@ Convolutions have no bias, BatchNorm is affine, pools have none after them. Nota
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from fastdarts.ops.relu_conv_bn import halving_convolution
 from fastdarts.ops.sync import Sync
 from fastdarts.supernet.eager_candidates import BUILDERS, Noise
 
+Parts = tuple[list[Any], Any]  # of a preprocess layer: one convolution or two halving ones, and its BatchNorm
 Build = Callable[[int, int], nn.Module]  # channels, stride -> (N, C, H, W) to (N, C, H/stride, W/stride)
 
 
@@ -48,6 +50,10 @@ class ReLUConvBN(Layers):
 
     def __init__(self, C_in: int, C_out: int, kernel: int = 1, stride: int = 1) -> None:
         super().__init__(nn.ReLU(), nn.Conv2d(C_in, C_out, kernel, stride, kernel // 2, bias=False), BatchNorm(C_out))
+
+    def parts(self) -> Parts:
+        """Return the convolution, and the BatchNorm."""
+        return [self.op[1]], self.op[2]
 
 
 class SepConv(Layers):
@@ -95,6 +101,10 @@ class FactorizedReduce(nn.Module):
         self.conv_1 = HalvingConv(C_in, C_out // 2, 0)
         self.conv_2 = HalvingConv(C_in, C_out // 2, 1)
         self.bn = BatchNorm(C_out)
+
+    def parts(self) -> Parts:
+        """Return the two convolutions, and the BatchNorm."""
+        return [self.conv_1, self.conv_2], self.bn
 
     def forward(self, x: Tensor) -> Tensor:
         """See the class."""

@@ -120,7 +120,10 @@ def definition(
     """mixed_cell in plain PyTorch, at any dtype on any device; same arguments."""
     Cq = inputs[0].shape[1] // partial_channels
     parts = _Parts(weights, affine, running, graph, Cq, (training, momentum, eps, sync))
-    rows, betas = ops.unbind(), None if edges is None else (edges if edges.dim() == 1 else edges[..., None, None, None]).unbind()
+    rows, betas = (
+        ops.unbind(),
+        None if edges is None else (edges if edges.dim() == 1 else edges[..., None, None, None]).unbind(),
+    )
     states = list(inputs)
     for e, edge in enumerate(graph.edges):
         out = _edge(parts, edge, states[edge.source], rows[e], None if channels is None else channels[e], partial_channels)

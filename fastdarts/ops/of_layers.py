@@ -1,4 +1,4 @@
-"""ops.mixed_cell on the parameters and buffers of torch's layers: packs them for one call.
+"""ops.mixed_cell and ops.relu_conv_bns on the parameters and buffers of torch's layers: one call for all.
 
 Notation: N images, C channels, E edges, K candidates, B BatchNorms.
 """
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastdarts.kernels.graph import Graph
 from fastdarts.ops.batch_norm import BatchNorm, recomputed_to_here
 from fastdarts.ops.mixed_cell import mixed_cell
+from fastdarts.ops.relu_conv_bn import relu_conv_bns
 from fastdarts.ops.sync import Sync
 
 
@@ -55,11 +56,46 @@ def mixed_cell_of_layers(
         sizes = [len(m) for m in means]
         torch._foreach_copy_(means, running[0].split(sizes))
         torch._foreach_copy_(variances, running[1].split(sizes))
-        counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
-        if counters:
-            torch._foreach_add_(counters, 1)
-        recomputed_to_here()
+        _count(norms)
     return out
+
+
+def relu_conv_bns_of_layers(
+    convolutions: Sequence[Sequence[nn.Conv2d]],
+    norms: Sequence[BatchNorm],
+    xs: Sequence[Tensor],
+    *,
+    backend: str = "auto",
+    sync: Sync | None = None,
+) -> tuple[Tensor, ...]:
+    """Call ops.relu_conv_bns, whose arguments the others are; update running statistics and counters as the layers do.
+
+    convolutions, norms  of each layer; norms as in mixed_cell_of_layers
+    """
+    first = norms[0]
+    running, affines = ([tuple(getattr(n, name) for name in names) for n in norms] for names in (BUFFERS, AFFINE))
+    outs = relu_conv_bns(
+        xs,
+        [[conv.weight for conv in each] for each in convolutions],
+        running if _has(first, BUFFERS[0]) else None,
+        affines=affines if _has(first, AFFINE[0]) else None,
+        training=first.training,
+        momentum=0.1 if first.momentum is None else first.momentum,
+        eps=first.eps,
+        backend=backend,
+        sync=sync,
+    )
+    if first.training and _has(first, BUFFERS[0]):
+        _count(norms)
+    return outs
+
+
+def _count(norms: Sequence[BatchNorm]) -> None:
+    """Count a forward in training."""
+    counters = [n.num_batches_tracked for n in norms if n.num_batches_tracked is not None]
+    if counters:
+        torch._foreach_add_(counters, 1)
+    recomputed_to_here()
 
 
 AFFINE, BUFFERS = ("weight", "bias"), ("running_mean", "running_var")

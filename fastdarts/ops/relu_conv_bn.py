@@ -21,6 +21,9 @@ FORWARD = Op("relu_conv_bn", ReLUConvBN, ReLUConvBNResults)
 BACKWARD = Op("relu_conv_bn_backward", ReLUConvBNBackward, ReLUConvBNGradients)
 
 
+Affine = tuple[Tensor, Tensor]  # scale and shift
+
+
 class Constants(NamedTuple):
     """The arguments of relu_conv_bns that are not differentiable, in the definition's order."""
 
@@ -36,30 +39,34 @@ def relu_conv_bn(
     weights: Sequence[Tensor],
     running: Running | None,
     *,
+    affine: Affine | None = None,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
     backend: str = "auto",
     sync: Sync | None = None,
 ) -> Tensor:
-    """Compute BatchNorm without affine parameters of a 1x1 convolution of ReLU(x).
+    """Compute BatchNorm of a 1x1 convolution of ReLU(x).
 
     x         (N, C, H, W), floating point
     weights   one (D, C, 1, 1): stride 1. Two (D/2, C, 1, 1): FactorizedReduce, each of stride 2, the second one offset by a
               pixel (odd rows and columns), concatenated; H and W even. Of x' dtype (any floating point one under autocast)
     running   None, or running mean and variance: (D,), of the weights' dtype. Updated in place, once, when training
+    affine    None, or scale and shift: (D,) each
     training  True: batch statistics. False: the running ones, or, without them, batch statistics
     momentum  of the running statistics
-    backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
+    backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; without affine) or
+              "definition"
     sync      sums batch statistics over the ranks that share a batch; all ranks have as many images
 
     Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a fused backend, which takes x in any layout. Under
     autocast everything but the running statistics has autocast's dtype; sums are float32 on a GPU whatever the dtype, and
     products of float32 are never TF32.
-    Differentiable twice in x and in the weights. Raises ValueError for arguments that do not fit, BackendUnavailable.
+    Differentiable twice in x, the weights and affine. Raises ValueError for arguments that do not fit, BackendUnavailable.
     """
     layer = [x], [weights], None if running is None else [running]
-    return relu_conv_bns(*layer, training=training, momentum=momentum, eps=eps, backend=backend, sync=sync)[0]
+    affines = None if affine is None else [affine]
+    return relu_conv_bns(*layer, affines=affines, training=training, momentum=momentum, eps=eps, backend=backend, sync=sync)[0]
 
 
 def relu_conv_bns(
@@ -67,6 +74,7 @@ def relu_conv_bns(
     weights: Sequence[Sequence[Tensor]],
     running: Sequence[Running] | None,
     *,
+    affines: Sequence[Affine] | None = None,
     training: bool,
     momentum: float = 0.1,
     eps: float = 1e-5,
@@ -75,11 +83,11 @@ def relu_conv_bns(
 ) -> tuple[Tensor, ...]:
     """Compute relu_conv_bn of one layer, or of two that are ready together and share one sum over the ranks.
 
-    xs, weights and running hold those of each layer. The outputs agree in N, H and W, the xs in dtype and device.
+    xs, weights, running and affines hold those of each layer. The outputs agree in N, H and W, the xs in dtype and device.
     """
     constants = Constants(running, training, momentum, eps, sync)
-    _check(xs, weights, constants)
-    args = list(xs), [list(w) for w in weights], constants
+    _check(xs, weights, affines, constants)
+    args = list(xs), [list(w) for w in weights], affines, constants
     return backends.run("relu_conv_bn", backend, xs[0].device, backends.arithmetic(xs[0]), *args)
 
 
@@ -87,6 +95,7 @@ def definition(
     x: Tensor,
     weights: Sequence[Tensor],
     running: Running | None,
+    affine: Affine | None,
     training: bool,
     momentum: float,
     eps: float,
@@ -98,7 +107,7 @@ def definition(
         y = F.conv2d(x, weights[0])
     else:
         y = torch.cat([halving_convolution(x, weight, offset) for offset, weight in enumerate(weights)], dim=1)
-    return batch_norm.batch_norm(y, running, training, momentum, eps, sync)
+    return batch_norm.batch_norm(y, running, training, momentum, eps, sync, *(affine or ()))
 
 
 def halving_convolution(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
@@ -113,11 +122,13 @@ def halving_convolution(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
     return F.conv2d(x[:, :, offset:, offset:], weight, stride=2)
 
 
-def _definitions(xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], constants: Constants) -> tuple[Tensor, ...]:
+def _definitions(
+    xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], affines: Sequence[Affine] | None, constants: Constants
+) -> tuple[Tensor, ...]:
     """Compute `definition` of each layer."""
-    c = constants
-    layers = zip(xs, weights, c.running or [None] * len(xs), strict=True)
-    return tuple(definition(x, w, buffers, c.training, c.momentum, c.eps, c.sync) for x, w, buffers in layers)
+    c, none = constants, [None] * len(xs)
+    layers = zip(xs, weights, c.running or none, affines or none, strict=True)
+    return tuple(definition(*layer, c.training, c.momentum, c.eps, c.sync) for layer in layers)
 
 
 def _sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, int, int, int]:
@@ -140,7 +151,7 @@ def _fake(a: ReLUConvBN) -> ReLUConvBNResults:
         for x, size in zip(a.xs, sizes, strict=True)
     ]
     statistics = [out.new_empty(2, size[1], dtype=torch.float64) for out, size in zip(outs, sizes, strict=True)]
-    return ReLUConvBNResults(outs, statistics)
+    return ReLUConvBNResults(outs, [torch.empty_like(out) for out in outs] if a.scales else [], statistics)
 
 
 @BACKWARD.fake
@@ -149,7 +160,8 @@ def _fake_backward(a: ReLUConvBNBackward) -> ReLUConvBNGradients:
         torch.empty_like(x, memory_format=torch.channels_last) if need else x.new_empty(0)
         for x, need in zip(a.xs, a.need_xs, strict=True)
     ]
-    return ReLUConvBNGradients(grad_xs, [w.new_empty(w.shape) for w in a.weights] if a.need_weights else [])
+    of_weights, *of_affine = ([t.new_empty(t.shape) for t in ts if a.need_weights] for ts in (a.weights, a.scales, a.scales))
+    return ReLUConvBNGradients(grad_xs, of_weights, *of_affine)
 
 
 @FORWARD.cuda
@@ -159,60 +171,78 @@ def _on_gpu(a: ReLUConvBN) -> ReLUConvBNResults:
     none = [None] * len(a.xs)
     layers = zip(a.xs, _apart(a.weights, a.counts), a.running_means or none, a.running_vars or none, strict=True)
     outs, statistics = zip(*kernels.forwards(list(layers), a.eps, ranks_of(a.sync)), strict=True)
-    return ReLUConvBNResults(list(outs), list(statistics))
+    return ReLUConvBNResults(list(outs), [], list(statistics))
 
 
 @BACKWARD.cuda
 def _backward_on_gpu(a: ReLUConvBNBackward) -> ReLUConvBNGradients:
     from fastdarts.kernels import relu_conv_bn_backward as kernels
 
-    layers = list(zip(a.grads, a.xs, _apart(a.weights, a.counts), a.outs, a.statistics, strict=True))
+    layers = list(zip(a.grads, a.xs, _apart(a.weights, a.counts), a.normalised, a.statistics, strict=True))
     done = kernels.backwards(layers, a.eps, a.batch_statistics, a.need_xs, a.need_weights, ranks_of(a.sync))
-    return ReLUConvBNGradients([grad_x for grad_x, _ in done], [g for _, of_weights in done for g in of_weights])
+    return ReLUConvBNGradients([grad_x for grad_x, _ in done], [g for _, of_weights in done for g in of_weights], [], [])
+
+
+class _Split(NamedTuple):
+    """How the flat tensors of a call divide: weights of each layer, and whether affine parameters follow."""
+
+    counts: list[int]
+    affine: bool
+
+    def __call__(self, tensors: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+        """Divide into those of xs, of the weights, of scales and of shifts."""
+        xs, weights = len(self.counts), sum(self.counts)
+        rest = list(tensors)
+        sizes = xs, weights, *((xs, xs) if self.affine else (0, 0))
+        a, b, c, d = ([rest.pop(0) for _ in range(size)] for size in sizes)
+        return a, b, c, d
 
 
 class _ReLUConvBN(torch.autograd.Function):
-    """The registered op and its gradients; xs are channels_last-contiguous, the weights are contiguous."""
+    """The registered op and its gradients; xs are channels_last-contiguous, the other tensors contiguous."""
 
     @staticmethod
-    def forward(ctx: Any, constants: Constants, counts: list[int], *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return the layers' outputs, then their statistics. tensors: xs, then all weights.
+    def forward(ctx: Any, constants: Constants, split: _Split, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the layers' outputs, then their statistics. tensors: xs, then all weights, scales and shifts.
 
         constants.running is None if the batch's statistics normalise.
         """
-        layers, c = len(counts), constants
-        xs, weights = tensors[:layers], tensors[layers:]
+        (xs, weights, scales, shifts), c = split(tensors), constants
         running = [[], []] if c.running is None else [list(buffers) for buffers in zip(*c.running, strict=True)]
-        outs, statistics = torch.ops.fastdarts.relu_conv_bn(xs, weights, counts, *running, c.eps, handle(c.sync))
-        ctx.save_for_backward(*tensors, *outs, *statistics)
+        args = xs, weights, split.counts, scales, shifts, *running, c.eps, handle(c.sync)
+        outs, normalised, statistics = torch.ops.fastdarts.relu_conv_bn(*args)
+        ctx.save_for_backward(*tensors, *(normalised or outs), *statistics)
         ctx.constants = c if c.running is None else c._replace(running=None)
-        ctx.counts, ctx.batch_statistics = counts, c.running is None
+        ctx.split, ctx.batch_statistics = split, c.running is None
         ctx.mark_non_differentiable(*statistics)
         return *outs, *statistics
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layers, weights_end = len(ctx.counts), len(ctx.counts) + sum(ctx.counts)
-        saved, c = ctx.saved_tensors, ctx.constants
-        xs, weights = saved[:layers], saved[layers:weights_end]
-        outs, statistics = saved[weights_end : weights_end + layers], saved[weights_end + layers :]
-        _, _, *wanted = ctx.needs_input_grad  # of each x and each weight
+        layers, c, split = len(ctx.split.counts), ctx.constants, ctx.split
+        saved = ctx.saved_tensors
+        tensors, normalised, statistics = saved[: -2 * layers], saved[-2 * layers : -layers], saved[-layers:]
+        xs, weights, scales, _ = split(tensors)
+        _, _, *wanted = ctx.needs_input_grad  # of each tensor
         if torch.is_grad_enabled():
             running = None if ctx.batch_statistics else [tuple(s.to(xs[0].dtype)) for s in statistics]
             c = c._replace(running=running, training=False, momentum=0.0)
 
             def again(*tensors: Tensor) -> tuple[Tensor, ...]:
-                return _definitions(tensors[:layers], _apart(tensors[layers:], ctx.counts), c)
+                xs, weights, scales, shifts = split(tensors)
+                affines = list(zip(scales, shifts, strict=True)) or None
+                return _definitions(xs, _apart(weights, split.counts), affines, c)
 
-            of_tensors = batch_norm.through_definition("relu_conv_bn", again, [*xs, *weights], wanted, grads[:layers])
+            of_tensors = batch_norm.through_definition("relu_conv_bn", again, tensors, wanted, grads[:layers])
             return None, None, *of_tensors
         need_xs, need_weights = wanted[:layers], any(wanted[layers:])
         args = ReLUConvBNBackward(
             [g.contiguous(memory_format=torch.channels_last) for g in grads[:layers]],
             xs,
             weights,
-            ctx.counts,
-            outs,
+            split.counts,
+            scales,
+            normalised,
             statistics,
             c.eps,
             ctx.batch_statistics,
@@ -220,17 +250,21 @@ class _ReLUConvBN(torch.autograd.Function):
             need_weights,
             handle(c.sync),
         )
-        grad_xs, grad_weights = torch.ops.fastdarts.relu_conv_bn_backward(*args)
+        grad_xs, *of_weights = torch.ops.fastdarts.relu_conv_bn_backward(*args)
         wanted_xs = (g if need else None for g, need in zip(grad_xs, need_xs, strict=True))
-        return None, None, *wanted_xs, *(grad_weights or [None] * len(weights))
+        rest = [g for each in of_weights for g in each] or [None] * (len(tensors) - layers)
+        return None, None, *wanted_xs, *rest
 
 
-def _registered(xs: list[Tensor], weights: list[list[Tensor]], constants: Constants) -> tuple[Tensor, ...]:
+def _registered(
+    xs: list[Tensor], weights: list[list[Tensor]], affines: Sequence[Affine] | None, constants: Constants
+) -> tuple[Tensor, ...]:
     dtype, layers, c = backends.arithmetic(xs[0]), len(xs), constants
     laid_out = [x.to(dtype).contiguous(memory_format=torch.channels_last) for x in xs]
     flat = [w.to(dtype).contiguous() for each in weights for w in each]
+    flat += [t.contiguous() for each in zip(*(affines or ()), strict=True) for t in each]
     fixed = c._replace(running=None) if c.training and c.running is not None else c
-    results = _ReLUConvBN.apply(fixed, [len(w) for w in weights], *laid_out, *flat)
+    results = _ReLUConvBN.apply(fixed, _Split([len(w) for w in weights], affines is not None), *laid_out, *flat)
     outs, statistics = results[:layers], results[layers:]
     if c.training and c.running is not None:
         for buffers, moved, out in zip(c.running, statistics, outs, strict=True):
@@ -238,23 +272,36 @@ def _registered(xs: list[Tensor], weights: list[list[Tensor]], constants: Consta
     return outs
 
 
+def _beyond_triton(
+    xs: list[Tensor], weights: list[list[Tensor]], affines: Sequence[Affine] | None, constants: Constants
+) -> str | None:
+    return None if affines is None else "its kernels do not support affine BatchNorms yet"
+
+
 backends.register(
     "relu_conv_bn",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="relu_conv_bn"), _registered),
-    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, _beyond_triton),
     backends.Backend("definition", backends.anything, _definitions),
 )
 
 
-def _check(xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], constants: Constants) -> None:
+def _check(
+    xs: Sequence[Tensor], weights: Sequence[Sequence[Tensor]], affines: Sequence[Affine] | None, constants: Constants
+) -> None:
     """Raise ValueError, saying what was given, unless the arguments are as relu_conv_bns documents them."""
     running = constants.running
-    if len(xs) not in (1, 2) or {len(weights), len(xs if running is None else running)} != {len(xs)}:
+    if len(xs) not in (1, 2) or {len(weights), *(len(each or xs) for each in (running, affines))} != {len(xs)}:
         raise ValueError(
             f"expected one or two layers, each with its weights, got {len(xs)} inputs, {len(weights)} lists of weights"
         )
     for i, (x, each) in enumerate(zip(xs, weights, strict=True)):
         _check_layer(x, each, None if running is None else running[i], constants)
+        for name, t in zip(("scale", "shift"), affines[i] if affines else (), strict=False):
+            D = sum(w.shape[0] for w in each)
+            if tuple(t.shape) != (D,):
+                raise ValueError(f"{name} must be ({D},), got {tuple(t.shape)}")
+            backends.check_alike(name, t, x)
         backends.check_alike("the second input", x, xs[0])
     sizes = {(N, H, W) for N, _, H, W in map(_sizes, xs, weights)}
     if len(sizes) > 1:

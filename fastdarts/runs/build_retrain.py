@@ -48,6 +48,7 @@ def network_of(resolved: ResolvedRetrain, num_classes: int) -> DiscreteNetwork:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = s.bn_momentum
     network.drop_path = s.drop_path > 0
+    network.set_backend(s.backend)
     if s.dropout:
         network.classifier.register_forward_pre_hook(_Dropout(s.dropout))
     return network

@@ -130,6 +130,7 @@ def run(name: str, resolved: Evaluated, signals: SignalHandler, world: World) ->
         network = world.on_all_ranks(lambda: resolved.network(len(names), side))
         device = torch.device(resolved.settings.device)
         network = network.to(device).to(memory_format=torch.channels_last)
+        network.set_backend(resolved.settings.backend)
         mean, std = resolved.statistics(len(names))
         precision, ranks = Precision(resolved.settings.amp, device), None if world.is_single else world
         log.info(f"{found.message}, generated ones, NOT a data set" if resolved.is_sample else found.message)

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastdarts import steps
 from fastdarts.batch import Batch
 from fastdarts.networks import DiscreteNetwork
+from fastdarts.networks.fused import fits
 from fastdarts.optim.updates import Kept, step_if_finite
 from fastdarts.runs.build_retrain import update_of
 from fastdarts.runs.resolved import ResolvedRetrain
@@ -33,8 +34,9 @@ def retrain_bytes(
         steps.allocate_state(update.optimizer)
         return [update]
 
+    fused = fits("mixed_cell", s.backend, torch.device(s.device), torch.float32)
     batch = steps.meta_batch(batch_size, s.image_size)
-    return steps.step_bytes([network], make, batch, s.device, fused=False, amp=s.amp, prefetched=prefetched)
+    return steps.step_bytes([network], make, batch, s.device, fused=fused, amp=s.amp, prefetched=prefetched)
 
 
 class _Counting(WeightUpdate):

@@ -75,7 +75,7 @@ def _summary(resolved: ResolvedRetrain, images: TrainingImages, memory: int, ste
         f"network {s.network}, {s.layers} {'cells of each stage' if s.network == 'nasbench201' else 'cells'}, "
         f"C = {s.init_channels}, {figures['params'] / 1e6:.3f} M parameters"
         + (f" + {figures['params_auxiliary'] / 1e6:.3f} M of the auxiliary head" if network.shape.auxiliary else "")
-        + f", {macs}, on {s.device}, in plain PyTorch",
+        + f", {macs}, on {s.device}, {network.computed_by(s.device)}",
         f"images {len(images.train)} train, {held}{tests} in {num_classes} classes, {s.image_size} px, batch {s.batch_size}",
         f"steps {steps} an epoch, {steps * s.epochs} in {s.epochs} epochs; learning rate {schedule(0, s.epochs):.4g} at first, "
         f"{schedule(last, s.epochs):.4g} at last",

@@ -94,6 +94,7 @@ class RetrainSettings(
     Modules,
     Communication,
     Ranks,
+    FusedOps,
     Capture,
     Device,
     Run,
@@ -112,7 +113,7 @@ class RetrainSettings(
 
 
 @composed(batch_size=256)
-class EvaluateSettings(Modules, Communication, Device, EvaluatedImages, AnyImages, ImageArrays, ImageFiles, Weights):
+class EvaluateSettings(Modules, Communication, FusedOps, Device, EvaluatedImages, AnyImages, ImageArrays, ImageFiles, Weights):
     """Flags of `python -m fastdarts.evaluate`."""
 
 

@@ -1,9 +1,10 @@
 """Exponential moving average of a network, its BatchNorm statistics included (EMA)."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastdarts.networks import DiscreteNetwork
 
@@ -21,8 +22,10 @@ class MovingAverage:
 
     def __init__(self, network: DiscreteNetwork, decay: float, warmup: bool = False) -> None:
         self.decay, self.warmup = decay, warmup
-        without_ranks = {id(module.sync): None for module in network.modules() if getattr(module, "sync", None) is not None}
-        self.network = deepcopy(network, without_ranks).eval().requires_grad_(False)  # which evaluation does not need
+        copies: dict[int, Any] = {id(tensor): tensor.clone() for tensor in network.buffers()}  # deepcopy would also copy
+        copies |= {id(p): nn.Parameter(p.detach().clone(), False) for p in network.parameters()}  # the mode of fake tensors
+        copies |= {id(module.sync): None for module in network.modules() if getattr(module, "sync", None) is not None}
+        self.network = deepcopy(network, copies).eval()  # without ranks, which evaluation does not need
         mine, theirs = ([*module.parameters(), *module.buffers()] for module in (self.network, network))
         pairs: list[tuple[Tensor, Tensor]] = list(zip(mine, theirs, strict=True))
         self._floating = [pair for pair in pairs if pair[0].is_floating_point()]

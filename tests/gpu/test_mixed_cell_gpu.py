@@ -49,7 +49,9 @@ def check(call: CellCall, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("candidate", "stride"), [*((c, 1) for c in ON_TRITON), *((c, 2) for c in STRIDED_ON_TRITON)], ids=lambda value: str(int(value))
+    ("candidate", "stride"),
+    [*((c, 1) for c in ON_TRITON), *((c, 2) for c in STRIDED_ON_TRITON)],
+    ids=lambda value: str(int(value)),
 )
 def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int, k: int, dtype: torch.dtype) -> None:
     for training, chosen in product((True, False), repeat=2):

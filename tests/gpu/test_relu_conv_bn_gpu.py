@@ -74,12 +74,12 @@ def test_opcheck(call: LayerCall, dtype: torch.dtype) -> None:
     x, *weights = (t.detach().cuda() for t in call.tensors(dtype).values())
     x = x.contiguous(memory_format=torch.channels_last)
     running = ([], []) if call.training else [[t.cuda()] for t in call.constants(dtype)[0]]
-    args = [x], weights, [len(weights)], *running, 1e-5, 0
+    args = [x], weights, [len(weights)], [], [], *running, 1e-5, 0
     torch.library.opcheck(OP.default, args)
-    (out,), (statistics,) = OP(*args)
+    (out,), _, (statistics,) = OP(*args)
     assert out.is_contiguous(memory_format=torch.channels_last)
     for needs in ((True, True), (False, True), (True, False), (False, False)):
-        given = [torch.ones_like(out)], [x], weights, [len(weights)], [out], [statistics]
+        given = [torch.ones_like(out)], [x], weights, [len(weights)], [], [out], [statistics]
         args = *given, 1e-5, call.training, [needs[0]], needs[1], 0
         torch.library.opcheck(torch.ops.fastdarts.relu_conv_bn_backward.default, args)
 

@@ -170,7 +170,9 @@ def test_too_wide_candidates_are_rejected() -> None:
     graph = one_edge(Candidate.SKIP)
     for C, k, fits in ((WIDEST, 1, True), (2 * WIDEST, 2, True), (2 * WIDEST, 1, False), (3 * WIDEST, 2, False)):
         x = torch.empty(1, C, 2, 2)
-        why = mixed_cell._beyond_triton([x], x, None, x, None, mixed_cell.Constants(None, None, graph, k, True, 0.1, 1e-5, None))
+        why = mixed_cell._beyond_triton(
+            [x], x, None, x, None, mixed_cell.Constants(None, None, graph, k, True, 0.1, 1e-5, None)
+        )
         if fits:
             assert why is None and MixedCellPlan(Call(graph, (1, C, 2, 2), k)).Cq == WIDEST
         else:

@@ -54,7 +54,9 @@ def check(call: CellCall, dtype: torch.dtype = torch.float32) -> None:
 
 
 @pytest.mark.parametrize(
-    ("candidate", "stride"), [*((c, 1) for c in ON_TRITON), *((c, 2) for c in STRIDED_ON_TRITON)], ids=lambda value: str(int(value))
+    ("candidate", "stride"),
+    [*((c, 1) for c in ON_TRITON), *((c, 2) for c in STRIDED_ON_TRITON)],
+    ids=lambda value: str(int(value)),
 )
 def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int) -> None:
     """Two nodes of nothing else; with all channels, with the first half of them, with a quarter drawn at random."""

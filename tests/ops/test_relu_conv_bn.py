@@ -20,7 +20,12 @@ OP = torch.ops.fastdarts.relu_conv_bn
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One call with random tensors. halves: FactorizedReduce. shift: a mean that is so much larger than the deviation of 1."""
+    """One call with random tensors.
+
+    halves  FactorizedReduce
+    affine  the BatchNorm has affine parameters, one scale is exactly 0
+    shift   a mean that is so much larger than the deviation of 1
+    """
 
     N: int = 3
     C: int = 8
@@ -28,6 +33,7 @@ class LayerCall:
     H: int = 6
     W: int = 8
     halves: bool = False
+    affine: bool = False
     training: bool = True
     running: bool = True
     channels_last: bool = True
@@ -43,6 +49,9 @@ class LayerCall:
         for i in range(n):
             kernel = torch.randn(self.D // n, self.C, 1, 1, generator=g, dtype=torch.float64) * self.C**-0.5
             named[f"w{i}"] = torch.where(torch.rand(kernel.shape, generator=g) < 0.1, 0.0, kernel)
+        if self.affine:
+            named |= {name: torch.randn(self.D, generator=g, dtype=torch.float64) for name in ("scale", "shift")}
+            named["scale"][0] = 0
         return {name: t.to(dtype).requires_grad_() for name, t in named.items()}
 
     def constants(self, dtype: torch.dtype = torch.float32) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
@@ -54,8 +63,10 @@ class LayerCall:
         return (mean.to(dtype), var.to(dtype)) if self.running else None, grad.to(dtype)
 
     def forward(self, named: Named, running: tuple[Tensor, Tensor] | None, backend: str) -> Tensor:
-        x, *weights = named.values()
-        return relu_conv_bn(x, weights, running, training=self.training, momentum=0.2, eps=1e-4, backend=backend)
+        weights = [t for name, t in named.items() if name.startswith("w")]
+        affine = (named["scale"], named["shift"]) if self.affine else None
+        settings = {"training": self.training, "momentum": 0.2, "eps": 1e-4, "backend": backend}
+        return relu_conv_bn(named["x"], weights, running, affine=affine, **settings)
 
     def run(self, named: Named, backend: str, dtype: torch.dtype) -> Named:
         running, grad = self.constants(dtype)
@@ -67,7 +78,10 @@ class LayerCall:
 @needs_native
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize(("training", "running"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("training", "running", "affine"),
+    [(True, True, False), (True, False, False), (False, True, False), (True, True, True), (False, True, True)],
+)
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -83,8 +97,10 @@ class LayerCall:
     ],
     ids=str,
 )
-def test_as_exact_as_eager(sizes: dict[str, Any], training: bool, running: bool, halves: bool, dtype: torch.dtype) -> None:
-    call = LayerCall(**sizes, halves=halves, training=training, running=running)
+def test_as_exact_as_eager(
+    sizes: dict[str, Any], training: bool, running: bool, affine: bool, halves: bool, dtype: torch.dtype
+) -> None:
+    call = LayerCall(**sizes, halves=halves, training=training, running=running, affine=affine)
     if call.shift:
         dtype = torch.float32
     named = call.tensors(dtype)
@@ -193,7 +209,7 @@ def test_running_statistics_update_once_per_training_forward(backend: str) -> No
 @needs_native
 @pytest.mark.parametrize("halves", [False, True])
 def test_bitwise_identical_for_any_number_of_threads(halves: bool) -> None:
-    call = LayerCall(5, 48, 16, 12, 10, halves=halves)
+    call = LayerCall(5, 48, 16, 12, 10, halves=halves, affine=True)
     named = call.tensors()
     first, *others = on_threads(lambda: call.run(named, "cpu", torch.float32))
     for other in others:
@@ -204,20 +220,26 @@ def test_bitwise_identical_for_any_number_of_threads(halves: bool) -> None:
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(
     "call",
-    [LayerCall(), LayerCall(halves=True, training=False), LayerCall(2, 5, 3, 3, 5), LayerCall(2, 3, 2, 2, 2, halves=True)],
+    [
+        LayerCall(),
+        LayerCall(halves=True, training=False),
+        LayerCall(2, 5, 3, 3, 5, affine=True),
+        LayerCall(2, 3, 2, 2, 2, halves=True),
+    ],
     ids=str,
 )
 def test_opcheck(call: LayerCall, dtype: torch.dtype) -> None:
-    x, *weights = (t.detach() for t in call.tensors(dtype).values())
-    x = x.contiguous(memory_format=torch.channels_last)
+    named = {name: t.detach() for name, t in call.tensors(dtype).items()}
+    x, weights = named["x"].contiguous(memory_format=torch.channels_last), [named[n] for n in named if n.startswith("w")]
     running = ([], []) if call.training else [[t] for t in call.constants(dtype)[0]]
-    args = [x], weights, [len(weights)], *running, 1e-5, 0
+    affine = [[named[name]] if call.affine else [] for name in ("scale", "shift")]
+    args = [x], weights, [len(weights)], *affine, *running, 1e-5, 0
     torch.library.opcheck(OP.default, args)
-    (out,), (statistics,) = OP(*args)
+    (out,), normalised, (statistics,) = OP(*args)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.dtype == torch.float64
     for needs in ((True, True), (False, True), (True, False), (False, False)):
-        given = [torch.ones_like(out)], [x], weights, [len(weights)], [out], [statistics]
+        given = [torch.ones_like(out)], [x], weights, [len(weights)], affine[0], normalised or [out], [statistics]
         args = *given, 1e-5, call.training, [needs[0]], needs[1], 0
         torch.library.opcheck(torch.ops.fastdarts.relu_conv_bn_backward.default, args)
 
@@ -266,6 +288,8 @@ def test_autocast_matches_definition() -> None:
         ({"weights": lambda w: [w[0], w[1].to("meta")]}, "got float32 on meta"),
         ({"running": lambda r: (r[0][:1], r[1])}, r"running mean must be torch.float32 \(4,\)"),
         ({"running": lambda r: (r[0], r[1].half())}, "running variance must be"),
+        ({"affine": lambda a: (torch.ones(3), torch.ones(4))}, r"scale must be \(4,\), got \(3,\)"),
+        ({"affine": lambda a: (torch.ones(4), torch.ones(4).double())}, "shift must be float32 on cpu"),
         ({"momentum": lambda m: -0.1}, "momentum"),
         ({"eps": lambda e: -1.0}, "eps above 0"),
         ({"backend": lambda b: "cuda9"}, "relu_conv_bn has no backend 'cuda9'; it has auto, cpu, triton, definition"),
@@ -275,6 +299,7 @@ def test_invalid_arguments_are_named(change: dict[str, Any], message: str, backe
     call = LayerCall(halves=True)
     x, *weights = call.tensors().values()
     given = {"x": x, "weights": weights, "running": call.constants()[0], "momentum": 0.1, "eps": 1e-5, "backend": backend}
+    given["affine"] = None
     given |= {name: changed(given[name]) for name, changed in change.items()}
     with pytest.raises(ValueError, match=message):
         relu_conv_bn(given.pop("x"), given.pop("weights"), given.pop("running"), training=True, **given)

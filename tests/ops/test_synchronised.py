@@ -348,7 +348,7 @@ def test_handle_is_valid_while_ranks_live() -> None:
     number = handle(sync)
     assert number == handle(sync) != 0 and ranks_of(number) is sync
     x = torch.ones(2, 4, 4, 4).contiguous(memory_format=torch.channels_last)
-    args = [x], [torch.ones(4, 4, 1, 1)], [1], [], [], 1e-5
+    args = [x], [torch.ones(4, 4, 1, 1)], [1], [], [], [], [], 1e-5
     torch.ops.fastdarts.relu_conv_bn(*args, number)
     del sync
     with pytest.raises(ValueError, match="is not a handle of process groups"):
@@ -367,11 +367,11 @@ def test_opcheck() -> None:
     args = out, [x], *mix, statistics, saved, *rest, True, True, True, True, handle(sync)
     torch.library.opcheck(torch.ops.fastdarts.mixed_cell_backward.default, args)
     w = [torch.ones(2, 4, 1, 1)]
-    args = [x, x], [*w, *w], [1, 1], [], [], 1e-5, handle(sync)
+    args = [x, x], [*w, *w], [1, 1], [], [], [], [], 1e-5, handle(sync)
     torch.library.opcheck(torch.ops.fastdarts.relu_conv_bn.default, args)
-    outs, statistics = torch.ops.fastdarts.relu_conv_bn(*args)
+    outs, _, statistics = torch.ops.fastdarts.relu_conv_bn(*args)
     for needs in ([True, True], [False, True]):
-        args = outs, [x, x], [*w, *w], [1, 1], outs, statistics, 1e-5, True, needs, True, handle(sync)
+        args = outs, [x, x], [*w, *w], [1, 1], [], outs, statistics, 1e-5, True, needs, True, handle(sync)
         torch.library.opcheck(torch.ops.fastdarts.relu_conv_bn_backward.default, args)
     assert sync.sums
 
