@@ -28,8 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         cells = architecture_of(given.genotype)
         shape = standard_shape(cells, given.network, **{name: getattr(given, name) for name in SIZES})
-        shape = widest(cells, shape, given.fit_macs) if given.fit_macs else shape
-        counts = count(cells, shape)
+        counts = count(cells, shape := widest(cells, shape, given.fit_macs) if given.fit_macs else shape)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
     facts = {"network": shape.kind} | {name: getattr(shape, name) for name in SIZES} | counts

@@ -21,21 +21,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kernels", action="store_true", help="print the resources of each GPU kernel; takes a minute or two")
     args = parser.parse_args(argv)
     if args.kernels:
-        return _print_kernels(args.json)
-    facts = info.collect()
-    print(json.dumps(facts, indent=2) if args.json else info.text(facts))
-    if args.require_native and not facts["native"]["loaded"]:
-        print(f"fastdarts.info: {facts['native']['reason']}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _print_kernels(as_json: bool) -> int:
-    rows, why_not = info.kernels()
-    if why_not:
-        print(f"fastdarts.info: no kernels: {why_not}", file=sys.stderr)
+        found, why_not = info.kernels()
+        why_not, shown = f"no kernels: {why_not}" if why_not else None, info.table(found)
     else:
-        print(json.dumps(rows, indent=2) if as_json else info.table(rows))
+        found = info.collect()
+        lacking = args.require_native and not found["native"]["loaded"]
+        why_not, shown = found["native"]["reason"] if lacking else None, info.text(found)
+    if found:
+        print(json.dumps(found, indent=2) if args.json else shown)
+    if why_not:
+        print(f"fastdarts.info: {why_not}", file=sys.stderr)
     return int(bool(why_not))
 
 

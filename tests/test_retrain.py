@@ -294,6 +294,21 @@ def test_invalid_evaluation_exits_with_one_line(
     assert says in err and err.count("\n") == 1, err
 
 
+@pytest.mark.parametrize(
+    ("argv", "values"),
+    [
+        ("--auxiliary --cutout", {"auxiliary": True, "cutout": 16}),
+        ("--cutout --cutout_length 8", {"cutout": 8}),
+        ("--cutout_length 8 --cutout", {"cutout": 8}),
+        ("--amp --model-ema", {"amp": "fp16", "ema_decay": 0.9998}),
+        ("--model-ema-decay 0.99 --model-ema", {"ema_decay": 0.99}),
+        ("-b 24 -j 2", {"batch_size": 24, "workers": 2}),
+    ],
+)
+def test_flags_without_a_value_and_of_one_letter(argv: str, values: dict[str, Any]) -> None:
+    assert retrain.resolve.settings.given(argv.split(), "retrain", "") == values
+
+
 def test_flags_accept_darts_and_timm_spellings() -> None:
     argv = [
         "--arch",

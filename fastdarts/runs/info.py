@@ -105,7 +105,9 @@ def text(facts: dict[str, Any]) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Format rows of equal keys, one line each, under a header line."""
+    """Format rows of equal keys, one line each, under a header line; nothing for no rows."""
+    if not rows:
+        return ""
     lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)

@@ -33,6 +33,7 @@ def setting(
     path: bool = False,
     place: bool = False,
     also: Sequence[str] = (),
+    bare: Any = None,
     positional: bool = False,
 ) -> Any:
     """Return a dataclass field that is also a flag.
@@ -45,7 +46,8 @@ def setting(
     auto       value of the word "auto": the run chooses, and a continued run keeps the choice
     path       path of a file or folder: a leading ~ is the home folder
     place      path to content that may have moved: a continued run compares the content instead
-    also       further names of the flag, as other tools spell it
+    also       further names of the flag, as other tools spell it; one letter takes one dash
+    bare       value of the flag without a value, unless another flag sets it; None: a value is needed
     positional given without the flag's name, before or between the flags
     """
     bounds = {"at least": at_least, "at most": at_most, "above": above, "below": below}
@@ -63,6 +65,7 @@ def setting(
             "path": path or place,
             "place": place,
             "also": tuple(also),
+            "bare": bare,
             "positional": positional,
         },
     )

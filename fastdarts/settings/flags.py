@@ -1,7 +1,7 @@
 """Flags of a command: one per setting, under its group's title, and --config; the parser class of all commands."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from shutil import get_terminal_size
 from textwrap import wrap
@@ -31,6 +31,20 @@ class Formatter(argparse.HelpFormatter):
         if isinstance(action, argparse._HelpAction) or not action.option_strings:
             return super()._format_action_invocation(action)
         return f"{action.option_strings[0]} {self._format_args(action, str(action.metavar))}"
+
+
+class OrBare(argparse.Action):
+    """Store the value of a flag; without one store `bare`, unless the flag was already given."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, bare: Any, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs="?", **options)
+        self.bare = bare
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
+    ) -> None:
+        """Store it."""
+        setattr(namespace, self.dest, getattr(namespace, self.dest, self.bare) if values is None else values)
 
 
 class Parser(argparse.ArgumentParser):
@@ -63,15 +77,18 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
             continue
         place = groups[titles[f.name]] if f.name in titles else made
         names = [spelt for name in (f.name, *f.metadata["also"]) for spelt in (name, name.replace("_", "-"))]
-        spellings = dict.fromkeys(f"--{name}" for name in names)
+        spellings = dict.fromkeys(map(_dashed, names))
         if hints[f.name] is bool:
             place.add_argument(*spellings, dest=f.name, help=_help(f), action=argparse.BooleanOptionalAction)
         else:
-            known, parse = choices(f, hints[f.name]), parser(f, hints[f.name])
-            place.add_argument(
-                *spellings, dest=f.name, help=_help(f), type=parse, choices=known, metavar=_metavar(f, hints[f.name])
-            )
+            known, parse, bare = choices(f, hints[f.name]), parser(f, hints[f.name]), f.metadata["bare"]
+            options = {"dest": f.name, "help": _help(f), "type": parse, "choices": known, "metavar": _metavar(f, hints[f.name])}
+            place.add_argument(*spellings, **options, **({} if bare is None else {"action": OrBare, "bare": bare}))
     return made
+
+
+def _dashed(name: str) -> str:
+    return f"-{name}" if len(name) == 1 else f"--{name}"
 
 
 def _metavar(f: Field[Any], hint: Any) -> str:
@@ -88,5 +105,5 @@ def _help(f: Field[Any]) -> str:
         text += f": {among.described()}" + (f", or {or_else}" if or_else else "")
     default = "" if f.default is None else f" (default: {f.default})"
     if also := f.metadata["also"]:
-        default += f"; also {', '.join(f'--{name}' for name in also)}"
+        default += f"; also {', '.join(map(_dashed, also))}"
     return (text + default).replace("%", "%%")

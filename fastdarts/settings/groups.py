@@ -37,7 +37,9 @@ class ImageFiles(Settings):
     cache_size: int = setting(
         0, "short side of cached images in pixels; 0 = image_size * 256 / 224, at least 256", at_least=0, before=0
     )
-    workers: int = setting(-1, "decoding processes; 0 = none, -1 = by the number of cores", at_least=-1, resumable=True)
+    workers: int = setting(
+        -1, "decoding processes; 0 = none, -1 = by the number of cores", at_least=-1, resumable=True, also=("j",)
+    )
 
 
 @group
@@ -175,7 +177,11 @@ class Optimisation(Settings):
 
     epochs: int = setting(50, "passes over the images that train the weights", at_least=1)
     batch_size: int = setting(
-        1024, "images per step, over all ranks; auto (or 0) = the most that fit into 80 % of free memory", at_least=0, auto=0
+        1024,
+        "images per step, over all ranks; auto (or 0) = the most that fit into 80 % of free memory",
+        at_least=0,
+        auto=0,
+        also=("b",),
     )
     learning_rate: float = setting(0.5, "learning rate of the weights' SGD, for the whole batch", above=0, also=("lr",))
     learning_rate_min: float = setting(0.0, "final value of the cosine schedule", at_least=0, also=("min_lr",))
@@ -189,7 +195,10 @@ class Optimisation(Settings):
         "torch", "fused SGD and Adam of torch, or of NVIDIA's apex if installed", resumable=True
     )
     amp: Literal["off", "bf16", "fp16"] = setting(
-        "off", "autocast of forward passes on a GPU; fp16 uses loss scaling; weights and alpha stay float32", before="off"
+        "off",
+        "autocast of forward passes on a GPU; fp16 uses loss scaling; weights and alpha stay float32",
+        before="off",
+        bare="fp16",
     )
     seed: int = setting(0, "seed of the initial weights, alpha and every random choice", at_least=0, below=2**63)
 

@@ -112,7 +112,12 @@ class Training(Settings):
     lr_decay_epochs: float = setting(1.0, "epochs between two factors (exponential)", above=0, also=("decay_epochs",))
     label_smoothing: float = setting(0.0, "label smoothing", at_least=0, below=1, also=("smoothing", "label_smooth"))
     ema_decay: float = setting(
-        0.0, "decay of an exponential moving average of weights and statistics, per step; 0 = none", at_least=0, below=1
+        0.0,
+        "decay of an exponential moving average of weights and statistics, per step; 0 = none",
+        at_least=0,
+        below=1,
+        also=("model_ema_decay", "model_ema"),
+        bare=0.9998,
     )
     ema_warmup: bool = setting(False, "limit that decay in the first steps, as TensorFlow does")
 
@@ -123,7 +128,7 @@ class Augmentation(Settings):
 
     title = "augmentation"
 
-    cutout: int = setting(16, "side of the hidden square in pixels; 0 = none", at_least=0, also=("cutout_length",))
+    cutout: int = setting(16, "side of the hidden square in pixels; 0 = none", at_least=0, also=("cutout_length",), bare=16)
     jitter: float = setting(
         0.0, "strength of random brightness, contrast and saturation; 0 = none", at_least=0, also=("color_jitter",)
     )
@@ -156,7 +161,7 @@ class EvaluatedImages(Settings):
     val_labels: str | None = setting(
         None, "file of the classes of the test images where they are in no class folders", path=True
     )
-    batch_size: int = setting(256, "images per forward pass, over all ranks", at_least=1)
+    batch_size: int = setting(256, "images per forward pass, over all ranks", at_least=1, also=("b",))
     statistics: str = setting(
         "auto",
         "mean and standard deviation of the pixels; auto: the run's, else by data set and number of classes",

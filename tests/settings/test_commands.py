@@ -93,7 +93,8 @@ def test_flags_accept_underscores_and_dashes(cls, f):
     """Every field is a flag in both spellings, and its value survives the way to settings and back."""
     known = choices(f, get_type_hints(cls)[f.name])
     value = known[-1] if known else {bool: True, int: 7, float: 0.25}.get(type(f.default), "json")  # a module, for --modules
-    for flag in (f"--{f.name}", *(f"--{name.replace('_', '-')}" for name in (f.name, *f.metadata["also"]))):
+    others = (f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}" for name in (f.name, *f.metadata["also"]))
+    for flag in (f"--{f.name}", *others):
         argv = (flag,) if value is True else (flag, str(value))
         assert cls.given(argv, "prog", "what it does") == {f.name: value}
     assert cls.make(asdict(cls(**{f.name: value}))) == cls(**{f.name: value})
