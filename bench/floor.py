@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import ceilings
 from bench.records import RESULTS, append, tagged
-from bench.workload import CELL, CELL_SIZE, OURS, SUPERNETS, Run, Workload, WorkloadError, build
+from bench.workload import CELL, CELL_SIZE, OURS, SUPERNETS, Run, Workload, WorkloadError
 from fastdarts import native
 from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
 from fastdarts.kernels.graph import PLAIN_POOLS, Candidate, Graph, convolutions
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(workload: Workload, rounds: int) -> dict[str, Any]:
     """Per stage: ms of a step, GFLOP and GB of its plan, and the rates they make, with the machine's own rates."""
-    run = build(workload, OURS)
+    run = workload.build(OURS)
     module: Any = native.module()
     for _ in range(2):
         run()

@@ -16,7 +16,7 @@ import torch
 
 from bench.measure import quantiles
 from bench.records import RESULTS, append, tagged
-from bench.workload import OURS, SUPERNETS, Workload, WorkloadError, build
+from bench.workload import OURS, SUPERNETS, Workload, WorkloadError
 from fastdarts.data import (
     BatchSampler,
     Cache,
@@ -202,7 +202,7 @@ def _workload(settings: argparse.Namespace) -> Workload:
 
 def _waiting(make: Make, settings: argparse.Namespace) -> dict[str, float]:
     """Share of a search's bilevel steps that waits for batches, and the steps' images/s."""
-    run: Any = build(_workload(settings), OURS)
+    run: Any = _workload(settings).build(OURS)
     waited, began = 0.0, 0.0
     with make() as train, make() as val:
         for number in range(-2, settings.steps):

@@ -6,11 +6,11 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from bench.workload import Run, Workload, build
+from bench.workload import Run
 
 T = TypeVar("T")
 MEGABYTE = 1e6
@@ -57,7 +57,7 @@ class Alone(NamedTuple):
     peak_mb: float | None  # 10**6 bytes, weights and batches included
 
 
-def alone(workload: Workload, side: str, calls: int = 2) -> Alone:
+def alone(workload: Any, side: str, calls: int = 2) -> Alone:
     """Run a side in a fresh process; the second call finds the optimizers' state of the first.
 
     The peak is the allocator's on a GPU. On a CPU it is how far the resident set grew beyond that of a process with
@@ -67,11 +67,11 @@ def alone(workload: Workload, side: str, calls: int = 2) -> Alone:
         return process.submit(_alone, workload, side, calls).result()
 
 
-def _alone(workload: Workload, side: str, calls: int) -> Alone:
+def _alone(workload: Any, side: str, calls: int) -> Alone:
     on_gpu = workload.device == "cuda"
     known = on_gpu or STATUS.is_file()
     before = _resident("VmRSS") if known and not on_gpu else 0
-    run = build(workload, side)
+    run = workload.build(side)
     first, *_ = [timed(run, workload.device)[0] for _ in range(calls)]
     if not known:
         return Alone(first, None)

@@ -22,7 +22,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from bench.records import RESULTS, append, milliseconds, tagged
-from bench.workload import OURS, SUPERNETS, Steps, Workload, WorkloadError, build
+from bench.workload import OURS, SUPERNETS, Steps, Workload, WorkloadError
 from fastdarts.engine import RankInfo, World
 from fastdarts.settings import ConfigError, Settings, setting
 
@@ -127,10 +127,10 @@ def _rank(rank: int, workload: Workload, settings: ScalingSettings, folder: str)
     limit = timedelta(minutes=30)  # the others wait while rank 0 works alone
     dist.init_process_group("gloo", store=store, rank=rank, world_size=settings.ranks, timeout=limit)
     world = World(RankInfo(rank, settings.ranks, rank, settings.ranks), backend="gloo")
-    shared: Any = build(replace(workload, batch=workload.batch // settings.ranks), OURS)
+    shared: Any = replace(workload, batch=workload.batch // settings.ranks).build(OURS)
     average = _Timed(world)
     shared.bilevel.updates.reduce = average
-    whole: Any = build(workload, OURS) if world.is_main else None
+    whole: Any = workload.build(OURS) if world.is_main else None
     times: Times = {"alone": [], "together": [], "averaging": []}
     for number in range(-settings.warm_up, settings.rounds):
         seconds = {"alone": _seconds(whole) if whole is not None else 0.0}

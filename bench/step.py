@@ -1,7 +1,8 @@
-"""Times the first-order bilevel step of the library against op-by-op PyTorch: `python -m bench.step --supernet cifar`.
+"""Times a step of the library against op-by-op PyTorch: `python -m bench.step --supernet cifar`, or `--network darts-cifar`.
 
-A step is alpha's gradient and update, then the weights' gradient, clipping and update, from uint8 batches that are on
-the device already. `--supernet cell` is one CIFAR cell's mixed edges, forward and backward. Time is taken in one
+A step of a supernet is alpha's gradient and update, then the weights' gradient, clipping and update, from uint8 batches
+that are on the device already. `--supernet cell` is one CIFAR cell's mixed edges, forward and backward. A step of a
+discrete network is that of its training, or, with `--evaluate`, a forward pass in eval mode. Time is taken in one
 process, both sides in turn; peak memory in a process of its own for each side. Ends with status 2 on wrong input.
 """
 
@@ -19,8 +20,9 @@ from unittest.mock import patch
 import torch
 
 from bench.measure import alone, alternate, timed
+from bench.network import FOLDED, NETWORKS, NetworkWorkload
 from bench.records import RESULTS, append, milliseconds, tagged
-from bench.workload import AGAINST, CELL, CELL_SIZE, OURS, SUPERNETS, Workload, WorkloadError, build
+from bench.workload import AGAINST, CELL, CELL_SIZE, OURS, SUPERNETS, Workload, WorkloadError
 from fastdarts.settings import ConfigError, Settings, setting
 
 PROG = "python -m bench.step"
@@ -31,9 +33,15 @@ class StepSettings(Settings):
     """Flags of `python -m bench.step`."""
 
     supernet: Literal["cifar", "pc-cifar", "pc-imagenet", "mae-imagenet", "cell"] = setting("cifar", "supernet to time")
+    network: str = setting("", "discrete network to time instead of a supernet: " + ", ".join(NETWORKS))
+    evaluate: bool = setting(False, "time a forward pass in eval mode (--network)")
+    layers: int | None = setting(None, "cells (--network); without it as published", at_least=1)
+    init_channels: int | None = setting(None, "channels (--network); without it as published", at_least=1)
     batch: int = setting(64, "images of the training and of the validation batch", at_least=1)
-    against: Literal["eager", "channels-last", "compile", "graph", "graph-channels-last"] = setting(
-        "eager", "the definition in NCHW, in channels_last, each cell compiled, or captured in a CUDA graph"
+    against: Literal["eager", "channels-last", "compile", "graph", "graph-channels-last", "folded"] = setting(
+        "eager",
+        "the definition in NCHW, in channels_last, each cell compiled, captured in a CUDA graph, or (folded: --evaluate) in "
+        "channels_last with BatchNorms folded into convolutions",
     )
     backend: Literal["auto", "definition"] = setting("auto", "of the library's ops on our side")
     image_size: int | None = setting(None, "pixels a side; without it 32 (CIFAR) or 224 (ImageNet)", at_least=1)
@@ -69,8 +77,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def chosen(settings: StepSettings) -> Workload:
-    """Return the workload of the settings, with the supernet's own sizes by default. Raises ConfigError."""
+def chosen(settings: StepSettings) -> Workload | NetworkWorkload:
+    """Return the workload of the settings, with the network's own sizes by default. Raises ConfigError."""
+    s = settings
+    if s.network and s.network not in NETWORKS:
+        raise ConfigError(f"--network {s.network}: there are {', '.join(NETWORKS)}")
+    if s.network:
+        side = s.image_size or NETWORKS[s.network].image_size
+        sizes = s.evaluate, s.layers, s.init_channels
+        return NetworkWorkload(s.network, s.batch, side, *sizes, s.dtype, device(s.device), s.backend)
+    if s.evaluate or s.layers or s.init_channels or s.against == FOLDED:
+        raise ConfigError("--evaluate, --layers, --init_channels and --against folded are for --network")
     preset = SUPERNETS.get(settings.supernet)
     size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
     return Workload(
@@ -93,19 +110,19 @@ def device(name: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
     return name
 
 
-def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
+def measure(workload: Workload | NetworkWorkload, settings: StepSettings) -> dict[str, Any]:
     """Both sides' times and peaks.
 
     Times in ms; peaks in 10**6 bytes; images_per_s of our side; compile_s, the seconds of a compiled side's first call;
     ours_step, whether our steps were replayed as CUDA graphs or why not (None for a cell);
     load, the machine's load average before this began (well above the threads others were at work, and the times mean little).
     """
-    sides, compiled = (OURS, settings.against), AGAINST[settings.against].compiled
+    sides, compiled = (OURS, settings.against), settings.against != FOLDED and AGAINST[settings.against].compiled
     load = os.getloadavg()[0]
-    if compiled and workload.device == "cpu" and workload.supernet != CELL:
+    if compiled and workload.device == "cpu" and isinstance(workload, Workload) and workload.supernet != CELL:
         print(f"{PROG}: compiling every cell of a supernet takes many minutes on a CPU", file=sys.stderr)
     alones = [alone(workload, side) for side in sides] if settings.memory else []
-    runs = {side: build(workload, side) for side in sides}
+    runs = {side: workload.build(side) for side in sides}
     first = alones[1].first_s if alones else timed(runs[settings.against], workload.device)[0]
     times = alternate(runs, workload.device, rounds=settings.rounds, warm_up=settings.warm_up)
     ours, theirs = (milliseconds(times[side]) for side in sides)
@@ -127,7 +144,11 @@ def measure(workload: Workload, settings: StepSettings) -> dict[str, Any]:
 
 def text(record: dict[str, Any]) -> str:
     """Format a record: what was timed, a line for each side, the ratio."""
-    what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {dtype}, {device}, {threads} threads"
+    if "network" in record:
+        what = "{work} of {network}, C = {init_channels}, {layers} cells, batch {batch}, {image_size} px"
+    else:
+        what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}"
+    what += ", {dtype}, {device}, {threads} threads"
     rows = [("ours", record["ours_ms"], record["ours_peak_mb"])]
     rows += [(record["against"], record["theirs_ms"], record["theirs_peak_mb"])]
     lines = [what.format(**record), f"{'':20}{'ms':>10}{'20 %':>10}{'80 %':>10}{'peak MB':>10}"]

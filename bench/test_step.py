@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.workload import CELL, CELL_SIZE, Workload, build
+from bench.workload import CELL, CELL_SIZE, Workload
 from fastdarts.spaces import Space
 
 ROUNDS = 5
@@ -18,7 +18,7 @@ def timed(benchmark: BenchmarkFixture, workload: Workload, side: str) -> None:
     """Time a side's calls and note what they were."""
     facts = asdict(workload)
     benchmark.extra_info.update({name: facts[name] for name in facts if name not in ("space", "backend")}, side=side)
-    benchmark.pedantic(build(workload, side), rounds=ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(workload.build(side), rounds=ROUNDS, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("side", ["eager", "channels-last"])

@@ -10,7 +10,7 @@ Notation: N images, S pixels a side, C channels of a node, k the divisor of part
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +112,38 @@ class Workload:
         """What weights, alpha and the cell's states are stored in."""
         return torch.float64 if self.dtype == "float64" else torch.float32
 
+    def build(self, name: str) -> Run:
+        """Make the side `name`, OURS or a key of AGAINST: one call does the work once and returns its loss.
+
+        The first call of a compiled side compiles; a captured side is captured here. Raises WorkloadError.
+        """
+        self.check(name)
+        torch.backends.cudnn.benchmark = True
+        config: Any = torch._dynamo.config
+        config.recompile_limit = 64  # cells of 8 shapes, each with and without gradients of the mix
+        torch.manual_seed(0)
+        # Our side is laid out as the search command lays out its supernet.
+        side = Side(torch.channels_last) if name == OURS else AGAINST[name]
+        backend = self.backend if name == OURS else "definition"
+        if self.supernet == CELL:
+            run = _cell_pass(self, side, backend)
+        else:
+            run = _bilevel_step(self, side, backend, ours=name == OURS)
+        return capture(run) if side.captured else run
+
+
+class Placed(Protocol):
+    """What `arrange` and `resident_batch` read of a workload."""
+
+    @property
+    def batch(self) -> int: ...
+    @property
+    def image_size(self) -> int: ...
+    @property
+    def device(self) -> Literal["cpu", "cuda"]: ...
+    @property
+    def parameter_dtype(self) -> torch.dtype: ...
+
 
 @dataclass(frozen=True)
 class Side:
@@ -130,26 +162,6 @@ AGAINST = {
     "graph": Side(torch.contiguous_format, captured=True),
     "graph-channels-last": Side(torch.channels_last, captured=True),
 }
-
-
-def build(workload: Workload, name: str) -> Run:
-    """Make the side `name` of a workload, OURS or a key of AGAINST: one call does the work once and returns its loss.
-
-    The first call of a compiled side compiles; a captured side is captured here. Raises WorkloadError.
-    """
-    workload.check(name)
-    torch.backends.cudnn.benchmark = True
-    config: Any = torch._dynamo.config
-    config.recompile_limit = 64  # cells of 8 shapes, each with and without gradients of the mix
-    torch.manual_seed(0)
-    # Our side is laid out as the search command lays out its supernet.
-    side = Side(torch.channels_last) if name == OURS else AGAINST[name]
-    backend = workload.backend if name == OURS else "definition"
-    if workload.supernet == CELL:
-        run = _cell_pass(workload, side, backend)
-    else:
-        run = _bilevel_step(workload, side, backend, ours=name == OURS)
-    return capture(run) if side.captured else run
 
 
 def make_supernet(workload: Workload, backend: str) -> Supernet:
@@ -243,7 +255,7 @@ def _cell_pass(workload: Workload, side: Side, backend: str) -> Run:
     return run
 
 
-def arrange(module: nn.Module, workload: Workload, side: Side) -> None:
+def arrange(module: nn.Module, workload: Placed, side: Side) -> None:
     """Put a supernet or a cell on the workload's device, weights and image-shaped inputs in the side's layout."""
     module.to(workload.device, workload.parameter_dtype).to(memory_format=side.layout)
 
@@ -254,7 +266,7 @@ def arrange(module: nn.Module, workload: Workload, side: Side) -> None:
     module.register_forward_pre_hook(lay_out)
 
 
-def resident_batch(workload: Workload, classes: int, seed: int) -> Batch:
+def resident_batch(workload: Placed, classes: int, seed: int) -> Batch:
     """Random images, labels, numbers and flips, drawn on the CPU and left on the workload's device."""
     N, S, generator = workload.batch, workload.image_size, torch.Generator().manual_seed(seed)
 

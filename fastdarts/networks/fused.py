@@ -132,8 +132,10 @@ def _usual(
 
     All layers are those that were built, nobody listens to them, and all BatchNorms share mode and settings.
     """
+    if not {type(layer) for layer in (*convolutions, *norms)} <= LAYERS:
+        return False
     settings = {(n.training, n.momentum, n.eps, n.affine, n.track_running_stats) for n in norms}
-    if len(settings) > 1 or None in {n.momentum for n in norms} or not {type(m) for m in (*convolutions, *norms)} <= LAYERS:
+    if len(settings) > 1 or None in {n.momentum for n in norms}:
         return False
     if global_hooks() or any(has_hooks(m) for module in modules for m in module.modules()):
         return False

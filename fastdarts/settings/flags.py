@@ -40,9 +40,7 @@ class OrBare(argparse.Action):
         super().__init__(option_strings, dest, nargs="?", **options)
         self.bare = bare
 
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: str | None = None
-    ) -> None:
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
         """Store it."""
         setattr(namespace, self.dest, getattr(namespace, self.dest, self.bare) if values is None else values)
 
@@ -82,7 +80,8 @@ def make(cls: "type[Settings]", prog: str, description: str, titles: Mapping[str
             place.add_argument(*spellings, dest=f.name, help=_help(f), action=argparse.BooleanOptionalAction)
         else:
             known, parse, bare = choices(f, hints[f.name]), parser(f, hints[f.name]), f.metadata["bare"]
-            options = {"dest": f.name, "help": _help(f), "type": parse, "choices": known, "metavar": _metavar(f, hints[f.name])}
+            metavar = _metavar(f, hints[f.name])
+            options: dict[str, Any] = {"dest": f.name, "help": _help(f), "type": parse, "choices": known, "metavar": metavar}
             place.add_argument(*spellings, **options, **({} if bare is None else {"action": OrBare, "bare": bare}))
     return made
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from bench.network import FOLDED, NETWORKS, NetworkWorkload
 from bench.step import main
-from bench.workload import AGAINST, OURS, SUPERNETS, Workload, WorkloadError, arrange, build
+from bench.workload import AGAINST, OURS, SUPERNETS, Workload, WorkloadError, arrange
 from fastdarts.spaces import S0, Space
 
 SMALL = Space.uniform("one node", S0.normal[0], nodes=1)
@@ -56,13 +57,55 @@ def test_command_measures_memory_and_writes_record(tmp_path):
 @pytest.mark.parametrize("side", ["eager", "channels-last"])
 def test_both_sides_compute_same_numbers(supernet, side):
     workload = Workload(supernet, 2, SIZES[supernet], 2, "float64", space=SMALL)
-    ours, theirs = build(workload, OURS), build(workload, side)
+    ours, theirs = workload.build(OURS), workload.build(side)
     for _ in range(3):
         torch.testing.assert_close(ours(), theirs(), rtol=1e-9, atol=0)
 
 
+def small(network: str, evaluate: bool) -> NetworkWorkload:
+    return NetworkWorkload(network, 2, 32, evaluate, 1 if network == "nasbench201" else 3, 4, "float64")
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_both_sides_of_a_network_compute_same_numbers(network: str, evaluate: bool) -> None:
+    workload = small(network, evaluate)
+    ours, *theirs = map(workload.build, [OURS, "channels-last", *([FOLDED] if evaluate else [])])
+    for _ in range(3):
+        torch.manual_seed(0)  # drop path draws from it
+        want = ours()
+        for other in theirs:
+            torch.manual_seed(0)
+            torch.testing.assert_close(other(), want, rtol=1e-9, atol=0)
+
+
+def test_network_gives_a_record(capsys: pytest.CaptureFixture) -> None:
+    few = ["--rounds", "1", "--warm_up", "1", "--device", "cpu", "--no-memory", "--batch", "2", "--layers", "3"]
+    argv = ["--network", "darts-cifar", *few, "--init_channels", "4"]
+    assert main([*argv, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["network"], record["layers"], record["work"]) == ("darts-cifar", 3, "training step")
+    assert record["images_per_s"] == pytest.approx(2e3 / record["ours_ms"]["median"], abs=0.1)
+    assert main([*argv, "--evaluate", "--against", "folded"]) == 0
+    assert "evaluation of darts-cifar, C = 4, 3 cells, batch 2, 32 px, float32, cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--evaluate"], "are for --network"),
+        (["--network", "darts-cifar", "--against", "folded"], "add --evaluate"),
+        (["--network", "darts-imagenet", "--image_size", "100"], "multiples of 32"),
+    ],
+)
+def test_flags_that_do_not_fit_a_network_are_one_line(argv: list[str], says: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(argv) == 2
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
 def test_step_updates_weights_and_alpha():
-    step = build(Workload("cifar", 2, 32, 1, "float64", space=SMALL), "eager")
+    step = Workload("cifar", 2, 32, 1, "float64", space=SMALL).build("eager")
     losses = {step().item() for _ in range(3)}
     assert len(losses) == 3
 
@@ -121,7 +164,7 @@ def test_missing_gpu_exits_with_one_line(capsys):
 def test_captured_side_needs_gpu():
     for side in ("graph", "graph-channels-last"):
         with pytest.raises(WorkloadError, match="CUDA graphs need a GPU"):
-            build(Workload("cifar", 2, 32, 1), side)
+            Workload("cifar", 2, 32, 1).build(side)
 
 
 def test_presets_are_published_networks():
