@@ -36,7 +36,7 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 --benchmark-disable tests bench
+	$(BIN)/python -m pytest -n 2 --benchmark-disable --junitxml=build/tests.xml tests bench
 
 # without processes, Triton's interpreter and compilers
 test-fast: install

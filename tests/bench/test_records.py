@@ -32,6 +32,26 @@ def test_record_names_commit_and_machine():
     assert record["date"].endswith("+00:00")
 
 
+def test_run_of_tests_and_coverage_become_records(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "tests.xml").write_text(
+        '<testsuites><testsuite tests="3" failures="0" errors="0" skipped="1" time="7.25">'
+        '<testcase classname="a" name="x" time="1.5"/><testcase classname="a" name="y" time="5"/>'
+        '<testcase classname="b" name="z" time="0.1"/></testsuite></testsuites>'
+    )
+    files = {"new.py": {"summary": {"percent_covered": 50.0}}, "old.py": {"summary": {"percent_covered": 99.04}}}
+    totals = {"percent_covered": 97.777, "num_statements": 1234}
+    (tmp_path / "coverage.json").write_text(json.dumps({"totals": totals, "files": files}))
+    given = [str(tmp_path / name) for name in ("tests.xml", "coverage.json")]
+    assert records.main(["add", *given, "--results", str(tmp_path)]) == 0
+    run, coverage = records.read(tmp_path / "tests.jsonl")
+    assert (run["tests"], run["skipped"], run["seconds"]) == (3, 1, 7.2)
+    assert run["slowest"] == [["a::y", 5.0], ["a::x", 1.5], ["b::z", 0.1]]
+    assert (coverage["coverage_percent"], coverage["lines"]) == (97.8, 1234)
+    assert coverage["least"] == [["new.py", 50.0], ["old.py", 99.0]]
+    (tmp_path / "tests.xml").write_text("<testsuites>")
+    assert records.main(["add", given[0]]) == 2
+
+
 def test_copy_without_repository_takes_commit_from_environment(monkeypatch):
     monkeypatch.setenv("FASTDARTS_COMMIT", "0123abc")
     assert records.tagged({})["commit"] == "0123abc"

@@ -75,9 +75,7 @@ IMAGE = (3, 3, 32, 32)
     [("DARTS_V2", "cifar"), ("NASNet", "cifar"), ("PC_DARTS_image", "imagenet"), (TRIPLES, "cifar"), (NB201, "nasbench201")],
     ids=["darts", "nasnet", "imagenet", "triples", "nasbench201"],
 )
-def test_fused_cells_equal_their_modules(
-    architecture: str, kind: str, training: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fused_cells_equal_their_modules(architecture: str, kind: str, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = network_of(architecture, kind).train(training)
     theirs = deepcopy(ours)
     theirs.set_backend("definition")

@@ -229,3 +229,44 @@ def test_weights_beyond_edge_list_are_ignored(backend: str) -> None:
     assert torch.equal(out, flat(2, 4))
     out.sum().backward()
     assert torch.equal(weights.grad, tensor([0, 12, 0]))
+
+
+# -------------------------------------------------------------- discrete cells: affine BatchNorms, weights of images
+
+
+def test_largest_pixel_without_normalisation(backend: str) -> None:
+    """A pool without BatchNorm, at both strides."""
+    out = edge(COUNT, [1], Candidate.PLAIN_MAX_POOL_3, backend=backend, train=True)
+    assert torch.equal(out, picture([[5, 6, 7, 7], [9, 10, 11, 11], [13, 14, 15, 15], [13, 14, 15, 15]]))
+    halved = edge(COUNT, [2], Candidate.PLAIN_MAX_POOL_3, stride=2, backend=backend, train=True)
+    assert torch.equal(halved, 2 * picture([[5, 7], [13, 15]]))
+    average = edge(COUNT, [1], Candidate.PLAIN_AVG_POOL_3, stride=2, backend=backend, train=True)
+    assert_close(average, picture([[2.5, 4.0], [8.5, 10.0]]), "out")
+
+
+def test_seven_by_seven_taps_twice(backend: str) -> None:
+    """One pixel of 1 in 7x7, taps of 1 at the corner of each kernel: it moves by 3 up and left, twice."""
+    x = torch.zeros(1, 1, 7, 7, dtype=torch.float64)
+    x[0, 0, 6, 6] = 1
+    corner = torch.zeros(1, 1, 7, 7, dtype=torch.float64)
+    corner[0, 0, 6, 6] = 1
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    out = edge(x, [1], Candidate.SEP_CONV_7, kernels=(corner, one, corner, one), backend=backend)
+    want = torch.zeros_like(x)
+    want[0, 0, 0, 0] = 1
+    assert_close(out, want, "out")
+
+
+def test_affine_norm_and_weights_of_images(backend: str) -> None:
+    """Two images of one channel; out = edge weight of the image * (2 xhat + 3), xhat of ReLU and a 1x1 convolution of 1."""
+    x = tensor([[1, 3], [-7, 4]]).reshape(2, 1, 1, 2)
+    affine, edges = tensor([[2], [3]]).requires_grad_(), tensor([[0.0, 1.5]])
+    graph, rectified = one_edge(Candidate.CONV_1), tensor([1, 3, 0, 4])
+    xhat = (rectified - 2) / (tensor(2.5) + 1e-5).sqrt()  # mean 2, variance (1 + 1 + 4 + 4) / 4
+    out = mixed_cell(
+        [x], tensor([[1]]), edges, tensor([1]), None, None, affine=affine, graph=graph, training=True, backend=backend
+    )
+    want = torch.cat([0 * xhat[:2], 1.5 * (2 * xhat[2:] + 3)]).reshape(2, 1, 1, 2)
+    assert_close(out.detach(), want, "out")
+    out.sum().backward()
+    assert_close(affine.grad, tensor([[1.5 * xhat[2:].sum().item()], [3.0]]), "d affine")
