@@ -87,6 +87,14 @@ def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let searches of this process draw no report, which takes longer than all the rest; not those of module fixtures."""
+    from tests.support.runs import without_reports
+
+    without_reports(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For modules of thousands of tiny operators, where threads do nothing but wait for each other."""

@@ -18,6 +18,7 @@ from fastdarts.search_imagenet import main, resolve
 from tests.support.runs import free_port
 from tests.test_search_imagenet import FILES, arguments, write_tree
 
+pytestmark = pytest.mark.usefixtures("no_report")
 PATIENCE = 200.0  # seconds
 
 
