@@ -89,10 +89,10 @@ def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let searches of this process draw no report, which takes longer than all the rest; not those of module fixtures."""
-    from tests.support.runs import without_reports
+    """Let searches of this process draw no report and plan once (tests.support.runs.hasten); not those of module fixtures."""
+    from tests.support.runs import hasten
 
-    without_reports(monkeypatch)
+    hasten(monkeypatch)
 
 
 @pytest.fixture(scope="module")
