@@ -17,6 +17,7 @@ SLOW_FILES = {
         "test_memory",
         "test_packaging",
         "test_processes",
+        "test_progressive",
         "test_ranks_stopping",
         "test_recipes",
         "test_retrain",
@@ -37,6 +38,7 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
+    items.sort(key=lambda item: item.path.stem != "test_interpreter")  # the longest first, so that workers end together
     for item in items:
         if item.path.parent.name in SLOW_FOLDERS or item.path.stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
