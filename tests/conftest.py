@@ -40,7 +40,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=lambda item: item.path.stem != "test_interpreter")  # the longest first, so that workers end together
     for item in items:
-        if item.path.parent.name in SLOW_FOLDERS or item.path.stem in SLOW_FILES:
+        compiles = item.name.startswith("test_compiles_")
+        if compiles or item.path.parent.name in SLOW_FOLDERS or item.path.stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
