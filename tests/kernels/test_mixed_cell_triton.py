@@ -61,8 +61,7 @@ def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int) 
     number = candidate + stride
     k = (1, 2, 4)[number % 3]
     sizes = STRIDED_SMALL if stride == 2 else SMALL
-    graph = dense(2, stride, (candidate,), inputs=1)
-    call = CellCall(graph, **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number)
+    call = CellCall(dense(2, stride, (candidate,)), **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number)
     check(call.but(C=8 * k))
 
 
