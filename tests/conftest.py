@@ -17,6 +17,7 @@ SLOW_FILES = {
         "test_memory",
         "test_packaging",
         "test_processes",
+        "test_progressive",
         "test_ranks_stopping",
         "test_recipes",
         "test_retrain",
@@ -37,8 +38,10 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
+    items.sort(key=lambda item: item.path.stem != "test_interpreter")  # the longest first, so that workers end together
     for item in items:
-        if item.path.parent.name in SLOW_FOLDERS or item.path.stem in SLOW_FILES:
+        compiles = item.name.startswith("test_compiles_")
+        if compiles or item.path.parent.name in SLOW_FOLDERS or item.path.stem in SLOW_FILES:
             item.add_marker(pytest.mark.slow)
     if torch.cuda.is_available():
         return
@@ -85,6 +88,14 @@ def made_up_table(tmp_path_factory: pytest.TempPathFactory) -> Path:
             accuracy = f"{100 * number / (CELLS - 1):.6f}"
             lines.writerow([number, Architecture.from_number(number), *[accuracy] * len(ACCURACIES)])
     return path
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let searches of this process draw no report and plan once (tests.support.runs.hasten); not those of module fixtures."""
+    from tests.support.runs import hasten
+
+    hasten(monkeypatch)
 
 
 @pytest.fixture(scope="module")

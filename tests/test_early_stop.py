@@ -11,7 +11,7 @@ import pytest
 from fastdarts.search import Search
 from fastdarts.search_imagenet import main
 from fastdarts.steps import CapturedSteps
-from tests.support.runs import SPLIT, TINY, contents, without_reports, write_tree
+from tests.support.runs import SPLIT, TINY, contents, hasten, write_tree
 
 END = r"^finished  epoch 11/13  step (\d+)/\d+  loss \d+\.\d{4}  early stop  updated \S+\n$"
 GROWING = [1.0] * 6 + [2.0] * 7  # after epochs 1, 2, ...: alpha is updated from the second, so it ends after epoch 11
@@ -21,7 +21,7 @@ GROWING = [1.0] * 6 + [2.0] * 7  # after epochs 1, 2, ...: alpha is updated from
 def no_report():
     """Drawing takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        without_reports(patch)
+        hasten(patch)
         patch.setattr(Search, "hessian", lambda self: GROWING[self.epoch])
         yield
 

@@ -10,12 +10,13 @@ import pytest
 import fastdarts
 from fastdarts.settings import ConfigError
 
-TINY = {"layers": 3, "init_channels": 4, "batch_size": 16, "epochs": 1, "threads": 1}
+SIZES = {"layers": 3, "init_channels": 4, "batch_size": 16, "epochs": 1, "threads": 1}
+TINY = SIZES | {"train_fraction": 0.1, "val_fraction": 0.1}
 
 
 @pytest.mark.parametrize("name", ["search", "custom_candidate", "custom_objective", "convert_darts"])
 def test_example_runs(root: Path, tmp_path: Path, name: str) -> None:
-    """With a smaller network, set in front of what it asks for."""
+    """With a smaller network and fewer images, set in front of what it asks for."""
     small = f"import fastdarts\nsearch = fastdarts.search\nfastdarts.search = lambda *a, **s: search(*a, **s | {TINY!r})\n"
     start = f"import sys, runpy\nsys.path.insert(0, {str(root)!r})\nsys.argv = ['example', 'run']\n"
     code = f"{start}{small}runpy.run_path({str(root / 'examples' / name)!r} + '.py', run_name='__main__')"
@@ -24,6 +25,7 @@ def test_example_runs(root: Path, tmp_path: Path, name: str) -> None:
     assert "Genotype(normal=[" in done.stdout or "times faster" in done.stdout
 
 
+@pytest.mark.usefixtures("no_report")
 def test_facade_search_equals_command(tmp_path: Path) -> None:
     found = fastdarts.search("mae-nas-cifar10", save=str(tmp_path / "run"), **TINY)
     saved = json.loads((tmp_path / "run/settings.json").read_text())

@@ -116,6 +116,7 @@ def test_describe_lists_dtypes_and_refusals():
     assert row["dtype"] == "uint8"  # the only one it has
 
 
+@pytest.mark.slow
 def test_info_prints_valid_json(root):
     facts = json.loads(run(root, "-m", "fastdarts.info", "--json")[0])
     assert facts["versions"]["torch"] == torch.__version__

@@ -29,7 +29,7 @@ from fastdarts.runs.resolved import Resolved
 from fastdarts.search_cifar import main, resolve
 from fastdarts.settings import ConfigError, SearchCifarSettings
 from fastdarts.supernet import eager_candidates as eager
-from tests.support.runs import free_port, without_reports
+from tests.support.runs import free_port, hasten
 from tests.test_search_imagenet import FILES
 from tests.zoo.operations import OPS
 
@@ -69,7 +69,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which take longer than all the rest; that of `finished` is whole, a module's fixture comes before this one."""
-    without_reports(monkeypatch)
+    hasten(monkeypatch)
 
 
 def epochs(folder: Path) -> list[dict]:

@@ -18,12 +18,15 @@ from PIL import Image
 from fastdarts import engine
 from fastdarts.inputs.source import IMAGENET
 from fastdarts.networks import STANDARD, count
+from fastdarts.report import write_report
 from fastdarts.report.facts import key_figures, number
 from fastdarts.report.run import read_run
 from fastdarts.search import Bilevel
 from fastdarts.search_imagenet import main, resolve
 from fastdarts.spaces.genotype import Genotype
 from tests.support.runs import SPLIT, TINY, write_tree
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +203,7 @@ def test_default_folder_is_named_by_search_and_time(tree, tmp_path, monkeypatch)
     ],
 )
 def test_variants_run(more, tree, tmp_path):
-    """One epoch with each kind of setting."""
+    """One epoch with each kind of setting, and its report."""
     argv = ["--data", str(tree), *TINY, *SPLIT, "--epochs", "1", "--begin", "0", "--save", str(tmp_path / "run")]
     assert main([*argv, *more.split()]) == 0
     (epoch,) = (r for r in map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines()) if r["kind"] == "epoch")
@@ -208,6 +211,7 @@ def test_variants_run(more, tree, tmp_path):
     assert ("top1" in epoch["valid"]) == ("supervised" in more)
     assert ("hessian" in epoch) == ("hessian" in more) and ("edges" in epoch) == ("no-edge" not in more)
     assert (tmp_path / "run/reconstruction.png").exists() == ("supervised" not in more)
+    assert "not drawn" not in write_report(tmp_path / "run").read_text()
 
 
 def test_custom_lists_are_used(finished, tree, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from fastdarts.report.curves import draw_alpha
 from fastdarts.report.heatmap import spread
 from fastdarts.search_imagenet import main
-from tests.support.runs import SAME, SPLIT, TINY, without_reports, write_tree
+from tests.support.runs import SAME, SPLIT, TINY, hasten, write_tree
 
 TRICKS = ["--skip_dropout", "--skip_limit", "1"]
 STAGES = ["--epochs", "6", "--begin", "1", "--warmup_epochs", "0", "--progressive", "--progressive_layers", "0,1,2"]
@@ -61,7 +61,7 @@ def test_resume_is_bitwise_identical(
     finished: Path, tree: Path, tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # it takes a second, and more
-    without_reports(monkeypatch)
+    hasten(monkeypatch)
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     shutil.copy(finished / f"checkpoint.{number}.pt", folder / "checkpoint.pt")

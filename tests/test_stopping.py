@@ -23,7 +23,7 @@ from fastdarts.objectives import MaskedReconstruction
 from fastdarts.search import Search
 from fastdarts.search_imagenet import main
 from fastdarts.steps import CapturedSteps
-from tests.support.runs import SPLIT, TINY, Run, contents, without_reports, write_tree
+from tests.support.runs import SPLIT, TINY, Run, contents, hasten, write_tree
 
 STEPS, EPOCHS = 4, 3  # an epoch's, of the searches here
 EACH_STEP = ["--checkpoint_minutes", "1e-9"]
@@ -33,7 +33,7 @@ EACH_STEP = ["--checkpoint_minutes", "1e-9"]
 def no_report() -> Iterator[None]:
     """Drawing takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        without_reports(patch)
+        hasten(patch)
         yield
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from fastdarts.data import DataError, ImageIndex
 from fastdarts.inputs.batches import steps_of_an_epoch
 from fastdarts.inputs.images import ImageFiles
 from fastdarts.search_imagenet import main, resolve
-from tests.support.runs import free_port
+from tests.support.runs import Run, free_port
 from tests.test_search_imagenet import FILES, arguments, write_tree
 
+pytestmark = pytest.mark.usefixtures("no_report")
 PATIENCE = 200.0  # seconds
 
 
@@ -60,13 +62,13 @@ def test_two_ranks_write_one_run_folder(tree: Path, tmp_path: Path) -> None:
 
 def test_killed_rank_ends_all_and_other_rank_count_continues(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """SIGKILL of one of two ranks after the first checkpoint; one process continues, and says so."""
-    folder, flags = tmp_path / "run", arguments(tree, "--epochs", "40", "--threads", "1")
+    folder, flags = tmp_path / "run", arguments(tree, "--epochs", "15", "--threads", "1")
     assert killed_on_the_way(folder, torchrun(2, *flags, "--save", str(folder))) == 1
     done = len(epochs(folder))
-    assert 0 < done < 40
+    assert 0 < done < 15
     assert main([*flags, "--save", str(folder)]) == 0
     assert "the run started with 2 ranks and continues with 1: same images" in capsys.readouterr().out
-    assert [r["epoch"] for r in epochs(folder)] == list(range(1, 41))
+    assert [r["epoch"] for r in epochs(folder)] == list(range(1, 16))
 
 
 def test_indivisible_batch_is_rejected(tree: Path) -> None:
@@ -99,19 +101,20 @@ def killed_on_the_way(folder: Path, command: list[str]) -> int:
     return process.wait(PATIENCE)
 
 
-def start(rank: int, port: int, *flags: str) -> subprocess.Popen:
-    """A rank by hand, as torchrun would on a node of its own."""
-    message = {
-        "RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_RANK": 0,
-        "LOCAL_WORLD_SIZE": 1,
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    environment = os.environ | {name: str(value) for name, value in message.items()}
-    command = [sys.executable, "-m", "fastdarts.search_imagenet", *flags]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def errors_to(path: Path) -> None:
+    """A hook: what the process prints to stderr goes to a file of its own."""
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+
+
+def on_two_nodes(folder: Path, *flags: list[str]) -> tuple[list[int], list[str]]:
+    """Ranks by hand, as torchrun would start them on a node each: their exit statuses, and what they print to stderr."""
+    common = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    files, ranks = [folder / f"stderr of {rank}" for rank in range(2)], []
+    for rank, given in enumerate(flags):
+        environment = {name: str(value) for name, value in (common | {"RANK": rank}).items()}
+        ranks.append(Run(given, folder / f"stdout of {rank}", partial(errors_to, files[rank]), environment))
+    return [rank.wait(PATIENCE) for rank in ranks], [file.read_text() for file in files]
 
 
 @pytest.mark.parametrize(
@@ -139,14 +142,12 @@ def test_inconsistent_ranks_exit_with_one_line(
     write_tree(tmp_path / "other", images=7)
     for number, names in enumerate((["skip_connect"], ["sep_conv_3x3"])):
         (tmp_path / f"other{number}.json").write_text(json.dumps({"name": "own", "candidates": names}))
-    port = free_port()
     flags = [
         arguments(tree, "--save", str(tmp_path / "run"), *more.format(other=tmp_path / "other").split())
         for more in (mine, others)
     ]
-    ranks = [start(rank, port, *given) for rank, given in enumerate(flags)]
-    errors = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [2, 2], errors
+    statuses, errors = on_two_nodes(tmp_path, *flags)
+    assert statuses == [2, 2], errors
     assert message in errors[by] and errors[by].count("\n") == 1
     assert errors[1 - by] in ("", f"[rank 1] {errors[0]}")
     assert errors[1].startswith("[rank 1] ") or not errors[1]
@@ -155,10 +156,9 @@ def test_inconsistent_ranks_exit_with_one_line(
 
 def test_ranks_keep_their_device_and_cache_settings(tree: Path, tmp_path: Path) -> None:
     """Of rank 0's plan the others take the batch size; where they compute and keep images they know themselves."""
-    port, flags = free_port(), arguments(tree, "--epochs", "1", "--save", str(tmp_path / "run"))
-    flags += ["--batch_size", "auto"]
-    ranks = [start(rank, port, *flags, "--cache_folder", str(tmp_path / f"of {rank}")) for rank in range(2)]
-    errors = [rank.communicate(timeout=PATIENCE)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    flags = [*arguments(tree, "--epochs", "1", "--save", str(tmp_path / "run")), "--batch_size", "auto"]
+    each = [[*flags, "--cache_folder", str(tmp_path / f"of {rank}")] for rank in range(2)]
+    statuses, errors = on_two_nodes(tmp_path, *each)
+    assert statuses == [0, 0], errors
     for rank in range(2):
         assert len(list((tmp_path / f"of {rank}").glob("*.pixels"))) == 1

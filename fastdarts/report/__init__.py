@@ -1,6 +1,6 @@
 """Reports on a run: drawings of cells, curves, reconstructions, and one HTML page.
 
-matplotlib is imported on the first drawing.
+matplotlib is imported on the first drawing, torch for pictures of tensors only.
 """
 
 from importlib import import_module
@@ -8,7 +8,6 @@ from typing import Any
 
 from fastdarts.report.drawing import NotDrawn, drawing, import_matplotlib
 from fastdarts.report.page import write_report
-from fastdarts.report.pictures import picture_grid
 from fastdarts.report.retrain import write_retrain_report
 from fastdarts.report.run import ReportError
 
@@ -18,6 +17,8 @@ __all__ = ["NotDrawn", "ReportError", "drawing", "picture_grid", "write_report",
 
 
 def __getattr__(name: str) -> Any:
+    if name == "picture_grid":
+        return import_module(f"{__name__}.pictures").picture_grid
     if name not in _DRAWINGS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import_matplotlib()

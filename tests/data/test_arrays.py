@@ -494,6 +494,7 @@ def test_evaluation_uses_whole_images() -> None:
     assert [b.index.tolist() for b in other] == [[order[1]], [order[3]]]
 
 
+@pytest.mark.slow
 def test_real_cifar10_file_is_read(shared_data: Path) -> None:
     array = read_images(shared_data / "cifar10")
     assert array.pixels.shape == (50000, 32, 32, 3) and array.labels.bincount().tolist() == [5000] * 10

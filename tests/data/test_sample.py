@@ -52,6 +52,7 @@ def test_images_differ_and_are_reproducible() -> None:
     assert texture("dots", 0).tobytes() != texture("rings", 0).tobytes()
 
 
+@pytest.mark.slow
 def test_concurrent_processes_write_same_sample(sample: Path, tmp_path: Path) -> None:
     """Both at once into one cache, given by the environment: neither fails, and one complete sample results."""
     program = "from fastdarts.data import sample_root; print(sample_root())"

@@ -77,6 +77,7 @@ def test_result_does_not_depend_on_workers(tree: Tree) -> None:
     assert none.good.shape == (0,) and none.sizes.shape == (0, 2) and not none.bad
 
 
+@pytest.mark.slow
 def test_non_files_are_named_without_blocking(tree: Tree) -> None:
     """In a process of its own, which would be ended if it hung."""
     root = tree(a=2)

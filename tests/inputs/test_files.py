@@ -16,6 +16,7 @@ from fastdarts.search_imagenet import main
 from tests.support.runs import write_tree
 from tests.test_search_imagenet import arguments
 
+pytestmark = pytest.mark.usefixtures("no_report")
 Search = Callable[..., Path]
 needs_dali = pytest.mark.skipif(dali.unavailable(torch.device("cpu")) is not None, reason="DALI is not installed")
 

@@ -1,4 +1,4 @@
-"""Runs each test_*_triton.py in a process in which Triton interprets its kernels; conftest.py says why."""
+"""Runs test_*_triton.py in two processes in which Triton interprets the kernels; conftest.py says why."""
 
 import os
 import subprocess
@@ -9,6 +9,11 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 FILES = sorted(Path(__file__).parent.glob("test_*_triton.py"))
+LONGEST = "test_mixed_cell_triton"
+PROCESSES = {  # of about the same time
+    LONGEST: [path for path in FILES if path.stem == LONGEST],
+    "others": [path for path in FILES if path.stem != LONGEST],
+}
 
 
 def test_every_kernel_module_has_test_file() -> None:
@@ -19,9 +24,10 @@ def test_every_kernel_module_has_test_file() -> None:
     assert [op for op in ops if not any(op == name or op.startswith(f"{name}_") for name in tested)] == []
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
-def test_interpreter_tests_pass(file: Path, root: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(file)]
+@pytest.mark.parametrize("files", PROCESSES.values(), ids=PROCESSES)
+def test_interpreter_tests_pass(files: list[Path], root: Path) -> None:
+    assert files
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *map(str, files)]
     dropped = ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_ADDOPTS")
     environment = {name: value for name, value in os.environ.items() if name not in dropped} | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)

@@ -80,10 +80,11 @@ def test_figures_do_not_depend_on_matplotlibrc_or_backend(new_run, tmp_path):
 
 
 def test_imports_are_lazy():
-    """Commands start, and info names missing packages."""
+    """Commands start, the report without torch, and info names missing packages."""
     code = (
         "import sys; sys.modules |= dict.fromkeys(['matplotlib', 'torchvision'])\n"
-        "import fastdarts.search_imagenet, fastdarts.search_cifar, fastdarts.sweep.__main__, fastdarts.report.__main__\n"
+        "import fastdarts.report.__main__; assert 'torch' not in sys.modules\n"
+        "import fastdarts.search_imagenet, fastdarts.search_cifar, fastdarts.sweep.__main__\n"
         "from fastdarts import info; info.main([])"
     )
     done = in_a_process(code)

@@ -16,6 +16,7 @@ def report(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
+@pytest.mark.slow
 def test_report_of_run(new_run):
     run = new_run(epochs=1)
     done = report(run)

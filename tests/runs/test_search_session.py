@@ -20,7 +20,7 @@ from fastdarts.runs.search_session import SearchReporter
 from fastdarts.search_imagenet import main
 from fastdarts.spaces.genotype import Genotype
 from fastdarts.spaces.lookup import TableError
-from tests.support.runs import KILLED, SPLIT, TINY, Ranks, without_reports, write_tree
+from tests.support.runs import KILLED, SPLIT, TINY, Ranks, hasten, write_tree
 
 
 class Known:
@@ -59,7 +59,7 @@ def argv(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def search(argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Begin or continue the run in tmp_path / "run", with a benchmark or without."""
-    without_reports(monkeypatch)
+    hasten(monkeypatch)
 
     def run(benchmark: Known | None = None) -> int:
         monkeypatch.setattr("fastdarts.runs.search.benchmark_of", lambda *_: benchmark)

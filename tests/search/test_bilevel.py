@@ -206,8 +206,11 @@ def test_first_order_gradient_matches_formulas(kind: str, space: Space, k: int, 
 @pytest.mark.parametrize("momentum", [False, True], ids=["no-buffer", "buffer"])
 @pytest.mark.parametrize(
     ("kind", "space", "k"),
-    [("supervised", S0, 1), ("supervised", FEW, 2), ("masked", S0, 2)],
-    ids=["darts", "few-2", "mae-pc"],
+    [
+        pytest.param("supervised", S0, 1, marks=pytest.mark.slow, id="darts"),
+        pytest.param("supervised", FEW, 2, id="few-2"),
+        pytest.param("masked", S0, 2, marks=pytest.mark.slow, id="mae-pc"),
+    ],
 )
 def test_unrolled_gradient_matches_formulas(kind: str, space: Space, k: int, momentum: bool, backend: str) -> None:
     """Before the first and after some steps of the weights; eta is the rate that the schedule has set by then."""

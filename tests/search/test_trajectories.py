@@ -21,7 +21,7 @@ from tests.support.backends import needs_native
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), needs_native]
 
-STEPS, STATES = 40, 100
+STATES = 100
 CLASSES = 4
 
 
@@ -97,19 +97,20 @@ class Run:
         self.number = other.number
 
 
+@pytest.mark.parametrize(("steps", "tolerance"), [(10, 1e-11), pytest.param(40, 1e-9, marks=pytest.mark.campaign)])
 @pytest.mark.parametrize(("masked", "k"), [(False, 1), (True, 2)], ids=["supervised", "masked-partial"])
-def test_forty_float64_steps_match_definition(masked: bool, k: int) -> None:
+def test_float64_steps_match_definition(masked: bool, k: int, steps: int, tolerance: float) -> None:
     ours, definition = (
         Run(backend, torch.float64, masked=masked, k=k, layout=layout)
         for backend, layout in (("auto", torch.channels_last), ("definition", torch.contiguous_format))
     )
-    for _ in range(STEPS):
+    for _ in range(steps):
         mine, theirs = ours.step(), definition.step()
     want = definition.tensors()
     for name, got in ours.tensors().items():
         scale = float(want[name].abs().max().clamp(min=1e-3))
-        assert float((got - want[name]).abs().max()) <= 1e-9 * scale, name
-    assert abs(mine["val loss"] - theirs["val loss"]) <= 1e-9
+        assert float((got - want[name]).abs().max()) <= tolerance * scale, name
+    assert abs(mine["val loss"] - theirs["val loss"]) <= tolerance
 
 
 @pytest.mark.campaign

@@ -53,9 +53,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which take longer than all the rest, and have tests of their own."""
-    runs.without_reports(monkeypatch)
+    runs.hasten(monkeypatch)
 
 
 def flags(values: dict[str, object]) -> list[str]:

@@ -43,15 +43,14 @@ def of(n, backend="definition", size=64, device="cpu", **how):
 @pytest.mark.parametrize(
     "workload",
     [
-        pytest.param(Workload("pc-cifar", 4, 32, 4), marks=needs_native, id="fused, few images"),
-        pytest.param(Workload("pc-cifar", 16, 32, 4), marks=needs_native, id="fused"),
-        pytest.param(Workload("pc-imagenet", 16, 224, 2, unrolled=True), marks=needs_native, id="fused, second order"),
+        pytest.param(Workload("pc-cifar", 4, 32, 4), marks=needs_native, id="fused"),
+        pytest.param(Workload("pc-imagenet", 4, 224, 2, unrolled=True), marks=needs_native, id="fused, second order"),
         pytest.param(Workload("pc-cifar", 4, 32, 4, backend="definition"), id="definition"),
         pytest.param(Workload("mae-imagenet", 4, 224, 4, backend="definition"), id="definition, ImageNet's stem"),
     ],
 )
 def test_prediction_matches_measurement(workload):
-    """Measured in a process of its own."""
+    """Measured in a process of its own; test_every_case_is_predicted has larger ones."""
     record = compare(workload, calls=2)
     assert abs(record["ratio"] - 1) < ALLOWED, record
 

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ import pytest
 import torch.distributed as dist
 from PIL import Image
 
+from fastdarts import steps
+from fastdarts.runs import plan_search
+
 FLAGS = "--image_size 32 --batch_size 4 --layers 3 --init_channels 4 --workers 0 --log_every 2 --eval_every 1"
 TINY = FLAGS.split()
 SPLIT = ["--train_fraction", "0.5", "--val_fraction", "0.5"]
@@ -28,14 +32,25 @@ SAME = ("metrics.jsonl", "genotype.json", "train.txt", "val.txt")  # bytes that 
 GRACE = 1.0  # seconds, before it looks
 KILLED = 30.0  # seconds after which torchrun kills a rank that does not end
 Hook = Callable[[], None]
+_planned: dict[tuple[Any, str], int] = {}  # peak bytes by the counter and all that it is given
 servers = multiprocessing.get_context("forkserver")
 servers.set_forkserver_preload(["fastdarts.search_imagenet", "fastdarts.retrain", "torchvision.transforms.v2.functional"])
 
 
-def without_reports(patch: pytest.MonkeyPatch) -> None:
-    """Let searches draw no report, which takes longer than all the rest."""
+def hasten(patch: pytest.MonkeyPatch) -> None:
+    """Let searches draw no report, and plan the memory of the same settings once: both take longer than all the rest."""
     for report in ("search.write_report", "retrain.write_retrain_report"):
         patch.setattr(f"fastdarts.runs.{report}", lambda folder: None)
+    plain = plan_search._stage_memory
+
+    def planned(resolved: Any, images: Any, world: Any, space: Any, stage: Any) -> int:
+        settings = {name: value for name, value in asdict(resolved.settings).items() if name != "save"}
+        key = steps.step_bytes, repr((settings, len(images.index.classes), world.size, space, stage))
+        if key not in _planned:
+            _planned[key] = plain(resolved, images, world, space, stage)
+        return _planned[key]
+
+    patch.setattr(plan_search, "_stage_memory", planned)
 
 
 def write_tree(root: Path, classes: int = 2, images: int = 8, side: int = 40) -> Path:
@@ -154,7 +169,7 @@ def _enter(command: str, argv: list[str], output: str, hook: Hook | None, enviro
     os.dup2(file, 2)
     sys.stdout = sys.stderr = os.fdopen(1, "w", buffering=1)
     multiprocessing.set_start_method("fork", force=True)  # of its workers: as the command has it, not as this process
-    without_reports(pytest.MonkeyPatch())
+    hasten(pytest.MonkeyPatch())
     if hook is not None:
         hook()
     sys.exit(import_module(f"fastdarts.{command}").main(argv))
