@@ -15,9 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from fastdarts import evaluate, retrain, search_cifar
 from fastdarts.engine.checkpoints import BEST, load_checkpoint
 from fastdarts.inputs.source import DATASETS
+from fastdarts.networks import architecture_of, write_network
 from fastdarts.registry import RETRAININGS, SPACES, STATISTICS
-from fastdarts.runs.build_retrain import pixel_statistics, schedule_of
-from fastdarts.settings import ConfigError
+from fastdarts.runs.build_retrain import network_of, pixel_statistics, schedule_of
+from fastdarts.runs.resolved import ResolvedRetrain
+from fastdarts.settings import ConfigError, RetrainSettings
 from fastdarts.settings.retrain_recipes import DEFAULTS
 from fastdarts.training.update import WeightUpdate
 from tests.support.trained import trainer
@@ -227,6 +229,24 @@ def test_evaluation_reproduces_run_figures(weights: str, finished: Path, capsys:
     known = json.loads((finished / "result.json").read_text())["accuracies"][name]
     assert found["top1"] == known["top1"] and found["loss"] == pytest.approx(known["loss"], rel=1e-6)
     assert found["images"] == 6 and sum(row["images"] for row in found["by_class"].values()) == 6
+
+
+def test_exported_folder_is_evaluated(finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The network of a run, written as a folder, has the run's accuracies; flags that it has no use for are refused."""
+    assert evaluate.main([str(finished), "--data", str(data), "--json", "--threads", "1"]) == 0
+    want = json.loads(capsys.readouterr().out)
+    run = json.loads((finished / "settings.json").read_text())
+    then = RetrainSettings.make(run["settings"])
+    network = network_of(ResolvedRetrain(then, DATASETS["cifar"], architecture_of(then.genotype)), 2)
+    network.load_state_dict(load_checkpoint(finished / "checkpoint.pt")["network"])
+    write_network(tmp_path, network, pixel_statistics("auto", "cifar", DATASETS["cifar"], 2), run["data"]["classes"])
+    assert evaluate.main([str(tmp_path), "--data", str(data), "--json", "--threads", "1"]) == 0
+    got = json.loads(capsys.readouterr().out)
+    assert {name: got[name] for name in ("loss", "top1", "by_class")} == {n: want[n] for n in ("loss", "top1", "by_class")}
+    for more, says in ((["--weights", "ema"], "one network"), ([], "give --data")):
+        given = [str(tmp_path), *more, *(["--data", str(data)] if more else [])]
+        assert evaluate.main(given) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_published_checkpoint_is_evaluated(finished: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

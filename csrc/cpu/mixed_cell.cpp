@@ -248,8 +248,7 @@ Sizes sizes_of(at::TensorList inputs) {
 struct Mix {
   at::Tensor ops, edges;
 
-  Mix(Plan& plan, const at::Tensor& given_ops, const std::optional<at::Tensor>& given_edges)
-      : ops(doubles(given_ops)) {
+  Mix(Plan& plan, const at::Tensor& given_ops, const std::optional<at::Tensor>& given_edges) : ops(doubles(given_ops)) {
     TORCH_CHECK(ops.dim() == 2 && ops.size(0) == plan.num_edges && ops.size(1) >= plan.columns,
                 "mixed_cell: ops must be (E, K)");
     plan.columns = static_cast<int>(ops.size(1));
@@ -268,8 +267,8 @@ struct Mix {
 std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(
     at::TensorList inputs, const at::Tensor& ops, const std::optional<at::Tensor>& edges, const at::Tensor& weights,
     const std::optional<at::Tensor>& affine, const std::optional<at::Tensor>& running_mean,
-    const std::optional<at::Tensor>& running_var, const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps,
-    int64_t sync) {
+    const std::optional<at::Tensor>& running_var, const std::optional<at::Tensor>& channels, at::IntArrayRef graph,
+    int64_t partial_channels, double eps, int64_t sync) {
   const auto options = inputs[0].options();
   Plan plan(graph, sizes_of(inputs), partial_channels, options.dtype().itemsize());
   plan.set_channels(channels);
@@ -301,9 +300,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(
 
 std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor, at::Tensor> mixed_cell_backward(
     const at::Tensor& grad, at::TensorList inputs, const at::Tensor& ops, const std::optional<at::Tensor>& edges,
-    const at::Tensor& weights, const std::optional<at::Tensor>& affine, const at::Tensor& statistics, const at::Tensor& saved,
-    const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels, double eps,
-    bool batch_statistics, bool need_inputs, bool need_ops, bool need_weights, int64_t sync) {
+    const at::Tensor& weights, const std::optional<at::Tensor>& affine, const at::Tensor& statistics,
+    const at::Tensor& saved, const std::optional<at::Tensor>& channels, at::IntArrayRef graph, int64_t partial_channels,
+    double eps, bool batch_statistics, bool need_inputs, bool need_ops, bool need_weights, int64_t sync) {
   const auto options = inputs[0].options();
   Plan plan(graph, sizes_of(inputs), partial_channels, options.dtype().itemsize());
   plan.set_channels(channels);
@@ -327,11 +326,11 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor, at::Tens
   const auto call = [&]<typename T>(void (*run)(const CellPlan&, const CellBackward<T>&)) {
     const auto from = pointers<T>(inputs);
     const auto to = mutable_pointers<T>(grad_inputs);
-    run(plan, {from.data(), mix.ops_data(), mix.edges_data(), flat.const_data_ptr<T>(), mean,
-               mean + plan.num_bns * plan.Cq, saved.const_data_ptr<T>(), grad.const_data_ptr<T>(),
-               need_inputs ? to.data() : nullptr, need_ops, grad_ops.mutable_data_ptr<double>(),
-               grad_edges.mutable_data_ptr<double>(), grad_scale, grad_shift,
-               need_weights ? grad_weights.mutable_data_ptr<T>() : nullptr});
+    run(plan,
+        {from.data(), mix.ops_data(), mix.edges_data(), flat.const_data_ptr<T>(), mean, mean + plan.num_bns * plan.Cq,
+         saved.const_data_ptr<T>(), grad.const_data_ptr<T>(), need_inputs ? to.data() : nullptr, need_ops,
+         grad_ops.mutable_data_ptr<double>(), grad_edges.mutable_data_ptr<double>(), grad_scale, grad_shift,
+         need_weights ? grad_weights.mutable_data_ptr<T>() : nullptr});
   };
   if (options.dtype() == at::kDouble) {
     call(cell_kernels().backward_double);

@@ -29,9 +29,9 @@ struct Unit {
 
 struct MixedEdge {
   int source, node, stride;
-  int begin, end;                       // its units
-  int skip, max_pool, avg_pool;         // columns of `ops`, -1 where it has no such candidate
-  int plain_max, plain_avg;             // likewise of the pools without a BN
+  int begin, end;                // its units
+  int skip, max_pool, avg_pool;  // columns of `ops`, -1 where it has no such candidate
+  int plain_max, plain_avg;      // likewise of the pools without a BN
   int max_bn, avg_bn;
 };
 

@@ -249,8 +249,7 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
     for (int i = e.begin; i < e.end; ++i) any |= p.units[i].before >= 0;
     if (!any) return;
     const Work work(*this, p.Ho, p.Wo);
-    const Scratch<T> buffer(this->buffer_size(p.inputs)), factor((e.end - e.begin) * 2 * width),
-        of_block(3 * width);
+    const Scratch<T> buffer(this->buffer_size(p.inputs)), factor((e.end - e.begin) * 2 * width), of_block(3 * width);
     for (int i = e.begin; i < e.end; ++i) {
       if (p.units[i].before < 0) continue;
       T* scale = factor + (i - e.begin) * 2 * width;
@@ -272,8 +271,8 @@ class BackwardConvolutions : protected BackwardSums<T, G> {
     }
   }
 
-  // dL/d of a first half's BN: the gradient of the middle's output where that is positive; and its sums, of itself and of
-  // its product with xhat, or, where the BN is affine, with y.
+  // dL/d of a first half's BN: the gradient of the middle's output where that is positive; and its sums, of itself and
+  // of its product with xhat, or, where the BN is affine, with y.
   void keep_middle(int unit, int64_t block, const Work& work, T* to) const {
     const int64_t row = this->padded_row(p.Wo);
     const T* h = this->inside(work.x, p.Wo);

@@ -162,6 +162,7 @@ class BackwardSums : protected Cell<T, G> {
     const T* g = gradient_of(e.node, block, edge, g_buffer);
     const T* x = block_of(e.source, block, edge, x_buffer);
     clear(sums_of(edge, block, 0), slots * width);
+    bypassed[edge * p.blocks + block] = wants_edges() && p.k > 1 ? bypass_sum(edge, block) : 0;
     if (!c.need_ops && !normalised(e)) return;
     this->dot(g, nullptr, pixels, sums_of(edge, block, 0));
     for (int i = e.begin; i < e.end; ++i) {
@@ -182,8 +183,6 @@ class BackwardSums : protected Cell<T, G> {
     if (c.need_ops) pool(true, e.plain_max, -1);
     if (c.need_ops) pool(false, e.plain_avg, -1);
     if (p.edges_per_image) this->weigh_images(c.edges, edge, block, slots, sums_of(edge, block, 0));
-    const bool bypass = wants_edges() && p.k > 1;
-    bypassed[edge * p.blocks + block] = bypass ? bypass_sum(edge, block) : 0;
   }
 
   // Sum over the channels that pass by of g times the (max-pooled) state.

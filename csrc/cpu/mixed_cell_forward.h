@@ -127,8 +127,9 @@ class Forward : ForwardConvolutions<T, G> {
       if (first < 0) first = i;
       ++edges;
     }
-    const Scratch<T> base(edges * width), acc(n * width), pooled(edges * POOLS * n * width), line(p.W * width), zero(width),
-        rows(p.direct ? 1 : G * n * p.C), way(p.direct ? 1 : G * n * p.C), buffers(edges * this->buffer_size(0));
+    const Scratch<T> base(edges * width), acc(n * width), pooled(edges * POOLS * n * width), line(p.W * width),
+        zero(width), rows(p.direct ? 1 : G * n * p.C), way(p.direct ? 1 : G * n * p.C),
+        buffers(edges * this->buffer_size(0));
     const Scratch<Term> terms(edges * MOST);
     const Scratch<const T*> source(edges);
     clear<T>(zero, width);
@@ -159,8 +160,8 @@ class Forward : ForwardConvolutions<T, G> {
         to = p.shared ? edges : from + 1;
         int t = 0;
         for (int e = from; e < to; ++e) {
-          t += edge_terms(first + e, factor + e * MOST * width, block, r, end, source[e], pooled + e * POOLS * n * width,
-                          line, zero, terms + t);
+          t += edge_terms(first + e, factor + e * MOST * width, block, r, end, source[e],
+                          pooled + e * POOLS * n * width, line, zero, terms + t);
         }
         affine_sum(terms, t, base + from * width, count, acc);
         if (!p.direct) place(first + from, first + to, block, r, end, acc, way, rows);

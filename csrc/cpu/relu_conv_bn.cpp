@@ -63,7 +63,8 @@ struct Layers {
 
 // Of each layer, as doubles, contiguous.
 std::vector<at::Tensor> doubles(at::TensorList each, const Layers& layers) {
-  TORCH_CHECK(each.empty() || each.size() == layers.plans.size(), "relu_conv_bn: affine parameters of every layer or of none");
+  TORCH_CHECK(each.empty() || each.size() == layers.plans.size(),
+              "relu_conv_bn: affine parameters of every layer or of none");
   std::vector<at::Tensor> found;
   for (std::size_t i = 0; i < each.size(); ++i) {
     TORCH_CHECK(each[i].numel() == layers.plans[i].D, "relu_conv_bn: affine parameters must be (D,)");
@@ -115,10 +116,9 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Ten
 }
 
 std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Tensor>>
-relu_conv_bn_backward(
-    at::TensorList grads, at::TensorList xs, at::TensorList weights, at::IntArrayRef counts, at::TensorList scales,
-    at::TensorList normalised, at::TensorList statistics, double eps, bool batch_statistics, const c10::List<bool>& need_xs, bool need_weights,
-    int64_t sync) {
+relu_conv_bn_backward(at::TensorList grads, at::TensorList xs, at::TensorList weights, at::IntArrayRef counts,
+                      at::TensorList scales, at::TensorList normalised, at::TensorList statistics, double eps,
+                      bool batch_statistics, const c10::List<bool>& need_xs, bool need_weights, int64_t sync) {
   const Layers layers(xs, weights, counts, batch_statistics, eps);
   TORCH_CHECK(grads.size() == xs.size() && normalised.size() == xs.size() && statistics.size() == xs.size() &&
                   need_xs.size() == xs.size(),
@@ -147,8 +147,7 @@ relu_conv_bn_backward(
       const std::size_t first = layers.first_weight[i];
       calls.push_back({grads[i].const_data_ptr<T>(), xs[i].const_data_ptr<T>(), matrices.data() + first,
                        normalised[i].const_data_ptr<T>(), statistics[i].const_data_ptr<double>() + layers.plans[i].D,
-                       data_of(scale, i),
-                       need_xs.get(i) ? grad_xs[i].mutable_data_ptr<T>() : nullptr,
+                       data_of(scale, i), need_xs.get(i) ? grad_xs[i].mutable_data_ptr<T>() : nullptr,
                        need_weights ? to.data() + first : nullptr,
                        of_scales.empty() ? nullptr : of_scales[i].mutable_data_ptr<double>(),
                        of_shifts.empty() ? nullptr : of_shifts[i].mutable_data_ptr<double>()});

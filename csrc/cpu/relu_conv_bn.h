@@ -35,7 +35,7 @@ struct LayerBackward {
   const T* const* weights;
   const T* normalised;
   const double* variance;
-  const double* scale;  // or nullptr
+  const double* scale;     // or nullptr
   T* grad_x;               // or nullptr: not needed
   T* const* grad_weights;  // of each tap, or nullptr: not needed
   double* grad_scale;      // (D,), or nullptr: not needed

@@ -130,9 +130,9 @@ class Forward : Layer<T> {
 
  private:
   const LayerForward<T>& c;
-  const Scratch<T> matrices;   // (taps, C, out)
-  const Scratch<T> start;      // minus the pivot
-  const Scratch<double> sums;  // (N, 2, out)
+  const Scratch<T> matrices;      // (taps, C, out)
+  const Scratch<T> start;         // minus the pivot
+  const Scratch<double> sums;     // (N, 2, out)
   const Scratch<T> scale, shift;  // of the normalisation
   const Scratch<T> gamma, beta;   // of the affine parameters
 

@@ -4,6 +4,7 @@ from fastdarts.networks.base import NETWORKS, STANDARD, DiscreteNetwork, Network
 from fastdarts.networks.build import build, standard_shape
 from fastdarts.networks.checkpoint import CheckpointError, Published, load_published, read_published
 from fastdarts.networks.counters import count, widest
+from fastdarts.networks.folder import Exported, read_network, write_network
 from fastdarts.spaces.architecture import architecture_of
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "STANDARD",
     "CheckpointError",
     "DiscreteNetwork",
+    "Exported",
     "NetworkKind",
     "NetworkShape",
     "Outputs",
@@ -19,7 +21,9 @@ __all__ = [
     "build",
     "count",
     "load_published",
+    "read_network",
     "read_published",
     "standard_shape",
     "widest",
+    "write_network",
 ]

@@ -1,4 +1,4 @@
-"""Evaluate a trained network on test images: of a retraining's folder, of one of its checkpoints, or a published one."""
+"""Evaluate a trained network on test images: of a retraining's folder or checkpoint, an exported folder, or a published one."""
 
 import json
 import logging
@@ -14,8 +14,9 @@ from fastdarts.engine import SignalHandler, World
 from fastdarts.engine.checkpoints import BEST, NEWEST, DamagedCheckpoint, load_checkpoint
 from fastdarts.inputs.source import DATASETS, DataSet
 from fastdarts.inputs.statistics import Statistics
-from fastdarts.networks import CheckpointError, DiscreteNetwork, architecture_of, load_published
+from fastdarts.networks import CheckpointError, DiscreteNetwork, Exported, architecture_of, load_published, read_network
 from fastdarts.networks.checkpoint import contradiction
+from fastdarts.networks.folder import WEIGHTS, is_exported
 from fastdarts.optim import Precision
 from fastdarts.runs.build_retrain import network_of, pixel_statistics
 from fastdarts.runs.resolved import ResolvedRetrain
@@ -32,15 +33,17 @@ log = logging.getLogger("fastdarts")
 class Evaluated:
     """Settings of an evaluation and what they name.
 
-    run      settings.json of the retraining whose checkpoint it is; None for a published checkpoint
-    file     the checkpoint
-    dataset  row of the data set
+    run       settings.json of the retraining whose checkpoint it is; None for a published checkpoint
+    file      the checkpoint
+    dataset   row of the data set
+    exported  network of an exported folder
     """
 
     settings: EvaluateSettings
     run: Mapping[str, Any] | None
     file: Path
     dataset: DataSet
+    exported: Exported | None = None
 
     @classmethod
     def of(cls, settings: EvaluateSettings) -> Self:
@@ -50,6 +53,8 @@ class Evaluated:
         path = Path(settings.checkpoint)
         if not path.exists():
             raise ConfigError(f"{path} does not exist: give the run folder of a retraining, or a checkpoint")
+        if is_exported(path):
+            return cls._of_folder(settings, path)
         folder = path if path.is_dir() else path.parent
         if settings.weights == "best" and not path.is_dir():
             raise ConfigError(f"{path}: --weights best is of a run folder, this is a file: give the folder")
@@ -61,6 +66,19 @@ class Evaluated:
         if run is None and settings.data is None:
             raise ConfigError(f"{path}: a published checkpoint says nothing of its images: give --data")
         return cls(settings, run, file, DATASETS[run["settings"]["dataset"] if run else settings.dataset])
+
+    @classmethod
+    def _of_folder(cls, settings: EvaluateSettings, path: Path) -> Self:
+        if settings.data is None:
+            raise ConfigError(f"{path}: an exported network says nothing of its images: give --data")
+        if settings.weights != "last" or settings.genotype is not None:
+            raise ConfigError(f"{path}: an exported folder has one network, without --weights and --genotype")
+        try:
+            exported = read_network(path)
+        except (CheckpointError, ModuleNotFoundError) as error:
+            raise ConfigError(str(error)) from error
+        side = settings.image_size or exported.network.shape.image_size
+        return cls(replace(settings, image_size=side), None, path / WEIGHTS, DATASETS[settings.dataset], exported)
 
     def content(self) -> dict[str, Any]:
         """Return nothing: the ranks' settings say all."""
@@ -84,13 +102,16 @@ class Evaluated:
     def network(self, num_classes: int, side: int) -> DiscreteNetwork:
         """Return the network with its weights, on the CPU. Raises ConfigError if file, classes or sizes do not fit."""
         try:
-            network = self._published() if self.run is None else self._of_run(self.run, side)
+            network = self.exported.network if self.exported else self._of_file(side)
             network.check_size(side, side)
         except (ValueError, DamagedCheckpoint) as error:
             raise ConfigError(str(error)) from error
         if (classes := network.shape.num_classes) != num_classes:
             raise ConfigError(f"{self.file}: a network of {classes} classes, the test images have {num_classes}")
         return network
+
+    def _of_file(self, side: int) -> DiscreteNetwork:
+        return self._published() if self.run is None else self._of_run(self.run, side)
 
     def _published(self) -> DiscreteNetwork:
         if self.settings.genotype is None:
@@ -113,6 +134,8 @@ class Evaluated:
 
     def statistics(self, num_classes: int) -> Statistics:
         """Return mean and standard deviation of the pixels."""
+        if self.exported and self.settings.statistics == "auto":
+            return self.exported.statistics
         then = self.run["settings"] if self.run else {"statistics": "auto", "network": ""}
         name = then["statistics"] if self.settings.statistics == "auto" else self.settings.statistics
         return pixel_statistics(name, then["network"], self.dataset, num_classes)
@@ -122,7 +145,8 @@ def run(name: str, resolved: Evaluated, signals: SignalHandler, world: World) ->
     """Print the scores on all test images of all ranks; returns the checkpoint's path."""
     cores = world.info.threads()
     torch.set_num_threads(resolved.settings.threads)
-    classes = resolved.run["data"].get("classes") if resolved.run else None
+    exported = resolved.exported
+    classes = list(exported.classes) if exported else resolved.run["data"].get("classes") if resolved.run else None
     with signals.at_once():
         found = resolved.dataset.open_test(resolved.images, threads=cores, world=world, classes=classes)
         names = found.images.index.classes
