@@ -95,7 +95,7 @@ def test_masked_and_shifted_images_are_as_exact_as_eager(images: str, stride: in
 
 @needs_native
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize(("edges", "affine"), [(True, False), (False, False), (True, True), ("images", True)])
+@pytest.mark.parametrize(("edges", "affine"), [(True, False), (False, True), ("images", True)])
 @pytest.mark.parametrize(("training", "running"), [(True, True), (True, False), (False, True), (False, False)])
 @pytest.mark.parametrize(("k", "chosen"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -397,7 +397,8 @@ def test_opcheck(call: CellCall, dtype: torch.dtype) -> None:
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.dtype == torch.float64
     inputs, ops, edges, weights, affine, *_, channels, code, k, eps, _ = args
-    for needs in product((True, False), repeat=3):
+    every = product((True, False), repeat=3)
+    for needs in every if dtype == torch.float64 else [(True, True, True)]:
         rest = inputs, ops, edges, weights, affine, statistics, saved, channels, code, k, eps, call.training, *needs, 0
         torch.library.opcheck(torch.ops.fastdarts.mixed_cell_backward.default, (out, *rest))
 
