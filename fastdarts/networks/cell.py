@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdarts.networks.fused import FusedNodes, Gene, fused_layers
+from fastdarts.networks.fused import FusedNodes, Gene, built, fused_layers
 from fastdarts.networks.operations import FactorizedReduce, ReLUConvBN, operation
 from fastdarts.spaces import Kind
 from fastdarts.spaces.genotype import Genotype
@@ -39,7 +39,8 @@ class DiscreteCell(nn.Module):
         self.backend = "auto"
         genes = self._build(kind, C)
         self.drops = len({gene.drop for gene in genes} - {None})
-        self.fused = FusedNodes(2, genes)
+        self.fused = FusedNodes(2, genes, self)
+        self._built = [built(self.preprocess0), built(self.preprocess1)]
 
     def _build(self, kind: Kind, C: int) -> list[Gene]:
         """Build the operations; return them as genes."""
@@ -56,7 +57,7 @@ class DiscreteCell(nn.Module):
         Returns (N, multiplier * C, H', W') with H' W' of s1, halved in a reduction cell.
         """
         layers = self.preprocess0, self.preprocess1
-        fused = fused_layers(layers, (s0, s1), self.backend)
+        fused = fused_layers(layers, self._built, (s0, s1), self.backend)
         inputs = [layer(s) for layer, s in zip(layers, (s0, s1), strict=True)] if fused is None else list(fused)
         factors = None if factors is None else factors.to(inputs[1].dtype)
         out = self.fused(self, inputs, factors, self.backend)

@@ -4,6 +4,7 @@ Nothing of a folder is executed.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -83,11 +84,11 @@ def read_network(folder: str | Path) -> Exported:
         given, pretrained = dict(config["model_args"]), config["pretrained_cfg"]
         architecture = architecture_of(str(given.pop("genotype")))
         shape = NetworkShape(**given)
-        mean, std = (tuple(map(float, pretrained[name])) for name in ("mean", "std"))
+        statistics: Any = tuple(tuple(map(float, pretrained[name])) for name in ("mean", "std"))
         classes = tuple(map(str, config["label_names"]))
         with torch.device("meta"):
             network = build(architecture, shape)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not of an exported network ({type(error).__name__}: {error})") from error
     try:
         state = load_file(folder / WEIGHTS)
@@ -95,8 +96,10 @@ def read_network(folder: str | Path) -> Exported:
         raise CheckpointError(f"{folder / WEIGHTS}: cannot be read ({error})") from error
     if wrong := contradiction(network, state):
         raise CheckpointError(f"{folder / WEIGHTS}: {wrong}")
-    if len(mean) != 3 or len(std) != 3 or len(classes) != shape.num_classes:
-        raise CheckpointError(f"{folder / CONFIG}: expected 3 means, 3 deviations and {shape.num_classes} label_names")
+    mean, std = statistics
+    usual = len(mean) == len(std) == 3 and all(map(math.isfinite, mean)) and all(0 < value < math.inf for value in std)
+    if not usual or not isinstance(config["label_names"], list) or len(classes) != shape.num_classes:
+        raise CheckpointError(f"{folder / CONFIG}: expected 3 means, 3 positive deviations, {shape.num_classes} label_names")
     network = network.to_empty(device="cpu").eval()
     network.load_state_dict(state)
-    return Exported(network, (mean, std), classes)
+    return Exported(network, statistics, classes)

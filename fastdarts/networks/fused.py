@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.module_hooks import global_hooks, has_hooks
-from fastdarts.networks.operations import BatchNorm, HalvingConv
+from fastdarts.networks.operations import BatchNorm
 from fastdarts.ops import backend as backends
 from fastdarts.ops.of_layers import mixed_cell_of_layers, relu_conv_bns_of_layers
 from fastdarts.ops.sync import Sync
@@ -23,7 +23,10 @@ DISCRETE = {
     "sep_conv_7x7": Names(Candidate.SEP_CONV_7, *TWICE),
 }
 FUSED = {1: NAMES | NASBENCH201 | DISCRETE, 2: STRIDED | DISCRETE}  # operations by stride
-LAYERS = {nn.Conv2d, HalvingConv, BatchNorm}
+SETTINGS = (  # of convolutions and pools
+    *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "offset"),
+    *("ceil_mode", "count_include_pad", "divisor_override", "weight", "bias"),
+)
 
 
 class Gene(NamedTuple):
@@ -45,11 +48,12 @@ class FusedNodes:
     """The nodes of a cell, sums of their genes, as one call of ops.mixed_cell.
 
     inputs  number of the cell's inputs
+    cell    which has the genes' modules
     nodes   the nodes that genes lead to, in the order of the result
     lacks   why the call cannot compute these genes, or None
     """
 
-    def __init__(self, inputs: int, genes: Sequence[Gene]) -> None:
+    def __init__(self, inputs: int, genes: Sequence[Gene], cell: nn.Module) -> None:
         genes = sorted(genes, key=lambda gene: gene.node)
         self.nodes = tuple(dict.fromkeys(gene.node for gene in genes))
         unknown = dict.fromkeys(gene.name for gene in genes if gene.name not in FUSED[gene.stride])
@@ -66,6 +70,7 @@ class FusedNodes:
         self._drops = [gene.drop for gene in genes]
         self._paths = [tuple(gene.path.split(".")) for gene in genes]
         self._parts = [(names.convolutions, names.norms) for names in rows]
+        self._built = [built(_descend(cell, path)) for path in self._paths]
 
     def __call__(self, cell: nn.Module, inputs: list[Tensor], factors: Tensor | None, backend: str) -> Tensor | None:
         """Return the nodes (N, nodes * C, H', W'), or None where the modules have to compute them themselves.
@@ -76,11 +81,13 @@ class FusedNodes:
         if self.lacks:
             return None
         modules = [_descend(cell, path) for path in self._paths]
+        if [built(module) for module in modules] != self._built:
+            return None
         convolutions, norms = [], []
         for module, (of_convolutions, of_norms) in zip(modules, self._parts, strict=True):
             convolutions += [_descend(module, name.split(".")) for name in of_convolutions]
             norms += [_descend(module, name.split(".")) for name in of_norms]
-        if not _usual("mixed_cell", inputs, modules, convolutions, norms, backend):
+        if not _usual("mixed_cell", inputs, modules, norms, backend):
             return None
         return mixed_cell_of_layers(
             convolutions,
@@ -99,13 +106,26 @@ class FusedNodes:
         return torch.stack([one if drop is None else factors[drop] for drop in self._drops])
 
 
-def fused_layers(layers: Sequence[Any], xs: Sequence[Tensor], backend: str) -> Sequence[Tensor] | None:
+def built(module: nn.Module) -> list[tuple[Any, ...]]:
+    """Return kinds and settings of all layers of a module, which a fused call takes for granted."""
+    return [(type(layer), *(_setting(layer, name) for name in SETTINGS)) for layer in module.modules()]
+
+
+def _setting(layer: nn.Module, name: str) -> Any:
+    value = getattr(layer, name, None)
+    return value.shape if isinstance(value, Tensor) else value
+
+
+def fused_layers(layers: Sequence[Any], as_built: Sequence[Any], xs: Sequence[Tensor], backend: str) -> Sequence[Tensor] | None:
     """Return the outputs of a cell's preprocess layers by one call, or None where the modules have to compute them themselves.
 
-    backend  of ops.relu_conv_bn
+    as_built  what `built` returned of each layer
+    backend   of ops.relu_conv_bn
     """
+    if [built(layer) for layer in layers] != as_built:
+        return None
     convolutions, norms = map(list, zip(*(layer.parts() for layer in layers), strict=True))
-    if not _usual("relu_conv_bn", xs, layers, [conv for each in convolutions for conv in each], norms, backend):
+    if not _usual("relu_conv_bn", xs, layers, norms, backend):
         return None
     return relu_conv_bns_of_layers(convolutions, norms, xs, backend=backend, sync=_sync(norms))
 
@@ -125,17 +145,15 @@ def _sync(norms: list[BatchNorm]) -> Sync | None:
     return norms[0].sync if norms and norms[0].training else None
 
 
-def _usual(
-    op: str, xs: Sequence[Tensor], modules: Sequence[nn.Module], convolutions: list[Any], norms: list[BatchNorm], backend: str
-) -> bool:
+def _usual(op: str, xs: Sequence[Tensor], modules: Sequence[nn.Module], norms: list[BatchNorm], backend: str) -> bool:
     """Return whether a fused kernel can compute what the modules would.
 
-    All layers are those that were built, nobody listens to them, and all BatchNorms share mode and settings.
+    Nobody listens to them, all BatchNorms share mode and settings, and the call is neither traced nor empty.
     """
-    if not {type(layer) for layer in (*convolutions, *norms)} <= LAYERS:
-        return False
     settings = {(n.training, n.momentum, n.eps, n.affine, n.track_running_stats) for n in norms}
     if len(settings) > 1 or None in {n.momentum for n in norms}:
+        return False
+    if torch.jit.is_tracing() or not xs[0].numel():
         return False
     if global_hooks() or any(has_hooks(m) for module in modules for m in module.modules()):
         return False

@@ -60,7 +60,8 @@ class InferCell(nn.Module):
         self.backend = "auto"
         self.layers = nn.ModuleList(operation(op, C, 1) for op in architecture.ops)
         parts = enumerate(zip(architecture.ops, EDGES, strict=True))
-        self.fused = FusedNodes(1, [Gene(op, source, node, 1, f"layers.{i}") for i, (op, (source, node)) in parts])
+        genes = [Gene(op, source, node, 1, f"layers.{i}") for i, (op, (source, node)) in parts]
+        self.fused = FusedNodes(1, genes, self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""

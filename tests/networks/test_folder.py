@@ -46,6 +46,8 @@ def test_network_is_read_as_written(architecture: str, kind: str, tmp_path: Path
         ({"model_args": {"genotype": "nonsense"}}, "config.json: not of an exported network"),
         ({"label_names": ["cat"]}, "2 label_names"),
         ({"pretrained_cfg": {"mean": [0.5], "std": [1, 1, 1]}}, "3 means"),
+        ({"pretrained_cfg": {"mean": [0, 0, 0], "std": [1, 0, 1]}}, "3 positive deviations"),
+        ({"label_names": "ab"}, "2 label_names"),
     ],
 )
 def test_wrong_configs_are_one_line(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
