@@ -36,11 +36,11 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable --junitxml=build/tests.xml tests bench
+	$(BIN)/python -m pytest -n 2 --benchmark-disable --junitxml=build/tests.xml tests bench
 
 # without processes, Triton's interpreter and compilers
 test-fast: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not campaign and not slow" --benchmark-disable tests
+	$(BIN)/python -m pytest -n 2 -m "not campaign and not slow" --benchmark-disable tests
 
 # the ops' tests on a module of its own, built with the address and undefined behaviour sanitizers; minutes
 test-sanitized: install

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from bench.gpu_cases import DTYPES, cases
-from bench.workload import OURS, Workload, build
+from bench.workload import OURS, Workload
 
 pytestmark = pytest.mark.gpu
 
@@ -20,5 +20,5 @@ def test_cases_run(small: bool, dtype: str) -> None:
 @pytest.mark.parametrize(("supernet", "batch", "side", "k"), [("cifar", 64, 32, 1), ("mae-imagenet", 256, 224, 2)])
 def test_step_is_replayed_as_cuda_graphs(supernet: str, batch: int, side: int, k: int, dtype: str) -> None:
     """A step of our side, replayed as CUDA graphs."""
-    step = build(Workload(supernet, batch, side, k, dtype, "cuda"), OURS)
+    step = Workload(supernet, batch, side, k, dtype, "cuda").build(OURS)
     assert math.isfinite(step().item()) and step.replay == "CUDA graphs"

@@ -5,7 +5,7 @@ from functools import cache
 import pytest
 import torch
 
-from bench.workload import CELL, SUPERNETS, Workload, build
+from bench.workload import CELL, SUPERNETS, Workload
 
 pytestmark = pytest.mark.gpu
 SIZES = {name: 32 if preset.stem == "cifar" else 64 for name, preset in SUPERNETS.items()} | {CELL: 16}
@@ -13,7 +13,7 @@ SIZES = {name: 32 if preset.stem == "cifar" else 64 for name, preset in SUPERNET
 
 def losses(supernet: str, side: str, calls: int, *, dtype: str = "float64", device: str = "cuda") -> list[float]:
     """Of the first calls."""
-    run = build(Workload(supernet, 4, SIZES[supernet], 2, dtype, device), side)
+    run = Workload(supernet, 4, SIZES[supernet], 2, dtype, device).build(side)
     return [run().item() for _ in range(calls)]
 
 

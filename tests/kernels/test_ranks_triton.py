@@ -62,7 +62,7 @@ def cell_by_definition(call: cells.CellCall, dtype: torch.dtype, rank: Turns, ex
     rest = call.constants(torch.float64 if exact else dtype)
     running = (rest["mean"], rest["var"]) if call.running else None
     inputs = [named[f"input {i}"] for i in range(call.graph.inputs)]
-    mixed = named["ops"], named.get("edges"), named["weights"], running, rest["channels"], call.graph, call.k
+    mixed = named["ops"], named.get("edges"), named["weights"], None, running, rest["channels"], call.graph, call.k
     out = definition(inputs, *mixed, call.training, 0.1, call.eps, rank)
     moved = {"mean": running[0], "var": running[1]} if running else {}
     return {"out": out.detach()} | moved | gradients(out, share(rest["grad"], rank), named)
@@ -168,7 +168,7 @@ def layer_by_definition(call: Layer, dtype: torch.dtype, rank: Turns, exact: boo
     named = {n: (t.double() if exact else t).requires_grad_() for n, t in named.items()}
     x, *weights = named.values()
     running, grad = call.constants(torch.float64 if exact else dtype)
-    out = layer(x, weights, running, call.training, 0.2, EPS, rank)
+    out = layer(x, weights, running, None, call.training, 0.2, EPS, rank)
     return {"out": out.detach(), "mean": running[0], "var": running[1]} | gradients(out, share(grad, rank), named)
 
 

@@ -55,13 +55,13 @@ class CellCall:
     k: int = 1
     images: Images = "normal"
     edges: bool | Literal["images"] = True
-    affine: bool = False
     chosen: bool = False
     running: bool = True
     training: bool = True
     channels_last: bool = True
     eps: float = 1e-5
     seed: int = 0
+    affine: bool = False
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> Named:
         """Differentiated tensors: inputs, ops, edges (if any), weights, affine (if any)."""

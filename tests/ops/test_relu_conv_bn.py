@@ -33,11 +33,11 @@ class LayerCall:
     H: int = 6
     W: int = 8
     halves: bool = False
-    affine: bool = False
     training: bool = True
     running: bool = True
     channels_last: bool = True
     shift: float = 0.0
+    affine: bool = False
 
     def tensors(self, dtype: torch.dtype = torch.float32) -> Named:
         g = torch.Generator().manual_seed(self.C + self.D)
