@@ -134,8 +134,13 @@ def check_alike(name: str, tensor: Tensor, x: Tensor) -> None:
 
 def _autocast(device: str) -> torch.dtype | None:
     """Return the dtype of the autocast enabled for this type of device, or None."""
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    on = _has_autocast(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if on else None
+
+
+@torch.compiler.assume_constant_result  # torch 2.11's compiler cannot trace the question
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 @torch.compiler.assume_constant_result  # torch.compile uses the choice as a constant instead of tracing it
