@@ -31,8 +31,8 @@ struct Size {
 };
 
 // Cuts a row's outputs into blocks of 8, then of 4, then of 1; all of 7 where that comes out even and 8 does not.
-// Calls body(Size<B>{}, c, count): `count` blocks of B from output c.
-template <typename Body>
+// Calls body(Size<B>{}, c, count): `count` blocks of B, of at most MOST, from output c.
+template <int MOST = 8, typename Body>
 ALWAYS_INLINE void cut_row(int64_t width, const Body& body) {
   int64_t c = 0;
   const auto cut = [&](auto B) {
@@ -40,8 +40,10 @@ ALWAYS_INLINE void cut_row(int64_t width, const Body& body) {
     if (count > 0) body(B, c, count);
     c += count * B;
   };
-  if (width % 7 == 0 && width % 8 != 0) cut(Size<7>{});
-  cut(Size<8>{});
+  if constexpr (MOST == 8) {
+    if (width % 7 == 0 && width % 8 != 0) cut(Size<7>{});
+    cut(Size<8>{});
+  }
   cut(Size<4>{});
   cut(Size<1>{});
 }
@@ -62,6 +64,7 @@ ALWAYS_INLINE void depthwise_block(const T* x, int64_t row, int64_t pixel, const
       weight[kx] = pinned(load(w + (ky * K + kx) * tap));
     }
     const T* line = x + ky * D * row;
+    pin_address(line);
 #pragma GCC unroll 32
     for (int i = 0; i < (B - 1) * S + (K - 1) * D + 1; ++i) {
       if (!meets_any<K, D, S, B>(i)) continue;
@@ -73,6 +76,7 @@ ALWAYS_INLINE void depthwise_block(const T* x, int64_t row, int64_t pixel, const
       }
     }
   }
+  pin_address(out);
 #pragma GCC unroll 8
   for (int b = 0; b < B; ++b) store(out + b * out_pixel, sum[b]);
 }
@@ -119,6 +123,7 @@ void depthwise_row_of(const T* x, int64_t row, int64_t pixel, const T* w, int ro
       for (int kx = 0; kx < cols; ++kx) {
         const V weight = load(w + ky * tap_row + kx * tap);
         const T* line = x + ky * row + (c + kx) * pixel;
+        pin_address(line);
         if (count == B) {
 #pragma GCC unroll 8
           for (int b = 0; b < B; ++b) sum[b] += weight * load(line + b * pixel);
@@ -143,6 +148,7 @@ void depthwise_weight_block(const T* x, int64_t row, int64_t pixel, const T* dz,
   for (int64_t r = 0; r < height; ++r) {
     for (int64_t c = 0; c < blocks; ++c) {
       const T* d = dz + r * dz_row + c * B * pixel;
+      pin_address(d);
       V grad[B];
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b) {
@@ -151,6 +157,7 @@ void depthwise_weight_block(const T* x, int64_t row, int64_t pixel, const T* dz,
 #pragma GCC unroll 3
       for (int ky = 0; ky < ROWS; ++ky) {
         const T* line = x + (r * S + ky * D) * row + c * B * S * pixel;
+        pin_address(line);
 #pragma GCC unroll 32
         for (int i = 0; i < (B - 1) * S + (K - 1) * D + 1; ++i) {
           if (!meets_any<K, D, S, B>(i)) continue;
@@ -176,12 +183,13 @@ using DepthwiseWeight = void (*)(const T* x, int64_t row, int64_t pixel, const T
 template <typename T, int K, int D, int S>
 void depthwise_weight(const T* x, int64_t row, int64_t pixel, const T* dz, int64_t dz_row, int64_t height,
                       int64_t width, T* acc, int64_t tap) {
-  constexpr int AT_ONCE = REGISTERS == 32 ? 3 : 1;  // rows of taps whose sums and B gradients fit into the registers
+  // rows of taps whose sums and B gradients fit into the registers
+  constexpr int AT_ONCE = REGISTERS == 32 ? 3 : K == 3 ? 3 : K == 5 ? 2 : 1;
   constexpr int LAST = K % AT_ONCE ? K % AT_ONCE : AT_ONCE;  // how many are left for the last time
   for (int ky = 0; ky < K; ky += AT_ONCE) {
     const T* from = x + ky * D * row;
     T* to = acc + ky * K * tap;
-    cut_row(width, [&](auto B, int64_t c, int64_t count) {
+    cut_row<REGISTERS == 32 || AT_ONCE == 1 ? 8 : 4>(width, [&](auto B, int64_t c, int64_t count) {
       const auto block = K - ky >= AT_ONCE ? depthwise_weight_block<T, K, D, S, B, AT_ONCE>
                                            : depthwise_weight_block<T, K, D, S, B, LAST>;
       block(from + c * S * pixel, row, pixel, dz + c * pixel, dz_row, height, count, to, tap);

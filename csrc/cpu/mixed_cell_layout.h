@@ -67,15 +67,24 @@ class Cell {
 
   // ------------------------------------------------------------------------------------------------- layouts
 
+  bool in_order(const int* channels) const {
+    bool result = true;
+    for (int64_t c = 1; c < p.Cq; ++c) result &= channels[c] == channels[0] + c;
+    return result;
+  }
+
   // A block of an NHWC tensor in block layout; lanes without a channel or an image are zero.
   void gather(const T* nhwc, int64_t n_pixels, int64_t block, const int* channels, T* to) const {
-    bool in_order = true;
-    for (int64_t c = 1; c < p.Cq; ++c) in_order &= channels[c] == channels[0] + c;
-    if (G > 1 || p.Cq != width) clear(to, n_pixels * width);
+    const bool ordered = in_order(channels);
+    if constexpr (G > 1) {
+      clear(to, n_pixels * width);
+    } else if (p.Cq != width) {  // the last vector has lanes without a channel
+      for (int64_t q = 1; q <= n_pixels; ++q) store(to + q * width - L, V{});
+    }
     for (int g = 0; g < images_in(block); ++g) {
       const T* from = nhwc + (block * G + g) * n_pixels * p.C;
       T* at = to + lane(g, 0);
-      if (in_order) {
+      if (ordered) {
         copy_pixels(from + channels[0], p.C, n_pixels, p.Cq, at, width);
       } else {
         for (int64_t q = 0; q < n_pixels; ++q) {
@@ -87,10 +96,17 @@ class Cell {
 
   // The transpose: adds a block to its channels' places.
   void scatter_add(const T* from, int64_t n_pixels, int64_t block, const int* channels, T* nhwc) const {
+    const bool ordered = in_order(channels);
     for (int g = 0; g < images_in(block); ++g) {
       const T* at = from + lane(g, 0);
       T* to = nhwc + (block * G + g) * n_pixels * p.C;
-      for (int64_t q = 0; q < n_pixels; ++q) {
+      for (int64_t q = 0; q < n_pixels && ordered; ++q, at += width, to += p.C) {
+        T* here = to + channels[0];
+        int64_t i = 0;
+        for (; i + L <= p.Cq; i += L) store(here + i, load(here + i) + load(at + i));
+        for (; i < p.Cq; ++i) here[i] += at[i];
+      }
+      for (int64_t q = 0; q < n_pixels && !ordered; ++q) {
         for (int64_t i = 0; i < p.Cq; ++i) to[q * p.C + channels[i]] += at[q * width + i];
       }
     }
@@ -172,9 +188,14 @@ class Cell {
       for (int64_t row = 0; row < rows_of_matrix; ++row, to += width) {
         if (row >= p.Cq) {
           clear(to, width);
-        } else {
+        } else if (u.halves) {
           expand(to,
                  [&](int64_t c) { return transposed ? matrix(u, weights, t, row, c) : matrix(u, weights, t, c, row); });
+        } else {
+          const int64_t dense = u.kernel ? 1 : u.taps;
+          const T* from = weights + u.pointwise + t + row * dense * (transposed ? p.Cq : 1);
+          const int64_t apart = dense * (transposed ? 1 : p.Cq);
+          expand(to, [&](int64_t c) { return from[c * apart]; });
         }
       }
     }

@@ -23,16 +23,14 @@ void copy(const T* from, int64_t n, T* to) {
 // The same n numbers of each pixel.
 template <typename T>
 void copy_pixels(const T* from, int64_t from_pixel, int64_t pixels, int64_t n, T* to, int64_t to_pixel) {
-  if (n % LANES<T> == 0) {
-    for (int64_t q = 0; q < pixels; ++q) {
-      for (int64_t i = 0; i < n; i += LANES<T>) store(to + q * to_pixel + i, load(from + q * from_pixel + i));
-    }
-  } else if (n == 4) {
+  if (n == 4) {
     for (int64_t q = 0; q < pixels; ++q) copy(from + q * from_pixel, 4, to + q * to_pixel);
   } else if (n == 8) {
     for (int64_t q = 0; q < pixels; ++q) copy(from + q * from_pixel, 8, to + q * to_pixel);
   } else {
-    for (int64_t q = 0; q < pixels; ++q) copy(from + q * from_pixel, n, to + q * to_pixel);
+    for (int64_t q = 0; q < pixels; ++q, from += from_pixel, to += to_pixel) {
+      each_vector<T>(n, [&](auto kind, int64_t i) { store(to + i, load(from + i, kind)); });
+    }
   }
 }
 

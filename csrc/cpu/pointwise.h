@@ -85,11 +85,13 @@ ALWAYS_INLINE void product_block(const Product<T>& t, int64_t pixel, int64_t vec
       }
     } else {
       V value[P];
+      pin_address(in);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p) value[p] = load(in + p * t.in_pixel);
       product_lanes<T, G, P, B, 0>(value, matrix, width, sum);
     }
   }
+  if constexpr (G > 1) pin_address(out);
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
@@ -114,7 +116,7 @@ ALWAYS_INLINE void product_block(const Product<T>& t, int64_t pixel, int64_t vec
 template <typename T, int G, int P, int B>
 ALWAYS_INLINE void product_vectors(const Product<T>& t, int64_t pixels, int64_t vector) {
   int64_t p = 0;
-  for (; p + P <= pixels; p += P) product_block<T, G, P, B>(t, p, vector);
+  for (; p + P <= pixels && (P % 4 == 0 || pixels - p != 8); p += P) product_block<T, G, P, B>(t, p, vector);
   if constexpr (P > 4) {
     for (; p + 4 <= pixels; p += 4) product_block<T, G, 4, B>(t, p, vector);
   }
@@ -133,9 +135,9 @@ void pointwise(const Product<T>& t, int64_t pixels) {
     }
   }
   if constexpr (G == 1) {
-    for (; v + 2 <= t.vectors; v += 2) product_vectors<T, G, REGISTERS == 32 ? 8 : 4, 2>(t, pixels, v);
+    for (; v + 2 <= t.vectors; v += 2) product_vectors<T, G, REGISTERS == 32 ? 8 : 6, 2>(t, pixels, v);
   }
-  for (; v < t.vectors; ++v) product_vectors<T, G, G == 1 || REGISTERS == 32 ? 8 : 4, 1>(t, pixels, v);
+  for (; v < t.vectors; ++v) product_vectors<T, G, G == 1 || REGISTERS == 32 ? 8 : 6, 1>(t, pixels, v);
 }
 
 template <typename T, int G, int R, int B>
@@ -177,7 +179,7 @@ template <typename T, int G, int B>
 ALWAYS_INLINE void outer_rows(const T* dy, int64_t dy_pixel, int rows, const T* z, int64_t z_pixel, int64_t pixels,
                               T* acc, int64_t width) {
   int r = 0;
-  constexpr int MOST = REGISTERS == 32 ? (B == 1 ? 16 : 8) : (B == 1 ? 8 : 4);
+  constexpr int MOST = REGISTERS == 32 ? (B == 1 ? 16 : 8) : (B == 1 ? 12 : 6);
   for (; r + MOST <= rows; r += MOST) {
     outer_block<T, G, MOST, B>(dy + r, dy_pixel, z, z_pixel, pixels, acc + r * width, width);
   }

@@ -8,6 +8,7 @@
 #include "ranks.h"
 #include "relu_conv_bn.h"
 #include "scratch.h"
+#include "stages.h"
 
 namespace fastdarts::ISA {
 namespace {
@@ -48,25 +49,10 @@ class Layer {
       const T* row = x + (n * p.H + r * stride + tap) * p.W * p.C;
       for (int64_t c = 0; c < p.Wo; ++c, to += in) {
         const T* from = row + (c * stride + tap) * p.C;
-        int64_t i = 0;
-        for (; i + L <= p.C; i += L) {
-          store(to + i, rectified(load(from + i)));
-        }
-        for (; i < p.C; ++i) to[i] = from[i] < 0 ? T(0) : from[i];
-        for (; i < in; ++i) to[i] = 0;
+        store(to + in - L, V{});  // the last vector may have lanes without a channel
+        each_vector<T>(p.C, [&](auto kind, int64_t i) { store(to + i, rectified(load(from + i, kind))); });
       }
     }
-  }
-
-  // `n` pixels of D numbers to or from whole vectors.
-  void widen(const T* from, int64_t n, T* to) const {
-    for (int64_t q = 0; q < n; ++q) {
-      copy(from + q * p.D, p.D, to + q * out);
-      clear(to + q * out + p.D, out - p.D);
-    }
-  }
-  void narrow(const T* from, int64_t n, T* to) const {
-    for (int64_t q = 0; q < n; ++q) copy(from + q * out, p.D, to + q * p.D);
   }
 };
 
@@ -91,6 +77,7 @@ class Forward : Layer<T> {
         beta(out) {}
 
   using Base::channels, Base::values;
+  static constexpr Stage STAGE = Stage::relu_conv_bn;
 
   // The convolution; writes each channel's mean and variance, if they are the batch's.
   void begin(double* mean, double* variance) {
@@ -172,7 +159,7 @@ class Forward : Layer<T> {
       T* to = c.normalised + (n * pixels + r * p.Wo) * p.D;
       rows(n, r, end, taken, p.D == out ? to : static_cast<T*>(tile),
            p.batch_statistics ? static_cast<T*>(part) : nullptr);
-      if (p.D != out) this->narrow(tile, (end - r) * p.Wo, to);
+      if (p.D != out) copy_pixels<T>(tile, out, (end - r) * p.Wo, p.D, to, p.D);
       if (p.batch_statistics) fold<T>(part, into, 2 * out);
     }
   }
@@ -195,16 +182,17 @@ class Forward : Layer<T> {
     T* xhat = c.normalised + n * pixels * p.D;
     T* image = c.out + n * pixels * p.D;
     for (int64_t q = 0; q < pixels; ++q, image += p.D, xhat += p.D) {
-      int64_t o = 0;
-      for (; o + L <= p.D; o += L) {
-        const V value = load(xhat + o) * load(scale + o) + load(shift + o);
+      const auto put = [&](auto y, int64_t o) {
+        const auto value = y * load(scale + o, y) + load(shift + o, y);
         store(xhat + o, value);
-        if (c.scale != nullptr) store(image + o, value * load(gamma + o) + load(beta + o));
-      }
-      for (; o < p.D; ++o) {
-        xhat[o] = xhat[o] * scale[o] + shift[o];
-        if (c.scale != nullptr) image[o] = xhat[o] * gamma[o] + beta[o];
-      }
+        if (c.scale != nullptr) store(image + o, value * load(gamma + o, y) + load(beta + o, y));
+      };
+      const V last = p.D < L ? V{} : load(xhat + p.D - L);  // before the vectors that it overlaps
+      int64_t o = 0;
+      for (; o + L <= p.D; o += L) put(load(xhat + o), o);
+      if (o == p.D) continue;
+      if (p.D >= L) put(last, p.D - L);
+      for (; p.D < L && o < p.D; ++o) put(xhat[o], o);
     }
   }
 };
@@ -227,6 +215,7 @@ class Backward : Layer<T> {
         parts(call.grad_weights == nullptr ? 0 : chunks * plan.taps * plan.D * in) {}
 
   using Base::channels, Base::values;
+  static constexpr Stage STAGE = Stage::relu_conv_bn_backward;
 
   // BN's two sums of each channel: of g, of g * xhat.
   void begin(double* s0, double* s1) {
@@ -282,23 +271,16 @@ class Backward : Layer<T> {
     clear<T>(part, 2 * out);
     for (int64_t from = 0; from < pixels; from += TILE) {
       const int64_t to = smaller(pixels, from + TILE);
-      int64_t o = 0;
-      for (; o + L <= p.D; o += L) {
-        V sum{}, product{};
+      each_vector<T>(p.D, [&](auto kind, int64_t o) {
+        auto sum = kind, product = kind;
         for (int64_t q = from; q < to; ++q) {
-          const V grad = load(g + q * p.D + o);
+          const auto grad = load(g + q * p.D + o, kind);
           sum += grad;
-          product += grad * load(xhat + q * p.D + o);
+          product += grad * load(xhat + q * p.D + o, kind);
         }
         store(part + o, sum);
         store(part + out + o, product);
-      }
-      for (; o < p.D; ++o) {
-        for (int64_t q = from; q < to; ++q) {
-          part[o] += g[q * p.D + o];
-          part[out + o] += g[q * p.D + o] * xhat[q * p.D + o];
-        }
-      }
+      });
       fold<T>(part, into, 2 * out);
     }
   }
@@ -316,15 +298,14 @@ class Backward : Layer<T> {
 
   void gradients(int64_t chunk) {
     const int64_t tile = tile_rows * p.Wo;
-    const Scratch<T> taken(tile * in), g(p.D == out ? 0 : tile * out), xhat(p.D == out ? 0 : tile * out),
-        dy(tile * out), dx(tile * in);
+    const Scratch<T> taken(tile * in), dy(tile * out), dx(tile * in);
     T* part = c.grad_weights == nullptr ? nullptr : parts + chunk * p.taps * p.D * in;
     if (part != nullptr) clear(part, p.taps * p.D * in);
     for (int64_t n = chunk * p.N / chunks; n < (chunk + 1) * p.N / chunks; ++n) {
       if (c.grad_x != nullptr && p.taps > 1) clear(c.grad_x + n * p.H * p.W * p.C, p.H * p.W * p.C);
       for (int64_t r = 0; r < p.Ho; r += tile_rows) {
         const int64_t end = smaller(p.Ho, r + tile_rows), count = (end - r) * p.Wo;
-        gradient_tile(n * pixels + r * p.Wo, count, g, xhat, dy);
+        gradient_tile(n * pixels + r * p.Wo, count, dy);
         for (int t = 0; t < p.taps; ++t) {
           this->take(c.x, n, t, r, end, taken);
           if (part != nullptr) {
@@ -342,18 +323,18 @@ class Backward : Layer<T> {
     }
   }
 
-  void gradient_tile(int64_t pixel, int64_t count, T* g_buffer, T* xhat_buffer, T* dy) const {
+  // dL/dy of `count` pixels; lanes without a channel are not written: no product reads them.
+  void gradient_tile(int64_t pixel, int64_t count, T* dy) const {
     const T* g = c.grad + pixel * p.D;
     const T* xhat = c.normalised + pixel * p.D;
-    if (p.D != out) {
-      this->widen(g, count, g_buffer);
-      this->widen(xhat, count, xhat_buffer);
-      g = g_buffer, xhat = xhat_buffer;
-    }
-    for (int64_t o = 0; o < out; o += L) {
-      const V a = load(factor + o), q = load(factor + out + o), constant = load(factor + 2 * out + o);
-      for (int64_t i = o; i < count * out; i += out) store(dy + i, a * load(g + i) + (q * load(xhat + i) + constant));
-    }
+    each_vector<T>(p.D, [&](auto kind, int64_t o) {
+      const auto a = load(factor + o, kind), q = load(factor + out + o, kind),
+                 constant = load(factor + 2 * out + o, kind);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t at = i * p.D + o;
+        store(dy + i * out + o, a * load(g + at, kind) + (q * load(xhat + at, kind) + constant));
+      }
+    });
   }
 
   // Scatters the gradient of a tap's input, where the ReLU passed it.
@@ -362,9 +343,8 @@ class Backward : Layer<T> {
       T* row = c.grad_x + (n * p.H + r * stride + tap) * p.W * p.C;
       for (int64_t q = 0; q < p.Wo; ++q, taken += in, dx += in) {
         T* to = row + (q * stride + tap) * p.C;
-        int64_t i = 0;
-        for (; i + L <= p.C; i += L) store(to + i, load(taken + i) > 0 ? load(dx + i) : V{});
-        for (; i < p.C; ++i) to[i] = taken[i] > 0 ? dx[i] : T(0);
+        each_vector<T>(
+            p.C, [&](auto kind, int64_t i) { store(to + i, load(taken + i, kind) > 0 ? load(dx + i, kind) : kind); });
       }
     }
   }
@@ -399,6 +379,7 @@ void run_together(Direction* const* layers, int count, int64_t sync) {
 
 template <typename T, template <typename> class Direction, typename Call>
 void run(const LayerPlan* plans, const Call* calls, int layers, int64_t sync) {
+  const Timed timed(Direction<T>::STAGE);
   Direction<T> first(plans[0], calls[0]);
   if (layers == 1) {
     Direction<T>* const alone[] = {&first};

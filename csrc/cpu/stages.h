@@ -1,24 +1,26 @@
-// Wall time of the fused cell's stages, summed over all calls, for bench.floor.
+// Wall time of the fused cell's stages and of the preprocess layers, summed over all calls, for bench.floor.
 #pragma once
 
 namespace fastdarts {
 
 enum class Stage {
-  pack,              // weights into kernel layout, states and gradients into block layout
-  first_halves,      // y of the convolutions that read a state
-  second_halves,     // y of the second halves
-  nodes,             // the affine sums
-  sums,              // backward: the two sums of each candidate
-  second_gradients,  // backward of second halves
-  first_gradients,   // backward of the convolutions that read a state
-  collect,           // weight gradients of all chunks added up
-  finish,            // pools, skips, bypass
+  relu_conv_bn,           // preprocess layers, forward
+  relu_conv_bn_backward,  // and backward
+  pack,                   // weights into kernel layout, states and gradients into block layout
+  first_halves,           // y of the convolutions that read a state
+  second_halves,          // y of the second halves
+  nodes,                  // the affine sums
+  sums,                   // backward: the two sums of each candidate
+  second_gradients,       // backward of second halves
+  first_gradients,        // backward of the convolutions that read a state
+  collect,                // weight gradients of all chunks added up
+  finish,                 // pools, skips, bypass
   count,
 };
 
-constexpr const char* STAGE_NAMES[] = {"pack",  "first_halves",     "second_halves",   "nodes",
-                                       "sums",  "second_gradients", "first_gradients", "collect",
-                                       "finish"};
+constexpr const char* STAGE_NAMES[] = {
+    "relu_conv_bn",     "relu_conv_bn_backward", "pack",    "first_halves", "second_halves", "nodes", "sums",
+    "second_gradients", "first_gradients",       "collect", "finish"};
 
 // Adds the time of a scope to a stage.
 class Timed {

@@ -86,11 +86,46 @@ ALWAYS_INLINE void pin(V& v) {
 #endif
 }
 
+// The same for an address: without it the compiler computes the addresses of all of a loop's loads before the loop, far
+// more than there are registers, and fetches each from memory again.
+template <typename P>
+ALWAYS_INLINE void pin_address(P& p) {
+  asm("" : "+r"(p));
+}
+
 // Of an element of an array: an element that is pinned itself would keep the array in memory.
 template <typename V>
 ALWAYS_INLINE V pinned(V v) {
   pin(v);
   return v;
+}
+
+// A vector or a single number, for a body that each_vector calls with either.
+template <typename T>
+ALWAYS_INLINE T load(const T* from, T) {
+  return *from;
+}
+template <typename T>
+ALWAYS_INLINE Vec<T> load(const T* from, Vec<T>) {
+  return load(from);
+}
+template <typename T>
+ALWAYS_INLINE void store(T* to, T value) {
+  *to = value;
+}
+
+// body(kind, i) for numbers 0 .. n in whole vectors from i, the last of which may repeat numbers of the one before:
+// what body writes must not depend on what it wrote. Fewer than a vector come one by one. `kind` says which: see load.
+template <typename T, typename Body>
+ALWAYS_INLINE void each_vector(int64_t n, const Body& body) {
+  constexpr int L = LANES<T>;
+  if (n < L) {
+    for (int64_t i = 0; i < n; ++i) body(T{}, i);
+    return;
+  }
+  int64_t i = 0;
+  for (; i + L <= n; i += L) body(Vec<T>{}, i);
+  if (i < n) body(Vec<T>{}, n - L);
 }
 
 template <typename T>
