@@ -1,8 +1,8 @@
-"""What binds the fused cell on a CPU: `python -m bench.floor --supernet cifar --batch 16`.
+"""What binds the fused cell on a CPU: `python -m bench.floor --supernet cifar --batch 16`, or `--network darts-cifar`.
 
-For each stage of ops.mixed_cell (csrc/cpu/mixed_cell_kernels.cpp) the time it takes in a step, the operations and bytes
-that its plan needs, and how close that comes to what this machine can do at most: multiply-adds in registers on all
-threads, and copies of memory (a stage may exceed the latter where its tensors stay in the caches).
+For each stage of ops.mixed_cell (csrc/cpu/mixed_cell_kernels.cpp) and for ops.relu_conv_bn the time it takes in a step,
+the operations and bytes that its plan needs, and how close that comes to what this machine can do at most: multiply-adds
+in registers on all threads, and copies of memory (a stage may exceed the latter where its tensors stay in the caches).
 """
 
 import argparse
@@ -19,13 +19,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import ceilings
+from bench.network import NETWORKS, NetworkWorkload
 from bench.records import RESULTS, append, tagged
 from bench.workload import CELL, CELL_SIZE, OURS, SUPERNETS, Run, Workload, WorkloadError
 from fastdarts import native
-from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
+from fastdarts.kernels.arguments import MixedCell, MixedCellBackward, ReLUConvBN, ReLUConvBNBackward
 from fastdarts.kernels.graph import PLAIN_POOLS, Candidate, Graph, convolutions
 
 PROG = "python -m bench.floor"
+FACTS = ("supernet", "network", "init_channels", "layers", "batch", "image_size", "partial_channels")  # of a record
 POOLS = (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, *PLAIN_POOLS)
 
 
@@ -44,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; appends to floor.jsonl with --record. 2 for wrong input or without the native module."""
     parser = argparse.ArgumentParser(prog=PROG, description=__doc__, allow_abbrev=False)
     parser.add_argument("--supernet", choices=(CELL, *SUPERNETS), default=CELL)
+    parser.add_argument("--network", choices=tuple(NETWORKS), help="discrete network instead of a supernet")
+    parser.add_argument("--layers", type=int, help="cells (--network); without it as published")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--partial_channels", type=int, help="k; without it the supernet's own")
     parser.add_argument("--image_size", type=int, help="pixels a side; without it the supernet's own")
@@ -54,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if why := native.reason():
         print(f"{PROG}: error: {why}", file=sys.stderr)
         return 2
-    preset = SUPERNETS.get(args.supernet)
-    size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
-    workload = Workload(args.supernet, args.batch, args.image_size or size, args.partial_channels or k)
+    workload = chosen(args)
     try:
         workload.check(OURS)
         record = tagged(measure(workload, args.rounds))
@@ -69,7 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(workload: Workload, rounds: int) -> dict[str, Any]:
+def chosen(args: argparse.Namespace) -> Workload | NetworkWorkload:
+    """Return the workload of the flags, with its own sizes by default."""
+    if args.network:
+        side = args.image_size or NETWORKS[args.network].image_size
+        return NetworkWorkload(args.network, args.batch, side, layers=args.layers)
+    preset = SUPERNETS.get(args.supernet)
+    size, k = (preset.image_size, preset.partial_channels) if preset else (CELL_SIZE, 1)
+    return Workload(args.supernet, args.batch, args.image_size or size, args.partial_channels or k)
+
+
+def measure(workload: Workload | NetworkWorkload, rounds: int) -> dict[str, Any]:
     """Per stage: ms of a step, GFLOP and GB of its plan, and the rates they make, with the machine's own rates."""
     run = workload.build(OURS)
     module: Any = native.module()
@@ -83,6 +95,8 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
     step = (perf_counter() - began) / rounds
     stages = {}
     for name, total in module.stage_seconds().items():
+        if not total:
+            continue
         seconds, cost = total / rounds, costs.get(name, Cost())
         stages[name] = {
             "ms": round(1e3 * seconds, 3),
@@ -91,11 +105,8 @@ def measure(workload: Workload, rounds: int) -> dict[str, Any]:
             "gflop_per_s": round(cost.operations / 1e9 / seconds, 1) if seconds else 0.0,
             "gb_per_s": round(cost.bytes / 1e9 / seconds, 1) if seconds else 0.0,
         }
-    return {
-        "supernet": workload.supernet,
-        "batch": workload.batch,
-        "image_size": workload.image_size,
-        "partial_channels": workload.partial_channels,
+    facts = workload.facts()
+    return {name: facts[name] for name in FACTS if name in facts} | {
         "isa": module.isa(),
         "threads": torch.get_num_threads(),
         "step_ms": round(1e3 * step, 2),
@@ -113,7 +124,7 @@ def counted(run: Run) -> dict[str, Cost]:
 
 
 class _Calls(TorchDispatchMode):
-    """Adds up the cost of every call of the op and of its backward."""
+    """Adds up the cost of every call of the ops and of their backwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,6 +137,10 @@ class _Calls(TorchDispatchMode):
         elif func is torch.ops.fastdarts.mixed_cell_backward.default:
             b = MixedCellBackward(*args)
             self._add(backward_cost(Graph.decode(b.graph), b.inputs[0], b.partial_channels, b.need_inputs, b.need_weights))
+        elif func is torch.ops.fastdarts.relu_conv_bn.default:
+            self._add({"relu_conv_bn": layers_cost(ReLUConvBN(*args))})
+        elif func is torch.ops.fastdarts.relu_conv_bn_backward.default:
+            self._add({"relu_conv_bn_backward": layers_cost(ReLUConvBNBackward(*args))})
         return func(*args, **(kwargs or {}))
 
     def _add(self, costs: dict[str, Cost]) -> None:
@@ -206,21 +221,37 @@ def backward_cost(graph: Graph, x: torch.Tensor, k: int, need_inputs: bool, need
     return {"sums": sums, "second_gradients": second, "first_gradients": first, "finish": finish}
 
 
+def layers_cost(a: ReLUConvBN | ReLUConvBNBackward) -> Cost:
+    """Of preprocess layers: each output is written, then normalised in place; backward, g and xhat are read twice."""
+    weights, cost = iter(a.weights), Cost()
+    for i, (x, count) in enumerate(zip(a.xs, a.counts, strict=True)):
+        numbers = sum(next(weights).numel() for _ in range(count))
+        pixels, D = x.numel() // x.shape[1] // count**2, numbers // x.shape[1]
+        products, y = 2 * pixels * numbers, pixels * D * x.element_size()
+        read = x.numel() // count * x.element_size()
+        if isinstance(a, ReLUConvBN):
+            cost += Cost(products, read + (4 if a.scales else 3) * y)
+        else:
+            cost += Cost(products * (a.need_xs[i] + a.need_weights), read + 4 * y + x.numel() * x.element_size() * a.need_xs[i])
+    return cost
+
+
 def text(record: dict[str, Any]) -> str:
     """Format a record as a table."""
-    what = "{supernet}, batch {batch}, {image_size} px, k = {partial_channels}, {isa}, {threads} threads: {step_ms} ms a step"
+    sizes = ", ".join(f"{name} {record[name]}" for name in FACTS if name in record)
+    what = sizes + ", {isa}, {threads} threads: {step_ms} ms a step"
     most = "at most {fma_gflop_per_s} GFLOP/s in registers, {copy_gb_per_s} GB/s of copies"
     lines = [
         what.format(**record),
         most.format(**record),
-        f"{'stage':18}{'ms':>9}{'GFLOP/s':>10}{'share':>8}{'GB/s':>8}{'share':>8}",
+        f"{'stage':22}{'ms':>9}{'GFLOP/s':>10}{'share':>8}{'GB/s':>8}{'share':>8}",
     ]
     for name, stage in record["stages"].items():
         shares = stage["gflop_per_s"] / record["fma_gflop_per_s"], stage["gb_per_s"] / record["copy_gb_per_s"]
         rates = f"{stage['gflop_per_s']:10.1f}{shares[0]:8.0%}{stage['gb_per_s']:8.1f}{shares[1]:8.0%}"
-        lines.append(f"{name:18}{stage['ms']:9.2f}{rates}")
+        lines.append(f"{name:22}{stage['ms']:9.2f}{rates}")
     inside = sum(stage["ms"] for stage in record["stages"].values())
-    return "\n".join([*lines, f"{'all of them':18}{inside:9.2f}", f"{'rest of the step':18}{record['step_ms'] - inside:9.2f}"])
+    return "\n".join([*lines, f"{'all of them':22}{inside:9.2f}", f"{'rest of the step':22}{record['step_ms'] - inside:9.2f}"])
 
 
 if __name__ == "__main__":

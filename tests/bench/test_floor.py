@@ -3,6 +3,7 @@
 import pytest
 
 from bench import floor
+from bench.network import NetworkWorkload
 from bench.workload import CELL, Workload
 from tests.support.backends import needs_native
 
@@ -24,6 +25,17 @@ def test_cell_operations_match_hand_count():
     record = floor.measure(Workload(CELL, 2, 8, 1), rounds=1)
     forward = record["stages"]["first_halves"]["gflop"] + record["stages"]["second_halves"]["gflop"]
     assert forward == pytest.approx(2 * 14 * 2 * 8 * 8 * (102 * 16 + 6 * 16**2) / 1e9, abs=2e-4)
+
+
+@needs_native
+def test_network_operations_match_hand_count():
+    """Pixels, C and input channels of three cells' preprocess layers; the backward has twice the forward's products."""
+    record = floor.measure(NetworkWorkload("darts-cifar", 2, 16, layers=3, init_channels=4), rounds=1)
+    cells = [(256, 4, 12 + 12), (256, 8, 12 + 16), (64, 16, 16 + 32)]
+    forward = 2 * 2 * sum(pixels * C * inputs for pixels, C, inputs in cells)
+    assert record["network"] == "darts-cifar" and "relu_conv_bn_backward" in floor.text(record)
+    assert record["stages"]["relu_conv_bn"]["gflop"] == pytest.approx(forward / 1e9, abs=1e-4)
+    assert record["stages"]["relu_conv_bn_backward"]["gflop"] == pytest.approx(2 * forward / 1e9, abs=1e-4)
 
 
 @needs_native
