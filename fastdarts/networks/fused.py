@@ -25,7 +25,7 @@ DISCRETE = {
 FUSED = {1: NAMES | NASBENCH201 | DISCRETE, 2: STRIDED | DISCRETE}  # operations by stride
 SETTINGS = (  # of convolutions and pools
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "offset"),
-    *("ceil_mode", "count_include_pad", "divisor_override", "weight", "bias"),
+    *("ceil_mode", "count_include_pad", "divisor_override"),
 )
 
 
@@ -107,13 +107,11 @@ class FusedNodes:
 
 
 def built(module: nn.Module) -> list[tuple[Any, ...]]:
-    """Return kinds and settings of all layers of a module, which a fused call takes for granted."""
-    return [(type(layer), *(_setting(layer, name) for name in SETTINGS)) for layer in module.modules()]
-
-
-def _setting(layer: nn.Module, name: str) -> Any:
-    value = getattr(layer, name, None)
-    return value.shape if isinstance(value, Tensor) else value
+    """Return kinds, settings and the shapes of parameters of all layers of a module, which a fused call takes for granted."""
+    return [
+        (type(layer), *map(layer.__dict__.get, SETTINGS), *(p if p is None else p.shape for p in layer._parameters.values()))
+        for layer in module.modules()
+    ]
 
 
 def fused_layers(layers: Sequence[Any], as_built: Sequence[Any], xs: Sequence[Tensor], backend: str) -> Sequence[Tensor] | None:
