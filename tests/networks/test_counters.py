@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # parameters with the auxiliary head and multiply-adds, in millions, as comments in its genotypes.py round or cut them
 FAIR = {"b": (3.88, 536), "d": (3.84, 532), "e": (3.12, 414), "f": (3.62, 497), "g": (3.375, 453)}
 CELLS = [name for name in names() if not name.startswith("FairDARTS")]
+OFTEN = ("NASNet", "DARTS_V2", "PC_DARTS_image")  # `make test-fast` counts these
 SAME = ("params", "ptflops", "thop_bn2", "thop_bn4", "fvcore", "torch_flop_counter", "bn_elements", "convolutions")
 CELL = "[('noise', 0), ('none', 1)]"
 NOISE = f"Genotype(normal={CELL}, normal_concat=[2], reduce={CELL}, reduce_concat=[2])"
@@ -37,7 +38,7 @@ def test_every_table_cell_has_name(rows: dict[Genotype, dict[str, Any]], shared_
     assert all(architecture_of(name) == Genotype.from_text(row["text"]) for name, row in table.items())
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in CELLS])
 def test_published_counts_are_exact(rows: dict[Genotype, dict[str, Any]], name: str) -> None:
     """36x20 with 10 and 100 classes, 48x14 with 1000, and the narrower ones that were trained."""
     genotype = architecture_of(name)
