@@ -32,27 +32,36 @@ def by_image(name: str) -> bool:
     return name == "out" or name.startswith(("d input", "d x"))
 
 
+def own_edges(call: cells.CellCall, named: Named, rank: Turns) -> Tensor | None:
+    """The edges' weights; of a rank's images, if each has its own."""
+    edges = call.edge_weights(named)
+    return edges if edges is None or edges.dim() == 1 else edges.chunk(rank.size, 1)[rank.rank].contiguous()
+
+
 def cell_by_kernels(
     call: cells.CellCall, dtype: torch.dtype, rank: Turns, needs: tuple[bool, bool, bool] = (True,) * 3
 ) -> Named:
     """A rank's output, running statistics and gradients for its images of the call's."""
     named, rest = call.tensors(dtype), call.constants(dtype)
     inputs = [share(named[f"input {i}"], rank).contiguous(memory_format=torch.channels_last) for i in range(call.graph.inputs)]
-    ops, edges, weights = (named[name].detach() if name in named else None for name in ("ops", "edges", "weights"))
+    ops, weights, affine = (named[name].detach() if name in named else None for name in ("ops", "weights", "affine"))
+    edges = own_edges(call, named, rank)
     running = (rest["mean"], rest["var"]) if call.running else None
     mean, var = (None, None) if call.training or running is None else running
     constant = rest["channels"], call.graph.encode(), call.k, call.eps
-    out, statistics, saved = mixed_cell.forward(MixedCell(inputs, ops, edges, weights, None, mean, var, *constant, 0), rank)
+    given = inputs, ops, None if edges is None else edges.detach(), weights, affine
+    out, statistics, saved = mixed_cell.forward(MixedCell(*given, mean, var, *constant, 0), rank)
     grad = share(rest["grad"], rank).contiguous(memory_format=torch.channels_last)
-    given = grad, inputs, ops, edges, weights, None, statistics, saved, *constant, mean is None, *needs, 0
-    grad_inputs, grad_ops, grad_edges, grad_weights, _ = mixed_cell.backward(MixedCellBackward(*given), rank)
+    back = MixedCellBackward(grad, *given, statistics, saved, *constant, mean is None, *needs, 0)
+    grad_inputs, *of_parameters = mixed_cell.backward(back, rank)
     result = {"out": out}
     if running:
         if call.training:
             batch_norm.update_running(running, statistics, rank.size * out.numel() // out.shape[1], 0.1)
         result |= {"mean": running[0], "var": running[1]}
-    result |= {f"d input {i}": g for i, g in enumerate(grad_inputs)} | {"d ops": grad_ops}
-    return result | ({} if edges is None else {"d edges": grad_edges}) | {"d weights": grad_weights}
+    result |= {f"d input {i}": g for i, g in enumerate(grad_inputs)}
+    grads = zip(("ops", "edges", "weights", "affine"), of_parameters, strict=True)
+    return result | {f"d {name}": g for name, g in grads if name in named}
 
 
 def cell_by_definition(call: cells.CellCall, dtype: torch.dtype, rank: Turns, exact: bool) -> Named:
@@ -62,7 +71,8 @@ def cell_by_definition(call: cells.CellCall, dtype: torch.dtype, rank: Turns, ex
     rest = call.constants(torch.float64 if exact else dtype)
     running = (rest["mean"], rest["var"]) if call.running else None
     inputs = [named[f"input {i}"] for i in range(call.graph.inputs)]
-    mixed = named["ops"], named.get("edges"), named["weights"], None, running, rest["channels"], call.graph, call.k
+    mixed = named["ops"], own_edges(call, named, rank), named["weights"], named.get("affine"), running, rest["channels"]
+    mixed = *mixed, call.graph, call.k
     out = definition(inputs, *mixed, call.training, 0.1, call.eps, rank)
     moved = {"mean": running[0], "var": running[1]} if running else {}
     return {"out": out.detach()} | moved | gradients(out, share(rest["grad"], rank), named)
@@ -92,6 +102,12 @@ def check_cell(call: cells.CellCall, dtype: torch.dtype = torch.float32, size: i
 def test_waves_and_parts_match_definition() -> None:
     """Two waves; each rank's pixels are two parts, the second nearly empty."""
     check_cell(cells.CellCall(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 5, 7))
+
+
+def test_affine_norms_and_weights_of_images_match_definition() -> None:
+    """Gradients of affine parameters are of the rank's own images, those of the middle BNs too."""
+    graph = dense(1, 1, (Candidate.SEP_CONV_3, Candidate.PLAIN_MAX_POOL_3, Candidate.CONV_1), inputs=1)
+    check_cell(cells.CellCall(graph, 4, 8, 5, 7, edges="images", affine=True, seed=1))
 
 
 @pytest.mark.parametrize("size", [2, 3])
