@@ -235,7 +235,7 @@ def channel_inverse(p_channels, p_inverse, C: tl.constexpr, CQ: tl.constexpr, BA
 @cell.kernel
 def node(
     p_inputs, p_saved, p_out, p_ops, p_edges, p_scaled, p_inverse, p_table,
-    o_listed, o_nodes, o_edges, o_terms, o_plain_max, H, W, Ho, Wo, m, per, parts, columns,
+    o_listed, o_nodes, o_edges, o_terms, H, W, Ho, Wo, m, per, parts, columns, o_plain_max,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, NODES: tl.constexpr,
     CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr, PLAIN_MAX: tl.constexpr,
 ):  # fmt: skip
