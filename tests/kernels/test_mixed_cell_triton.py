@@ -24,11 +24,17 @@ def channels_last(t: Tensor) -> Tensor:
     return t.detach().contiguous(memory_format=torch.channels_last)
 
 
-def by_kernels(call: CellCall, dtype: torch.dtype, needs: tuple[bool, bool, bool] = (True, True, True)) -> Named:
-    """The output, the running statistics after it, and the gradients, in memory that is NaN before it is written."""
+def by_kernels(
+    call: CellCall, dtype: torch.dtype, needs: tuple[bool, bool, bool] = (True, True, True), autocast: bool = False
+) -> Named:
+    """The output, the running statistics after it, and the gradients, in memory that is NaN before it is written.
+
+    autocast  affine parameters are float32
+    """
     named, rest = call.tensors(dtype), call.constants(dtype)
     inputs = [channels_last(named[f"input {i}"]) for i in range(call.graph.inputs)]
     ops, weights, affine = (named[name].detach() if name in named else None for name in ("ops", "weights", "affine"))
+    affine = affine.float() if autocast else affine
     edges = call.edge_weights(named)
     edges = None if edges is None else edges.detach()
     running = (rest["mean"], rest["var"]) if call.running else None
@@ -132,6 +138,15 @@ def test_affine_settings_are_as_exact_as_eager(stride: int, k: int, chosen: bool
 def test_half_precision_of_discrete_cell() -> None:
     graph = Graph(2, 2, tuple(Edge(i % 3, i // 2, 1, (c,)) for i, c in enumerate((*FEW[:1] * 2, *FEW[2:]))))
     check(CellCall(graph, 3, 8, 5, 7, **DISCRETE), torch.float16)
+
+
+def test_affine_parameters_may_be_float32_as_under_autocast() -> None:
+    graph = dense(1, 1, (Candidate.SEP_CONV_3, Candidate.AVG_POOL_3), inputs=1)
+    call = CellCall(graph, **SMALL, **DISCRETE)
+    got, want = (by_kernels(call, torch.float16, autocast=wide) for wide in (True, False))
+    affine, rounded = got.pop("d affine"), want.pop("d affine")
+    assert affine.dtype == torch.float32 and torch.equal(affine.half(), rounded)
+    assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 def test_running_statistics_may_be_strided() -> None:

@@ -81,6 +81,15 @@ def test_requested_gradients_only_and_bitwise_identical(training: bool, affine: 
         assert all(torch.equal(got[name], whole[name]) for name in asked)
 
 
+def test_affine_parameters_may_be_float32_as_under_autocast() -> None:
+    call = LayerCall(affine=True)
+    named = call.tensors(torch.float16)
+    wide = named | {name: named[name].float() for name in ("scale", "shift")}
+    want, got = (by_kernels(call, each, torch.float16) for each in (named, wide))
+    for name, t in want.items():
+        assert torch.equal(got[name].half(), t) and (got[name].dtype == torch.float32) == (name in ("d scale", "d shift"))
+
+
 def test_relu_propagates_nan() -> None:
     call = LayerCall(N=1, H=2, W=2, training=False)
     named = {name: t.detach().clone() for name, t in call.tensors().items()}
