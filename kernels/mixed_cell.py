@@ -74,7 +74,8 @@ def _execute(plan: MixedCellPlan, table: Tensor, x: Tensor, names: dict[str, Any
 def _start(one: Launch, numbers: int, dtype: torch.dtype, device: torch.device, target: str, args: dict[str, Any]) -> None:
     """Start one launch: the Triton kernel or the CUDA kernel."""
     kernel = KERNELS[one.kernel]
-    settings = launch.settings(f"mixed_cell.{one.kernel}", dtype, target)
+    channels = args["BC"] if "BC" in kernel.arg_names else None
+    settings = launch.widened(launch.settings(f"mixed_cell.{one.kernel}", dtype, target), channels)
     programs = -(-numbers // settings["TILE"]) if one.programs < 0 else one.programs
     if launch.backend(f"mixed_cell.{one.kernel}", dtype, target) == "cuda":
         named = mixed_cell_cuda.arguments(args)

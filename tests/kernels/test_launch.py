@@ -40,6 +40,12 @@ def test_tuned_row_keeps_backend() -> None:
     assert launch.backend("toy", HALF, "sm_80") == "triton"
 
 
+def test_warps_grow_with_wide_tiles() -> None:
+    given = {"TILE": 1024, "num_warps": 4}
+    assert [launch.widened(given, channels)["num_warps"] for channels in (None, 16, 64, 128)] == [4, 4, 4, 8]
+    assert launch.widened({"num_warps": 4}, 128) == {"num_warps": 4}
+
+
 def test_refusal_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     say_once.cache_clear()
     with caplog.at_level(logging.INFO, "fastdarts"):
