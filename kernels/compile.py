@@ -91,10 +91,10 @@ def _compiled(specimen: Specimen, arch: int) -> Any:
     from triton.compiler import ASTSource
 
     target = f"sm_{arch}"
-    settings = launch.settings(specimen.settings, specimen.dtype, target)
-    options = {name: value for name, value in settings.items() if name in launch.OPTIONS}
     constants = specimen.constexprs
     own = constants if isinstance(constants, Mapping) else constants(target)
+    settings = launch.widened(launch.settings(specimen.settings, specimen.dtype, target), own.get("BC"))
+    options = {name: value for name, value in settings.items() if name in launch.OPTIONS}
     constexprs = {name: value for name, value in settings.items() if name not in launch.OPTIONS} | dict(own)
     names = specimen.kernel.arg_names
     if missing := [name for name in names if name not in specimen.signature and name not in constexprs]:

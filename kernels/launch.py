@@ -52,6 +52,15 @@ def settings(kernel: str, dtype: torch.dtype, target: str) -> dict[str, Any]:
     return {name: value for name, value in _settings(kernel, dtype, target).items() if name != "backend"}
 
 
+def widened(given: dict[str, Any], channels: int | None) -> dict[str, Any]:
+    """Return the settings of a launch whose tiles have so many channels, if any.
+
+    Where 16 pixels, the fewest of a matrix product, exceed TILE numbers, warps grow as the tile: else registers would spill.
+    """
+    growth = 1 if channels is None or "TILE" not in given else -(-16 * channels // given["TILE"])
+    return given | {"num_warps": growth * given["num_warps"]}
+
+
 def backend(kernel: str, dtype: torch.dtype, target: str) -> str:
     """Return the preferred kernel of a launch: "triton", or "cuda" (csrc/cuda). Arguments as of `settings`."""
     return _settings(kernel, dtype, target)["backend"]

@@ -28,7 +28,7 @@ from fastdarts.kernels import (
 from fastdarts.kernels.arguments import MixedCell, MixedCellBackward, MixedCellGradients, MixedCellResults
 from fastdarts.kernels.graph import Graph
 from fastdarts.kernels.mixed_cell_launches import MOST_INPUTS, Call, Launch, Needs, padded
-from fastdarts.kernels.mixed_cell_plan import MixedCellPlan
+from fastdarts.kernels.mixed_cell_plan import Flags, MixedCellPlan, flags_of
 from fastdarts.kernels.ranks import Sync
 from fastdarts.logs import say_once
 
@@ -37,7 +37,7 @@ KERNELS = {
     for module, names in (
         (mixed_cell_forward, ("separable", "dense", "pool_sums", "bn_scale_shift", "channel_inverse", "node")),
         (mixed_cell_backward, ("product", "bn_backward_inner", "pool_gradient", "state_gradient")),
-        (mixed_cell_sums, ("grad_sums", "mix_weights")),
+        (mixed_cell_sums, ("grad_sums", "mix_weights", "affine_gradient")),
         (mixed_cell_weights, ("matrix_gradient", "tap_gradient", "dense_gradient", "reduce_parts")),
     )
     for name in names
@@ -50,31 +50,20 @@ def _planned(
     code: tuple[int, ...],
     shape: Shape,
     partial_channels: int,
-    flags: tuple[bool, bool, bool, bool],
+    flags: Flags,
     needs: tuple[bool, bool, bool] | None,
     device: torch.device,
 ) -> tuple[MixedCellPlan, Tensor]:
-    """Return a plan, and its table on the device; flags are chosen, batch, weighted, shared."""
+    """Return a plan, and its table on the device."""
     plan = MixedCellPlan(Call(Graph.decode(code), shape, partial_channels, *flags), None if needs is None else Needs(*needs))
     return plan, torch.tensor(plan.table or [0], dtype=torch.int64, device=device)
 
 
 def _execute(plan: MixedCellPlan, table: Tensor, x: Tensor, names: dict[str, Any], sync: Sync | None) -> None:
     """Start each launch of the plan, with arguments by name, and exchange sums between ranks after it."""
-    call, target = plan.call, launch.target_of(x.device)
+    target = launch.target_of(x.device)
     sizes = {"H": plan.H, "W": plan.W, "Ho": plan.Ho, "Wo": plan.Wo, "m": plan.m, "numbers": plan.numbers}
-    constants = {
-        "C": plan.C,
-        "CQ": plan.Cq,
-        "BC": padded(plan.Cq),
-        "BALL": padded(plan.C),
-        "NODES": plan.graph.nodes,
-        "NORMS": plan.graph.norms,
-        "CHOSEN": call.chosen,
-        "BATCH": call.batch,
-        "WEIGHTED": call.weighted,
-    }
-    common = {"p_table": table} | sizes | constants | names
+    common = {"p_table": table} | sizes | plan.constants | names
     with launch.on(x.device):
         for one in plan.launches:
             _start(one, plan.numbers, x.dtype, x.device, target, common | one.values)
@@ -85,7 +74,8 @@ def _execute(plan: MixedCellPlan, table: Tensor, x: Tensor, names: dict[str, Any
 def _start(one: Launch, numbers: int, dtype: torch.dtype, device: torch.device, target: str, args: dict[str, Any]) -> None:
     """Start one launch: the Triton kernel or the CUDA kernel."""
     kernel = KERNELS[one.kernel]
-    settings = launch.settings(f"mixed_cell.{one.kernel}", dtype, target)
+    channels = args["BC"] if "BC" in kernel.arg_names else None
+    settings = launch.widened(launch.settings(f"mixed_cell.{one.kernel}", dtype, target), channels)
     programs = -(-numbers // settings["TILE"]) if one.programs < 0 else one.programs
     if launch.backend(f"mixed_cell.{one.kernel}", dtype, target) == "cuda":
         named = mixed_cell_cuda.arguments(args)
@@ -106,7 +96,7 @@ def _exchange(one: Launch, plan: MixedCellPlan, table: Tensor, names: dict[str, 
     elif one.kernel == "mix_weights":  # c0 and c1 of dL/dy; the gradients of ops and edges are the rank's own already
         rows = names["p_coefficients"].view(-1, 3, plan.Cq)[:, 1:]
         rows.index_copy_(0, listed, ranks.mean(rows.index_select(0, listed), sync))
-    else:  # the sums of `bn_backward_inner`: all in the first part
+    else:  # the sums of the middle BNs: all in the first part
         parts = names["p_middles"].view(-1, plan.parts, 2, plan.Cq)
         sums = ranks.mean(parts.index_select(0, listed).double().sum(1), sync)
         parts.index_fill_(0, listed, 0.0)
@@ -120,8 +110,8 @@ def _inputs(tensors: Sequence[Tensor], spare: Tensor) -> tuple[Tensor, ...]:
 
 def _common(plan: MixedCellPlan, table: Tensor, a: MixedCell | MixedCellBackward, saved: Tensor) -> dict[str, Any]:
     """Return the arguments of both directions' kernels. A pointer without a tensor in this call is a dummy, never read."""
-    numbers = plan.graph.norms * 3 * plan.Cq
-    norms = saved.narrow(0, plan.norms_at, numbers * 4 // saved.element_size()).view(torch.float32)
+    numbers = plan.graph.norms * 3 * plan.Cq * 4 // saved.element_size()
+    norms, scaled = (saved.narrow(0, at, numbers).view(torch.float32) for at in (plan.norms_at, plan.scaled_at))
     inverse = table if a.channels is None else a.channels.new_empty((len(plan.graph.edges), plan.C), dtype=torch.int32)
     return {
         "p_inputs": _inputs(a.inputs, a.inputs[0]),
@@ -132,6 +122,8 @@ def _common(plan: MixedCellPlan, table: Tensor, a: MixedCell | MixedCellBackward
         "p_channels": table if a.channels is None else a.channels,
         "p_inverse": inverse,
         "p_norms": norms,
+        "p_scaled": scaled,
+        "p_affine": norms if a.affine is None else a.affine,
         "columns": a.ops.shape[1],
         "COLUMNS": padded(a.ops.shape[1]),
     }
@@ -143,7 +135,7 @@ def forward(a: MixedCell, sync: Sync | None = None) -> MixedCellResults:
     sync  without running statistics, batch statistics are those of all its ranks, which have as many images each
     """
     x, batch = a.inputs[0], a.running_mean is None
-    flags = a.channels is not None, batch, a.edges is not None, batch and sync is not None
+    flags = flags_of(a, batch, sync is not None)
     plan, table = _planned(tuple(a.graph), tuple(x.shape), a.partial_channels, flags, None, x.device)
     size = plan.N, plan.graph.nodes * plan.C, plan.Ho, plan.Wo
     out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
@@ -166,11 +158,12 @@ def forward(a: MixedCell, sync: Sync | None = None) -> MixedCellResults:
 def backward(a: MixedCellBackward, sync: Sync | None = None) -> MixedCellGradients:
     """Run the registered backward; sync is the forward's."""
     x, ops, needs = a.inputs[0], a.ops, (a.need_inputs, a.need_ops, a.need_weights)
-    flags = a.channels is not None, a.batch_statistics, a.edges is not None, a.batch_statistics and sync is not None
+    flags = flags_of(a, a.batch_statistics, sync is not None)
     plan, table = _planned(tuple(a.graph), tuple(x.shape), a.partial_channels, flags, needs, x.device)
     grad_inputs = [torch.empty_like(one, memory_format=torch.channels_last) for one in a.inputs] if a.need_inputs else []
     grad_ops, grad_edges = (ops.new_empty(size if a.need_ops else 0) for size in (ops.shape, ops.shape[:1]))
     grad_weights = a.weights.new_empty(a.weights.shape if a.need_weights else 0)
+    grad_affine = x.new_empty(0) if a.affine is None or not a.need_weights else torch.empty_like(a.affine)
 
     def sums(*sizes: int) -> Tensor:
         return x.new_empty(prod(sizes), dtype=torch.float32)
@@ -187,6 +180,7 @@ def backward(a: MixedCellBackward, sync: Sync | None = None) -> MixedCellGradien
         "p_grad_ops": grad_ops,
         "p_grad_edges": grad_edges,
         "p_grad_weights": grad_weights,
+        "p_grad_affine": grad_affine,
     }
     _execute(plan, table, x, names, sync)
-    return MixedCellGradients(grad_inputs, grad_ops, grad_edges, grad_weights, x.new_empty(0))
+    return MixedCellGradients(grad_inputs, grad_ops, grad_edges, grad_weights, grad_affine)

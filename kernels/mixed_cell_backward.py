@@ -18,9 +18,10 @@ from fastdarts.kernels.mixed_cell_specimens import WIDTHS, Width
 
 @cell.kernel
 def product(
-    p_saved, p_work, p_weights, p_channels, p_norms, p_coefficients, p_middles, p_table,
-    o_listed, o_units, m, per, parts, middle_parts,
+    p_saved, p_work, p_weights, p_channels, p_edges, p_norms, p_scaled, p_coefficients, p_middles, p_table,
+    o_listed, o_units, Ho, Wo, m, per, parts, middle_parts,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, BATCH: tl.constexpr,
+    AFFINE: tl.constexpr, PER_IMAGE: tl.constexpr,
 ):  # fmt: skip
     """Compute dz = dL/d(depthwise output) = pointwise matrix, transposed, times dL/dy."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
@@ -35,15 +36,21 @@ def product(
     p_y = p_saved + tl.load(p_row + UNIT.Y) * BLOCK
     p_dz = p_work + tl.load(p_row + UNIT.DZ) * BLOCK
     b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_row + UNIT.NORM), i_c, m_c, CQ)
-    b_a, b_c0, b_c1 = cell.gradient_of_norm(p_coefficients, p_norms, p_middles, p_row, m, middle_parts, i_c, m_c, CQ, BATCH)
+    p_out = p_scaled if AFFINE else p_norms
+    b_a, b_c0, b_c1 = cell.gradient_of_norm(p_coefficients, p_out, p_middles, p_row, m, middle_parts, i_c, m_c, CQ, BATCH)
     p_matrix = p_weights + tl.load(p_row + UNIT.POINTWISE)
     b_matrix = tl.load(p_matrix + i_c[:, None] * CQ + i_c[None, :], mask=m_c[:, None] & m_c[None, :], other=0.0)
     end = tl.minimum(part * per + per, m)
     for start in range(part * per, end, BP):
         i_pixel = start + tl.arange(0, BP)
         m_pixel = i_pixel < end
+        b_factor = 1.0
+        if PER_IMAGE:
+            i_edge = tl.load(p_row + UNIT.EDGE)
+            b_factor = cell.weights_of_images(p_edges, i_edge, i_pixel // (Ho * Wo), m_pixel, m // (Ho * Wo))
+            b_factor = tl.where(middle != 0, 1.0, b_factor)
         b_dy = cell.gradient_tile(
-            p_g, p_y, i_pixel, m_pixel, g_row, i_g, i_c, m_c, b_mean, b_scale, b_shift, b_a, b_c0, b_c1, CQ
+            p_g, p_y, i_pixel, m_pixel, g_row, i_g, i_c, m_c, b_factor, b_mean, b_scale, b_shift, b_a, b_c0, b_c1, CQ
         )
         b_dz = tl.dot(b_dy.to(b_matrix.dtype), b_matrix, input_precision="ieee").to(b_matrix.dtype)
         tl.store(p_dz + i_pixel.to(tl.int64)[:, None] * CQ + i_c[None, :], b_dz, mask=m_pixel[:, None] & m_c[None, :])
@@ -51,11 +58,11 @@ def product(
 
 @cell.kernel
 def bn_backward_inner(
-    p_saved, p_work, p_weights, p_norms, p_middles, p_table,
+    p_saved, p_work, p_weights, p_norms, p_scaled, p_middles, p_table,
     o_listed, o_units, Ho, Wo, m, per, parts,
-    CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, BATCH: tl.constexpr,
+    CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, AFFINE: tl.constexpr, SUMMED: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-    """Compute d = dL/dxhat of a first half from the second half's dz; also the sums of d and of d xhat."""
+    """Compute d = dL/d(BN of a first half) from the second half's dz; also the sums of d and of d xhat."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     p_row = p_table + o_units + tl.load(p_table + o_listed + tl.program_id(0) // parts) * UNIT.SIZE
@@ -67,6 +74,7 @@ def bn_backward_inner(
     p_d = p_work + tl.load(p_row + UNIT.BEFORE_GRAD) * BLOCK
     p_y = p_saved + tl.load(p_row + UNIT.BEFORE_Y) * BLOCK
     b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_row + UNIT.BEFORE_NORM), i_c, m_c, CQ)
+    _, b_out_scale, b_out_shift = cell.three(p_scaled, tl.load(p_row + UNIT.BEFORE_NORM), i_c, m_c, CQ)
     b_first = tl.full([BC], 0.0, tl.float32)
     b_second = tl.full([BC], 0.0, tl.float32)
     end = tl.minimum(part * per + per, m)
@@ -76,16 +84,22 @@ def bn_backward_inner(
         i_image, i_row, i_column = cell.coordinates(i_pixel, Ho, Wo)
         if kernel == 3:
             b_d = cell.depthwise_transposed(p_dz, p_taps, i_c, m_c, i_image, i_row, i_column, m_pixel, Ho, Wo, 1, 1, CQ, 3)
-        else:
+        elif LARGEST == 5 or kernel == 5:
             b_d = cell.depthwise_transposed(p_dz, p_taps, i_c, m_c, i_image, i_row, i_column, m_pixel, Ho, Wo, 1, 1, CQ, 5)
-        b_xhat = cell.normalised(cell.rows_of(p_y, i_pixel, m_pixel, i_c, m_c, CQ), b_mean, b_scale, b_shift)
-        b_d = tl.where(b_xhat > 0, b_d, 0.0).to(p_work.dtype.element_ty)
+        else:
+            b_d = cell.depthwise_transposed(
+                p_dz, p_taps, i_c, m_c, i_image, i_row, i_column, m_pixel, Ho, Wo, 1, 1, CQ, LARGEST
+            )
+        b_y = cell.rows_of(p_y, i_pixel, m_pixel, i_c, m_c, CQ)
+        b_xhat = cell.normalised(b_y, b_mean, b_scale, b_shift)
+        b_out = cell.normalised(b_y, b_mean, b_out_scale, b_out_shift) if AFFINE else b_xhat
+        b_d = tl.where(b_out > 0, b_d, 0.0).to(p_work.dtype.element_ty)
         tl.store(p_d + i_pixel.to(tl.int64)[:, None] * CQ + i_c[None, :], b_d, mask=m_pixel[:, None] & m_c[None, :])
-        if BATCH:
+        if SUMMED:
             b_d = tl.where(m_pixel[:, None], b_d.to(tl.float32), 0.0)
             b_first += tl.sum(b_d, axis=0)
             b_second += tl.sum(b_d * b_xhat, axis=0)
-    if BATCH:
+    if SUMMED:
         p_part = p_middles + (tl.load(p_row + UNIT.SLOT) * parts + part) * 2 * CQ + i_c
         tl.store(p_part, b_first, mask=m_c)
         tl.store(p_part + CQ, b_second, mask=m_c)
@@ -94,8 +108,9 @@ def bn_backward_inner(
 @cell.kernel
 def pool_gradient(
     p_inputs, p_saved, p_work, p_channels, p_ops, p_edges, p_norms, p_coefficients, p_table,
-    o_listed, o_pools, o_edges, H, W, Ho, Wo, m, per, parts, columns,
+    o_listed, o_pools, o_edges, o_plain_max, H, W, Ho, Wo, m, per, parts, columns,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr,
+    PLAIN_MAX: tl.constexpr,
 ):  # fmt: skip
     """Compute gradients of a state's 3x3 maximum and mean, summed over the edges that pool it; also each maximum's position."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
@@ -127,6 +142,8 @@ def pool_gradient(
             p_edge = p_table + o_edges + i_edge * EDGE.SIZE
             p_g = p_work + tl.load(p_edge + EDGE.GRAD) * BLOCK
             b_g = cell.rows_of(p_g, i_pixel, m_pixel, i_channel, m_c, C)
+            if WEIGHTED == 2:
+                b_g *= cell.weights_of_images(p_edges, i_edge, i_image, m_pixel, m // (Ho * Wo))
             if tl.load(p_edge + EDGE.MAX) >= 0:
                 b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_edge + EDGE.MAX_NORM), i_c, m_c, CQ)
                 b_a, b_c0, b_c1 = cell.three(p_coefficients, tl.load(p_edge + EDGE.MAX_NORM), i_c, m_c, CQ)
@@ -141,9 +158,14 @@ def pool_gradient(
                 )
             if tl.load(p_edge + EDGE.PLAIN) >= 0:
                 weight = tl.load(p_ops + i_edge * columns + tl.load(p_edge + EDGE.PLAIN)).to(tl.float32)
-                if WEIGHTED:
+                if WEIGHTED == 1:
                     weight *= tl.load(p_edges + i_edge).to(tl.float32)
                 b_davg += weight * b_g
+            if PLAIN_MAX and tl.load(p_table + o_plain_max + i_edge) >= 0:
+                weight = tl.load(p_ops + i_edge * columns + tl.load(p_table + o_plain_max + i_edge)).to(tl.float32)
+                if WEIGHTED == 1:
+                    weight *= tl.load(p_edges + i_edge).to(tl.float32)
+                b_dmax += weight * b_g
         o_out = i_pixel.to(tl.int64)[:, None] * CQ + i_c[None, :]
         m_block = m_pixel[:, None] & m_c[None, :]
         tl.store(p_dmax + o_out, b_dmax.to(kind), mask=m_block)
@@ -157,7 +179,7 @@ def state_gradient(
     p_coefficients, p_table,
     o_listed, o_states, o_edges, o_pools, o_units, H, W, Ho, Wo, pixels, per, parts, columns,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, NODES: tl.constexpr,
-    CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr, DENSE: tl.constexpr,
+    CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr, DENSE: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """Compute a state's gradient: from the output, and from each edge that leaves the state.
 
@@ -202,8 +224,12 @@ def state_gradient(
             i_c = cell.through_of(p_inverse, i_edge, i_tile, i_channel, m_channel, C, CHOSEN)
             m_c = i_c >= 0
             beta = 1.0
-            if WEIGHTED:
+            b_factor = 1.0
+            if WEIGHTED == 1:
                 beta = tl.load(p_edges + i_edge).to(tl.float32)
+            if WEIGHTED == 2:
+                beta = cell.weights_of_images(p_edges, i_edge, i_image, m_pixel, pixels // (height * width))
+                b_factor = beta
             if is_through:
                 last_unit = tl.load(p_edge + EDGE.UNITS_END).to(tl.int32)
                 for i_unit in range(tl.load(p_edge + EDGE.UNITS).to(tl.int32), last_unit):
@@ -218,6 +244,10 @@ def state_gradient(
                     if kernel == 5:
                         b_behind_relu += cell.depthwise_transposed(
                             p_dz, p_taps, i_c, m_c, i_image, i_row, i_column, m_pixel, Ho, Wo, stride, dilation, CQ, 5
+                        )
+                    if LARGEST > 5 and kernel == LARGEST:
+                        b_behind_relu += cell.depthwise_transposed(
+                            p_dz, p_taps, i_c, m_c, i_image, i_row, i_column, m_pixel, Ho, Wo, stride, 1, CQ, LARGEST
                         )
                     if DENSE:
                         taps, halves = tl.load(p_unit + UNIT.TAPS).to(tl.int32), tl.load(p_unit + UNIT.HALVES)
@@ -242,8 +272,9 @@ def state_gradient(
                             m_met = m_met & (i_met_row < Ho) & (i_met_column < Wo)
                             i_met = (i_image * Ho + i_met_row) * Wo + i_met_column
                             b_dy = cell.gradient_tile(
-                                p_g, p_y, i_met, m_met, C, i_g, i_out, m_out, b_mean, b_scale, b_shift, b_a, b_c0, b_c1, CQ
-                            )
+                                p_g, p_y, i_met, m_met, C, i_g, i_out, m_out, b_factor,
+                                b_mean, b_scale, b_shift, b_a, b_c0, b_c1, CQ,
+                            )  # fmt: skip
                             b_matrix = cell.dense_matrix(
                                 p_matrix, t, taps, halves, i_out[:, None], m_out[:, None], i_c[None, :], m_c[None, :], CQ
                             )

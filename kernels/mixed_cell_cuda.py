@@ -10,9 +10,11 @@ from typing import Any
 import torch
 
 from fastdarts import native
+from fastdarts.kernels.mixed_cell_launches import TAPS
 from fastdarts.kernels.rows import CUDA_WIDEST
 
 PAIR = 8  # bytes of two numbers that `state_gradient` reads at once, for float32
+DEPTHWISE = "separable", "state_gradient", "tap_gradient"
 MIXING = "pool_gradient", "state_gradient"  # kernels that read the weights of candidates and edges
 
 
@@ -31,6 +33,14 @@ def unfit(kernel: str, args: Mapping[str, Any]) -> str | None:
     """Return why the CUDA kernel of this name does not take these arguments, or None."""
     if kernel == "separable" and args["CQ"] > CUDA_WIDEST:
         return f"the CUDA kernel separable supports at most {CUDA_WIDEST} channels, got {args['CQ']}"
+    if kernel in DEPTHWISE and args["LARGEST"] > TAPS:
+        return f"the CUDA kernel {kernel} does not support kernels of {args['LARGEST']} rows"
+    if kernel in ("separable", "tap_gradient") and args["AFFINE"] and args["SECOND"]:
+        return f"the CUDA kernel {kernel} does not support affine BatchNorms between two halves"
+    if kernel == "pool_gradient" and args["PLAIN_MAX"]:
+        return "the CUDA kernel pool_gradient does not support maxima without BatchNorm"
+    if kernel in MIXING and args["WEIGHTED"] == 2:
+        return f"the CUDA kernel {kernel} does not support edge weights of each image"
     if kernel in MIXING and _mix(args) not in ({args["p_saved"].dtype}, {torch.float32}):
         return f"the CUDA kernel {kernel} supports weights of candidates and edges in the inputs' dtype or all in float32"
     if kernel == "state_gradient":

@@ -20,12 +20,12 @@ from fastdarts.kernels.mixed_cell_specimens import WIDTHS, Width
 
 @cell.kernel
 def separable(
-    p_inputs, p_saved, p_weights, p_channels, p_norms, p_statistics, p_table,
+    p_inputs, p_saved, p_weights, p_channels, p_scaled, p_statistics, p_table,
     o_listed, o_units, H, W, Ho, Wo, m, per, parts,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, BATCH: tl.constexpr,
-    SECOND: tl.constexpr,
+    SECOND: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-    """Compute y = pointwise(depthwise(relu(x))), or of relu(xhat of the first half) if SECOND; also the sums of y's BN."""
+    """Compute y = pointwise(depthwise(relu(x))), or of relu(BN of the first half) if SECOND; also the sums of y's BN."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
     i_unit = tl.load(p_table + o_listed + tl.program_id(0) // parts)
@@ -40,7 +40,7 @@ def separable(
         p_x = p_saved + tl.load(p_row + UNIT.BEFORE_Y) * BLOCK
         height, width, stride = Ho, Wo, 1
         i_channel = i_c
-        b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_row + UNIT.BEFORE_NORM), i_c, m_c, CQ)
+        b_mean, b_scale, b_shift = cell.three(p_scaled, tl.load(p_row + UNIT.BEFORE_NORM), i_c, m_c, CQ)
         ROW: tl.constexpr = CQ
     else:
         source = tl.load(p_row + UNIT.SOURCE)
@@ -60,16 +60,10 @@ def separable(
         i_pixel = start + tl.arange(0, BP)
         m_pixel = i_pixel < end
         i_image, i_row, i_column = cell.coordinates(i_pixel, Ho, Wo)
-        if kernel == 3:
-            b_z = cell.depthwise(
-                p_x, p_taps, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
-                b_mean, b_scale, b_shift, ROW, 3, SECOND,
-            )  # fmt: skip
-        else:
-            b_z = cell.depthwise(
-                p_x, p_taps, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
-                b_mean, b_scale, b_shift, ROW, 5, SECOND,
-            )  # fmt: skip
+        b_z = cell.depthwise_of(
+            p_x, p_taps, kernel, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
+            b_mean, b_scale, b_shift, ROW, SECOND, LARGEST,
+        )  # fmt: skip
         b_y = tl.dot(b_z.to(b_matrix.dtype), b_matrix, input_precision="ieee").to(b_matrix.dtype)
         tl.store(p_y + i_pixel.to(tl.int64)[:, None] * CQ + i_c[None, :], b_y, mask=m_pixel[:, None] & m_c[None, :])
         if BATCH:
@@ -176,11 +170,14 @@ def pool_sums(
 
 @cell.kernel
 def bn_scale_shift(
-    p_statistics, p_mean, p_var, p_result, p_norms, p_table,
+    p_statistics, p_mean, p_var, p_affine, p_result, p_norms, p_scaled, p_table,
     o_listed, o_norms, m, per, parts, eps,
-    NORMS: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, BATCH: tl.constexpr,
+    NORMS: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, BATCH: tl.constexpr, AFFINE: tl.constexpr,
 ):  # fmt: skip
-    """Compute mean and variance of a BN (merged over the parts, or the running ones), and scale and shift of its xhat."""
+    """Compute mean and variance of a BN (merged over the parts, or the running ones), and scale and shift of its xhat.
+
+    If AFFINE, also scale and shift of its output.
+    """
     p_row = p_table + o_norms + tl.load(p_table + o_listed + tl.program_id(0)) * NORM.SIZE
     i_norm = tl.load(p_row + NORM.NORM)
     i_c = tl.arange(0, BC)
@@ -218,6 +215,10 @@ def bn_scale_shift(
     b_scale = 1.0 / tl.sqrt(b_var + eps)
     b_shift = (b_head.to(tl.float64) - b_mean) * b_scale
     cell.store_three(p_norms, i_norm, i_c, m_c, b_head, b_scale.to(tl.float32), b_shift.to(tl.float32), CQ)
+    if AFFINE:
+        b_gamma, b_beta = cell.affine_of(p_affine, i_norm, i_c, m_c, NORMS, CQ)
+        b_scale, b_shift = b_gamma * b_scale, b_gamma * b_shift + b_beta
+        cell.store_three(p_scaled, i_norm, i_c, m_c, b_head, b_scale.to(tl.float32), b_shift.to(tl.float32), CQ)
 
 
 @triton.jit
@@ -233,12 +234,12 @@ def channel_inverse(p_channels, p_inverse, C: tl.constexpr, CQ: tl.constexpr, BA
 
 @cell.kernel
 def node(
-    p_inputs, p_saved, p_out, p_ops, p_edges, p_norms, p_inverse, p_table,
-    o_listed, o_nodes, o_edges, o_terms, H, W, Ho, Wo, m, per, parts, columns,
+    p_inputs, p_saved, p_out, p_ops, p_edges, p_scaled, p_inverse, p_table,
+    o_listed, o_nodes, o_edges, o_terms, H, W, Ho, Wo, m, per, parts, columns, o_plain_max,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr, NODES: tl.constexpr,
-    CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr,
+    CHOSEN: tl.constexpr, WEIGHTED: tl.constexpr, PLAIN_MAX: tl.constexpr,
 ):  # fmt: skip
-    """Compute s_j = sum over its edges of beta * (sum of a * xhat, pools, skip), or beta * the state for bypassed channels.
+    """Compute s_j = sum over its edges of beta * (sum of a * BN, pools, skip), or beta * the state for bypassed channels.
 
     A program handles one tile of channels: without CHOSEN one group, of which the first passes through the candidates. Stores
     in the order of the channel shuffle, to the output and, if edges read it, to the node's state.
@@ -274,36 +275,44 @@ def node(
             i_c = cell.through_of(p_inverse, i_edge, i_tile, i_channel, m_channel, C, CHOSEN)
             m_through = i_c >= 0
             beta = 1.0
-            if WEIGHTED:
+            if WEIGHTED == 1:
                 beta = tl.load(p_edges + i_edge).to(tl.float32)
+            if WEIGHTED == 2:
+                beta = cell.weights_of_images(p_edges, i_edge, i_image, m_pixel, m // (Ho * Wo))
             p_mix = p_ops + i_edge * columns
             if is_through:
                 last_term = tl.load(p_edge + EDGE.TERMS_END).to(tl.int32)
                 for i_term in range(tl.load(p_edge + EDGE.TERMS).to(tl.int32), last_term):
                     p_term = p_table + o_terms + i_term * TERM.SIZE
                     p_y = p_saved + tl.load(p_term + TERM.Y) * BLOCK
-                    b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_term + TERM.NORM), i_c, m_through, CQ)
+                    b_mean, b_scale, b_shift = cell.three(p_scaled, tl.load(p_term + TERM.NORM), i_c, m_through, CQ)
                     b_y = cell.rows_of(p_y, i_pixel, m_pixel, i_c, m_through, CQ)
                     weight = beta * tl.load(p_mix + tl.load(p_term + TERM.COLUMN)).to(tl.float32)
                     b_sums += weight * cell.normalised(b_y, b_mean, b_scale, b_shift)
                 i_max, i_avg = tl.load(p_edge + EDGE.MAX), tl.load(p_edge + EDGE.AVG)
                 i_plain, i_skip = tl.load(p_edge + EDGE.PLAIN), tl.load(p_edge + EDGE.SKIP)
-                if (i_max >= 0) | (i_avg >= 0) | (i_plain >= 0):
+                is_pooled = (i_max >= 0) | (i_avg >= 0) | (i_plain >= 0)
+                if PLAIN_MAX:
+                    i_plain_max = tl.load(p_table + o_plain_max + i_edge)
+                    is_pooled = is_pooled | (i_plain_max >= 0)
+                if is_pooled:
                     b_best, _, b_average, _ = cell.pools(
                         p_x, i_channel, m_through, i_image, i_row, i_column, m_pixel, height, width, stride, C
                     )
                     if i_max >= 0:
-                        b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_edge + EDGE.MAX_NORM), i_c, m_through, CQ)
+                        b_mean, b_scale, b_shift = cell.three(p_scaled, tl.load(p_edge + EDGE.MAX_NORM), i_c, m_through, CQ)
                         b_sums += (
                             beta * tl.load(p_mix + i_max).to(tl.float32) * cell.normalised(b_best, b_mean, b_scale, b_shift)
                         )
                     if i_avg >= 0:
-                        b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_edge + EDGE.AVG_NORM), i_c, m_through, CQ)
+                        b_mean, b_scale, b_shift = cell.three(p_scaled, tl.load(p_edge + EDGE.AVG_NORM), i_c, m_through, CQ)
                         b_sums += (
                             beta * tl.load(p_mix + i_avg).to(tl.float32) * cell.normalised(b_average, b_mean, b_scale, b_shift)
                         )
                     if i_plain >= 0:
                         b_sums += beta * tl.load(p_mix + i_plain).to(tl.float32) * b_average
+                    if PLAIN_MAX and i_plain_max >= 0:
+                        b_sums += beta * tl.load(p_mix + i_plain_max).to(tl.float32) * b_best
                 if i_skip >= 0:
                     b_x = cell.rows_of(p_x, i_pixel, m_pixel, i_channel, m_through, C)
                     b_sums += beta * tl.load(p_mix + i_skip).to(tl.float32) * b_x

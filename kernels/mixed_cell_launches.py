@@ -10,7 +10,14 @@ from fastdarts.kernels.rows import ALIGN
 
 MOST_INPUTS = 4  # number of the kernels' input pointers
 WIDEST = 128  # channels of a candidate: a matrix of twice the width needs more shared memory than a block has
-TAPS = 5  # rows of the largest depthwise kernel
+TAPS = 5  # rows of the largest depthwise kernel of a search
+
+
+def beyond(inputs: int, width: int) -> str | None:
+    """Return why the Triton kernels cannot compute a cell of so many inputs and channels per candidate, or None."""
+    if inputs > MOST_INPUTS:
+        return f"its kernels support cells of at most {MOST_INPUTS} inputs, got {inputs}"
+    return f"its kernels support at most {WIDEST} channels per candidate, got {width}" if width > WIDEST else None
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,9 @@ class Call:
     shape     of an input: N, C, H, W
     chosen    random channels
     batch     batch statistics
-    weighted  edges have weights
+    weighted  dimensions of the edges' weights: 1, or 2 with a weight for each image; 0: none
     shared    batch statistics are those of all ranks
+    affine    BNs have scale and shift
     """
 
     graph: Graph
@@ -38,8 +46,9 @@ class Call:
     partial_channels: int = 1
     chosen: bool = False
     batch: bool = True
-    weighted: bool = True
+    weighted: int = 1
     shared: bool = False
+    affine: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Launch:
     values      its arguments other than tensors and sizes of the cell
     numbers     of the op's dtype that it reads and writes, each counted once
     operations  floating-point ones
-    exchanged   range in the table of the BNs (of `bn_backward_inner`: the slots) whose sums ranks then exchange, if any
+    exchanged   range in the table of the BNs (of the middle ones backward: the slots) whose sums ranks then exchange, if any
     """
 
     kernel: str

@@ -143,6 +143,27 @@ def rectified_input(b_x, m_inside, b_mean, b_scale, b_shift, SECOND: tl.constexp
     return rectified(b_x)
 
 
+@triton.jit
+def affine_of(p_affine, i_norm, i_c, m_c, NORMS: tl.constexpr, CQ: tl.constexpr):
+    """Load scale and shift of a BN in float64: twice (BC,)."""
+    b_scale = tl.load(p_affine + i_norm * CQ + i_c, mask=m_c, other=0.0).to(tl.float64)
+    return b_scale, tl.load(p_affine + (NORMS + i_norm) * CQ + i_c, mask=m_c, other=0.0).to(tl.float64)
+
+
+@triton.jit
+def store_affine(p_affine, i_norm, i_c, m_c, b_scale, b_shift, NORMS: tl.constexpr, CQ: tl.constexpr):
+    """Store a BN's row of scales and of shifts."""
+    kind = p_affine.dtype.element_ty
+    tl.store(p_affine + i_norm * CQ + i_c, b_scale.to(kind), mask=m_c)
+    tl.store(p_affine + (NORMS + i_norm) * CQ + i_c, b_shift.to(kind), mask=m_c)
+
+
+@triton.jit
+def weights_of_images(p_edges, i_edge, i_image, m_pixel, images):
+    """Load an edge's weight of each pixel's image: (BP, 1)."""
+    return tl.load(p_edges + i_edge * images + i_image, mask=m_pixel, other=0.0).to(tl.float32)[:, None]
+
+
 # ---------------------------------------------------------------------------------------------------- stencils
 
 
@@ -161,6 +182,31 @@ def depthwise(
             b_x, m_inside = tile_at(p_x, i_image, i_tap_row, i_tap_column, m_pixel, height, width, i_channel, m_c, ROW)
             b_x = rectified_input(b_x, m_inside, b_mean, b_scale, b_shift, SECOND)
             b_out += b_x * tl.load(p_weights + i_c * (K * K) + (i * K + j), mask=m_c, other=0.0).to(tl.float32)[None, :]
+    return b_out
+
+
+@triton.jit
+def depthwise_of(
+    p_x, p_weights,
+    kernel, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation, b_mean, b_scale, b_shift,
+    ROW: tl.constexpr, SECOND: tl.constexpr, LARGEST: tl.constexpr,
+):  # fmt: skip
+    """Compute `depthwise` with a kernel of 3 or 5 rows, or 7 where that is the largest."""
+    if kernel == 3:
+        b_out = depthwise(
+            p_x, p_weights, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
+            b_mean, b_scale, b_shift, ROW, 3, SECOND,
+        )  # fmt: skip
+    elif LARGEST == 5 or kernel == 5:
+        b_out = depthwise(
+            p_x, p_weights, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
+            b_mean, b_scale, b_shift, ROW, 5, SECOND,
+        )  # fmt: skip
+    else:
+        b_out = depthwise(
+            p_x, p_weights, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
+            b_mean, b_scale, b_shift, ROW, LARGEST, SECOND,
+        )  # fmt: skip
     return b_out
 
 
@@ -283,7 +329,7 @@ def merged(p_rows, i_row, parts, i_c, m_c, CQ: tl.constexpr):
 
 @triton.jit
 def gradient_of_norm(
-    p_coefficients, p_norms, p_middles, p_row,
+    p_coefficients, p_scaled, p_middles, p_row,
     m, middle_parts, i_c, m_c,
     CQ: tl.constexpr, BATCH: tl.constexpr,
 ):  # fmt: skip
@@ -291,7 +337,7 @@ def gradient_of_norm(
     i_norm = tl.load(p_row + UNIT.NORM)
     b_a, b_c0, b_c1 = three(p_coefficients, i_norm, i_c, m_c, CQ)
     if tl.load(p_row + UNIT.MIDDLE) != 0:
-        _, b_a, _ = three(p_norms, i_norm, i_c, m_c, CQ)
+        _, b_a, _ = three(p_scaled, i_norm, i_c, m_c, CQ)
         if BATCH:
             b_first, b_second = merged(p_middles, tl.load(p_row + UNIT.SLOT) * middle_parts, middle_parts, i_c, m_c, CQ)
             b_c0 = (b_first / m.to(tl.float64)).to(tl.float32)
@@ -304,10 +350,10 @@ def gradient_of_norm(
 @triton.jit
 def gradient_tile(
     p_g, p_y,
-    i_pixel, m_pixel, g_row, i_g, i_c, m_c, b_mean, b_scale, b_shift, b_a, b_c0, b_c1,
+    i_pixel, m_pixel, g_row, i_g, i_c, m_c, b_factor, b_mean, b_scale, b_shift, b_a, b_c0, b_c1,
     CQ: tl.constexpr,
 ):  # fmt: skip
-    """Compute dL/dy of a tile, from the gradient at its BN's output and from y: (BP, BC)."""
-    b_g = rows_of(p_g, i_pixel, m_pixel, i_g, m_c, g_row)
+    """Compute dL/dy of a tile, from the gradient at its BN's output, times a factor of its image, and from y: (BP, BC)."""
+    b_g = rows_of(p_g, i_pixel, m_pixel, i_g, m_c, g_row) * b_factor
     b_xhat = normalised(rows_of(p_y, i_pixel, m_pixel, i_c, m_c, CQ), b_mean, b_scale, b_shift)
     return tl.where(m_pixel[:, None], b_a[None, :] * (b_g - b_c0[None, :] - b_xhat * b_c1[None, :]), 0.0)

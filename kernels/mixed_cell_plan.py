@@ -16,19 +16,19 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from math import prod
 
-from fastdarts.kernels.graph import DENSE, DILATED, KERNEL, Graph, convolutions, norms
+from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
+from fastdarts.kernels.graph import DENSE, DILATED, KERNEL, PLAIN_POOLS, Graph, convolutions, norms
 from fastdarts.kernels.mixed_cell_launches import (
     FREE,
     LEARNT,
-    MOST_INPUTS,
     SUMMED,
     TAPS,
-    WIDEST,
     Call,
     Launch,
     Memory,
     Needs,
     Split,
+    beyond,
     padded,
 )
 from fastdarts.kernels.rows import (
@@ -50,7 +50,8 @@ class MixedCellPlan:
     """The launches of one call and the table that they read.
 
     saved     size of the forward's saved memory, in numbers: each convolution's y, (m, Cq), the states that edges read, (m, C),
-              and, from norms_at on, the factors of each BN's xhat in float32, (B, 3, Cq)
+              and, from norms_at on, the factors of each BN's xhat in float32, (B, 3, Cq); from scaled_at on, those of its
+              output: the same ones without affine parameters
     parts     of the pixels, for sums
     slots     sums between the halves of separable convolutions
     learnt    rows of the gradients of all weights, one for each part
@@ -59,13 +60,11 @@ class MixedCellPlan:
 
     def __init__(self, call: Call, needs: Needs | None = None) -> None:
         graph, (N, C, H, W) = call.graph, call.shape
-        if graph.inputs > MOST_INPUTS:
-            raise ValueError(f"the Triton kernels support cells of at most {MOST_INPUTS} inputs, got {graph.inputs}")
         self.call, self.needs = call, needs
         self.graph, self.N, self.C, self.H, self.W = graph, N, C, H, W
         self.Cq = C // call.partial_channels
-        if self.Cq > WIDEST:
-            raise ValueError(f"the Triton kernels support at most {WIDEST} channels per candidate, got {self.Cq}")
+        if why := beyond(graph.inputs, self.Cq):
+            raise ValueError(f"mixed_cell by Triton: {why}")
         self.Ho, self.Wo = H // graph.stride, W // graph.stride
         self.m = N * self.Ho * self.Wo
         self.table: list[int] = []
@@ -78,6 +77,7 @@ class MixedCellPlan:
         self._levels()
         self._lay_out()
         self.norms_at = self._saved.take(2 * 3 * graph.norms * self.Cq) * ALIGN  # space for float32 in any dtype
+        self.scaled_at = self._saved.take(2 * 3 * graph.norms * self.Cq) * ALIGN if call.affine else self.norms_at
         self.saved = self._saved.blocks * ALIGN
         self.parts = Split.of(self.m, *SUMMED).parts
         if needs is None:
@@ -85,6 +85,34 @@ class MixedCellPlan:
         else:
             self._backward(needs)
         self.work = self._work.blocks * ALIGN
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        """Return the compile-time constants of the call that are the same in all launches."""
+        call = self.call
+        return {
+            "C": self.C,
+            "CQ": self.Cq,
+            "BC": padded(self.Cq),
+            "BALL": padded(self.C),
+            "NODES": self.graph.nodes,
+            "NORMS": self.graph.norms,
+            "CHOSEN": call.chosen,
+            "BATCH": call.batch,
+            "WEIGHTED": int(call.weighted),
+            "PER_IMAGE": call.weighted == 2,
+            "AFFINE": call.affine,
+            "PLAIN_MAX": self._has(Candidate.PLAIN_MAX_POOL_3),
+            "LARGEST": self._largest,
+        }
+
+    @property
+    def _largest(self) -> int:
+        """Return the rows of the largest depthwise kernel."""
+        return KERNEL[Candidate.SEP_CONV_7] if self._has(Candidate.SEP_CONV_7) else TAPS
+
+    def _has(self, candidate: Candidate) -> bool:
+        return any(candidate in edge.candidates for edge in self.graph.edges)
 
     # ------------------------------------------------------------------------------------------------- the cell
 
@@ -194,7 +222,7 @@ class MixedCellPlan:
         return [[i] for edges in pooled for i in edges] if self.call.chosen else [edges for edges in pooled if edges]
 
     def _pooled(self, edge: int) -> bool:
-        return any(c in self.columns[edge] for c in (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, Candidate.PLAIN_AVG_POOL_3))
+        return any(c in self.columns[edge] for c in (Candidate.MAX_POOL_3, Candidate.AVG_POOL_3, *PLAIN_POOLS))
 
     def _pool_norms(self, edges: Iterable[int], candidate: Candidate) -> list[int]:
         return [self.columns[i][candidate][1] for i in edges if candidate in self.columns[i]]
@@ -209,6 +237,11 @@ class MixedCellPlan:
 
     def _rows(self, rows: Iterable[tuple[int, ...]]) -> int:
         return self._add(number for row in rows for number in row)
+
+    def _add_plain_max(self) -> int:
+        """Append the column of each edge's maximum without BN, if any edge has one: not in EdgeRow, which CUDA reads, too."""
+        columns = (of_edge.get(Candidate.PLAIN_MAX_POOL_3, (-1, -1))[0] for of_edge in self.columns)
+        return self._add(columns if self._has(Candidate.PLAIN_MAX_POOL_3) else ())
 
     def _launch(
         self,
@@ -289,6 +322,7 @@ class MixedCellPlan:
             "o_units": self._rows(self.units),
             "o_edges": self._rows(edges),
             "o_terms": self._rows(terms),
+            "o_plain_max": self._add_plain_max(),
             "o_nodes": self._rows(nodes),
             "o_pools": self._rows(pool_rows),
             "o_norms": self._rows(norm_rows),
@@ -385,10 +419,10 @@ class MixedCellPlan:
             pools = {Candidate.MAX_POOL_3: Kind.MAX, Candidate.AVG_POOL_3: Kind.AVG}
             row += [SumRow(i, kind, columns[c][0], 0, columns[c][1]) for c, kind in pools.items() if c in columns]
             if needs.ops:
-                plain, skip = columns.get(Candidate.PLAIN_AVG_POOL_3), columns.get(Candidate.SKIP)
-                row += [SumRow(i, Kind.AVG, plain[0], 0, -1)] if plain else []
-                row += [SumRow(i, Kind.SKIP, skip[0], 0, -1)] if skip and edge.stride == 1 else []
-                by = self.call.weighted and self.call.partial_channels > 1
+                plain = {Candidate.PLAIN_AVG_POOL_3: Kind.AVG, Candidate.PLAIN_MAX_POOL_3: Kind.MAX}
+                plain |= {Candidate.SKIP: Kind.SKIP} if edge.stride == 1 else {}
+                row += [SumRow(i, kind, columns[c][0], 0, -1) for c, kind in plain.items() if c in columns]
+                by = self.call.weighted == 1 and self.call.partial_channels > 1
                 row += [SumRow(i, Kind.BYPASS, -1, 0, -1)] if by else []
             rows.append(row)
         return rows
@@ -406,11 +440,13 @@ class MixedCellPlan:
         at: dict[str, int | bool] = {
             "o_units": self._rows(self.units),
             "o_edges": self._rows(edges),
+            "o_plain_max": self._add_plain_max(),
             "o_sums": self._rows(row for rows in self.sums for row in rows),
             "o_states": self._rows(states),
             "o_pools": self._rows(pool_rows),
         }
-        self.summed = call.batch or needs.ops
+        self.learns_affine = call.affine and needs.weights
+        self.summed = call.batch or needs.ops or self.learns_affine
         summed, learnt = (Split.of(self.m, *limits) for limits in (SUMMED, LEARNT))
         at |= {"middle_parts": self.parts, "sum_parts": self.parts}
         if call.chosen:
@@ -461,7 +497,7 @@ class MixedCellPlan:
                 at | split.values(),
                 ((len(listed) + len(edges)) * size, 6 * len(listed) * size),
             )
-        mixed = {"SUMMED": self.summed, "NEED_OPS": bool(self.needs and self.needs.ops)}
+        mixed = {"SUMMED": self.summed, "NEED_OPS": bool(self.needs and self.needs.ops), "NEED_AFFINE": self.learns_affine}
         norms = [row.norm for i in edges if self._works(i) for row in self.sums[i] if row.norm >= 0]
         self._launch("mix_weights", edges, 1, at | mixed, (0, 0), norms)
         units = [i for i, u in enumerate(self.units) if u.edge in edges and u.kernel and self._works(u.edge)]
@@ -473,7 +509,10 @@ class MixedCellPlan:
             if some is second:
                 cost = 3 * len(some) * size, sum(2 * size * self.units[i].kernel ** 2 for i in some)
                 slots = [self.units[i].slot for i in some]
-                self._launch("bn_backward_inner", some, split.parts, at | split.values(), cost, slots)
+                middles = at | split.values() | {"SUMMED": self.call.batch or self.learns_affine}
+                self._launch("bn_backward_inner", some, split.parts, middles, cost, () if self.learns_affine else slots)
+                if self.learns_affine:  # from the rank's own sums
+                    self._launch("affine_gradient", some, 1, at, (0, 0), slots)
 
     def _learn(self, values: dict[str, int | bool], parts: int) -> None:
         """Launch the gradients of all weights."""
@@ -486,7 +525,7 @@ class MixedCellPlan:
             halves = values | {"SECOND": second}
             self._launch("matrix_gradient", listed, parts, halves, (numbers + 2 * len(units) * size, operations))
             taps = sum(2 * size * u.kernel**2 for u in units)
-            self._launch("tap_gradient", listed, parts * TAPS, halves, (numbers + len(units) * size, taps))
+            self._launch("tap_gradient", listed, parts * self._largest, halves, (numbers + len(units) * size, taps))
         listed = [i for i, u in enumerate(self.units) if not u.kernel]
         units = [self.units[i] for i in listed]
         if units:
@@ -501,10 +540,18 @@ def launch_plan(call: Call, needs: Needs | None = None) -> list[Launch]:
     return MixedCellPlan(call, needs).launches
 
 
+Flags = tuple[bool, bool, int, bool, bool]  # of Call: chosen, batch, weighted, shared, affine
+
+
+def flags_of(a: MixedCell | MixedCellBackward, batch: bool, shared: bool) -> Flags:
+    """Return what the launches of a registered call depend on, besides graph, shape and partial channels."""
+    return a.channels is not None, batch, 0 if a.edges is None else a.edges.dim(), batch and shared, a.affine is not None
+
+
 @lru_cache(maxsize=1024)
-def saved_numbers(code: tuple[int, ...], shape: tuple[int, int, int, int], partial_channels: int) -> int:
+def saved_numbers(code: tuple[int, ...], shape: tuple[int, int, int, int], partial_channels: int, affine: bool = False) -> int:
     """Return the size of a forward's saved memory, in numbers; `code` is an encoded graph."""
-    return MixedCellPlan(Call(Graph.decode(code), shape, partial_channels)).saved
+    return MixedCellPlan(Call(Graph.decode(code), shape, partial_channels, affine=affine)).saved
 
 
 @lru_cache(maxsize=1024)
@@ -512,7 +559,7 @@ def work_numbers(
     code: tuple[int, ...],
     shape: tuple[int, int, int, int],
     partial_channels: int,
-    flags: tuple[bool, bool, bool, bool],
+    flags: Flags,
     needs: tuple[bool, bool, bool],
 ) -> int:
     """Return the size of a backward's workspace, in numbers; flags and needs as of Call and Needs."""

@@ -18,10 +18,10 @@ from fastdarts.kernels.mixed_cell_specimens import WIDTHS, Width
 
 @cell.kernel
 def matrix_gradient(
-    p_inputs, p_saved, p_work, p_weights, p_channels, p_norms, p_coefficients, p_middles, p_parts, p_table,
+    p_inputs, p_saved, p_work, p_weights, p_channels, p_edges, p_norms, p_scaled, p_coefficients, p_middles, p_parts, p_table,
     o_listed, o_units, H, W, Ho, Wo, m, per, parts, middle_parts, numbers,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, BATCH: tl.constexpr,
-    SECOND: tl.constexpr,
+    SECOND: tl.constexpr, AFFINE: tl.constexpr, PER_IMAGE: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     """Compute a part of dL/d(pointwise matrix) = sum over pixels of dL/dy times the recomputed depthwise output."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
@@ -34,11 +34,12 @@ def matrix_gradient(
     p_g = p_work + tl.load(p_row + UNIT.GRAD) * BLOCK
     p_y = p_saved + tl.load(p_row + UNIT.Y) * BLOCK
     i_chosen = cell.channels_of(p_channels, tl.load(p_row + UNIT.EDGE), CQ, BC, CHOSEN)
+    p_out = p_scaled if AFFINE else p_norms  # of the BNs' outputs
     if SECOND:
         p_x = p_saved + tl.load(p_row + UNIT.BEFORE_Y) * BLOCK
         height, width, stride = Ho, Wo, 1
         i_channel = i_c
-        b_before_mean, b_before_scale, b_before_shift = cell.three(p_norms, tl.load(p_row + UNIT.BEFORE_NORM), i_c, m_c, CQ)
+        b_before_mean, b_before_scale, b_before_shift = cell.three(p_out, tl.load(p_row + UNIT.BEFORE_NORM), i_c, m_c, CQ)
         ROW: tl.constexpr = CQ
         g_row = C
         i_g = i_chosen
@@ -54,7 +55,7 @@ def matrix_gradient(
         g_row = tl.where(middle != 0, CQ, C)
         i_g = tl.where(middle != 0, i_c, i_chosen)
     b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_row + UNIT.NORM), i_c, m_c, CQ)
-    b_a, b_c0, b_c1 = cell.gradient_of_norm(p_coefficients, p_norms, p_middles, p_row, m, middle_parts, i_c, m_c, CQ, BATCH)
+    b_a, b_c0, b_c1 = cell.gradient_of_norm(p_coefficients, p_out, p_middles, p_row, m, middle_parts, i_c, m_c, CQ, BATCH)
     b_gradient = tl.full([BC, BC], 0.0, tl.float32)
     kind = p_weights.dtype.element_ty
     end = tl.minimum(part * per + per, m)
@@ -62,38 +63,38 @@ def matrix_gradient(
         i_pixel = start + tl.arange(0, BP)
         m_pixel = i_pixel < end
         i_image, i_row, i_column = cell.coordinates(i_pixel, Ho, Wo)
-        if kernel == 3:
-            b_z = cell.depthwise(
-                p_x, p_taps, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
-                b_before_mean, b_before_scale, b_before_shift, ROW, 3, SECOND,
-            )  # fmt: skip
-        else:
-            b_z = cell.depthwise(
-                p_x, p_taps, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
-                b_before_mean, b_before_scale, b_before_shift, ROW, 5, SECOND,
-            )  # fmt: skip
+        b_z = cell.depthwise_of(
+            p_x, p_taps, kernel, i_channel, i_c, m_c, i_image, i_row, i_column, m_pixel, height, width, stride, dilation,
+            b_before_mean, b_before_scale, b_before_shift, ROW, SECOND, LARGEST,
+        )  # fmt: skip
+        b_factor = 1.0
+        if PER_IMAGE:
+            b_factor = cell.weights_of_images(p_edges, tl.load(p_row + UNIT.EDGE), i_image, m_pixel, m // (Ho * Wo))
+            if not SECOND:
+                b_factor = tl.where(middle != 0, 1.0, b_factor)
         b_dy = cell.gradient_tile(
-            p_g, p_y, i_pixel, m_pixel, g_row, i_g, i_c, m_c, b_mean, b_scale, b_shift, b_a, b_c0, b_c1, CQ
+            p_g, p_y, i_pixel, m_pixel, g_row, i_g, i_c, m_c, b_factor, b_mean, b_scale, b_shift, b_a, b_c0, b_c1, CQ
         )
         b_gradient = tl.dot(tl.trans(b_dy.to(kind)), b_z.to(kind), b_gradient, input_precision="ieee")
-    p_out = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + UNIT.POINTWISE)
-    tl.store(p_out + i_c[:, None] * CQ + i_c[None, :], b_gradient, mask=m_c[:, None] & m_c[None, :])
+    p_matrix = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + UNIT.POINTWISE)
+    tl.store(p_matrix + i_c[:, None] * CQ + i_c[None, :], b_gradient, mask=m_c[:, None] & m_c[None, :])
 
 
 @cell.kernel
 def tap_gradient(
-    p_inputs, p_saved, p_work, p_channels, p_norms, p_parts, p_table,
+    p_inputs, p_saved, p_work, p_channels, p_scaled, p_parts, p_table,
     o_listed, o_units, H, W, Ho, Wo, m, per, parts, numbers,
     C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, SECOND: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):  # fmt: skip
     """Compute a part of the gradient of one row of a depthwise kernel: sums over pixels of dz times each tap's input.
 
-    Five programs for each unit and part; those past a kernel's rows do nothing.
+    A program for each row of the largest kernel (5 or 7), for each unit and part; those past a kernel's rows do nothing.
     """
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
     part = tl.program_id(0) % parts
-    i_tap = tl.program_id(0) // parts % 5
-    p_row = p_table + o_units + tl.load(p_table + o_listed + tl.program_id(0) // parts // 5) * UNIT.SIZE
+    i_tap = tl.program_id(0) // parts % LARGEST
+    p_row = p_table + o_units + tl.load(p_table + o_listed + tl.program_id(0) // parts // LARGEST) * UNIT.SIZE
     i_c = tl.arange(0, BC)
     m_c = i_c < CQ
     kernel, dilation = tl.load(p_row + UNIT.KERNEL).to(tl.int32), tl.load(p_row + UNIT.DILATION).to(tl.int32)
@@ -102,7 +103,7 @@ def tap_gradient(
         p_x = p_saved + tl.load(p_row + UNIT.BEFORE_Y) * BLOCK
         height, width, stride = Ho, Wo, 1
         i_channel = i_c
-        b_mean, b_scale, b_shift = cell.three(p_norms, tl.load(p_row + UNIT.BEFORE_NORM), i_c, m_c, CQ)
+        b_mean, b_scale, b_shift = cell.three(p_scaled, tl.load(p_row + UNIT.BEFORE_NORM), i_c, m_c, CQ)
         ROW: tl.constexpr = CQ
     else:
         source = tl.load(p_row + UNIT.SOURCE)
@@ -117,6 +118,9 @@ def tap_gradient(
     b_tap2 = tl.full([BP, BC], 0.0, tl.float32)
     b_tap3 = tl.full([BP, BC], 0.0, tl.float32)
     b_tap4 = tl.full([BP, BC], 0.0, tl.float32)
+    if LARGEST == 7:
+        b_tap5 = tl.full([BP, BC], 0.0, tl.float32)
+        b_tap6 = tl.full([BP, BC], 0.0, tl.float32)
     reach = dilation * (kernel // 2)
     end = tl.where(i_tap < kernel, tl.minimum(part * per + per, m), 0)
     for start in range(part * per, end, BP):
@@ -125,7 +129,7 @@ def tap_gradient(
         i_image, i_row, i_column = cell.coordinates(i_pixel, Ho, Wo)
         b_dz = cell.rows_of(p_dz, i_pixel, m_pixel, i_c, m_c, CQ)
         i_tap_row = i_row * stride + (i_tap * dilation - reach)
-        for j in tl.static_range(5):
+        for j in tl.static_range(LARGEST):
             i_tap_column = i_column * stride + (j * dilation - reach)
             m_used = i_pixel < tl.where(j < kernel, end, 0)
             b_x, m_inside = cell.tile_at(p_x, i_image, i_tap_row, i_tap_column, m_used, height, width, i_channel, m_c, ROW)
@@ -138,8 +142,12 @@ def tap_gradient(
                 b_tap2 += b_dz * b_x
             elif j == 3:
                 b_tap3 += b_dz * b_x
-            else:
+            elif j == 4:
                 b_tap4 += b_dz * b_x
+            elif j == 5:
+                b_tap5 += b_dz * b_x
+            else:
+                b_tap6 += b_dz * b_x
     p_out = p_parts + part.to(tl.int64) * numbers + tl.load(p_row + UNIT.DEPTHWISE) + i_tap * kernel
     p_out = p_out + i_c * (kernel * kernel)
     m_out = i_c < tl.where(i_tap < kernel, CQ, 0)
@@ -149,13 +157,17 @@ def tap_gradient(
     tl.store(p_out + 2, tl.sum(b_tap2, axis=0), mask=m_out)
     tl.store(p_out + 3, tl.sum(b_tap3, axis=0), mask=m_wide)
     tl.store(p_out + 4, tl.sum(b_tap4, axis=0), mask=m_wide)
+    if LARGEST == 7:
+        m_widest = i_c < tl.where((i_tap < kernel) & (kernel > 5), CQ, 0)
+        tl.store(p_out + 5, tl.sum(b_tap5, axis=0), mask=m_widest)
+        tl.store(p_out + 6, tl.sum(b_tap6, axis=0), mask=m_widest)
 
 
 @cell.kernel
 def dense_gradient(
-    p_inputs, p_saved, p_work, p_weights, p_channels, p_norms, p_coefficients, p_parts, p_table,
+    p_inputs, p_saved, p_work, p_weights, p_channels, p_edges, p_norms, p_coefficients, p_parts, p_table,
     o_listed, o_units, H, W, Ho, Wo, m, per, parts, numbers, most_taps,
-    C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr,
+    C: tl.constexpr, CQ: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, CHOSEN: tl.constexpr, PER_IMAGE: tl.constexpr,
 ):  # fmt: skip
     """Compute a part of the gradient of one tap of a dense convolution: sum over pixels of dL/dy times the tap's input."""
     BP: tl.constexpr = TILE // BC if TILE // BC > 16 else 16
@@ -186,8 +198,11 @@ def dense_gradient(
         b_x, _ = cell.tile_at(
             p_x, i_image, i_row * stride + rows, i_column * stride + columns, m_pixel, height, width, i_channel, m_c, C
         )
+        b_factor = 1.0
+        if PER_IMAGE:
+            b_factor = cell.weights_of_images(p_edges, tl.load(p_row + UNIT.EDGE), i_image, m_pixel, m // (Ho * Wo))
         b_dy = cell.gradient_tile(
-            p_g, p_y, i_pixel, m_pixel, C, i_channel, i_c, m_c, b_mean, b_scale, b_shift, b_a, b_c0, b_c1, CQ
+            p_g, p_y, i_pixel, m_pixel, C, i_channel, i_c, m_c, b_factor, b_mean, b_scale, b_shift, b_a, b_c0, b_c1, CQ
         )
         b_gradient = tl.dot(tl.trans(b_dy.to(kind)), cell.rectified(b_x).to(kind), b_gradient, input_precision="ieee")
     i_flat = i_c[:, None] * CQ + i_c[None, :]

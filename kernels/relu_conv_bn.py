@@ -1,7 +1,8 @@
 """ReLU, 1x1 convolution, BatchNorm: forward. fastdarts/ops/relu_conv_bn.py holds the definition.
 
 The convolution's epilogue computes mean and spread of each tile about the tile's own mean; these are merged; one pass
-normalises in place. With running statistics the epilogue normalises. Sums over pixels are split by the shape alone and merged
+normalises in place. With running statistics the epilogue normalises. With affine parameters, what was normalised stays for
+the backward and the output is a second tensor. Sums over pixels are split by the shape alone and merged
 in order, so results repeat bit for bit. relu_conv_bn_backward.py has the gradients.
 
 Notation (prefixes as in mixed_cell_parts.py): C input channels, HALF output channels of each of TAPS weights, D = TAPS * HALF,
@@ -10,7 +11,7 @@ merged in float64.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,8 +22,24 @@ from fastdarts.kernels import launch, ranks
 from fastdarts.kernels.compile import Specimen, pointer
 from fastdarts.kernels.ranks import Sync
 
-# x, weights, running mean and variance (both or none)
-Layer = tuple[Tensor, Sequence[Tensor], Tensor | None, Tensor | None]
+
+class Layer(NamedTuple):
+    """A layer's tensors. Both or none of: running mean and variance, scale and shift."""
+
+    x: Tensor
+    weights: Sequence[Tensor]
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+
+class Normalised(NamedTuple):
+    """A layer's results: the registered op's."""
+
+    out: Tensor
+    statistics: Tensor
+    normalised: Tensor  # without affine parameters the output
 
 
 @triton.jit
@@ -51,13 +68,25 @@ def load_scale(p_statistics, i_out, m_out, eps, D: tl.constexpr):
 
 
 @triton.jit
+def store_affine(p_out, p_scale, p_shift, i_number, m_number, i_out, m_out, b_xhat):
+    """Store xhat * scale + shift at (pixels, outputs)."""
+    b_scale = tl.load(p_scale + i_out, mask=m_out, other=0.0).to(tl.float32)
+    b_shift = tl.load(p_shift + i_out, mask=m_out, other=0.0).to(tl.float32)
+    b_out = b_xhat * b_scale[None, :] + b_shift[None, :]
+    tl.store(p_out + i_number, b_out.to(p_out.dtype.element_ty), mask=m_number)
+
+
+@triton.jit
 def convolve(
-    p_x, p_w0, p_w1, p_statistics, p_out, p_parts,
+    p_x, p_w0, p_w1, p_statistics, p_scale, p_shift, p_normalised, p_out, p_parts,
     eps, m, tiles,
-    C: tl.constexpr, HALF: tl.constexpr, TAPS: tl.constexpr, W: tl.constexpr, NORMALISE: tl.constexpr,
+    C: tl.constexpr, HALF: tl.constexpr, TAPS: tl.constexpr, W: tl.constexpr, NORMALISE: tl.constexpr, AFFINE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Compute out (m, D), `tiles` tiles a program. NORMALISE: by the statistics; else parts (programs, 2, D): mean, spread."""
+    """Compute `tiles` tiles a program of normalised (m, D), with NORMALISE: by the statistics, then, if AFFINE, also out.
+
+    Else the convolution alone, in the same place, and parts (programs, 2, D): mean, spread.
+    """
     D: tl.constexpr = TAPS * HALF
     BLOCKS: tl.constexpr = (HALF + BLOCK_D - 1) // BLOCK_D
     program = tl.program_id(0)
@@ -85,8 +114,11 @@ def convolve(
             b_y = tl.dot(tl.where(b_x < 0, tl.zeros_like(b_x), b_x), b_w, b_y, input_precision="ieee")
         if NORMALISE:
             b_y = ((b_y - b_high[None, :]) - b_low[None, :]) * b_r[None, :]
-        b_rounded = b_y.to(p_out.dtype.element_ty)
-        tl.store(p_out + i_pixel[:, None] * D + i_out[None, :], b_rounded, mask=m_pixel[:, None] & m_out[None, :])
+        b_rounded = b_y.to(p_normalised.dtype.element_ty)
+        tl.store(p_normalised + i_pixel[:, None] * D + i_out[None, :], b_rounded, mask=m_pixel[:, None] & m_out[None, :])
+        if NORMALISE and AFFINE:
+            i_number, m_number = i_pixel[:, None] * D + i_out[None, :], m_pixel[:, None] & m_out[None, :]
+            store_affine(p_out, p_scale, p_shift, i_number, m_number, i_out, m_out, b_y)
         if not NORMALISE:  # statistics of the stored, rounded values, which are the ones normalised
             b_y = b_rounded.to(tl.float32)
             here = tl.minimum(m - tile * BLOCK_M, BLOCK_M).to(tl.float32)
@@ -130,16 +162,23 @@ def merge(p_parts, p_statistics, m, rows, programs, D: tl.constexpr, BLOCK_P: tl
 
 
 @triton.jit
-def normalise(p_out, p_statistics, eps, m, D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Compute out = (out - mean) / sqrt(var + eps), in place."""
+def normalise(
+    p_normalised, p_statistics, p_scale, p_shift, p_out,
+    eps, m,
+    D: tl.constexpr, AFFINE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Compute normalised = (normalised - mean) / sqrt(var + eps), in place; also out, if AFFINE."""
     i_pixel = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     i_out = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
     m_block = (i_pixel < m)[:, None] & m_out[None, :]
     b_high, b_low, b_r = load_scale(p_statistics, i_out, m_out, eps, D)
-    p_block = p_out + i_pixel[:, None] * D + i_out[None, :]
-    b_y = tl.load(p_block, mask=m_block, other=0.0).to(tl.float32)
-    tl.store(p_block, (((b_y - b_high[None, :]) - b_low[None, :]) * b_r[None, :]).to(p_out.dtype.element_ty), mask=m_block)
+    i_number = i_pixel[:, None] * D + i_out[None, :]
+    b_y = tl.load(p_normalised + i_number, mask=m_block, other=0.0).to(tl.float32)
+    b_xhat = ((b_y - b_high[None, :]) - b_low[None, :]) * b_r[None, :]
+    tl.store(p_normalised + i_number, b_xhat.to(p_normalised.dtype.element_ty), mask=m_block)
+    if AFFINE:
+        store_affine(p_out, p_scale, p_shift, i_number, m_block, i_out, m_out, b_xhat)
 
 
 def sizes(x: Tensor, weights: Sequence[Tensor]) -> tuple[int, dict[str, int]]:
@@ -160,69 +199,73 @@ def split(m: int, block: int, most: int) -> tuple[int, int]:
     return triton.cdiv(triton.cdiv(m, block), tiles), tiles
 
 
-def forward(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    eps: float,
-    sync: Sync | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return out and statistics of the registered op; three launches, or one with running statistics.
+def forward(layer: Layer, eps: float, sync: Sync | None = None) -> Normalised:
+    """Return the results of the registered op; three launches, or one with running statistics.
 
     sync  batch statistics are those of all its ranks, which have as many images each
     """
-    return forwards([(x, weights, running_mean, running_var)], eps, sync)[0]
+    return forwards([layer], eps, sync)[0]
 
 
-def forwards(layers: Sequence[Layer], eps: float, sync: Sync | None = None) -> list[tuple[Tensor, Tensor]]:
+def forwards(layers: Sequence[Layer], eps: float, sync: Sync | None = None) -> list[Normalised]:
     """Run `forward` of layers that are ready together, with one sum over the ranks. All or none have running statistics."""
-    done = [_convolved(*layer, eps) for layer in layers]
-    if layers[0][2] is not None:
+    done = [_convolved(layer, eps) for layer in layers]
+    if layers[0].running_mean is not None:
         return done
     if sync is not None:
-        shared = ranks.statistics(torch.cat([statistics for _, statistics in done], 1), sync)
-        parts = shared.split([statistics.shape[1] for _, statistics in done], 1)
-        done = [(out, part.contiguous()) for (out, _), part in zip(done, parts, strict=True)]
-    for out, statistics in done:
-        _normalise(out, statistics, eps)
+        shared = ranks.statistics(torch.cat([one.statistics for one in done], 1), sync)
+        parts = shared.split([one.statistics.shape[1] for one in done], 1)
+        done = [one._replace(statistics=part.contiguous()) for one, part in zip(done, parts, strict=True)]
+    for layer, one in zip(layers, done, strict=True):
+        _normalise(layer, one, eps)
     return done
 
 
-def _convolved(
-    x: Tensor, weights: Sequence[Tensor], running_mean: Tensor | None, running_var: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return the convolution and its statistics, or, with running statistics, the normalised convolution and these."""
-    x = x.contiguous(memory_format=torch.channels_last)
-    w0, w1 = (w.contiguous() for w in (weights[0], weights[-1]))
-    m, shape = sizes(x, weights)
+def _affine(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Return scale and shift; without, tensors that are never read."""
+    return (layer.x, layer.x) if layer.scale is None or layer.shift is None else (layer.scale, layer.shift)
+
+
+def _convolved(layer: Layer, eps: float) -> Normalised:
+    """Return the convolution and its statistics, or, with running statistics, the final results."""
+    x = layer.x.contiguous(memory_format=torch.channels_last)
+    w0, w1 = (w.contiguous() for w in (layer.weights[0], layer.weights[-1]))
+    m, shape = sizes(x, layer.weights)
     N, D, taps = x.shape[0], shape["TAPS"] * shape["HALF"], shape["TAPS"]
-    out = x.new_empty(N, x.shape[2] // taps, x.shape[3] // taps, D).permute(0, 3, 1, 2)
-    constant = running_mean is not None
-    statistics = torch.stack((running_mean, running_var)).double() if constant else x.new_empty(2, D, dtype=torch.float64)
+    normalised = x.new_empty(N, x.shape[2] // taps, x.shape[3] // taps, D).permute(0, 3, 1, 2)
+    out = normalised if layer.scale is None else torch.empty_like(normalised)
+    constant = layer.running_mean is not None and layer.running_var is not None
+    if constant:
+        statistics = torch.stack((layer.running_mean, layer.running_var)).double()
+    else:
+        statistics = x.new_empty(2, D, dtype=torch.float64)
     target = launch.target_of(x.device)
     convolved, merged = (launch.settings(f"relu_conv_bn.{kernel}", x.dtype, target) for kernel in ("convolve", "merge"))
     most = convolved["PROGRAMS"]
     convolved = blocks(convolved, BLOCK_M=m, BLOCK_D=shape["HALF"], BLOCK_C=shape["C"])
     programs, tiles = split(m, convolved["BLOCK_M"], most)
     parts = x.new_empty(0 if constant else programs, 2, D, dtype=torch.float32)
+    flags = {"NORMALISE": constant, "AFFINE": constant and layer.scale is not None}
     with launch.on(x.device):
         grid = (programs, taps * triton.cdiv(shape["HALF"], convolved["BLOCK_D"]))
-        convolve[grid](x, w0, w1, statistics, out, parts, eps, m, tiles, NORMALISE=constant, **shape, **convolved)
+        given = x, w0, w1, statistics, *_affine(layer), normalised, out, parts
+        convolve[grid](*given, eps, m, tiles, **flags, **shape, **convolved)
         if not constant:
             merged, rows = blocks(merged, BLOCK_D=D, BLOCK_P=programs), tiles * convolved["BLOCK_M"]
             merge[(triton.cdiv(D, merged["BLOCK_D"]),)](parts, statistics, m, rows, programs, D=D, **merged)
-    return out, statistics
+    return Normalised(out, statistics, normalised)
 
 
-def _normalise(out: Tensor, statistics: Tensor, eps: float) -> None:
-    """Normalise in place."""
-    D = out.shape[1]
-    m = out.numel() // D
-    settings = blocks(launch.settings("relu_conv_bn.normalise", out.dtype, launch.target_of(out.device)), BLOCK_D=D, BLOCK_M=m)
-    with launch.on(out.device):
+def _normalise(layer: Layer, one: Normalised, eps: float) -> None:
+    """Normalise in place, and compute the output with affine parameters."""
+    D = one.out.shape[1]
+    m = one.out.numel() // D
+    settings = launch.settings("relu_conv_bn.normalise", one.out.dtype, launch.target_of(one.out.device))
+    settings = blocks(settings, BLOCK_D=D, BLOCK_M=m)
+    with launch.on(one.out.device):
         grid = (triton.cdiv(m, settings["BLOCK_M"]), triton.cdiv(D, settings["BLOCK_D"]))
-        normalise[grid](out, statistics, eps, m, D=D, **settings)
+        given = one.normalised, one.statistics, *_affine(layer), one.out
+        normalise[grid](*given, eps, m, D=D, AFFINE=layer.scale is not None, **settings)
 
 
 SHAPES = {  # C, HALF, TAPS, W
@@ -249,18 +292,19 @@ def specimen(
 
 
 def specimens(dtype: torch.dtype) -> list[Specimen]:
-    """Return the forward kernels of CIFAR's and ImageNet's preprocess layers."""
+    """Return the forward kernels of CIFAR's and ImageNet's preprocess layers; with affine parameters those that differ."""
     found = []
     for label, shape in SHAPES.items():
         constants = dict(zip(("C", "HALF", "TAPS", "W"), shape, strict=True))
         C, half, taps, _ = shape
         D = half * taps
-        for running in (False, True):
-            extents = {"BLOCK_M": 2**16, "BLOCK_D": half, "BLOCK_C": C}
-            name = f"{label}, {'running' if running else 'batch'} statistics"
-            found.append(
-                specimen(convolve, "relu_conv_bn.convolve", dtype, name, constants | {"NORMALISE": running}, **extents)
-            )
+        sized = {"BLOCK_M": 2**16, "BLOCK_D": half, "BLOCK_C": C}
+        for running, affine in ((False, False), (True, False), (True, True)):
+            name = f"{label}, {'running' if running else 'batch'} statistics{', affine' if affine else ''}"
+            flags = constants | {"NORMALISE": running, "AFFINE": affine}
+            found.append(specimen(convolve, "relu_conv_bn.convolve", dtype, name, flags, **sized))
         found.append(specimen(merge, "relu_conv_bn.merge", dtype, label, {"D": D}, BLOCK_D=D, BLOCK_P=1024))
-        found.append(specimen(normalise, "relu_conv_bn.normalise", dtype, label, {"D": D}, BLOCK_D=D, BLOCK_M=2**16))
+        for affine, name in ((False, label), (True, f"{label}, affine")):
+            flags = {"D": D, "AFFINE": affine}
+            found.append(specimen(normalise, "relu_conv_bn.normalise", dtype, name, flags, BLOCK_D=D, BLOCK_M=2**16))
     return found

@@ -1,13 +1,14 @@
 """ReLU, 1x1 convolution, BatchNorm: gradients. fastdarts/ops/relu_conv_bn.py holds the definition.
 
-BatchNorm's two sums first; then the gradient of x and that of the weights, both from dy = a g + q xhat + c, computed
-in registers. Sums over pixels are split by the shape alone and added in order, in float64.
+BatchNorm's two sums first, which are also the gradients of affine parameters; then the gradient of x and that of the weights,
+both from dy = a g + q xhat + c, computed in registers. Sums over pixels are split by the shape alone and added in order, in
+float64.
 
 Notation as in relu_conv_bn.py.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +20,24 @@ from fastdarts.kernels.compile import Specimen
 from fastdarts.kernels.ranks import Sync
 from fastdarts.kernels.relu_conv_bn import SHAPES, blocks, input_pixel, load_weight, sizes, specimen, split
 
-Layer = tuple[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor]  # grad, x, weights, out, statistics
+
+class Layer(NamedTuple):
+    """A layer's tensors of the forward, and the gradient of its output."""
+
+    grad: Tensor
+    x: Tensor
+    weights: Sequence[Tensor]
+    normalised: Tensor
+    statistics: Tensor
+    scale: Tensor | None = None
+
+
+class Gradients(NamedTuple):
+    """A layer's gradients: an empty tensor or list if not needed."""
+
+    x: Tensor
+    weights: list[Tensor]
+    affine: list[Tensor]  # of scale and shift
 
 
 @triton.jit
@@ -56,11 +74,15 @@ def grad_sums(p_g, p_xhat, p_parts, m, tiles, D: tl.constexpr, BLOCK_M: tl.const
 
 @triton.jit
 def bn_backward_coefficients(
-    p_parts, p_statistics, p_factor,
+    p_parts, p_statistics, p_scale, p_factor, p_grad_scale, p_grad_shift,
     eps, m, programs,
-    D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, BATCH: tl.constexpr, AFFINE: tl.constexpr, LEARNT: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Compute factor (3, D): a, q, c of dy. Without programs, the statistics are constants, and q and c are zero."""
+    """Compute factor (3, D): a, q, c of dy, of which AFFINE scales all, and, if LEARNT, the gradients of scale and shift.
+
+    Without BATCH, the statistics are constants, and q and c are zero. Without programs there are no sums.
+    """
     i_out = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     m_out = i_out < D
     b_s0 = tl.full([BLOCK_P, BLOCK_D], 0, tl.float64)
@@ -72,9 +94,17 @@ def bn_backward_coefficients(
         b_s0 += tl.load(p_part, mask=m_block, other=0.0)
         b_s1 += tl.load(p_part + D, mask=m_block, other=0.0)
     b_r = 1.0 / tl.sqrt(tl.load(p_statistics + D + i_out, mask=m_out, other=1.0) + eps)
+    b_of_shift, b_of_scale = tl.sum(b_s0, 0), tl.sum(b_s1, 0)
+    if LEARNT:
+        tl.store(p_grad_scale + i_out, b_of_scale.to(tl.float32).to(p_grad_scale.dtype.element_ty), mask=m_out)
+        tl.store(p_grad_shift + i_out, b_of_shift.to(tl.float32).to(p_grad_shift.dtype.element_ty), mask=m_out)
+    if AFFINE:
+        b_r *= tl.load(p_scale + i_out, mask=m_out, other=0.0)
+    if not BATCH:
+        b_of_shift, b_of_scale = b_of_shift * 0.0, b_of_scale * 0.0
     tl.store(p_factor + i_out, b_r.to(tl.float32), mask=m_out)
-    tl.store(p_factor + D + i_out, (-b_r * tl.sum(b_s1, 0) / m).to(tl.float32), mask=m_out)
-    tl.store(p_factor + 2 * D + i_out, (-b_r * tl.sum(b_s0, 0) / m).to(tl.float32), mask=m_out)
+    tl.store(p_factor + D + i_out, (-b_r * b_of_scale / m).to(tl.float32), mask=m_out)
+    tl.store(p_factor + 2 * D + i_out, (-b_r * b_of_shift / m).to(tl.float32), mask=m_out)
 
 
 @triton.jit
@@ -157,19 +187,9 @@ def reduce_parts(p_parts, p_grad0, p_grad1, programs, NUMBERS: tl.constexpr, TAP
 
 
 def backward(
-    grad: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    out: Tensor,
-    statistics: Tensor,
-    eps: float,
-    batch_statistics: bool,
-    need_x: bool,
-    need_weights: bool,
-    sync: Sync | None = None,
-) -> tuple[Tensor, list[Tensor]]:
-    """Return grad_x and grad_weights of the registered op; at most five launches. sync: the forward's."""
-    layer = grad, x, weights, out, statistics
+    layer: Layer, eps: float, batch_statistics: bool, need_x: bool, need_weights: bool, sync: Sync | None = None
+) -> Gradients:
+    """Return the gradients of the registered op; at most five launches. sync: the forward's."""
     return backwards([layer], eps, batch_statistics, [need_x], need_weights, sync)[0]
 
 
@@ -180,20 +200,28 @@ def backwards(
     need_xs: Sequence[bool],
     need_weights: bool,
     sync: Sync | None = None,
-) -> list[tuple[Tensor, list[Tensor]]]:
-    """Run `backward` of the layers of one forward, with one sum over the ranks."""
-    laid_out = [[t.contiguous(memory_format=torch.channels_last) for t in (grad, x, out)] for grad, x, _, out, _ in layers]
-    factors_of = [
-        _factors(grad, out, layer[4], eps, batch_statistics) for (grad, _, out), layer in zip(laid_out, layers, strict=True)
-    ]
+) -> list[Gradients]:
+    """Run `backward` of the layers of one forward, with one sum over the ranks.
+
+    need_weights  and scales and shifts, if the layers have them: those gradients are of the rank's images
+    """
+    layers = [_laid_out(layer) for layer in layers]
+    of_affine = [[] if one.scale is None or not need_weights else [torch.empty_like(one.scale) for _ in "ab"] for one in layers]
+    factors_of = [_factors(layer, eps, batch_statistics, grads) for layer, grads in zip(layers, of_affine, strict=True)]
     if batch_statistics and sync is not None:
         shared = ranks.mean(torch.cat([factor[1:] for factor in factors_of], 1), sync)
         for factor, part in zip(factors_of, shared.split([factor.shape[1] for factor in factors_of], 1), strict=True):
             factor[1:] = part
     return [
-        _gradients(*tensors, layer[2], factor, need_x, need_weights)
-        for tensors, layer, factor, need_x in zip(laid_out, layers, factors_of, need_xs, strict=True)
+        Gradients(*_gradients(layer, factor, need_x, need_weights), grads)
+        for layer, factor, need_x, grads in zip(layers, factors_of, need_xs, of_affine, strict=True)
     ]
+
+
+def _laid_out(layer: Layer) -> Layer:
+    names = "grad", "x", "normalised"
+    images = {name: getattr(layer, name).contiguous(memory_format=torch.channels_last) for name in names}
+    return layer._replace(**images, weights=[w.contiguous() for w in layer.weights])
 
 
 def _given(kernel: str, like: Tensor, **extents: int) -> tuple[dict[str, Any], int]:
@@ -202,29 +230,34 @@ def _given(kernel: str, like: Tensor, **extents: int) -> tuple[dict[str, Any], i
     return blocks(row, **extents), row.get("PROGRAMS", 1)
 
 
-def _factors(grad: Tensor, out: Tensor, statistics: Tensor, eps: float, batch_statistics: bool) -> Tensor:
-    """Return factor (3, D) of dL/dy = a g + q xhat + c; q and c of this rank's pixels."""
-    D = out.shape[1]
-    m = out.numel() // D
-    factor = out.new_empty(3, D, dtype=torch.float32)
-    with launch.on(out.device):
-        chosen, most = _given("grad_sums", out, BLOCK_M=m, BLOCK_D=D)
-        programs, tiles = split(m, chosen["BLOCK_M"], most) if batch_statistics else (0, 0)
-        parts = out.new_empty(programs, 2, D, dtype=torch.float32)
-        if batch_statistics:
+def _factors(layer: Layer, eps: float, batch_statistics: bool, of_affine: Sequence[Tensor]) -> Tensor:
+    """Return factor (3, D) of dL/dy = a g + q xhat + c; q and c of this rank's pixels.
+
+    of_affine  where the gradients of scale and shift go; empty: nowhere
+    """
+    xhat = layer.normalised
+    D = xhat.shape[1]
+    m = xhat.numel() // D
+    factor = xhat.new_empty(3, D, dtype=torch.float32)
+    summed, scale = batch_statistics or bool(of_affine), factor if layer.scale is None else layer.scale
+    with launch.on(xhat.device):
+        chosen, most = _given("grad_sums", xhat, BLOCK_M=m, BLOCK_D=D)
+        programs, tiles = split(m, chosen["BLOCK_M"], most) if summed else (0, 0)
+        parts = xhat.new_empty(programs, 2, D, dtype=torch.float32)
+        if summed:
             grid = (programs, triton.cdiv(D, chosen["BLOCK_D"]))
-            grad_sums[grid](grad, out, parts, m, tiles, D=D, **chosen)
-        chosen, _ = _given("bn_backward_coefficients", out, BLOCK_P=max(programs, 1), BLOCK_D=D)
-        bn_backward_coefficients[(triton.cdiv(D, chosen["BLOCK_D"]),)](
-            parts, statistics, factor, eps, m, programs, D=D, **chosen
-        )
+            grad_sums[grid](layer.grad, xhat, parts, m, tiles, D=D, **chosen)
+        chosen, _ = _given("bn_backward_coefficients", xhat, BLOCK_P=max(programs, 1), BLOCK_D=D)
+        given = parts, layer.statistics, scale, factor, *(of_affine or (factor, factor))
+        flags = {"BATCH": batch_statistics, "AFFINE": layer.scale is not None, "LEARNT": bool(of_affine)}
+        bn_backward_coefficients[(triton.cdiv(D, chosen["BLOCK_D"]),)](*given, eps, m, programs, D=D, **flags, **chosen)
     return factor
 
 
-def _gradients(
-    grad: Tensor, x: Tensor, out: Tensor, weights: Sequence[Tensor], factor: Tensor, need_x: bool, need_weights: bool
-) -> tuple[Tensor, list[Tensor]]:
-    w0, w1 = (w.contiguous() for w in (weights[0], weights[-1]))
+def _gradients(layer: Layer, factor: Tensor, need_x: bool, need_weights: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradients of x and of the weights."""
+    grad, x, weights, xhat = layer[:4]
+    w0, w1 = weights[0], weights[-1]
     m, shape = sizes(x, weights)
     C, half, taps = shape["C"], shape["HALF"], shape["TAPS"]
     D = half * taps
@@ -234,13 +267,13 @@ def _gradients(
         if need_x:
             chosen, _ = _given("gradient_x", x, BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
             grid = (triton.cdiv(m, chosen["BLOCK_M"]), taps * triton.cdiv(C, chosen["BLOCK_C"]))
-            gradient_x[grid](grad, out, x, w0, w1, factor, grad_x, m, **shape, **chosen)
+            gradient_x[grid](grad, xhat, x, w0, w1, factor, grad_x, m, **shape, **chosen)
         if need_weights:
             chosen, most = _given("gradient_weights", x, BLOCK_M=m, BLOCK_D=half, BLOCK_C=C)
             programs, tiles = split(m, chosen["BLOCK_M"], most)
             parts = x.new_empty(programs, D, C, dtype=torch.float32)
             grid = (programs, taps * triton.cdiv(half, chosen["BLOCK_D"]), triton.cdiv(C, chosen["BLOCK_C"]))
-            gradient_weights[grid](grad, out, x, factor, parts, m, tiles, **shape, **chosen)
+            gradient_weights[grid](grad, xhat, x, factor, parts, m, tiles, **shape, **chosen)
             chosen, _ = _given("reduce_parts", x, BLOCK=D * C)
             grid = (triton.cdiv(D * C, chosen["BLOCK"]),)
             reduce_parts[grid](parts, grad_weights[0], grad_weights[-1], programs, NUMBERS=D * C, TAPS=taps, **chosen)
@@ -256,12 +289,15 @@ def specimens(dtype: torch.dtype) -> list[Specimen]:
         D = half * taps
         many = 2**16
         product = {"BLOCK_M": many, "BLOCK_D": half, "BLOCK_C": C}
-        for kernel, constexprs, extents in (
-            (grad_sums, {"D": D}, {"BLOCK_M": many, "BLOCK_D": D}),
-            (bn_backward_coefficients, {"D": D}, {"BLOCK_P": many, "BLOCK_D": D}),
-            (gradient_x, constants, product),
-            (gradient_weights, constants, product),
-            (reduce_parts, {"NUMBERS": D * C, "TAPS": taps}, {"BLOCK": D * C}),
+        coefficients = {"BLOCK_P": many, "BLOCK_D": D}
+        affine = {"D": D, "BATCH": True, "AFFINE": True, "LEARNT": True}
+        for kernel, name, constexprs, extents in (
+            (grad_sums, label, {"D": D}, {"BLOCK_M": many, "BLOCK_D": D}),
+            (bn_backward_coefficients, label, affine | {"AFFINE": False, "LEARNT": False}, coefficients),
+            (bn_backward_coefficients, f"{label}, affine", affine, coefficients),
+            (gradient_x, label, constants, product),
+            (gradient_weights, label, constants, product),
+            (reduce_parts, label, {"NUMBERS": D * C, "TAPS": taps}, {"BLOCK": D * C}),
         ):
-            found.append(specimen(kernel, f"relu_conv_bn.{kernel.__name__}", dtype, label, constexprs, **extents))
+            found.append(specimen(kernel, f"relu_conv_bn.{kernel.__name__}", dtype, name, constexprs, **extents))
     return found

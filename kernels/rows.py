@@ -45,7 +45,7 @@ class Kind(IntEnum):
     """The term that `grad_sums` multiplies with a gradient."""
 
     Y = 0  # xhat of a convolution
-    MAX = 1  # xhat of the 3x3 maximum
+    MAX = 1  # xhat of the 3x3 maximum, or, without a BN, the maximum
     AVG = 2  # xhat of the 3x3 mean, or, without a BN, the mean
     SKIP = 3  # the state
     BYPASS = 4  # the channels that bypass the candidates

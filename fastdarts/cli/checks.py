@@ -8,7 +8,6 @@ import torch
 
 from fastdarts import engine, steps
 from fastdarts.engine import RankInfo
-from fastdarts.networks.fused import fits
 from fastdarts.ops.backend import choose
 from fastdarts.optim import OptimizerUnavailable
 from fastdarts.optim.optimizers import OptimizerBackend, check_backend
@@ -61,8 +60,6 @@ def check_fused(backend: str, ops: Mapping[str, torch.dtype], device: str) -> No
 def check_cells(backend: str, device: str) -> None:
     """Raise ConfigError if --backend does not support the cells of a discrete network."""
     check_fused(backend, dict.fromkeys(("relu_conv_bn", "mixed_cell"), torch.float32), device)
-    if backend not in ("auto", "definition") and not fits("mixed_cell", backend, torch.device(device), torch.float32):
-        raise ConfigError(f"--backend {backend}: its kernels do not support affine BatchNorms; auto takes what does")
 
 
 def check_amp(amp: Amp, device: torch.device) -> None:

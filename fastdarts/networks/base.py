@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from fastdarts.networks.fused import FusedNodes, fits
+from fastdarts.networks.fused import FusedNodes, kernels_of
 from fastdarts.networks.operations import BatchNorm
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Architecture
@@ -18,6 +18,7 @@ from fastdarts.spaces.genotype import Genotype
 
 NetworkKind = Literal["cifar", "imagenet", "nasbench201"]
 NETWORKS: tuple[NetworkKind, ...] = get_args(NetworkKind)
+FUSED_BY = {"cpu": "in C++", "triton": "by Triton"}
 
 
 class Outputs(NamedTuple):
@@ -121,11 +122,12 @@ class DiscreteNetwork(nn.Module):
     def computed_by(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> str:
         """Return what computes the cells there, in words."""
         cells = self._fused_cells()
-        if not cells or not fits("mixed_cell", cells[0].backend, torch.device(device), dtype):
+        chosen = kernels_of("mixed_cell", cells[0].backend, torch.device(device), dtype) if cells else "definition"
+        if chosen == "definition":
             return "cells in plain PyTorch"
-        lacking = [cell.fused.lacks for cell in cells if cell.fused.lacks]
+        lacking = [why for cell in cells if (why := cell.fused.lacks_by(chosen))]
         rest = f"{len(lacking)} of {len(cells)} cells in plain PyTorch ({lacking[0]}), the others" if lacking else "cells"
-        return f"{rest} fused in C++"
+        return f"{rest} fused {FUSED_BY[chosen]}"
 
     def _fused_cells(self) -> list[Any]:
         return [module for module in self.modules() if isinstance(getattr(module, "fused", None), FusedNodes)]

@@ -39,7 +39,7 @@ class DiscreteCell(nn.Module):
         self.backend = "auto"
         genes = self._build(kind, C)
         self.drops = len({gene.drop for gene in genes} - {None})
-        self.fused = FusedNodes(2, genes, self)
+        self.fused = FusedNodes(2, genes, self, C)
         self._built = [built(self.preprocess0), built(self.preprocess1)]
 
     def _build(self, kind: Kind, C: int) -> list[Gene]:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.kernels.graph import Candidate, Edge, Graph
+from fastdarts.kernels.mixed_cell_launches import beyond
+from fastdarts.logs import say_once
 from fastdarts.module_hooks import global_hooks, has_hooks
 from fastdarts.networks.operations import BatchNorm
 from fastdarts.ops import backend as backends
@@ -49,11 +51,13 @@ class FusedNodes:
 
     inputs  number of the cell's inputs
     cell    which has the genes' modules
+    C       channels of a node
     nodes   the nodes that genes lead to, in the order of the result
     lacks   why the call cannot compute these genes, or None
     """
 
-    def __init__(self, inputs: int, genes: Sequence[Gene], cell: nn.Module) -> None:
+    def __init__(self, inputs: int, genes: Sequence[Gene], cell: nn.Module, C: int) -> None:
+        self._beyond = {"triton": beyond(inputs, C)}
         genes = sorted(genes, key=lambda gene: gene.node)
         self.nodes = tuple(dict.fromkeys(gene.node for gene in genes))
         unknown = dict.fromkeys(gene.name for gene in genes if gene.name not in FUSED[gene.stride])
@@ -72,6 +76,10 @@ class FusedNodes:
         self._parts = [(names.convolutions, names.norms) for names in rows]
         self._built = [built(_descend(cell, path)) for path in self._paths]
 
+    def lacks_by(self, chosen: str) -> str | None:
+        """Return why the kernels of this backend cannot compute these genes, or None."""
+        return self.lacks or self._beyond.get(chosen)
+
     def __call__(self, cell: nn.Module, inputs: list[Tensor], factors: Tensor | None, backend: str) -> Tensor | None:
         """Return the nodes (N, nodes * C, H', W'), or None where the modules have to compute them themselves.
 
@@ -88,6 +96,10 @@ class FusedNodes:
             convolutions += [_descend(module, name.split(".")) for name in of_convolutions]
             norms += [_descend(module, name.split(".")) for name in of_norms]
         if not _usual("mixed_cell", inputs, modules, norms, backend):
+            return None
+        chosen = kernels_of("mixed_cell", backend, inputs[0].device, backends.arithmetic(inputs[0]))
+        if why := self.lacks_by(chosen):
+            say_once(f"mixed_cell: cells computed by their modules; not {chosen}: {why}")
             return None
         return mixed_cell_of_layers(
             convolutions,
@@ -128,9 +140,14 @@ def fused_layers(layers: Sequence[Any], as_built: Sequence[Any], xs: Sequence[Te
     return relu_conv_bns_of_layers(convolutions, norms, xs, backend=backend, sync=_sync(norms))
 
 
+def kernels_of(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Return the backend that computes an op there: "cpu", "triton", or "definition", which stands for the modules."""
+    return backends.choose(op, backends.offered(op, backend), device, dtype)
+
+
 def fits(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a fused kernel with affine BatchNorms runs there: those on a GPU have none."""
-    return backends.choose(op, backends.offered(op, backend), device, dtype) == "cpu"
+    """Return whether a fused kernel runs there."""
+    return kernels_of(op, backend, device, dtype) != "definition"
 
 
 def _descend(module: Any, path: Sequence[str]) -> Any:

@@ -61,7 +61,7 @@ class InferCell(nn.Module):
         self.layers = nn.ModuleList(operation(op, C, 1) for op in architecture.ops)
         parts = enumerate(zip(architecture.ops, EDGES, strict=True))
         genes = [Gene(op, source, node, 1, f"layers.{i}") for i, (op, (source, node)) in parts]
-        self.fused = FusedNodes(1, genes, self)
+        self.fused = FusedNodes(1, genes, self, C)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> the same shape."""

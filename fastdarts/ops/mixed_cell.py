@@ -19,6 +19,7 @@ from fastdarts import native
 from fastdarts.kernels import mixed_cell_plan
 from fastdarts.kernels.arguments import MixedCell, MixedCellBackward, MixedCellGradients, MixedCellResults
 from fastdarts.kernels.graph import DENSE, DILATED, KERNEL, Candidate, Edge, Graph
+from fastdarts.kernels.mixed_cell_launches import beyond
 from fastdarts.ops import backend as backends
 from fastdarts.ops import batch_norm, relu_conv_bn
 from fastdarts.ops.batch_norm import Running
@@ -78,7 +79,7 @@ def mixed_cell(
     partial_channels  k: the other channels bypass the candidates (2x2 max-pooled under stride 2)
     training  True: batch statistics. False: the running ones, or, without them, batch statistics
     backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; at most 4 inputs, Cq at
-              most 128; without affine, edges (E, N), SEP_CONV_7 and PLAIN_MAX_POOL_3) or "definition"
+              most 128) or "definition"
     sync      sums batch statistics over the ranks that share a batch, once for all edges that are ready together; all
               ranks have as many images
 
@@ -222,7 +223,7 @@ def _fake(a: MixedCell) -> MixedCellResults:
     statistics = x.new_empty(2, graph.norms * (C // a.partial_channels), dtype=torch.float64)
     if x.device.type == "cuda":
         shape = tuple(map(int, x.shape))  # makes dynamic shapes static, as for the C++ kernel below
-        length = mixed_cell_plan.saved_numbers(tuple(a.graph), shape, a.partial_channels)
+        length = mixed_cell_plan.saved_numbers(tuple(a.graph), shape, a.partial_channels, a.affine is not None)
     else:
         length = native.required().mixed_cell_saved(a.graph, list(x.shape), a.partial_channels, x.element_size())
     return MixedCellResults(out, statistics, x.new_empty(length))
@@ -253,7 +254,7 @@ def _backward_on_gpu(a: MixedCellBackward) -> MixedCellGradients:
 
 def backward_scratch(a: MixedCellBackward) -> int:
     """Return the bytes of workspace of a backward on a GPU, without its results. Computes nothing."""
-    flags = a.channels is not None, a.batch_statistics, a.edges is not None, a.batch_statistics and a.sync != 0
+    flags = mixed_cell_plan.flags_of(a, a.batch_statistics, a.sync != 0)
     needs = a.need_inputs, a.need_ops, a.need_weights
     x = a.inputs[0]
     return mixed_cell_plan.work_numbers(tuple(a.graph), tuple(x.shape), a.partial_channels, flags, needs) * x.element_size()
@@ -345,17 +346,7 @@ def _by_definition(
 def _beyond_triton(
     inputs: list[Tensor], ops: Tensor, edges: Tensor | None, weights: Tensor, affine: Tensor | None, constants: Constants
 ) -> str | None:
-    most, widest = mixed_cell_plan.MOST_INPUTS, mixed_cell_plan.WIDEST
-    if len(inputs) > most:
-        return f"its kernels support cells of at most {most} inputs, got {len(inputs)}"
-    if affine is not None or (edges is not None and edges.dim() == 2):
-        return "its kernels do not support affine BatchNorms and edge weights of each image yet"
-    codes = {(c, e.stride) for e in constants.graph.edges for c in e.candidates}
-    beyond = {Candidate.SEP_CONV_7, Candidate.PLAIN_MAX_POOL_3}
-    if (Candidate.PLAIN_AVG_POOL_3, 2) in codes or any(c in beyond for c, _ in codes):
-        return "its kernels do not support SEP_CONV_7, PLAIN_MAX_POOL_3 and PLAIN_AVG_POOL_3 of stride 2 yet"
-    Cq = inputs[0].shape[1] // constants.partial_channels
-    return None if Cq <= widest else f"its kernels support at most {widest} channels per candidate, got {Cq}"
+    return beyond(len(inputs), inputs[0].shape[1] // constants.partial_channels)
 
 
 backends.register(

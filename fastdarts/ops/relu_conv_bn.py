@@ -55,8 +55,7 @@ def relu_conv_bn(
     affine    None, or scale and shift: (D,) each
     training  True: batch statistics. False: the running ones, or, without them, batch statistics
     momentum  of the running statistics
-    backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16; without affine) or
-              "definition"
+    backend   "auto", "cpu" (C++: float32, float64), "triton" (NVIDIA GPUs: float32, bfloat16, float16) or "definition"
     sync      sums batch statistics over the ranks that share a batch; all ranks have as many images
 
     Returns (N, D, H, W), or (N, D, H/2, W/2); channels_last from a fused backend, which takes x in any layout. Under
@@ -169,18 +168,21 @@ def _on_gpu(a: ReLUConvBN) -> ReLUConvBNResults:
     from fastdarts.kernels import relu_conv_bn as kernels  # not above: Triton may be missing
 
     none = [None] * len(a.xs)
-    layers = zip(a.xs, _apart(a.weights, a.counts), a.running_means or none, a.running_vars or none, strict=True)
-    outs, statistics = zip(*kernels.forwards(list(layers), a.eps, ranks_of(a.sync)), strict=True)
-    return ReLUConvBNResults(list(outs), [], list(statistics))
+    tensors = a.running_means or none, a.running_vars or none, a.scales or none, a.shifts or none
+    layers = [kernels.Layer(*each) for each in zip(a.xs, _apart(a.weights, a.counts), *tensors, strict=True)]
+    outs, statistics, normalised = map(list, zip(*kernels.forwards(layers, a.eps, ranks_of(a.sync)), strict=True))
+    return ReLUConvBNResults(outs, normalised if a.scales else [], statistics)
 
 
 @BACKWARD.cuda
 def _backward_on_gpu(a: ReLUConvBNBackward) -> ReLUConvBNGradients:
     from fastdarts.kernels import relu_conv_bn_backward as kernels
 
-    layers = list(zip(a.grads, a.xs, _apart(a.weights, a.counts), a.normalised, a.statistics, strict=True))
+    tensors = a.grads, a.xs, _apart(a.weights, a.counts), a.normalised, a.statistics, a.scales or [None] * len(a.xs)
+    layers = [kernels.Layer(*each) for each in zip(*tensors, strict=True)]
     done = kernels.backwards(layers, a.eps, a.batch_statistics, a.need_xs, a.need_weights, ranks_of(a.sync))
-    return ReLUConvBNGradients([grad_x for grad_x, _ in done], [g for _, of_weights in done for g in of_weights], [], [])
+    of_affine = [[grads[i] for _, _, grads in done if grads] for i in range(2)]
+    return ReLUConvBNGradients([one.x for one in done], [g for one in done for g in one.weights], *of_affine)
 
 
 class _Split(NamedTuple):
@@ -272,16 +274,10 @@ def _registered(
     return outs
 
 
-def _beyond_triton(
-    xs: list[Tensor], weights: list[list[Tensor]], affines: Sequence[Affine] | None, constants: Constants
-) -> str | None:
-    return None if affines is None else "its kernels do not support affine BatchNorms yet"
-
-
 backends.register(
     "relu_conv_bn",
     backends.Backend("cpu", backends.native_cpu(torch.float32, torch.float64, op="relu_conv_bn"), _registered),
-    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered, _beyond_triton),
+    backends.Backend("triton", backends.triton(torch.float32, torch.bfloat16, torch.float16), _registered),
     backends.Backend("definition", backends.anything, _definitions),
 )
 

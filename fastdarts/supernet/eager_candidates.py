@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.kernels.graph import Edge, Graph
-from fastdarts.kernels.mixed_cell_plan import MOST_INPUTS
+from fastdarts.kernels.mixed_cell_launches import MOST_INPUTS
 from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.spaces import CANDIDATES, SKELETONS, Kind, Space
 from fastdarts.spaces.candidates import Candidate, Family

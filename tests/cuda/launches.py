@@ -68,8 +68,7 @@ class Memory:
         tensors["p_statistics"] = torch.full((norms, plan.parts, 3, plan.Cq), torch.nan)
         tensors["p_parts"] = torch.full((plan.learnt, plan.numbers), torch.nan)
         sizes = {"H": plan.H, "W": plan.W, "Ho": plan.Ho, "Wo": plan.Wo, "m": plan.m, "numbers": plan.numbers}
-        sizes |= {"C": plan.C, "CQ": plan.Cq, "CHOSEN": call.chosen, "BATCH": call.training, "WEIGHTED": call.edges}
-        sizes["NODES"] = plan.graph.nodes
+        sizes |= {name: int(value) for name, value in plan.constants.items()}
         sizes["columns"] = named["ops"].shape[1]
         memory = Memory(call, plan, dtype, {name: t.contiguous() for name, t in tensors.items()} | sizes)
         for at in {int(one.values["o_pools"]) for one in plan.launches if needs and "o_pools" in one.values}:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdarts.kernels.graph import Candidate, Graph
-from tests.ops.cells import ON_TRITON, S0, STRIDED_ON_TRITON, CellCall, dense, one_edge
+from fastdarts.kernels.graph import Candidate, Edge, Graph
+from tests.ops.cells import EVERY, S0, STRIDED, CellCall, dense, one_edge
 from tests.ops.exactness import Named, assert_exact, double, gradients, uninitialised_memory_is_nan
 from tests.ops.test_mixed_cell import OP, flat
 
@@ -50,7 +50,7 @@ def check(call: CellCall, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize(
     ("candidate", "stride"),
-    [*((c, 1) for c in ON_TRITON), *((c, 2) for c in STRIDED_ON_TRITON)],
+    [*((c, 1) for c in EVERY), *((c, 2) for c in STRIDED)],
     ids=lambda value: str(int(value)),
 )
 def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int, k: int, dtype: torch.dtype) -> None:
@@ -92,13 +92,25 @@ def test_masked_and_shifted_images_are_as_exact_as_eager(
 
 @pytest.mark.parametrize(("H", "W"), [(5, 7), (1, 2), (4, 1), (15, 13)])
 def test_odd_sizes_without_stride(H: int, W: int) -> None:
-    check(CellCall(dense(2, candidates=ON_TRITON), 3, 8, H, W), torch.float32)
+    check(CellCall(dense(2, candidates=EVERY), 3, 8, H, W), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("stride", "C", "H", "W"), [(1, 36, 32, 32), (2, 72, 16, 16), (1, 128, 8, 8), (1, 6, 5, 7)])
+def test_discrete_cells_are_as_exact_as_eager(stride: int, C: int, H: int, W: int, training: bool, dtype: torch.dtype) -> None:
+    """One operation on each edge, affine BatchNorms, drop path."""
+    codes = [c for c in (EVERY if stride == 1 else STRIDED) if c != Candidate.NONE]
+    sources = [i % 3 if i > 3 else i % 2 for i in range(len(codes))]
+    edges = [Edge(s, i // 4, stride if s < 2 else 1, (c,)) for i, (s, c) in enumerate(zip(sources, codes, strict=True))]
+    call = CellCall(Graph(2, edges[-1].node + 1, tuple(edges)), 8, C, H, W, edges="images", affine=True, training=training)
+    check(call, dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize(("stride", "k", "chosen"), [(1, 1, False), (2, 1, False), (2, 2, False), (1, 4, True)])
 def test_runs_are_bitwise_identical(stride: int, k: int, chosen: bool, dtype: torch.dtype) -> None:
-    call = CellCall(dense(4, stride, ON_TRITON if stride == 1 else STRIDED_ON_TRITON), 32, 16 * k, 16, 16, k, chosen=chosen)
+    call = CellCall(dense(4, stride, EVERY if stride == 1 else STRIDED), 32, 16 * k, 16, 16, k, chosen=chosen)
     named = on_gpu(call.tensors(dtype))
     first = run(call, named, "triton", dtype)
     for _ in range(5):
@@ -124,8 +136,9 @@ def test_second_derivative_uses_definition() -> None:
     [
         CellCall(dense(2), 2, 4, 6, 4),
         CellCall(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True, training=False),
-        CellCall(dense(1, candidates=ON_TRITON, inputs=1), 3, 8, 5, 3, k=4, edges=False),
+        CellCall(dense(1, candidates=EVERY, inputs=1), 3, 8, 5, 3, k=4, edges=False),
         CellCall(one_edge(Candidate.SKIP), 1, 1, 1, 1),
+        CellCall(dense(1, 2, STRIDED, inputs=1), 3, 8, 6, 4, edges="images", affine=True),
     ],
 )
 def test_opcheck(call: CellCall, dtype: torch.dtype) -> None:

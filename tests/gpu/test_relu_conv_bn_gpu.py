@@ -21,6 +21,8 @@ SIZES: list[dict[str, Any]] = [
     {"N": 2, "C": 70, "D": 138, "H": 8, "W": 6},
     {"N": 16, "C": 256, "D": 64, "H": 32, "W": 32},
     {"C": 12, "D": 8, "shift": 1e3},
+    {"affine": True},
+    {"N": 16, "C": 128, "D": 36, "H": 32, "W": 32, "affine": True},
 ]
 
 
@@ -69,17 +71,21 @@ def test_runs_are_bitwise_identical(halves: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("call", [LayerCall(), LayerCall(halves=True, training=False), LayerCall(2, 5, 3, 3, 5)], ids=str)
+@pytest.mark.parametrize(
+    "call",
+    [LayerCall(), LayerCall(halves=True, training=False), LayerCall(2, 5, 3, 3, 5), LayerCall(affine=True)],
+    ids=str,
+)
 def test_opcheck(call: LayerCall, dtype: torch.dtype) -> None:
-    x, *weights = (t.detach().cuda() for t in call.tensors(dtype).values())
-    x = x.contiguous(memory_format=torch.channels_last)
+    x, weights, *affine = call.parts(on_gpu(call.tensors(dtype)))
+    x, affine = x.contiguous(memory_format=torch.channels_last), [[t] if call.affine else [] for t in affine]
     running = ([], []) if call.training else [[t.cuda()] for t in call.constants(dtype)[0]]
-    args = [x], weights, [len(weights)], [], [], *running, 1e-5, 0
+    args = [x], weights, [len(weights)], *affine, *running, 1e-5, 0
     torch.library.opcheck(OP.default, args)
-    (out,), _, (statistics,) = OP(*args)
+    (out,), normalised, (statistics,) = OP(*args)
     assert out.is_contiguous(memory_format=torch.channels_last)
     for needs in ((True, True), (False, True), (True, False), (False, False)):
-        given = [torch.ones_like(out)], [x], weights, [len(weights)], [], [out], [statistics]
+        given = [torch.ones_like(out)], [x], weights, [len(weights)], affine[0], normalised or [out], [statistics]
         args = *given, 1e-5, call.training, [needs[0]], needs[1], 0
         torch.library.opcheck(torch.ops.fastdarts.relu_conv_bn_backward.default, args)
 

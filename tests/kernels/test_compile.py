@@ -75,12 +75,13 @@ def test_kernels_compile_without_spills(module: Any, dtype: torch.dtype, arch: i
 
 @pytest.mark.parametrize("module", ["forward", "backward", "weights"])
 def test_widest_candidates_fit_into_shared_memory(module: str) -> None:
-    """Those of float32, whose products take the most."""
+    """Those of float32, whose products take the most. Only dense convolutions spill, from matrices of 128 x 128."""
     kernels = importlib.import_module(f"fastdarts.kernels.mixed_cell_{module}")
     products = "separable", "dense", "product", "state_gradient", "matrix_gradient", "dense_gradient"
     found = [one for one in kernels.specimens(torch.float32, ((WIDEST, 1, False),)) if one.name in products]
-    used = {(one.name, one.label): compiler.compile_specimen(one, 80).shared_bytes for one in found}
-    assert used and max(used.values()) <= MOST_SHARED, used
+    used = {(one.name, one.label): compiler.compile_specimen(one, 80) for one in found}
+    assert used and max(one.shared_bytes for one in used.values()) <= MOST_SHARED, used
+    assert [name for name, one in used.items() if one.spill_bytes and "dense" not in " ".join(name)] == []
 
 
 def test_argument_names_follow_grammar() -> None:

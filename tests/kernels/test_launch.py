@@ -13,6 +13,7 @@ from fastdarts.logs import say_once
 
 ROW = {"TILE": 64, "num_warps": 4, "num_stages": 1}
 HALF = torch.float16
+SEARCH = {"CQ": 16, "SECOND": False, "AFFINE": False, "PLAIN_MAX": False, "WEIGHTED": 1, "LARGEST": 5}  # of a launch
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +40,12 @@ def test_tuned_row_keeps_backend() -> None:
     assert launch.backend("toy", HALF, "sm_80") == "triton"
 
 
+def test_warps_grow_with_wide_tiles() -> None:
+    given = {"TILE": 1024, "num_warps": 4}
+    assert [launch.widened(given, channels)["num_warps"] for channels in (None, 16, 64, 128)] == [4, 4, 4, 8]
+    assert launch.widened({"num_warps": 4}, 128) == {"num_warps": 4}
+
+
 def test_refusal_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     say_once.cache_clear()
     with caplog.at_level(logging.INFO, "fastdarts"):
@@ -50,13 +57,13 @@ def test_refusal_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_cuda_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without CUDA kernels in the native module; with them, for kernels, dtypes and arguments they were not written for."""
     monkeypatch.setattr(native, "without_cuda", lambda: "the native module has no CUDA kernels: nvcc is not found")
-    assert "nvcc is not found" in mixed_cell_cuda.refusal("separable", HALF, {"CQ": 16})
+    assert "nvcc is not found" in mixed_cell_cuda.refusal("separable", HALF, SEARCH)
     monkeypatch.setattr(native, "without_cuda", lambda: None)
     monkeypatch.setattr(native, "module", lambda: type("Module", (), {"cuda_launches": lambda: ["separable"]}))
-    assert mixed_cell_cuda.refusal("separable", HALF, {"CQ": 16}) is None
+    assert mixed_cell_cuda.refusal("separable", HALF, SEARCH) is None
     assert "written in Triton only" in mixed_cell_cuda.refusal("mix_weights", HALF, {})
-    assert "not for float64" in mixed_cell_cuda.refusal("separable", torch.float64, {"CQ": 16})
-    assert "at most 64 channels, got 128" in mixed_cell_cuda.refusal("separable", HALF, {"CQ": 128})
+    assert "not for float64" in mixed_cell_cuda.refusal("separable", torch.float64, SEARCH)
+    assert "at most 64 channels, got 128" in mixed_cell_cuda.refusal("separable", HALF, SEARCH | {"CQ": 128})
 
 
 def state_gradient_arguments() -> dict[str, Any]:
@@ -64,7 +71,20 @@ def state_gradient_arguments() -> dict[str, Any]:
     tensors = {
         name: torch.empty(64, dtype=HALF) for name in ("p_saved", "p_inputs0", "p_inputs1", "p_inputs2", "p_inputs3", "p_grad")
     }
-    return tensors | {"CQ": 16, "CHOSEN": False, "DENSE": False, "pixels": 4, "m": 4}
+    return tensors | SEARCH | {"CHOSEN": False, "DENSE": False, "pixels": 4, "m": 4}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "what", "why"),
+    [
+        ("separable", {"LARGEST": 7}, "kernels of 7 rows"),
+        ("tap_gradient", {"AFFINE": True, "SECOND": True}, "affine BatchNorms"),
+        ("pool_gradient", {"PLAIN_MAX": True}, "maxima without BatchNorm"),
+        ("state_gradient", {"WEIGHTED": 2}, "edge weights of each image"),
+    ],
+)
+def test_launches_of_discrete_cells_are_rejected(kernel: str, what: dict[str, Any], why: str) -> None:
+    assert why in mixed_cell_cuda.unfit(kernel, SEARCH | what)
 
 
 def test_unaligned_input_is_rejected() -> None:

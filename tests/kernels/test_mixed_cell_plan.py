@@ -13,7 +13,7 @@ from fastdarts.kernels.mixed_cell_plan import MixedCellPlan, launch_plan, saved_
 from fastdarts.kernels.rows import ALIGN
 from fastdarts.ops import mixed_cell
 from tests.ops import cells
-from tests.ops.cells import ON_TRITON, S0, dense, one_edge
+from tests.ops.cells import EVERY, S0, STRIDED, dense, one_edge
 
 NORMAL, REDUCTION = dense(4), dense(4, 2)
 CIFAR = 64, 16, 32, 32
@@ -105,6 +105,19 @@ def test_only_requested_gradients_are_launched() -> None:
     assert counts(Call(nothing, CIFAR), Needs()) == {"state_gradient": 2, "grad_sums": 1, "mix_weights": 1}
 
 
+def test_affine_norms_add_a_launch_for_middles() -> None:
+    """Per wave, where the gradients of weights are needed; in eval mode their sums, too."""
+    affine = Call(NORMAL, CIFAR, affine=True)
+    for needs in (None, ALPHA):
+        assert counts(affine, needs) == counts(Call(NORMAL, CIFAR), needs)
+    assert counts(affine, Needs()) == counts(Call(NORMAL, CIFAR), Needs()) + Counter(affine_gradient=4)
+    fixed = Call(NORMAL, CIFAR, batch=False, affine=True)
+    assert counts(fixed, Needs(ops=False))["grad_sums"] == 4
+    shared = MixedCellPlan(Call(NORMAL, CIFAR, shared=True, affine=True), Needs())
+    exchanging = Counter(one.kernel for one in shared.launches if one.exchanged)
+    assert exchanging == {"mix_weights": 4, "affine_gradient": 4}
+
+
 def test_bytes_and_operations_of_normal_cell() -> None:
     """Passes over a tensor of (m, C): units read and write, nodes read each y and state; the convolutions' operations."""
     m, C = 64 * 32 * 32, 16
@@ -125,21 +138,23 @@ def test_parts_cover_all_pixels(pixels: int, how: tuple[int, int]) -> None:
     assert split.parts <= how[0] and split.per % how[1] == 0
 
 
-@pytest.mark.parametrize(("k", "chosen"), [(1, False), (2, True)])
+@pytest.mark.parametrize(("k", "chosen", "affine"), [(1, False, True), (2, True, False)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_saved_tensors_do_not_overlap(stride: int, k: int, chosen: bool) -> None:
+def test_saved_tensors_do_not_overlap(stride: int, k: int, chosen: bool, affine: bool) -> None:
     """Each y, each state and the factors have room of their own, and backward finds them where forward put them."""
-    graph = dense(3, stride, S0 if stride == 2 else ON_TRITON)
+    graph = dense(3, stride, STRIDED if stride == 2 else EVERY)
     shape = (3, 20, 6, 10)
-    plan = MixedCellPlan(Call(graph, shape, k, chosen))
+    call = Call(graph, shape, k, chosen, affine=affine)
+    plan = MixedCellPlan(call)
     size, state = plan.m * plan.Cq, plan.m * plan.C
     places = [(unit.y * ALIGN, size) for unit in plan.units] + [(at * ALIGN, state) for at in plan.state if at >= 0]
-    places = sorted([*places, (plan.norms_at, 6 * graph.norms * plan.Cq)])
+    places = sorted([*places, *((at, 6 * graph.norms * plan.Cq) for at in {plan.norms_at, plan.scaled_at})])
+    assert (plan.scaled_at != plan.norms_at) == affine
     ends = [begin + length for begin, length in places]
     assert all(end <= begin for end, (begin, _) in zip(ends, places[1:], strict=False)) and ends[-1] <= plan.saved
-    assert plan.saved == saved_numbers(tuple(graph.encode()), shape, k)
+    assert plan.saved == saved_numbers(tuple(graph.encode()), shape, k, affine)
     for needs in (Needs(), ALPHA, Needs(False, False, True)):
-        back = MixedCellPlan(Call(graph, shape, k, chosen), needs)
+        back = MixedCellPlan(call, needs)
         assert [unit.y for unit in back.units] == [unit.y for unit in plan.units] and back.state == plan.state
         assert back.saved == plan.saved and back.norms_at == plan.norms_at
     assert plan.numbers == graph.size(plan.Cq)

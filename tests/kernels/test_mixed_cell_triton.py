@@ -11,7 +11,7 @@ from fastdarts.kernels import mixed_cell as kernels
 from fastdarts.kernels.arguments import MixedCell, MixedCellBackward
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.ops import batch_norm
-from tests.ops.cells import ON_TRITON, STRIDED_ON_TRITON, CellCall, dense, one_edge
+from tests.ops.cells import EVERY, STRIDED, CellCall, dense, one_edge
 from tests.ops.exactness import Named, assert_exact, double, uninitialised_memory_is_nan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,26 +24,35 @@ def channels_last(t: Tensor) -> Tensor:
     return t.detach().contiguous(memory_format=torch.channels_last)
 
 
-def by_kernels(call: CellCall, dtype: torch.dtype, needs: tuple[bool, bool, bool] = (True, True, True)) -> Named:
-    """The output, the running statistics after it, and the gradients, in memory that is NaN before it is written."""
+def by_kernels(
+    call: CellCall, dtype: torch.dtype, needs: tuple[bool, bool, bool] = (True, True, True), autocast: bool = False
+) -> Named:
+    """The output, the running statistics after it, and the gradients, in memory that is NaN before it is written.
+
+    autocast  affine parameters are float32
+    """
     named, rest = call.tensors(dtype), call.constants(dtype)
     inputs = [channels_last(named[f"input {i}"]) for i in range(call.graph.inputs)]
-    ops, edges, weights = (named[name].detach() if name in named else None for name in ("ops", "edges", "weights"))
+    ops, weights, affine = (named[name].detach() if name in named else None for name in ("ops", "weights", "affine"))
+    affine = affine.float() if autocast else affine
+    edges = call.edge_weights(named)
+    edges = None if edges is None else edges.detach()
     running = (rest["mean"], rest["var"]) if call.running else None
     mean, var = (None, None) if call.training or running is None else running
     cell = rest["channels"], call.graph.encode(), call.k, call.eps
     with uninitialised_memory_is_nan():
-        out, statistics, saved = kernels.forward(MixedCell(inputs, ops, edges, weights, None, mean, var, *cell, 0))
+        out, statistics, saved = kernels.forward(MixedCell(inputs, ops, edges, weights, affine, mean, var, *cell, 0))
         result = {"out": out.clone()}
         out.fill_(float("nan"))  # nobody's state
-        given = channels_last(rest["grad"]), inputs, ops, edges, weights, None, statistics, saved, *cell, mean is None
-        grad_inputs, grad_ops, grad_edges, grad_weights, _ = kernels.backward(MixedCellBackward(*given, *needs, 0))
+        given = channels_last(rest["grad"]), inputs, ops, edges, weights, affine, statistics, saved, *cell, mean is None
+        grad_inputs, *of_parameters = kernels.backward(MixedCellBackward(*given, *needs, 0))
     if running:
         if call.training:
             batch_norm.update_running(running, statistics, out.numel() // out.shape[1], 0.1)
         result |= {"mean": running[0], "var": running[1]}
-    result |= {f"d input {i}": g for i, g in enumerate(grad_inputs)} | {"d ops": grad_ops}
-    return result | ({} if edges is None else {"d edges": grad_edges}) | {"d weights": grad_weights}
+    result |= {f"d input {i}": g for i, g in enumerate(grad_inputs)}
+    given = zip(("ops", "edges", "weights", "affine"), of_parameters, strict=True)
+    return result | {f"d {name}": g for name, g in given if name in named}
 
 
 def check(call: CellCall, dtype: torch.dtype = torch.float32) -> None:
@@ -55,7 +64,7 @@ def check(call: CellCall, dtype: torch.dtype = torch.float32) -> None:
 
 @pytest.mark.parametrize(
     ("candidate", "stride"),
-    [*((c, 1) for c in ON_TRITON), *((c, 2) for c in STRIDED_ON_TRITON)],
+    [*((c, 1) for c in EVERY), *((c, 2) for c in STRIDED)],
     ids=lambda value: str(int(value)),
 )
 def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int) -> None:
@@ -63,7 +72,10 @@ def test_each_candidate_is_as_exact_as_eager(candidate: Candidate, stride: int) 
     number = candidate + stride
     k = (1, 2, 4)[number % 3]
     sizes = STRIDED_SMALL if stride == 2 else SMALL
-    call = CellCall(dense(2, stride, (candidate,)), **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number)
+    inputs = 1 if candidate == Candidate.SEP_CONV_7 else 2  # 49 taps take their time
+    call = CellCall(
+        dense(2, stride, (candidate,), inputs=inputs), **sizes, k=k, chosen=k == 4, training=number % 4 > 0, seed=number
+    )
     check(call.but(C=8 * k))
 
 
@@ -86,6 +98,55 @@ def test_settings_are_as_exact_as_eager(stride: int, k: int, chosen: bool, train
         dense(2, stride, FEW, inputs=1), **sizes, k=k, edges=edges, chosen=chosen, running=running, training=training
     )
     check(call.but(eps=1e-3))
+
+
+DISCRETE = {"edges": "images", "affine": True}  # as drop path trains a discrete cell
+
+
+@pytest.mark.parametrize(
+    ("candidate", "stride"),
+    [
+        (Candidate.SEP_CONV_3, 1),
+        (Candidate.SEP_CONV_3, 2),
+        (Candidate.DIL_CONV_5, 2),
+        (Candidate.CONV_3, 1),
+        (Candidate.SKIP, 2),
+        (Candidate.SKIP, 1),
+        (Candidate.MAX_POOL_3, 1),
+        (Candidate.AVG_POOL_3, 2),
+        (Candidate.PLAIN_MAX_POOL_3, 2),
+        (Candidate.PLAIN_AVG_POOL_3, 2),
+    ],
+    ids=lambda value: str(int(value)),
+)
+def test_affine_norms_and_weights_of_images_are_as_exact_as_eager(candidate: Candidate, stride: int) -> None:
+    sizes = {"N": 4, "C": 6, "H": 10, "W": 8} if stride == 2 else {"N": 4, "C": 6, "H": 5, "W": 7}
+    call = CellCall(dense(2, stride, (candidate,), inputs=1), **sizes, **DISCRETE, seed=int(candidate))
+    check(call.but(training=candidate % 3 > 0))
+
+
+@pytest.mark.parametrize(
+    ("stride", "k", "chosen", "edges", "training"),
+    [(1, 1, False, True, True), (2, 2, False, "images", False), (1, 4, True, "images", True), (2, 1, False, False, False)],
+)
+def test_affine_settings_are_as_exact_as_eager(stride: int, k: int, chosen: bool, edges: bool | str, training: bool) -> None:
+    sizes = STRIDED_SMALL if stride == 2 else SMALL
+    graph = dense(2, stride, (*FEW, Candidate.PLAIN_MAX_POOL_3), inputs=1)
+    check(CellCall(graph, **sizes, k=k, chosen=chosen, edges=edges, training=training, affine=True, seed=3))
+
+
+def test_half_precision_of_discrete_cell() -> None:
+    graph = Graph(2, 2, tuple(Edge(i % 3, i // 2, 1, (c,)) for i, c in enumerate((*FEW[:1] * 2, *FEW[2:]))))
+    check(CellCall(graph, 3, 8, 5, 7, **DISCRETE), torch.float16)
+
+
+def test_affine_parameters_may_be_float32_as_under_autocast() -> None:
+    graph = dense(1, 1, (Candidate.SEP_CONV_3, Candidate.AVG_POOL_3), inputs=1)
+    call = CellCall(graph, **SMALL, **DISCRETE)
+    got, want = (by_kernels(call, torch.float16, autocast=wide) for wide in (True, False))
+    affine, rounded = got.pop("d affine"), want.pop("d affine")
+    assert affine.dtype == torch.float32 and torch.equal(affine.half(), rounded)
+    assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 def test_running_statistics_may_be_strided() -> None:
@@ -131,15 +192,17 @@ def test_sizes_are_as_exact_as_eager(size: tuple[int, int, int, int]) -> None:
     check(CellCall(dense(2, candidates=(Candidate.SEP_CONV_3, Candidate.MAX_POOL_3, Candidate.SKIP), inputs=1), *size))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-def test_requested_gradients_only_and_bitwise_identical(stride: int) -> None:
-    candidates = (Candidate.DIL_CONV_3, Candidate.SKIP, Candidate.AVG_POOL_3)
+@pytest.mark.parametrize(("stride", "affine", "training"), [(1, False, True), (2, False, True), (1, True, False)])
+def test_requested_gradients_only_and_bitwise_identical(stride: int, affine: bool, training: bool) -> None:
+    candidates = (Candidate.SEP_CONV_3 if affine else Candidate.DIL_CONV_3, Candidate.SKIP, Candidate.AVG_POOL_3)
     sizes = STRIDED_SMALL if stride == 2 else SMALL
-    call = CellCall(dense(2, stride, candidates, inputs=1), **sizes, k=2)
+    call = CellCall(dense(2, stride, candidates, inputs=1), **sizes, k=2, affine=affine, training=training)
     whole = by_kernels(call, torch.float32)
     for needs in ((False, True, False), (True, False, False), (False, False, True)):
         got = by_kernels(call, torch.float32, needs)
-        for name, wanted in (("d input 0", needs[0]), ("d ops", needs[1]), ("d edges", needs[1]), ("d weights", needs[2])):
+        asked = {"d input 0": needs[0], "d ops": needs[1], "d edges": needs[1], "d weights": needs[2]}
+        asked |= {"d affine": needs[2]} if affine else {}
+        for name, wanted in asked.items():
             assert (name in got and got[name].numel() > 0) == wanted
             assert not wanted or torch.equal(got[name], whole[name])
         assert torch.equal(got["out"], whole["out"])

@@ -32,27 +32,36 @@ def by_image(name: str) -> bool:
     return name == "out" or name.startswith(("d input", "d x"))
 
 
+def own_edges(call: cells.CellCall, named: Named, rank: Turns) -> Tensor | None:
+    """The edges' weights; of a rank's images, if each has its own."""
+    edges = call.edge_weights(named)
+    return edges if edges is None or edges.dim() == 1 else edges.chunk(rank.size, 1)[rank.rank].contiguous()
+
+
 def cell_by_kernels(
     call: cells.CellCall, dtype: torch.dtype, rank: Turns, needs: tuple[bool, bool, bool] = (True,) * 3
 ) -> Named:
     """A rank's output, running statistics and gradients for its images of the call's."""
     named, rest = call.tensors(dtype), call.constants(dtype)
     inputs = [share(named[f"input {i}"], rank).contiguous(memory_format=torch.channels_last) for i in range(call.graph.inputs)]
-    ops, edges, weights = (named[name].detach() if name in named else None for name in ("ops", "edges", "weights"))
+    ops, weights, affine = (named[name].detach() if name in named else None for name in ("ops", "weights", "affine"))
+    edges = own_edges(call, named, rank)
     running = (rest["mean"], rest["var"]) if call.running else None
     mean, var = (None, None) if call.training or running is None else running
     constant = rest["channels"], call.graph.encode(), call.k, call.eps
-    out, statistics, saved = mixed_cell.forward(MixedCell(inputs, ops, edges, weights, None, mean, var, *constant, 0), rank)
+    given = inputs, ops, None if edges is None else edges.detach(), weights, affine
+    out, statistics, saved = mixed_cell.forward(MixedCell(*given, mean, var, *constant, 0), rank)
     grad = share(rest["grad"], rank).contiguous(memory_format=torch.channels_last)
-    given = grad, inputs, ops, edges, weights, None, statistics, saved, *constant, mean is None, *needs, 0
-    grad_inputs, grad_ops, grad_edges, grad_weights, _ = mixed_cell.backward(MixedCellBackward(*given), rank)
+    back = MixedCellBackward(grad, *given, statistics, saved, *constant, mean is None, *needs, 0)
+    grad_inputs, *of_parameters = mixed_cell.backward(back, rank)
     result = {"out": out}
     if running:
         if call.training:
             batch_norm.update_running(running, statistics, rank.size * out.numel() // out.shape[1], 0.1)
         result |= {"mean": running[0], "var": running[1]}
-    result |= {f"d input {i}": g for i, g in enumerate(grad_inputs)} | {"d ops": grad_ops}
-    return result | ({} if edges is None else {"d edges": grad_edges}) | {"d weights": grad_weights}
+    result |= {f"d input {i}": g for i, g in enumerate(grad_inputs)}
+    grads = zip(("ops", "edges", "weights", "affine"), of_parameters, strict=True)
+    return result | {f"d {name}": g for name, g in grads if name in named}
 
 
 def cell_by_definition(call: cells.CellCall, dtype: torch.dtype, rank: Turns, exact: bool) -> Named:
@@ -62,7 +71,8 @@ def cell_by_definition(call: cells.CellCall, dtype: torch.dtype, rank: Turns, ex
     rest = call.constants(torch.float64 if exact else dtype)
     running = (rest["mean"], rest["var"]) if call.running else None
     inputs = [named[f"input {i}"] for i in range(call.graph.inputs)]
-    mixed = named["ops"], named.get("edges"), named["weights"], None, running, rest["channels"], call.graph, call.k
+    mixed = named["ops"], own_edges(call, named, rank), named["weights"], named.get("affine"), running, rest["channels"]
+    mixed = *mixed, call.graph, call.k
     out = definition(inputs, *mixed, call.training, 0.1, call.eps, rank)
     moved = {"mean": running[0], "var": running[1]} if running else {}
     return {"out": out.detach()} | moved | gradients(out, share(rest["grad"], rank), named)
@@ -92,6 +102,12 @@ def check_cell(call: cells.CellCall, dtype: torch.dtype = torch.float32, size: i
 def test_waves_and_parts_match_definition() -> None:
     """Two waves; each rank's pixels are two parts, the second nearly empty."""
     check_cell(cells.CellCall(dense(2, 1, SEPARABLE, inputs=1), 4, 8, 5, 7))
+
+
+def test_affine_norms_and_weights_of_images_match_definition() -> None:
+    """Gradients of affine parameters are of the rank's own images, those of the middle BNs too."""
+    graph = dense(1, 1, (Candidate.SEP_CONV_3, Candidate.PLAIN_MAX_POOL_3, Candidate.CONV_1), inputs=1)
+    check_cell(cells.CellCall(graph, 4, 8, 5, 7, edges="images", affine=True, seed=1))
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -151,24 +167,27 @@ def test_graph_without_batchnorm_sums_nothing() -> None:
 
 
 def layer_by_kernels(call: Layer, dtype: torch.dtype, rank: Turns) -> Named:
-    x, *weights = (t.detach() for t in call.tensors(dtype).values())
-    x, (running, grad) = share(x, rank), call.constants(dtype)
-    mean, var = (None, None) if call.training else running
-    out, statistics = relu_conv_bn.forward(x, weights, mean, var, EPS, rank)
-    given = share(grad, rank), x, weights, out, statistics, EPS, call.training, True, True
-    grad_x, grad_weights = relu_conv_bn_backward.backward(*given, rank)
+    named = call.tensors(dtype)
+    (x, weights, scale, shift), (running, grad) = call.parts(named), call.constants(dtype)
+    x, (mean, var) = share(x, rank), (None, None) if call.training else running
+    given = relu_conv_bn.Layer(x, weights, mean, var, scale, shift)
+    out, statistics, normalised = relu_conv_bn.forward(given, EPS, rank)
+    back = relu_conv_bn_backward.Layer(share(grad, rank), x, weights, normalised, statistics, scale)
+    grad_x, *of_parameters = relu_conv_bn_backward.backward(back, EPS, call.training, True, True, rank)
     if call.training:
         batch_norm.update_running(running, statistics, rank.size * out.numel() // out.shape[1], 0.2)
     moved = {"out": out, "mean": running[0], "var": running[1], "d x": grad_x}
-    return moved | {f"d w{i}": g for i, g in enumerate(grad_weights)}
+    names = [f"d {name}" for name in named if name != "x"]
+    return moved | dict(zip(names, (g for grads in of_parameters for g in grads), strict=True))
 
 
 def layer_by_definition(call: Layer, dtype: torch.dtype, rank: Turns, exact: bool) -> Named:
     named = {n: share(t, rank) if n == "x" else t.detach() for n, t in call.tensors(dtype).items()}
     named = {n: (t.double() if exact else t).requires_grad_() for n, t in named.items()}
-    x, *weights = named.values()
     running, grad = call.constants(torch.float64 if exact else dtype)
-    out = layer(x, weights, running, None, call.training, 0.2, EPS, rank)
+    affine = (named["scale"], named["shift"]) if call.affine else None
+    weights = [t for name, t in named.items() if name[0] == "w"]
+    out = layer(named["x"], weights, running, affine, call.training, 0.2, EPS, rank)
     return {"out": out.detach(), "mean": running[0], "var": running[1]} | gradients(out, share(grad, rank), named)
 
 
@@ -179,9 +198,14 @@ def strided(x: Tensor, weight: Tensor, offset: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("halves", [False, True])
-@pytest.mark.parametrize(("training", "shift", "size"), [(True, 0.0, 2), (True, 1e3, 3), (False, 0.0, 2)])
-def test_relu_conv_bn_matches_definition(training: bool, shift: float, size: int, halves: bool, dtype: torch.dtype) -> None:
-    call = Layer(2 * size, 12, 8, 6, 8, halves, training, shift=shift)
+@pytest.mark.parametrize(
+    ("training", "shift", "size", "affine"),
+    [(True, 0.0, 2, False), (True, 1e3, 3, False), (False, 0.0, 2, False), (True, 0.0, 2, True)],
+)
+def test_relu_conv_bn_matches_definition(
+    training: bool, shift: float, size: int, affine: bool, halves: bool, dtype: torch.dtype
+) -> None:
+    call = Layer(2 * size, 12, 8, 6, 8, halves, training, shift=shift, affine=affine)
     with uninitialised_memory_is_nan():
         got, synchronised = on_ranks(size, lambda rank: layer_by_kernels(call, dtype, rank))
     assert len(synchronised[0].sums) == (2 if training else 0)
@@ -209,13 +233,17 @@ def test_layers_run_together_sum_once(training: bool) -> None:
         constants = [call.constants() for call in calls]
         xs, weights = [share(n["x"], rank) for n in named], [[w.detach() for w in list(n.values())[1:]] for n in named]
         given = [(None, None) if training else running for running, _ in constants]
-        done = relu_conv_bn.forwards([(x, w, *g) for x, w, g in zip(xs, weights, given, strict=True)], EPS, rank)
+        layers = [relu_conv_bn.Layer(x, w, *g) for x, w, g in zip(xs, weights, given, strict=True)]
+        done = relu_conv_bn.forwards(layers, EPS, rank)
         grads = [share(grad, rank) for _, grad in constants]
-        layers = [(g, x, w, *two) for g, x, w, two in zip(grads, xs, weights, done, strict=True)]
+        layers = [
+            relu_conv_bn_backward.Layer(g, x, w, one.normalised, one.statistics)
+            for g, x, w, one in zip(grads, xs, weights, done, strict=True)
+        ]
         back = relu_conv_bn_backward.backwards(layers, EPS, training, [False, True], True, rank)
-        assert [grad_x.numel() > 0 for grad_x, _ in back] == [False, True]
-        result = {f"out {i}": out for i, (out, _) in enumerate(done)} | {"d x 1": back[1][0]}
-        return result | {f"d w{j} {i}": w for i, (_, grads) in enumerate(back) for j, w in enumerate(grads)}
+        assert [one.x.numel() > 0 for one in back] == [False, True]
+        result = {f"out {i}": one.out for i, one in enumerate(done)} | {"d x 1": back[1].x}
+        return result | {f"d w{j} {i}": w for i, one in enumerate(back) for j, w in enumerate(one.weights)}
 
     got, synchronised = on_ranks(2, together)
     assert synchronised[0].sums == ([(2, 2 * 18), (2 * 18,)] if training else [])

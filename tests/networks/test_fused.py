@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from fastdarts.kernels import mixed_cell_launches
 from fastdarts.module_hooks import SLOW
 from fastdarts.networks import DiscreteNetwork, NetworkShape, architecture_of, build
 from fastdarts.networks.cell import DiscreteCell
 from fastdarts.networks.operations import SepConv
-from fastdarts.ops import mixed_cell, relu_conv_bn
+from fastdarts.ops import backend, mixed_cell, relu_conv_bn
 from tests.ops.exactness import uninitialised_memory_is_nan
 from tests.support.backends import needs_native
 
@@ -51,8 +53,8 @@ def results(network: DiscreteNetwork, x: Tensor) -> dict[str, Tensor]:
     return {name: t for name, t in (found | dict(network.named_buffers())).items() if t is not None}
 
 
-def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the fused ops that are called from now on."""
+def calls_of(monkeypatch: pytest.MonkeyPatch, backend: str = "cpu") -> list[str]:
+    """Names of the fused ops that are called by a backend from now on."""
     called: list[str] = []
     for op in (mixed_cell, relu_conv_bn):
         real = op._registered
@@ -62,7 +64,7 @@ def calls_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return real(*args)
 
         backends = op.backends._ops[op.__name__.rpartition(".")[2]]
-        monkeypatch.setitem(backends, "cpu", op.backends.Backend("cpu", backends["cpu"].check, counted))
+        monkeypatch.setitem(backends, backend, replace(backends[backend], run=counted))
     return called
 
 
@@ -102,6 +104,21 @@ def test_unsupported_operations_run_in_their_cells_alone() -> None:
     x = torch.randn(IMAGE, dtype=torch.float64)
     got, want = results(network, x), results(other, x)
     torch.testing.assert_close(got["logits"], want["logits"], rtol=1e-9, atol=1e-9)
+
+
+def test_cells_too_wide_for_triton_run_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice alone: Triton's backend calls the registered ops, which are the C++ ones here."""
+    monkeypatch.setattr(mixed_cell_launches, "WIDEST", 4)
+    network = network_of("DARTS_V2")  # cells of 4, 8 and 16 channels
+    x = torch.randn(IMAGE, dtype=torch.float64)
+    want = results(deepcopy(network), x)
+    monkeypatch.setattr(backend, "choose", lambda op, *_: "triton")
+    called = calls_of(monkeypatch, "triton")
+    got = results(network, x)
+    assert called.count("mixed_cell") == 1 and called.count("relu_conv_bn") == 3
+    torch.testing.assert_close(got["logits"], want["logits"], rtol=1e-9, atol=1e-9)
+    why = "its kernels support at most 4 channels per candidate, got 8"
+    assert network.computed_by("cuda") == f"2 of 3 cells in plain PyTorch ({why}), the others fused by Triton"
 
 
 def _hook(cell: DiscreteCell) -> None:

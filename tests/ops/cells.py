@@ -14,9 +14,6 @@ from tests.ops.exactness import Named, assert_exact, double, gradients, uninitia
 S0 = tuple(map(Candidate, range(8)))
 EVERY = tuple(Candidate)
 STRIDED = tuple(c for c in EVERY if c not in DENSE)
-BEYOND_TRITON = {Candidate.PLAIN_MAX_POOL_3, Candidate.SEP_CONV_7}
-ON_TRITON = tuple(c for c in EVERY if c not in BEYOND_TRITON)
-STRIDED_ON_TRITON = tuple(c for c in STRIDED if c not in {*BEYOND_TRITON, Candidate.PLAIN_AVG_POOL_3})
 Images = Literal["normal", "masked", "shifted"]
 
 
@@ -90,7 +87,7 @@ class CellCall:
         if self.edges != "images":
             return tensors.get("edges")
         g = torch.Generator().manual_seed(self.seed + 2)
-        return 0.5 * torch.randint(-1, 4, (len(self.graph.edges), self.N), generator=g).to(tensors["ops"].dtype)
+        return 0.5 * torch.randint(-1, 4, (len(self.graph.edges), self.N), generator=g).to(tensors["ops"])
 
     def _image(self, normal) -> Tensor:
         x = normal(self.N, self.C, self.H, self.W)

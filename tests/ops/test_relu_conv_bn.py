@@ -54,6 +54,11 @@ class LayerCall:
             named["scale"][0] = 0
         return {name: t.to(dtype).requires_grad_() for name, t in named.items()}
 
+    def parts(self, named: Named) -> tuple[Tensor, list[Tensor], Tensor | None, Tensor | None]:
+        """x, the weights, scale and shift, without history."""
+        named = {name: t.detach() for name, t in named.items()}
+        return named["x"], [t for name, t in named.items() if name[0] == "w"], named.get("scale"), named.get("shift")
+
     def constants(self, dtype: torch.dtype = torch.float32) -> tuple[tuple[Tensor, Tensor] | None, Tensor]:
         """Running statistics and the output's gradient."""
         g = torch.Generator().manual_seed(1)
