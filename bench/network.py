@@ -69,7 +69,7 @@ class NetworkWorkload:
             raise WorkloadError(f"--against {side}: CUDA graphs need a GPU, this is to run on {self.device}")
         try:
             with torch.device("meta"):
-                self._network().check_size(self.image_size, self.image_size)
+                self.network_of().check_size(self.image_size, self.image_size)
         except ValueError as error:
             raise WorkloadError(f"--image_size {self.image_size}: {error}") from error
 
@@ -103,7 +103,7 @@ class NetworkWorkload:
         self.check(name)
         side = Side(torch.channels_last) if name in (OURS, FOLDED) else AGAINST[name]
         torch.manual_seed(0)
-        network = self._network()
+        network = self.network_of()
         network.set_backend(self.backend if name == OURS else "definition")
         arrange(network, self, side)
         for cell in network.cells if side.compiled else ():
@@ -118,7 +118,8 @@ class NetworkWorkload:
         auxiliary = p.kind != "nasbench201"
         return NetworkShape(p.kind, C, layers, p.classes, auxiliary, auxiliary_pool="adaptive", image_size=self.image_size)
 
-    def _network(self) -> Any:
+    def network_of(self) -> Any:
+        """Build the network."""
         return build(architecture_of(NETWORKS[self.network].architecture), self._shape())
 
     def _step(self, network: DiscreteNetwork, batch: Batch, *, ours: bool) -> Run:

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from bench import launches
+from bench.network import NetworkWorkload
 from bench.workload import SUPERNETS, Workload
 
 
@@ -13,7 +14,7 @@ from bench.workload import SUPERNETS, Workload
 def test_step_launch_counts(supernet: str) -> None:
     """Eight cells of 24 launches forward (25 where it reduces), twice; backward 29 for alpha, fewer sums for weights."""
     preset = SUPERNETS[supernet]
-    passes = list(launches.step(Workload(supernet, 64, preset.image_size, preset.partial_channels)))
+    passes = list(launches.step(launches.calls(Workload(supernet, 64, preset.image_size, preset.partial_channels))))
     counts = Counter(p.part for p in passes)
     assert counts["forward, alpha"] == counts["forward, weights"] == 6 * 24 + 2 * 25
     assert counts["backward, alpha"] == 8 * 29
@@ -25,12 +26,13 @@ def test_bytes_and_time_match_hand_count() -> None:
     """One CIFAR cell's first launch reads an input for each unit and writes a y; a quarter of the channels a quarter of it."""
     m, C = 64 * 32 * 32, 16
     whole, quarter = (
-        next(p.launch for p in launches.step(Workload("cifar", 64, 32, k)) if p.launch.kernel == "separable") for k in (1, 4)
+        next(p.launch for p in launches.step(launches.calls(Workload("cifar", 64, 32, k))) if p.launch.kernel == "separable")
+        for k in (1, 4)
     )
     units = 2 * 4 * 4  # two inputs, four edges from each, four convolutions that read it
     assert whole.bytes(2) == 2 * 2 * units * m * C
     assert quarter.bytes(2) * 4 == whole.bytes(2)
-    everything = list(launches.step(Workload("cifar", 64, 32, 1)))
+    everything = list(launches.step(launches.calls(Workload("cifar", 64, 32, 1))))
     *rows, total = launches.table(everything, 2, 4300.0)
     assert total["kernel"] == "all" and total["launches"] == len(everything) == sum(row["launches"] for row in rows)
     assert total["gb"] == pytest.approx(sum(p.launch.bytes(2) for p in everything) / 1e9, abs=1e-4)
@@ -38,9 +40,19 @@ def test_bytes_and_time_match_hand_count() -> None:
 
 
 def test_half_precision_halves_bytes() -> None:
-    passes = list(launches.step(Workload("pc-imagenet", 8, 224, 2)))
+    passes = list(launches.step(launches.calls(Workload("pc-imagenet", 8, 224, 2))))
     single, half = (launches.table(passes, size, 4300.0)[-1]["gb"] for size in (4, 2))
     assert single == pytest.approx(2 * half, rel=1e-3)
+
+
+def test_discrete_network_launches_of_cells_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 20 cells 13 have 36 or 72 channels; a step of training runs each forward and backward once."""
+    assert launches.main(["--network", "darts-cifar", "--batch", "2"]) == 0
+    assert "cells of one training step, 13 of 20" in capsys.readouterr().out
+    cells = launches.network_calls(NetworkWorkload("darts-cifar", 2, 32, layers=3, init_channels=8))
+    assert [call.shape for call in cells] == [(2, 8, 32, 32), (2, 16, 32, 32), (2, 32, 16, 16)]
+    passes = list(launches.step(cells, {"weights": launches.WEIGHTS}))
+    assert {p.part for p in passes} == {"forward, weights", "backward, weights"} and {p.cell for p in passes} == {0, 1, 2}
 
 
 def test_command_prints_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
