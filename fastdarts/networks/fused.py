@@ -13,7 +13,7 @@ from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.module_hooks import global_hooks, has_hooks
 from fastdarts.networks.operations import BatchNorm
 from fastdarts.ops import backend as backends
-from fastdarts.ops.of_layers import mixed_cell_of_layers, relu_conv_bns_of_layers
+from fastdarts.ops.of_layers import fits, mixed_cell_of_layers, relu_conv_bns_of_layers
 from fastdarts.ops.sync import Sync
 from fastdarts.supernet.candidates import NAMES, NASBENCH201, STRIDED, TWICE, Names
 
@@ -128,11 +128,6 @@ def fused_layers(layers: Sequence[Any], as_built: Sequence[Any], xs: Sequence[Te
     if not _usual("relu_conv_bn", xs, layers, norms, backend):
         return None
     return relu_conv_bns_of_layers(convolutions, norms, xs, backend=backend, sync=_sync(norms))
-
-
-def fits(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a fused kernel with affine BatchNorms runs there: those on a GPU have none."""
-    return backends.choose(op, backends.offered(op, backend), device, dtype) == "cpu"
 
 
 def _descend(module: Any, path: Sequence[str]) -> Any:
