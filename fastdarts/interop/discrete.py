@@ -16,7 +16,7 @@ from fastdarts.interop.classes import PLAN, Before
 from fastdarts.interop.mixture import NOT_TRACED, format_of
 from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads
-from fastdarts.interop.recognise import FusableCandidate, Preprocess, as_preprocess
+from fastdarts.interop.recognise import FusableCandidate, as_preprocess
 from fastdarts.interop.stand_ins import NotFused, layers_of, observed
 from fastdarts.kernels.graph import Edge, Graph
 from fastdarts.logs import say_once
@@ -151,20 +151,28 @@ class FusedDiscreteCell(Before):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Two states (N, C, H, W), and what else the class takes, as the probability of drop path."""
-        plan: DiscretePlan = self.__dict__[PLAN]
-        try:
-            return _fused(self, plan, args, kwargs)
-        except NotFused as why:
-            if plan.strict:
-                raise
-            say_once(f"a converted {type(self).__name__} runs its own forward: {why}")
-        memory = format_of(plan)
+        out = _fused(self, args, kwargs)
+        if out is not None:
+            return out
+        memory = format_of(self.__dict__[PLAN])
         states = [s.contiguous(memory_format=memory) if isinstance(s, Tensor) and s.dim() == 4 else s for s in args[:2]]
         return super().forward(*states, *args[2:], **kwargs)
 
 
 @torch.compiler.disable(reason=NOT_TRACED)
-def _fused(cell: nn.Module, plan: DiscretePlan, arguments: Sequence[Any], named: dict[str, Any]) -> Tensor:
+def _fused(cell: nn.Module, arguments: Sequence[Any], named: dict[str, Any]) -> Tensor | None:
+    """Return None if the cell's own forward has to run, and log why."""
+    plan: DiscretePlan = cell.__dict__[PLAN]
+    try:
+        return _computed(cell, plan, arguments, named)
+    except NotFused as why:
+        if plan.strict:
+            raise
+        say_once(f"a converted {type(cell).__name__} runs its own forward: {why}")
+    return None
+
+
+def _computed(cell: nn.Module, plan: DiscretePlan, arguments: Sequence[Any], named: dict[str, Any]) -> Tensor:
     """Raise NotFused if the cell's own forward has to run; nothing has changed by then."""
     states, further = list(arguments[:2]), arguments[2:]
     _check_call(plan, states, [*further, *named.values()])
@@ -214,8 +222,8 @@ def _check_cell(cell: nn.Module, plan: DiscretePlan, found: list[Any]) -> None:
     """Raise NotFused unless a cell's layers and what its forward reads are as verified."""
     structure: Any = plan.structure
     for number, (layer, layout) in enumerate(zip(plan.candidates(cell), plan.layouts, strict=True)):
-        role = FusableCandidate if number in structure.operations else FusableCandidate | Preprocess
-        if not isinstance(layout, role) or not fits(layer, layout, found[number]):
+        takes = isinstance(layout, FusableCandidate) if number in structure.operations else as_preprocess(layout) is not None
+        if not takes or not fits(layer, layout, found[number]):
             raise NotFused(f"layer {number}, {type(layer).__name__}, has hooks, drops out or is no layer that was verified")
     if plan.reads is not None and not plan.reads.same(cell):
         raise NotFused("what its forward reads has changed since it was verified")

@@ -22,11 +22,11 @@ ARGUMENTS = "two states and the probability of drop path"
 
 
 def discrete_cells(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield all submodules, by name, that have two preprocess layers, and single operations in a list or dictionary."""
+    """Yield all submodules, by name, that have preprocess layers, and single operations in a list or dictionary."""
     for name, module in model.named_modules():
         children = [child for child in module._modules.values() if child is not None]
         lists = [child for child in children if isinstance(child, CONTAINERS)]
-        if lists and sum(as_preprocess(recognise(child)) is not None for child in children if child not in lists) > 1:
+        if lists and any(as_preprocess(recognise(child)) is not None for child in children if child not in lists):
             listed = [layer for child in lists for layer in layers_of(child)]
             if any(isinstance(recognise(layer), FusableCandidate) for layer in listed):
                 yield name, module
@@ -73,7 +73,8 @@ def verified_structure(subject: probe.Subject, plan: DiscretePlan, image_for: Ca
         return str(error)
     states = [image_for(layers[i]) for i in trial.structure.before]
     cases = {f"drop path of {p}": (*states, *further) for p, further in given.items()}
-    cases = {name: arguments for name, arguments in cases.items() if _runs(subject, arguments)}
+    if not _runs(subject, (*states, *given[DROP])):
+        del cases[f"drop path of {DROP}"]
 
     def converted(module: nn.Module) -> list[nn.Module]:
         add_mixin(module, FusedDiscreteCell, PLAN, trial)

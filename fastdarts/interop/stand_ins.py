@@ -92,7 +92,7 @@ def _twin(module: nn.Module, forwards: Iterator[Callable[[Tensor], Tensor]]) -> 
 
 
 def _copied(module: nn.Module, **attributes: Any) -> nn.Module:
-    own: Any = own_class(module)
+    own: Any = type(module)
     copied: nn.Module = object.__new__(own)
     copied.__dict__.update(module.__dict__, **attributes)
     return copied
