@@ -1,4 +1,4 @@
-"""convert and revert: fuse search networks of other codebases, in place."""
+"""convert and revert: fuse search networks and discrete networks of other codebases, in place."""
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -56,12 +56,12 @@ def _shortlist(names: list[str]) -> str:
 
 
 def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -> Report:
-    """Fuse the mixed operations of a search network, in place, and return the result for each module.
+    """Fuse the mixed operations of a search network, or the cells of a discrete one, and return the result for each module.
 
     model    of any DARTS codebase. Parameters, buffers, names, signatures and classes (isinstance) are preserved; other modules
              and unknown operations stay unchanged
-    level    "cell": one fused call for a cell with the forward of DARTS, one for each mixed operation of other cells;
-             "op": mixed operations only
+    level    "cell": one fused call for a cell with the forward of DARTS, one for each mixed operation of other cells; two for
+             a discrete cell; "op": mixed operations only
     backend  of ops.mixed_cell and ops.relu_conv_bn
 
     A copy of each kind of module is verified first, on random inputs in float64, in train and eval mode; if it differs from
@@ -70,6 +70,11 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     the same Parameters. torch.compile leaves fused calls unchanged between its graphs (not with fullgraph=True). If the
     conversion is interrupted, nothing is converted.
 
+    A discrete cell (two preprocess layers and single operations, as in DARTS' NetworkCIFAR and NetworkImageNet) draws its
+    drop-path factors by its own code: each call runs the cell's own forward on small stand-ins of its layers, which shows what it
+    sums, with which factors, and takes the same random numbers. If it is no sum as verified, or there is no fused kernel with
+    affine BatchNorms (so far on CPUs only), the class' own forward runs, which is logged once for each reason.
+
     The dependencies of a forward besides its arguments are found from its code: attributes, class attributes, globals, closure
     variables, and the contents of objects and containers there. Each call compares them; while any differs from its verified
     value, the class' own forward runs. To verify the current module, revert and convert again. A module is left alone,
@@ -77,7 +82,7 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     (getattr with a computed name, vars, eval, objects without __dict__), or writes anything but an attribute that it sets
     before it reads it (GAEA's): a fused call does not set that attribute, and the report says so. Code of torch, numpy and
     Python's pure modules is trusted; monkey patches of them are not detected.
-    Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
+    Raises ConvertError for a network without any of these or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot run it.
     """
     if level not in ("cell", "op"):
@@ -97,7 +102,7 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
         raise
     if not any(line.became != "left alone" for line in lines):
         reasons = "; ".join(f"{line.name}: {line.why}" for line in lines[:4]) or "it holds no list of candidates"
-        raise ConvertError(f"no mixed operation was recognised ({reasons})")
+        raise ConvertError(f"no mixed operation was recognised, nor a discrete cell ({reasons})")
     if global_hooks():
         lines.append(Line("all modules", "own forward", SLOW))
     if callable(getattr(model, "new", None)):

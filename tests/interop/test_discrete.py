@@ -300,7 +300,8 @@ def test_checkpointing_and_tracing(converted: Network) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "why"), [({"backend": "definition"}, "no fused kernel with affine"), ({"level": "op"}, "no")]
+    ("options", "why"),
+    [({"backend": "definition"}, "cells.0: no fused kernel with affine"), ({"level": "op"}, "no mixed operation was recognised")],
 )
 def test_wrong_use_is_named(options: dict[str, str], why: str) -> None:
     with pytest.raises(ConvertError, match=why):
