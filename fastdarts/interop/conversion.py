@@ -71,9 +71,9 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     conversion is interrupted, nothing is converted.
 
     A discrete cell (two preprocess layers and single operations, as in DARTS' NetworkCIFAR and NetworkImageNet) draws its
-    drop-path factors by its own code: each call runs the cell's own forward on small stand-ins of its layers, which shows what it
-    sums, with which factors, and takes the same random numbers. If it is no sum as verified, or there is no fused kernel with
-    affine BatchNorms (so far on CPUs only), the class' own forward runs, which is logged once for each reason.
+    drop-path factors by its own code: each call runs the cell's own forward on small stand-ins of its layers, which shows what
+    it sums, with which factors, and takes the same random numbers. If it is no sum as verified, or there is no fused kernel
+    with affine BatchNorms (so far on CPUs only), the class' own forward runs, which is logged once for each reason.
 
     The dependencies of a forward besides its arguments are found from its code: attributes, class attributes, globals, closure
     variables, and the contents of objects and containers there. Each call compares them; while any differs from its verified

@@ -18,7 +18,7 @@ from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import FusableCandidate, as_preprocess
 from fastdarts.interop.stand_ins import NotFused, layers_of, observed
-from fastdarts.kernels.graph import Edge, Graph
+from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.logs import say_once
 from fastdarts.module_hooks import global_hooks
 from fastdarts.ops import of_layers
@@ -140,10 +140,14 @@ class DiscretePlan(Candidates):
             raise NotFused("the strides of its operations differ")
         return graph
 
+    def identities(self) -> list[int]:
+        """Return the numbers of the layers that return their input."""
+        return [i for i, a in enumerate(self.layouts) if getattr(a, "code", None) == Candidate.SKIP and a.stride == 1]
+
     def structure_of(self, cell: nn.Module, arguments: Sequence[Any], like: Tensor) -> Structure:
         """Find the structure: two images suffice, without drop path. Raises NotFused."""
         preprocess = [as_preprocess(layout) is not None for layout in self.layouts]
-        return Structure.of(observed(cell, arguments, {}, 2, like), preprocess)
+        return Structure.of(observed(cell, arguments, {}, 2, like, self.identities()), preprocess)
 
 
 class FusedDiscreteCell(Before):
@@ -186,7 +190,7 @@ def _computed(cell: nn.Module, plan: DiscretePlan, arguments: Sequence[Any], nam
         raise NotFused("its BatchNorms differ in mode or settings")
     drawn = torch.get_rng_state()
     try:
-        factors = structure.factors(observed(cell, further, named, len(x), x))
+        factors = structure.factors(observed(cell, further, named, len(x), x, plan.identities()))
     except NotFused:
         torch.set_rng_state(drawn)
         raise

@@ -18,6 +18,10 @@ from fastdarts.interop.tree import signature
 from fastdarts.interop.trial import differs_on
 
 DROP = 0.4  # probability to verify drop path with
+UNSEEN = {  # what changes gradients, not outputs
+    *("detach", "detach_", "data", "requires_grad_", "register_hook", "no_grad", "enable_grad", "set_grad_enabled"),
+    *("inference_mode", "Function", "checkpoint"),
+}
 ARGUMENTS = "two states and the probability of drop path"
 
 
@@ -50,6 +54,8 @@ def proposal(cell: nn.Module, own_of: Callable[[Sequence[nn.Module]], Own], back
         reads = Reads(cell, apart=[name for name, child in cell._modules.items() if child is not None])
     except Unwatched as error:
         return str(error)
+    if hidden := sorted(UNSEEN & reads.names):
+        return f"its forward uses {hidden[0]}, which its outputs alone do not show"
     if reads.sets:
         return f"its forward sets {', '.join(reads.sets)}: a fused call would not"
     tried = frozenset((signature(c), layers.key) for c, layers in zip(layers, found, strict=True))

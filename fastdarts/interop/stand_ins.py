@@ -31,17 +31,20 @@ def layers_of(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def observed(cell: nn.Module, arguments: Sequence[Any], named: dict[str, Any], N: int, like: Tensor) -> Tensor:
+def observed(
+    cell: nn.Module, arguments: Sequence[Any], named: dict[str, Any], N: int, like: Tensor, identities: Sequence[int] = ()
+) -> Tensor:
     """Return what each layer receives, then the states that are concatenated: (L + states, N, T), of like's dtype and device.
 
     arguments, named  those that follow the two inputs
+    identities        numbers of layers that return their input itself, which writing to their output would change
     Random numbers are drawn as for N images. Raises NotFused unless the forward only passes on, scales each image, sums and
     concatenates.
     """
     L = sum(1 for _ in layers_of(cell))
     T = 2 + L
-    units = torch.eye(T, dtype=like.dtype, device=like.device)[:, None, :, None, None] * like.new_tensor(SCALES)
-    units = units.expand(T, N, T, 1, 2).contiguous()
+    unchanged = torch.eye(T, dtype=like.dtype, device=like.device)[:, None, :, None, None] * like.new_tensor(SCALES)
+    units = unchanged.expand(T, N, T, 1, 2).contiguous()
     received = torch.empty_like(units[2:])
     calls: list[int] = []
 
@@ -64,6 +67,9 @@ def observed(cell: nn.Module, arguments: Sequence[Any], named: dict[str, Any], N
         raise NotFused(f"on stand-ins of its layers its forward raises {type(error).__name__}") from error
     if sorted(calls) != list(range(L)):
         raise NotFused("its forward does not call each of its layers once")
+    kept = [0, 1, *(2 + i for i in identities)]
+    if not bool((units[kept] == unchanged[kept]).all()):
+        raise NotFused("its forward writes to its inputs or states")
     states = out.shape[1] // T if isinstance(out, Tensor) and out.dim() == 4 else 0
     if not states or not _alike(out, (N, states * T, 1, 2), units):
         raise NotFused("its forward does not return states, concatenated along the channels")
