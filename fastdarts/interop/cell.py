@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdarts.interop.candidates import fits
 from fastdarts.interop.classes import PLAN, Before
 from fastdarts.interop.mixture import (
     NOT_TRACED,
@@ -17,11 +18,10 @@ from fastdarts.interop.mixture import (
     Weights,
     as_row,
     even,
-    fits,
     format_of,
     partial_channels,
 )
-from fastdarts.interop.parts import Layers, alike, run, usual
+from fastdarts.interop.parts import Layers, alike, run
 from fastdarts.interop.reads import Reads
 from fastdarts.interop.recognise import FusableCandidate, as_preprocess, recognise
 from fastdarts.interop.tree import signature
@@ -43,7 +43,7 @@ class PreprocessPlan:
         if self.found.same(module):
             return self.found
         layer = as_preprocess(recognise(module)) if signature(module) == self.kind else None
-        found = None if layer is None else Layers.of(module, layer.convolutions, [layer.norm])._replace(reads=self.found.reads)
+        found = None if layer is None else Layers.of(module, layer)._replace(reads=self.found.reads)
         if found is not None and not getattr(module, "_is_replica", False):
             self.found = found
         return found
@@ -65,7 +65,7 @@ def _preprocessed(layer: nn.Module, x: Tensor) -> Tensor | None:
     found = plan.update(layer)
     if found is None or found.tree.has_hooks() or not found.as_tried(layer):
         return None
-    if not usual(found.norms[0], x) or not even(len(found.convolutions), x):
+    if not alike([found], x) or not even(len(found.convolutions), x) or found.drops():
         return None
     norm = found.norms[0]
     tracks = norm.running_mean is not None

@@ -13,6 +13,7 @@ else:
     Before = object  # base of mixins: the module's own class follows in the MRO
 
 PLAN = "_fastdarts"  # attribute with the mixin's plan
+RENEW = "_fastdarts_new"  # attribute of a converted network whose class has `new()`
 _classes: dict[tuple[type, type], type] = {}
 
 

@@ -1,7 +1,7 @@
-"""convert and revert: fuse search networks of other codebases, in place."""
+"""convert and revert: fuse search networks and discrete networks of other codebases, in place."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
@@ -9,21 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop import probe
+from fastdarts.interop.candidates import Own, described, proposed
 from fastdarts.interop.cell import CellPlan, FusedCell, FusedPreprocess, PreprocessPlan, nodes_of
-from fastdarts.interop.classes import PLAN, Before, add_mixin, remove_mixin
-from fastdarts.interop.mixture import FusedMixture, MixturePlan, described, listing, mixtures, proposed
+from fastdarts.interop.classes import PLAN, RENEW, Before, add_mixin, remove_mixin
+from fastdarts.interop.discrete import FusedDiscreteCell
+from fastdarts.interop.discrete_trial import discrete_cells, proposal, verified_structure
+from fastdarts.interop.mixture import FusedMixture, MixturePlan, listing, mixtures
 from fastdarts.interop.parts import Layers
-from fastdarts.interop.probe import Differs
 from fastdarts.interop.reads import Reads, Unwatched
 from fastdarts.interop.recognise import FusableCandidate, Unknown, as_preprocess, recognise
 from fastdarts.interop.tree import bare, signature
+from fastdarts.interop.trial import differs_on, kind_of, subject_of
 from fastdarts.kernels.graph import Candidate
 from fastdarts.module_hooks import SLOW, global_hooks, without_global_hooks
 from fastdarts.ops.backend import choose
 
 Level = Literal["cell", "op"]
 KS = (1, 2, 3, 4, 5, 6, 8)  # candidates for the divisor of partial channels
-FUSED = (FusedMixture, FusedCell, FusedPreprocess)
+FUSED = (FusedMixture, FusedCell, FusedPreprocess, FusedDiscreteCell)
 
 
 class ConvertError(ValueError):
@@ -53,12 +56,12 @@ def _shortlist(names: list[str]) -> str:
 
 
 def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -> Report:
-    """Fuse the mixed operations of a search network, in place, and return the result for each module.
+    """Fuse the mixed operations of a search network, or the cells of a discrete one, and return the result for each module.
 
     model    of any DARTS codebase. Parameters, buffers, names, signatures and classes (isinstance) are preserved; other modules
              and unknown operations stay unchanged
-    level    "cell": one fused call for a cell with the forward of DARTS, one for each mixed operation of other cells;
-             "op": mixed operations only
+    level    "cell": one fused call for a cell with the forward of DARTS, one for each mixed operation of other cells; two for
+             a discrete cell; "op": mixed operations only
     backend  of ops.mixed_cell and ops.relu_conv_bn
 
     A copy of each kind of module is verified first, on random inputs in float64, in train and eval mode; if it differs from
@@ -67,6 +70,11 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     the same Parameters. torch.compile leaves fused calls unchanged between its graphs (not with fullgraph=True). If the
     conversion is interrupted, nothing is converted.
 
+    A discrete cell (two preprocess layers and single operations, as in DARTS' NetworkCIFAR and NetworkImageNet) draws its
+    drop-path factors by its own code: each call runs the cell's own forward on small stand-ins of its layers, which shows what
+    it sums, with which factors, and takes the same random numbers. If it is no sum as verified, or there is no fused kernel
+    with affine BatchNorms (so far on CPUs only), the class' own forward runs, which is logged once for each reason.
+
     The dependencies of a forward besides its arguments are found from its code: attributes, class attributes, globals, closure
     variables, and the contents of objects and containers there. Each call compares them; while any differs from its verified
     value, the class' own forward runs. To verify the current module, revert and convert again. A module is left alone,
@@ -74,7 +82,7 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
     (getattr with a computed name, vars, eval, objects without __dict__), or writes anything but an attribute that it sets
     before it reads it (GAEA's): a fused call does not set that attribute, and the report says so. Code of torch, numpy and
     Python's pure modules is trusted; monkey patches of them are not detected.
-    Raises ConvertError for a network without mixed operations or one that is converted already; BackendUnavailable, ValueError
+    Raises ConvertError for a network without any of these or one that is converted already; BackendUnavailable, ValueError
     for a backend that cannot run it.
     """
     if level not in ("cell", "op"):
@@ -94,7 +102,7 @@ def convert(model: nn.Module, *, level: Level = "cell", backend: str = "auto") -
         raise
     if not any(line.became != "left alone" for line in lines):
         reasons = "; ".join(f"{line.name}: {line.why}" for line in lines[:4]) or "it holds no list of candidates"
-        raise ConvertError(f"no mixed operation was recognised ({reasons})")
+        raise ConvertError(f"no mixed operation was recognised, nor a discrete cell ({reasons})")
     if global_hooks():
         lines.append(Line("all modules", "own forward", SLOW))
     if callable(getattr(model, "new", None)):
@@ -112,10 +120,6 @@ def revert(model: nn.Module) -> None:
         raise ConvertError("this network is not converted")
     for module in found:
         remove_mixin(module, PLAN, RENEW)
-
-
-RENEW = "_fastdarts_new"
-PLANS = {PLAN, RENEW}
 
 
 class Renewed(Before):
@@ -143,7 +147,11 @@ class _Converter:
     def run(self) -> Iterator[Line]:
         """Convert, and yield a Line for each module."""
         done: dict[str, Line] = {}
-        for name, module in list(mixtures(self.model)):
+        discrete = list(discrete_cells(self.model)) if self.level == "cell" else []
+        for name, module in discrete:
+            why = self.discrete(module)
+            done[name] = Line(name, "cell" if why is None else "left alone", why or "")
+        for name, module in [pair for pair in mixtures(self.model) if pair not in discrete]:
             line = self.mixture(name, module)
             if line is not None:
                 done[name] = line
@@ -169,8 +177,7 @@ class _Converter:
     def mixture(self, name: str, module: nn.Module) -> Line | None:
         """Convert a mixed operation; None for any other module."""
         listed, candidates = listing(module)
-        layers = dict.fromkeys(filter(None, map(bare, candidates)))
-        own = {signature(layer): found for layer in layers if (found := self._without_layers(layer)) is not None}
+        own = self._own(candidates)
         signatures = list(map(signature, candidates))
         layouts, found = map(list, zip(*(described(c, own) for c in candidates), strict=True))
         known = [a for a in layouts if isinstance(a, FusableCandidate)]
@@ -184,7 +191,7 @@ class _Converter:
         attributes = tuple((n, vars(module)[n]) for n in divisors if n in reads.names)
         tried = [(one, None if layers is None else layers.key) for one, layers in zip(signatures, found, strict=True)]
         plan = MixturePlan(listed, backend=self.backend, own=own, tried=frozenset(tried), layouts=layouts, found=found)
-        kind = _kind(module, reads.key, attributes, layouts, tried)
+        kind = kind_of(module, reads.key, attributes, layouts, tried)
         if kind not in self.tried:
             self.tried[kind] = self._try_mixture(module, plan)
         flags = self.tried[kind]
@@ -197,10 +204,30 @@ class _Converter:
         left = [f"its forward also sets {', '.join(reads.sets)}, which a fused call does not"] if reads.sets else []
         return Line(name, "partly" if unknown else "op", "; ".join([*unknown, *left]))
 
+    def discrete(self, module: nn.Module) -> str | None:
+        """Convert a discrete cell; return None, or why it keeps its own forward."""
+        plan = proposal(module, self._own, self.backend)
+        if isinstance(plan, str):
+            return plan
+        kind = "discrete", kind_of(module, plan.key, plan.layouts, sorted(map(repr, plan.tried)))
+        if kind not in self.tried:
+            subject = subject_of(module)
+            self.tried[kind] = subject if isinstance(subject, str) else verified_structure(subject, plan, self._image_for)
+        if isinstance(self.tried[kind], str):
+            return self.tried[kind]
+        plan.structure, plan.channels_last = self.tried[kind], self.channels_last
+        add_mixin(module, FusedDiscreteCell, PLAN, plan)
+        return None
+
+    def _own(self, candidates: Iterable[nn.Module]) -> Own:
+        """Return the codebase's own Identity and Zero among the candidates."""
+        layers = dict.fromkeys(filter(None, map(bare, candidates)))
+        return {signature(layer): found for layer in layers if (found := self._without_layers(layer)) is not None}
+
     def _without_layers(self, layer: nn.Module) -> tuple[Candidate, int] | None:
         """Identify a layer without parameters by its output on a random image."""
         try:
-            kind = _kind(layer, Reads(layer, layers=True).key)
+            kind = kind_of(layer, Reads(layer, layers=True).key)
         except Unwatched:
             return None
         if kind not in self.tried:
@@ -224,7 +251,7 @@ class _Converter:
 
     def _try_mixture(self, module: nn.Module, plan: MixturePlan) -> tuple[int, bool, bool, bool] | str:
         """Return a MixturePlan's divisor and flags, or why the forward is not that of a mixed operation."""
-        subject, why = _subject(module), ""
+        subject, why = subject_of(module), ""
         if isinstance(subject, str):
             return subject
         layouts = [proposed(c, plan.own) for c in plan.candidates(module)]
@@ -235,16 +262,16 @@ class _Converter:
             cases: dict[str, tuple[Any, ...]] = {n: (x, table[0]) for n, table in probe.rows(1, [len(layouts)], x).items()}
             cases[probe.LISTS] = x, list(cases[probe.SOFT][1])
             trial = replace(plan, positive=True, divisor=k, longer=True, layouts=[], found=[])
-            differs = _trial(subject, {probe.LISTS: cases[probe.LISTS]}, _as(trial))
+            differs = differs_on(subject, {probe.LISTS: cases[probe.LISTS]}, _as(trial))
             if differs is not None:
                 why = why or differs
                 continue
             for skips, positive in ((False, False), (True, False), (False, True)):  # the first that matches
                 trial = replace(trial, skips_zeros=skips, positive=positive)
-                differs = _trial(subject, cases, _as(trial))
+                differs = differs_on(subject, cases, _as(trial))
                 if differs is None:
                     longer = {"a longer row": (x, x.new_ones(len(layouts) + 1))}
-                    return k, skips, positive, _trial(subject, longer, _as(trial)) is None
+                    return k, skips, positive, differs_on(subject, longer, _as(trial)) is None
             return differs
         return why
 
@@ -262,9 +289,10 @@ class _Converter:
         except Unwatched as error:
             return str(error)
         of_edges = [
-            _kind(e, p.reads.key, p.attributes, p.layouts, p.skips_zeros, p.positive) for e, p in zip(edges, plans, strict=True)
+            kind_of(e, p.reads.key, p.attributes, p.layouts, p.skips_zeros, p.positive)
+            for e, p in zip(edges, plans, strict=True)
         ]
-        kind = _kind(module, reads.key, of_edges)
+        kind = kind_of(module, reads.key, of_edges)
         if kind not in self.tried:
             self.tried[kind] = self._try_cell(module, (before[0], before[1]), listed)
         found = self.tried[kind]
@@ -283,7 +311,7 @@ class _Converter:
         plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         if len(plain) < 3 or len(plain) < len(parameters):
             return f"its forward takes ({', '.join(map(str, parameters))}), not two states and weights"
-        subject, why = _subject(module), ""
+        subject, why = subject_of(module), ""
         if isinstance(subject, str):
             return subject
         bare = len(plain) > 3 and plain[3].default is None
@@ -299,7 +327,7 @@ class _Converter:
             if plan.bare:
                 table, states = cases[probe.SOFT][2], cases[probe.SOFT][:2]
                 cases["no weights of edges"] = *states, table, None, *further
-            differs = _trial(subject, cases, converted)
+            differs = differs_on(subject, cases, converted)
             if differs is None:
                 return beta, plan.bare, further
             why = differs
@@ -321,14 +349,14 @@ class _Converter:
     def _fuse_preprocess(self, module: nn.Module) -> bool:
         """Convert a preprocess layer; return whether it is one."""
         found = as_preprocess(recognise(module))
-        if found is None:
+        if found is None or found.affine:
             return False
         try:
-            layers = Layers.of(module, found.convolutions, [found.norm])
+            layers = Layers.of(module, found)
         except Unwatched:
             return False
         plan = PreprocessPlan(signature(module), layers, self.backend)
-        kind = "preprocess", _kind(module, layers.key), plan.kind, found
+        kind = "preprocess", kind_of(module, layers.key), plan.kind, found
         if kind not in self.tried:
             self.tried[kind] = self._try_preprocess(module, plan)
         if self.tried[kind] is not None:
@@ -343,10 +371,10 @@ class _Converter:
             add_mixin(layer, FusedPreprocess, PLAN, replace(plan))
             return [layer]
 
-        subject = _subject(module)
+        subject = subject_of(module)
         if isinstance(subject, str):
             return subject
-        return _trial(subject, {"a random image": (self._image_for(subject.module),)}, converted)
+        return differs_on(subject, {"a random image": (self._image_for(subject.module),)}, converted)
 
     def _image_for(self, layer: nn.Module) -> Tensor:
         """Return (N, C, S, S), which the layer maps to (N, D, SIDE, SIDE)."""
@@ -361,18 +389,6 @@ def _edges_of(module: nn.Module) -> list[nn.Module] | None:
     return edges if any(isinstance(e, FusedMixture) for e in edges) else None
 
 
-def _kind(module: nn.Module, *more: Any) -> str:
-    """Return the key of a module's kind, independent of its channels: class, dependencies of its forwards, candidates."""
-    stripped = [
-        [a._replace(channels=0) if isinstance(a, FusableCandidate) else a for a in m]
-        if isinstance(m, list) and m and isinstance(m[0], FusableCandidate | Unknown)
-        else m
-        for m in more
-    ]
-    own = sorted({*vars(module), *module._parameters, *module._buffers} - PLANS)
-    return repr((type(module), own, stripped))
-
-
 def _as(trial: MixturePlan) -> Callable[[nn.Module], list[nn.Module]]:
     """Return a function that converts a module by that plan, for a trial."""
     return lambda module: [_mixed(module, replace(trial, layouts=[], found=[]))]
@@ -381,34 +397,3 @@ def _as(trial: MixturePlan) -> Callable[[nn.Module], list[nn.Module]]:
 def _mixed(module: nn.Module, plan: MixturePlan) -> nn.Module:
     add_mixin(module, FusedMixture, PLAN, plan)
     return module
-
-
-def _subject(module: nn.Module) -> probe.Subject | str:
-    """Return a copy to verify, or why there is none."""
-    try:
-        return probe.Subject(module)
-    except Exception as error:  # foreign code: non-leaf tensors, locks, generators
-        return f"it cannot be copied for verification: {type(error).__name__}: {_line(error)}"
-
-
-def _trial(
-    subject: probe.Subject, cases: dict[str, tuple[Any, ...]], convert: Callable[[nn.Module], list[nn.Module]]
-) -> str | None:
-    """Return None, or how a module differs after convert(module), which returns the modules that it has converted."""
-    converted: list[nn.Module] = []
-    try:
-        probe.try_out(subject, cases, lambda module: converted.extend(convert(module)))
-    except Exception as error:  # foreign code, on arguments that it may not support: after any exception it keeps its forward
-        return _reason(error)
-    finally:
-        for module in converted:
-            remove_mixin(module, PLAN)
-    return None
-
-
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, Differs) else f"on (x, weights) it raises {type(error).__name__}: {_line(error)}"
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:120]

@@ -4,29 +4,28 @@ Notation: N images, C channels, Cq = C/k that pass through the candidates, K can
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastdarts.interop.candidates import Candidates, fits
 from fastdarts.interop.classes import PLAN, Before
-from fastdarts.interop.parts import Layers, alike, run
-from fastdarts.interop.reads import Reads, Unwatched
-from fastdarts.interop.recognise import FusableCandidate, Preprocess, Unknown, recognise
-from fastdarts.interop.tree import bare, only_torch_layers, signature
+from fastdarts.interop.parts import alike, run
+from fastdarts.interop.reads import Reads
+from fastdarts.interop.recognise import FusableCandidate
 from fastdarts.kernels.graph import Candidate, Edge, Graph
-from fastdarts.module_hooks import global_hooks, has_hooks
+from fastdarts.module_hooks import global_hooks
 
 NOT_TRACED = "fastdarts checks every layer before a fused call: if traced, each check is a guard and each size recompiles"
 Attributes = tuple[tuple[str, int], ...]
 Weights = Tensor | Sequence[Tensor | float]
-Own = dict[tuple[Any, ...], tuple[Candidate, int]]
 
 
 @dataclass
-class MixturePlan:
+class MixturePlan(Candidates):
     """Verified facts of a mixed operation.
 
     name         of its list of candidates
@@ -38,8 +37,6 @@ class MixturePlan:
     channels_last  memory format of the network's images, which unconverted modules see: they may draw random numbers in it
     reads        verified dependencies of its forward besides its arguments: if any differs, its own forward runs
     attributes   those of them that may be k
-    own          modules without layers, by signature: the codebase's own Identity or Zero
-    tried        signatures of the converted network's candidates, and keys of their forwards' dependencies
     """
 
     name: str
@@ -51,38 +48,11 @@ class MixturePlan:
     channels_last: bool = False
     reads: Reads | None = None
     attributes: Attributes = ()
-    own: Own = field(default_factory=dict)
-    tried: frozenset[Any] = frozenset()
-    layouts: list[FusableCandidate | Unknown] = field(default_factory=list)
-    found: list[Layers | None] = field(default_factory=list)
 
     def candidates(self, module: nn.Module) -> list[nn.Module]:
         """Return the candidates. Raises KeyError if the list has gone."""
         listed: Any = module._modules[self.name]
         return list(listed._modules.values())
-
-    def update(self, module: nn.Module) -> list[Layers | None]:
-        """Return the candidates' current layers, recognising changed ones again. Raises KeyError as `candidates`.
-
-        Results for a replica of DataParallel, one of several threads, are not stored.
-        """
-        candidates = self.candidates(module)
-        as_many = len(candidates) == len(self.found)
-        if as_many and all(f is None or f.same(c) for f, c in zip(self.found, candidates, strict=True)):
-            return self.found
-        layouts, found = self.recognised(candidates)
-        if not getattr(module, "_is_replica", False):
-            self.layouts, self.found = layouts, found
-        return found
-
-    def recognised(self, candidates: list[nn.Module]) -> tuple[list[FusableCandidate | Unknown], list[Layers | None]]:
-        """Return the candidates' layouts, if they are of verified kinds, and their layers."""
-        found = [described(c, self.own) for c in candidates]
-        for i, c in enumerate(candidates):
-            layers = found[i][1]
-            if layers is not None and not only_torch_layers(c) and (signature(c), layers.key) not in self.tried:
-                found[i] = Unknown("its kind was not verified"), None
-        return [layout for layout, _ in found], [layers for _, layers in found]
 
     def unchanged(self, module: nn.Module, k: int) -> bool:
         """Return whether the forward's dependencies have their verified values; attributes that held k may hold the new k."""
@@ -113,26 +83,6 @@ class MixturePlan:
         """Return 1 or 2, or 0 if the candidates' strides differ."""
         strides = {a.stride for a in self.layouts if isinstance(a, FusableCandidate)}
         return strides.pop() if len(strides) == 1 else 0
-
-
-def described(candidate: nn.Module, own: Own) -> tuple[FusableCandidate | Unknown, Layers | None]:
-    """Recognise a candidate and its layers, if it can be fused."""
-    layout = proposed(candidate, own)
-    if isinstance(layout, Unknown):
-        return layout, None
-    try:
-        return layout, Layers.of(candidate, layout.convolutions, layout.norms, layout.dropouts)
-    except Unwatched as error:
-        return Unknown(str(error)), None
-
-
-def proposed(candidate: nn.Module, own: Own) -> FusableCandidate | Unknown:
-    """Recognise a candidate by its layers, or, without layers, by the verified result of its kind."""
-    layer = bare(candidate)
-    if layer is not None and (known := own.get(signature(layer))) is not None:
-        return FusableCandidate(*known, 0)
-    found = recognise(candidate)
-    return Unknown("it changes the number of channels") if isinstance(found, Preprocess) else found
 
 
 class FusedMixture(Before):
@@ -181,15 +131,6 @@ def _fused(module: nn.Module, x: Tensor, weights: Weights) -> Tensor | None:
     for i in eager:
         out = out + row[i] * candidates[i](x)
     return out
-
-
-def fits(candidate: nn.Module, layout: FusableCandidate | Unknown, found: Layers | None) -> bool:
-    """Return whether a candidate is fused in this call."""
-    if not isinstance(layout, FusableCandidate) or found is None or has_hooks(candidate) or found.tree.has_hooks():
-        return False
-    if not found.as_tried(candidate):
-        return False
-    return not any(d.training and d.p for d in found.dropouts)
 
 
 def even(stride: int, x: Tensor) -> bool:

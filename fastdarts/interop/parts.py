@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdarts.interop.reads import Reads
-from fastdarts.interop.recognise import Path, layer_at
+from fastdarts.interop.recognise import FusableCandidate, Preprocess, layer_at
 from fastdarts.interop.tree import Tree, only_torch_layers
 from fastdarts.kernels.graph import Graph
 from fastdarts.ops.batch_norm import BatchNorm
@@ -31,11 +31,10 @@ class Layers(NamedTuple):
     reads: Reads | None = None
 
     @staticmethod
-    def of(
-        candidate: nn.Module, convolutions: Sequence[Path], norms: Sequence[Path], dropouts: Sequence[Path] = ()
-    ) -> "Layers":
+    def of(candidate: nn.Module, layout: FusableCandidate | Preprocess) -> "Layers":
         """Find the layers. Raises KeyError if one is missing, Unwatched if the candidate's forward cannot be watched."""
-        found, *rest = [tuple([layer_at(candidate, p) for p in paths]) for paths in (convolutions, norms, dropouts)]
+        paths = layout.convolutions, layout.norms, layout.dropouts
+        found, *rest = [tuple([layer_at(candidate, p) for p in each]) for each in paths]
         reads = None if only_torch_layers(candidate) else Reads(candidate, layers=True)
         return Layers(found, *rest, _shapes(found), Tree(candidate), reads)
 
@@ -46,6 +45,10 @@ class Layers(NamedTuple):
     def as_tried(self, candidate: nn.Module) -> bool:
         """Return whether the dependencies of its forward have their verified values."""
         return self.reads is None or self.reads.same(candidate)
+
+    def drops(self) -> bool:
+        """Return whether a dropout is active."""
+        return any(d.training and d.p for d in self.dropouts)
 
     @property
     def key(self) -> str | None:
@@ -77,23 +80,24 @@ def run(
     )
 
 
-def alike(found: Sequence[Layers], x: Tensor) -> bool:
+def alike(found: Sequence[Layers], x: Tensor, affine: bool = False) -> bool:
     """Return whether all norms share mode and settings, so that one call can compute them for images like x.
 
+    affine  whether they may have affine parameters
     False for a norm used twice, without momentum, or with statistics that it does not update: torch computes these.
     """
     norms = [n for f in found for n in f.norms]
     if len({(n.training, n.momentum, n.eps, *_kept(n)) for n in norms}) > 1 or len(set(norms)) < len(norms):
         return False
-    return not norms or usual(norms[0], x)
+    return not norms or (usual(norms[0], x) and (affine or not any(n.affine for n in norms)))
 
 
 def usual(norm: BatchNorm, x: Tensor) -> bool:
     """Return whether the fused ops can compute a norm, in its dtype."""
-    affine, tracks, dtype = _kept(norm)
+    tracks, dtype = _kept(norm)
     fits = dtype is None or dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
-    return fits and not affine and norm.momentum is not None and tracks == (dtype is not None)
+    return fits and norm.momentum is not None and tracks == (dtype is not None)
 
 
-def _kept(norm: BatchNorm) -> tuple[bool, bool, torch.dtype | None]:
-    return norm.affine, norm.track_running_stats, None if norm.running_mean is None else norm.running_mean.dtype
+def _kept(norm: BatchNorm) -> tuple[bool, torch.dtype | None]:
+    return norm.track_running_stats, None if norm.running_mean is None else norm.running_mean.dtype

@@ -429,9 +429,10 @@ class _Look:
 
 
 def _each(child: nn.Module | None) -> Iterator[nn.Module]:
-    """Yield a child, or its members if it is a list."""
-    if isinstance(child, nn.ModuleList):
-        yield from child._modules.values()
+    """Yield a child, or its members if it is a list or a dictionary."""
+    if isinstance(child, nn.ModuleList | nn.ModuleDict):
+        for member in child._modules.values():
+            yield from _each(member)
     elif child is not None:
         yield child
 

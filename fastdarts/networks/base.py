@@ -10,8 +10,9 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import torch
 from torch import Tensor, nn
 
-from fastdarts.networks.fused import FusedNodes, kernels_of
+from fastdarts.networks.fused import FusedNodes
 from fastdarts.networks.operations import BatchNorm
+from fastdarts.ops.of_layers import kernels_of
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Architecture
 from fastdarts.spaces.genotype import Genotype

@@ -15,7 +15,7 @@ from fastdarts.logs import say_once
 from fastdarts.module_hooks import global_hooks, has_hooks
 from fastdarts.networks.operations import BatchNorm
 from fastdarts.ops import backend as backends
-from fastdarts.ops.of_layers import mixed_cell_of_layers, relu_conv_bns_of_layers
+from fastdarts.ops.of_layers import fits, kernels_of, mixed_cell_of_layers, relu_conv_bns_of_layers
 from fastdarts.ops.sync import Sync
 from fastdarts.supernet.candidates import NAMES, NASBENCH201, STRIDED, TWICE, Names
 
@@ -138,16 +138,6 @@ def fused_layers(layers: Sequence[Any], as_built: Sequence[Any], xs: Sequence[Te
     if not _usual("relu_conv_bn", xs, layers, norms, backend):
         return None
     return relu_conv_bns_of_layers(convolutions, norms, xs, backend=backend, sync=_sync(norms))
-
-
-def kernels_of(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Return the backend that computes an op there: "cpu", "triton", or "definition", which stands for the modules."""
-    return backends.choose(op, backends.offered(op, backend), device, dtype)
-
-
-def fits(op: str, backend: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a fused kernel runs there."""
-    return kernels_of(op, backend, device, dtype) != "definition"
 
 
 def _descend(module: Any, path: Sequence[str]) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor
 from fastdarts import steps
 from fastdarts.batch import Batch
 from fastdarts.networks import DiscreteNetwork
-from fastdarts.networks.fused import fits
+from fastdarts.ops.of_layers import fits
 from fastdarts.optim.updates import Kept, step_if_finite
 from fastdarts.runs.build_retrain import update_of
 from fastdarts.runs.resolved import ResolvedRetrain
