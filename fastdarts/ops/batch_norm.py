@@ -1,4 +1,4 @@
-"""Shared by the ops that end in BatchNorm without affine parameters: running statistics, checks, the double backward.
+"""Shared by the ops that end in BatchNorm: running statistics, checks, the double backward.
 
 Notation: N images, H W pixels of the normalised tensor, m = N*H*W, B channels of all of an op's norms, concatenated.
 """

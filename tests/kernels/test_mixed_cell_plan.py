@@ -160,9 +160,9 @@ def test_saved_tensors_do_not_overlap(stride: int, k: int, chosen: bool, affine:
     assert plan.numbers == graph.size(plan.Cq)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("dynamic", "affine"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fake_kernels_have_gpu_sizes(dtype: torch.dtype, dynamic: bool) -> None:
+def test_fake_kernels_have_gpu_sizes(dtype: torch.dtype, dynamic: bool, affine: bool) -> None:
     """Those of a traced call, too, whose number of images is a symbol."""
     call = cells.CellCall(dense(2, 2), 2, 8, 6, 4, k=2, chosen=True)
     E, K = len(call.graph.edges), call.graph.longest
@@ -170,7 +170,8 @@ def test_fake_kernels_have_gpu_sizes(dtype: torch.dtype, dynamic: bool) -> None:
     images = mode.from_tensor(torch.empty(call.N), static_shapes=not dynamic)
     with mode:
         x = torch.empty(images.shape[0], call.C, call.H, call.W, dtype=dtype, device="cuda")
-        mix = x.new_empty(E, K), x.new_empty(E), x.new_empty(call.graph.size(call.C // call.k)), None
+        mix = x.new_empty(E, K), x.new_empty(E), x.new_empty(call.graph.size(call.C // call.k))
+        mix = *mix, x.new_empty(2, call.graph.norms * call.C // call.k) if affine else None
         channels = torch.empty(E, call.C // call.k, dtype=torch.int64, device="cuda")
         inputs = [x.contiguous(memory_format=torch.channels_last)] * 2
         assert isinstance(x.shape[0], torch.SymInt) == dynamic
@@ -178,7 +179,7 @@ def test_fake_kernels_have_gpu_sizes(dtype: torch.dtype, dynamic: bool) -> None:
         out, statistics, saved = torch.ops.fastdarts.mixed_cell(*given)
     assert out.shape == (2, 16, 3, 2) and out.is_contiguous(memory_format=torch.channels_last)
     assert statistics.shape == (2, call.graph.norms * 4) and statistics.dtype == torch.float64
-    assert saved.shape == (saved_numbers(tuple(call.graph.encode()), (2, 8, 6, 4), 2),) and saved.dtype == dtype
+    assert saved.shape == (saved_numbers(tuple(call.graph.encode()), (2, 8, 6, 4), 2, affine),) and saved.dtype == dtype
 
 
 def test_too_wide_candidates_are_rejected() -> None:
