@@ -216,10 +216,11 @@ def _check_call(plan: DiscretePlan, states: list[Any], further: list[Any]) -> No
 
 
 def lacks_kernel(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why no fused kernels compute discrete cells there, or None."""
-    if all(of_layers.fits(op, backend, device, dtype) for op in ("mixed_cell", "relu_conv_bn")):
+    """Return why no fused kernels compute discrete cells there, or None: on a GPU each call's observation would wait for it."""
+    if all(of_layers.kernels_of(op, backend, device, dtype) == "cpu" for op in ("mixed_cell", "relu_conv_bn")):
         return None
-    return f"no fused kernel with affine BatchNorms and drop path serves {device}, {str(dtype).removeprefix('torch.')}"
+    where = f"{device} in {str(dtype).removeprefix('torch.')}"
+    return f"discrete cells need the C++ kernels, and backend {backend!r} does not choose them on {where}"
 
 
 def _check_cell(cell: nn.Module, plan: DiscretePlan, found: list[Any]) -> None:

@@ -218,7 +218,7 @@ def test_checkpointing_and_tracing(converted: Network) -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"backend": "definition"}, "cells.0: no fused kernel with affine"),
+        ({"backend": "definition"}, "cells.0: discrete cells need .* backend 'definition' does not"),
         ({"level": "op"}, "no mixed operation was recognised"),
     ],
 )
