@@ -63,8 +63,10 @@ def test_build_has_cuda_kernels_or_reason() -> None:
 
 
 def test_unsupported_arguments_give_reason(rows: list[dict]) -> None:
-    assert refusal("separable", torch.float32, {"CQ": 64}) is None
-    assert refusal("separable", torch.float32, {"CQ": 65}) == "the CUDA kernel separable supports at most 64 channels, got 65"
+    searched = {"CQ": 64, "LARGEST": 5, "AFFINE": False, "SECOND": True}
+    assert refusal("separable", torch.float32, searched) is None
+    wide = refusal("separable", torch.float32, searched | {"CQ": 65})
+    assert wide == "the CUDA kernel separable supports at most 64 channels, got 65"
     assert refusal("node", torch.float32, {}) == "node is written in Triton only"
     assert "not for float64" in refusal("pool_sums", torch.float64, {})
     with pytest.raises(ValueError, match="no launch node"):

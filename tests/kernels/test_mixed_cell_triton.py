@@ -108,14 +108,11 @@ DISCRETE = {"edges": "images", "affine": True}  # as drop path trains a discrete
     [
         (Candidate.SEP_CONV_3, 1),
         (Candidate.SEP_CONV_3, 2),
-        (Candidate.DIL_CONV_5, 2),
         (Candidate.CONV_3, 1),
         (Candidate.SKIP, 2),
-        (Candidate.SKIP, 1),
         (Candidate.MAX_POOL_3, 1),
         (Candidate.AVG_POOL_3, 2),
         (Candidate.PLAIN_MAX_POOL_3, 2),
-        (Candidate.PLAIN_AVG_POOL_3, 2),
     ],
     ids=lambda value: str(int(value)),
 )

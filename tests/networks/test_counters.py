@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,13 @@ def test_every_table_cell_has_name(rows: dict[Genotype, dict[str, Any]], shared_
     assert all(architecture_of(name) == Genotype.from_text(row["text"]) for name, row in table.items())
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in OFTEN else pytest.mark.slow) for n in CELLS])
+def marks(name: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Cells of a method's further runs are left to the campaign."""
+    further = re.search(r"_[1-9]$", name) is not None
+    return () if name in OFTEN else (pytest.mark.campaign,) if further else (pytest.mark.slow,)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in CELLS])
 def test_published_counts_are_exact(rows: dict[Genotype, dict[str, Any]], name: str) -> None:
     """36x20 with 10 and 100 classes, 48x14 with 1000, and the narrower ones that were trained."""
     genotype = architecture_of(name)
