@@ -11,20 +11,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # What starts processes, Triton's interpreter or a compiler, or trains for a while: `make test-fast` skips it.
 SLOW_FOLDERS = {"bench", "campaign", "cuda", "gpu", "interop", "kernels", "runs", "zoo"}
 SLOW_FILES = {
-    *(
-        "test_cuda_graph",
-        "test_distributed",
-        "test_docs",
-        "test_drawing",
-        "test_early_stop",
-        "test_exact_hessian",
-        "test_examples",
-        "test_files",
-    ),
-    *("test_heap", "test_memory", "test_packaging", "test_processes", "test_progressive", "test_ranks_stopping"),
-    *("test_recipes", "test_retrain", "test_search_cifar", "test_search_imagenet", "test_search_stages", "test_session"),
-    *("test_signals", "test_stopping", "test_sweep", "test_torchrun", "test_trainer", "test_trajectories"),
-    "test_verified_store",
+    *("test_cuda_graph", "test_distributed", "test_docs", "test_drawing", "test_early_stop", "test_exact_hessian"),
+    *("test_examples", "test_files", "test_heap", "test_memory", "test_packaging", "test_processes", "test_progressive"),
+    *("test_ranks_stopping", "test_recipes", "test_retrain", "test_search_cifar", "test_search_imagenet", "test_search_stages"),
+    *("test_session", "test_signals", "test_stopping", "test_sweep", "test_torchrun", "test_trainer"),
+    *("test_trajectories", "test_verified_store"),
 }
 
 
