@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", action="store_true", help="append the record to floor.jsonl")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of --record")
     args = parser.parse_args(argv)
+    if args.network and args.partial_channels:
+        parser.error("--partial_channels is for --supernet: a discrete network processes all channels")
+    if args.layers is not None and (args.layers < 1 or not args.network):
+        parser.error(f"--layers {args.layers}: at least 1, with --network")
     if why := native.reason():
         print(f"{PROG}: error: {why}", file=sys.stderr)
         return 2
@@ -102,8 +106,8 @@ def measure(workload: Workload | NetworkWorkload, rounds: int) -> dict[str, Any]
             "ms": round(1e3 * seconds, 3),
             "gflop": round(cost.operations / 1e9, 4),
             "gb": round(cost.bytes / 1e9, 4),
-            "gflop_per_s": round(cost.operations / 1e9 / seconds, 1) if seconds else 0.0,
-            "gb_per_s": round(cost.bytes / 1e9 / seconds, 1) if seconds else 0.0,
+            "gflop_per_s": round(cost.operations / 1e9 / seconds, 1),
+            "gb_per_s": round(cost.bytes / 1e9 / seconds, 1),
         }
     facts = workload.facts()
     return {name: facts[name] for name in FACTS if name in facts} | {

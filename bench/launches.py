@@ -113,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch < 1 or not args.gb_per_s > 0:
         parser.error("--batch and --gb_per_s must be above 0")
+    if args.network and args.partial_channels:
+        parser.error("--partial_channels is for --supernet: a discrete network processes all channels")
     try:
         if args.network:
             title = f"{args.network}, batch {args.batch}, {args.dtype}: cells of one training step"

@@ -42,3 +42,9 @@ def test_network_operations_match_hand_count():
 def test_invalid_input_exits_with_one_line(capsys):
     assert floor.main(["--supernet", "cifar", "--batch", "1", "--image_size", "30"]) == 2
     assert "--image_size 30" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--layers", "3"], ["--network", "darts-cifar", "--partial_channels", "2"]])
+def test_flags_of_other_workload_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        floor.main(flags)
