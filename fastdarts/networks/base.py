@@ -127,6 +127,8 @@ class DiscreteNetwork(nn.Module):
         if chosen == "definition":
             return "cells in plain PyTorch"
         lacking = [why for cell in cells if (why := cell.fused.lacks_by(chosen))]
+        if len(lacking) == len(cells):
+            return f"cells in plain PyTorch ({lacking[0]})"
         rest = f"{len(lacking)} of {len(cells)} cells in plain PyTorch ({lacking[0]}), the others" if lacking else "cells"
         return f"{rest} fused {FUSED_BY[chosen]}"
 

@@ -118,6 +118,9 @@ def test_cells_too_wide_for_triton_run_their_modules(monkeypatch: pytest.MonkeyP
     assert called.count("mixed_cell") == 1 and called.count("relu_conv_bn") == 3
     torch.testing.assert_close(got["logits"], want["logits"], rtol=1e-9, atol=1e-9)
     why = "its kernels support at most 4 channels per candidate, got 8"
+    monkeypatch.setattr(mixed_cell_launches, "WIDEST", 1)
+    narrow = network_of("DARTS_V2")
+    assert narrow.computed_by("cuda") == "cells in plain PyTorch (its kernels support at most 1 channels per candidate, got 4)"
     assert network.computed_by("cuda") == f"2 of 3 cells in plain PyTorch ({why}), the others fused by Triton"
 
 
