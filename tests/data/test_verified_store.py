@@ -1,5 +1,6 @@
 """The store of verified files: entries, their validity, and faults, which never stop a run."""
 
+import json
 import logging
 import os
 import subprocess
@@ -238,7 +239,7 @@ def test_missing_home_is_reported(index: ImageIndex, monkeypatch: pytest.MonkeyP
 
 
 def test_concurrent_processes_share_store(tree: Tree, store: Path) -> None:
-    """Both make one store and fill it, and find the same."""
+    """Both open the store while it is empty, fill it at once, and lose or damage no line of each other."""
     root = tree(a=300)
     settle(root)
     program = (
@@ -246,10 +247,19 @@ def test_concurrent_processes_share_store(tree: Tree, store: Path) -> None:
         "from fastdarts.data import ImageIndex, VerifiedStore, verify, verified_store\n"
         "verified_store.BATCH = 20\n"
         "index = ImageIndex.from_root(sys.argv[1])\n"
-        "with VerifiedStore(sys.argv[2]) as store: print(len(verify(index, torch.arange(300), 2, store=store).good))"
+        "with VerifiedStore(sys.argv[2]) as store:\n"
+        "    print('open', flush=True)\n"
+        "    sys.stdin.readline()\n"
+        "    print(len(verify(index, torch.arange(300), 2, store=store).good))"
     )
     command = [sys.executable, "-c", program, str(root), str(store)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": Path(__file__).parents[2]}
-    processes = [subprocess.Popen(command, **options) for _ in range(2)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(command, **pipes, text=True, cwd=Path(__file__).parents[2]) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["open\n"] * 2
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
     assert [process.communicate(timeout=120) for process in processes] == [("300\n", "")] * 2
-    assert rows(store) == 300 and check(ImageIndex.from_root(root), store)[0] == 300
+    lines = [json.loads(line) for line in store.read_text().splitlines() if line]
+    assert len(lines) == 600 and len({path for path, *_ in lines}) == 300
+    assert check(ImageIndex.from_root(root), store)[0] == 300
