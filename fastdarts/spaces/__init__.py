@@ -1,7 +1,7 @@
 """Candidates and search spaces, as names."""
 
 from fastdarts.spaces.candidates import CANDIDATES, SKELETONS, Skeleton
-from fastdarts.spaces.darts import S0
+from fastdarts.spaces.darts import S0, S5
 from fastdarts.spaces.file import SpaceError
 from fastdarts.spaces.names import SPACES, named
 from fastdarts.spaces.nasbench201 import NASBENCH201, Architecture, ArchitectureError
@@ -17,6 +17,7 @@ __all__ = [
     "S2",
     "S3",
     "S4",
+    "S5",
     "SKELETONS",
     "SPACES",
     "Architecture",

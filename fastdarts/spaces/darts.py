@@ -1,4 +1,7 @@
-"""S0, the space of DARTS (Liu et al., ICLR 2019): eight candidates on each of the 14 edges."""
+"""S0, the space of DARTS (Liu et al., ICLR 2019): eight candidates on each of the 14 edges; S5, the seven besides none.
+
+DARTS-PT, SDARTS and DrNAS search S5.
+"""
 
 from fastdarts.spaces.space import Space
 
@@ -15,3 +18,4 @@ PRIMITIVES = (
 )
 
 S0 = Space.uniform("S0", PRIMITIVES)
+S5 = Space.uniform("S5", PRIMITIVES[1:])

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from fastdarts.registry import SPACES
 from fastdarts.spaces import file
-from fastdarts.spaces.darts import S0
+from fastdarts.spaces.darts import S0, S5
 from fastdarts.spaces.nasbench201 import NASBENCH201
 from fastdarts.spaces.robust import S1, S2, S3, S4
 from fastdarts.spaces.space import Space
 from fastdarts.textfile import SUFFIXES
 
-SPACES |= {space.name.lower(): space for space in (S0, S1, S2, S3, S4, NASBENCH201)}
+SPACES |= {space.name.lower(): space for space in (S0, S1, S2, S3, S4, S5, NASBENCH201)}
 
 
 def named(text: str) -> Space:

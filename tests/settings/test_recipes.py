@@ -151,7 +151,7 @@ REFUSED = [
     ({"recipe": "mae"}, "--recipe mae: fastdarts.search_cifar has mae-nas-cifar10"),
     ({"recipe": "mae-nas-imagenet"}, "--recipe mae-nas-imagenet belongs to fastdarts.search_imagenet"),
     ({"recipe": "p-darts", "method": "pc-darts"}, "--recipe p-darts sets another method"),
-    ({"space": "s5"}, "--space: no space 's5': give s0, s1, s2, s3, s4, nasbench201"),
+    ({"space": "s6"}, "--space: no space 's6': give s0, s1, s2, s3, s4, s5, nasbench201"),
     ({"space": "missing.yaml"}, "missing.yaml cannot be read"),
 ]
 

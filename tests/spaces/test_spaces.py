@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastdarts.spaces import CANDIDATES, KINDS, NASBENCH201, S0, SKELETONS, Space
+from fastdarts.spaces import CANDIDATES, KINDS, NASBENCH201, S0, S5, SKELETONS, Space
 from fastdarts.spaces.candidates import known, of_genotypes
 
 
@@ -14,6 +14,11 @@ def test_s0_follows_darts_order() -> None:
     assert S0.normal == S0.reduce == (names,) * 14
     assert [S0.candidates(kind) for kind in KINDS] == [S0.normal, S0.reduce]
     assert KINDS == ("normal", "reduce")
+
+
+def test_s5_is_s0_without_none() -> None:
+    assert S5.name == "S5" and S5.normal == S5.reduce
+    assert S5.normal == (("max_pool_3x3", "avg_pool_3x3", "skip_connect", *S0.normal[0][4:]),) * 14
 
 
 def test_edges_are_numbered_by_node() -> None:
