@@ -12,9 +12,9 @@ from fastdarts.engine import RankInfo
 from fastdarts.inputs.source import DataSet
 from fastdarts.objectives import OBJECTIVES
 from fastdarts.optim import Precision
-from fastdarts.registry import RECIPES, SPACES
+from fastdarts.registry import METHODS, RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
-from fastdarts.search import check_early_stop
+from fastdarts.search import RandomSmoothing, check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
 from fastdarts.settings import AnySearch, ConfigError
 from fastdarts.settings.modules import import_modules
@@ -97,6 +97,7 @@ class SearchResolver:
 def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
     """Return a line for each choice that makes some of the settings `asked` for (by field) meaningless."""
     s, row = resolved.settings, OBJECTIVES[resolved.settings.objective]
+    relaxation = METHODS[s.method].relaxation
     benchmark = resolved.space.skeleton == "nasbench201"
     unread = [
         (f"--objective {s.objective} masks nothing", not row.masks, "mask_ratio patch_size"),
@@ -105,6 +106,7 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
         ("only to DARTS' network", benchmark, "layers"),
         ("only to --partial_channels above 1", s.partial_channels == 1, "channel_sampling"),
         ("--train_list and --val_list select the images", s.train_list is not None, "train_fraction val_fraction"),
+        ("only to --method sdarts-rs and sdarts-adv", not issubclass(relaxation, RandomSmoothing), "smoothing_epsilon"),
         ("only to --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
         ("only to --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
         ("only to --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),

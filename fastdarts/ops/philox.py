@@ -40,6 +40,7 @@ class Purpose(IntEnum):
     JIGSAW = 6  # permutation of an image's tiles; time = step
     CUTOUT = 7  # centre of the hidden square; time = step
     JITTER = 8  # colours; time = step
+    SMOOTHING = 9  # perturbation of an edge's mixing weights; time = step, index = edge
 
 
 def philox4x32(counter: Tensor, seed: int) -> Tensor:

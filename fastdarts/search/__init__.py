@@ -15,14 +15,17 @@ from fastdarts.search.progressive import Progressive, Stage, stages_of
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.search import Search
 from fastdarts.search.selection import argmax_genotype, limit_skips
+from fastdarts.search.smoothing import AdversarialSmoothing, RandomSmoothing
 
 __all__ = [
     "METHODS",
+    "AdversarialSmoothing",
     "Bilevel",
     "DivergedError",
     "Hooks",
     "Method",
     "Progressive",
+    "RandomSmoothing",
     "Search",
     "SoftmaxRelaxation",
     "Stage",

@@ -18,7 +18,8 @@ from fastdarts.optim.precision import Precision
 from fastdarts.optim.updates import Buffers, Kept, guarded_step, non_finite
 from fastdarts.protocols import Pieces, Reduce, Update
 from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.supernet import Network, shared_noise
+from fastdarts.spaces import Kind
+from fastdarts.supernet import CellWeights, Network, shared_noise
 
 FINITE_DIFFERENCE = 1e-2  # R = 1e-2 / |v| in DARTS' Hessian-vector product
 UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
@@ -128,7 +129,8 @@ class Bilevel:
     def weight_pieces(self, step: Tensor, train: Batch) -> Pieces[Tensor]:
         """Run weight_step in pieces: yield each tensor to average; one piece without `reduce`."""
         before = self._buffers.kept()
-        loss = self._train_loss(step, train)
+        weights = yield from self.relaxation.training_weights(self, step, train)
+        loss = self._train_loss(step, train, weights)
         self.weight_optimizer.zero_grad()
         # not autograd.grad: it returns one tensor for all terms of a sum (the decoder's biases), but clipping is in place;
         # and it keeps the images' memory format, but torch's fused SGD expects a gradient in its weight's format
@@ -240,10 +242,11 @@ class Bilevel:
         """Return dL/d of each input; `unused` gives zeros for inputs that the loss does not reach."""
         return self.precision.unscaled(list(torch.autograd.grad(self.precision.scaled(loss), inputs, **unused)))
 
-    def _train_loss(self, step: Tensor, train: Batch) -> Tensor:
-        """Return the training loss with alpha held constant."""
-        with torch.no_grad():
-            weights = self.relaxation.weights(Stream.TRAIN)
+    def _train_loss(self, step: Tensor, train: Batch, weights: dict[Kind, CellWeights] | None = None) -> Tensor:
+        """Return the training loss with alpha held constant; without `weights`, at the relaxation's."""
+        if weights is None:
+            with torch.no_grad():
+                weights = self.relaxation.weights(Stream.TRAIN)
         with self.precision.autocast():
             return self.objective(self.supernet, weights, train, step, Stream.TRAIN)
 

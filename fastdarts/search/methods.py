@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fastdarts.registry import METHODS
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.selection import Selection, argmax_genotype
+from fastdarts.search.smoothing import AdversarialSmoothing, RandomSmoothing
 from fastdarts.settings import ConfigError
 
 Values = Mapping[str, Any]  # settings by field
@@ -105,6 +106,8 @@ METHODS |= {
             "init_channels": 16,
         },
     ),
+    "sdarts-rs": Method("Chen and Hsieh, ICML 2020", RandomSmoothing, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
+    "sdarts-adv": Method("Chen and Hsieh, ICML 2020", AdversarialSmoothing, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
 }
 
 

@@ -3,12 +3,20 @@
 Notation: E edges of a cell, K candidates of its longest list.
 """
 
+from typing import TYPE_CHECKING, Self
+
 import torch
 from torch import Tensor
 
+from fastdarts.batch import Batch
 from fastdarts.ops.philox import Stream
+from fastdarts.protocols import Pieces
+from fastdarts.settings import SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
+
+if TYPE_CHECKING:
+    from fastdarts.search.bilevel import Bilevel
 
 
 class SoftmaxRelaxation:
@@ -43,6 +51,11 @@ class SoftmaxRelaxation:
             self.alpha[kind] = small(E, K)
         self.beta: dict[Kind, Tensor] = {kind: small(E) for kind in space.kinds} if edge_normalization else {}
 
+    @classmethod
+    def of(cls, space: Space, settings: SearchSettings, *, seed: int, device: torch.device, dtype: torch.dtype) -> Self:
+        """Construct from the settings: the hook for a relaxation that has some of its own."""
+        return cls(space, edge_normalization=settings.edge_normalization, seed=seed, device=device, dtype=dtype)
+
     def parameters(self) -> list[Tensor]:
         """Return the architecture parameters: alpha of the normal and the reduce cells, then beta of both."""
         return [*self.alpha.values(), *self.beta.values()]
@@ -55,9 +68,26 @@ class SoftmaxRelaxation:
         """
         return {kind: CellWeights(self._ops(kind), self._edges(kind)) for kind in self.space.kinds}
 
+    def training_weights(self, bilevel: "Bilevel", step: Tensor, train: Batch) -> Pieces[dict[Kind, CellWeights]]:
+        """Return the weights of the weights' update, constants: the hook for weights that depend on network, step or batch.
+
+        In pieces, as Bilevel's updates are: yields each tensor to average over the ranks.
+        """
+        yield from ()  # nothing to average
+        with torch.no_grad():
+            return self.weights(Stream.TRAIN)
+
     def penalty(self) -> Tensor | None:
         """Return a scalar to add to alpha's loss, differentiable in `parameters()`, or None."""
         return None
+
+    def epoch_begins(self, epoch: int, epochs: int) -> None:
+        """Run before the first step of each epoch, and again if it is resumed: the hook for schedules.
+
+        epoch, epochs  number of finished epochs of the stage, and of all its epochs
+
+        It may change tensors in place, which captured steps keep reading.
+        """
 
     def epoch_ended(self, epoch: int) -> None:
         """Run after the last step of each epoch (from 1) that updates alpha: the hook for decisions made once per epoch.

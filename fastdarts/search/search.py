@@ -164,6 +164,7 @@ class Search:
         set_rate(self.bilevel.weight_optimizer, rate)
         if stage.dropout:
             self.supernet.drop_skips(skip_dropout_rate(stage, within))
+        self.relaxation.epoch_begins(within, stage.epochs)
         if not part.steps:
             self.bilevel.skipped.zero_()
         self.supernet.train()

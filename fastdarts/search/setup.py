@@ -29,7 +29,7 @@ def bilevel_of(
     s = settings
     weights: list[Tensor] = list(dict.fromkeys([*supernet.parameters(), *objective.parameters()]))
     device, dtype = weights[0].device, weights[0].dtype
-    mixing = relaxation(supernet.space, edge_normalization=s.edge_normalization, seed=seed, device=device, dtype=dtype)
+    mixing = relaxation.of(supernet.space, s, seed=seed, device=device, dtype=dtype)
     return Bilevel(
         supernet,
         objective,

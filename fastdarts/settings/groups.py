@@ -221,6 +221,13 @@ class ArchitectureStep(Settings):
     unrolled: bool = setting(False, "second order: gradient of alpha after a virtual step of the weights")
     step_order: Literal["alpha-first", "weights-first"] = setting("alpha-first", "order of the two updates in a step")
     edge_normalization: bool = setting(True, "also learn a weight for each edge (PC-DARTS' beta)")
+    smoothing_epsilon: float = setting(
+        0.3,
+        "final radius of the perturbed mixing weights; it grows from 0.03 (sdarts-rs, sdarts-adv)",
+        above=0,
+        before=0.3,
+        also=("epsilon_alpha",),
+    )
     hessian_every: int = setting(
         0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
     )
