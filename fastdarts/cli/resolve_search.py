@@ -14,10 +14,11 @@ from fastdarts.objectives import OBJECTIVES
 from fastdarts.optim import Precision
 from fastdarts.registry import METHODS, RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
-from fastdarts.search import RandomSmoothing, check_early_stop
+from fastdarts.search import GreedyEdges, RandomSmoothing, check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
 from fastdarts.settings import AnySearch, ConfigError
 from fastdarts.settings.modules import import_modules
+from fastdarts.spaces import Space
 from fastdarts.textfile import SUFFIXES
 
 PATHS = "data", "train_list", "val_list"
@@ -46,6 +47,7 @@ class SearchResolver:
         check_watching(settings)
         resolved = Resolved.of(settings, self.dataset)
         check_early_stop(settings, resolved.space)
+        _check_method(settings, resolved.space)
         _check_backend(settings)
         return resolved
 
@@ -107,6 +109,7 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
         ("only to --partial_channels above 1", s.partial_channels == 1, "channel_sampling"),
         ("--train_list and --val_list select the images", s.train_list is not None, "train_fraction val_fraction"),
         ("only to --method sdarts-rs and sdarts-adv", not issubclass(relaxation, RandomSmoothing), "smoothing_epsilon"),
+        ("only to --method sgas-1 and sgas-2", not issubclass(relaxation, GreedyEdges), "sgas_warmup sgas_interval"),
         ("only to --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
         ("only to --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
         ("only to --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),
@@ -128,6 +131,14 @@ def _space(text: str) -> str:
     if name in SPACES:
         return name
     return absolute(text) if Path(name).suffix in SUFFIXES else text
+
+
+def _check_method(settings: AnySearch, space: Space) -> None:
+    """Raise ConfigError if the method cannot search that space with these settings."""
+    try:
+        METHODS[settings.method].relaxation.check(space, settings)
+    except ConfigError as error:
+        raise ConfigError(f"--method {settings.method}: {error}") from error
 
 
 def _check_backend(settings: AnySearch) -> None:

@@ -119,6 +119,7 @@ def _summary(resolved: Resolved, images: Images, memory: int, steps: int, free: 
         f"steps {steps} an epoch, {steps * settings.epochs} in {settings.epochs} epochs; alpha is updated in the last "
         f"{moving // len(stages)}{of_each} (--begin {settings.begin}); {passes} image passes forward and backward",
         *_stages(stages),
+        *METHODS[settings.method].relaxation.plan(supernet.space, settings),
         f"memory about {memory / 2**30:.2f} GiB per step, {free.bytes / 2**30:.2f} GiB free"
         + ("" if world.is_single else ", per rank"),
         *shares(settings, world),

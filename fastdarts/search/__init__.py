@@ -10,6 +10,7 @@ from fastdarts.protocols import DivergedError, Hooks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
 from fastdarts.search.early_stop import Stop, check_early_stop
+from fastdarts.search.greedy import GreedyEdges, StableGreedyEdges
 from fastdarts.search.methods import METHODS, Method, settings_of
 from fastdarts.search.progressive import Progressive, Stage, stages_of
 from fastdarts.search.relaxation import SoftmaxRelaxation
@@ -22,12 +23,14 @@ __all__ = [
     "AdversarialSmoothing",
     "Bilevel",
     "DivergedError",
+    "GreedyEdges",
     "Hooks",
     "Method",
     "Progressive",
     "RandomSmoothing",
     "Search",
     "SoftmaxRelaxation",
+    "StableGreedyEdges",
     "Stage",
     "Step",
     "StepReport",

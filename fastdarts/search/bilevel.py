@@ -157,6 +157,7 @@ class Bilevel:
         bad = non_finite(loss, grads, self.precision.one)
         with self.stage("optimizer"):
             self._update(bad, self.arch_optimizer, parameters, self.arch_grad_clip, before, self.skipped[1])
+            self.relaxation.alpha_stepped()
         return loss
 
     def _update(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastdarts.registry import METHODS
+from fastdarts.search.greedy import GreedyEdges, StableGreedyEdges
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.selection import Selection, argmax_genotype
 from fastdarts.search.smoothing import AdversarialSmoothing, RandomSmoothing
@@ -108,6 +109,8 @@ METHODS |= {
     ),
     "sdarts-rs": Method("Chen and Hsieh, ICML 2020", RandomSmoothing, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
     "sdarts-adv": Method("Chen and Hsieh, ICML 2020", AdversarialSmoothing, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
+    "sgas-1": Method("Li et al., CVPR 2020", GreedyEdges, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
+    "sgas-2": Method("Li et al., CVPR 2020", StableGreedyEdges, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
 }
 
 

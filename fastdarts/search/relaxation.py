@@ -56,6 +56,15 @@ class SoftmaxRelaxation:
         """Construct from the settings: the hook for a relaxation that has some of its own."""
         return cls(space, edge_normalization=settings.edge_normalization, seed=seed, device=device, dtype=dtype)
 
+    @classmethod
+    def check(cls, space: Space, settings: SearchSettings) -> None:
+        """Raise ConfigError if the relaxation cannot search this space with these settings."""
+
+    @classmethod
+    def plan(cls, space: Space, settings: SearchSettings) -> list[str]:
+        """Return lines to print with a run's plan."""
+        return []
+
     def parameters(self) -> list[Tensor]:
         """Return the architecture parameters: alpha of the normal and the reduce cells, then beta of both."""
         return [*self.alpha.values(), *self.beta.values()]
@@ -88,6 +97,9 @@ class SoftmaxRelaxation:
 
         It may change tensors in place, which captured steps keep reading.
         """
+
+    def alpha_stepped(self) -> None:
+        """Run after each update of alpha, on the device alone: the hook for numbers that must keep their values."""
 
     def epoch_ended(self, epoch: int) -> None:
         """Run after the last step of each epoch (from 1) that updates alpha: the hook for decisions made once per epoch.

@@ -56,7 +56,7 @@ class Search:
 
     `state_dict` is valid at any time outside take_step: inside an epoch too, also after an exception there.
     Raises ValueError for stages or a limit of skips that do not fit the settings or the space, ConfigError if
-    settings.early_stop can never end this search.
+    settings.early_stop can never end this search, or if the method cannot search that space with these settings.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Search:
             )
         check_stages(self.stages, supernet.space, settings)
         check_early_stop(settings, supernet.space)
+        method.relaxation.check(supernet.space, settings)
         if settings.early_stop == "eigenvalue" and eval_loader is None:
             raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of eval_loader, which is missing")
         self.history: list[Seen] = []  # statistics for early stopping, of the epochs that updated alpha

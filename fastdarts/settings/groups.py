@@ -228,6 +228,8 @@ class ArchitectureStep(Settings):
         before=0.3,
         also=("epsilon_alpha",),
     )
+    sgas_warmup: int = setting(-1, "epochs before the first decision; -1 = 9 of 50 (sgas-1, sgas-2)", at_least=-1, before=-1)
+    sgas_interval: int = setting(0, "epochs between decisions; 0 = 5 of 50 (sgas-1, sgas-2)", at_least=0, before=0)
     hessian_every: int = setting(
         0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
     )

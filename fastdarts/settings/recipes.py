@@ -48,6 +48,7 @@ WITHOUT_TRICKS = {"skip_dropout": False, "skip_limit": 0}
 _MAE_NAS, _MIM, _DARTS = "MAE-NAS", "MIM-DARTS", "DARTS (Liu et al., ICLR 2019)"
 _R_DARTS = "R-DARTS (Zela et al., ICLR 2020), as table 8 of MAE-NAS has it"
 _SDARTS = "SDARTS (Chen and Hsieh, ICML 2020)"
+_SGAS = "SGAS (Li et al., CVPR 2020)"
 _BENCH = "NAS-Bench-201 (Dong and Yang, ICLR 2020)"
 _S1_S4 = {"s1": ("2.92", "3.84"), "s2": ("2.66", "4.85"), "s3": ("2.50", "3.34"), "s4": ("2.71", "7.20")}  # test errors
 _PADDING = {"rotation": 4, "colourisation": 0, "jigsaw": 0}  # UnNAS only flips CIFAR's images for the last two
@@ -108,4 +109,6 @@ RECIPES |= {
     ),
     "sdarts-rs": _cifar(_SDARTS, "CIFAR-10 97.33 ± 0.03 %, 0.4 GPU-days", "sdarts-rs", space="s5", **SUPERVISED),
     "sdarts-adv": _cifar(_SDARTS, "CIFAR-10 97.39 ± 0.02 %, 1.3 GPU-days", "sdarts-adv", space="s5", **SUPERVISED),
+    "sgas-1": _cifar(_SGAS, "CIFAR-10 97.34 ± 0.24 % (10 searches), 0.25 GPU-days", "sgas-1", **SUPERVISED),
+    "sgas-2": _cifar(_SGAS, "CIFAR-10 97.33 ± 0.21 % (10 searches), 0.25 GPU-days", "sgas-2", **SUPERVISED),
 }
