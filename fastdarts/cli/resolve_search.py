@@ -16,12 +16,14 @@ from fastdarts.registry import METHODS, RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import GreedyEdges, RandomSmoothing, check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
+from fastdarts.search.perturbation import check_selection
 from fastdarts.settings import AnySearch, ConfigError
 from fastdarts.settings.modules import import_modules
 from fastdarts.spaces import Space
 from fastdarts.textfile import SUFFIXES
 
 PATHS = "data", "train_list", "val_list"
+SELECT = "select_figure select_batches select_interval select_rate"
 OPS = {"patch_mask": False, "masked_loss": False, "relu_conv_bn": True, "mixed_cell": True}  # runs in autocast's dtype
 
 
@@ -113,6 +115,7 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
         ("only to --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
         ("only to --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
         ("only to --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),
+        ("only to --select perturbation", s.select != "perturbation", SELECT),
         ("only to --skip_dropout", s.progressive and not s.skip_dropout, "progressive_dropout"),
     ]
     found = [(why, [f"--{name}" for name in names.split() if name in asked]) for why, holds, names in unread if holds]
@@ -139,6 +142,7 @@ def _check_method(settings: AnySearch, space: Space) -> None:
         METHODS[settings.method].relaxation.check(space, settings)
     except ConfigError as error:
         raise ConfigError(f"--method {settings.method}: {error}") from error
+    check_selection(settings, METHODS[settings.method].relaxation, OBJECTIVES[settings.objective].needs_labels)
 
 
 def _check_backend(settings: AnySearch) -> None:

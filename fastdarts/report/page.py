@@ -1,5 +1,6 @@
 """Generate one self-contained page about a search from its run folder alone."""
 
+import json
 from pathlib import Path
 
 from fastdarts.report import markup, parts
@@ -93,8 +94,10 @@ def _pictures(run: Run) -> str:
 
 def _lists(run: Run) -> str:
     genotypes = [f"{epoch['epoch']}  {epoch['genotype']}" for epoch in run.epochs if epoch.get("genotype")]
+    decisions = [f"{epoch['epoch']}  {json.dumps(each)}" for epoch in run.epochs for each in epoch.get("decisions") or ()]
     return markup.section(
         "Excluded files, genotypes by epoch",
         *parts.left_out(run),
         markup.details("Genotype after each epoch", genotypes),
+        *([markup.details("Decisions of the selection, before each epoch", decisions)] if decisions else []),
     )

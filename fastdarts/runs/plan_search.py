@@ -16,6 +16,7 @@ from fastdarts.runs.plans import Free, Plan, automatic, check_profile, out_of_me
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import METHODS, SoftmaxRelaxation, Stage
 from fastdarts.search.methods import settings_of
+from fastdarts.search.perturbation import decisions, tuning_stage
 from fastdarts.search.progressive import heaviest, moving_epochs
 from fastdarts.settings import ConfigError
 from fastdarts.spaces import Space
@@ -120,11 +121,12 @@ def _summary(resolved: Resolved, images: Images, memory: int, steps: int, free: 
         f"{moving // len(stages)}{of_each} (--begin {settings.begin}); {passes} image passes forward and backward",
         *_stages(stages),
         *METHODS[settings.method].relaxation.plan(supernet.space, settings),
+        *_selection(resolved, steps),
         f"memory about {memory / 2**30:.2f} GiB per step, {free.bytes / 2**30:.2f} GiB free"
         + ("" if world.is_single else ", per rank"),
         *shares(settings, world),
     ]
-    check_profile(settings.profile, steps * settings.epochs)
+    check_profile(settings.profile, steps * (settings.epochs + _selecting(resolved)))
     if memory > free.bytes:
         lines.append("warning: more memory than is free; --batch_size auto chooses a batch that fits")
     if images.excluded:
@@ -146,3 +148,23 @@ def _stages(stages: tuple[Stage, ...]) -> list[str]:
     if len(stages) == 1:
         return []
     return [f"stages of {stages[0].epochs} epochs: {'; '.join(map(str, stages))}"]
+
+
+def _selecting(resolved: Resolved) -> int:
+    """Return the number of epochs of a selection by perturbation, 0 without."""
+    settings = resolved.settings
+    return tuning_stage(settings, resolved.space, resolved.stages[-1]).epochs if settings.select == "perturbation" else 0
+
+
+def _selection(resolved: Resolved, steps: int) -> list[str]:
+    """Return the plan's line on a selection by perturbation, if there is one; steps: steps per epoch."""
+    settings, epochs = resolved.settings, _selecting(resolved)
+    if not epochs:
+        return []
+    operations, nodes = decisions(resolved.space)
+    inputs = f" and of inputs {nodes} times" if nodes else ""
+    rate = settings.select_rate * settings.learning_rate
+    return [
+        f"then selection by perturbation: {epochs} epochs more, {steps * epochs} steps at learning rate {rate:.3g}; operations "
+        f"are decided {operations} times{inputs}, for each kind of cell, on {settings.select_batches or steps} batches"
+    ]

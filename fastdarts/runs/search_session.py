@@ -114,6 +114,8 @@ class SearchReporter(Reporter):
         layers = self.search.stages[self.search.stage].layers or s.layers
         size = {"layers": layers} if self.search.supernet.space.skeleton == "darts" else {"stage_cells": s.stage_cells}
         facts |= {"init_channels": s.init_channels, **size, "seed": s.seed} | self._counts(cell)
+        if self.search.selection is not None:
+            facts["select"] = s.select
         if self.benchmark is not None:
             facts["benchmark"] = looked_up(self.benchmark, cell, ranks)
         elif (stored := self._stored()).get("text") == str(cell) and "benchmark" in stored:

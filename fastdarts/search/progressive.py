@@ -32,6 +32,8 @@ class Stage:
     layers         number of cells; None: the network's
     candidates     maximum per edge; None: no limit
     dropout        initial dropout rate of skips of stride 1; 0: the network has no dropout
+    rate           constant learning rate of the weights in the stage of a selection, which continues with the networks and
+                   alpha of the stage before; None: any other stage
     """
 
     epochs: int
@@ -39,6 +41,12 @@ class Stage:
     layers: int | None = None
     candidates: int | None = None
     dropout: float = 0.0
+    rate: float | None = None
+
+    @property
+    def selects(self) -> bool:
+        """Return whether this is the stage of a selection."""
+        return self.rate is not None
 
     def __str__(self) -> str:
         parts = [

@@ -86,6 +86,10 @@ class SoftmaxRelaxation:
         with torch.no_grad():
             return self.weights(Stream.TRAIN)
 
+    def fixed(self, weights: dict[Kind, CellWeights]) -> dict[Kind, CellWeights]:
+        """Return the weights with the rows of decided edges (FixedRows); here none is."""
+        return weights
+
     def penalty(self) -> Tensor | None:
         """Return a scalar to add to alpha's loss, differentiable in `parameters()`, or None."""
         return None

@@ -19,10 +19,12 @@ from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
 from fastdarts.search.evaluation import evaluate, hessian
+from fastdarts.search.fixed_rows import FixedRows
 from fastdarts.search.methods import METHODS, Method
+from fastdarts.search.perturbation import Perturbation, Scores, check_selection, tuning_stage
 from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, shrink, skip_dropout_rate
 from fastdarts.search.selection import limit_skips
-from fastdarts.search.setup import bilevel_of
+from fastdarts.search.setup import bilevel_of, tuning_of
 from fastdarts.settings import SearchSettings
 from fastdarts.spaces import Architecture, Space
 from fastdarts.spaces.genotype import Genotype, read_architecture
@@ -50,6 +52,9 @@ class Search:
                               stages. Learning rate, alpha's first epoch and dropout go by the epoch within the stage. The first
                               step after a stage's end begins the next stage, which replaces space, supernet, objective, bilevel
                               and take_step. load_state_dict may change the stage, too
+
+    With settings.select "perturbation" one more stage follows, of as many epochs as its decisions need (perturbation): it has
+    the supernet, objective and alpha of the stage before, and replaces bilevel, relaxation and take_step.
 
     take_step runs a step; replace it before the first one if at all.
     The modules keep their device and dtype; batches are copied to that device.
@@ -84,6 +89,10 @@ class Search:
         check_stages(self.stages, supernet.space, settings)
         check_early_stop(settings, supernet.space)
         method.relaxation.check(supernet.space, settings)
+        check_selection(settings, method.relaxation, objective.needs_labels)
+        self.selection: Perturbation | None = None  # in its stage
+        if settings.select == "perturbation":
+            self.stages = (*self.stages, tuning_stage(settings, supernet.space, self.stages[-1]))
         if settings.early_stop == "eigenvalue" and eval_loader is None:
             raise ValueError("--early_stop eigenvalue: the eigenvalue is estimated on a batch of eval_loader, which is missing")
         self.history: list[Seen] = []  # statistics for early stopping, of the epochs that updated alpha
@@ -118,6 +127,9 @@ class Search:
         if number == len(self.stages) or self._epoch_of_stage < self.stages[self.stage].epochs:
             return
         stage, space = self.stages[number], self.supernet.space
+        if stage.selects:
+            self._select(number)
+            return
         if stage.candidates is not None:
             space = shrink(space, self._weights(), stage.candidates)
         self._enter(number, space)
@@ -130,11 +142,37 @@ class Search:
 
     def _enter(self, number: int, space: Space) -> None:
         """Initialise the beginning of a stage."""
+        self.selection = None
+        if self.progressive is None and number == 0:  # back from a selection
+            self._install(self.supernet, self.objective, 0)
+            return
         if self.progressive is None:
             raise ValueError(f"the state is of stage {number + 1} of a progressive search, this is a search of one stage")
         del self.supernet, self.objective, self.relaxation, self.bilevel, self.take_step
         gc.collect()  # timers and CUDA graphs of the old stage are in reference cycles: the next stage needs their memory
         self._install(*self.progressive.begin(number, space), number)
+
+    def _select(self, number: int) -> None:
+        """Initialise the stage of the selection, with the networks and alpha of the stage before."""
+        bilevel = tuning_of(self.bilevel, self.settings)
+        del self.take_step
+        gc.collect()  # as in _enter
+        self.bilevel, self.relaxation, self.stage = bilevel, bilevel.relaxation, number
+        self.take_step = self.bilevel if self._captured is None else self._captured(self.bilevel)
+        self.selection = Perturbation(self.settings, self.supernet.space)
+
+    def _decide(self, epoch: int, hooks: Hooks) -> None:
+        """Make the decisions before an epoch of the selection that have not been made yet."""
+        rows = self.relaxation
+        if self.selection is None or not isinstance(rows, FixedRows):
+            return
+        for kind, which, of_operation in self.selection.next(rows, epoch, self.stages[self.stage].epochs):
+            scores = Scores(self.bilevel, self.val_loader, self.settings, hooks, self.ranks)
+            decide = self.selection.operation if of_operation else self.selection.topology
+            decide(scores, rows, kind, which)
+            self.positions = self._positions()
+            if self.ranks is None or self.ranks.is_main:
+                log.info(f"decided: {self.selection.facts[-1]}")
 
     def run(self, hooks: Hooks = NO_HOOKS) -> Genotype | Architecture:
         """Run all remaining epochs and return the result."""
@@ -155,13 +193,14 @@ class Search:
         are those of a `metrics.jsonl` line of kind "epoch". "seconds" counts the steps alone, "input_seconds" of it the waiting
         for batches; "images_per_s" is their rate. Optional keys, present only where they apply: "skipped" updates (of the
         weights, of alpha), "not_finite" losses (train, alpha), which the means exclude; "stopped" if early stopping ends the
-        search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates". "cells" describes
-        the cell without settings.skip_limit.
+        search with this epoch (early_stop.Stop.facts); in a search in stages "stage" and its "candidates"; in a selection's
+        stage the "decisions" before the epoch. "cells" describes the cell without settings.skip_limit.
         """
         s, part, steps = self.settings, self.part, len(self.train_loader)
         self._next_stage()
         stage, within = self.stages[self.stage], self._epoch_of_stage
-        rate = learning_rate(within, stage.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
+        self._decide(within, hooks)
+        rate = stage.rate or learning_rate(within, stage.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
         set_rate(self.bilevel.weight_optimizer, rate)
         if stage.dropout:
             self.supernet.drop_skips(skip_dropout_rate(stage, within))
@@ -179,7 +218,7 @@ class Search:
         seconds = perf_counter() - began
         reporting = self.ranks is None or self.ranks.is_main
         part.check(record, PARTS, self.skipped.tolist(), seeking=self.seeking(), message=reporting)
-        due = epoch % s.eval_every == 0 or epoch == s.epochs
+        due = epoch % s.eval_every == 0 or epoch == self.total.epochs
         with hooks.interruptible():
             record["valid"] = self.evaluate(hooks) if due and self.eval_loader is not None else None
             if (s.hessian_every and epoch % s.hessian_every == 0) or needs_hessian(s, epoch):
@@ -192,6 +231,8 @@ class Search:
                 with hooks.interruptible():
                     record["valid"] = self.evaluate(hooks)
         record |= {"seconds": seconds, "input_seconds": part.input_seconds, "images_per_s": part.images / seconds}
+        if self.selection is not None:
+            record["decisions"], self.selection.facts = self.selection.facts, []
         self.epoch, self.part, self.history = epoch, Epoch.of(*LOSSES), history
         return record
 
@@ -214,7 +255,7 @@ class Search:
     @property
     def over(self) -> bool:
         """Return whether no epoch is left."""
-        return self.epoch >= self.settings.epochs or self.stop is not None
+        return self.epoch >= self.total.epochs or self.stop is not None
 
     def result(self) -> Genotype | Architecture:
         """Return the search's result: the current genotype, or that of the epoch which an early stop chose."""
@@ -287,6 +328,8 @@ class Search:
             "train_loader": train,
             "val_loader": val,
             **part,
+            **({"stage": self.stage + 1} if self.stage else {}),
+            **({} if self.selection is None else {"decisions": self.selection.facts}),
             **self._stage_facts(),
             **({"history": self.history} if self.history else {}),
         } | ({} if scale is None else {"loss_scale": scale.state_dict()})
@@ -298,6 +341,8 @@ class Search:
         begun = Epoch.of(*LOSSES)
         self.part = begun.restored(state["part"], self.device) if "part" in state else begun
         self.history = state.get("history", [])
+        if self.selection is not None:
+            self.selection.facts = list(state["decisions"])
         self.step.copy_(state["step"])
         self.supernet.load_state_dict(state["supernet"])
         self.objective.load_state_dict(state["objective"])
@@ -314,11 +359,17 @@ class Search:
         """Switch to the stage of `state`, with its candidates."""
         number = state.get("stage", 1) - 1
         if number >= len(self.stages):
-            raise ValueError(f"the state is of stage {number + 1}, this search has {len(self.stages)}")
+            hint = "; continue it with --select perturbation" if "decisions" in state else ""
+            raise ValueError(f"the state is of stage {number + 1}, this search has {len(self.stages)}{hint}")
         lists = {kind: tuple(map(tuple, edges)) for kind, edges in state.get("candidates", {}).items()}
         space = replace(self.supernet.space, **lists)
-        if (number, space) != (self.stage, self.supernet.space):
-            self._enter(number, space)
+        if (number, space) == (self.stage, self.supernet.space):
+            return
+        before = number - self.stages[number].selects  # the stage of its networks
+        if (before, space) != (self.stage, self.supernet.space):
+            self._enter(before, space)
+        if number != before:
+            self._select(number)
 
     def _stage_facts(self) -> dict[str, Any]:
         """Return the stage's number, from 1, and its candidates by kind of cell and edge, for a search in stages."""
@@ -340,7 +391,7 @@ class Search:
     @property
     def total(self) -> Extent:
         """Return the extent of the whole search without an early stop."""
-        epochs = self.settings.epochs
+        epochs = sum(stage.epochs for stage in self.stages)
         return Extent(epochs, epochs * len(self.train_loader), self._passes(epochs))
 
     def _passes(self, epochs: int) -> int:

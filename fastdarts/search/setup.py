@@ -1,12 +1,14 @@
 """Build a supernet's Bilevel from the settings: relaxation, optimizers, precision."""
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fastdarts.objectives import Objective
 from fastdarts.optim.optimizers import arch_optimizer, weight_optimizer
 from fastdarts.optim.precision import Precision
 from fastdarts.protocols import Reduce
 from fastdarts.search.bilevel import Bilevel
+from fastdarts.search.fixed_rows import FixedRows
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.settings import SearchSettings
 from fastdarts.supernet import Network
@@ -34,14 +36,7 @@ def bilevel_of(
         supernet,
         objective,
         mixing,
-        weight_optimizer(
-            weights,
-            s.learning_rate,
-            momentum=s.momentum,
-            weight_decay=s.weight_decay,
-            nesterov=s.nesterov,
-            backend=s.optimizer_backend,
-        ),
+        _sgd(weights, s),
         arch_optimizer(
             mixing.parameters(), s.arch_learning_rate, weight_decay=s.arch_weight_decay, backend=s.optimizer_backend
         ),
@@ -51,4 +46,36 @@ def bilevel_of(
         weights_first=s.step_order == "weights-first",
         precision=Precision(s.amp, device),
         reduce=reduce,
+    )
+
+
+def tuning_of(bilevel: Bilevel, settings: SearchSettings) -> Bilevel:
+    """Return the Bilevel that tunes a searched network between decisions: with FixedRows and fresh momentum.
+
+    alpha's optimizer and the loss scale go on.
+    """
+    return Bilevel(
+        bilevel.supernet,
+        bilevel.objective,
+        FixedRows(bilevel.relaxation, partial=bilevel.supernet.k > 1),
+        _sgd(bilevel.weights, settings),
+        bilevel.arch_optimizer,
+        unrolled=bilevel.unrolled,
+        grad_clip=bilevel.grad_clip,
+        arch_grad_clip=bilevel.arch_grad_clip,
+        weights_first=bilevel.weights_first,
+        precision=bilevel.precision,
+        reduce=bilevel.reduce,
+    )
+
+
+def _sgd(weights: list[Tensor], settings: SearchSettings) -> Optimizer:
+    s = settings
+    return weight_optimizer(
+        weights,
+        s.learning_rate,
+        momentum=s.momentum,
+        weight_decay=s.weight_decay,
+        nesterov=s.nesterov,
+        backend=s.optimizer_backend,
     )

@@ -135,7 +135,7 @@ def probe(
     try:
         with frozen(bilevel.weights), torch.set_grad_enabled(gradient):
             with precision.autocast():
-                loss = bilevel.objective(bilevel.supernet, held, train, step, Stream.TRAIN)
+                loss = bilevel.objective(bilevel.supernet, bilevel.relaxation.fixed(held), train, step, Stream.TRAIN)
             ops = [w.ops for w in held.values()]
             grads = precision.unscaled(list(torch.autograd.grad(precision.scaled(loss), ops))) if gradient else []
     finally:

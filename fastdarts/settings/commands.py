@@ -20,6 +20,7 @@ from fastdarts.settings.groups import (
     Ranks,
     Run,
     SearchSpace,
+    Selection,
     Splits,
     Then,
     Watching,
@@ -37,7 +38,7 @@ from fastdarts.settings.retrain import (
 
 
 @composed()
-class SearchSettings(Progressive, EarlyStop, ArchitectureStep, Optimisation):
+class SearchSettings(Selection, Progressive, EarlyStop, ArchitectureStep, Optimisation):
     """Settings of the training of weights and alpha, read by `fastdarts.search.Search`."""
 
 

@@ -274,6 +274,38 @@ class Progressive(Settings):
 
 
 @group
+class Selection(Settings):
+    """Derivation of the cell from a searched supernet. A finished run may be continued with it."""
+
+    title = "selection"
+
+    select: Literal["argmax", "perturbation"] = setting(
+        "argmax",
+        "by the largest weights, or, after --epochs, by what the supernet misses most (DARTS-PT), with epochs of tuning "
+        "between the decisions",
+        resumable=True,
+    )
+    select_figure: Literal["own", "accuracy", "loss"] = setting(
+        "own",
+        "figure that tells how much is missed: the objective's own (its accuracy, or its loss where it has none), the accuracy "
+        "of labels, or the loss (--select perturbation)",
+        resumable=True,
+    )
+    select_batches: int = setting(
+        0, "batches of alpha's images for each figure; 0 = an epoch of them (--select perturbation)", at_least=0, resumable=True
+    )
+    select_interval: int = setting(
+        5, "epochs of tuning between two decisions (--select perturbation)", at_least=1, resumable=True
+    )
+    select_rate: float = setting(
+        0.1,
+        "constant learning rate of the tuning, as a share of --learning_rate (--select perturbation)",
+        above=0,
+        resumable=True,
+    )
+
+
+@group
 class Device(Settings):
     """Device and numerical precision."""
 

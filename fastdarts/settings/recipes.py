@@ -40,6 +40,7 @@ def _imagenet(source: str, published: str, /, **settings: Any) -> Recipe:
 MAE = {"objective": "mae", "mask_ratio": 0.5, "patch_size": 4}
 MIM = {"objective": "joint", "mask_ratio": 0.6, "patch_size": 8}  # CIFAR-100's ratio is 0.7
 SUPERVISED = {"objective": "supervised"}
+SELECTED = SUPERVISED | {"select": "perturbation", "select_figure": "accuracy"}
 IN_NASBENCH201 = {"space": "nasbench201", "epochs": 100, "batch_size": 64}
 # the benchmark's own search: SGD with Nesterov's momentum, weights before alpha
 NASBENCH201 = IN_NASBENCH201 | {"nesterov": True, "weight_decay": 5e-4, "step_order": "weights-first"}
@@ -48,6 +49,7 @@ WITHOUT_TRICKS = {"skip_dropout": False, "skip_limit": 0}
 _MAE_NAS, _MIM, _DARTS = "MAE-NAS", "MIM-DARTS", "DARTS (Liu et al., ICLR 2019)"
 _R_DARTS = "R-DARTS (Zela et al., ICLR 2020), as table 8 of MAE-NAS has it"
 _SDARTS = "SDARTS (Chen and Hsieh, ICML 2020)"
+_PT = "DARTS-PT (Wang et al., ICLR 2021)"
 _SGAS = "SGAS (Li et al., CVPR 2020)"
 _BENCH = "NAS-Bench-201 (Dong and Yang, ICLR 2020)"
 _S1_S4 = {"s1": ("2.92", "3.84"), "s2": ("2.66", "4.85"), "s3": ("2.50", "3.34"), "s4": ("2.71", "7.20")}  # test errors
@@ -109,6 +111,12 @@ RECIPES |= {
     ),
     "sdarts-rs": _cifar(_SDARTS, "CIFAR-10 97.33 ± 0.03 %, 0.4 GPU-days", "sdarts-rs", space="s5", **SUPERVISED),
     "sdarts-adv": _cifar(_SDARTS, "CIFAR-10 97.39 ± 0.02 %, 1.3 GPU-days", "sdarts-adv", space="s5", **SUPERVISED),
+    "darts-pt": _cifar(f"{_PT}, table 2", "CIFAR-10 97.39 ± 0.08 %, 0.8 GPU-days", space="s5", **SELECTED),
+    "darts-pt-fixed-alpha": _cifar(f"{_PT}, table 4", "CIFAR-10 97.13 %", space="s5", begin=50, **SELECTED),
+    "darts-pt-nasbench201": _cifar(
+        f"{_PT}, table 4", "true CIFAR-10 test accuracy 88.11 %", **IN_NASBENCH201, cell_norm="running", **SELECTED
+    ),
+    "sdarts-rs-pt": _cifar(f"{_PT}, table 2", "CIFAR-10 97.46 ± 0.10 %", "sdarts-rs", space="s5", **SELECTED),
     "sgas-1": _cifar(_SGAS, "CIFAR-10 97.34 ± 0.24 % (10 searches), 0.25 GPU-days", "sgas-1", **SUPERVISED),
     "sgas-2": _cifar(_SGAS, "CIFAR-10 97.33 ± 0.21 % (10 searches), 0.25 GPU-days", "sgas-2", **SUPERVISED),
 }

@@ -96,6 +96,7 @@ def test_recipe_learning_rate_is_for_its_batch_size(name: str) -> None:
 def test_every_recipe_runs(name: str, data: Path, tmp_path: Path) -> None:
     staged = "p-darts" in RECIPES[name].settings["method"]
     wide = {"init_channels": 8} if RECIPES[name].settings["method"] == "pc-darts" else {}
+    wide |= {"select": "argmax"} if "select" in RECIPES[name].settings else {}  # which has tests of its own
     assert search(data, tmp_path / "run", "--recipe", name, **((STAGED if staged else TINY) | wide)) == 0
     saved = json.loads((tmp_path / "run" / "settings.json").read_text())
     assert saved["settings"]["recipe"] == name
@@ -176,6 +177,8 @@ def test_invalid_choices_are_rejected(given: dict[str, str], reason: str) -> Non
         (["--method", "p-darts", "--epochs", "4"], "3 stages of equal length need a multiple of 3"),
         (["--space", "{file}"], "normal edge 3: unknown sep_conv_9x9; known are none"),
         (["--patch_size", "3"], "patch"),
+        (["--method", "sgas-1", "--space", "s5"], "--method sgas-1: space S5, normal edge 0 has max_pool_3x3"),
+        (["--select", "perturbation", "--select_figure", "accuracy"], "the objective reads no labels"),
         (["--mask_ratio", "0.001"], "hides none"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -192,6 +195,22 @@ def test_invalid_combinations_are_rejected_at_start(
     status = search_cifar.main(["--data", str(data), "--save", str(tmp_path / "run"), *flags(tiny), *argv])
     assert status == 2 and reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_finished_run_continues_with_selection(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """And not without it any more."""
+    folder, given = tmp_path / "run", ["--space", "nasbench201", "--objective", "supervised"]
+    more = ["--select", "perturbation", "--select_interval", "1", "--select_batches", "1", "--select_figure", "accuracy"]
+    assert search(data, folder, *given) == 0
+    assert search(data, folder, *given, *more) == 0
+    out = capsys.readouterr().out
+    assert "then selection by perturbation: 5 epochs more, 10 steps at learning rate 0.0025" in out
+    assert out.count("decided: {'kind': 'normal', 'edge': ") == 6
+    found, last = json.loads((folder / "genotype.json").read_text()), epochs(folder)[-1]
+    assert (found["select"], found["epoch"], found["text"]) == ("perturbation", 6, last["genotype"])
+    assert [len(record.get("decisions", ())) for record in epochs(folder)] == [0, 1, 1, 1, 1, 2]
+    assert search(data, folder, *given) == 2
+    assert "continue it with --select perturbation" in capsys.readouterr().err
 
 
 def test_images_of_33_pixels_are_rejected(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
