@@ -14,7 +14,7 @@ from fastdarts.objectives import OBJECTIVES
 from fastdarts.optim import Precision
 from fastdarts.registry import METHODS, RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
-from fastdarts.search import GreedyEdges, RandomSmoothing, check_early_stop
+from fastdarts.search import DirichletRelaxation, GreedyEdges, RandomSmoothing, check_early_stop
 from fastdarts.search.methods import in_proportion, settings_of
 from fastdarts.search.perturbation import check_selection
 from fastdarts.settings import AnySearch, ConfigError
@@ -111,6 +111,7 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
         ("only to --partial_channels above 1", s.partial_channels == 1, "channel_sampling"),
         ("--train_list and --val_list select the images", s.train_list is not None, "train_fraction val_fraction"),
         ("only to --method sdarts-rs and sdarts-adv", not issubclass(relaxation, RandomSmoothing), "smoothing_epsilon"),
+        ("only to --method drnas", not issubclass(relaxation, DirichletRelaxation), "dirichlet_kl"),
         ("only to --method sgas-1 and sgas-2", not issubclass(relaxation, GreedyEdges), "sgas_warmup sgas_interval"),
         ("only to --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
         ("only to --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),

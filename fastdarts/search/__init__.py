@@ -9,6 +9,7 @@ from fastdarts import CallableSearch
 from fastdarts.protocols import DivergedError, Hooks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.collapse import collapse_figures, dominant_eigenvalue
+from fastdarts.search.dirichlet import DirichletRelaxation
 from fastdarts.search.early_stop import Stop, check_early_stop
 from fastdarts.search.greedy import GreedyEdges, StableGreedyEdges
 from fastdarts.search.methods import METHODS, Method, settings_of
@@ -22,6 +23,7 @@ __all__ = [
     "METHODS",
     "AdversarialSmoothing",
     "Bilevel",
+    "DirichletRelaxation",
     "DivergedError",
     "GreedyEdges",
     "Hooks",

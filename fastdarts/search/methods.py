@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastdarts.registry import METHODS
+from fastdarts.search.dirichlet import DirichletRelaxation
 from fastdarts.search.greedy import GreedyEdges, StableGreedyEdges
 from fastdarts.search.relaxation import SoftmaxRelaxation
 from fastdarts.search.selection import Selection, argmax_genotype
@@ -109,6 +110,7 @@ METHODS |= {
     ),
     "sdarts-rs": Method("Chen and Hsieh, ICML 2020", RandomSmoothing, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
     "sdarts-adv": Method("Chen and Hsieh, ICML 2020", AdversarialSmoothing, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
+    "drnas": Method("Chen et al., ICLR 2021", DirichletRelaxation, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
     "sgas-1": Method("Li et al., CVPR 2020", GreedyEdges, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
     "sgas-2": Method("Li et al., CVPR 2020", StableGreedyEdges, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
 }

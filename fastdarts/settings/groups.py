@@ -230,6 +230,12 @@ class ArchitectureStep(Settings):
     )
     sgas_warmup: int = setting(-1, "epochs before the first decision; -1 = 9 of 50 (sgas-1, sgas-2)", at_least=-1, before=-1)
     sgas_interval: int = setting(0, "epochs between decisions; 0 = 5 of 50 (sgas-1, sgas-2)", at_least=0, before=0)
+    dirichlet_kl: float = setting(
+        0.0,
+        "factor of the divergence from a uniform distribution in alpha's loss, in place of --arch_weight_decay (drnas)",
+        at_least=0,
+        before=0.0,
+    )
     hessian_every: int = setting(
         0, "epochs between estimates of the validation Hessian's largest eigenvalue in alpha; 0 = never", at_least=0
     )

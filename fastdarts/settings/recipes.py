@@ -117,6 +117,14 @@ RECIPES |= {
         f"{_PT}, table 4", "true CIFAR-10 test accuracy 88.11 %", **IN_NASBENCH201, cell_norm="running", **SELECTED
     ),
     "sdarts-rs-pt": _cifar(f"{_PT}, table 2", "CIFAR-10 97.46 ± 0.10 %", "sdarts-rs", space="s5", **SELECTED),
+    "drnas-nasbench201": _cifar(
+        "DrNAS (Chen et al., ICLR 2021)",
+        "true CIFAR-10 test accuracy 94.36 ± 0.00 %",
+        "drnas",
+        **IN_NASBENCH201,
+        cell_norm="running",
+        **SUPERVISED,
+    ),
     "sgas-1": _cifar(_SGAS, "CIFAR-10 97.34 ± 0.24 % (10 searches), 0.25 GPU-days", "sgas-1", **SUPERVISED),
     "sgas-2": _cifar(_SGAS, "CIFAR-10 97.33 ± 0.21 % (10 searches), 0.25 GPU-days", "sgas-2", **SUPERVISED),
 }

@@ -29,6 +29,7 @@ PUBLISHED = {  # epochs, begin, batch, learning rates, alpha's, clip of alpha's 
     "pc-darts": (50, 15, 256, 0.1, 0.0, 6e-4, 0.0, 8, 4, True, False),
     "sdarts-rs": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
     "sdarts-adv": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
+    "drnas": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
     "sgas-1": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
     "sgas-2": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
     "p-darts": (75, 10, 96, 0.025, 0.0, 6e-4, 5.0, 5, 1, False, False),
