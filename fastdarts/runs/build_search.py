@@ -63,16 +63,18 @@ def _supernet(resolved: Resolved, stage: Stage, space: Space) -> Network:
     if space.skeleton == "nasbench201":
         if stem != "cifar":
             raise ConfigError(f"space {space.name}: NAS-Bench-201's network is for small images, use fastdarts.search_cifar")
-        if s.partial_channels != 1 or s.edge_normalization:
+        if s.edge_normalization:
             raise ConfigError(
-                f"space {space.name}: partial channels and weights of edges are of DARTS' cells only: take --method darts-1st "
-                "or darts-2nd, without --partial_channels and --edge_normalization"
+                f"space {space.name}: weights of edges are of DARTS' cells only: take another --method than pc-darts, or "
+                "--no-edge_normalization"
             )
         return NASBench201Supernet(
             space,
             C=s.init_channels,
             cells_per_stage=s.stage_cells,
             batch_norm=s.cell_norm,
+            partial_channels=s.partial_channels,
+            channel_sampling=s.channel_sampling,
             seed=s.seed,
             backend=s.backend,
         )

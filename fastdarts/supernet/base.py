@@ -23,6 +23,12 @@ from fastdarts.supernet.mixed import PackedEdges
 ChannelSampling = Literal["first", "random"]
 
 
+def check_channels(C: int, k: int) -> None:
+    """Raise ValueError unless C/k channels can pass through the candidates of the first stage (2C/k and 4C/k of the others)."""
+    if k < 1 or C % k:
+        raise ValueError(f"init_channels = {C} and partial_channels = {k}: C/k must be an integer")
+
+
 class Network(nn.Module):
     """A search network without its head, which belongs to the objective.
 

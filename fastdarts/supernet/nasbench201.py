@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastdarts.ops.batch_norm import BatchNorm, batch_norm
 from fastdarts.spaces import Kind, Space
-from fastdarts.supernet.base import Network
+from fastdarts.supernet.base import ChannelSampling, Network, check_channels
 from fastdarts.supernet.cell import CellWeights
 from fastdarts.supernet.eager_candidates import mixed_edges
 
@@ -24,6 +24,7 @@ class NASBench201Supernet(Network):
     space            a space of its cells
     C                channels of the first stage; doubled by each of the two residual blocks
     cells_per_stage  N: three stages of N cells
+    partial_channels, channel_sampling  as of Supernet
     batch_norm       of the cells: "batch" uses each batch's statistics, in evaluation too (the benchmark's first search
                      code); "running" keeps running ones. No affine parameters there; the other norms have both
     backend          as of Supernet
@@ -41,12 +42,17 @@ class NASBench201Supernet(Network):
         C: int = 16,
         cells_per_stage: int = 5,
         batch_norm: BatchNormMode = "batch",
+        partial_channels: int = 1,
+        channel_sampling: ChannelSampling = "first",
         seed: int = 0,
         backend: str = "auto",
     ) -> None:
-        super().__init__(space, seed=seed, backend=backend)
+        super().__init__(
+            space, partial_channels=partial_channels, channel_sampling=channel_sampling, seed=seed, backend=backend
+        )
         if space.skeleton != "nasbench201":
             raise ValueError(f"space {space.name} belongs to another network: use Supernet")
+        check_channels(C, partial_channels)
         if cells_per_stage < 1:
             raise ValueError(f"cells_per_stage = {cells_per_stage}: a stage needs at least one cell")
         self.stem = nn.Sequential(nn.Conv2d(3, C, 3, padding=1, bias=False), nn.BatchNorm2d(C))
@@ -56,7 +62,7 @@ class NASBench201Supernet(Network):
             if stage:
                 self.cells.append(ResidualBlock(width // 2, width))
             for _ in range(cells_per_stage):
-                self.cells.append(NASBench201Cell(space, width, backend, batch_norm == "running"))
+                self.cells.append(NASBench201Cell(space, width, backend, batch_norm == "running", partial_channels))
             self.tap_channels.append(width)
         self.taps = tuple((cells_per_stage + 1) * stage + cells_per_stage - 1 for stage in range(3))
         self.lastact = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU())
@@ -72,7 +78,10 @@ class NASBench201Supernet(Network):
         (x,) = self._chain(x, [stem[0]], [stem[1]])
         features = []
         for i, cell in enumerate(cells):
-            x = cell(x, weights["normal"]) if isinstance(cell, NASBench201Cell) else self._block(x, cell)
+            if isinstance(cell, NASBench201Cell):
+                x = cell(x, weights["normal"], self._channels(i, x.shape[1], step, stream))
+            else:
+                x = self._block(x, cell)
             if i in self.taps:
                 features.append(x)
         features[-1] = F.relu(self._normalised(x, lastact[0]))
@@ -97,14 +106,14 @@ class NASBench201Cell(nn.Module):
 
     kind: Kind = "normal"
 
-    def __init__(self, space: Space, C: int, backend: str, track_running_stats: bool) -> None:
+    def __init__(self, space: Space, C: int, backend: str, track_running_stats: bool, partial_channels: int = 1) -> None:
         super().__init__()
-        self.edges = mixed_edges(space, self.kind, C, backend=backend, track_running_stats=track_running_stats)
+        self.edges = mixed_edges(space, self.kind, C, partial_channels, backend, track_running_stats)
         self._before = (space.nodes - 1) * C  # channels of the nodes before the last
 
-    def forward(self, x: Tensor, weights: CellWeights) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        return self.edges([x], weights.ops, weights.edges)[:, self._before :]
+    def forward(self, x: Tensor, weights: CellWeights, channels: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) -> the same shape; channels int64 (E, C/k) or None (the first C/k on each edge)."""
+        return self.edges([x], weights.ops, weights.edges, channels)[:, self._before :]
 
 
 class ResidualBlock(nn.Module):

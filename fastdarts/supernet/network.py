@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastdarts.ops.batch_norm import BatchNorm
 from fastdarts.spaces import Kind, Space
-from fastdarts.supernet.base import ChannelSampling, Network
+from fastdarts.supernet.base import ChannelSampling, Network, check_channels
 from fastdarts.supernet.cell import CellWeights, SupernetCell
 
 Stem = Literal["cifar", "imagenet"]
@@ -56,8 +56,9 @@ class Supernet(Network):
             raise ValueError(f"space {space.name} belongs to another network: use NASBench201Supernet")
         if layers < 3:
             raise ValueError(f"layers = {layers}: three stages need at least 3 cells")
-        if partial_channels < 1 or C % (2 * partial_channels):
-            raise ValueError(f"init_channels = {C} and partial_channels = {partial_channels}: C/k must be an even integer")
+        check_channels(C, partial_channels)
+        if stem == "imagenet" and C % 2:
+            raise ValueError(f"init_channels = {C}: the imagenet stem needs an even number")
         self.stem_kind = stem
         self.multiple = 4 * STEM_STRIDE[stem]
         C_prev_prev, C_prev, reduction_prev = self._build_stem(stem, C)

@@ -167,10 +167,10 @@ def test_invalid_choices_are_rejected(given: dict[str, str], reason: str) -> Non
     ("more", "reason"),
     [
         (
-            ["--space", "nasbench201", "--partial_channels", "2"],
-            "partial channels and weights of edges are of DARTS' cells only: take --method darts-1st",
+            ["--space", "nasbench201", "--method", "pc-darts"],
+            "weights of edges are of DARTS' cells only: take another --method than pc-darts",
         ),
-        (["--method", "pc-darts", "--partial_channels", "3"], "C/k must be an even integer"),
+        (["--method", "pc-darts", "--partial_channels", "3"], "C/k must be an integer"),
         (["--benchmark", "{table}"], "no table contains the cells of space S0"),
         (["--space", "nasbench201", "--benchmark", "{wrong}"], "wrong.csv"),
         (["--objective", "jigsaw", "--image_size", "12"], "tiles of 6 pixels a side"),

@@ -29,7 +29,7 @@ class Case:
 
 
 def make(stem: str, k: int, space: Space = S0, sampling: str = "first", seed: int = 0, backend: str = "definition") -> Case:
-    C, side, count = (8 if k == 4 else 4), (8 if stem == "cifar" else 64), (3 if stem == "cifar" else 2)
+    C, side, count = (12 if k == 4 else 4), (8 if stem == "cifar" else 64), (3 if stem == "cifar" else 2)
     net = naive.Net(C=C, layers=3, k=k, stem=stem, candidates=None if space is S0 else both_lists(space))
     theta, stats = naive.random_checkpoint(net, None, seed)
     how = {"channel_sampling": sampling, "seed": 11, "backend": backend}
@@ -217,7 +217,7 @@ def test_random_channels_depend_on_step_and_stream() -> None:
     for other in (channels(1, naive.TRAIN), channels(0, naive.VAL)):
         assert sum(a != b for a, b in zip(other, first, strict=True)) > 30
     used = {c for step in range(40) for c in channels(step, naive.TRAIN)[0]}
-    assert used == set(range(8))
+    assert used == set(range(12))
 
 
 def test_random_channels_need_step() -> None:
@@ -266,7 +266,9 @@ def test_indivisible_image_side_is_rejected(stem: str, side: int, multiple: int)
         supernet(torch.zeros(2, 3, side, side), weights)
 
 
-@pytest.mark.parametrize("wrong", [{"layers": 2}, {"C": 4, "partial_channels": 4}, {"C": 5}, {"partial_channels": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"layers": 2}, {"C": 6, "partial_channels": 4}, {"C": 5, "stem": "imagenet"}, {"partial_channels": 0}]
+)
 def test_invalid_sizes_are_rejected(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"layers|C/k"):
+    with pytest.raises(ValueError, match=r"layers|C/k|even number"):
         Supernet(S0, **wrong)

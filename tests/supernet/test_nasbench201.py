@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fastdarts.spaces import NASBENCH201, S0, Space
 from fastdarts.supernet import CellWeights, NASBench201Supernet, Supernet
 from tests.support.backends import BACKENDS
-from tests.zoo.nasbench201 import NB201, NB201Cell, NB201Network
+from tests.zoo.nasbench201 import NB201, MixedOps, NB201Cell, NB201Network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -20,10 +20,32 @@ def renamed(name: str) -> str:
     return name.replace(".ops.", ".")
 
 
-def pair(backend: str, mode: str = "batch") -> tuple[NB201Network, NASBench201Supernet]:
+class PartialOps(MixedOps):
+    """The first half of the channels is processed; output channel c is channel (c mod 2) * C/2 + c div 2 of both halves."""
+
+    def __init__(self, C: int) -> None:
+        super().__init__(C // 2)
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        half = x.shape[1] // 2
+        both = torch.cat([super().forward(x[:, :half], weights), x[:, half:]], dim=1)
+        return both[:, [(c % 2) * half + c // 2 for c in range(2 * half)]]
+
+
+class PartialCell(NB201Cell):
+    def make_edge(self, C: int) -> nn.Module:
+        return PartialOps(C)
+
+
+class PartialNetwork(NB201Network):
+    Cell = PartialCell
+
+
+def pair(backend: str, mode: str = "batch", k: int = 1) -> tuple[NB201Network, NASBench201Supernet]:
     torch.manual_seed(3)
-    plain = NB201Network(C=4).double()
-    net = NASBench201Supernet(NASBENCH201, C=4, cells_per_stage=1, batch_norm=mode, backend=backend).double()
+    plain = (NB201Network if k == 1 else PartialNetwork)(C=3 * k).double()
+    sizes = {"C": 3 * k, "cells_per_stage": 1, "partial_channels": k}
+    net = NASBench201Supernet(NASBENCH201, **sizes, batch_norm=mode, backend=backend).double()
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d) and mode == "running" and not module.track_running_stats:
             module.track_running_stats = True
@@ -43,10 +65,10 @@ def plain_features(plain: NB201Network, x: Tensor, rows: Tensor) -> list[Tensor]
     return [*features[:-1], plain.lastact(features[-1].clone())]
 
 
-@pytest.mark.parametrize("mode", ["batch", "running"])
+@pytest.mark.parametrize(("mode", "k"), [("batch", 1), ("running", 1), ("running", 2)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_supernet_matches_plain_modules(backend, mode):
-    plain, net = pair(backend, mode)
+def test_supernet_matches_plain_modules(backend, mode, k):
+    plain, net = pair(backend, mode, k)
     g = torch.Generator().manual_seed(5)
     x = torch.randn(3, 3, 8, 12, generator=g, dtype=torch.float64)
     rows = torch.randn(6, 5, generator=g, dtype=torch.float64)
