@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastdarts.spaces import Space
 from fastdarts.textfile import SUFFIXES
 
 PATHS = "data", "train_list", "val_list"
+PROGRESSIVE = " ".join(f"progressive_{what}" for what in ("layers", "candidates", "dropout", "channels", "carry", "rate"))
 SELECT = "select_figure select_batches select_interval select_rate"
 OPS = {"patch_mask": False, "masked_loss": False, "relu_conv_bn": True, "mixed_cell": True}  # runs in autocast's dtype
 
@@ -77,10 +79,11 @@ class SearchResolver:
         """Return the generated sample's settings, as far as the method supports them."""
         sample = self.dataset.sample
         values = in_proportion(published, sample["epochs"]) | dict(sample)
-        if "init_channels" in values:
-            values["init_channels"] = max(values["init_channels"], 2 * published["partial_channels"])
+        divisor = lcm(2, published["partial_channels"], *map(int, filter(None, published["progressive_channels"].split(","))))
+        channels = values.get("init_channels", self.settings.init_channels)
+        values["init_channels"] = -(-channels // divisor) * divisor
         if published["progressive"]:
-            values |= {"epochs": 6, "begin": 1}  # three stages of two epochs
+            values |= {"epochs": 6, "begin": 1}  # two stages of three epochs, or three of two
         return values
 
     def _recipe(self, args: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,7 +118,7 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
         ("only to --method sgas-1 and sgas-2", not issubclass(relaxation, GreedyEdges), "sgas_warmup sgas_interval"),
         ("only to --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
         ("only to --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
-        ("only to --progressive", not s.progressive, "progressive_layers progressive_candidates progressive_dropout"),
+        ("only to --progressive", not s.progressive, PROGRESSIVE),
         ("only to --select perturbation", s.select != "perturbation", SELECT),
         ("only to --skip_dropout", s.progressive and not s.skip_dropout, "progressive_dropout"),
     ]

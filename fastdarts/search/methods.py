@@ -111,6 +111,37 @@ METHODS |= {
     "sdarts-rs": Method("Chen and Hsieh, ICML 2020", RandomSmoothing, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
     "sdarts-adv": Method("Chen and Hsieh, ICML 2020", AdversarialSmoothing, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
     "drnas": Method("Chen et al., ICLR 2021", DirichletRelaxation, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
+    "drnas-progressive": Method(
+        "Chen et al., ICLR 2021",
+        DirichletRelaxation,
+        edge={"edge_normalization": False, "partial_channels": 6, "init_channels": 48},  # on ImageNet
+        outer={"unrolled": False},
+        schedule={
+            "progressive": True,
+            "epochs": 50,  # 25 in each stage
+            "begin": 10,  # of them
+            "warmup_epochs": 0,
+            "layers": 14,
+            "progressive_layers": "0,0",
+            "progressive_candidates": "4",
+            "progressive_dropout": "0,0",
+            "progressive_channels": "6,3",
+            "progressive_carry": True,
+            "progressive_rate": "whole",
+        },
+        cifar=WEIGHTS
+        | {
+            "batch_size": 64,
+            "learning_rate": 0.1,
+            "learning_rate_min": 0.0,
+            "arch_learning_rate": 6e-4,
+            "arch_weight_decay": 1e-3,
+            "arch_grad_clip": 0.0,
+            "init_channels": 36,
+            "progressive_channels": "6,4",
+            "layers": 20,
+        },
+    ),
     "sgas-1": Method("Li et al., CVPR 2020", GreedyEdges, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
     "sgas-2": Method("Li et al., CVPR 2020", StableGreedyEdges, edge=FULL, outer={"unrolled": False}, cifar=DARTS),
 }

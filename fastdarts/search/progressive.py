@@ -1,4 +1,4 @@
-"""P-DARTS (Chen et al., ICCV 2019): search in stages, each with a deeper supernet and fewer candidates per edge.
+"""Search in stages: P-DARTS (Chen et al., ICCV 2019), with deeper supernets, and DrNAS, with wider candidates; fewer of them.
 
 Every other method has a single stage.
 """
@@ -11,10 +11,12 @@ from typing import TypeVar
 import torch
 
 from fastdarts.objectives import Objective
+from fastdarts.optim.schedules import learning_rate
 from fastdarts.search.selection import check_skip_limit
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights, Network
+from fastdarts.supernet.candidates import fused
 
 DECAY = 0.2  # of the dropout rate, for each epoch that updates alpha
 FEWEST = 2  # candidates of an edge, so that one remains besides none
@@ -26,12 +28,14 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a search, with its own weights, alpha and optimizers.
+    """A stage of a search, with its own weights, alpha and optimizers, or those of the stage before.
 
     epochs, begin  number of epochs, and of those before alpha's first update
     layers         number of cells; None: the network's
     candidates     maximum per edge; None: no limit
     dropout        initial dropout rate of skips of stride 1; 0: the network has no dropout
+    partial_channels  k; None: the network's
+    carry          go on with weights, alpha and optimizers of the stage before (carry.Carried)
     rate           constant learning rate of the weights in the stage of a selection, which continues with the networks and
                    alpha of the stage before; None: any other stage
     """
@@ -41,6 +45,8 @@ class Stage:
     layers: int | None = None
     candidates: int | None = None
     dropout: float = 0.0
+    partial_channels: int | None = None
+    carry: bool = False
     rate: float | None = None
 
     @property
@@ -51,6 +57,7 @@ class Stage:
     def __str__(self) -> str:
         parts = [
             "" if self.layers is None else f"{self.layers} cells",
+            "" if self.partial_channels is None else f"k = {self.partial_channels}",
             "" if self.candidates is None else f"at most {self.candidates} candidates an edge",
             f"skips with dropout {self.dropout:g}" if self.dropout else "",
         ]
@@ -100,8 +107,10 @@ def stages_of(settings: SearchSettings, layers: int, space: Space) -> tuple[Stag
 
 def check_stages(stages: Sequence[Stage], space: Space, settings: SearchSettings) -> None:
     """Raise ValueError if these stages cannot search the space or its skips cannot be limited."""
-    if len(stages) > 1 and space.skeleton != "darts":
-        raise ValueError(f"progressive: space {space.name} has a network of fixed depth, so no stages")
+    if len({stage.layers for stage in stages}) > 1 and space.skeleton != "darts":
+        raise ValueError(f"progressive: space {space.name} has a network of fixed depth, so no stages of different depths")
+    if any(stage.carry for stage in stages):
+        _check_carry(stages, space)
     if len(stages) > 1 and settings.early_stop != "off":
         raise ValueError("early_stop: it follows one alpha, but each stage has a new one: use --early_stop off")
     kept = [stage.candidates for stage in stages if stage.candidates is not None]
@@ -110,6 +119,18 @@ def check_stages(stages: Sequence[Stage], space: Space, settings: SearchSettings
         raise ValueError(f"progressive_candidates {numbers}: dropped candidates never return, so the numbers must not increase")
     if settings.skip_limit:
         check_skip_limit(space, stages[-1].candidates)
+
+
+def _check_carry(stages: Sequence[Stage], space: Space) -> None:
+    """Raise ValueError if a stage cannot go on with the network of the one before."""
+    if len({stage.layers for stage in stages}) > 1:
+        raise ValueError("progressive_carry: stages of different depths (--progressive_layers) have no common weights")
+    channels = [stage.partial_channels for stage in stages if stage.partial_channels is not None]
+    if channels != sorted(channels, reverse=True):
+        raise ValueError(f"progressive_channels {','.join(map(str, channels))}: candidates only grow, so k must not increase")
+    offered = {name for kind in space.kinds for names in space.candidates(kind) for name in names}
+    if own := sorted(offered - set(fused(space.skeleton)) - {"noise"}):
+        raise ValueError(f"progressive_carry: how candidate {own[0]} grows is not known, because it is no fused one")
 
 
 def _several(s: SearchSettings, layers: int) -> tuple[Stage, ...]:
@@ -129,9 +150,18 @@ def _several(s: SearchSettings, layers: int) -> tuple[Stage, ...]:
         raise ConfigError(
             f"--begin {s.begin}: alpha would never be updated in a stage of {epochs} epochs, but it decides what to drop"
         )
+    channels = _numbers("progressive_channels", s.progressive_channels, int, at_least=1) or (None,) * count
+    if len(channels) != count:
+        raise ConfigError(
+            f"--progressive_channels {s.progressive_channels}: --progressive_layers has {count} stages, give one k each"
+        )
     rates = rates if s.skip_dropout else (0.0,) * count
-    parts = zip(added, (None, *kept), rates, strict=True)
-    return tuple(Stage(epochs, s.begin, layers + more, keep, rate) for more, keep, rate in parts)
+    parts = zip(added, (None, *kept), rates, channels, strict=True)
+    carries = [s.progressive_carry and bool(number) for number in range(count)]
+    return tuple(
+        Stage(epochs, s.begin, layers + more, keep, rate, k, carry)
+        for (more, keep, rate, k), carry in zip(parts, carries, strict=True)
+    )
 
 
 def _numbers(name: str, text: str, kind: type[Number], *, at_least: float, below: float = math.inf) -> tuple[Number, ...]:
@@ -145,6 +175,24 @@ def _numbers(name: str, text: str, kind: type[Number], *, at_least: float, below
         most = "" if below == math.inf else f" and below {below:g}"
         raise ConfigError(f"--{name} {text}: {bad[0]} is out of range, it must be at least {at_least:g}{most}")
     return numbers
+
+
+def rate_of(settings: SearchSettings, stages: Sequence[Stage], number: int, within: int) -> float:
+    """Return the weights' learning rate in an epoch of a stage; `number` and `within` count from 0."""
+    s, stage = settings, stages[number]
+    if stage.rate is not None:
+        return stage.rate
+    if s.progressive_rate == "stage":
+        return learning_rate(within, stage.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
+    first = sum(each.epochs for each in stages[:number])
+
+    def whole(epoch: int) -> float:
+        return learning_rate(epoch, s.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
+
+    if s.progressive_rate == "whole" or not number:
+        return whole(first + within)
+    least, start = s.learning_rate_min, whole(first)
+    return least + (whole(first + within) - least) * (s.learning_rate - least) / (start - least)
 
 
 def moving_epochs(stages: Sequence[Stage], epochs: int) -> int:

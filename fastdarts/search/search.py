@@ -13,16 +13,16 @@ from torch import Tensor
 from fastdarts.objectives import Objective
 from fastdarts.optim.epoch import Epoch
 from fastdarts.optim.optimizers import load_optimizer, optimizer_state, set_rate
-from fastdarts.optim.schedules import learning_rate
 from fastdarts.protocols import NO_HOOKS, Batches, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
+from fastdarts.search.carry import Carried
 from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
 from fastdarts.search.evaluation import evaluate, hessian
 from fastdarts.search.fixed_rows import FixedRows
 from fastdarts.search.methods import METHODS, Method
 from fastdarts.search.perturbation import Perturbation, Scores, check_selection, tuning_stage
-from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, shrink, skip_dropout_rate
+from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, rate_of, shrink, skip_dropout_rate
 from fastdarts.search.selection import limit_skips
 from fastdarts.search.setup import bilevel_of, tuning_of
 from fastdarts.settings import SearchSettings
@@ -132,7 +132,10 @@ class Search:
             return
         if stage.candidates is not None:
             space = shrink(space, self._weights(), stage.candidates)
+        carried = Carried(self.bilevel) if stage.carry else None
         self._enter(number, space)
+        if carried is not None:
+            carried.put_into(self.bilevel, self.settings.seed + number)
         if self.ranks is not None:
             modules = self.supernet, self.objective
             tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
@@ -200,7 +203,7 @@ class Search:
         self._next_stage()
         stage, within = self.stages[self.stage], self._epoch_of_stage
         self._decide(within, hooks)
-        rate = stage.rate or learning_rate(within, stage.epochs, s.learning_rate, s.learning_rate_min, s.warmup_epochs)
+        rate = rate_of(s, self.stages, self.stage, within)
         set_rate(self.bilevel.weight_optimizer, rate)
         if stage.dropout:
             self.supernet.drop_skips(skip_dropout_rate(stage, within))

@@ -263,7 +263,7 @@ class EarlyStop(Settings):
 
 @group
 class Progressive(Settings):
-    """P-DARTS' stages and their settings."""
+    """Stages of P-DARTS and DrNAS, and their settings."""
 
     title = "progressive search"
 
@@ -273,6 +273,20 @@ class Progressive(Settings):
     progressive_layers: str = setting("0,6,12", "cells of each stage in addition to --layers (progressive)", before="0,6,12")
     progressive_candidates: str = setting(
         "5,3", "candidates per edge in the second and each later stage (progressive)", before="5,3"
+    )
+    progressive_channels: str = setting(
+        "", "k of each stage (--partial_channels), smaller in later ones; default: the same in all (progressive)", before=""
+    )
+    progressive_carry: bool = setting(
+        False,
+        "go on with the weights, alpha and optimizers of the stage before, candidates widened (progressive)",
+        before=False,
+    )
+    progressive_rate: Literal["stage", "whole", "released"] = setting(
+        "stage",
+        "cosine schedule: of each stage, of the whole search, or of the whole search but scaled so that each stage begins at "
+        "--learning_rate, as DrNAS' released code does (progressive)",
+        before="stage",
     )
     skip_dropout: bool = setting(False, "dropout on skips of stride 1, decaying within each stage (progressive)", before=False)
     progressive_dropout: str = setting("0,0.4,0.7", "initial dropout rate of each stage (skip_dropout)", before="0,0.4,0.7")

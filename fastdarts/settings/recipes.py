@@ -125,6 +125,9 @@ RECIPES |= {
         cell_norm="running",
         **SUPERVISED,
     ),
+    "drnas-cifar10": _cifar(
+        "DrNAS (Chen et al., ICLR 2021)", "CIFAR-10 97.54 ± 0.03 %, 0.6 GPU-days", "drnas-progressive", space="s5", **SUPERVISED
+    ),
     "sgas-1": _cifar(_SGAS, "CIFAR-10 97.34 ± 0.24 % (10 searches), 0.25 GPU-days", "sgas-1", **SUPERVISED),
     "sgas-2": _cifar(_SGAS, "CIFAR-10 97.33 ± 0.21 % (10 searches), 0.25 GPU-days", "sgas-2", **SUPERVISED),
 }

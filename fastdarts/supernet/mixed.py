@@ -51,7 +51,7 @@ class PackedEdges(nn.Module):
         self.graph, self.k, self.backend = graph, partial_channels, backend
         self.sync: Sync | None = None  # of ops.mixed_cell
         self.separate: list[str] = []  # paths of submodules that load their own part of a state_dict
-        self._Cq = C // partial_channels
+        self.C, self._Cq = C, C // partial_channels
         self._convolutions, self._norms = convolutions, norms
         self._shapes = self.graph.convolutions(self._Cq)
         self.weights = nn.Parameter(torch.empty(self.graph.size(self._Cq)))

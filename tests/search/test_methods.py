@@ -29,6 +29,7 @@ PUBLISHED = {  # epochs, begin, batch, learning rates, alpha's, clip of alpha's 
     "pc-darts": (50, 15, 256, 0.1, 0.0, 6e-4, 0.0, 8, 4, True, False),
     "sdarts-rs": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
     "sdarts-adv": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
+    "drnas-progressive": (50, 10, 64, 0.1, 0.0, 6e-4, 0.0, 20, 6, False, False),
     "drnas": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
     "sgas-1": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
     "sgas-2": (50, 0, 64, 0.025, 0.001, 3e-4, 0.0, 8, 1, False, False),
@@ -43,8 +44,8 @@ def test_rows_have_published_settings(name: str) -> None:
     method = s.layers, s.partial_channels, s.edge_normalization, s.unrolled
     assert (s.epochs, s.begin, s.batch_size, *rates, *method) == PUBLISHED[name]
     assert (s.momentum, s.weight_decay, s.arch_weight_decay, s.grad_clip) == (0.9, 3e-4, 1e-3, 5.0)
-    assert (s.init_channels, s.warmup_epochs) == (16, 0)
-    tricks = (True, True, 2) if name == "p-darts" else (False, False, 0)
+    assert (s.init_channels, s.warmup_epochs) == (36 if name == "drnas-progressive" else 16, 0)
+    tricks = (True, True, 2) if name == "p-darts" else (name == "drnas-progressive", False, 0)
     assert (s.progressive, s.skip_dropout, s.skip_limit) == tricks
 
 

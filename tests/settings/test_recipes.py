@@ -96,6 +96,7 @@ def test_recipe_learning_rate_is_for_its_batch_size(name: str) -> None:
 def test_every_recipe_runs(name: str, data: Path, tmp_path: Path) -> None:
     staged = "p-darts" in RECIPES[name].settings["method"]
     wide = {"init_channels": 8} if RECIPES[name].settings["method"] == "pc-darts" else {}
+    wide |= {"init_channels": 12, "epochs": 2} if RECIPES[name].settings["method"] == "drnas-progressive" else {}
     wide |= {"select": "argmax"} if "select" in RECIPES[name].settings else {}  # which has tests of its own
     assert search(data, tmp_path / "run", "--recipe", name, **((STAGED if staged else TINY) | wide)) == 0
     saved = json.loads((tmp_path / "run" / "settings.json").read_text())
@@ -144,7 +145,8 @@ def test_published_values_reach_settings(data: Path) -> None:
 def test_every_method_fits_sample(method: str) -> None:
     for command in COMMANDS.values():
         settings = command.resolve({"method": method}).settings
-        assert settings.init_channels % (2 * settings.partial_channels) == 0
+        ks = [settings.partial_channels, *map(int, filter(None, settings.progressive_channels.split(",")))]
+        assert all(settings.init_channels % k == 0 for k in (2, *ks))
         assert settings.epochs <= 6 and settings.epochs > settings.begin
 
 
