@@ -16,6 +16,7 @@ from fastdarts.optim import Precision
 from fastdarts.registry import METHODS, RECIPES, SPACES
 from fastdarts.runs.resolved import Resolved
 from fastdarts.search import DirichletRelaxation, GreedyEdges, RandomSmoothing, check_early_stop
+from fastdarts.search.hiding import check_hiding
 from fastdarts.search.methods import in_proportion, settings_of
 from fastdarts.search.perturbation import check_selection
 from fastdarts.settings import AnySearch, ConfigError
@@ -116,6 +117,7 @@ def without_effect(resolved: Resolved, asked: Collection[str]) -> list[str]:
         ("only to --method sdarts-rs and sdarts-adv", not issubclass(relaxation, RandomSmoothing), "smoothing_epsilon"),
         ("only to --method drnas", not issubclass(relaxation, DirichletRelaxation), "dirichlet_kl"),
         ("only to --method sgas-1 and sgas-2", not issubclass(relaxation, GreedyEdges), "sgas_warmup sgas_interval"),
+        ("only to --edge_drop_path", not s.edge_drop_path, "edge_cutout"),
         ("only to --early_stop skips", s.early_stop != "skips", "early_stop_skips"),
         ("only to --early_stop eigenvalue", s.early_stop != "eigenvalue", "early_stop_from"),
         ("only to --progressive", not s.progressive, PROGRESSIVE),
@@ -146,6 +148,7 @@ def _check_method(settings: AnySearch, space: Space) -> None:
         METHODS[settings.method].relaxation.check(space, settings)
     except ConfigError as error:
         raise ConfigError(f"--method {settings.method}: {error}") from error
+    check_hiding(settings, settings.objective == "supervised")
     check_selection(settings, METHODS[settings.method].relaxation, OBJECTIVES[settings.objective].needs_labels)
 
 

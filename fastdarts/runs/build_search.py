@@ -68,6 +68,8 @@ def _supernet(resolved: Resolved, stage: Stage, space: Space) -> Network:
                 f"space {space.name}: weights of edges are of DARTS' cells only: take another --method than pc-darts, or "
                 "--no-edge_normalization"
             )
+        if s.edge_drop_path:
+            raise ConfigError(f"--edge_drop_path: of DARTS' cells only, not of space {space.name}")
         return NASBench201Supernet(
             space,
             C=s.init_channels,
@@ -88,6 +90,7 @@ def _supernet(resolved: Resolved, stage: Stage, space: Space) -> Network:
         seed=s.seed,
         backend=s.backend,
         skip_dropout=stage.dropout > 0,
+        drop_path=s.edge_drop_path > 0,
     )
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdarts.objectives import Objective
+from fastdarts.batch import Batch
+from fastdarts.objectives import Classification, Objective
+from fastdarts.ops.philox import Stream
 from fastdarts.optim.epoch import Epoch
 from fastdarts.optim.optimizers import load_optimizer, optimizer_state, set_rate
 from fastdarts.protocols import NO_HOOKS, Batches, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
@@ -20,6 +22,7 @@ from fastdarts.search.collapse import collapse_figures
 from fastdarts.search.early_stop import Seen, Stop, check_early_stop, judge, needs_hessian, seen
 from fastdarts.search.evaluation import evaluate, hessian
 from fastdarts.search.fixed_rows import FixedRows
+from fastdarts.search.hiding import check_hiding, hide, share_of
 from fastdarts.search.methods import METHODS, Method
 from fastdarts.search.perturbation import Perturbation, Scores, check_selection, tuning_stage
 from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, rate_of, shrink, skip_dropout_rate
@@ -90,6 +93,7 @@ class Search:
         check_early_stop(settings, supernet.space)
         method.relaxation.check(supernet.space, settings)
         check_selection(settings, method.relaxation, objective.needs_labels)
+        check_hiding(settings, isinstance(objective, Classification))
         self.selection: Perturbation | None = None  # in its stage
         if settings.select == "perturbation":
             self.stages = (*self.stages, tuning_stage(settings, supernet.space, self.stages[-1]))
@@ -208,6 +212,9 @@ class Search:
         if stage.dropout:
             self.supernet.drop_skips(skip_dropout_rate(stage, within))
         self.relaxation.epoch_begins(within, stage.epochs)
+        self._share = 1.0 if stage.selects else share_of(self.epoch, s.epochs)
+        if s.edge_drop_path:
+            self.supernet.drop_edges(self._share * s.edge_drop_path)
         if not part.steps:
             self.bilevel.skipped.zero_()
         self.supernet.train()
@@ -271,6 +278,7 @@ class Search:
             train = next(self.train_loader).to(self.device)
             val = next(self.val_loader).to(self.device) if moving else None
         part.input_seconds += perf_counter() - asked
+        train, val = self._hidden(train, Stream.TRAIN), None if val is None else self._hidden(val, Stream.VAL)
         train_loss, val_loss = self.take_step(self.step, train, val)
         self.step += 1
         count = (len(train.index) + (0 if val is None else len(val.index))) * (self.ranks.size if self.ranks else 1)
@@ -285,6 +293,13 @@ class Search:
         losses, index = (train_loss, val_loss), (train.index, None if val is None else val.index)
         steps = self.done.steps, self.total.steps
         hooks.on_step(StepReport(self.epoch + 1, *steps, count, losses, self.skipped, index))
+
+    def _hidden(self, batch: Batch, stream: Stream) -> Batch:
+        """Return the batch, with R-DARTS' cutout if it goes with drop path."""
+        s, objective = self.settings, self.objective
+        if not (s.edge_drop_path and s.edge_cutout and isinstance(objective, Classification)):
+            return batch
+        return hide(batch, s, self._share, self.step, stream, objective.mean)
 
     def seeking(self) -> bool:
         """Return whether this float16 search still skips updates to find its initial loss scale."""

@@ -18,6 +18,7 @@ from fastdarts.settings.groups import (
     Pixels,
     Progressive,
     Ranks,
+    Regularisation,
     Run,
     SearchSpace,
     Selection,
@@ -38,7 +39,7 @@ from fastdarts.settings.retrain import (
 
 
 @composed()
-class SearchSettings(Selection, Progressive, EarlyStop, ArchitectureStep, Optimisation):
+class SearchSettings(Selection, Progressive, EarlyStop, Regularisation, ArchitectureStep, Optimisation):
     """Settings of the training of weights and alpha, read by `fastdarts.search.Search`."""
 
 

@@ -242,6 +242,24 @@ class ArchitectureStep(Settings):
 
 
 @group
+class Regularisation(Settings):
+    """Noise that grows while a search goes on (R-DARTS)."""
+
+    title = "regularisation"
+
+    edge_drop_path: float = setting(
+        0.0, "drop-path rate of mixed edges in the last epoch; it grows linearly from 0", at_least=0, below=1, before=0.0
+    )
+    edge_cutout: int = setting(
+        16,
+        "side of the square that cutout hides, in a share of the images that grows linearly from 0 to 1; 0 = none "
+        "(--edge_drop_path)",
+        at_least=0,
+        before=16,
+    )
+
+
+@group
 class EarlyStop(Settings):
     """Early stopping before cells collapse."""
 

@@ -17,6 +17,7 @@ from fastdarts.ops.philox import Purpose, random_words
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.cell import CellWeights
+from fastdarts.supernet.drop_path import EdgeDropPath
 from fastdarts.supernet.eager_candidates import MixedEdgesWithEager, SkipDropout
 from fastdarts.supernet.mixed import PackedEdges
 
@@ -99,6 +100,12 @@ class Network(nn.Module):
         """Set the rate at which skips drop numbers; nothing without `skip_dropout`. Takes effect in captured graphs too."""
         for module in self.modules():
             if isinstance(module, SkipDropout):
+                module.rate.fill_(rate)
+
+    def drop_edges(self, rate: float) -> None:
+        """Set the rate of drop path; nothing without `drop_path`. Takes effect in captured graphs too."""
+        for module in self.modules():
+            if isinstance(module, EdgeDropPath):
                 module.rate.fill_(rate)
 
     def attach_classifier(self, num_classes: int) -> nn.Linear:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fastdarts.spaces import Kind, Space
+from fastdarts.supernet.drop_path import EdgeDropPath
 from fastdarts.supernet.eager_candidates import mixed_edges
 from fastdarts.supernet.preprocess import FactorizedReduce, ReLUConvBN, run_together
 
@@ -28,6 +29,7 @@ class CellModules(nn.Module):
 
     backend       of ops.relu_conv_bn and ops.mixed_cell
     skip_dropout  apply dropout to skips of stride 1 (P-DARTS; see supernet.eager_candidates.SkipDropout)
+    drop_path     drop whole edges of each image (R-DARTS; see supernet.drop_path.EdgeDropPath)
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class CellModules(nn.Module):
         partial_channels: int = 1,
         backend: str = "auto",
         skip_dropout: bool = False,
+        drop_path: bool = False,
     ) -> None:
         super().__init__()
         self.space, self.kind = space, kind
+        self.drop_path = EdgeDropPath() if drop_path else None
         self.preprocess0 = (FactorizedReduce if reduction_prev else ReLUConvBN)(C_prev_prev, C, backend)
         self.preprocess1 = ReLUConvBN(C_prev, C, backend)
         self._ops = mixed_edges(space, kind, C, partial_channels, backend, skip_dropout=skip_dropout)
@@ -56,7 +60,10 @@ class CellModules(nn.Module):
         layers = self.preprocess0, self.preprocess1
         together = self._ops.sync is not None
         inputs = run_together(layers, (s0, s1)) if together else [layer(s) for layer, s in zip(layers, (s0, s1), strict=True)]
-        return self._ops(list(inputs), weights.ops, weights.edges, channels)
+        edges = weights.edges
+        if self.drop_path is not None:
+            edges = self.drop_path(inputs[0], edges, len(weights.ops))
+        return self._ops(list(inputs), weights.ops, edges, channels)
 
 
 class SupernetCell(CellModules):

@@ -242,6 +242,8 @@ class MixedEdgesWithEager(PackedEdges):
 
     def _added(self, total: Tensor, weight: Tensor, module: nn.Module, x: Tensor, chosen: Tensor | None) -> Tensor:
         """Return total (N, C, H/s, W/s) + weight * module(the processed channels of x), added at their output channels."""
+        if weight.dim():  # of each image
+            weight = weight[:, None, None, None]
         if self.k == 1:
             return total + (weight * module(x)).to(total.dtype)  # autocast may have returned another dtype
         if chosen is None:  # processed channel p becomes channel p * k

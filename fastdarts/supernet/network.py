@@ -30,6 +30,8 @@ class Supernet(Network):
     seed              of the random channels; torch's global generator initialises the weights
     backend           of the fused ops: "auto", "definition" or one that `python -m fastdarts.info` lists
     skip_dropout      apply dropout to skips of stride 1, at the rate that `drop_skips` sets (P-DARTS)
+    drop_path         drop whole edges of each image, at the rate that `drop_edges` sets (R-DARTS); edge weights then get no
+                      gradient
 
     Parameter names are those of quark0/darts and PC-DARTS: load_state_dict loads the checkpoints of their search networks, and
     they load its state_dict (with their `classifier`, once load_state_dict or an objective has added one).
@@ -48,6 +50,7 @@ class Supernet(Network):
         seed: int = 0,
         backend: str = "auto",
         skip_dropout: bool = False,
+        drop_path: bool = False,
     ) -> None:
         super().__init__(
             space, partial_channels=partial_channels, channel_sampling=channel_sampling, seed=seed, backend=backend
@@ -69,7 +72,8 @@ class Supernet(Network):
             kind: Kind = "reduce" if i in reductions else "normal"
             C = 2 * C if kind == "reduce" else C
             channels = C_prev_prev, C_prev, C
-            self.cells.append(SupernetCell(space, kind, *channels, reduction_prev, partial_channels, backend, skip_dropout))
+            options = partial_channels, backend, skip_dropout, drop_path
+            self.cells.append(SupernetCell(space, kind, *channels, reduction_prev, *options))
             reduction_prev = kind == "reduce"
             C_prev_prev, C_prev = C_prev, space.nodes * C
             if i + 1 in (*reductions, layers):  # the last cell of a stage

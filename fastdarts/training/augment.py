@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
+from fastdarts.ops.cutout import cutout_mask
 from fastdarts.ops.patch_mask import normalise
 from fastdarts.ops.philox import Purpose, Stream, random_words
 
@@ -47,17 +48,6 @@ class Prepare(NamedTuple):
     def evaluate(self, batch: Batch, dtype: torch.dtype) -> Tensor:
         """Return normalised images, `dtype` (N, 3, S, S) in channels_last memory."""
         return normalise(batch.images, batch.flip, mean=self.mean, std=self.std, dtype=dtype)
-
-
-def cutout_mask(words: Tensor, size: int, side: int) -> Tensor:
-    """Return the pixels of each image that cutout hides, bool (N, 1, S, S), from random words, int64 (N, 2).
-
-    A square of `side` pixels around a pixel drawn uniformly, clipped at the border (an odd side loses a pixel, as DARTS').
-    """
-    centre = words * size >> 32  # row and column
-    distance = torch.arange(size, device=words.device) - centre[:, :, None]
-    near = (distance >= -(side // 2)) & (distance < side // 2)  # (N, 2, S)
-    return (near[:, 0, :, None] & near[:, 1, None, :])[:, None]
 
 
 def jitter(pixels: Tensor, words: Tensor, strength: tuple[float, float, float, float]) -> Tensor:

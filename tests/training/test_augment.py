@@ -6,9 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms.v2 import functional as F
 
 from fastdarts.batch import Batch
+from fastdarts.ops.cutout import cutout_mask
 from fastdarts.ops.patch_mask import normalise
 from fastdarts.training import augment
-from fastdarts.training.augment import Prepare, cutout_mask, jitter
+from fastdarts.training.augment import Prepare, jitter
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 STEP = torch.tensor([3])
