@@ -3,6 +3,7 @@
 Notation: E edges of a cell, K candidates of its longest list.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -53,6 +54,15 @@ class FixedRows(SoftmaxRelaxation):
             edges = ops.new_ones(E)
         edges = None if edges is None else edges.masked_fill(decided == K, 0)
         return CellWeights(torch.where(decided[:, None] == OPEN, ops, chosen), edges)
+
+    def kept(self) -> dict[Kind, list[Collection[int]]]:
+        """Return for each edge the places of the candidates whose weight is not always 0."""
+        found: dict[Kind, list[Collection[int]]] = {}
+        for kind, decided in self.decided.items():
+            removed = self.alpha[kind].shape[1]
+            rows = zip(decided.tolist(), self.space.candidates(kind), strict=True)
+            found[kind] = [range(len(names)) if d == OPEN else {d} - {removed} for d, names in rows]
+        return found
 
     def penalty(self) -> Tensor | None:
         return self.relaxation.penalty()

@@ -15,7 +15,7 @@ from fastdarts.objectives import Classification, Objective
 from fastdarts.ops.philox import Stream
 from fastdarts.optim.epoch import Epoch
 from fastdarts.optim.optimizers import load_optimizer, optimizer_state, set_rate
-from fastdarts.protocols import NO_HOOKS, Batches, Extent, Hooks, Loader, Part, Ranks, Step, StepReport
+from fastdarts.protocols import NO_HOOKS, Batches, Extent, Hooks, Loader, Part, Ranks, Reduce, Step, StepReport
 from fastdarts.search.bilevel import Bilevel
 from fastdarts.search.carry import Carried
 from fastdarts.search.collapse import collapse_figures
@@ -115,10 +115,14 @@ class Search:
             self.settings,
             relaxation=self.method.relaxation,
             seed=self.settings.seed + stage,
-            reduce=None if self.ranks is None else self.ranks.average,
+            reduce=self._reduce,
         )
         self.relaxation, self.precision, self.device = self.bilevel.relaxation, self.bilevel.precision, self.bilevel.device
         self.take_step: Step = self.bilevel if self._captured is None else self._captured(self.bilevel)
+
+    @property
+    def _reduce(self) -> Reduce | None:
+        return None if self.ranks is None else self.ranks.average
 
     @property
     def _epoch_of_stage(self) -> int:
@@ -152,6 +156,7 @@ class Search:
         self.selection = None
         if self.progressive is None and number == 0:  # back from a selection
             self._install(self.supernet, self.objective, 0)
+            self._restrict()
             return
         if self.progressive is None:
             raise ValueError(f"the state is of stage {number + 1} of a progressive search, this is a search of one stage")
@@ -161,7 +166,7 @@ class Search:
 
     def _select(self, number: int) -> None:
         """Initialise the stage of the selection, with the networks and alpha of the stage before."""
-        bilevel = tuning_of(self.bilevel, self.settings)
+        bilevel = tuning_of(self.bilevel, self.settings, self._reduce)
         del self.take_step
         gc.collect()  # as in _enter
         self.bilevel, self.relaxation, self.stage = bilevel, bilevel.relaxation, number
@@ -178,8 +183,19 @@ class Search:
             decide = self.selection.operation if of_operation else self.selection.topology
             decide(scores, rows, kind, which)
             self.positions = self._positions()
+            self._restrict()
             if self.ranks is None or self.ranks.is_main:
                 log.info(f"decided: {self.selection.facts[-1]}")
+
+    def _restrict(self) -> None:
+        """Compute none of the candidates that a selection has ruled out; captured steps, which do, are captured again."""
+        rows = self.relaxation if isinstance(self.relaxation, FixedRows) else None
+        self.supernet.restrict(None if rows is None else rows.kept())
+        if self._captured is not None and getattr(self.take_step, "captured", False):
+            del self.take_step
+            gc.collect()  # as in _enter
+            self.bilevel.reduce = self._reduce  # without the timer that follows each captured one
+            self.take_step = self._captured(self.bilevel)
 
     def run(self, hooks: Hooks = NO_HOOKS) -> Genotype | Architecture:
         """Run all remaining epochs and return the result."""
@@ -365,6 +381,8 @@ class Search:
         self.supernet.load_state_dict(state["supernet"])
         self.objective.load_state_dict(state["objective"])
         self.relaxation.load_state_dict(state["relaxation"])
+        if self.selection is not None:
+            self._restrict()
         load_optimizer(self.bilevel.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.bilevel.arch_optimizer, state["arch_optimizer"])
         if "skipped" in state:

@@ -49,10 +49,10 @@ def bilevel_of(
     )
 
 
-def tuning_of(bilevel: Bilevel, settings: SearchSettings) -> Bilevel:
+def tuning_of(bilevel: Bilevel, settings: SearchSettings, reduce: Reduce | None = None) -> Bilevel:
     """Return the Bilevel that tunes a searched network between decisions: with FixedRows and fresh momentum.
 
-    alpha's optimizer and the loss scale go on.
+    alpha's optimizer and the loss scale go on. reduce: as of Bilevel
     """
     return Bilevel(
         bilevel.supernet,
@@ -65,7 +65,7 @@ def tuning_of(bilevel: Bilevel, settings: SearchSettings) -> Bilevel:
         arch_grad_clip=bilevel.arch_grad_clip,
         weights_first=bilevel.weights_first,
         precision=bilevel.precision,
-        reduce=bilevel.reduce,
+        reduce=reduce,
     )
 
 

@@ -3,7 +3,7 @@
 Notation: N images, S pixels a side, C channels of a cell's nodes, E edges of a cell.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -19,7 +19,7 @@ from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.cell import CellWeights
 from fastdarts.supernet.drop_path import EdgeDropPath
 from fastdarts.supernet.eager_candidates import MixedEdgesWithEager, SkipDropout
-from fastdarts.supernet.mixed import PackedEdges
+from fastdarts.supernet.mixed import MixedEdges, PackedEdges
 
 ChannelSampling = Literal["first", "random"]
 
@@ -101,6 +101,17 @@ class Network(nn.Module):
         for module in self.modules():
             if isinstance(module, SkipDropout):
                 module.rate.fill_(rate)
+
+    def restrict(self, kept: Mapping[Kind, Sequence[Collection[int]]] | None) -> None:
+        """Compute only the candidates at these places of each kind of cell and edge (MixedEdges.restrict); None: all.
+
+        Cells with eager candidates compute all of theirs.
+        """
+        for cell in self.modules():
+            for part in cell.children():
+                if isinstance(part, MixedEdges):
+                    kind: Any = cell.kind
+                    part.restrict(None if kept is None else kept[kind])
 
     def drop_edges(self, rate: float) -> None:
         """Set the rate of drop path; nothing without `drop_path`. Takes effect in captured graphs too."""

@@ -4,6 +4,7 @@ Notation: N images, C channels of a node, k the divisor of partial channels, Cq 
 """
 
 import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from fastdarts.ops.mixed_cell import mixed_cell
 from fastdarts.ops.sync import Sync
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet.candidates import graph_of, names_of
+from fastdarts.supernet.restricted import Restriction, restriction
 
 COUNTER = "num_batches_tracked"  # of forwards; each norm of a DARTS checkpoint has one
 
@@ -150,5 +152,36 @@ class MixedEdges(PackedEdges):
     ) -> None:
         graph, names = graph_of(space, kind), names_of(space, kind)
         super().__init__(graph, *names, C, partial_channels, backend, track_running_stats)
+        self._part: Restriction | None = None
 
-    forward = PackedEdges.mixed
+    def restrict(self, kept: Sequence[Collection[int]] | None) -> None:
+        """Compute only the candidates at these places of each edge; None: all. The weights of all others must be 0.
+
+        The others' running statistics stay, and their weights get gradients of 0. Steps captured before must not be replayed.
+        """
+        self._part = None if kept is None else restriction(self.graph, kept, self._Cq, self.weights.device)
+
+    def forward(self, inputs: list[Tensor], ops: Tensor, edges: Tensor | None, channels: Tensor | None = None) -> Tensor:
+        """As `mixed`."""
+        part = self._part
+        if part is None:
+            return self.mixed(inputs, ops, edges, channels)
+        whole = self._running()
+        running = None if whole is None else (whole[0].index_select(0, part.norms), whole[1].index_select(0, part.norms))
+        out = mixed_cell(
+            inputs,
+            ops.reshape(-1).index_select(0, part.columns).view(len(ops), -1),
+            edges,
+            self.weights.index_select(0, part.weights),
+            running,
+            channels,
+            graph=part.graph,
+            partial_channels=self.k,
+            training=self.training,
+            backend=self.backend,
+            sync=self.sync if self.training else None,
+        )
+        if whole is not None and running is not None and self.training:
+            for statistics, moved in zip(whole, running, strict=True):
+                statistics.index_copy_(0, part.norms, moved)
+        return out

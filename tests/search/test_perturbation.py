@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastdarts.batch import Batch
+from fastdarts.kernels.graph import Candidate
 from fastdarts.ops.philox import Stream
 from fastdarts.search import METHODS, Hooks, Search, SoftmaxRelaxation
 from fastdarts.search.fixed_rows import OPEN, FixedRows
@@ -159,6 +160,9 @@ def test_cell_consists_of_decisions() -> None:
         assert list(cell.genes(kind))[:2] == [(chosen[0], 2, 0), (chosen[1], 2, 1)]
         assert list(cell.genes(kind))[2:] == [(chosen[2 + state], 3, state) for state in kept]
     assert search.over and search.done == search.total
+    for cell in search.supernet.cells:  # what was ruled out is not computed any more
+        lists = [edge.candidates for edge in cell._ops._part.graph.edges]
+        assert [len(each) for each in lists] == [1] * 5 and lists.count((Candidate.NONE,)) == 1  # the removed edge
 
 
 def test_benchmark_cell_may_have_none() -> None:
@@ -235,6 +239,7 @@ def test_state_before_selection_can_be_loaded() -> None:
     list(search.epochs())
     search.load_state_dict(states[0])
     assert search.selection is None and not isinstance(search.relaxation, FixedRows)
+    assert all(cell._ops._part is None for cell in search.supernet.cells)
     assert timeless(list(search.epochs())) == want
 
 
