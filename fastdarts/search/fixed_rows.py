@@ -3,7 +3,7 @@
 Notation: E edges of a cell, K candidates of its longest list.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,11 +12,29 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.ops.philox import Stream
 from fastdarts.protocols import Pieces
-from fastdarts.search.relaxation import SoftmaxRelaxation
-from fastdarts.spaces import Kind
+from fastdarts.search.relaxation import Kept, SoftmaxRelaxation
+from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
 
 OPEN = -1  # an edge without a decision
+
+
+def decided_rows(ops: Tensor, decided: Tensor) -> Tensor:
+    """Return ops (E, K) with 1 at the candidates of decided edges and 0 elsewhere in their rows.
+
+    decided  int64 (E,): a candidate, OPEN, or K of a removed edge, whose row is 0
+    """
+    chosen = (torch.arange(ops.shape[1], device=ops.device) == decided[:, None]).to(ops)
+    return torch.where(decided[:, None] == OPEN, ops, chosen)
+
+
+def kept_of(space: Space, decided: Mapping[Kind, Tensor]) -> Kept | None:
+    """Return for each edge the places of the candidates whose weight is not always 0; None: no edge is decided."""
+    kept: Kept = {}
+    for kind, row in decided.items():
+        places = zip(row.tolist(), map(len, space.candidates(kind)), strict=True)
+        kept[kind] = [tuple(range(K)) if d == OPEN else (d,) * (d < K) for d, K in places]
+    return kept if any((row != OPEN).any() for row in decided.values()) else None
 
 
 class FixedRows(SoftmaxRelaxation):
@@ -49,20 +67,13 @@ class FixedRows(SoftmaxRelaxation):
     def _fixed(self, weights: CellWeights, decided: Tensor) -> CellWeights:
         ops, edges = weights
         E, K = ops.shape
-        chosen = (torch.arange(K, device=ops.device) == decided[:, None]).to(ops)
         if edges is None and self.partial:
             edges = ops.new_ones(E)
         edges = None if edges is None else edges.masked_fill(decided == K, 0)
-        return CellWeights(torch.where(decided[:, None] == OPEN, ops, chosen), edges)
+        return CellWeights(decided_rows(ops, decided), edges)
 
-    def kept(self) -> dict[Kind, list[Collection[int]]]:
-        """Return for each edge the places of the candidates whose weight is not always 0."""
-        found: dict[Kind, list[Collection[int]]] = {}
-        for kind, decided in self.decided.items():
-            removed = self.alpha[kind].shape[1]
-            rows = zip(decided.tolist(), self.space.candidates(kind), strict=True)
-            found[kind] = [range(len(names)) if d == OPEN else {d} - {removed} for d, names in rows]
-        return found
+    def kept(self) -> Kept | None:
+        return kept_of(self.space, self.decided)
 
     def penalty(self) -> Tensor | None:
         return self.relaxation.penalty()

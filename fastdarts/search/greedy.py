@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fastdarts.ops.philox import Stream
-from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.search.fixed_rows import OPEN, decided_rows, kept_of
+from fastdarts.search.relaxation import Kept, SoftmaxRelaxation
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
 
-OPEN = -1  # of `decided`: an edge without a decision
 INPUTS = 2  # of a node of the derived cell
 WINDOW = 4  # epochs whose p are kept
 PUBLISHED = 50, 9, 5  # epochs of the search, those before the first decision, those between two decisions
@@ -45,7 +45,7 @@ class GreedyEdges(SoftmaxRelaxation):
         self.decisions = decisions
         self.real: dict[Kind, Tensor] = {}  # bool (E, K): candidates besides none
         self.decided: dict[Kind, Tensor] = {}  # int64 (E,): a candidate, OPEN, or K of a lost edge
-        self.kept: dict[Kind, Tensor] = {}  # (E, K): alpha of edges that are not open
+        self.frozen: dict[Kind, Tensor] = {}  # (E, K): alpha of edges that are not open
         self.history: dict[Kind, Tensor] = {}  # (WINDOW, E, K): p after the last epochs, the newest first
         for kind, alpha in self.alpha.items():
             none = [
@@ -53,7 +53,7 @@ class GreedyEdges(SoftmaxRelaxation):
             ]
             self.real[kind] = ~torch.tensor(none, device=device)
             self.decided[kind] = torch.full((len(alpha),), OPEN, device=device)
-            self.kept[kind] = alpha.detach().clone()
+            self.frozen[kind] = alpha.detach().clone()
             self.history[kind] = torch.zeros(WINDOW, *alpha.shape, device=device, dtype=dtype)
         self.seen = torch.zeros((), dtype=torch.int64)  # epochs in history
 
@@ -83,17 +83,15 @@ class GreedyEdges(SoftmaxRelaxation):
         return [f"warning: only {found} in {settings.epochs} epochs, alpha chooses the rest: use more --epochs"]
 
     def weights(self, stream: Stream = Stream.EVAL) -> dict[Kind, CellWeights]:
-        return {kind: CellWeights(self._decided_ops(kind)) for kind in self.alpha}
+        return {kind: CellWeights(decided_rows(self._ops(kind), self.decided[kind])) for kind in self.alpha}
 
-    def _decided_ops(self, kind: Kind) -> Tensor:
-        ops, decided = self._ops(kind), self.decided[kind][:, None]
-        chosen = (torch.arange(ops.shape[1], device=ops.device) == decided).to(ops)
-        return torch.where(decided == OPEN, ops, chosen)
+    def kept(self) -> Kept | None:
+        return kept_of(self.space, self.decided)
 
     @torch.no_grad()
     def alpha_stepped(self) -> None:
         for kind, alpha in self.alpha.items():
-            alpha.copy_(torch.where(self.decided[kind][:, None] == OPEN, alpha, self.kept[kind]))
+            alpha.copy_(torch.where(self.decided[kind][:, None] == OPEN, alpha, self.frozen[kind]))
 
     @torch.no_grad()
     def epoch_ended(self, epoch: int) -> None:
@@ -128,7 +126,8 @@ class GreedyEdges(SoftmaxRelaxation):
             own = decided[node.start : node.stop]
             if int(((own != OPEN) & (own != p.shape[1])).sum()) == INPUTS:
                 own[own == OPEN] = p.shape[1]
-        self.kept[kind].copy_(torch.where(open_edges[:, None] & (decided != OPEN)[:, None], self.alpha[kind], self.kept[kind]))
+        new = (open_edges & (decided != OPEN))[:, None]
+        self.frozen[kind].copy_(torch.where(new, self.alpha[kind], self.frozen[kind]))
 
     def state_dict(self) -> dict[str, Any]:
         """Return alpha, and by kind of cell the decisions, their alpha and the history."""
@@ -143,7 +142,7 @@ class GreedyEdges(SoftmaxRelaxation):
         self.seen.copy_(state["seen"])
 
     def _state(self) -> dict[str, dict[Kind, Tensor]]:
-        return {"decided": self.decided, "kept": self.kept, "history": self.history}
+        return {"decided": self.decided, "frozen": self.frozen, "history": self.history}
 
 
 class StableGreedyEdges(GreedyEdges):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from fastdarts.search.bilevel import Bilevel
 
 
+Kept = dict[Kind, list[tuple[int, ...]]]  # places of candidates by kind of cell and edge
+
+
 class SoftmaxRelaxation:
     """alpha (E, K) and, with edge normalisation, beta (E,) for each kind of cell, both initialised to 1e-3 * N(0, 1).
 
@@ -89,6 +92,10 @@ class SoftmaxRelaxation:
     def fixed(self, weights: dict[Kind, CellWeights]) -> dict[Kind, CellWeights]:
         """Return the weights with the rows of decided edges (FixedRows); here none is."""
         return weights
+
+    def kept(self) -> Kept | None:
+        """Return the places of the candidates that can have a weight other than 0, if some cannot: no others are computed."""
+        return None
 
     def penalty(self) -> Tensor | None:
         """Return a scalar to add to alpha's loss, differentiable in `parameters()`, or None."""

@@ -26,6 +26,7 @@ from fastdarts.search.hiding import check_hiding, hide, share_of
 from fastdarts.search.methods import METHODS, Method
 from fastdarts.search.perturbation import Perturbation, Scores, check_selection, tuning_stage
 from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, rate_of, shrink, skip_dropout_rate
+from fastdarts.search.relaxation import Kept
 from fastdarts.search.selection import limit_skips
 from fastdarts.search.setup import bilevel_of, tuning_of
 from fastdarts.settings import SearchSettings
@@ -109,6 +110,8 @@ class Search:
     def _install(self, supernet: Network, objective: Objective, stage: int) -> None:
         """Search these from now on, with a fresh alpha."""
         self.supernet, self.objective, self.stage = supernet, objective, stage
+        self._kept: Kept | None = None
+        supernet.restrict(None)
         self.bilevel = bilevel_of(
             supernet,
             objective,
@@ -156,7 +159,6 @@ class Search:
         self.selection = None
         if self.progressive is None and number == 0:  # back from a selection
             self._install(self.supernet, self.objective, 0)
-            self._restrict()
             return
         if self.progressive is None:
             raise ValueError(f"the state is of stage {number + 1} of a progressive search, this is a search of one stage")
@@ -188,9 +190,12 @@ class Search:
                 log.info(f"decided: {self.selection.facts[-1]}")
 
     def _restrict(self) -> None:
-        """Compute none of the candidates that a selection has ruled out; captured steps, which do, are captured again."""
-        rows = self.relaxation if isinstance(self.relaxation, FixedRows) else None
-        self.supernet.restrict(None if rows is None else rows.kept())
+        """Compute none of the candidates that are ruled out; captured steps, which do, are captured again."""
+        kept = self.relaxation.kept()
+        if kept == self._kept:
+            return
+        self.supernet.restrict(kept)
+        self._kept = kept
         if self._captured is not None and getattr(self.take_step, "captured", False):
             del self.take_step
             gc.collect()  # as in _enter
@@ -306,6 +311,7 @@ class Search:
         self.positions = self._positions()
         if moving and part.steps == len(self.train_loader):  # with the last step, so that a resumed search does not repeat it
             self.relaxation.epoch_ended(self.epoch + 1)
+            self._restrict()
         losses, index = (train_loss, val_loss), (train.index, None if val is None else val.index)
         steps = self.done.steps, self.total.steps
         hooks.on_step(StepReport(self.epoch + 1, *steps, count, losses, self.skipped, index))
@@ -381,8 +387,7 @@ class Search:
         self.supernet.load_state_dict(state["supernet"])
         self.objective.load_state_dict(state["objective"])
         self.relaxation.load_state_dict(state["relaxation"])
-        if self.selection is not None:
-            self._restrict()
+        self._restrict()
         load_optimizer(self.bilevel.weight_optimizer, state["weight_optimizer"])
         load_optimizer(self.bilevel.arch_optimizer, state["arch_optimizer"])
         if "skipped" in state:
