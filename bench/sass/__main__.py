@@ -1,8 +1,8 @@
 """Predict steps on an H200 from the machine code of their kernels: `python -m bench.sass`. Needs no GPU; minutes.
 
 Compiles what the bilevel steps of CIFAR (64 images) and MAE-NAS ImageNet (1024) launch, in bfloat16, or a training step of a
-discrete network (--network), and predicts each launch (model.py). No figure is a measurement. Ends with status 1 if a kernel does
-not compile, spills, or is worse than its bound (bounds.json).
+discrete network (--network), and predicts each launch (model.py). No figure is a measurement. Ends with status 1 if a kernel
+does not compile, spills, or is worse than its bound (bounds.json).
 """
 
 import argparse
@@ -46,9 +46,8 @@ def table(found: dict[str, Any]) -> str:
     for step in dict.fromkeys(row["workload"] for row in found["kernels"]):
         key = step.replace("-", "_")
         ms, launches, gb, rate = (found[f"{key}_{name}"] for name in ("step_ms", "step_launches", "step_gb", "images_per_s"))
-        lines.append(
-            f"{step}, predicted from machine code of Triton {found['triton']}: {ms} ms, {rate} images/s, {launches} launches, {gb} GB"
-        )
+        title = f"{step}, predicted from machine code of Triton {found['triton']}"
+        lines.append(f"{title}: {ms} ms, {rate} images/s, {launches} launches, {gb} GB")
         lines.append(f"  {'kernel':42}" + "".join(f"{name:>12}" for name in COLUMNS))
         for row in (row for row in found["kernels"] if row["workload"] == step):
             times = [f"{row[name] / 1e3:.2f}" if name in row else "" for name in ("issue_us", "latency_us", "bytes_us")]

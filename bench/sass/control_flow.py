@@ -6,7 +6,7 @@ of all blocks follow from one another: a linear system. So unrolled, hoisted and
 
 import ast
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -184,7 +184,7 @@ def _siblings(one: Chain, other: Chain) -> bool:
     return one[:-1] == other[:-1] and one[-1][0] == other[-1][0]
 
 
-def _matching(counts: dict[Chain, tuple[float, ...]], chain: Chain) -> tuple[float, ...] | None:
+def _matching(counts: Mapping[Chain, tuple[float, ...]], chain: Chain) -> tuple[float, ...] | None:
     """Return the counts of a chain; where it has lines merged, the sum of all that it can be."""
     if chain in counts:
         return counts[chain]

@@ -4,8 +4,6 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from triton import cdiv
-
 
 class DataDependent(RuntimeError):
     """A kernel's control flow depends on a value that only a GPU computes; the message has the line."""
@@ -27,8 +25,8 @@ class Block:
         raise DataDependent("a block is taken apart")
 
     __call__ = __getitem__ = __neg__ = __invert__ = __index__ = _same
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _same  # ty: ignore[invalid-method-override]
-    __hash__ = None  # ty: ignore[invalid-assignment]
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _same  # ty: ignore[incompatible-method-override]
+    __hash__ = None
 
 
 class Number(int):
@@ -84,7 +82,7 @@ class Language(ModuleType):
         self.program_id = lambda axis: Number(program[axis] if axis < len(program) else 0)
         self.num_programs = lambda axis: Number(grid[axis] if axis < len(grid) else 1)
         self.static_range = range
-        self.cdiv = lambda a, b: BLOCK if isinstance(a, Block) or isinstance(b, Block) else Number(cdiv(int(a), int(b)))
+        self.cdiv = _of_numbers(lambda a, b: -(-a // b))
         self.minimum, self.maximum = _of_numbers(min), _of_numbers(max)
 
     def load(self, pointer: Any, *_: Any, **__: Any) -> Any:

@@ -8,7 +8,7 @@ themselves under the chain of source lines that leads to them, as the compiler's
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -126,7 +126,7 @@ class _Run:
                 yield Number(i)
 
     @contextmanager
-    def _times(self, times: int) -> Iterator[None]:
+    def _times(self, times: int) -> Generator[None]:
         before = self.weight
         self.weight *= times
         yield

@@ -1,4 +1,4 @@
-"""Predict whole steps from machine code: figures of each launch, each kernel and each step, and what is worse than its bound."""
+"""Predict whole steps from machine code: figures by launch, kernel and step, and what is worse than its bound."""
 
 import json
 from collections.abc import Iterator, Mapping
