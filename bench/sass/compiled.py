@@ -57,7 +57,7 @@ def compiled(kernel: Kernel) -> Compiled:
     cubin, metadata = done.asm["cubin"], done.metadata
     used = resources(cubin)
     return Compiled(
-        Flow(disassemble(cubin)),
+        Flow(disassemble(cubin, done.asm["ptx"])),
         Resources(used["REG"], metadata.num_warps, metadata.shared, used["STACK"] + used["LOCAL"]),
     )
 

@@ -7,6 +7,7 @@ of all blocks follow from one another: a linear system. So unrolled, hoisted and
 import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.sass.machine_code import Instruction
-from bench.sass.programs import Chain, Passes
+from bench.sass.programs import Chain, Passes, first_lines
 from fastdarts.kernels import launch
 
 KERNELS = Path(launch.__file__).parent
@@ -52,15 +53,21 @@ class Block(NamedTuple):
 class Flow:
     """Blocks of a kernel and its branches.
 
-    folder  of the source files that chains name: a cached kernel may have been compiled in another checkout
+    folder       of the source files that chains name: a cached kernel may have been compiled in another checkout
+    unexplained  lines of the loops that ran once because no loop of the source explains them
     """
 
     def __init__(self, instructions: Sequence[Instruction], folder: Path = KERNELS) -> None:
         self.folder = folder
-        self.blocks = _blocks(instructions)
+        self.blocks = _blocks([replace(one, chain=self._begun(one.chain)) for one in instructions])
+        self.unexplained: set[Chain] = set()
         self._chains = [[one.chain for one in block.instructions] for block in self.blocks]
         self._reach = [self._reachable(i) for i in range(len(self.blocks))]
         self._before = [[j for j, block in enumerate(self.blocks) if i in block.follow] for i in range(len(self.blocks))]
+
+    def _begun(self, chain: Chain) -> Chain:
+        """Return a chain with the first lines of its statements."""
+        return tuple((file, first_lines(self.folder / file).get(line, line)) for file, line in chain)
 
     def executions(self, passes: Passes) -> list[float]:
         """Return how often a warp of a program with these counts executes each block."""
@@ -74,7 +81,19 @@ class Flow:
                 taken = self._taken(i, passes)
                 matrix[block.follow[0], i] -= taken
                 matrix[block.follow[1], i] -= 1.0 - taken
-        return [max(float(x), 0.0) for x in np.linalg.solve(matrix, entry)]
+        found = [max(float(x), 0.0) for x in np.linalg.solve(matrix, entry)]
+        self.unexplained |= {chain for i, chain in self._exits if found[i] > 1e-6 and _matching(passes.loops, chain) is None}
+        return found
+
+    @cached_property
+    def _exits(self) -> list[tuple[int, Chain]]:
+        """Return the blocks whose branch leaves a loop, and its lines."""
+        found = []
+        for i, block in enumerate(self.blocks):
+            inside = [j in self.innermost[i] for j in block.follow]
+            if len(inside) == 2 and inside[0] != inside[1]:
+                found.append((i, block.instructions[-1].chain))
+        return found
 
     @cached_property
     def loops(self) -> list[frozenset[int]]:
@@ -110,7 +129,10 @@ class Flow:
         taken, other = self.blocks[i].follow
         loop = self.innermost[i]
         if loop and (taken in loop) != (other in loop):
-            _, full, iterations = _matching(passes.loops, chain) or (0.0, 1.0, 1.0)
+            counts = _matching(passes.loops, chain)
+            if counts is None:
+                return float(taken not in loop)
+            _, full, iterations = counts
             leaves = min(1.0, full / iterations) if iterations else 1.0
             return leaves if other in loop else 1.0 - leaves
         key, side = self._decides(i, passes)

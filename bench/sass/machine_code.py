@@ -7,7 +7,7 @@ its warp stalls after it, which of six scoreboards it sets when it ends, and whi
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from triton import knobs
@@ -21,6 +21,8 @@ CODE = re.compile(
     r"/\* 0x[0-9a-f]{16} \*/"
 )
 CONTROL = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/")
+LOC = re.compile(r"\.loc[^/\n]*// (.*)")
+PLACE = re.compile(r"([^\s/:]+):(\d+):\d+")
 TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 NONE = 7  # no scoreboard
 INTEGER = {
@@ -111,10 +113,42 @@ def _instruction(match: re.Match[str], control: int, label: str | None, chain: C
     )
 
 
-def disassemble(cubin: bytes) -> list[Instruction]:
-    """Return the instructions of a cubin's only function."""
+def disassemble(cubin: bytes, ptx: str) -> list[Instruction]:
+    """Return the instructions of a cubin's only function.
+
+    Compilers before LLVM 22 (Triton 3.6) name the calls that lead to a line in PTX's comments alone. Then the PTX is assembled
+    again with numbered lines. Raises ValueError if that gives other instructions.
+    """
+    listed = parse(_listing(cubin))
+    if "inlined_at" in ptx or "@[" not in ptx:
+        return listed
+    chains: list[Chain] = [()]
+
+    def numbered(match: re.Match[str]) -> str:
+        chains.append(tuple((name, int(line)) for name, line in reversed(PLACE.findall(match[1]))))
+        return f".loc 1 {len(chains) - 1} 0"
+
+    again = parse(_listing(_assembled(LOC.sub(numbered, ptx))))
+    if [one.opcode for one in again] != [one.opcode for one in listed]:
+        raise ValueError("assembled again, the kernel has other instructions")
+    return [replace(one, chain=chains[one.chain[-1][1]] if one.chain else ()) for one in again]
+
+
+def _assembled(ptx: str) -> bytes:
+    """Return the cubin that Triton's ptxas makes, as Triton calls it."""
+    arch = re.search(r"\.target\s+(\w+)", ptx)
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
+        source.write_text(ptx, encoding="utf-8")
+        command = [knobs.nvidia.ptxas.path, "-lineinfo", f"--gpu-name={arch[1] if arch else 'sm_90a'}", str(source)]
+        subprocess.run([*command, "-o", str(cubin)], capture_output=True, check=True)
+        return cubin.read_bytes()
+
+
+def _listing(cubin: bytes) -> str:
+    """Return what nvdisasm prints, with line information and encodings."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(cubin)
         command = [knobs.nvidia.nvdisasm.path, "-c", "-gi", "-hex", str(file)]
-        return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -57,6 +57,16 @@ class _Counting(ast.NodeTransformer):
 
 
 @cache
+def first_lines(path: Path) -> dict[int, int]:
+    """Return the first line of each simple statement of several lines, by its lines: compilers name any of them for a call."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else ():
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr | ast.Return):
+            found |= dict.fromkeys(range(node.lineno + 1, (node.end_lineno or 0) + 1), node.lineno)
+    return found
+
+
+@cache
 def _counting(function: FunctionType) -> CodeType:
     """Return the code of a kernel's function that counts itself."""
     lines, first = inspect.getsourcelines(function)
@@ -78,8 +88,12 @@ class _Run:
         self.language, self.passes = language, Passes()
         self.chain: Chain = ()
         self.weight = 1.0
-        self.file = ""
+        self.path: Path | None = None  # of the function that runs
         self._made: dict[Any, Any] = {}
+
+    @property
+    def _file(self) -> str:
+        return self.path.name if self.path is not None else ""
 
     def function(self, jit: Any) -> Callable[..., Any]:
         """Return the function under @triton.jit, which counts itself; every call stands in the chain with its line."""
@@ -88,18 +102,20 @@ class _Run:
             space = {name: self._stand_in(value) for name, value in jit.fn.__globals__.items() if name in _names(code)}
             space |= {"__range": self._range, "__test": self._test, "__builtins__": __builtins__, "tl": self.language}
             plain = FunctionType(code, space, jit.fn.__name__, jit.fn.__defaults__)
-            file = Path(code.co_filename).name
+            path = Path(code.co_filename)
 
             def called(*args: Any, **names: Any) -> Any:
                 frame = inspect.currentframe()
                 above = frame.f_back if frame is not None else None
-                before = self.chain, self.file
-                self.chain += ((self.file, above.f_lineno if above is not None else 0),) if self.file else ()
-                self.file = file
+                before = self.chain, self.path
+                if self.path is not None:
+                    line = above.f_lineno if above is not None else 0
+                    self.chain += ((self.path.name, first_lines(self.path).get(line, line)),)
+                self.path = path
                 try:
                     return plain(*args, **names)
                 finally:
-                    self.chain, self.file = before
+                    self.chain, self.path = before
 
             self._made[jit] = called
         return self._made[jit]
@@ -114,9 +130,9 @@ class _Run:
 
     def _range(self, line: int, *bounds: Any) -> Iterator[Number]:
         if any(isinstance(bound, Block) for bound in bounds):
-            raise DataDependent(f"{self.file}:{line}: the loop's bounds depend on data")
+            raise DataDependent(f"{self._file}:{line}: the loop's bounds depend on data")
         indices = range(*map(int, bounds))
-        key = (*self.chain, (self.file, line))
+        key = (*self.chain, (self._file, line))
         entries, full, iterations = self.passes.loops.get(key, (0.0, 0.0, 0.0))
         weight, count = self.weight, len(indices)
         self.passes.loops[key] = entries + weight, full + weight * bool(count), iterations + weight * count
@@ -134,8 +150,8 @@ class _Run:
 
     def _test(self, line: int, value: Any) -> bool:
         if isinstance(value, Block):
-            raise DataDependent(f"{self.file}:{line}: the condition depends on data")
-        key = (*self.chain, (self.file, line))
+            raise DataDependent(f"{self._file}:{line}: the condition depends on data")
+        key = (*self.chain, (self._file, line))
         all_, true = self.passes.branches.get(key, (0.0, 0.0))
         self.passes.branches[key] = all_ + self.weight, true + self.weight * bool(value)
         return bool(value)

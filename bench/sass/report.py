@@ -114,15 +114,19 @@ def _variant(kernel: Kernel, code: Compiled | Exception) -> dict[str, Any]:
     facts = {"kernel": kernel.name, "variant": variant(kernel)}
     if isinstance(code, Exception):
         return facts | {"error": f"{type(code).__name__}: {code}".splitlines()[0]}
-    return facts | {"registers": code.used.registers, "shared_bytes": code.used.shared_bytes} | code.faults()
+    facts |= {"registers": code.used.registers, "shared_bytes": code.used.shared_bytes}
+    lines = sorted(f"{file}:{line}" for chain in code.flow.unexplained for file, line in chain[-1:])
+    return facts | ({"unexplained": lines} if lines else {}) | code.faults()
 
 
 def failures(found: Report) -> list[str]:
-    """Return a sentence for each kernel that does not compile or spills."""
+    """Return a sentence for each kernel that does not compile, spills, or has a loop that is not understood."""
     said = []
     for row in found["variants"]:
-        why = row.get("error") or (f"spills {row['spill_bytes']} bytes a thread" if row["spill_bytes"] else None)
-        said += [f"Triton {found['triton']}: {row['kernel']} ({row['variant']}): {why}"] if why else []
+        whys = [row["error"]] if "error" in row else []
+        whys += [f"spills {row['spill_bytes']} bytes a thread"] if row.get("spill_bytes") else []
+        whys += [f"iterations unknown of the loop at {line}" for line in row.get("unexplained", ())]
+        said += [f"Triton {found['triton']}: {row['kernel']} ({row['variant']}): {why}" for why in whys]
     return said
 
 
