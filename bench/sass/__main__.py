@@ -77,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--triton", metavar="VERSION", help="compile with this Triton too, installed to build/ (a GPU machine's: 3.6.0)"
     )
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the arithmetic; bounds are bfloat16's"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object: figures, kernels, launches, variants")
     parser.add_argument("--record", action="store_true", help="append the figures and kernels to sass.jsonl in bench/results")
     parser.add_argument("--bounds", action="store_true", help="rewrite bounds.json with these figures")
@@ -84,17 +87,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.batch is not None and (args.network is None or args.batch < 1):
         parser.error("--batch is for --network, and must be above 0")
+    if args.bounds and (args.batch or args.dtype != "bfloat16"):
+        parser.error("--bounds is for the usual batches in bfloat16")
     from bench.sass import report  # here: Triton may be missing
 
     names = [args.network] if args.network else ["cifar", "mae-imagenet"]
     try:
-        found = report.report({name: report.workload_of(name, args.batch) for name in names})
+        found = report.report({name: report.workload_of(name, args.batch, args.dtype) for name in names})
     except WorkloadError as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         return 2
     reports = [found]
     if args.triton:
-        chosen = ["--network", args.network] if args.network else []
+        chosen = ["--dtype", args.dtype, *(["--network", args.network] if args.network else [])]
         try:
             reports.append(with_triton(args.triton, chosen + (["--batch", str(args.batch)] if args.batch else [])))
         except subprocess.CalledProcessError as error:
@@ -106,13 +111,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.record:
         for one in reports:
             kept = {key: value for key, value in one.items() if key not in ("launches", "variants")}
-            append(RESULTS / "sass.jsonl", tagged({"sass": ", ".join(names), "batch": args.batch} | kept))
+            append(RESULTS / "sass.jsonl", tagged({"sass": ", ".join(names), "batch": args.batch, "dtype": args.dtype} | kept))
     if args.json:
         print(json.dumps(found | ({"other": reports[1]} if args.triton else {})))
     else:
         print("\n".join(map(table, reports)) + ("\n" + beside(*reports) if args.triton else ""))
     said = [line for one in reports for line in report.failures(one)]
-    known = {} if args.unbounded or args.batch else report.read_bounds()
+    bounded = not args.unbounded and args.batch is None and args.dtype == "bfloat16"
+    known = report.read_bounds() if bounded else {}
     said += [line for one in reports for line in report.worse(one, known.get(one["triton"], {}))]
     for line in said:
         print(f"{PROG}: {line}", file=sys.stderr)

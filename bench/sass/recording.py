@@ -22,9 +22,9 @@ from triton.runtime.jit import JITFunction
 
 from bench.network import NetworkWorkload
 from bench.sass.started import ARCH, Own, Recorded, started, tensor_bytes
-from bench.workload import OURS, Workload
+from bench.workload import OURS, Workload, WorkloadError
 from fastdarts.batch import Batch
-from fastdarts.kernels import launch, mixed_cell
+from fastdarts.kernels import launch, mixed_cell, mixed_cell_cuda
 from fastdarts.kernels.mixed_cell_launches import Launch
 from fastdarts.ops import backend
 from fastdarts.optim import updates
@@ -87,6 +87,11 @@ def _without_gpu(found: Recorded) -> Generator[None]:
         here["one"] = one
         start(one, *args)
 
+    def cuda(kernel: str, *_: Any) -> None:
+        raise WorkloadError(
+            f"launch.json: mixed_cell.{kernel} has backend cuda, this reads the machine code of Triton's kernels only"
+        )
+
     def run(jit: Any, *args: Any, grid: Any, warmup: bool, **names: Any) -> None:
         found.started.append(started(jit, args, names, grid, here["table"], here["one"]))
 
@@ -99,6 +104,7 @@ def _without_gpu(found: Recorded) -> Generator[None]:
             (launch, "on", lambda device: nullcontext()),
             (mixed_cell, "_execute", executed),
             (mixed_cell, "_start", start_one),
+            (mixed_cell_cuda, "launch", cuda),
             (JITFunction, "run", run),
             (updates, "known", lambda bad: False),
             (_foreach_utils, "_foreach_supported_types", [Tensor, nn.Parameter, FakeTensor]),

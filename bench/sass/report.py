@@ -12,7 +12,7 @@ from bench.sass import model
 from bench.sass.compiled import Compiled, Predictor
 from bench.sass.recording import record
 from bench.sass.started import Kernel, Started
-from bench.workload import SUPERNETS, Workload
+from bench.workload import SUPERNETS, Dtype, Workload
 
 BOUNDS = Path(__file__).with_name("bounds.json")
 BATCHES = {"cifar": 64, "mae-imagenet": 1024, "darts-cifar": 96, "darts-imagenet": 256, "nasnet-cifar": 96}
@@ -22,13 +22,13 @@ ASSUMED = ("SMS", "CLOCK", "ISSUE", "BANDWIDTH", "OVERHEAD", "LATENCY", "L1", "O
 Report = dict[str, Any]
 
 
-def workload_of(name: str, batch: int | None = None) -> Workload | NetworkWorkload:
-    """Return the step that is predicted under a name: bfloat16, at its usual batch."""
+def workload_of(name: str, batch: int | None = None, dtype: Dtype = "bfloat16") -> Workload | NetworkWorkload:
+    """Return the step that is predicted under a name, at its usual batch unless another is given."""
     batch = batch or BATCHES[name]
     if name in NETWORKS:
-        return NetworkWorkload(name, batch, NETWORKS[name].image_size, dtype="bfloat16")
+        return NetworkWorkload(name, batch, NETWORKS[name].image_size, dtype=dtype)
     preset = SUPERNETS[name]
-    return Workload(name, batch, preset.image_size, preset.partial_channels, "bfloat16")
+    return Workload(name, batch, preset.image_size, preset.partial_channels, dtype)
 
 
 def report(workloads: Mapping[str, Workload | NetworkWorkload]) -> Report:
@@ -111,7 +111,7 @@ def variant(kernel: Kernel) -> str:
 
 
 def _variant(kernel: Kernel, code: Compiled | Exception) -> dict[str, Any]:
-    facts = {"kernel": kernel.name, "variant": variant(kernel)}
+    facts: dict[str, Any] = {"kernel": kernel.name, "variant": variant(kernel)}
     if isinstance(code, Exception):
         return facts | {"error": f"{type(code).__name__}: {code}".splitlines()[0]}
     facts |= {"registers": code.used.registers, "shared_bytes": code.used.shared_bytes}

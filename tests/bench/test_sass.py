@@ -1,15 +1,18 @@
 """Prediction from machine code: parsing, counting, the model by hand, bounds; the gate over the production kernels."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench import launches
 from bench.sass import __main__ as command
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+import torch
 import triton
 import triton.language as tl
 
@@ -18,7 +21,8 @@ from bench.sass.control_flow import Flow
 from bench.sass.machine_code import NONE, Instruction, parse
 from bench.sass.model import Resources
 from bench.sass.programs import Passes
-from bench.sass.started import Kernel, Started
+from bench.sass.recording import record
+from bench.sass.started import Kernel, Started, started
 
 LISTING = """
 .text.toy:
@@ -122,6 +126,24 @@ def test_programs_of_a_group_count_together() -> None:
     assert max(iterations for _, _, iterations in counted[0][1].loops.values()) == 3 * 1600
 
 
+def test_launch_is_specialised_as_by_triton() -> None:
+    """1 is a constant, multiples of 16 and whole addresses are marked; bytes are the tensors'."""
+    x, table = torch.empty(8, dtype=torch.bfloat16), torch.empty(4, dtype=torch.int64)
+    one = started(outer, (x, table), {"m": 32, "parts": 1, "BLOCK": 16, "num_warps": 4}, (7,), (3, 5), None)
+    assert dict(one.kernel.signature) == {
+        "p_x": "*bf16",
+        "p_table": "*i64",
+        "m": "i32",
+        "parts": "constexpr",
+        "BLOCK": "constexpr",
+    }
+    assert one.kernel.aligned == ((0,), (1,), (2,)) and one.kernel.options == (("num_warps", 4),)
+    assert one.kernel.constexprs == (("parts", 1), ("BLOCK", 16)) and one.kernel.name == "test_sass.outer"
+    assert one.bytes == 16 + 32 and one.grid == (7,) and one.table == (3, 5)
+    odd = started(outer, (x[1:], table), {"m": 33, "parts": 2, "BLOCK": 16}, (7,), (), None)
+    assert odd.kernel.aligned == ((1,),)
+
+
 def test_executions_follow_source(flow: Flow) -> None:
     """10 iterations, of which the `if` is true in 4, in any direction of the branch."""
     passes = Passes({(("kernel.py", 4),): (10, 4)}, {(("kernel.py", 3),): (1, 1, 10)})
@@ -185,6 +207,18 @@ def test_command_prints_table_and_refuses(monkeypatch: pytest.MonkeyPatch, capsy
     assert "predicted from machine code" in out and "node" in out and "us 3000 is above its bound 2000" in err
     assert command.main(["--json", "--unbounded"]) == 0
     assert json.loads(capsys.readouterr().out)["cifar_step_ms"] == 3.0
+
+
+@pytest.mark.campaign
+def test_recording_has_every_launch_of_the_plans() -> None:
+    """Forward of CIFAR's cells, twice, with the grids of bench.launches."""
+    workload = report.workload_of("cifar")
+    planned = Counter()
+    for one in launches.step(launches.calls(workload)):
+        if one.part.startswith("forward"):
+            planned[one.launch.kernel, one.launch.programs] += 1
+    found = Counter((one.kernel.name.partition(".")[2], *one.grid) for one in record(workload).started if one.table)
+    assert planned and {key: found[key] for key in planned} == planned
 
 
 @pytest.mark.campaign
