@@ -125,15 +125,10 @@ class Flow:
 
     def _taken(self, i: int, passes: Passes) -> float:
         """Return the probability that block i's branch is taken."""
-        chain = self.blocks[i].instructions[-1].chain
         taken, other = self.blocks[i].follow
         loop = self.innermost[i]
         if loop and (taken in loop) != (other in loop):
-            counts = _matching(passes.loops, chain)
-            if counts is None:
-                return float(taken not in loop)
-            _, full, iterations = counts
-            leaves = min(1.0, full / iterations) if iterations else 1.0
+            leaves = 1.0 / self._iterations(i, passes)
             return leaves if other in loop else 1.0 - leaves
         key, side = self._decides(i, passes)
         if key is None:
@@ -148,6 +143,22 @@ class Flow:
                 reached = reached if self.blocks[before[0]].follow[0] == i else 1.0 - reached
                 share = min(1.0, share / reached) if reached else 0.0
         return share if side == 0 else 1.0 - share
+
+    def _iterations(self, i: int, passes: Passes) -> float:
+        """Return how often the loop that block i's branch leaves runs once it is entered; 1 for one that is not understood.
+
+        Of several loops from one of the source, those with more loads run several iterations at once, and before the others.
+        """
+        chain, loop = self.blocks[i].instructions[-1].chain, self.innermost[i]
+        _, full, iterations = _matching(passes.loops, chain) or (0.0, 1.0, 1.0)
+        if not full:
+            return 1.0
+        alike = {self.innermost[j] for j, other in self._exits if other == chain}
+        size = {one: max(1, sum(x.kind.startswith("LDG") for j in one for x in self.blocks[j].instructions)) for one in alike}
+        unrolled = {one: max(1, round(size[one] / min(size.values()))) for one in alike}
+        before = min((times for times in unrolled.values() if times > unrolled[loop]), default=None)
+        left = iterations / full if before is None else iterations / full % before
+        return max(left // unrolled[loop], 1.0)
 
     def _decides(self, i: int, passes: Passes) -> tuple[Chain | None, int]:
         """Return the `if` or `for` that block i's branch comes from, and which side is its body: 0, the target, or 1.

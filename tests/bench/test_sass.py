@@ -151,6 +151,19 @@ def test_executions_follow_source(flow: Flow) -> None:
     assert [bool(loop) for loop in flow.innermost] == [False, True, True, True, True, False, False]
 
 
+def test_unrolled_loop_is_followed_by_its_rest(tmp_path: Path) -> None:
+    """Ten iterations: two of four at once, and two."""
+    (tmp_path / "kernel.py").write_text(SOURCE)
+    code = [instruction("LDG.E", 3, label="L0")] + [instruction("LDG.E", 3)] * 3
+    code += [instruction("BRA", 3, "L0", predicated=True), instruction("LDG.E", 3, label="L1")]
+    code += [instruction("BRA", 3, "L1", predicated=True), instruction("EXIT", 8)]
+    flow = Flow(code, tmp_path)
+    assert flow.executions(Passes({}, {(("kernel.py", 3),): (1, 1, 10)})) == pytest.approx([2, 2, 1, 1])
+    assert not flow.unexplained
+    flow.executions(Passes({}, {}))
+    assert flow.unexplained == {(("kernel.py", 3),)}
+
+
 def test_prediction_by_hand(flow: Flow) -> None:
     """Issue slots or the memory unit, one program's cycles over the waves, bytes over bandwidth."""
     passes = Passes({(("kernel.py", 4),): (10, 4)}, {(("kernel.py", 3),): (1, 1, 10)})
