@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The library's step on a CPU against the definition's: appends to bench/results/step.jsonl, and to floor.jsonl what binds.
 # Then what the input gives, from DATA (ROOT of ROOT/train/CLASS/*.JPEG) or the generated sample, and what watching over a
-# search costs. About 35 minutes on 2 cores, during which nothing else should run. PYTHON is the interpreter,
+# search costs. About 40 minutes on 2 cores, during which nothing else should run. PYTHON is the interpreter,
 # .venv/bin/python by default.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,6 +49,7 @@ done
 for size in 64 224; do
   "$python" -m bench.loader ${DATA:+--data "$DATA"} --image_size $size --record
 done
+"$python" -m bench.sass --triton 3.6.0 --record  # predicted from machine code, nothing is timed
 OMP_NUM_THREADS=1 "$python" -m bench.overheads --record  # as the sample is searched: in one thread
 "$python" -m pytest bench/test_patch_mask.py bench/test_random_resized_crop.py --full-size --benchmark-json "$saved"
 "$python" -m bench.records add "$saved"

@@ -27,6 +27,7 @@ TYPES = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.bool: "i1",
+    torch.int8: "i8",
     torch.uint8: "u8",
     torch.int32: "i32",
     torch.int64: "i64",
@@ -115,7 +116,7 @@ def _aligned(i: int, kind: str | tuple[str, ...]) -> list[tuple[int, ...]]:
     return [(i,)] if kind[0] == "*" or kind in ("i32", "i64") else []
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
+def resources(cubin: bytes) -> dict[str, int]:
     """Parse cuobjdump's report on the cubin's only function: REG, STACK, SHARED, LOCAL, ..."""
     from triton import knobs
 
@@ -133,7 +134,7 @@ def compile_specimen(specimen: Specimen, arch: int) -> Usage:
     Raises Triton's exceptions if the kernel does not compile, ValueError for an argument without type and value.
     """
     compiled = _compiled(specimen, arch)
-    used = _resources(compiled.asm["cubin"])
+    used = resources(compiled.asm["cubin"])
     return Usage(
         kernel=specimen.name,
         label=specimen.label,
