@@ -73,8 +73,12 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Facts about the native build; the ops it brings are in torch.ops.fastdarts.";
   m.def("build_facts", &build_facts, "What the compiler saw: torch's headers, the C++ standard, the date of OpenMP.");
   m.def("cpu_features", &cpu_features, "Instruction sets that this processor has (of those kernels may choose from).");
-  m.def("isa", [] { return fastdarts::name(fastdarts::isa()); }, "The instruction set that the kernels run with.");
-  m.def("set_isa", &set_isa, "Choose it: portable, avx2 or avx512; ValueError where this processor has it not.");
+  m.def(
+      "isa", [] { return fastdarts::name(fastdarts::isa()); },
+      "The instruction set that the kernels run with; wide convolutions may use vectors of half its size.");
+  m.def("set_isa", &set_isa,
+        "Choose it for all sizes: portable, avx2, avx512, avx512vl, or best, by size; ValueError where this processor "
+        "has it not.");
   m.def("mixed_cell_saved", &fastdarts::mixed_cell_saved, "Numbers that mixed_cell keeps for its backward.");
   m.def("fma_peak", &fastdarts::fma_peak, "Float operations a second of multiply-adds in registers, on all threads.");
   m.def("stage_seconds", &stage_seconds, "Wall time of mixed_cell's stages since reset_stages().");

@@ -75,5 +75,8 @@ extern const LinkKernels link_kernels;
 namespace avx512 {
 extern const LinkKernels link_kernels;
 }
+namespace avx512vl {
+extern const LinkKernels link_kernels;
+}
 
 }  // namespace fastdarts

@@ -9,18 +9,22 @@
 
 namespace fastdarts {
 
-enum class Isa { portable, avx2, avx512 };
+enum class Isa { portable, avx2, avx512, avx512vl };  // avx512vl: AVX-512's registers with vectors of 32 bytes
 
-// The current one; initially the best that this processor supports.
+// The best that this processor supports, or that set_isa chose.
 Isa isa();
+// The one for convolutions of pixels of that many bytes: avx512vl for wide ones where the processor runs instructions
+// on 64 bytes in two halves, so that whole vectors of 64 bytes win nothing and have more lanes without a channel.
+Isa isa_for(int64_t pixel_bytes);
 const char* name(Isa isa);
-// Chooses by name; returns false if the name is unknown, not compiled in, or not supported by this processor.
+// Chooses by name, for all sizes; "best": the initial choice. False if the name is unknown, not compiled in, or not
+// supported by this processor.
 bool set_isa(const char* name);
 
 // `tables[i]` is a kernel file's table for Isa i, nullptr if it is not compiled in.
 template <typename Table>
-const Table& kernels(const Table* const (&tables)[3]) {
-  return *tables[static_cast<int>(isa())];
+const Table& kernels(const Table* const (&tables)[4], Isa of = isa()) {
+  return *tables[static_cast<int>(of)];
 }
 
 // Runs body(context, begin, end) over parts of 0 .. n on torch's threads.

@@ -65,4 +65,7 @@ extern const masked_loss::Table masked_loss_table;
 namespace avx512 {
 extern const masked_loss::Table masked_loss_table;
 }
+namespace avx512vl {
+extern const masked_loss::Table masked_loss_table;
+}
 }  // namespace fastdarts

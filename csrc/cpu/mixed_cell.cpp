@@ -22,9 +22,9 @@
 namespace fastdarts {
 namespace {
 
-const CellKernels& cell_kernels() {
+const CellKernels& kernels_for(int64_t pixel_bytes) {
   static constexpr const CellKernels* tables[] = FASTDARTS_TABLES(cell_kernels);
-  return kernels(tables);
+  return kernels(tables, isa_for(pixel_bytes));
 }
 
 // As doubles on the CPU, contiguous.
@@ -40,6 +40,7 @@ struct Plan : CellPlan {
   std::vector<Unit> unit_list;
   std::vector<int> channel_list, shuffle_list, unshuffle_list;
   std::vector<int64_t> state_list;
+  const CellKernels* kernels;
   std::vector<std::pair<int64_t, int64_t>> gaps;  // of `saved`: ranges that nothing is written to
 
   Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_channels, int64_t element_size);
@@ -65,7 +66,8 @@ Plan::Plan(at::ArrayRef<int64_t> graph, const Sizes& sizes, int64_t partial_chan
   TORCH_CHECK(inputs > 0 && nodes > 0 && num_edges > 0 && N > 0 && H > 0 && W > 0 && k > 0 && C % k == 0 && C >= k,
               "mixed_cell: sizes do not fit together");
   Cq = C / k;
-  lanes = cell_kernels().bytes / element_size;
+  kernels = &kernels_for(Cq * element_size);
+  lanes = kernels->bytes / element_size;
   images = 1;  // below a whole vector of channels (or four), as many images as fit share it
   while (lanes / (2 * images) >= std::max<int64_t>(Cq, 4)) images *= 2;
   vectors = images > 1 ? 1 : (Cq + lanes - 1) / lanes;
@@ -291,9 +293,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> mixed_cell(
                mean + plan.num_bns * plan.Cq, kept, out.mutable_data_ptr<T>()});
   };
   if (options.dtype() == at::kDouble) {
-    call(cell_kernels().forward_double);
+    call(plan.kernels->forward_double);
   } else {
-    call(cell_kernels().forward_float);
+    call(plan.kernels->forward_float);
   }
   return {out, statistics, saved};
 }
@@ -333,9 +335,9 @@ std::tuple<std::vector<at::Tensor>, at::Tensor, at::Tensor, at::Tensor, at::Tens
          need_weights ? grad_weights.mutable_data_ptr<T>() : nullptr});
   };
   if (options.dtype() == at::kDouble) {
-    call(cell_kernels().backward_double);
+    call(plan.kernels->backward_double);
   } else {
-    call(cell_kernels().backward_float);
+    call(plan.kernels->backward_float);
   }
   const auto mine = [&](const at::Tensor& grad_of_mix) {
     return need_ops ? grad_of_mix.to(ops.scalar_type()) : at::empty({0}, ops.options());

@@ -107,5 +107,8 @@ extern const CellKernels cell_kernels;
 namespace avx512 {
 extern const CellKernels cell_kernels;
 }
+namespace avx512vl {
+extern const CellKernels cell_kernels;
+}
 
 }  // namespace fastdarts

@@ -23,5 +23,8 @@ extern const NormaliseKernels normalise_kernels;
 namespace avx512 {
 extern const NormaliseKernels normalise_kernels;
 }
+namespace avx512vl {
+extern const NormaliseKernels normalise_kernels;
+}
 
 }  // namespace fastdarts

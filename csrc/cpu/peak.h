@@ -17,6 +17,9 @@ extern const PeakKernels peak_kernels;
 namespace avx512 {
 extern const PeakKernels peak_kernels;
 }
+namespace avx512vl {
+extern const PeakKernels peak_kernels;
+}
 
 // Floating-point operations a second of float multiply-adds in registers, on all of torch's threads at once.
 double fma_peak();

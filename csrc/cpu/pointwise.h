@@ -57,7 +57,7 @@ ALWAYS_INLINE void product_block(const Product<T>& t, int64_t pixel, int64_t vec
   V sum[P][B];
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int b = 0; b < B; ++b) {
       sum[p][b] = t.start == Start::zero     ? V{}
                   : t.start == Start::vector ? load(t.first + (vector + b) * L)
@@ -71,7 +71,7 @@ ALWAYS_INLINE void product_block(const Product<T>& t, int64_t pixel, int64_t vec
 #pragma GCC unroll 4
       for (int row = 0; row < t.rows; ++row) {
         V weight[B];
-#pragma GCC unroll 4
+#pragma GCC unroll 5
         for (int b = 0; b < B; ++b) {
           weight[b] = pinned(load(matrix + row * width + b * L));
         }
@@ -79,7 +79,7 @@ ALWAYS_INLINE void product_block(const Product<T>& t, int64_t pixel, int64_t vec
         for (int p = 0; p < P; ++p) {
           V value = all(in[p * t.in_pixel + row]);
           if constexpr (B > 1) pin(value);
-#pragma GCC unroll 4
+#pragma GCC unroll 5
           for (int b = 0; b < B; ++b) sum[p][b] += value * weight[b];
         }
       }
@@ -94,11 +94,11 @@ ALWAYS_INLINE void product_block(const Product<T>& t, int64_t pixel, int64_t vec
   if constexpr (G > 1) pin_address(out);
 #pragma GCC unroll 8
   for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int b = 0; b < B; ++b) store(out + p * t.out_pixel + b * L, sum[p][b]);
   }
   if (t.sums != nullptr) {
-#pragma GCC unroll 4
+#pragma GCC unroll 5
     for (int b = 0; b < B; ++b) {
       T* to = t.sums + (vector + b) * L;
       V total = load(to), squares = load(to + width);
@@ -128,7 +128,11 @@ template <typename T, int G>
 void pointwise(const Product<T>& t, int64_t pixels) {
   int64_t v = 0;
   if constexpr (G == 1 && REGISTERS == 32) {
-    for (; v + 4 <= t.vectors; v += 4) product_vectors<T, G, 4, 4>(t, pixels, v);
+    for (; v + 4 == t.vectors || v + 5 < t.vectors; v += 4) product_vectors<T, G, 4, 4>(t, pixels, v);
+    if (v + 5 == t.vectors) {
+      product_vectors<T, G, 4, 5>(t, pixels, v);
+      v += 5;
+    }
     if (v + 3 == t.vectors) {
       product_vectors<T, G, 8, 3>(t, pixels, v);
       v += 3;
@@ -148,7 +152,7 @@ ALWAYS_INLINE void outer_block(const T* dy, int64_t dy_pixel, const T* z, int64_
   V sum[R][B] = {};
   for (int64_t p = 0; p < pixels; ++p) {
     V value[B];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int b = 0; b < B; ++b) {
       value[b] = pinned(load(z + p * z_pixel + b * L));
     }
@@ -156,13 +160,13 @@ ALWAYS_INLINE void outer_block(const T* dy, int64_t dy_pixel, const T* z, int64_
     for (int r = 0; r < R; ++r) {
       V grad = all(dy[p * dy_pixel + r]);
       if constexpr (B > 1) pin(grad);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int b = 0; b < B; ++b) sum[r][b] += grad * value[b];
     }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int b = 0; b < B; ++b) store(acc + r * width + b * L, load(acc + r * width + b * L) + sum[r][b]);
   }
 }
@@ -198,8 +202,14 @@ void outer(const T* dy, int64_t dy_pixel, int rows, const T* z, int64_t z_pixel,
   const int64_t width = vectors * L;
   if constexpr (G == 1) {
     int64_t v = 0;
-    for (; v + 2 <= vectors; v += 2) {
+    for (; v + 2 == vectors || v + (REGISTERS == 32 ? 3 : 2) < vectors; v += 2) {
       outer_rows<T, G, 2>(dy, dy_pixel, rows, z + v * L, z_pixel, pixels, acc + v * L, width);
+    }
+    if constexpr (REGISTERS == 32) {
+      if (v + 3 == vectors) {
+        outer_rows<T, G, 3>(dy, dy_pixel, rows, z + v * L, z_pixel, pixels, acc + v * L, width);
+        v += 3;
+      }
     }
     for (; v < vectors; ++v) {
       outer_rows<T, G, 1>(dy, dy_pixel, rows, z + v * L, z_pixel, pixels, acc + v * L, width);

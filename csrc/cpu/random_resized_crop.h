@@ -28,4 +28,7 @@ extern const random_resized_crop::Kernels random_resized_crop_kernels;
 namespace avx512 {
 extern const random_resized_crop::Kernels random_resized_crop_kernels;
 }
+namespace avx512vl {
+extern const random_resized_crop::Kernels random_resized_crop_kernels;
+}
 }  // namespace fastdarts

@@ -7,6 +7,7 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -16,9 +17,9 @@
 namespace fastdarts {
 namespace {
 
-const LayerKernels& layer_kernels() {
+const LayerKernels& kernels_for(const LayerPlan& plan, const at::Tensor& x) {
   static constexpr const LayerKernels* tables[] = FASTDARTS_TABLES(layer_kernels);
-  return kernels(tables);
+  return kernels(tables, isa_for(std::max(plan.C, plan.D) * x.element_size()));
 }
 
 // The plans of one layer or two; those of layer i take `counts[i]` of `weights`.
@@ -107,10 +108,11 @@ std::tuple<std::vector<at::Tensor>, std::vector<at::Tensor>, std::vector<at::Ten
     }
     run(layers.plans.data(), calls.data(), layers.count(), batch_statistics ? sync : 0);
   };
+  const LayerKernels& of = kernels_for(layers.plans[0], xs[0]);
   if (xs[0].scalar_type() == at::kDouble) {
-    call(layer_kernels().forward_double);
+    call(of.forward_double);
   } else {
-    call(layer_kernels().forward_float);
+    call(of.forward_float);
   }
   return {outs, normalised, statistics};
 }
@@ -154,10 +156,11 @@ relu_conv_bn_backward(at::TensorList grads, at::TensorList xs, at::TensorList we
     }
     run(layers.plans.data(), calls.data(), layers.count(), batch_statistics ? sync : 0);
   };
+  const LayerKernels& of = kernels_for(layers.plans[0], xs[0]);
   if (xs[0].scalar_type() == at::kDouble) {
-    call(layer_kernels().backward_double);
+    call(of.backward_double);
   } else {
-    call(layer_kernels().backward_float);
+    call(of.backward_float);
   }
   for (std::size_t i = 0; i < of_scales.size(); ++i) {
     grad_scales.push_back(of_scales[i].to(scales[i].scalar_type()));

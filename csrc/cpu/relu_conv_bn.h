@@ -59,5 +59,8 @@ extern const LayerKernels layer_kernels;
 namespace avx512 {
 extern const LayerKernels layer_kernels;
 }
+namespace avx512vl {
+extern const LayerKernels layer_kernels;
+}
 
 }  // namespace fastdarts

@@ -9,9 +9,9 @@
 #include "workspace.h"
 
 #if defined(FASTDARTS_X86)
-#define FASTDARTS_TABLES(table) {&portable::table, &avx2::table, &avx512::table}
+#define FASTDARTS_TABLES(table) {&portable::table, &avx2::table, &avx512::table, &avx512vl::table}
 #else
-#define FASTDARTS_TABLES(table) {&portable::table, nullptr, nullptr}
+#define FASTDARTS_TABLES(table) {&portable::table, nullptr, nullptr, nullptr}
 #endif
 
 namespace fastdarts {

@@ -1,5 +1,6 @@
 // Vectors of the instruction set that this file is compiled for, by the compiler's own vector extension: the same
-// source gives AVX-512, AVX2, and 16-byte vectors (SSE2, NEON). Only kernel files include this (see isa.h).
+// source gives AVX-512 (also with vectors of 32 bytes), AVX2, and 16-byte vectors (SSE2, NEON). Only kernel files
+// include this (see isa.h).
 #pragma once
 
 #include <cstdint>
@@ -9,7 +10,9 @@
 #endif
 
 #if defined(__AVX512F__)
+#ifndef FASTDARTS_VECTOR_BYTES
 #define FASTDARTS_VECTOR_BYTES 64
+#endif
 #define FASTDARTS_REGISTERS 32
 #elif defined(__AVX2__)
 #define FASTDARTS_VECTOR_BYTES 32
