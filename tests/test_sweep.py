@@ -272,7 +272,7 @@ def test_finished_runs_need_no_images_or_table(done, folder, capsys):
     [
         (["partial_channels=1,3"], [], "partial_channels=3: "),
         (["patch_size=4,5"], [], "patch_size=5: "),
-        (["space=s0,nasbench201", "partial_channels=2"], [], "space=nasbench201,partial_channels=2: "),
+        (["space=s0,s5"], ["--method", "sgas-1"], "space=s5: "),
         (["seed=0,1"], ["--data", "/nowhere"], "seed=0: --data /nowhere: no such file or folder"),
         (["seed=0,1"], ["--space", "nasbench201", "--benchmark", "/nowhere.csv"], "/nowhere.csv"),
         (["space=S1,s1"], [], "--grid: space=S1 and space=s1 are the same search"),
