@@ -4,43 +4,22 @@ A branch comes from an `if` or a `for` of the source, whose counts (programs.Pas
 of all blocks follow from one another: a linear system. So unrolled, hoisted and predicated code counts as it is.
 """
 
-import ast
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from bench.sass.machine_code import Instruction
-from bench.sass.programs import Chain, Passes, first_lines
+from bench.sass.programs import Chain, Passes
+from bench.sass.source import first_lines, regions
 from fastdarts.kernels import launch
 
 KERNELS = Path(launch.__file__).parent
 PURE = 0.9  # share of a side's instructions from the body of an `if`, at which that decides
-
-
-class Region(NamedTuple):
-    """Lines of a statement: its body and its `else`."""
-
-    body: range
-    other: range
-
-
-@lru_cache
-def regions(path: Path) -> dict[int, Region]:
-    """Return the lines of each `if` and `for` of a file by the line it begins in."""
-    found = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else ():
-        if isinstance(node, ast.If | ast.For):
-            found[node.lineno] = Region(_lines(node.body), _lines(node.orelse))
-    return found
-
-
-def _lines(body: list[ast.stmt]) -> range:
-    return range(body[0].lineno, (body[-1].end_lineno or 0) + 1) if body else range(0)
 
 
 class Block(NamedTuple):
@@ -130,14 +109,13 @@ class Flow:
         if loop and (taken in loop) != (other in loop):
             leaves = 1.0 / self._iterations(i, passes)
             return leaves if other in loop else 1.0 - leaves
-        key, side = self._decides(i, passes)
+        key, side, share = self._decides(i, passes)
         if key is None:
-            sizes = [sum(len(self.blocks[j].instructions) for j in reached) for reached in self._sides(i)]
+            sizes = [sum(len(self._chains[j]) for j in reached) for reached in self._sides(i)]
             return float(taken < len(self.blocks) - 1 and sizes[0] <= sizes[1])
-        share = self._share(key, passes)
         before = self._before[i]
         if len(before) == 1 and len(self.blocks[before[0]].follow) == 2 and before[0] < i:
-            above, _ = self._decides(before[0], passes)
+            above, _, _ = self._decides(before[0], passes)
             if above is not None and above != key and not self._within(above, key):  # of a switch: the cases left
                 reached = self._taken(before[0], passes)
                 reached = reached if self.blocks[before[0]].follow[0] == i else 1.0 - reached
@@ -160,24 +138,37 @@ class Flow:
         left = iterations / full if before is None else iterations / full % before
         return max(left // unrolled[loop], 1.0)
 
-    def _decides(self, i: int, passes: Passes) -> tuple[Chain | None, int]:
-        """Return the `if` or `for` that block i's branch comes from, and which side is its body: 0, the target, or 1.
+    def _decides(self, i: int, passes: Passes) -> tuple[Chain | None, int, float]:
+        """Return the `if` or `for` that block i's branch comes from, which side is its body (0 or 1), and its share.
 
         The branch's line says so. But of a chain of `if`s that exclude one another, compilers make branches in any order.
         """
-        chain = self.blocks[i].instructions[-1].chain
-        sides = self._sides(i)
-        if not (_matching(passes.branches, chain) or _matching(passes.loops, chain)):
-            return None, 0
+        chain, sides = self.blocks[i].instructions[-1].chain, self._sides(i)
+        counts = _matching(passes.branches, chain) or _matching(passes.loops, chain)
+        if counts is None:
+            return None, 0, 0.0
+        bodies = [sum(self._within(chain, one) > 0 for j in side for one in self._chains[j]) for side in sides]
         scores = [self._purity(chain, side) for side in sides]
-        body = int(scores[1] > scores[0])
+        body = int(bodies[1] > bodies[0]) if chain in passes.branches else int(scores[1] > scores[0])
         decided = self.blocks[self.blocks[i].follow[body]]  # or there another branch decides
         if chain in passes.branches and len(decided.follow) == 2 and _siblings(decided.instructions[-1].chain, chain):
-            for key in passes.branches:
-                beside = key != chain and _siblings(key, chain) and not self._within(key, chain)
-                if beside and self._purity(key, sides[1 - body]) >= PURE:
-                    return key, 1 - body
-        return (chain, body) if scores[0] != scores[1] else (None, 0)
+            others = [key for key in self._beside(chain, passes) if not self._within(key, chain)]
+            pure = [key for key in others if self._purity(key, sides[1 - body]) >= PURE]
+            if not pure and not any(self._within(chain, one) for j in sides[1 - body] for one in self._chains[j]):
+                # merged with like code elsewhere, under its lines
+                pure = [key for key in others if not any(self._within(key, one) > 0 for each in self._chains for one in each)]
+            if pure:
+                true = sum(passes.branches.get(key, (0.0, 0.0))[1] for key in pure)
+                return pure[0], 1 - body, min(1.0, true / counts[0])
+        share = counts[1] / counts[0]  # of evaluations: true ones, or those with an iteration
+        return (chain, body, share) if bodies[0] != bodies[1] or scores[0] != scores[1] else (None, 0, 0.0)
+
+    def _beside(self, chain: Chain, passes: Passes) -> list[Chain]:
+        """Return the other `if`s of a call, with those of an `else` that were never evaluated."""
+        file, line = chain[-1]
+        known = regions(self.folder / file)
+        inside = [(*chain[:-1], (file, other)) for other in known if line in known and other in known[line].other]
+        return [key for key in dict.fromkeys([*passes.branches, *inside]) if key != chain and _siblings(key, chain)]
 
     def _purity(self, key: Chain, side: frozenset[int]) -> float:
         """Return the share of a side's instructions that come from a statement's body, less those from its `else`."""
@@ -188,13 +179,6 @@ class Flow:
         """Return the blocks that only the target of block i's branch leads to, and those that only the other way does."""
         one, other = (self._reach[j] for j in self.blocks[i].follow)
         return [one - other, other - one]
-
-    def _share(self, key: Chain, passes: Passes) -> float:
-        """Return the share of evaluations in which an `if` is true or a `for` has an iteration."""
-        if branch := _matching(passes.branches, key):
-            return branch[1] / branch[0]
-        entries, full, _ = _matching(passes.loops, key) or (1.0, 1.0, 1.0)
-        return full / entries
 
     def _within(self, key: Chain, chain: Chain) -> int:
         """Return 1 for a line in the body of a statement, -1 in its `else`, 0 elsewhere."""

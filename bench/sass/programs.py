@@ -20,6 +20,7 @@ from typing import Any
 from triton.runtime.jit import JITFunction
 
 from bench.sass.language import BLOCK, Block, DataDependent, Language, Number, Table
+from bench.sass.source import first_lines
 from bench.sass.started import Started
 
 LONG = 16  # iterations: in longer loops, and in those over blocks, the first two stand for all
@@ -54,16 +55,6 @@ class _Counting(ast.NodeTransformer):
         self.generic_visit(node)
         node.test = ast.Call(ast.Name("__test", ast.Load()), [ast.Constant(node.lineno), node.test], [])
         return ast.fix_missing_locations(ast.copy_location(node, node))
-
-
-@cache
-def first_lines(path: Path) -> dict[int, int]:
-    """Return the first line of each simple statement of several lines, by its lines: compilers name any of them for a call."""
-    found = {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.is_file() else ():
-        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr | ast.Return):
-            found |= dict.fromkeys(range(node.lineno + 1, (node.end_lineno or 0) + 1), node.lineno)
-    return found
 
 
 @cache

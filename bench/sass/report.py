@@ -120,14 +120,23 @@ def _variant(kernel: Kernel, code: Compiled | Exception) -> dict[str, Any]:
 
 
 def failures(found: Report) -> list[str]:
-    """Return a sentence for each kernel that does not compile, spills, or has a loop that is not understood."""
+    """Return a sentence for each kernel that does not compile or has a loop that is not understood."""
     said = []
     for row in found["variants"]:
         whys = [row["error"]] if "error" in row else []
-        whys += [f"spills {row['spill_bytes']} bytes a thread"] if row.get("spill_bytes") else []
         whys += [f"iterations unknown of the loop at {line}" for line in row.get("unexplained", ())]
-        said += [f"Triton {found['triton']}: {row['kernel']} ({row['variant']}): {why}" for why in whys]
+        said += [f"{_name(found, row)}: {why}" for why in whys]
     return said
+
+
+def spills(found: Report) -> list[str]:
+    """Return a sentence for each kernel that spills; bounds say whether it may."""
+    spilling = [row for row in found["variants"] if row.get("spill_bytes")]
+    return [f"{_name(found, row)}: spills {row['spill_bytes']} bytes a thread" for row in spilling]
+
+
+def _name(found: Report, row: dict[str, Any]) -> str:
+    return f"Triton {found['triton']}: {row['kernel']} ({row['variant']})"
 
 
 def bounds_of(found: Report) -> dict[str, dict[str, dict[str, float]]]:

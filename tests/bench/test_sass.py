@@ -199,11 +199,14 @@ def test_worse_figures_are_named() -> None:
     assert "the step's 0.02 ms are above their bound 0.01 ms" in report.worse({"kernels": rows}, bounds)[-1]
 
 
-def test_failures_are_named() -> None:
+def test_failures_and_spills_are_named() -> None:
     variants = [{"kernel": "a", "variant": "C=1", "error": "no"}, {"kernel": "b", "variant": "", "spill_bytes": 8}]
     variants.append({"kernel": "c", "variant": "", "spill_bytes": 0})
-    said = report.failures({"triton": "3.6.0", "variants": variants})
-    assert said == ["Triton 3.6.0: a (C=1): no", "Triton 3.6.0: b (): spills 8 bytes a thread"]
+    variants.append({"kernel": "d", "variant": "", "spill_bytes": 0, "unexplained": ["x.py:3"]})
+    found = {"triton": "3.6.0", "variants": variants}
+    unknown = "Triton 3.6.0: d (): iterations unknown of the loop at x.py:3"
+    assert report.failures(found) == ["Triton 3.6.0: a (C=1): no", unknown]
+    assert report.spills(found) == ["Triton 3.6.0: b (): spills 8 bytes a thread"]
 
 
 def test_command_prints_table_and_refuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
