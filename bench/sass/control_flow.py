@@ -111,6 +111,12 @@ class Flow:
             return leaves if other in loop else 1.0 - leaves
         key, side, share = self._decides(i, passes)
         if key is None:
+            for number, reached in enumerate(self._sides(i)):
+                around = [c for j, c in self._exits if j in reached and self.innermost[j] <= reached]
+                guarded = [counts for chain in around if (counts := _matching(passes.loops, chain))]
+                if guarded:  # the loop's guard, under another line
+                    share = max(full / entries for entries, full, _ in guarded)
+                    return share if number == 0 else 1.0 - share
             sizes = [sum(len(self._chains[j]) for j in reached) for reached in self._sides(i)]
             return float(taken < len(self.blocks) - 1 and sizes[0] <= sizes[1])
         before = self._before[i]
