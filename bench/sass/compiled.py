@@ -72,10 +72,12 @@ class Predictor:
 
     def kernel(self, kernel: Kernel) -> Compiled | Exception:
         """Return a kernel's machine code, or why it does not compile."""
+        from triton.errors import TritonError
+
         if kernel not in self.kernels:
             try:
                 self.kernels[kernel] = compiled(kernel)
-            except Exception as error:  # whatever the compiler raises is this kernel's result
+            except (TritonError, RuntimeError) as error:  # the compiler's own, and those of its passes
                 self.kernels[kernel] = error
         return self.kernels[kernel]
 

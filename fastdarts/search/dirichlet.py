@@ -4,7 +4,7 @@ Notation: E edges of a cell, K candidates of its longest list.
 """
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch.distributions import Dirichlet, kl_divergence
 from torch.nn.functional import elu
 
 from fastdarts.ops.philox import Stream
-from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.search.relaxation import Options, SoftmaxRelaxation
 from fastdarts.settings import SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
@@ -27,28 +27,18 @@ class DirichletRelaxation(SoftmaxRelaxation):
     kl  factor of KL(Dir(elu(alpha) + 1) || Dir(1)), summed over edges and kinds, in alpha's loss; 0: none
     """
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        edge_normalization: bool = False,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        kl: float = 0.0,
-    ) -> None:
-        super().__init__(space, edge_normalization=edge_normalization, seed=seed, device=device, dtype=dtype)
+    def __init__(self, space: Space, *, kl: float = 0.0, **options: Unpack[Options]) -> None:
+        super().__init__(space, **options)
         self.kl = kl
         self.rows: dict[Kind, list[tuple[int, Tensor]]] = {}  # edges by the length of their lists
         for kind in space.kinds:
             lengths = [len(names) for names in space.candidates(kind)]
             groups = {n: [e for e, length in enumerate(lengths) if length == n] for n in sorted(set(lengths))}
-            self.rows[kind] = [(n, torch.tensor(edges, device=device)) for n, edges in groups.items()]
+            self.rows[kind] = [(n, torch.tensor(edges, device=self.alpha[kind].device)) for n, edges in groups.items()]
 
     @classmethod
-    def of(cls, space: Space, settings: SearchSettings, *, seed: int, device: torch.device, dtype: torch.dtype) -> Self:
-        more = {"seed": seed, "device": device, "dtype": dtype, "kl": settings.dirichlet_kl}
-        return cls(space, edge_normalization=settings.edge_normalization, **more)
+    def own_options(cls, space: Space, settings: SearchSettings) -> dict[str, Any]:
+        return {"kl": settings.dirichlet_kl}
 
     def weights(self, stream: Stream = Stream.EVAL) -> dict[Kind, CellWeights]:
         if stream is Stream.EVAL:

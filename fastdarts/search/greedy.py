@@ -3,19 +3,19 @@
 Notation: E edges of a cell, K candidates of its longest list, P = softmax(alpha), p an edge's P without none, normalised.
 """
 
-from typing import Any, Self
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from fastdarts.ops.philox import Stream
 from fastdarts.search.fixed_rows import OPEN, decided_rows, kept_of
-from fastdarts.search.relaxation import Kept, SoftmaxRelaxation
+from fastdarts.search.relaxation import Kept, Options, SoftmaxRelaxation
+from fastdarts.search.selection import INPUTS
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
 
-INPUTS = 2  # of a node of the derived cell
 WINDOW = 4  # epochs whose p are kept
 PUBLISHED = 50, 9, 5  # epochs of the search, those before the first decision, those between two decisions
 
@@ -30,18 +30,9 @@ class GreedyEdges(SoftmaxRelaxation):
 
     stable = False  # multiply by stability too
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        edge_normalization: bool = False,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        decisions: tuple[int, ...] = (),
-    ) -> None:
+    def __init__(self, space: Space, *, decisions: tuple[int, ...] = (), **options: Unpack[Options]) -> None:
         """decisions: the epochs, from 1, after which an edge of each kind is decided."""
-        super().__init__(space, edge_normalization=edge_normalization, seed=seed, device=device, dtype=dtype)
+        super().__init__(space, **options)
         self.decisions = decisions
         self.real: dict[Kind, Tensor] = {}  # bool (E, K): candidates besides none
         self.decided: dict[Kind, Tensor] = {}  # int64 (E,): a candidate, OPEN, or K of a lost edge
@@ -51,15 +42,15 @@ class GreedyEdges(SoftmaxRelaxation):
             none = [
                 [name == "none" for name in names] + [True] * (alpha.shape[1] - len(names)) for names in space.candidates(kind)
             ]
-            self.real[kind] = ~torch.tensor(none, device=device)
-            self.decided[kind] = torch.full((len(alpha),), OPEN, device=device)
+            self.real[kind] = ~torch.tensor(none, device=alpha.device)
+            self.decided[kind] = torch.full((len(alpha),), OPEN, device=alpha.device)
             self.frozen[kind] = alpha.detach().clone()
-            self.history[kind] = torch.zeros(WINDOW, *alpha.shape, device=device, dtype=dtype)
+            self.history[kind] = alpha.new_zeros(WINDOW, *alpha.shape)
         self.seen = torch.zeros((), dtype=torch.int64)  # epochs in history
 
     @classmethod
-    def of(cls, space: Space, settings: SearchSettings, *, seed: int, device: torch.device, dtype: torch.dtype) -> Self:
-        return cls(space, seed=seed, device=device, dtype=dtype, decisions=decision_epochs(settings, space))
+    def own_options(cls, space: Space, settings: SearchSettings) -> dict[str, Any]:
+        return {"decisions": decision_epochs(settings, space)}
 
     @classmethod
     def check(cls, space: Space, settings: SearchSettings) -> None:

@@ -24,11 +24,11 @@ from fastdarts.search.fixed_rows import OPEN, FixedRows
 from fastdarts.search.greedy import GreedyEdges
 from fastdarts.search.progressive import Stage
 from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.search.selection import INPUTS
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
 
-INPUTS = 2  # of a node of DARTS' derived cell
 Weights = dict[Kind, CellWeights]
 log = logging.getLogger("fastdarts")
 

@@ -3,7 +3,7 @@
 Notation: E edges of a cell, K candidates of its longest list.
 """
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -22,6 +22,19 @@ if TYPE_CHECKING:
 Kept = dict[Kind, list[tuple[int, ...]]]  # places of candidates by kind of cell and edge
 
 
+class Options(TypedDict, total=False):
+    """What every relaxation takes.
+
+    edge_normalization  learn weights of edges too
+    seed                of the initial values
+    """
+
+    edge_normalization: bool
+    seed: int
+    device: torch.device | str
+    dtype: torch.dtype
+
+
 class SoftmaxRelaxation:
     """alpha (E, K) and, with edge normalisation, beta (E,) for each kind of cell, both initialised to 1e-3 * N(0, 1).
 
@@ -33,7 +46,7 @@ class SoftmaxRelaxation:
         self,
         space: Space,
         *,
-        edge_normalization: bool,
+        edge_normalization: bool = False,
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -55,9 +68,15 @@ class SoftmaxRelaxation:
         self.beta: dict[Kind, Tensor] = {kind: small(E) for kind in space.kinds} if edge_normalization else {}
 
     @classmethod
-    def of(cls, space: Space, settings: SearchSettings, *, seed: int, device: torch.device, dtype: torch.dtype) -> Self:
-        """Construct from the settings: the hook for a relaxation that has some of its own."""
-        return cls(space, edge_normalization=settings.edge_normalization, seed=seed, device=device, dtype=dtype)
+    def of(cls, space: Space, settings: SearchSettings, **options: Unpack[Options]) -> Self:
+        """Construct from the settings."""
+        options["edge_normalization"] = settings.edge_normalization
+        return cls(space, **options, **cls.own_options(space, settings))
+
+    @classmethod
+    def own_options(cls, space: Space, settings: SearchSettings) -> dict[str, Any]:
+        """Return further arguments of the constructor: the hook for a relaxation that has some of its own."""
+        return {}
 
     @classmethod
     def check(cls, space: Space, settings: SearchSettings) -> None:

@@ -10,6 +10,7 @@ from fastdarts.spaces.genotype import Gene, Genotype
 from fastdarts.supernet import CellWeights
 
 SKIP = "skip_connect"
+INPUTS = 2  # that a node of DARTS' derived cell keeps
 Selection = Callable[[Space, dict[Kind, CellWeights]], Genotype | Architecture]
 
 
@@ -84,7 +85,7 @@ def _genes(space: Space, kind: Kind, weights: CellWeights) -> list[Gene]:
             weight, name = _best(rows[edge], space.candidates(kind)[edge], without="none")
             best.append((weight, (name, state)))
         best.sort(key=lambda pair: -pair[0])
-        genes += [gene for _, gene in best[:2]]
+        genes += [gene for _, gene in best[:INPUTS]]
     return genes
 
 

@@ -4,7 +4,7 @@ Notation: E edges of a cell, K candidates of its longest list, epsilon the radiu
 """
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from fastdarts.ops.philox import Purpose, Stream, random_words
 from fastdarts.optim.pieces import means
 from fastdarts.protocols import Pieces
 from fastdarts.search.bilevel import Bilevel, frozen
-from fastdarts.search.relaxation import SoftmaxRelaxation
+from fastdarts.search.relaxation import Options, SoftmaxRelaxation
 from fastdarts.settings import SearchSettings
 from fastdarts.spaces import Kind, Space
 from fastdarts.supernet import CellWeights
@@ -45,24 +45,14 @@ class RandomSmoothing(SoftmaxRelaxation):
     the second order and evaluation see softmax(alpha). (Both papers say that the noise is Gaussian; the code's is uniform.)
     """
 
-    def __init__(
-        self,
-        space: Space,
-        *,
-        edge_normalization: bool,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        epsilon: float = 0.3,
-    ) -> None:
-        super().__init__(space, edge_normalization=edge_normalization, seed=seed, device=device, dtype=dtype)
-        self.seed, self.last_epsilon = seed, epsilon
-        self.epsilon = torch.full((), FIRST_EPSILON, device=device, dtype=dtype)
+    def __init__(self, space: Space, *, epsilon: float = 0.3, **options: Unpack[Options]) -> None:
+        super().__init__(space, **options)
+        self.seed, self.last_epsilon = options.get("seed", 0), epsilon
+        self.epsilon = next(iter(self.alpha.values())).new_full((), FIRST_EPSILON)
 
     @classmethod
-    def of(cls, space: Space, settings: SearchSettings, *, seed: int, device: torch.device, dtype: torch.dtype) -> Self:
-        more = {"seed": seed, "device": device, "dtype": dtype, "epsilon": settings.smoothing_epsilon}
-        return cls(space, edge_normalization=settings.edge_normalization, **more)
+    def own_options(cls, space: Space, settings: SearchSettings) -> dict[str, Any]:
+        return {"epsilon": settings.smoothing_epsilon}
 
     def epoch_begins(self, epoch: int, epochs: int) -> None:
         self.epsilon.fill_(FIRST_EPSILON + (self.last_epsilon - FIRST_EPSILON) * epoch / epochs)

@@ -240,10 +240,8 @@ def test_recording_has_every_launch_of_the_plans() -> None:
 @pytest.mark.campaign
 @pytest.mark.parametrize("step", ["cifar", "mae-imagenet", "darts-cifar", "darts-imagenet"])
 def test_production_kernels_keep_their_bounds(step: str) -> None:
-    """None spills, loads narrower, meets at more barriers, needs more instructions or longer than bounds.json says."""
-    bounds = report.read_bounds().get(triton.__version__)
-    if bounds is None:
-        pytest.skip(f"bounds.json has no bounds for Triton {triton.__version__}")
+    """None spills more, loads narrower, meets at more barriers, needs more instructions or longer than bounds.json says."""
+    bounds = report.read_bounds().get(triton.__version__, {})
+    assert step in bounds, f"no bounds for Triton {triton.__version__}: python -m bench.sass --bounds"
     found = report.report({step: report.workload_of(step)})
     assert report.failures(found) + report.worse(found, bounds) == []
-    assert step in bounds

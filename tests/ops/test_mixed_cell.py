@@ -5,7 +5,7 @@ What it computes is in test_mixed_cell_by_hand.py, and, in whole networks agains
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdarts import native
 from fastdarts.kernels.graph import Candidate, Edge, Graph
 from fastdarts.logs import say_once
 from fastdarts.ops.backend import BackendUnavailable
@@ -364,6 +365,47 @@ def test_bitwise_identical_for_any_number_of_threads(stride: int, k: int, chosen
     first, *others = on_threads(lambda: call.run(named, "cpu", dtype))
     for other in others:
         assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.fixture
+def choose() -> Iterator[Callable[[str], bool]]:
+    """Choose an instruction set; False where this processor does not have it."""
+
+    def chosen(name: str) -> bool:
+        try:
+            native.required().set_isa(name)
+        except ValueError:
+            return False
+        return True
+
+    yield chosen
+    chosen("best")
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", ["avx512", "avx512vl"])
+@pytest.mark.parametrize("C", [36, 144])
+def test_wide_cells_are_as_exact_as_eager(C: int, name: str, dtype: torch.dtype, choose: Callable[[str], bool]) -> None:
+    """With whole vectors and with short ones; by default either may run."""
+    if not choose(name):
+        pytest.skip("this processor has no AVX-512")
+    CellCall(dense(2, 1, S0 if C > 64 else EVERY), 2, C, 10, 8, edges="images", affine=True).check("cpu", dtype)
+
+
+@needs_native
+def test_only_wide_cells_take_short_vectors(choose: Callable[[str], bool]) -> None:
+    """By default: 16 channels are one vector of 64 bytes; 36 float32 channels take 40 lanes or 48, by the processor."""
+    if not choose("avx512"):
+        pytest.skip("this processor has no AVX-512")
+
+    def saved(name: str, C: int) -> int:
+        assert choose(name)
+        return native.required().mixed_cell_saved(dense(1).encode(), [2, C, 8, 8], 1, 4)
+
+    assert saved("avx512vl", 36) < saved("avx512", 36)
+    assert saved("best", 36) in (saved("avx512vl", 36), saved("avx512", 36))
+    assert saved("best", 8) == saved("avx512", 8)
 
 
 # ------------------------------------------------------------------------------------------------ registration

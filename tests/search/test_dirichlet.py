@@ -8,11 +8,9 @@ from torch.distributions import Dirichlet
 from torch.nn.functional import elu
 
 from fastdarts.ops.philox import Stream
-from fastdarts.search import METHODS, DirichletRelaxation, Hooks, Search
-from fastdarts.settings import SearchSettings
+from fastdarts.search import DirichletRelaxation, Hooks
 from fastdarts.spaces import Space
-from fastdarts.supernet import Supernet
-from tests.search.test_progressive import SPACE, Loader, masked, settings, timeless
+from tests.search.test_progressive import SPACE, searched, settings, timeless
 from tests.support.naive import assert_close
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -78,19 +76,13 @@ def test_penalty_by_hand() -> None:
     assert_close(penalty.detach(), 0.5 * 4 * (torch.tensor(2.0, dtype=torch.float64).log() - 0.5))
 
 
-def searched(s: SearchSettings) -> Search:
-    torch.manual_seed(0)
-    supernet = Supernet(SPACE, C=4, layers=3)
-    return Search(supernet, masked(supernet), Loader(0), Loader(1), s, method=METHODS["drnas"])
-
-
 def test_resume_is_bitwise_identical() -> None:
     """With torch's generator, which a checkpoint holds too."""
     s = settings(progressive=False, epochs=2, begin=0, dirichlet_kl=1e-3)
-    whole, states = searched(s), []
+    whole, states = searched("drnas", s), []
     hooks = Hooks(lambda report: states.append((deepcopy(whole.state_dict()), torch.get_rng_state())))
     want = timeless(list(whole.epochs(hooks)))
-    again, (state, drawn) = searched(s), states[2]
+    again, (state, drawn) = searched("drnas", s), states[2]
     again.load_state_dict(state)
     torch.set_rng_state(drawn)
     assert timeless(list(again.epochs())) == want[1:]

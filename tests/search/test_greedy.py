@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 
 from fastdarts.optim.optimizers import arch_optimizer
-from fastdarts.search import METHODS, GreedyEdges, Hooks, Search, StableGreedyEdges, argmax_genotype
+from fastdarts.search import GreedyEdges, Hooks, StableGreedyEdges, argmax_genotype
 from fastdarts.search.fixed_rows import OPEN
 from fastdarts.search.greedy import decision_epochs, scaled
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import NASBENCH201, S0, S1, S3, S5, Space
 from fastdarts.spaces.genotype import Genotype
-from fastdarts.supernet import Supernet
-from tests.search.test_progressive import SPACE, Loader, masked, settings, timeless
+from tests.search.test_progressive import SPACE, searched, settings, timeless
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -135,16 +134,10 @@ def test_unsuitable_searches_are_rejected(space: Space, changes: dict[str, Any],
         GreedyEdges.check(space, SearchSettings(**{"edge_normalization": False} | changes))
 
 
-def searched(s: SearchSettings, method: str) -> Search:
-    torch.manual_seed(0)
-    supernet = Supernet(SPACE, C=4, layers=3)
-    return Search(supernet, masked(supernet), Loader(0), Loader(1), s, method=METHODS[method])
-
-
 @pytest.mark.parametrize("method", ["sgas-1", "sgas-2"])
 def test_resume_between_decisions_is_bitwise_identical(method: str) -> None:
     s = settings(progressive=False, epochs=4, begin=0, sgas_warmup=0, sgas_interval=1)
-    whole, states = searched(s, method), []
+    whole, states = searched(method, s), []
     want = timeless(list(whole.epochs(Hooks(lambda report: states.append(deepcopy(whole.state_dict()))))))
     one_hot = [sum(row.count(1.0) for row in record["ops"]["normal"]) for record in want]
     assert one_hot == [1, 2, 3, 4]
@@ -152,7 +145,7 @@ def test_resume_between_decisions_is_bitwise_identical(method: str) -> None:
     for cell in whole.supernet.cells:  # four of five edges have an operation, the other one is lost
         assert sorted(len(edge.candidates) for edge in cell._ops._part.graph.edges) == [1] * 5
     for number in (3, 4):
-        again = searched(s, method)
+        again = searched(method, s)
         again.load_state_dict(states[number])
         assert timeless(list(again.epochs())) == want[number // 2 :]
         assert torch.equal(again.relaxation.alpha["reduce"], whole.relaxation.alpha["reduce"])

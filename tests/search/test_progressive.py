@@ -13,7 +13,7 @@ from torch import Tensor
 from fastdarts.batch import Batch
 from fastdarts.objectives import MaskedReconstruction, Objective
 from fastdarts.runs.memory_search import search_bytes
-from fastdarts.search import Bilevel, Hooks, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
+from fastdarts.search import METHODS, Bilevel, Hooks, Progressive, Search, SoftmaxRelaxation, Stage, limit_skips, stages_of
 from fastdarts.search.progressive import heaviest, moving_epochs, shrink, skip_dropout_rate
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import NASBENCH201, S0, Space
@@ -236,6 +236,13 @@ class Loader:
 
 def masked(supernet: Network, backend: str = "auto") -> MaskedReconstruction:
     return MaskedReconstruction(supernet.tap_channels, patch_size=2, backend=backend)
+
+
+def searched(method: str, s: SearchSettings) -> Search:
+    """A search of one stage by a method of the table."""
+    torch.manual_seed(0)
+    supernet = Supernet(SPACE, C=4, layers=3)
+    return Search(supernet, masked(supernet), Loader(0), Loader(1), s, method=METHODS[method])
 
 
 def make(s: SearchSettings, backend: str = "auto", **kwargs: Any) -> Search:

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from fastdarts.ops.philox import Stream
 from fastdarts.optim.pieces import run_pieces
-from fastdarts.search import METHODS, AdversarialSmoothing, Hooks, RandomSmoothing, Search, smoothing
+from fastdarts.search import AdversarialSmoothing, Hooks, RandomSmoothing, smoothing
 from fastdarts.search.smoothing import project
-from fastdarts.settings import SearchSettings
 from fastdarts.spaces import KINDS, Space
-from fastdarts.supernet import CellWeights, Supernet
+from fastdarts.supernet import CellWeights
 from tests.search.test_bilevel import FEW, Pair, at, batch
-from tests.search.test_progressive import SPACE, Loader, masked, settings, timeless
+from tests.search.test_progressive import searched, settings, timeless
 from tests.support import naive
 from tests.support.naive import assert_all_close, assert_close
 
@@ -135,12 +134,6 @@ def test_attack_without_larger_loss_is_rejected(
     got = run_pieces(relaxation.training_weights(bilevel, at(0), batch(0)), None)
     for kind, w in relaxation.weights().items():
         assert torch.equal(got[kind].ops, w.ops) != attacked
-
-
-def searched(method: str, s: SearchSettings) -> Search:
-    torch.manual_seed(0)
-    supernet = Supernet(SPACE, C=4, layers=3)
-    return Search(supernet, masked(supernet), Loader(0), Loader(1), s, method=METHODS[method])
 
 
 @pytest.mark.parametrize("method", ["sdarts-rs", "sdarts-adv"])
