@@ -120,6 +120,14 @@ class Perturbation:
         self.facts.append({"kind": kind, "node": node, "kept": kept, scores.name: dict(enumerate(figures))})
 
 
+def sentence(facts: dict[str, Any]) -> str:
+    """Return a decision as a line: what is kept, and each part's figure without it."""
+    of, kept = ("edge", facts["chosen"]) if "edge" in facts else ("node", f"inputs {', '.join(map(str, facts['kept']))}")
+    name = next(each for each in ("top1", "loss") if each in facts)
+    without = ", ".join(f"{part} {figure:.4f}" for part, figure in facts[name].items())
+    return f"{facts['kind']} {of} {facts[of]} keeps {kept}; {name} without {without}"
+
+
 Left = tuple[Kind, int, int | None]  # kind of cell, edge, candidate; None: the whole edge
 
 

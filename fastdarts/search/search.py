@@ -24,7 +24,7 @@ from fastdarts.search.evaluation import evaluate, hessian
 from fastdarts.search.fixed_rows import FixedRows
 from fastdarts.search.hiding import check_hiding, hide, share_of
 from fastdarts.search.methods import METHODS, Method
-from fastdarts.search.perturbation import Perturbation, Scores, check_selection, tuning_stage
+from fastdarts.search.perturbation import Perturbation, Scores, check_selection, sentence, tuning_stage
 from fastdarts.search.progressive import Progressive, Stage, check_stages, moving_epochs, rate_of, shrink, skip_dropout_rate
 from fastdarts.search.relaxation import Kept
 from fastdarts.search.selection import limit_skips
@@ -187,7 +187,7 @@ class Search:
             self.positions = self._positions()
             self._restrict()
             if self.ranks is None or self.ranks.is_main:
-                log.info(f"decided: {self.selection.facts[-1]}")
+                log.info(sentence(self.selection.facts[-1]))
 
     def _restrict(self) -> None:
         """Compute none of the candidates that are ruled out; captured steps, which do, are captured again."""

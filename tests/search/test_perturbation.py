@@ -14,7 +14,7 @@ from fastdarts.ops.philox import Stream
 from fastdarts.search import METHODS, Hooks, Search, SoftmaxRelaxation
 from fastdarts.search.fixed_rows import OPEN, FixedRows
 from fastdarts.search.greedy import GreedyEdges
-from fastdarts.search.perturbation import Perturbation, Scores, check_selection, tuning_stage
+from fastdarts.search.perturbation import Perturbation, Scores, check_selection, sentence, tuning_stage
 from fastdarts.search.progressive import Stage
 from fastdarts.settings import ConfigError, SearchSettings
 from fastdarts.spaces import NASBENCH201, S5, Architecture, Space
@@ -135,6 +135,10 @@ def test_worst_absence_decides() -> None:
     assert selection.facts == [
         {"kind": "normal", "edge": 3, "chosen": "dil_conv_3x3", "top1": {"max_pool_3x3": 0.5, "dil_conv_3x3": 0.25}},
         {"kind": "reduce", "node": 1, "kept": [0, 1], "loss": {0: 0.5, 1: 0.75, 2: 0.5}},
+    ]
+    assert list(map(sentence, selection.facts)) == [
+        "normal edge 3 keeps dil_conv_3x3; top1 without max_pool_3x3 0.5000, dil_conv_3x3 0.2500",
+        "reduce node 1 keeps inputs 0, 1; loss without 0 0.5000, 1 0.7500, 2 0.5000",
     ]
 
 
