@@ -207,7 +207,7 @@ def test_finished_run_continues_with_selection(data: Path, tmp_path: Path, capsy
     assert search(data, folder, *given, *more) == 0
     out = capsys.readouterr().out
     assert "then selection by perturbation: 5 epochs more, 10 steps at learning rate 0.0025" in out
-    assert out.count("decided: {'kind': 'normal', 'edge': ") == 6
+    assert out.count(" keeps ") == 6
     found, last = json.loads((folder / "genotype.json").read_text()), epochs(folder)[-1]
     assert (found["select"], found["epoch"], found["text"]) == ("perturbation", 6, last["genotype"])
     assert [len(record.get("decisions", ())) for record in epochs(folder)] == [0, 1, 1, 1, 1, 2]
